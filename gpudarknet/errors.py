@@ -1,0 +1,35 @@
+"""The errors a user can cause: each message names the place, the fact and the way out, on one line."""
+
+from __future__ import annotations
+
+
+class DarknetError(Exception):
+    """Base of every error that is about the user's input or machine, not about this package's code."""
+
+
+class CfgError(DarknetError):
+    """A .cfg file, or the network that it describes, is wrong. Messages begin with `file:line:`."""
+
+
+class WeightsError(DarknetError):
+    """A .weights file does not fit its network."""
+
+
+class BackendError(DarknetError):
+    """The array module that was asked for cannot run here."""
+
+
+class ImageError(DarknetError):
+    """A picture or a video cannot be read or written."""
+
+
+class DataError(DarknetError):
+    """A .data, .names, tree, map or label file is wrong."""
+
+
+class CfgWarning(UserWarning):
+    """A .cfg file holds something that changes nothing, for example a key that no layer reads."""
+
+
+class WeightsWarning(UserWarning):
+    """A .weights file was used only in part, or filled only part of the network."""
