@@ -1,0 +1,187 @@
+"""Choose the array module: CuPy with CUDA kernels where there is a GPU, NumPy everywhere else.
+
+    from gpudarknet import backend
+    be = backend.get("auto")        # "auto" | "cupy" | "numpy"
+    be.xp.zeros((2, 3))             # numpy or cupy
+
+A `Backend` is an argument, never a global: guessing it from the arrays could not say "NumPy arrays, but through the
+kernels", which is what the tests on machines without a GPU do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .errors import BackendError, DataError
+
+CHOICES = ("auto", "cupy", "numpy")
+VARIABLE = "GPUDARKNET_BACKEND"
+INSTALL = (
+    'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array module, and how to launch a kernel on its arrays.
+
+    `launch(kernel, threads, *args, block=256)` runs `kernels/FILE.cu`'s kernel "FILE.NAME" on at least `threads` CUDA
+    threads; it is None where there are no kernels, and ops then run their array-language definitions.
+    """
+
+    name: str
+    xp: ModuleType
+    launch: Callable[..., None] | None = None
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        """Allocate an array without writing to it."""
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        """Allocate an array of zeros."""
+        return self.xp.zeros(shape, dtype)
+
+    def asarray(self, a: Any, dtype: Any = None) -> Any:
+        """Bring anything array-like here, as a C-contiguous array: lists, NumPy, CuPy, and what has DLPack.
+
+        An array that is already here, contiguous and of that type is returned as it is. Raises DataError for what is
+        not an array.
+        """
+        xp = self.xp
+        try:
+            if not isinstance(a, xp.ndarray):
+                if xp is np:
+                    a = host_array(a)
+                elif not isinstance(a, np.ndarray) and not hasattr(a, "__cuda_array_interface__"):
+                    a = xp.from_dlpack(a) if hasattr(a, "__dlpack__") else host_array(a)
+            return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
+        except (TypeError, ValueError, BufferError) as e:
+            raise DataError(f"cannot use a {type(a).__name__} as an array: {e}") from None
+
+    def to_numpy(self, a: Any) -> np.ndarray:
+        """Bring an array of this backend to the host, as NumPy."""
+        return a if isinstance(a, np.ndarray) else a.get()
+
+
+def host_array(a: Any) -> np.ndarray:
+    """View, or copy from a device, any array-like object as NumPy: `__dlpack__` and `__cuda_array_interface__` too."""
+    if isinstance(a, np.ndarray):
+        return a
+    if hasattr(a, "__cuda_array_interface__"):
+        import cupy  # the array lives on a GPU, so its library and a driver are here
+
+        return cupy.asnumpy(cupy.asarray(a))
+    if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+        return np.from_dlpack(a)
+    return np.asarray(a)
+
+
+def get(name: str | Backend = "auto") -> Backend:
+    """Return a backend. An argument beats the variable GPUDARKNET_BACKEND, which beats detection.
+
+    "auto" quietly gives NumPy on a machine without CUDA. Raises BackendError, which says why and what to install, when
+    "cupy" is asked for and cannot run.
+    """
+    if isinstance(name, Backend):
+        return name
+    asked, place = name, "backend"
+    if name == "auto" and os.environ.get(VARIABLE):
+        asked, place = os.environ[VARIABLE], VARIABLE
+    if asked not in CHOICES:
+        raise BackendError(f"{place}: unknown backend '{asked}'; choose one of {', '.join(CHOICES)}")
+    if asked == "numpy":
+        return Backend("numpy", np)
+    why = why_no_cupy()
+    if why is None:
+        return _cupy()
+    if asked == "cupy":
+        raise BackendError(f"{place}: 'cupy' cannot run here: {why}")
+    return Backend("numpy", np)
+
+
+@cache
+def _cupy() -> Backend:
+    import cupy
+
+    from . import cuda
+
+    return Backend("cupy", cupy, cuda.launcher())
+
+
+@cache
+def why_no_cupy() -> str | None:
+    """Say why the CuPy backend cannot run here and what would help; None when it can."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as e:
+        detail = "CuPy is not installed" if e.name == "cupy" else f"CuPy does not import ({_line(e)})"
+        return f"{detail}; {INSTALL}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as e:
+        if "Insufficient" in str(e):
+            return f"the NVIDIA driver is too old for this CuPy ({_line(e)}); update the driver or install a CuPy for it"
+        if "NoDevice" in str(e):
+            return "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return f"there is no working NVIDIA driver ({_line(e)}); install it, nvidia-smi must list a GPU"
+    if count == 0:
+        return "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    try:
+        cupy.RawKernel('extern "C" __global__ void probe() {}', "probe").compile()
+        cupy.zeros((2, 2), np.float32) @ cupy.zeros((2, 2), np.float32)
+    except Exception as e:
+        if "header" in str(e).lower():
+            return f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them"
+        return f"a first kernel and gemm fail on the device ({_line(e)}); {INSTALL}"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def diagnose() -> list[tuple[str, str]]:
+    """Describe this machine for `gpudarknet info`: (what, value) rows about Python, backend, GPU, BLAS and threads."""
+    rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    for package in ("numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            rows.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
+    try:
+        rows.append(("backend", get("auto").name))
+    except BackendError as e:
+        rows.append(("backend", str(e)))
+    why = why_no_cupy()
+    if why is None:
+        cupy = importlib.import_module("cupy")
+        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        rows.append(("GPU", f"{device['name'].decode()}, {device['totalGlobalMem'] / 2**30:.0f} GiB, "
+                            f"sm_{device['major']}{device['minor']}"))  # fmt: skip
+    else:
+        rows.append(("GPU", f"not used: {why}"))
+    return rows + blas()
+
+
+def blas() -> list[tuple[str, str]]:
+    """Describe the BLAS under NumPy and the threads it may use, as (what, value) rows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    info = np.show_config(mode="dicts")
+    found = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
+    limits = [f"{k}={os.environ[k]}" for k in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+              if k in os.environ]  # fmt: skip
+    return [
+        ("BLAS", f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()),
+        ("threads", f"{cores} cores usable" + (f", limited by {', '.join(limits)}" if limits else "")),
+    ]

@@ -1,0 +1,148 @@
+"""Darknet's activation functions and their gradients.
+
+Every gradient is computed from the OUTPUT y, as Darknet does, except for swish, mish and hard_mish, which need the input
+x. Three of them are not the true derivative of what the forward computes; they are Darknet's and are kept, and marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..op import op
+
+
+def _sigmoid(xp: Any, x: Any) -> Any:
+    return 1 / (1 + xp.exp(-xp.clip(x, -80, None)))  # exp(80) is finite in float32; below it the result is 0
+
+
+def _tanh_softplus(xp: Any, x: Any) -> Any:
+    e = xp.exp(xp.minimum(x, 20))  # tanh(log(1 + e)) = n / (n + 2): no logarithm, exact at both ends
+    n = e * (e + 2)
+    return n / (n + 2)
+
+
+def _stair(xp: Any, x: Any) -> Any:
+    m = xp.floor(x)
+    return xp.where(m % 2 == 0, xp.floor(x / 2), (x - m) + xp.floor(x / 2))
+
+
+def _gelu_gradient(xp: Any, x: Any, y: Any) -> Any:
+    u = 0.0356774 * y**3 + 0.797885 * y  # Darknet puts y where the derivative in x belongs
+    return 0.5 * xp.tanh(u) + (0.0535161 * y**3 + 0.398942 * y) * (1 - xp.tanh(u) ** 2) + 0.5
+
+
+def _mish_gradient(xp: Any, x: Any, y: Any) -> Any:
+    t = _tanh_softplus(xp, x)
+    return x * (1 - t * t) * _sigmoid(xp, x) + t
+
+
+def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
+    return y + _sigmoid(xp, x) * (1 - y)
+
+
+Pair = tuple[Callable[..., Any], Callable[..., Any]]
+
+# name -> (forward(xp, x), derivative(xp, x, y)). The order numbers the functions in kernels/activation.cu.
+FUNCTIONS: dict[str, Pair] = {
+    "linear": (lambda xp, x: x, lambda xp, x, y: xp.ones_like(y)),
+    "logistic": (_sigmoid, lambda xp, x, y: (1 - y) * y),
+    "loggy": (lambda xp, x: 2 * _sigmoid(xp, x) - 1, lambda xp, x, y: 2 * (1 - (y + 1) / 2) * (y + 1) / 2),
+    "relu": (lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: (y > 0).astype(y.dtype)),
+    "relu6": (lambda xp, x: xp.clip(x, 0, 6), lambda xp, x, y: ((y > 0) & (y < 6)).astype(y.dtype)),
+    "leaky": (lambda xp, x: xp.maximum(x, 0.1 * x), lambda xp, x, y: xp.where(y > 0, 1, 0.1).astype(y.dtype)),
+    "revleaky": (
+        lambda xp, x: xp.maximum(x, 0.1 * x),
+        lambda xp, x, y: xp.where(y > 0, 1, 0.1).astype(y.dtype),
+    ),
+    "relie": (
+        lambda xp, x: xp.maximum(x, 0.01 * x),
+        lambda xp, x, y: xp.where(y > 0, 1, 0.01).astype(y.dtype),
+    ),
+    "ramp": (lambda xp, x: xp.maximum(x, 0) + 0.1 * x, lambda xp, x, y: (y > 0) + 0.1 * xp.ones_like(y)),
+    "elu": (
+        lambda xp, x: xp.where(x >= 0, x, xp.expm1(xp.minimum(x, 0))),
+        lambda xp, x, y: xp.where(y >= 0, 1, y + 1),
+    ),
+    "selu": (  # Darknet's derivative adds the product where the true one would add to y; kept
+        lambda xp, x: 1.0507 * xp.where(x >= 0, x, 1.6732 * xp.expm1(xp.minimum(x, 0))),
+        lambda xp, x, y: xp.where(y >= 0, 1.0507, y + 1.0507 * 1.6732),
+    ),
+    "gelu": (lambda xp, x: 0.5 * x * (1 + xp.tanh(0.797885 * x + 0.035677 * x**3)), _gelu_gradient),
+    "tanh": (lambda xp, x: xp.tanh(x), lambda xp, x, y: 1 - y * y),
+    "plse": (
+        lambda xp, x: xp.where(x < -4, 0.01 * (x + 4), xp.where(x > 4, 0.01 * (x - 4) + 1, 0.125 * x + 0.5)),
+        lambda xp, x, y: xp.where((y < 0) | (y > 1), 0.01, 0.125),
+    ),
+    "stair": (_stair, lambda xp, x, y: (xp.floor(y) != y).astype(y.dtype)),
+    "hardtan": (lambda xp, x: xp.clip(x, -1, 1), lambda xp, x, y: ((y > -1) & (y < 1)).astype(y.dtype)),
+    "lhtan": (
+        lambda xp, x: xp.where(x < 0, 0.001 * x, xp.where(x > 1, 0.001 * (x - 1) + 1, x)),
+        lambda xp, x, y: xp.where((y > 0) & (y < 1), 1, 0.001),
+    ),
+    "swish": (lambda xp, x: x * _sigmoid(xp, x), _swish_gradient),
+    "mish": (lambda xp, x: x * _tanh_softplus(xp, x), _mish_gradient),
+    "hard_mish": (
+        lambda xp, x: xp.where(x > 0, x, xp.where(x > -2, x * x / 2 + x, 0)),
+        lambda xp, x, y: xp.where(x > 0, 1, xp.where(x > -2, x + 1, 0)),
+    ),
+}
+NAMES = tuple(FUNCTIONS)
+NEEDS_INPUT = frozenset({"swish", "mish", "hard_mish"})
+NORMALIZERS = ("normalize_channels", "normalize_channels_softmax", "normalize_channels_softmax_maxval")
+
+
+def apply(be: Any, x: Any, kind: str) -> Any:
+    """Activate x with any of Darknet's functions, (N, C, ...) -> same shape; x itself for linear."""
+    if kind == "linear":
+        return x
+    return (
+        normalize_channels(be, x, NORMALIZERS.index(kind)) if kind in NORMALIZERS else activate(be, x, kind)
+    )
+
+
+def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+    """Multiply dy by the activation's derivative, all of one shape (N, C, ...)."""
+    if kind == "linear":
+        return dy
+    if kind in NORMALIZERS:
+        return normalize_channels_backward(be, dy, y, NORMALIZERS.index(kind))
+    return activate_backward(be, dy, x, y, kind)
+
+
+@op
+def activate(be: Any, x: Any, kind: str) -> Any:
+    """Apply an elementwise activation, x of any shape -> y of the same shape.   (src/activations.c)"""
+    return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
+
+
+@op
+def activate_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+    """Multiply dy by f' at (x, y), all of one shape; x may be None for functions that do not need it."""
+    return (dy * FUNCTIONS[kind][1](be.xp, x, y)).astype(dy.dtype, copy=False)
+
+
+@op
+def normalize_channels(be: Any, x: Any, mode: int) -> Any:
+    """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax less its maximum.
+
+    y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max).
+    """
+    xp = be.xp
+    if mode == 0:
+        r = xp.maximum(x, 0)
+    else:
+        r = xp.exp(x - x.max(axis=1, keepdims=True) if mode == 2 else x)
+    return r / (1e-4 + r.sum(axis=1, keepdims=True))
+
+
+@op
+def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
+    """Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y.
+
+    Exact for the softmax modes (up to the 1e-4). Mode 0 would need the sum, which y no longer shows: Darknet's CUDA build
+    multiplies by y where y > 0, and so does this.
+    """
+    if mode == 0:
+        return dy * be.xp.maximum(y, 0)
+    return y * (dy - (dy * y).sum(axis=1, keepdims=True))

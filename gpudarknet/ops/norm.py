@@ -1,0 +1,91 @@
+"""Normalisations: batch norm, local response normalisation, softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..op import op
+
+EPS = 1e-5  # inside the root, in every Darknet build at inference and in cuDNN
+
+
+def _per_channel(v: Any) -> Any:
+    return v.reshape(-1, 1, 1)
+
+
+@op
+def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
+    """Normalise each channel: x (N, C, H, W), the others (C,) -> (x - mean) / sqrt(variance + 1e-5) * scale + bias."""
+    gain = scale / be.xp.sqrt(variance + EPS)
+    y = x * _per_channel(gain).astype(x.dtype)
+    y += _per_channel(bias - mean * gain).astype(x.dtype)
+    return y
+
+
+@op
+def batch_statistics(be: Any, x: Any) -> Any:
+    """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
+    mean = x.mean(axis=(0, 2, 3))
+    return mean, ((x - _per_channel(mean)) ** 2).mean(axis=(0, 2, 3))
+
+
+@op
+def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+    """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
+    axes = (0, 2, 3)
+    invstd = 1 / be.xp.sqrt(variance + EPS)
+    normalised = (x - _per_channel(mean)) * _per_channel(invstd)
+    dbias = dy.sum(axis=axes)
+    dscale = (dy * normalised).sum(axis=axes)
+    m = x.size // x.shape[1]
+    dx = dy - _per_channel(dbias / m) - normalised * _per_channel(dscale / m)
+    return dx * _per_channel(scale * invstd), dscale, dbias
+
+
+def lrn_windows(C: int, size: int) -> np.ndarray:
+    """Return the (C, C) matrix whose row c says which squares Darknet adds up for channel c.
+
+    Darknet builds each window from the one before. Its first window stops at channel size//2 - 1, so channel size//2 is
+    never added, but it is subtracted when the window has passed it: a column of -1 that stays. (normalization_layer.c)
+    """
+    windows = np.zeros((C, C), np.float32)
+    windows[0, : size // 2] = 1
+    for c in range(1, C):
+        windows[c] = windows[c - 1]
+        if c + size // 2 < C:
+            windows[c, c + size // 2] += 1
+        if c - (size - 1) // 2 - 1 >= 0:
+            windows[c, c - (size - 1) // 2 - 1] -= 1
+    return windows
+
+
+@op
+def lrn(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+    """Normalise over neighbouring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta."""
+    N, C, H, W = x.shape
+    total = kappa + alpha * be.xp.matmul(windows, (x * x).reshape(N, C, H * W)).reshape(x.shape)
+    return x * total**-beta
+
+
+@op
+def lrn_backward(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+    """Return dx (N, C, H, W) of `lrn`: the exact derivative (Darknet keeps only its first term)."""
+    N, C, H, W = x.shape
+    xp = be.xp
+    total = kappa + alpha * xp.matmul(windows, (x * x).reshape(N, C, H * W)).reshape(x.shape)
+    inner = (dy * x * total ** (-beta - 1)).reshape(N, C, H * W)
+    return dy * total**-beta - 2 * alpha * beta * x * xp.matmul(windows.T, inner).reshape(x.shape)
+
+
+@op
+def softmax(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any:
+    """Softmax each group of every row: x (R, K) -> (R, K). Group g is columns starts[g] to starts[g+1], the last to K."""
+    xp = be.xp
+    y = be.empty(x.shape, x.dtype)
+    for a, b in zip(starts, (*starts[1:], x.shape[1]), strict=True):
+        z = x[:, a:b] / temperature
+        e = xp.exp(z - z.max(axis=1, keepdims=True))
+        y[:, a:b] = e / e.sum(axis=1, keepdims=True)
+    return y

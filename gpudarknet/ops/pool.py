@@ -1,0 +1,143 @@
+"""Pooling windows. `padding` is the total over both sides, and the first window begins at -(padding // 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..op import op
+
+
+def _windows(
+    be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Any:
+    """Return x with a border of `fill` that reaches as far as any window does, and the rows' and columns' slices."""
+    N, C, H, W = x.shape
+    before = padding // 2
+    (sy, sx), last = stride, size - 1
+    HP, WP = max(before + H, (OH - 1) * sy + size), max(before + W, (OW - 1) * sx + size)
+    padded = be.xp.full((N, C, HP, WP), fill, x.dtype)
+    padded[:, :, before : before + H, before : before + W] = x
+    rows = [slice(p, p + (OH - 1) * sy + 1, sy) for p in range(last + 1)]
+    columns = [slice(q, q + (OW - 1) * sx + 1, sx) for q in range(last + 1)]
+    return padded, rows, columns
+
+
+@op
+def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+    """Take the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); positions outside x do not count."""
+    padded, rows, columns = _windows(be, x, -be.xp.inf, size, stride, padding, OH, OW)
+    across = padded[
+        :, :, :, columns[0]
+    ].copy()  # first along rows, then along columns: 2*size passes, not size^2
+    for q in columns[1:]:
+        be.xp.maximum(across, padded[:, :, :, q], out=across)
+    y = across[:, :, rows[0]].copy()
+    for p in rows[1:]:
+        be.xp.maximum(y, across[:, :, p], out=y)
+    return y
+
+
+@op
+def maxpool_argmax(
+    be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Any:
+    """Return where each window's maximum is: x (N, C, H, W) -> int32 (N, C, OH, OW), row * W + column; first one wins."""
+    xp, W = be.xp, x.shape[3]
+    padded, rows, columns = _windows(be, x, -xp.inf, size, stride, padding, OH, OW)
+    best = xp.full((*x.shape[:2], OH, OW), -xp.inf, x.dtype)
+    index = xp.zeros(best.shape, xp.int32)
+    i = xp.arange(OH, dtype=xp.int32).reshape(-1, 1) * stride[0] - padding // 2
+    j = xp.arange(OW, dtype=xp.int32) * stride[1] - padding // 2
+    for p, r in enumerate(rows):
+        for q, c in enumerate(columns):
+            tap = padded[:, :, r, c]
+            better = tap > best
+            index = xp.where(better, ((i + p) * W + j + q).astype(xp.int32), index)
+            best = xp.where(better, tap, best)
+    return index
+
+
+@op
+def maxpool_backward(
+    be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Any:
+    """Send each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W)."""
+    xp = be.xp
+    N, C, OH, OW = dy.shape
+    dx = be.zeros((N * C, H * W), dy.dtype)
+    plane = xp.arange(N * C).reshape(-1, 1)
+    xp.add.at(dx, (plane, index.reshape(N * C, OH * OW)), dy.reshape(N * C, OH * OW))
+    return dx.reshape(N, C, H, W)
+
+
+@op
+def maxpool_depth(be: Any, x: Any, F: int) -> Any:
+    """Take maxima over channels: x (N, C, H, W) -> (N, F, H, W), output g over inputs g, g+F, g+2F, ..."""
+    y = x[:, :F].copy()
+    for c in range(F, x.shape[1], F):
+        part = x[:, c : c + F]
+        be.xp.maximum(y[:, : part.shape[1]], part, out=y[:, : part.shape[1]])
+    return y
+
+
+@op
+def maxpool_depth_backward(be: Any, dy: Any, x: Any, y: Any) -> Any:
+    """Send each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y."""
+    F = y.shape[1]
+    dx = be.zeros(x.shape, dy.dtype)
+    free = be.xp.ones(y.shape, bool)
+    for c in range(0, x.shape[1], F):
+        part = x[:, c : c + F]
+        n = part.shape[1]
+        hit = (part == y[:, :n]) & free[:, :n]
+        dx[:, c : c + F] = dy[:, :n] * hit
+        free[:, :n] &= ~hit
+    return dx
+
+
+@op
+def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+    """Average each window over the positions that lie inside x: (N, C, H, W) -> (N, C, OH, OW)."""
+    padded, rows, columns = _windows(be, x, 0, size, stride, padding, OH, OW)
+    y = sum(padded[:, :, r, c] for r in rows for c in columns)
+    return y / window_counts(be, x.shape[2], x.shape[3], size, stride, padding, OH, OW).astype(x.dtype)
+
+
+@op
+def local_avgpool_backward(
+    be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Any:
+    """Share each dy (N, C, OH, OW) among the pixels of its window -> dx (N, C, H, W): the exact adjoint."""
+    N, C, OH, OW = dy.shape
+    share = dy / window_counts(be, H, W, size, stride, padding, OH, OW).astype(dy.dtype)
+    padded, rows, columns = _windows(be, be.zeros((N, C, H, W), dy.dtype), 0, size, stride, padding, OH, OW)
+    for r in rows:
+        for c in columns:
+            padded[:, :, r, c] += share
+    before = padding // 2
+    return be.xp.ascontiguousarray(padded[:, :, before : before + H, before : before + W])
+
+
+def window_counts(
+    be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Any:
+    """Return (OH, OW): how many positions of each window lie inside an H x W image."""
+    xp = be.xp
+
+    def along(length: int, step: int, count: int) -> Any:
+        first = xp.arange(count) * step - padding // 2
+        return xp.minimum(first + size, length) - xp.maximum(first, 0)
+
+    return along(H, stride[0], OH).reshape(-1, 1) * along(W, stride[1], OW)
+
+
+@op
+def avgpool(be: Any, x: Any) -> Any:
+    """Average each channel: x (N, C, H, W) -> (N, C, 1, 1)."""
+    return x.mean(axis=(2, 3), keepdims=True)
+
+
+@op
+def avgpool_backward(be: Any, dy: Any, H: int, W: int) -> Any:
+    """Share dy (N, C, 1, 1) among all pixels of its channel -> dx (N, C, H, W)."""
+    return be.xp.ascontiguousarray(be.xp.broadcast_to(dy / (H * W), (*dy.shape[:2], H, W)))

@@ -1,0 +1,26 @@
+"""The block permutations under [reorg] and [reorg3d] (reorg_cpu in src/blas.c). Each is the other's inverse and adjoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..op import op
+
+
+@op
+def space_to_depth(be: Any, x: Any, s: int) -> Any:
+    """Move s x s blocks of pixels into channels: x (N, C, H*s, W*s) -> y (N, C*s*s, H, W).
+
+    y[n, (p*s + q)*C + c, i, j] = x[n, c, i*s + p, j*s + q]: the position in the block is the slow channel index.
+    """
+    N, C, HS, WS = x.shape
+    H, W = HS // s, WS // s
+    return x.reshape(N, C, H, s, W, s).transpose(0, 3, 5, 1, 2, 4).reshape(N, C * s * s, H, W)
+
+
+@op
+def depth_to_space(be: Any, x: Any, s: int) -> Any:
+    """Move channels into s x s blocks of pixels: x (N, C*s*s, H, W) -> y (N, C, H*s, W*s)."""
+    N, CSS, H, W = x.shape
+    C = CSS // (s * s)
+    return x.reshape(N, s, s, C, H, W).transpose(0, 3, 4, 1, 5, 2).reshape(N, C, H * s, W * s)

@@ -1,0 +1,80 @@
+"""What the detection heads do to raw maps, and how boxes are read off them (yolo_layer.c, gaussian_yolo_layer.c)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..op import op
+from .activation import _sigmoid
+
+
+def _split(y: Any, A: int) -> Any:
+    N, C, H, W = y.shape
+    return y.reshape(N, A, C // A, H, W)
+
+
+@op
+def yolo_activate(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) -> Any:
+    """Activate a yolo map x (N, A*(5 + classes), H, W) -> same: sigmoid of x, y, objectness and classes.
+
+    With new_coords the convolution before has done that. Both then map x and y to scale_x_y * v - (scale_x_y - 1) / 2.
+    """
+    y = x.copy()
+    v = _split(y, A)
+    if not new_coords:
+        v[:, :, :2] = _sigmoid(be.xp, v[:, :, :2])
+        v[:, :, 4:] = _sigmoid(be.xp, v[:, :, 4:])
+    if scale_x_y != 1:
+        v[:, :, :2] = v[:, :, :2] * scale_x_y - 0.5 * (scale_x_y - 1)
+    return y
+
+
+@op
+def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
+    """Activate a Gaussian yolo map x (N, A*(9 + classes), H, W) -> same.
+
+    Entries: x, x_sigma, y, y_sigma, w, w_sigma, h, h_sigma, objectness, classes; all but w and h get a sigmoid.
+    """
+    y = x.copy()
+    v = _split(y, A)
+    for part in (slice(0, 4), slice(5, 6), slice(7, None)):
+        v[:, :, part] = _sigmoid(be.xp, v[:, :, part])
+    if scale_x_y != 1:
+        v[:, :, 0:3:2] = v[:, :, 0:3:2] * scale_x_y - 0.5 * (scale_x_y - 1)
+    return y
+
+
+@op
+def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
+    """Read boxes off an activated map y (N, A*(5 + classes), H, W) -> rows (K, 6 + classes), in Darknet's order.
+
+    A row is: image number, objectness, box centre x, y, width, height relative to the network input, and per class the
+    probability objectness * class, 0 where it is not above thresh. Rows are those with objectness > thresh, ordered by
+    image, cell (row by row), anchor. `anchors` (A, 2) are widths and heights in pixels of the network input.
+    """
+    xp = be.xp
+    _, _, H, W = y.shape
+    A = anchors.shape[0]
+    v = _split(y, A).transpose(0, 3, 4, 1, 2)  # (N, H, W, A, 5 + classes)
+    n, i, j, a = xp.nonzero(v[..., 4] > thresh)
+    e = v[n, i, j, a]  # (K, 5 + classes)
+    rows = be.empty((e.shape[0], e.shape[1] + 1), y.dtype)
+    rows[:, 0] = n
+    rows[:, 1] = e[:, 4]
+    rows[:, 2] = (j + e[:, 0]) / W
+    rows[:, 3] = (i + e[:, 1]) / H
+    size = 4 * e[:, 2:4] ** 2 if new_coords else xp.exp(e[:, 2:4])
+    rows[:, 4] = size[:, 0] * anchors[a, 0] / net_w
+    rows[:, 5] = size[:, 1] * anchors[a, 1] / net_h
+    p = e[:, 4:5] * e[:, 5:]
+    rows[:, 6:] = xp.where(p > thresh, p, 0)
+    return rows
+
+
+@op
+def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
+    """Activate objectness of a region map x (N, A*(coords + 1 + classes), H, W) -> same, classes left raw."""
+    y = x.copy()
+    v = _split(y, A)
+    v[:, :, coords] = _sigmoid(be.xp, v[:, :, coords])
+    return y
