@@ -13,12 +13,12 @@ def _windows(
     """Return x with a border of `fill` that reaches as far as any window does, and the rows' and columns' slices."""
     N, C, H, W = x.shape
     before = padding // 2
-    (sy, sx), last = stride, size - 1
+    sy, sx = stride
     HP, WP = max(before + H, (OH - 1) * sy + size), max(before + W, (OW - 1) * sx + size)
     padded = be.xp.full((N, C, HP, WP), fill, x.dtype)
     padded[:, :, before : before + H, before : before + W] = x
-    rows = [slice(p, p + (OH - 1) * sy + 1, sy) for p in range(last + 1)]
-    columns = [slice(q, q + (OW - 1) * sx + 1, sx) for q in range(last + 1)]
+    rows = [slice(p, p + (OH - 1) * sy + 1, sy) for p in range(size)]
+    columns = [slice(q, q + (OW - 1) * sx + 1, sx) for q in range(size)]
     return padded, rows, columns
 
 

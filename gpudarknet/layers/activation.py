@@ -1,0 +1,21 @@
+"""[activation]: nothing but an activation (src/activation_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Activation as Kind
+from .base import Layer, Run
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation(Layer, section="activation"):
+    """Activate.   (C, H, W) -> same"""
+
+    activation: Kind = "linear"
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        y, back = activated(be, xs[0], self.activation)
+        return y, lambda dy, grad: (back(dy),)

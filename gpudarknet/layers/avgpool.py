@@ -1,0 +1,24 @@
+"""[avgpool]: one number per channel (src/avgpool_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import pool
+from .base import Layer, Run, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvgPool(Layer, section="avgpool", aliases=("avg",)):
+    """Average every channel.   (C, H, W) -> (C, 1, 1)"""
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return inputs[0][0], 1, 1
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "avg", "", ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        H, W = xs[0].shape[2:]
+        return pool.avgpool(be, xs[0]), lambda dy, grad: (pool.avgpool_backward(be, dy, H, W),)

@@ -1,0 +1,166 @@
+"""What every layer is: an immutable record of one [section], with its shapes, weights, cost and mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+Activation = Literal[
+    "linear", "logistic", "loggy", "relu", "relu6", "leaky", "revleaky", "relie", "ramp", "elu", "selu", "gelu", "tanh",
+    "plse", "stair", "hardtan", "lhtan", "swish", "mish", "hard_mish",
+    "normalize_channels", "normalize_channels_softmax", "normalize_channels_softmax_maxval",
+]  # fmt: skip
+Shape = tuple[int, int, int]  # (C, H, W) of one image
+Weight = tuple[str, tuple[int, ...], "Init"]  # name, shape, how Darknet fills it before training
+Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+Backward = Callable[[Any, dict[str, Any]], tuple[Any, ...]]  # backward(dy, grad) -> one dx per source
+
+SECTIONS: dict[str, type[Layer]] = {}  # every spelling of a section's name -> its class
+
+
+@dataclass
+class Run:
+    """What one forward pass knows beside its arrays.
+
+    train: keep what backward needs, use batch statistics, drop. rng: the only source of chance. steps: time steps of
+    [net]; recurrent layers see batches as [step][sequence]. progress: 0 to 1, the part of training that is done.
+    """
+
+    train: bool = False
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    steps: int = 1
+    progress: float = 0.0
+
+
+class ShapeError(ValueError):
+    """A layer cannot take the shapes it is given. `network` adds the file and line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One [section]: the fields are its cfg keys, with their types and defaults.
+
+    A field whose key is a word of Python has a trailing underscore: `from_` is the key `from`. `ignored` are keys that
+    Darknet reads and that change nothing here; `unsupported` are keys that would change results and must be 0.
+    """
+
+    section: ClassVar[str]
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+    fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
+    head: ClassVar[bool] = False  # its output is a result of the network, wherever it stands
+
+    # keys that Darknet reads in every section
+    clip: float = 0.0
+    onlyforward: int = 0
+    dont_update: int = 0
+    burnin_update: int = 0
+    stopbackward: int = 0
+    train_only_bn: int = 0
+    dontload: int = 0
+    dontloadscales: int = 0
+    learning_rate: float = 1.0
+
+    def __init_subclass__(cls, section: str = "", aliases: Sequence[str] = ()) -> None:
+        if section:
+            cls.section = section
+            for name in (section, *aliases):
+                SECTIONS[name] = cls
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        """Return the layers it reads, as absolute indices; -1 is the network's input."""
+        return (index - 1,)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        """Return its output's (C, H, W) for the inputs' (C, H, W). Raises ShapeError where they do not fit."""
+        return inputs[0]
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        """Return its arrays in the order of the .weights file."""
+        return []
+
+    def flops(self, *inputs: Shape) -> float:
+        """Return the operations for one image, counted as Darknet counts them (its BFLOPS column times 1e9)."""
+        return 0.0
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        """Return its cells (type, filters, size/stride) in the layer table."""
+        return self.section, "", ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Backward]:
+        """Compute its output (N, C, H, W) from its sources' outputs; return it with the function for the way back.
+
+        backward(dy, grad) adds the weights' gradients into grad[name] and returns dx for each source, None where no
+        gradient flows. It is linear in dy, so it serves Darknet's deltas (negative gradients) and gradients alike.
+        """
+        raise NotImplementedError
+
+
+def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Fill with 0."""
+    return np.zeros(shape, np.float32)
+
+
+def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Fill with 1."""
+    return np.ones(shape, np.float32)
+
+
+def uniform(fan_in: int) -> Init:
+    """Fill with U(-1, 1) * sqrt(2 / fan_in), Darknet's choice for convolutions and connected layers."""
+
+    def fill(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(np.sqrt(2 / max(fan_in, 1)))
+
+    return fill
+
+
+def accumulate(grad: dict[str, Any], name: str, value: Any) -> None:
+    """Add value to grad[name], which need not be there yet."""
+    grad[name] = value if name not in grad else grad[name] + value
+
+
+def absolute(index: int, reference: int) -> int:
+    """Return the layer that a cfg names: negative counts back from `index`, else it is the number itself."""
+    return index + reference if reference < 0 else reference
+
+
+def same_size(inputs: Sequence[Shape]) -> None:
+    """Raise ShapeError unless all inputs have one height and width."""
+    for k, (_, H, W) in enumerate(inputs[1:], 1):
+        if (H, W) != inputs[0][1:]:
+            raise ShapeError(
+                f"its inputs differ in size: {inputs[0][2]} x {inputs[0][1]} and, from source {k + 1}, {W} x {H}"
+                " (width x height)"
+            )
+
+
+def windows(length: int, size: int, stride: int, padding: int) -> int:
+    """Return how many windows fit along one side; `padding` is the total. Division truncates toward zero, as C does."""
+    room = length + padding - size
+    count = room // stride + 1 if room >= 0 else 0
+    if count < 1:
+        raise ShapeError(f"a window of {size} (padding {padding}) does not fit into {length} pixels")
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionHead(Layer):
+    """A layer whose output holds boxes."""
+
+    head = True
+    classes: int = 20
+    max: int = 200  # truth boxes per image, at most
+    nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"
+    beta_nms: float = 0.6
+
+    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+        """Read boxes off its output y (N, C, H, W) -> rows (K, 6 + classes) on the host, in Darknet's order.
+
+        A row is: image number, objectness, box centre x, y, width, height relative to the network input, and for each
+        class its probability, 0 where it is not above thresh.
+        """
+        raise NotImplementedError

@@ -1,0 +1,22 @@
+"""[batchnorm]: normalise, without an activation (src/batchnorm_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Layer, Run, Shape, Weight, ones, zeros
+from .parts import normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm(Layer, section="batchnorm"):
+    """Normalise each channel.   (C, H, W) -> same.   w: bias, scale, mean, variance (C,)"""
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        C = inputs[0][0]
+        return [("bias", (C,), zeros), ("scale", (C,), ones), ("mean", (C,), zeros), ("variance", (C,), zeros)]
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        y, back = normalised(be, w, xs[0], run)
+        return y, lambda dy, grad: (back(dy, grad),)

@@ -1,0 +1,52 @@
+"""[connected]: every output sees every input (src/connected_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
+from .parts import activated, biased, normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connected(Layer, section="connected", aliases=("conn",)):
+    """Multiply by a matrix, normalise or add a bias, activate.   (C, H, W) -> (output, 1, 1)
+
+    w: bias (K,), kernel (K, C*H*W), [scale, mean, variance (K,)] with K = output. In the file batch norm follows the
+    kernel, unlike in a convolution.
+    """
+
+    output: int = 1
+    activation: Activation = "logistic"
+    batch_normalize: int = 0
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if self.output < 1:
+            raise ShapeError("output must be at least 1")
+        return self.output, 1, 1
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        C, H, W = inputs[0]
+        K, M = self.output, C * H * W
+        found: list[Weight] = [("bias", (K,), zeros), ("kernel", (K, M), uniform(M))]
+        if self.batch_normalize:
+            found += [("scale", (K,), ones), ("mean", (K,), zeros), ("variance", (K,), zeros)]
+        return found
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "connected", str(self.output), ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        flat, kernel = x.reshape(x.shape[0], -1), w["kernel"]
+        z = be.xp.matmul(flat, kernel.T).reshape(-1, self.output, 1, 1)
+        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
+        y, activated_backward = activated(be, z, self.activation)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
+            accumulate(grad, "kernel", be.xp.matmul(dz.T, flat))
+            return (be.xp.matmul(dz, kernel).reshape(x.shape),)
+
+        return y, backward

@@ -1,0 +1,119 @@
+"""[conv_lstm]: an LSTM whose products are convolutions (src/conv_lstm_layer.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import activation as act
+from .base import Activation, Run, Shape, ShapeError
+from .convolutional import Convolutional
+from .recurrent import Call, Part, Recurrent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvLstm(Recurrent, section="conv_lstm"):
+    """Long short-term memory over maps.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
+
+    peephole: the gates see the cell through vf, vi (before the step) and vo (after it). bottleneck: the gates see only
+    v = act(wf([h, x])), activated twice as in Darknet. After the step the cell is clipped to +-state_constrain.
+    """
+
+    ignored = frozenset({"shortcut", "xnor", "bin_output"})
+
+    size: int = 3
+    stride: int = 1
+    pad: int = 0
+    padding: int = 0
+    groups: int = 1
+    batch_normalize: int = 0
+    activation: Activation = "linear"
+    lstm_activation: Activation = "tanh"
+    peephole: int = 0
+    bottleneck: int = 0
+    state_constrain: float = 0.0  # 0: 32 * time_steps
+
+    def parts(self, x: Shape) -> list[Part]:
+        part = Convolutional(
+            filters=self.output, activation=self.activation, batch_normalize=self.batch_normalize, size=self.size,
+            stride=self.stride, pad=self.pad, padding=self.padding, groups=self.groups,
+        )  # fmt: skip
+        hidden = (self.output, *x[1:])
+        found: list[Part] = [(f"v{gate}", part, hidden) for gate in ("fio" if self.peephole else "")]
+        if self.bottleneck:
+            found.append(("wf", part, (self.output + x[0], *x[1:])))
+        else:
+            found += [(f"w{gate}", part, hidden) for gate in "figo"]
+        return found + [(f"u{gate}", part, hidden if self.bottleneck else x) for gate in "figo"]
+
+    def state(self, x: Shape) -> list[Shape]:
+        return [(self.output, *x[1:])] * 2
+
+    def shape(self, *inputs: Shape) -> Shape:
+        hidden = (self.output, *inputs[0][1:])
+        for _, layer, x in self.parts(inputs[0]):
+            if layer.shape(x) != hidden:
+                raise ShapeError("its state must keep its size; use stride=1, pad=1 and an odd size")
+        return hidden
+
+    def flops(self, *inputs: Shape) -> float:
+        C, H, W = self.shape(*inputs)
+        own = (12 if self.peephole else 9) * C * H * W
+        return own + sum(layer.flops(x) for _, layer, x in self.parts(inputs[0]))
+
+    def step(
+        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+        xp, (h, c), squash = be.xp, state, self.lstm_activation
+        seen, seen_back = x, None
+        if self.bottleneck:
+            inner, seen_back = call("wf", xp.concatenate([h, x], axis=1))
+            seen = act.apply(be, inner, self.activation)
+        gates, ways = {}, {}
+
+        def gate(name: str, cell: Any) -> Any:
+            z, backs = call(f"u{name}", seen)
+            terms = [("x", backs)]
+            if not self.bottleneck:
+                more, backs = call(f"w{name}", h)
+                z, terms = z + more, [*terms, ("h", backs)]
+            if self.peephole and cell is not None:
+                more, backs = call(f"v{name}", cell)
+                z, terms = z + more, [*terms, ("c", backs)]
+            kind = squash if name == "g" else "logistic"
+            y = act.apply(be, z, kind)
+            gates[name], ways[name] = y, (z, kind, terms)
+            return y
+
+        f, i, g = gate("f", c), gate("i", c), gate("g", None)
+        cell = f * c + i * g
+        o = gate("o", cell)
+        squashed = act.apply(be, cell, squash)
+        y = o * squashed
+        limit = self.state_constrain or 32.0 * run.steps
+        clipped = xp.clip(cell, -limit, limit)
+
+        def way(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+            total = {"x": 0, "h": 0, "c": 0}
+
+            def through(name: str, d: Any, into: dict[str, Any]) -> None:
+                z, kind, terms = ways[name]
+                dz = act.apply_backward(be, d, z, gates[name], kind)
+                for where, back in terms:
+                    into[where] = into[where] + back(dz, grad)
+
+            d = dy + dstate[0]
+            late = {"x": 0, "h": 0, "c": 0}
+            through("o", d * squashed, late)
+            dcell = dstate[1] * (xp.abs(cell) <= limit) + act.apply_backward(be, d * o, cell, squashed, squash) + late["c"]
+            total["x"], total["h"] = late["x"], late["h"]
+            for name, dgate in (("f", dcell * c), ("i", dcell * g), ("g", dcell * i)):
+                through(name, dgate, total)
+            dx, dh = total["x"], total["h"]
+            if seen_back is not None:
+                both = seen_back(act.apply_backward(be, dx, inner, seen, self.activation), grad)
+                dh, dx = both[:, : self.output], both[:, self.output :]
+            return dx, [dh, dcell * f + total["c"]]
+
+        return y, [y, clipped], way

@@ -1,0 +1,53 @@
+"""[crop]: the middle of the image, a random part of it in training, its values from -1 to 1 (src/crop_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Layer, Run, Shape, ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(Layer, section="crop"):
+    """Cut out crop_height x crop_width pixels, and map [0, 1] to [-1, 1] unless noadjust.   (C, H, W) -> (C, CH, CW)
+
+    Training takes one random place and flip for a whole batch, as Darknet's CPU build does. Its CUDA build's changes of
+    angle, saturation and exposure belong to the data loader here.
+    """
+
+    ignored = frozenset({"angle", "saturation", "exposure", "shift"})
+
+    crop_height: int = 1
+    crop_width: int = 1
+    flip: int = 0
+    noadjust: int = 0
+
+    def shape(self, *inputs: Shape) -> Shape:
+        C, H, W = inputs[0]
+        if not (1 <= self.crop_height <= H and 1 <= self.crop_width <= W):
+            raise ShapeError(f"crop {self.crop_width} x {self.crop_height} does not fit into {W} x {H}")
+        return C, self.crop_height, self.crop_width
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "crop", "", f"{self.crop_width} x {self.crop_height}"
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        H, W = x.shape[2:]
+        top, left, flip = (H - self.crop_height) // 2, (W - self.crop_width) // 2, False
+        if run.train:
+            top = int(run.rng.integers(0, H - self.crop_height + 1))
+            left = int(run.rng.integers(0, W - self.crop_width + 1))
+            flip = bool(self.flip and run.rng.random() < 0.5)
+        y = x[:, :, top : top + self.crop_height, left : left + self.crop_width]
+        y = y[:, :, :, ::-1] if flip else y
+        y = be.xp.ascontiguousarray(y) if self.noadjust else 2 * y - 1
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dx = be.zeros(x.shape, dy.dtype)
+            part = dy[:, :, :, ::-1] if flip else dy
+            dx[:, :, top : top + self.crop_height, left : left + self.crop_width] = part if self.noadjust else 2 * part
+            return (dx,)
+
+        return y, backward

@@ -1,0 +1,70 @@
+"""[detection]: boxes of the first YOLO (src/detection_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ops import norm
+from .base import DetectionHead, Run, Shape, ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(DetectionHead, section="detection"):
+    """Hold class probabilities, confidences and boxes of side x side cells.   inputs -> same
+
+    An image's numbers are [S*S*classes][S*S*num][S*S*num*coords], each cell by cell. Redmon et al. 2015, arXiv 1506.02640.
+    """
+
+    ignored = frozenset({"reorg"})
+
+    coords: int = 1
+    classes: int = 1
+    num: int = 1
+    side: int = 7
+    rescore: int = 0
+    softmax: int = 0
+    sqrt: int = 0
+    forced: int = 0
+    random: float = 0.0
+    jitter: float = 0.2
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+
+    def shape(self, *inputs: Shape) -> Shape:
+        C, H, W = inputs[0]
+        if min(self.side, self.num, self.classes) < 1 or self.coords != 4:
+            raise ShapeError("side, num and classes must be at least 1, coords must be 4")
+        wanted = self.side**2 * ((1 + self.coords) * self.num + self.classes)
+        if wanted != C * H * W:
+            raise ShapeError(f"side, num and classes need {wanted} inputs, there are {C * H * W}")
+        return inputs[0]
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        y = xs[0].copy()
+        if self.softmax:
+            classes = y.reshape(y.shape[0], -1)[:, : self.side**2 * self.classes]
+            p = norm.softmax(be, classes.reshape(-1, self.classes), (0,), 1.0)
+            classes[...] = p.reshape(classes.shape)
+        return y, lambda dy, grad: (dy,)
+
+    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+        y = be.to_numpy(y).reshape(y.shape[0], -1)
+        S, B, K, N = self.side, self.num, self.classes, y.shape[0]
+        classes = y[:, : S * S * K].reshape(N, S, S, 1, K)
+        conf = y[:, S * S * K : S * S * (K + B)].reshape(N, S, S, B)
+        box = y[:, S * S * (K + B) :].reshape(N, S, S, B, 4)
+        p = conf[..., None] * classes
+        p = np.where(p > thresh, p, 0)
+        n, i, j, b = np.nonzero(p.any(axis=-1))
+        rows = np.empty((len(n), 6 + K), np.float32)
+        rows[:, 0], rows[:, 1], rows[:, 6:] = n, conf[n, i, j, b], p[n, i, j, b]
+        e = box[n, i, j, b]
+        rows[:, 2] = (e[:, 0] + j) / S
+        rows[:, 3] = (e[:, 1] + i) / S
+        rows[:, 4:6] = e[:, 2:] ** 2 if self.sqrt else e[:, 2:]
+        return rows

@@ -1,0 +1,62 @@
+"""[empty], [contrastive] and [history]: sections whose output at inference is their input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .base import Layer, Run, Shape, ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty(Layer, section="empty", aliases=("silence",)):
+    """Pass the input on.   (C, H, W) -> same"""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        return xs[0], lambda dy, grad: (dy,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Empty, section="contrastive"):
+    """Pass the input on; in Darknet a loss on embeddings, which needs tracks and is not offered.   (C, H, W) -> same"""
+
+    ignored: ClassVar = frozenset("classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class History(Layer, section="history"):
+    """Stack the last history_size time steps along channels, newest first.   (C, H, W) -> (C * history_size, H, W)
+
+    Steps before the first are zero. With time_steps=1 there is no history, as in Darknet; else inference carries it over.
+    """
+
+    history_size: int = 4
+
+    def shape(self, *inputs: Shape) -> Shape:
+        C, H, W = inputs[0]
+        if self.history_size < 1:
+            raise ShapeError(f"history_size={self.history_size} must be at least 1")
+        return C * self.history_size, H, W
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        N, C, H, W = x.shape
+        K, B = self.history_size, N // run.steps
+        frames = x.reshape(run.steps, B, C, H, W)
+        past = be.zeros((K - 1, B, C, H, W), x.dtype)
+        carry = not run.train and run.steps > 1
+        if carry and "past" in w and w["past"].shape == past.shape:
+            past = w["past"]
+        line = be.xp.concatenate([past, frames])  # oldest first
+        if carry:
+            w["past"] = line[run.steps :]
+        y = be.xp.stack([line[K - 1 - k : K - 1 - k + run.steps] for k in range(K)], axis=2)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dline = be.zeros(line.shape, dy.dtype)
+            parts = dy.reshape(run.steps, B, K, C, H, W)
+            for k in range(K):
+                dline[K - 1 - k : K - 1 - k + run.steps] += parts[:, :, k]
+            return (dline[K - 1 :].reshape(x.shape),)
+
+        return y.reshape(N, K * C, H, W), backward

@@ -1,0 +1,74 @@
+"""The small text files that sections name: class trees and class maps (src/tree.c, read_map in src/utils.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+
+class ClassMap(tuple[int, ...]):
+    """A list of class numbers, one a line."""
+
+    @classmethod
+    def read(cls, path: Path) -> ClassMap:
+        """Read a map file. Raises DataError with path and line."""
+        numbers = []
+        for number, line in enumerate(lines(path), 1):
+            try:
+                numbers.append(int(line))
+            except ValueError:
+                raise DataError(f"{path}:{number}: expected one class number, found '{line[:40]}'") from None
+        return cls(numbers)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A hierarchy of classes (WordTree, Redmon and Farhadi 2016, arXiv 1612.08242).
+
+    parents[i] is the class above class i, -1 at the root; group g of siblings begins at starts[g].
+    """
+
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Tree:
+        """Read a tree file: a line `name parent` for each class; lines with one parent are a group of siblings."""
+        names, parents, starts = [], [], []
+        for number, line in enumerate(lines(path), 1):
+            words = line.split()
+            try:
+                name, parent = words[0], int(words[1])
+            except (IndexError, ValueError):
+                raise DataError(f"{path}:{number}: expected 'name parent', found '{line[:40]}'") from None
+            if not -1 <= parent < len(names):
+                raise DataError(f"{path}:{number}: parent {parent} of '{name}' does not stand above it")
+            if not parents or parent != parents[-1]:
+                starts.append(len(names))
+            names.append(name)
+            parents.append(parent)
+        return cls(tuple(names), tuple(parents), tuple(starts))
+
+    def hierarchy(self, p: np.ndarray) -> np.ndarray:
+        """Multiply each class's probability by its ancestors': p (..., classes) -> the same shape."""
+        p = p.copy()
+        for i, parent in enumerate(self.parents):  # a parent stands before its children
+            if parent >= 0:
+                p[..., i] *= p[..., parent]
+        return p
+
+
+def lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty. Raises DataError where there are none."""
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: cannot be read as text ({e.__class__.__name__}); check the path") from None
+    if not found:
+        raise DataError(f"{path}: is empty; it must have a line for each class")
+    return found

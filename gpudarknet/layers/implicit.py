@@ -1,0 +1,43 @@
+"""[implicit]: learned numbers that depend on no input (src/representation_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .base import Layer, Run, Shape, ShapeError, Weight, accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit(Layer, section="implicit"):
+    """Give every image the same learned map.   nothing -> (filters, atoms, 1).   w: weight (filters, atoms, 1)"""
+
+    mean: float = 0.0
+    std: float = 0.2
+    filters: int = 128
+    atoms: int = 1
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if min(self.filters, self.atoms) < 1:
+            raise ShapeError("filters and atoms must be at least 1")
+        return self.filters, self.atoms, 1
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        def fill(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+            return (self.mean + rng.uniform(-self.std, self.std, shape)).astype(np.float32)
+
+        return [("weight", (self.filters, self.atoms, 1), fill)]
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "implicit", str(self.filters), ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        y = be.xp.ascontiguousarray(be.xp.broadcast_to(w["weight"], (xs[0].shape[0], *w["weight"].shape)))
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            accumulate(grad, "weight", dy.sum(axis=0))
+            return (None,)
+
+        return y, backward

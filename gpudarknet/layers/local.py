@@ -1,0 +1,60 @@
+"""[local]: a convolution whose kernel differs from place to place (src/local_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import conv
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, uniform, windows, zeros
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Layer, section="local"):
+    """Convolve without sharing weights, add a bias, activate.   (C, H, W) -> (F, OH, OW)
+
+    w: bias (F, OH, OW), kernel (OH*OW, F, C*size*size). `pad` counts zeros on each side, 0 or 1.
+    """
+
+    filters: int = 1
+    size: int = 1
+    stride: int = 1
+    pad: int = 0
+    activation: Activation = "logistic"
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if min(self.filters, self.size, self.stride) < 1 or self.pad < 0:
+            raise ShapeError("filters, size and stride must be at least 1, pad at least 0")
+        room = 2 * self.pad if not self.pad else self.size - 1  # with pad Darknet counts (H - 1) // stride + 1
+        _, H, W = inputs[0]
+        return self.filters, windows(H, self.size, self.stride, room), windows(W, self.size, self.stride, room)
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        F, OH, OW = self.shape(*inputs)
+        K = inputs[0][0] * self.size**2
+        return [("bias", (F, OH, OW), zeros), ("kernel", (OH * OW, F, K), uniform(K))]
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "local", str(self.filters), f"{self.size} x {self.size}/ {self.stride}"
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        xp, kernel, stride = be.xp, w["kernel"], (self.stride, self.stride)
+        N, C, H, W = x.shape
+        F, OH, OW = self.shape((C, H, W))
+        K, L = C * self.size**2, OH * OW
+        col = conv.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
+        z = xp.matmul(kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0).reshape(N, F, OH, OW) + w["bias"]
+        y, back = activated(be, z, self.activation)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dz = back(dy)
+            accumulate(grad, "bias", dz.sum(axis=0))
+            places = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)
+            accumulate(grad, "kernel", xp.matmul(places, col.transpose(2, 0, 1)))
+            dcol = xp.matmul(kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
+            dcol = xp.ascontiguousarray(dcol).reshape(N, C, self.size, self.size, OH, OW)
+            return (conv.col2im(be, dcol, H, W, stride, 1, self.pad),)
+
+        return y, backward

@@ -1,0 +1,26 @@
+"""[local_avgpool]: average windows (src/maxpool_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import pool
+from .base import Run, Shape
+from .maxpool import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalAvgPool(Window, section="local_avgpool", aliases=("local_avg",)):
+    """Average each window over the positions inside the image.   (C, H, W) -> (C, OH, OW)"""
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "avg", "", self.cell()
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        _, C, H, W = x.shape
+        _, OH, OW = self.pooled((C, H, W), self.strides)
+        window = (self.side, self.strides, self.total)
+        y = pool.local_avgpool(be, x, *window, OH, OW)
+        return y, lambda dy, grad: (pool.local_avgpool_backward(be, dy, H, W, *window),)

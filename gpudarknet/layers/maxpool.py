@@ -1,0 +1,108 @@
+"""[maxpool] (src/maxpool_layer.c). The AVX build's fault in the first columns of stride-1 pools is not copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import pool
+from .base import Layer, Run, Shape, ShapeError, windows
+from .parts import blurred, blurred_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(Layer):
+    """The geometry of pooling windows. `padding` is the total over both sides; half of it comes before the image."""
+
+    stride: int = 1
+    stride_x: int = -1  # below 1: stride
+    stride_y: int = -1
+    size: int = -1  # below 1: stride
+    padding: int = -1  # below 0: size - 1
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """(vertical, horizontal)"""
+        return (self.stride_y if self.stride_y > 0 else self.stride, self.stride_x if self.stride_x > 0 else self.stride)
+
+    @property
+    def side(self) -> int:
+        """Length of the window's side."""
+        return self.size if self.size > 0 else self.stride
+
+    @property
+    def total(self) -> int:
+        """Padding over both sides."""
+        return self.padding if self.padding >= 0 else self.side - 1
+
+    def pooled(self, x: Shape, strides: tuple[int, int]) -> Shape:
+        """Return the shape of x pooled with these strides."""
+        if min(self.side, *strides) < 1:
+            raise ShapeError("size and stride must be at least 1")
+        C, H, W = x
+        return C, windows(H, self.side, strides[0], self.total), windows(W, self.side, strides[1], self.total)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.pooled(inputs[0], self.strides)
+
+    def flops(self, *inputs: Shape) -> float:
+        _, OH, OW = self.pooled(inputs[0], self.strides)
+        return float(self.side**2 * inputs[0][0] * OH * OW)
+
+    def cell(self) -> str:
+        """The table's size/stride."""
+        sy, sx = self.strides
+        return f"{self.side}x {self.side}/ " + (f"{sx}" if sx == sy else f"{sx}x{sy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Window, section="maxpool", aliases=("max",)):
+    """Take the maximum of each window.   (C, H, W) -> (C, OH, OW); with maxpool_depth over channels -> (out_channels, H, W)"""
+
+    maxpool_depth: int = 0
+    out_channels: int = 1
+    antialiasing: int = 0
+    maxpool_zero_nonmax: int = 0
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """The pool's own strides: with antialiasing the blur after it takes the stride."""
+        return (1, 1) if self.antialiasing else self.strides
+
+    def shape(self, *inputs: Shape) -> Shape:
+        (x,) = inputs
+        if self.maxpool_depth:
+            if not 1 <= self.out_channels <= x[0]:
+                raise ShapeError(f"out_channels={self.out_channels} must be between 1 and its {x[0]} input channels")
+            return self.out_channels, *x[1:]
+        C, OH, OW = self.pooled(x, self.inner)
+        if self.maxpool_zero_nonmax and (OH, OW) != x[1:]:
+            raise ShapeError("maxpool_zero_nonmax needs an output as large as the input; use stride=1")
+        return (C, *blurred_shape((OH, OW), self.antialiasing, self.strides)) if self.antialiasing else (C, OH, OW)
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return ("max-depth", str(self.out_channels), "") if self.maxpool_depth else ("max", "", self.cell())
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        if self.maxpool_depth:
+            y = pool.maxpool_depth(be, x, self.out_channels)
+            return y, lambda dy, grad: (pool.maxpool_depth_backward(be, dy, x, y),)
+        _, C, H, W = x.shape
+        _, OH, OW = self.pooled((C, H, W), self.inner)
+        y = pool.maxpool(be, x, self.side, self.inner, self.total, OH, OW)
+        keep = x == y if self.maxpool_zero_nonmax else None
+        if keep is not None:
+            y = y * keep
+        if self.antialiasing:
+            y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            if self.antialiasing:
+                dy = blur_backward(dy)
+            if keep is not None:
+                dy = dy * keep
+            index = pool.maxpool_argmax(be, x, self.side, self.inner, self.total, OH, OW)
+            return (pool.maxpool_backward(be, dy, index, H, W, self.side, self.inner, self.total),)
+
+        return y, backward

@@ -1,0 +1,36 @@
+"""[normalization]: local response normalisation (src/normalization_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import norm
+from .base import Layer, Run, Shape, ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization(Layer, section="normalization", aliases=("lrn",)):
+    """Divide by a power of the neighbouring channels' energy.   (C, H, W) -> same
+
+    y = x * (kappa + alpha * sum of x^2)^-beta over Darknet's own windows of `size` channels; alpha is not divided by size.
+    """
+
+    alpha: float = 0.0001
+    beta: float = 0.75
+    kappa: float = 1.0
+    size: int = 5
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if self.size < 1:
+            raise ShapeError(f"size={self.size} must be at least 1")
+        return inputs[0]
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "lrn", "", str(self.size)
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        (x,) = xs
+        windows = be.asarray(norm.lrn_windows(x.shape[1], self.size), x.dtype)
+        numbers = (self.alpha, self.beta, self.kappa)
+        return norm.lrn(be, x, windows, *numbers), lambda dy, grad: (norm.lrn_backward(be, dy, x, windows, *numbers),)

@@ -1,0 +1,113 @@
+"""[region]: boxes of YOLOv2 and YOLO9000 (src/region_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ops import norm, yolo
+from .base import DetectionHead, Run, Shape, ShapeError
+from .files import ClassMap, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region(DetectionHead, section="region"):
+    """Turn raw numbers into objectness and class probabilities; boxes stay raw.   (num*(coords + 1 + classes), H, W) -> same
+
+    Anchors are in cells of the output grid. Redmon and Farhadi 2016, arXiv 1612.08242.
+    """
+
+    ignored = frozenset({"log", "focal_loss"})
+
+    coords: int = 4
+    num: int = 1
+    softmax: int = 0
+    anchors: tuple[float, ...] | None = None
+    tree: Tree | None = None
+    map: ClassMap | None = None
+    bias_match: int = 0
+    rescore: int = 0
+    thresh: float = 0.5
+    classfix: int = 0
+    absolute: int = 0
+    sqrt: int = 0
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+    mask_scale: float = 1.0
+
+    def sizes(self) -> np.ndarray:
+        """Return the anchors (num, 2) as widths and heights in cells; 0.5 where the cfg gives none."""
+        flat = np.full(2 * self.num, 0.5, np.float32)
+        given = np.array(self.anchors or (), np.float32)[: flat.size]
+        flat[: given.size] = given
+        return flat.reshape(-1, 2)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        C = inputs[0][0]
+        if min(self.num, self.classes) < 1 or self.coords < 4:
+            raise ShapeError("num and classes must be at least 1, coords at least 4")
+        wanted = self.num * (self.coords + 1 + self.classes)
+        if wanted != C:
+            raise ShapeError(
+                f"{self.num} anchors and {self.classes} classes need {wanted} input channels, there are {C};"
+                f" set filters={wanted} in the layer before it"
+            )
+        if self.tree is not None and len(self.tree.names) != self.classes:
+            raise ShapeError(f"the tree has {len(self.tree.names)} classes, the section {self.classes}")
+        if self.map is not None and (min(self.map) < 0 or max(self.map) >= self.classes):
+            raise ShapeError(f"the map names class {max(self.map)}, the section has {self.classes}")
+        return inputs[0]
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        y = yolo.region_activate(be, xs[0], self.num, self.coords)
+        if self.tree is not None or self.softmax:
+            N, _, H, W = y.shape
+            classes = y.reshape(N, self.num, -1, H, W)[:, :, self.coords + 1 :]
+            rows = be.xp.ascontiguousarray(classes.transpose(0, 1, 3, 4, 2)).reshape(-1, self.classes)
+            p = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), 1.0)
+            classes[...] = p.reshape(N, self.num, H, W, self.classes).transpose(0, 1, 4, 2, 3)
+        return y, lambda dy, grad: (dy,)  # the loss gives delta with respect to the raw numbers
+
+    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+        """As the base says. With a tree a box gets one class, the deepest above 0.5; with a map, the mapped classes."""
+        y = be.to_numpy(y)
+        N, C, H, W = y.shape
+        v = y.reshape(N, self.num, -1, H, W).transpose(0, 3, 4, 1, 2)  # (N, H, W, num, entries)
+        objectness, p = v[..., self.coords], v[..., self.coords + 1 :]
+        if self.classfix == -1:
+            objectness = np.where(objectness < 0.5, 0, objectness)
+        if self.map is not None:
+            p = p[..., list(self.map)]  # the tree's levels are not multiplied here, as in Darknet
+            p = objectness[..., None] * p
+            p = np.where(p > thresh, p, 0)
+        elif self.tree is not None:
+            p = self.deepest(p) * (objectness > thresh)[..., None]
+        else:
+            p = objectness[..., None] * p
+            p = np.where(p > thresh, p, 0)
+        n, i, j, a = np.nonzero(p.any(axis=-1))
+        e, anchors = v[n, i, j, a], self.sizes()
+        rows = np.empty((len(n), 6 + p.shape[-1]), np.float32)
+        rows[:, 0], rows[:, 1], rows[:, 6:] = n, 1, p[n, i, j, a]
+        rows[:, 2] = (j + 1 / (1 + np.exp(-e[:, 0]))) / W
+        rows[:, 3] = (i + 1 / (1 + np.exp(-e[:, 1]))) / H
+        rows[:, 4] = np.exp(e[:, 2]) * anchors[a, 0] / W
+        rows[:, 5] = np.exp(e[:, 3]) * anchors[a, 1] / H
+        return rows
+
+    def deepest(self, p: np.ndarray) -> np.ndarray:
+        """Keep, of classes (..., classes), only the last in file order whose probability with its ancestors' is above 0.5."""
+        assert self.tree is not None
+        p = self.tree.hierarchy(p)
+        above = p > 0.5
+        last = above.shape[-1] - 1 - above[..., ::-1].argmax(axis=-1)
+        kept = np.zeros_like(p)
+        np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
+        return kept * above.any(axis=-1)[..., None]

@@ -1,0 +1,40 @@
+"""[route]: join earlier layers' outputs, or pass one on (src/route_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import route
+from .base import Layer, Run, Shape, ShapeError, absolute, same_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route(Layer, section="route"):
+    """Join earlier outputs along C, taking slice group_id of `groups` of each.   n x (Ci, H, W) -> (sum Ci // groups, H, W)"""
+
+    ignored = frozenset({"stream", "wait_stream"})
+
+    layers: tuple[int, ...]
+    groups: int = 1
+    group_id: int = 0
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        return tuple(absolute(index, layer) for layer in self.layers)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        same_size(inputs)
+        if self.groups < 1 or not 0 <= self.group_id < self.groups:
+            raise ShapeError(f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}")
+        for C, _, _ in inputs:
+            if C % self.groups:
+                raise ShapeError(f"groups={self.groups} does not divide the {C} channels of a source")
+        return sum(C for C, _, _ in inputs) // self.groups, *inputs[0][1:]
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "route", "", f"{self.group_id}/{self.groups}" if self.groups > 1 else ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        channels = tuple(x.shape[1] for x in xs)
+        y = route.concat(be, xs, self.groups, self.group_id)
+        return y, lambda dy, grad: route.split(be, dy, channels, self.groups, self.group_id)

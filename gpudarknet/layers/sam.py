@@ -1,0 +1,34 @@
+"""[sam]: spatial attention's product (src/sam_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import shortcut
+from .base import Activation, Layer, Run, Shape, ShapeError, absolute
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam(Layer, section="sam"):
+    """Multiply the previous output by `from`, element by element.   (C, H, W), (C, H, W) -> (C, H, W)"""
+
+    from_: int
+    activation: Activation = "linear"
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        return index - 1, absolute(index, self.from_)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if inputs[0] != inputs[1]:
+            raise ShapeError(f"its inputs differ: (C, H, W) = {inputs[0]} and {inputs[1]}")
+        return inputs[0]
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "sam", "", ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        a, b = xs
+        y, back = activated(be, shortcut.scale(be, a, b), self.activation)
+        return y, lambda dy, grad: shortcut.scale_backward(be, back(dy), a, b)

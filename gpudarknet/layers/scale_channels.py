@@ -1,0 +1,42 @@
+"""[scale_channels]: squeeze-and-excitation's product (src/scale_channels_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import shortcut
+from .base import Activation, Layer, Run, Shape, ShapeError, absolute
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleChannels(Layer, section="scale_channels"):
+    """Multiply the map `from` by the previous output.   (C, 1, 1) or, with scale_wh, (1, H, W); (C, H, W) -> (C, H, W)"""
+
+    from_: int
+    scale_wh: int = 0
+    activation: Activation = "linear"
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        return index - 1, absolute(index, self.from_)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        s, x = inputs
+        wanted = (1, *x[1:]) if self.scale_wh else (x[0], 1, 1)
+        if s != wanted:
+            raise ShapeError(f"it scales a map (C, H, W) = {x} and needs {wanted} from the layer before it, which has {s}")
+        return x
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "scale", "", ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        s, x = xs
+        y, back = activated(be, shortcut.scale(be, x, s), self.activation)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dx, ds = shortcut.scale_backward(be, back(dy), x, s)
+            return ds, dx
+
+        return y, backward

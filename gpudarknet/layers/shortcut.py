@@ -1,0 +1,63 @@
+"""[shortcut]: add earlier outputs to the previous one (src/shortcut_layer.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..ops import shortcut
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, absolute, accumulate, ones, same_size
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcut(Layer, section="shortcut"):
+    """Add, on the channels that both have; with weights, a learned factor on each map.   (C, H, W), n x (Ci, H, W) -> (C, H, W)
+
+    w: weight (n+1, C) or (n+1, 1) with weights_type; row 0 belongs to the previous layer, row t+1 to from[t].
+    """
+
+    from_: tuple[int, ...]
+    activation: Activation = "linear"
+    weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
+    weights_normalization: Literal["none", "relu", "avg_relu", "softmax"] = "none"
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        return index - 1, *(absolute(index, layer) for layer in self.from_)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        same_size(inputs)
+        if self.weights_type != "none" and self.weights_normalization == "none":
+            raise ShapeError(
+                f"weights_type={self.weights_type} needs weights_normalization=relu or softmax; Darknet refuses it too"
+            )
+        return inputs[0]
+
+    def weights(self, *inputs: Shape) -> list[Weight]:
+        if self.weights_type == "none":
+            return []
+        return [("weight", (len(inputs), inputs[0][0] if self.weights_type == "per_channel" else 1), ones)]
+
+    def flops(self, *inputs: Shape) -> float:
+        C, H, W = inputs[0]
+        return float(C * H * W * len(self.from_)) * (1 if self.weights_type == "none" else 2)
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        v = None if self.weights_type == "none" else normalised_weights(be, w["weight"], self.weights_normalization)
+        z = shortcut.shortcut(be, xs, v)
+        y, back = activated(be, z, self.activation)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
+            if dv is not None:  # Darknet's CUDA build keeps only the diagonal of the normalisation's derivative
+                accumulate(grad, "weight", dv * (v * (1 - v) if self.weights_normalization == "softmax" else v))
+            return dxs
+
+        return y, backward
+
+
+def normalised_weights(be: Any, weight: Any, kind: str) -> Any:
+    """Normalise factors (n, C) over the n maps: relu: r / (1e-4 + sum r) with r = max(w, 0.001); softmax likewise."""
+    xp = be.xp
+    r = xp.exp(weight - weight.max(axis=0, keepdims=True)) if kind == "softmax" else xp.maximum(weight, 0.001)
+    return (r / (1e-4 + r.sum(axis=0, keepdims=True))).astype(weight.dtype)

@@ -1,0 +1,45 @@
+"""[sort_shortcut]: add, and add the square root of the product (Wang et al. 2017, arXiv 1703.06993)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import shortcut
+from .base import Activation, Layer, Run, Shape, ShapeError, absolute, same_size
+from .parts import activated
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortShortcut(Layer, section="sort_shortcut"):
+    """Second-order response transform: y = a + b + sqrt(R(a) R(b) + eps).   (C, H, W), (Cb, H, W) -> (C, H, W)
+
+    a is the previous layer, b is `from`, R is ReLU with negative slope `slope`. Where either is not positive this is a
+    plain sum plus sqrt(eps). The authors' own layer has eps 0.01; the default here is the discussion's 0.0001.
+    """
+
+    from_: int
+    activation: Activation = "linear"
+    eps: float = 1e-4
+    slope: float = 0.0
+
+    def sources(self, index: int) -> tuple[int, ...]:
+        return index - 1, absolute(index, self.from_)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        same_size(inputs)
+        if not 0 < self.eps < float("inf"):
+            raise ShapeError(f"eps={self.eps:g} must be above 0: it bounds the gradient, which is 1 / (2 sqrt(eps)) at zero")
+        return inputs[0]
+
+    def flops(self, *inputs: Shape) -> float:
+        C, H, W = inputs[0]
+        return 3.0 * C * H * W
+
+    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "sort", "", ""
+
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        a, b = xs
+        y, back = activated(be, shortcut.sort_shortcut(be, a, b, self.eps, self.slope), self.activation)
+        return y, lambda dy, grad: shortcut.sort_shortcut_backward(be, back(dy), a, b, self.eps, self.slope)
