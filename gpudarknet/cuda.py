@@ -1,0 +1,125 @@
+"""The text of kernels/*.cu, the parameters of each kernel, and the launcher that runs them through CuPy.
+
+A kernel is called by the name "file.kernel". Its file is compiled once per storage type `T`: an array declared
+`T *` is float32 or float16 in memory, arithmetic is float. What a call passes is checked against the kernel's
+parameters, because CUDA itself checks nothing. CuPy is imported by `launcher()` and nowhere else, so that tests read
+kernels on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+OPTIONS = ("--std=c++17",)
+STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
+SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
+ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
+NULL = np.uintp(0)  # CuPy would pass None as no argument at all
+
+KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel: `const T *x` is ("x", "T", pointer=True, const=True)."""
+
+    name: str
+    type: str
+    pointer: bool
+    const: bool
+
+
+def folder() -> Path:
+    """Return where the .cu files are: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "kernels"
+    return inside if inside.is_dir() else inside.parent.parent / "kernels"
+
+
+def files() -> list[str]:
+    """Return the names of all kernel files, without ".cu"."""
+    return sorted(path.stem for path in folder().glob("*.cu"))
+
+
+@cache
+def source(file: str, T: str = "float") -> str:
+    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file.
+
+    The header is not included but put before, because CuPy's cache of compiled kernels looks at this text alone: it
+    would miss a change of an included file. #line keeps compilers' messages right.
+    """
+    common, text = ((folder() / name).read_text(encoding="utf-8") for name in ("common.cuh", f"{file}.cu"))
+    return f'#line 1 "common.cuh"\n{common}\nusing T = {T};\n#line 1 "{file}.cu"\n{text}'
+
+
+@cache
+def parameters(file: str) -> dict[str, tuple[Parameter, ...]]:
+    """Read the kernels of a file: name -> parameters."""
+    text = COMMENT.sub(" ", (folder() / f"{file}.cu").read_text(encoding="utf-8"))
+    kernels = {name: tuple(map(_parameter, inside.split(","))) for name, inside in KERNEL.findall(text)}
+    if len(kernels) != text.count("__global__"):
+        raise ValueError(f'{file}.cu: every kernel must begin with: extern "C" __global__ void NAME(')
+    return kernels
+
+
+def _parameter(text: str) -> Parameter:
+    *words, name = re.findall(r"\w+|\*", text.replace("__restrict__", ""))
+    kind = " ".join(word for word in words if word not in ("const", "*"))
+    return Parameter(name, kind, "*" in words, "const" in words)
+
+
+def bind(kernel: str, args: Sequence[Any], array: type) -> tuple[str, list[Any]]:
+    """Check and cast the arguments of a kernel; return the storage type T and what to hand to the driver.
+
+    `array` is the class of the backend's arrays. int parameters take integers, float ones numbers, pointers take
+    C-contiguous arrays of their type or None. Raises TypeError or ValueError: a wrong call is this package's mistake.
+    """
+    file, _, name = kernel.partition(".")
+    wanted = parameters(file)[name]
+    if len(args) != len(wanted):
+        names = ", ".join(p.name for p in wanted)
+        raise TypeError(f"{kernel} takes {len(wanted)} arguments ({names}), not {len(args)}")
+    T, values = None, []
+    for p, a in zip(wanted, args, strict=True):
+        if p.pointer and isinstance(a, array):
+            dtype = str(a.dtype)  # type: ignore[attr-defined]
+            if p.type == "T":
+                T = T or STORAGE.get(dtype)
+            if (dtype != ARRAYS.get(p.type)) if p.type != "T" else (T is None or STORAGE.get(dtype) != T):
+                raise TypeError(f"{kernel}: {p.name} is {p.type} * (T = {T or 'unknown'}), not {dtype}")
+            if not a.flags.c_contiguous:  # type: ignore[attr-defined]
+                raise ValueError(f"{kernel}: {p.name} is not C-contiguous")
+            values.append(a)
+        elif p.pointer and a is None:
+            values.append(NULL)
+        elif not p.pointer and isinstance(a, (int, np.integer) if p.type == "int" else (int, float, np.number)):
+            values.append(SCALARS[p.type](a))
+        else:
+            raise TypeError(f"{kernel}: {p.name} is {p.type}{' *' * p.pointer}, not {type(a).__name__}")
+    return T or "float", values
+
+
+def launcher() -> Callable[..., None]:
+    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
+    import cupy
+
+    @cache
+    def module(file: str, T: str) -> Any:
+        return cupy.RawModule(code=source(file, T), options=OPTIONS)
+
+    @cache
+    def function(kernel: str, T: str) -> Any:
+        file, _, name = kernel.partition(".")
+        return module(file, T).get_function(name)
+
+    def launch(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        T, values = bind(kernel, args, cupy.ndarray)
+        if threads:
+            function(kernel, T)((-(-threads // block),), (block,), values)
+
+    return launch

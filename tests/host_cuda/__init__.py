@@ -1,0 +1,176 @@
+"""Run the kernels' real source on a CPU: launch() as cuda.launcher() gives it, for NumPy arrays.
+
+    be = Backend("host-cuda", numpy, launch=host_cuda.launcher())
+
+Every launch works on copies of its arrays that end at an unreadable page, so that touching one element too many is
+caught at once, reading included. It runs twice, the second time with threads and blocks in backward order: a missing
+barrier, a race, or a sum whose order is left to chance shows as a difference. What is wrong raises KernelError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpudarknet import cuda
+from gpudarknet.files import atomic
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"  # shared libraries, named by the hash of what they were made from
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+SANITIZE = bool(os.environ.get("HOST_CUDA_SANITIZE"))  # see tests/test_sanitize.py
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror",
+         "-Wno-unused", "-Wno-sign-compare", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]  # fmt: skip
+if SANITIZE:
+    FLAGS += ["-DSANITIZE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+PAGE = mmap.PAGESIZE
+POISON = 0xFF  # NaN in float32 and float16, -1 in int32
+CTYPES: dict[str, Any] = {"int": ctypes.c_int, "float": ctypes.c_float}
+mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class KernelError(Exception):
+    """A kernel does what CUDA does not allow, or what a GPU may do differently each time."""
+
+
+def launcher(edit: Callable[[str], str] = lambda text: text) -> Callable[..., None]:
+    """Return launch(kernel, threads, *args, block=256); `edit` may change the source before it is compiled."""
+
+    @cache
+    def compiled(file: str, T: str) -> ctypes.CDLL:
+        return load(file, T, edit(cuda.source(file, T)))
+
+    def launch(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        T, values = cuda.bind(kernel, args, np.ndarray)
+        if threads == 0:
+            return
+        file, _, name = kernel.partition(".")
+        names = [p.name for p in cuda.parameters(file)[name]]
+        run(compiled(file, T), kernel, -(-threads // block), block, dict(zip(names, values, strict=True)))
+
+    return launch
+
+
+def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: dict[str, Any]) -> None:
+    """Run one launch forwards and backwards on guarded copies; bring the result back if both agree."""
+    function = getattr(library, f"run_{kernel.partition('.')[2]}")
+    arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    scalars = {name: a.item() for name, a in arguments.items() if name not in arrays}
+    if SANITIZE:  # the sanitizer guards the arrays themselves, and ends the process
+        scalars |= {name: a.ctypes.data for name, a in arrays.items()}
+        function(blocks, block, False, *(scalars[name] for name in arguments))
+        return
+    results = []
+    for backwards in (False, True):
+        copies = [Guarded(group) for group in overlapping(arrays)]
+        passed = scalars | {name: at for copy in copies for name, at in copy.addresses.items()}
+        if function(blocks, block, backwards, *(passed[name] for name in arguments)):
+            message, fault = library.host_message().decode(), library.host_fault() or 0
+            if message.endswith(" touches "):
+                message += next(filter(None, (c.describe(fault) for c in copies)), f"address {fault}, in no array")
+            raise KernelError(f"{kernel}: {message}")
+        for copy in copies:
+            if not copy.intact():
+                raise KernelError(f"{kernel}: writes outside {' or '.join(copy.arrays)}")
+        results.append(copies)
+    for forwards, backwards in zip(*results, strict=True):
+        if not np.array_equal(forwards.data, backwards.data):
+            raise KernelError(f"{kernel}: {' or '.join(forwards.arrays)} depends on the order in which threads run")
+        if not np.array_equal(forwards.data, forwards.original):
+            forwards.original[:] = forwards.data
+
+
+class Guarded:
+    """A copy of the memory of some arrays, between two unreadable pages and as near to the second as it may be.
+
+    CUDA aligns what it allocates, so the copy begins at a multiple of 16 bytes; the rest of its pages is filled with
+    POISON, and `intact` says whether it still is.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        first = min(a.ctypes.data for a in arrays.values())
+        size = max(a.ctypes.data + a.nbytes for a in arrays.values()) - first
+        room = -(-max(size, 1) // PAGE) * PAGE
+        pages = np.frombuffer(mmap.mmap(-1, room + 2 * PAGE), np.uint8)
+        start = room - -(-size // 16) * 16
+        self.before, self.data, self.after = np.split(pages[PAGE:-PAGE], [start, start + size])
+        self.original = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(first))
+        self.arrays, self.base, self.end = arrays, pages.ctypes.data, pages.ctypes.data + pages.size
+        self.addresses = {name: self.data.ctypes.data + a.ctypes.data - first for name, a in arrays.items()}
+        self.before[:] = self.after[:] = POISON
+        self.data[:] = self.original
+        for edge in (self.base, self.end - PAGE):
+            if mprotect(edge, PAGE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def intact(self) -> bool:
+        return bool((self.before == POISON).all() and (self.after == POISON).all())
+
+    def describe(self, address: int) -> str | None:
+        """Name the element at an address on these pages."""
+        if not self.base <= address < self.end:
+            return None
+        name, at = min(self.addresses.items(), key=lambda item: abs(item[1] - address))
+        a = self.arrays[name]
+        return f"{name}[{(address - at) // a.itemsize}], but {name} has {a.size} elements"
+
+
+def overlapping(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Group arrays that share memory, so that they share it in their copies too."""
+    groups: list[dict[str, np.ndarray]] = []
+    end = 0
+    for name, a in sorted(arrays.items(), key=lambda item: item[1].ctypes.data):
+        if not groups or a.ctypes.data >= end:
+            groups.append({})
+        groups[-1][name] = a
+        end = max(end, a.ctypes.data + a.nbytes)
+    return groups
+
+
+def load(file: str, T: str, text: str) -> ctypes.CDLL:
+    """Compile `text`, the source of kernels/FILE.cu or an edited copy of it, under the shim."""
+    kernels = cuda.parameters(file)
+    entries = "".join(entry(name, parameters) for name, parameters in kernels.items())
+    shim = (HERE / "shim.h").read_text(encoding="utf-8")
+    library = ctypes.CDLL(str(build(f"{file}-{T}", f'#line 1 "shim.h"\n{shim}\n{text}\n{entries}')))
+    library.host_message.restype, library.host_fault.restype = ctypes.c_char_p, ctypes.c_void_p
+    for name, parameters in kernels.items():
+        types = [ctypes.c_void_p if p.pointer else CTYPES[p.type] for p in parameters]
+        getattr(library, f"run_{name}").argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool, *types]
+    return library
+
+
+def entry(name: str, parameters: tuple[cuda.Parameter, ...]) -> str:
+    """Write the C function through which Python launches a kernel."""
+    declared = ", ".join(f"{'const ' * p.const}{p.type} {'*' * p.pointer}{p.name}" for p in parameters)
+    passed = ", ".join(p.name for p in parameters)
+    return (
+        f'extern "C" int run_{name}(int blocks_, int block_, bool backwards_, {declared}) '
+        f"{{ return host::launch(blocks_, block_, backwards_, [&] {{ {name}({passed}); }}); }}\n"
+    )
+
+
+def build(name: str, text: str) -> Path:
+    """Compile C++ text to a shared library, once; raise KernelError with the compiler's messages."""
+    key = hashlib.sha256("\0".join([str(COMPILER), *FLAGS, text]).encode()).hexdigest()[:16]
+    library = BUILD / f"{name}-{key}.so"
+    if not library.exists():
+        BUILD.mkdir(exist_ok=True)
+        with atomic(library) as beside:
+            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(beside)]
+            done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+            if done.returncode:
+                raise KernelError(f"{name}: {COMPILER} says\n{done.stderr}")
+    return library

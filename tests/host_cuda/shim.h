@@ -1,0 +1,294 @@
+// Runs CUDA kernels on a CPU: this text is put before a kernel file, and g++ compiles both.
+//
+// Blocks run one after another, and so do the threads of a block: each runs until it returns or has to wait at a barrier.
+// A thread that waits keeps its stack (a fiber), and another fiber goes on with the next thread; when all have arrived,
+// all are resumed. So a kernel without barriers costs one function call per thread.
+//
+// Reported with file and line: a barrier or shuffle that some of its threads skip, a shuffle from a lane that takes no part.
+// Reported with the thread: access outside the arrays (the caller puts them between unreadable pages), division by zero.
+// Shared memory is filled with NaN before each block. Threads and blocks can run backwards, which must change nothing.
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#define HOST_CUDA 1
+#define __global__
+#define __device__
+#define __constant__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#ifdef SANITIZE  // -fsanitize=address does not guard variables in a section of their own
+#define __shared__ static
+#else
+#define __shared__ static __attribute__((section("shared")))
+#endif
+extern char __start_shared[] __attribute__((weak)), __stop_shared[] __attribute__((weak));  // from the linker
+
+struct Index { unsigned x, y, z; };
+static Index threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
+static const int warpSize = 32;
+
+namespace host {
+
+enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
+
+struct Fiber {
+    ucontext_t context;
+    bool begun;
+};
+
+struct Thread {
+    State state;
+    Fiber *fiber;       // on whose stack it waits
+    const char *what;   // for which barrier,
+    const char *where;  // at which file:line,
+    unsigned mask;      // and, of a warp, for which lanes
+};
+
+const int MAX_BLOCK = 1024, WARP = 32;
+const size_t STACK = 256 << 10;
+static Thread threads[MAX_BLOCK];
+static Fiber fibers[MAX_BLOCK], *idle[MAX_BLOCK], *current;
+static int n_idle, started, block;
+static bool backwards;
+static uint64_t offered[MAX_BLOCK];  // what each thread gives to the shuffle it is in
+static void (*call)(void *);
+static void *kernel;
+static ucontext_t scheduler;
+static sigjmp_buf failure;
+static char message[512];
+static void *fault;
+
+[[noreturn]] static void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    siglongjmp(failure, 1);
+}
+
+static void on_signal(int number, siginfo_t *info, void *) {
+    if (number == SIGFPE) fail("thread %u of block %u divides by zero", threadIdx.x, blockIdx.x);
+    fault = info->si_addr;
+    fail("thread %u of block %u touches ", threadIdx.x, blockIdx.x);
+}
+
+static int nth(int k, int count) { return backwards ? count - 1 - k : k; }
+
+// What a fiber does: start threads while there are any. Where one waits, its fiber waits with it.
+static void work() {
+    Fiber *self = current;
+    for (;;) {
+        while (started < block) {
+            int t = nth(started++, block);
+            threadIdx.x = t;
+            threads[t].state = RUNNING;
+            call(kernel);
+            threads[t].state = DONE;
+        }
+        idle[n_idle++] = self;
+        swapcontext(&self->context, &scheduler);
+    }
+}
+
+static void resume(Fiber *fiber) {
+    static char *stacks = (char *)mmap(nullptr, MAX_BLOCK * STACK, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    current = fiber;
+    if (!fiber->begun) {
+        getcontext(&fiber->context);
+        fiber->context.uc_stack.ss_sp = stacks + (fiber - fibers) * STACK;
+        fiber->context.uc_stack.ss_size = STACK;
+        makecontext(&fiber->context, work, 0);
+        fiber->begun = true;
+    }
+    swapcontext(&scheduler, &fiber->context);
+}
+
+static void wait(State state, unsigned mask, const char *what, const char *where) {
+    int t = threadIdx.x;
+    threads[t] = {state, current, what, where, mask};
+    swapcontext(&current->context, &scheduler);
+    threadIdx.x = t;
+    threads[t].state = RUNNING;
+}
+
+// The threads that the barrier of `me` needs: a whole block, or the lanes of a warp that its mask names.
+struct Group {
+    int first, last;
+    unsigned mask;
+
+    explicit Group(int t) : first(0), last(block), mask(~0u) {
+        if (threads[t].state == AT_BLOCK_BARRIER) return;
+        first = t - t % WARP;
+        last = first + WARP < block ? first + WARP : block;
+        mask = threads[t].mask;
+    }
+    bool has(int t) const { return mask >> (t - first) % WARP & 1; }
+};
+
+static bool together(const Thread &a, const Thread &b) {
+    return a.state == b.state && !strcmp(a.where, b.where) && a.mask == b.mask;
+}
+
+// How many of the group wait where thread t waits; `size` becomes the size of the group.
+static int arrived(int t, const Group &group, int &size) {
+    int count = size = 0;
+    for (int i = group.first; i < group.last; i++)
+        if (group.has(i)) size++, count += together(threads[i], threads[t]);
+    return count;
+}
+
+static void run_block() {
+    started = 0;
+    if (__start_shared) memset(__start_shared, 0xff, __stop_shared - __start_shared);
+    while (started < block) resume(idle[--n_idle]);
+    for (bool all_done = false; !all_done;) {  // from here on every thread waits or is done
+        all_done = true;
+        bool moved = false;
+        int waiting = -1;
+        for (int k = 0; k < block; k++) {
+            int t = nth(k, block), size;
+            if (threads[t].state == DONE) continue;
+            all_done = false;
+            Group group(t);
+            if (arrived(t, group, size) < size) {
+                waiting = t;
+                continue;
+            }
+            moved = true;
+            for (int i = 0; i < group.last - group.first; i++) {
+                int member = group.first + nth(i, group.last - group.first);
+                if (group.has(member)) resume(threads[member].fiber);
+            }
+        }
+        if (!all_done && !moved) {
+            int size, count = arrived(waiting, Group(waiting), size);
+            fail("%s: %s is reached by %d of %d threads", threads[waiting].where, threads[waiting].what, count, size);
+        }
+    }
+}
+
+// Run a kernel; 0 if all went well, else `message` and perhaps `fault` say what did not.
+template <class Kernel> static int launch(int blocks, int size, bool reverse, Kernel k) {
+    static struct sigaction ours, theirs[3];
+    static const int signals[3] = {SIGSEGV, SIGBUS, SIGFPE};
+    if (n_idle < MAX_BLOCK) {  // at first, and after a failure
+        n_idle = 0;
+        for (Fiber &fiber : fibers) fiber.begun = false, idle[n_idle++] = &fiber;
+    }
+    kernel = &k, call = [](void *p) { (*(Kernel *)p)(); };
+    block = size, backwards = reverse, fault = nullptr, message[0] = 0;
+    blockDim.x = size, gridDim.x = blocks;
+    ours.sa_sigaction = on_signal, ours.sa_flags = SA_SIGINFO;
+    for (int i = 0; i < 3; i++) sigaction(signals[i], &ours, &theirs[i]);
+    if (!sigsetjmp(failure, 1))
+        for (int k = 0; k < blocks; k++) {
+            blockIdx.x = nth(k, blocks);
+            run_block();
+        }
+    for (int i = 0; i < 3; i++) sigaction(signals[i], &theirs[i], nullptr);
+    return message[0] != 0;
+}
+
+template <class V> static V shuffle(unsigned mask, V v, int source, const char *what, const char *where) {
+    int t = threadIdx.x, lane = t % WARP;
+    if (!(mask >> lane & 1)) fail("%s: %s by lane %d, which its mask lacks", where, what, lane);
+    if (!(mask >> source & 1) || t - lane + source >= block)
+        fail("%s: %s reads lane %d, which takes no part", where, what, source);
+    memcpy(&offered[t], &v, sizeof v);
+    wait(AT_WARP_BARRIER, mask, what, where);  // all have offered
+    memcpy(&v, &offered[t - lane + source], sizeof v);
+    wait(AT_WARP_BARRIER, mask, what, where);  // all have read
+    return v;
+}
+
+static unsigned ballot(unsigned mask, bool vote, const char *what, const char *where) {
+    unsigned votes = 0;
+    for (int lane = 0, first = threadIdx.x - threadIdx.x % WARP; lane < WARP && first + lane < block; lane++)
+        if (mask >> lane & 1) votes |= (unsigned)shuffle(mask, vote, lane, what, where) << lane;
+    return votes;
+}
+
+static int lane() { return threadIdx.x % WARP; }
+
+}  // namespace host
+
+extern "C" const char *host_message() { return host::message; }
+extern "C" void *host_fault() { return host::fault; }
+
+#define HOST_TEXT_(x) #x
+#define HOST_TEXT(x) HOST_TEXT_(x)
+#define HOST_WHERE __FILE__ ":" HOST_TEXT(__LINE__)
+#define __syncthreads() host::wait(host::AT_BLOCK_BARRIER, 0, "__syncthreads", HOST_WHERE)
+#define __syncwarp() host::wait(host::AT_WARP_BARRIER, ~0u, "__syncwarp", HOST_WHERE)
+#define __shfl_sync(mask, v, source) host::shuffle(mask, v, (source) % 32, "__shfl_sync", HOST_WHERE)
+#define __shfl_xor_sync(mask, v, bits) host::shuffle(mask, v, host::lane() ^ (bits), "__shfl_xor_sync", HOST_WHERE)
+#define __shfl_down_sync(mask, v, by) \
+    host::shuffle(mask, v, host::lane() + (by) < 32 ? host::lane() + (by) : host::lane(), "__shfl_down_sync", HOST_WHERE)
+#define __shfl_up_sync(mask, v, by) \
+    host::shuffle(mask, v, host::lane() >= (by) ? host::lane() - (by) : host::lane(), "__shfl_up_sync", HOST_WHERE)
+#define __ballot_sync(mask, vote) host::ballot(mask, vote, "__ballot_sync", HOST_WHERE)
+#define __any_sync(mask, vote) (host::ballot(mask, vote, "__any_sync", HOST_WHERE) != 0)
+#define __all_sync(mask, vote) (host::ballot(mask, vote, "__all_sync", HOST_WHERE) == (mask))
+
+template <class V> static V host_exchange(V *p, V v) {
+    V old = *p;
+    *p = v;
+    return old;
+}
+template <class V> static V atomicAdd(V *p, V v) { return host_exchange(p, V(*p + v)); }
+template <class V> static V atomicMax(V *p, V v) { return host_exchange(p, *p > v ? *p : v); }
+template <class V> static V atomicMin(V *p, V v) { return host_exchange(p, *p < v ? *p : v); }
+template <class V> static V atomicExch(V *p, V v) { return host_exchange(p, v); }
+template <class V> static V atomicCAS(V *p, V was, V v) { return host_exchange(p, *p == was ? v : *p); }
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline float min(float a, float b) { return fminf(a, b); }
+static inline float max(float a, float b) { return fmaxf(a, b); }
+static inline float rsqrtf(float a) { return 1 / sqrtf(a); }
+#define __expf expf  // glibc has a function of that name
+#define __logf logf
+static inline float __fdividef(float a, float b) { return a / b; }
+static inline int __popc(unsigned a) { return __builtin_popcount(a); }
+static inline int __ffs(int a) { return __builtin_ffs(a); }
+static inline int __float_as_int(float a) { int i; return memcpy(&i, &a, 4), i; }
+static inline float __int_as_float(int a) { float f; return memcpy(&f, &a, 4), f; }
+template <class V> static V __ldg(const V *p) { return *p; }
+
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+static float half_to_float(unsigned short h) {
+    int exponent = h >> 10 & 31, mantissa = h & 1023;
+    float f = exponent == 0    ? ldexpf(mantissa, -24)
+              : exponent == 31 ? (mantissa ? NAN : INFINITY)
+                               : ldexpf(1024 + mantissa, exponent - 25);
+    return h >> 15 ? -f : f;
+}
+
+static unsigned short float_to_half(float f) {
+    uint32_t bits, sign;
+    memcpy(&bits, &f, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return 0x7fff;           // NaN, as the GPU writes it
+    if (bits >= 0x47800000) return sign | 0x7c00;   // 65536 and more
+    if (bits < 0x38800000) {                        // below the normal numbers: adding 0.5 rounds to multiples of 2^-24
+        float sum = fabsf(f) + 0.5f;
+        memcpy(&bits, &sum, 4);
+        return sign | (bits - 0x3f000000);
+    }
+    return sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);  // nearest, ties to even
+}
