@@ -1,0 +1,40 @@
+"""Every kernel compiles for every architecture, without warnings and without spilling registers."""
+
+from __future__ import annotations
+
+import os
+
+import nvrtc
+import pytest
+
+from gpudarknet import cuda
+
+BLOCK = 256  # the default of launch()
+
+
+@pytest.fixture(autouse=True)
+def wheel():
+    if nvrtc.library() is None:
+        missing = "NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+@pytest.mark.parametrize("T", cuda.STORAGE.values())
+@pytest.mark.parametrize("file", cuda.files())
+def test_compiles_for_every_architecture(file, T):
+    for architecture in nvrtc.ARCHITECTURES:
+        cubin, log = nvrtc.compile(cuda.source(file, T), architecture)
+        assert log == "", f"sm_{architecture}"
+        usage = nvrtc.usage(cubin)
+        assert set(usage) == set(cuda.parameters(file))
+        for kernel, (registers, local) in usage.items():
+            assert local == 0, f"{kernel} spills on sm_{architecture}"
+            assert registers * BLOCK <= 65536, f"a block of {kernel} does not fit on sm_{architecture}"
+
+
+def test_messages_name_file_and_line():
+    text = cuda.source("resample").replace("float sum = 0;", "float sum = zero;")
+    line = (cuda.folder() / "resample.cu").read_text().splitlines().index("    float sum = 0;") + 1
+    cubin, log = nvrtc.compile(text, 80)
+    assert cubin == b""
+    assert log.startswith(f'resample.cu({line}): error: identifier "zero" is undefined')
