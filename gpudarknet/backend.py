@@ -26,9 +26,7 @@ from .errors import BackendError, DataError
 
 CHOICES = ("auto", "cupy", "numpy")
 VARIABLE = "GPUDARKNET_BACKEND"
-INSTALL = (
-    'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
-)
+INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,9 @@ def why_no_cupy() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as e:
         if "Insufficient" in str(e):
-            return f"the NVIDIA driver is too old for this CuPy ({_line(e)}); update the driver or install a CuPy for it"
+            return (
+                f"the NVIDIA driver is too old for this CuPy ({_line(e)}); update the driver or install a CuPy for it"
+            )
         if "NoDevice" in str(e):
             return "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         return f"there is no working NVIDIA driver ({_line(e)}); install it, nvidia-smi must list a GPU"

@@ -51,6 +51,7 @@ class Layer:
     ignored: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[frozenset[str]] = frozenset()
     fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
+    names_sources: ClassVar[bool] = False  # the layer table shows which layers it reads, not their size
     head: ClassVar[bool] = False  # its output is a result of the network, wherever it stands
 
     # keys that Darknet reads in every section
@@ -77,6 +78,10 @@ class Layer:
     def shape(self, *inputs: Shape) -> Shape:
         """Return its output's (C, H, W) for the inputs' (C, H, W). Raises ShapeError where they do not fit."""
         return inputs[0]
+
+    def doubt(self, *inputs: Shape) -> str | None:
+        """Return a warning about shapes that it takes but that are hardly meant, or None."""
+        return None
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         """Return its arrays in the order of the .weights file."""
@@ -136,6 +141,15 @@ def same_size(inputs: Sequence[Shape]) -> None:
                 f"its inputs differ in size: {inputs[0][2]} x {inputs[0][1]} and, from source {k + 1}, {W} x {H}"
                 " (width x height)"
             )
+
+
+def unequal_sizes(inputs: Sequence[Shape]) -> str | None:
+    """Say that maps of different height or width are added, which Darknet does number by number in memory order."""
+    try:
+        same_size(inputs)
+    except ShapeError as e:
+        return f"{e}; as in Darknet their numbers are added in memory order, whatever their place in the image"
+    return None
 
 
 def windows(length: int, size: int, stride: int, padding: int) -> int:

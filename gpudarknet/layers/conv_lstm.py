@@ -106,7 +106,9 @@ class ConvLstm(Recurrent, section="conv_lstm"):
             d = dy + dstate[0]
             late = {"x": 0, "h": 0, "c": 0}
             through("o", d * squashed, late)
-            dcell = dstate[1] * (xp.abs(cell) <= limit) + act.apply_backward(be, d * o, cell, squashed, squash) + late["c"]
+            dcell = (
+                dstate[1] * (xp.abs(cell) <= limit) + act.apply_backward(be, d * o, cell, squashed, squash) + late["c"]
+            )
             total["x"], total["h"] = late["x"], late["h"]
             for name, dgate in (("f", dcell * c), ("i", dcell * g), ("g", dcell * i)):
                 through(name, dgate, total)

@@ -20,7 +20,9 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     XNOR form follows its CUDA build (Rastegari et al. 2016, arXiv 1603.05279).
     """
 
-    ignored = frozenset("cbn grad_centr angle stream wait_stream bin_output dot sway rotate stretch stretch_sway".split())
+    ignored = frozenset(
+        "cbn grad_centr angle stream wait_stream bin_output dot sway rotate stretch stretch_sway".split()
+    )
     unsupported = frozenset({"coordconv", "assisted_excitation", "reverse"})
 
     filters: int = 1
@@ -43,7 +45,10 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     @property
     def strides(self) -> tuple[int, int]:
         """The strides (vertical, horizontal) of the layer as a whole."""
-        return (self.stride_y if self.stride_y > 0 else self.stride, self.stride_x if self.stride_x > 0 else self.stride)
+        return (
+            self.stride_y if self.stride_y > 0 else self.stride,
+            self.stride_x if self.stride_x > 0 else self.stride,
+        )
 
     @property
     def inner(self) -> tuple[int, int]:

@@ -29,7 +29,9 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         xp, A = be.xp, len(self.used)
         N, C, H, W = y.shape
         v = y.reshape(N, A, C // A, H, W)
-        plain = xp.concatenate([v[:, :, 0:8:2], v[:, :, 8:]], axis=2)  # what [yolo] holds: x, y, w, h, objectness, classes
+        plain = xp.concatenate(
+            [v[:, :, 0:8:2], v[:, :, 8:]], axis=2
+        )  # what [yolo] holds: x, y, w, h, objectness, classes
         plain[:, :, 5:] *= 1 - v[:, :, 1:8:2].mean(axis=2, keepdims=True)
         anchors = be.asarray(self.sizes()[list(self.used)])
         rows = yolo.yolo_decode(be, plain.reshape(N, -1, H, W), anchors, net_w, net_h, thresh, 0)

@@ -23,7 +23,10 @@ class Window(Layer):
     @property
     def strides(self) -> tuple[int, int]:
         """(vertical, horizontal)"""
-        return (self.stride_y if self.stride_y > 0 else self.stride, self.stride_x if self.stride_x > 0 else self.stride)
+        return (
+            self.stride_y if self.stride_y > 0 else self.stride,
+            self.stride_x if self.stride_x > 0 else self.stride,
+        )
 
     @property
     def side(self) -> int:

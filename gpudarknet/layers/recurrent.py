@@ -34,7 +34,9 @@ class Recurrent(Layer):
         """Return the shapes of what it remembers for each sequence."""
         raise NotImplementedError
 
-    def step(self, be: Any, call: Call, x: Any, state: list[Any], run: Run) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(
+        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+    ) -> tuple[Any, list[Any], Callable[..., Any]]:
         """Take one time step: x (B, C, H, W), state -> y, new state, and back(dy, dstate) -> (dx, dstate before)."""
         raise NotImplementedError
 
@@ -124,7 +126,9 @@ class Rnn(Recurrent, section="rnn"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.hidden, 1, 1)]
 
-    def step(self, be: Any, call: Call, x: Any, state: list[Any], run: Run) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(
+        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+    ) -> tuple[Any, list[Any], Callable[..., Any]]:
         (s,) = state
         a, a_back = call("input", x)
         b, b_back = call("self", s)
@@ -203,7 +207,9 @@ class Gru(Recurrent, section="gru"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.output, 1, 1)]
 
-    def step(self, be: Any, call: Call, x: Any, state: list[Any], run: Run) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(
+        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+    ) -> tuple[Any, list[Any], Callable[..., Any]]:
         (h,) = state
         (iz, iz_back), (ir, ir_back), (ih, ih_back) = (call(f"input_{gate}", x) for gate in "zrh")
         (sz, sz_back), (sr, sr_back) = call("state_z", h), call("state_r", h)
@@ -237,7 +243,9 @@ class Lstm(Recurrent, section="lstm"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.output, 1, 1)] * 2
 
-    def step(self, be: Any, call: Call, x: Any, state: list[Any], run: Run) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(
+        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+    ) -> tuple[Any, list[Any], Callable[..., Any]]:
         h, c = state
         return lstm_step(be, call, x, h, c, "tanh")
 

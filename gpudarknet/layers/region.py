@@ -16,7 +16,9 @@ from .files import ClassMap, Tree
 class Region(DetectionHead, section="region"):
     """Turn raw numbers into objectness and class probabilities; boxes stay raw.   (num*(coords + 1 + classes), H, W) -> same
 
-    Anchors are in cells of the output grid. Redmon and Farhadi 2016, arXiv 1612.08242.
+    The output's memory is in another order than its shape says: [cell][anchor][entry], that is (H, W, num, entries). That
+    is Darknet's, and what readers of YOLOv2 outputs expect. Anchors are in cells of the output grid. Redmon and Farhadi
+    2016, arXiv 1612.08242.
     """
 
     ignored = frozenset({"log", "focal_loss"})
@@ -66,20 +68,24 @@ class Region(DetectionHead, section="region"):
         return inputs[0]
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+        N, _, H, W = xs[0].shape
         y = yolo.region_activate(be, xs[0], self.num, self.coords)
         if self.tree is not None or self.softmax:
-            N, _, H, W = y.shape
-            classes = y.reshape(N, self.num, -1, H, W)[:, :, self.coords + 1 :]
-            rows = be.xp.ascontiguousarray(classes.transpose(0, 1, 3, 4, 2)).reshape(-1, self.classes)
-            p = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), 1.0)
-            classes[...] = p.reshape(N, self.num, H, W, self.classes).transpose(0, 1, 4, 2, 3)
-        return y, lambda dy, grad: (dy,)  # the loss gives delta with respect to the raw numbers
+            rows = y.reshape(-1, self.coords + 1 + self.classes)
+            classes = be.xp.ascontiguousarray(rows[:, self.coords + 1 :])
+            rows[:, self.coords + 1 :] = norm.softmax(be, classes, self.tree.starts if self.tree else (0,), 1.0)
+
+        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:  # the loss gives delta for the raw numbers
+            cells = dy.reshape(N, H * W, -1).transpose(0, 2, 1)
+            return (be.xp.ascontiguousarray(cells).reshape(xs[0].shape),)
+
+        return y, backward
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """As the base says. With a tree a box gets one class, the deepest above 0.5; with a map, the mapped classes."""
         y = be.to_numpy(y)
         N, C, H, W = y.shape
-        v = y.reshape(N, self.num, -1, H, W).transpose(0, 3, 4, 1, 2)  # (N, H, W, num, entries)
+        v = y.reshape(N, H, W, self.num, -1)
         objectness, p = v[..., self.coords], v[..., self.coords + 1 :]
         if self.classfix == -1:
             objectness = np.where(objectness < 0.5, 0, objectness)

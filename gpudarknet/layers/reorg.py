@@ -23,9 +23,7 @@ class Reorg(Layer, section="reorg"):
     def shape(self, *inputs: Shape) -> Shape:
         (C, H, W), s = inputs[0], self.stride
         if s < 1 or C % (s * s) or (not self.reverse and (H % s or W % s)):
-            raise ShapeError(
-                f"stride={s} must divide the width and height {W} x {H}, and its square the {C} channels"
-            )
+            raise ShapeError(f"stride={s} must divide the width and height {W} x {H}, and its square the {C} channels")
         return (C // (s * s), H * s, W * s) if self.reverse else (C * s * s, H // s, W // s)
 
     def row(self, *inputs: Shape) -> tuple[str, str, str]:

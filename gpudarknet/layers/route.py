@@ -13,6 +13,7 @@ from .base import Layer, Run, Shape, ShapeError, absolute, same_size
 class Route(Layer, section="route"):
     """Join earlier outputs along C, taking slice group_id of `groups` of each.   n x (Ci, H, W) -> (sum Ci // groups, H, W)"""
 
+    names_sources = True
     ignored = frozenset({"stream", "wait_stream"})
 
     layers: tuple[int, ...]

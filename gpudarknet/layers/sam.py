@@ -14,6 +14,7 @@ from .parts import activated
 class Sam(Layer, section="sam"):
     """Multiply the previous output by `from`, element by element.   (C, H, W), (C, H, W) -> (C, H, W)"""
 
+    names_sources = True
     from_: int
     activation: Activation = "linear"
 

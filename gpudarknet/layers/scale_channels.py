@@ -14,6 +14,7 @@ from .parts import activated
 class ScaleChannels(Layer, section="scale_channels"):
     """Multiply the map `from` by the previous output.   (C, 1, 1) or, with scale_wh, (1, H, W); (C, H, W) -> (C, H, W)"""
 
+    names_sources = True
     from_: int
     scale_wh: int = 0
     activation: Activation = "linear"
@@ -25,7 +26,9 @@ class ScaleChannels(Layer, section="scale_channels"):
         s, x = inputs
         wanted = (1, *x[1:]) if self.scale_wh else (x[0], 1, 1)
         if s != wanted:
-            raise ShapeError(f"it scales a map (C, H, W) = {x} and needs {wanted} from the layer before it, which has {s}")
+            raise ShapeError(
+                f"it scales a map (C, H, W) = {x} and needs {wanted} from the layer before it, which has {s}"
+            )
         return x
 
     def row(self, *inputs: Shape) -> tuple[str, str, str]:

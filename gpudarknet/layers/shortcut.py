@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, absolute, accumulate, ones, same_size
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, absolute, accumulate, ones, unequal_sizes
 from .parts import activated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Layer, section="shortcut"):
-    """Add, on the channels that both have; with weights, a learned factor on each map.   (C, H, W), n x (Ci, H, W) -> (C, H, W)
+    """Add, as far as both have numbers; with weights, a learned factor on each map.   (C, H, W), n x (Ci, H, W) -> (C, H, W)
 
     w: weight (n+1, C) or (n+1, 1) with weights_type; row 0 belongs to the previous layer, row t+1 to from[t].
     """
 
+    names_sources = True
     from_: tuple[int, ...]
     activation: Activation = "linear"
     weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
@@ -26,12 +27,14 @@ class Shortcut(Layer, section="shortcut"):
         return index - 1, *(absolute(index, layer) for layer in self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
-        same_size(inputs)
         if self.weights_type != "none" and self.weights_normalization == "none":
             raise ShapeError(
                 f"weights_type={self.weights_type} needs weights_normalization=relu or softmax; Darknet refuses it too"
             )
         return inputs[0]
+
+    def doubt(self, *inputs: Shape) -> str | None:
+        return unequal_sizes(inputs)
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         if self.weights_type == "none":

@@ -43,7 +43,7 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Layer, section="cost"):
-    """Compare with the truth in training; pass the input on at inference.   (C, H, W) -> same"""
+    """Compare with the truth in training. Without one its output is 0, as in Darknet.   (C, H, W) -> same"""
 
     fallback: ClassVar[dict[str, str]] = {"type": "sse"}
 
@@ -52,4 +52,4 @@ class Cost(Layer, section="cost"):
     ratio: float = 0.0
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
-        return xs[0], lambda dy, grad: (dy * self.scale,)
+        return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)

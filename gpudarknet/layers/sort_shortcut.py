@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, absolute, same_size
+from .base import Activation, Layer, Run, Shape, ShapeError, absolute, unequal_sizes
 from .parts import activated
 
 
@@ -18,19 +18,26 @@ class SortShortcut(Layer, section="sort_shortcut"):
     plain sum plus sqrt(eps). The authors' own layer has eps 0.01; the default here is the discussion's 0.0001.
     """
 
-    from_: int
+    names_sources = True
+    from_: tuple[int, ...]
     activation: Activation = "linear"
     eps: float = 1e-4
     slope: float = 0.0
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return index - 1, absolute(index, self.from_)
+        return index - 1, *(absolute(index, layer) for layer in self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
-        same_size(inputs)
+        if len(inputs) != 2:
+            raise ShapeError(f"from names {len(inputs) - 1} layers; the transform is of two maps, so name exactly one")
         if not 0 < self.eps < float("inf"):
-            raise ShapeError(f"eps={self.eps:g} must be above 0: it bounds the gradient, which is 1 / (2 sqrt(eps)) at zero")
+            raise ShapeError(
+                f"eps={self.eps:g} must be above 0: it bounds the gradient, which is 1 / (2 sqrt(eps)) at zero"
+            )
         return inputs[0]
+
+    def doubt(self, *inputs: Shape) -> str | None:
+        return unequal_sizes(inputs)
 
     def flops(self, *inputs: Shape) -> float:
         C, H, W = inputs[0]

@@ -59,7 +59,9 @@ class AnchorHead(DetectionHead):
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
         if self.classes < 1 or not self.used or min(self.used) < 0 or max(self.used) >= self.num:
-            raise ShapeError(f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.num - 1}")
+            raise ShapeError(
+                f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.num - 1}"
+            )
         wanted = len(self.used) * (self.classes + self.box)
         if wanted != C:
             raise ShapeError(

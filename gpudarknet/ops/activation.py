@@ -96,9 +96,7 @@ def apply(be: Any, x: Any, kind: str) -> Any:
     """Activate x with any of Darknet's functions, (N, C, ...) -> same shape; x itself for linear."""
     if kind == "linear":
         return x
-    return (
-        normalize_channels(be, x, NORMALIZERS.index(kind)) if kind in NORMALIZERS else activate(be, x, kind)
-    )
+    return normalize_channels(be, x, NORMALIZERS.index(kind)) if kind in NORMALIZERS else activate(be, x, kind)
 
 
 def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:

@@ -16,18 +16,14 @@ def _taps(size: int, stride: tuple[int, int], dilation: int, OH: int, OW: int) -
             yield p, q, slice(y, y + (OH - 1) * sy + 1, sy), slice(x, x + (OW - 1) * sx + 1, sx)
 
 
-def _padded(
-    size: int, stride: tuple[int, int], dilation: int, pad: int, H: int, W: int, OH: int, OW: int
-) -> Any:
+def _padded(size: int, stride: tuple[int, int], dilation: int, pad: int, H: int, W: int, OH: int, OW: int) -> Any:
     """Return (HP, WP): the image with `pad` zeros before it and as many after it as the last tap needs."""
     reach = (size - 1) * dilation + 1
     return max(pad + H, (OH - 1) * stride[0] + reach), max(pad + W, (OW - 1) * stride[1] + reach)
 
 
 @op
-def im2col(
-    be: Any, x: Any, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int
-) -> Any:
+def im2col(be: Any, x: Any, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int) -> Any:
     """Lay out patches: x (N, C, H, W) -> col (N, C, size, size, OH, OW).
 
     col[n, c, p, q, i, j] = x[n, c, i*stride[0] - pad + p*dilation, j*stride[1] - pad + q*dilation], 0 outside. `stride` is

@@ -7,9 +7,7 @@ from typing import Any
 from ..op import op
 
 
-def _windows(
-    be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
-) -> Any:
+def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Return x with a border of `fill` that reaches as far as any window does, and the rows' and columns' slices."""
     N, C, H, W = x.shape
     before = padding // 2
@@ -26,9 +24,7 @@ def _windows(
 def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Take the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); positions outside x do not count."""
     padded, rows, columns = _windows(be, x, -be.xp.inf, size, stride, padding, OH, OW)
-    across = padded[
-        :, :, :, columns[0]
-    ].copy()  # first along rows, then along columns: 2*size passes, not size^2
+    across = padded[:, :, :, columns[0]].copy()  # first along rows, then along columns: 2*size passes, not size^2
     for q in columns[1:]:
         be.xp.maximum(across, padded[:, :, :, q], out=across)
     y = across[:, :, rows[0]].copy()
@@ -38,9 +34,7 @@ def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, O
 
 
 @op
-def maxpool_argmax(
-    be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
-) -> Any:
+def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Return where each window's maximum is: x (N, C, H, W) -> int32 (N, C, OH, OW), row * W + column; first one wins."""
     xp, W = be.xp, x.shape[3]
     padded, rows, columns = _windows(be, x, -xp.inf, size, stride, padding, OH, OW)
@@ -104,9 +98,7 @@ def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: 
 
 
 @op
-def local_avgpool_backward(
-    be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
-) -> Any:
+def local_avgpool_backward(be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int) -> Any:
     """Share each dy (N, C, OH, OW) among the pixels of its window -> dx (N, C, H, W): the exact adjoint."""
     N, C, OH, OW = dy.shape
     share = dy / window_counts(be, H, W, size, stride, padding, OH, OW).astype(dy.dtype)
@@ -118,9 +110,7 @@ def local_avgpool_backward(
     return be.xp.ascontiguousarray(padded[:, :, before : before + H, before : before + W])
 
 
-def window_counts(
-    be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
-) -> Any:
+def window_counts(be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Return (OH, OW): how many positions of each window lie inside an H x W image."""
     xp = be.xp
 

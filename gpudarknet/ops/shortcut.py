@@ -1,6 +1,7 @@
 """Sums and products of feature maps: shortcut, SORT-shortcut, scale_channels, sam.
 
-Where maps differ in channels, only the channels that both have take part (Darknet's shortcut_multilayer_cpu).
+Where maps differ, their numbers are paired in memory order, per image, as far as both have any: with equal height and
+width these are the channels that both have (shortcut_multilayer_cpu in Darknet's src/blas.c).
 """
 
 from __future__ import annotations
@@ -11,50 +12,60 @@ from typing import Any
 from ..op import op
 
 
+def _rows(x: Any) -> Any:
+    return x.reshape(x.shape[0], -1)
+
+
+def _factor(v: Any, plane: int, n: int) -> Any:
+    """Spread the factors v (C,) or (1,) over the first n numbers of maps with `plane` pixels per channel."""
+    return v if v.size == 1 else v.repeat(plane)[:n]
+
+
 @op
 def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
-    """Add maps: xs[0] (N, C, H, W), the others (N, Ci, H, W) -> (N, C, H, W) on their first min(C, Ci) channels.
+    """Add maps: xs[0] (N, C, H, W), the others (N, Ci, Hi, Wi) -> (N, C, H, W), on the numbers that both have.
 
-    v is None, or (len(xs), C) or (len(xs), 1): the factor of each map, per channel or for all.
+    v is None, or (len(xs), C) or (len(xs), 1): the factor of each map, per channel of the result or for all.
     """
+    N, C, H, W = xs[0].shape
     y = xs[0].copy() if v is None else xs[0] * v[0].reshape(-1, 1, 1)
+    rows = _rows(y)
     for t, x in enumerate(xs[1:], 1):
-        n = min(y.shape[1], x.shape[1])
-        y[:, :n] += x[:, :n] if v is None else x[:, :n] * v[t][:n].reshape(-1, 1, 1)
+        n = min(rows.shape[1], x[0].size)
+        part = _rows(x)[:, :n]
+        rows[:, :n] += part if v is None else part * _factor(v[t], H * W, n)
     return y
 
 
 @op
 def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     """Return (dxs, dv) of `shortcut`: one dx per map, dv of v's shape (None without factors)."""
-    C = dy.shape[1]
-    dxs = []
+    N, C, H, W = dy.shape
+    dxs, flat = [], _rows(dy)
     dv = None if v is None else be.zeros(v.shape, dy.dtype)
     for t, x in enumerate(xs):
-        n = min(C, x.shape[1])
-        if v is None and x.shape[1] == C:
-            dxs.append(dy)
-            continue
+        n = min(flat.shape[1], x[0].size)
         dx = be.zeros(x.shape, dy.dtype)
-        dx[:, :n] = dy[:, :n] if v is None else dy[:, :n] * v[t][:n].reshape(-1, 1, 1)
+        _rows(dx)[:, :n] = flat[:, :n] if v is None else flat[:, :n] * _factor(v[t], H * W, n)
         dxs.append(dx)
         if v is not None:
-            total = (dy[:, :n] * x[:, :n]).sum(axis=(0, 2, 3))
-            dv[t, :n] = total if v.shape[1] > 1 else total.sum()
+            both = be.zeros(flat.shape, dy.dtype)
+            both[:, :n] = flat[:, :n] * _rows(x)[:, :n]
+            dv[t] = both.reshape(dy.shape).sum(axis=(0, 2, 3)) if v.shape[1] > 1 else both.sum()
     return tuple(dxs), dv
 
 
 @op
 def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
-    """Second-order response transform: a (N, C, H, W), b (N, Cb, H, W) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
+    """Second-order response transform: a (N, C, H, W), b (N, Cb, Hb, Wb) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
 
-    R(x) = x where x > 0, else slope * x; channels of a that b lacks are copied. (Wang et al. 2017, arXiv 1703.06993)
+    R(x) = x where x > 0, else slope * x; numbers of a that b lacks are copied. (Wang et al. 2017, arXiv 1703.06993)
     """
-    xp, n = be.xp, min(a.shape[1], b.shape[1])
+    xp, n = be.xp, min(a[0].size, b[0].size)
     y = a.copy()
-    p, q = a[:, :n], b[:, :n]
+    p, q = _rows(a)[:, :n], _rows(b)[:, :n]
     product = xp.where(p > 0, p, slope * p) * xp.where(q > 0, q, slope * q)
-    y[:, :n] += q + xp.sqrt(xp.maximum(product, 0) + eps)
+    _rows(y)[:, :n] += q + xp.sqrt(xp.maximum(product, 0) + eps)
     return y
 
 
@@ -64,14 +75,14 @@ def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: 
 
     The subgradient at a = 0 is taken as 0, as in the authors' own layer.
     """
-    xp, n = be.xp, min(a.shape[1], b.shape[1])
-    p, q, d = a[:, :n], b[:, :n], dy[:, :n]
+    xp, n = be.xp, min(a[0].size, b[0].size)
+    p, q, d = _rows(a)[:, :n], _rows(b)[:, :n], _rows(dy)[:, :n]
     rp, rq = xp.where(p > 0, p, slope * p), xp.where(q > 0, q, slope * q)
     product = rp * rq
     half = xp.where(product > 0, d / (2 * xp.sqrt(xp.maximum(product, 0) + eps)), 0)
     da, db = dy.copy(), be.zeros(b.shape, dy.dtype)
-    da[:, :n] += half * rq * xp.where(p > 0, 1, slope)
-    db[:, :n] = d + half * rp * xp.where(q > 0, 1, slope)
+    _rows(da)[:, :n] += half * rq * xp.where(p > 0, 1, slope)
+    _rows(db)[:, :n] = d + half * rp * xp.where(q > 0, 1, slope)
     return da, db
 
 

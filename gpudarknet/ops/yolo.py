@@ -73,8 +73,12 @@ def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: f
 
 @op
 def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
-    """Activate objectness of a region map x (N, A*(coords + 1 + classes), H, W) -> same, classes left raw."""
-    y = x.copy()
-    v = _split(y, A)
-    v[:, :, coords] = _sigmoid(be.xp, v[:, :, coords])
-    return y
+    """Reorder a region map x (N, A*(coords + 1 + classes), H, W) cell by cell, and give its objectness a sigmoid.
+
+    The result has x's shape and the memory of (N, H, W, A, coords + 1 + classes); boxes and classes stay raw.
+    """
+    N, C, H, W = x.shape
+    y = be.xp.ascontiguousarray(x.reshape(N, C, H * W).transpose(0, 2, 1))
+    v = y.reshape(N, H * W, A, C // A)
+    v[..., coords] = _sigmoid(be.xp, v[..., coords])
+    return y.reshape(N, C, H, W)

@@ -1,0 +1,13 @@
+"""Run and train Darknet (YOLO) networks: CUDA kernels and cuBLAS through CuPy, NumPy where there is no GPU.
+
+import gpudarknet as gd
+net = gd.load_network("yolov4-tiny.cfg", "yolov4-tiny.weights")
+det = gd.Detector("yolov4-tiny.cfg", "yolov4-tiny.weights", "coco.names")
+det.detect("photo.jpg")
+"""
+
+from . import backend
+from .network import Network, load_network
+
+__version__ = "0.1.0"
+__all__ = ["Network", "__version__", "backend", "load_network"]

@@ -1,0 +1,290 @@
+"""Read .cfg files: text -> sections -> one typed record per layer. Every error and warning says `file:line`.
+
+The grammar is Darknet's (src/parser.c, src/option_list.c): blanks vanish everywhere, only whole lines are comments, the
+first of two equal keys counts, numbers are read up to the first character that is not part of one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from .errors import CfgError, CfgWarning, DataError
+from .layers import SECTIONS, Layer
+
+LARGEST = 16 << 20  # bytes; the largest published cfg has 50 kB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """The [net] section: input size, batch, optimiser, augmentation. Sizes in pixels; see Darknet's wiki on [net]."""
+
+    section: ClassVar[str] = "net"
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        "sequential_subdivisions dynamic_minibatch augment_speed try_fix_nan weights_reject_freq equidistant_point"
+        " badlabels_rejection_percentage num_sigmas_reject_badlabels contrastive contrastive_jit_flip contrastive_color"
+        " unsupervised attention adversarial_lr max_chart_loss use_cuda_graph optimized_memory"
+        " workspace_size_limit_MB show_receptive_field track".split()
+    )
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+    fallback: ClassVar[dict[str, str]] = {"policy": "constant"}
+
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    inputs: int = 0  # default: width * height * channels
+    batch: int = 1
+    subdivisions: int = 1
+    time_steps: int = 1
+
+    learning_rate: float = 0.001
+    learning_rate_min: float = 0.00001
+    momentum: float = 0.9
+    decay: float = 0.0001
+    max_batches: int = 0
+    policy: Literal["random", "poly", "constant", "step", "exp", "sigmoid", "steps", "sgdr"] = "constant"
+    burn_in: int = 0
+    power: float = 4.0
+    step: int = 1
+    scale: float = 1.0
+    steps: tuple[int, ...] | None = None
+    scales: tuple[float, ...] | None = None
+    seq_scales: tuple[float, ...] | None = None
+    gamma: float = 1.0
+    sgdr_cycle: int = 0  # 0: max_batches
+    sgdr_mult: int = 2
+    adam: int = 0
+    B1: float = 0.9
+    B2: float = 0.999
+    eps: float = 1e-6
+    loss_scale: float = 1.0
+    ema_alpha: float = 0.0
+
+    angle: float = 0.0
+    aspect: float = 1.0
+    saturation: float = 1.0
+    exposure: float = 1.0
+    hue: float = 0.0
+    flip: int = 1
+    blur: int = 0
+    gaussian_noise: int = 0
+    mixup: int = 0
+    cutmix: int = 0
+    mosaic: int = 0
+    mosaic_bound: int = 0
+    letter_box: int = 0
+    max_crop: int = 0  # 0: 2 * width
+    min_crop: int = 0  # 0: width
+    resize_step: int = 32
+    label_smooth_eps: float = 0.0
+
+    @property
+    def input(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image; a network without pixels has (inputs, 1, 1)."""
+        if self.width > 0 and self.height > 0 and self.channels > 0:
+            return self.channels, self.height, self.width
+        return self.inputs, 1, 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """One line `key=value`."""
+
+    key: str
+    value: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """One [name] and its options, at a line of a file."""
+
+    name: str
+    line: int
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A parsed .cfg: the [net] record, a record per layer, and the line on which each layer's section begins."""
+
+    path: str
+    net: Net
+    layers: tuple[Layer, ...]
+    lines: tuple[int, ...]
+
+
+def read(path: str | Path, strict: bool = False) -> Config:
+    """Read a .cfg file. Raises CfgError; with `strict`, also for what would otherwise be a CfgWarning."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as e:
+        raise CfgError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    if len(data) > LARGEST or b"\0" in data:
+        raise CfgError(f"{path}: is not a cfg file (binary data); are cfg and weights in the right order?")
+    return parse(data.decode("utf-8", errors="replace"), str(path), strict)
+
+
+def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:
+    """Parse the text of a .cfg; `path` is used in messages and to find files that the cfg names."""
+    report = Reporter(path, strict)
+    found = sections(text, path, report)
+    if not found:
+        raise CfgError(f"{path}: holds no [section]; a cfg begins with [net]")
+    first, rest = found[0], found[1:]
+    if first.name not in ("net", "network"):
+        raise CfgError(f"{path}:{first.line}: the first section is [{first.name}]; a cfg begins with [net]")
+    if not rest:
+        raise CfgError(f"{path}:{first.line}: [net] is the only section; a network needs layers")
+    net = record(Net, first, report)
+    layers = []
+    for section in rest:
+        if section.name not in SECTIONS:
+            raise CfgError(f"{path}:{section.line}: unknown section [{section.name}]{nearest(section.name, SECTIONS)}")
+        layers.append(record(SECTIONS[section.name], section, report))
+    return Config(path, net, tuple(layers), tuple(section.line for section in rest))
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where complaints go: a CfgWarning, or with `strict` a CfgError."""
+
+    path: str
+    strict: bool
+
+    def __call__(self, line: int, message: str) -> None:
+        text = f"{self.path}:{line}: {message}"
+        if self.strict:
+            raise CfgError(text)
+        warnings.warn(text, CfgWarning, stacklevel=2)
+
+
+def sections(text: str, path: str, report: Reporter) -> list[Section]:
+    """Split the text into sections with their options."""
+    found: list[tuple[str, int, list[Option]]] = []
+    for number, raw in enumerate(text.split("\n"), 1):
+        line = re.sub(r"[ \t\r\n]", "", raw)
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[":
+            if not line.endswith("]"):
+                raise CfgError(
+                    f"{path}:{number}: section '{line[:60]}' does not end with ']'; a comment needs a line of its own"
+                )
+            found.append((line[1:-1], number, []))
+            continue
+        if not found:
+            raise CfgError(f"{path}:{number}: '{line[:60]}' stands before the first [section]; a cfg begins with [net]")
+        key, equals, value = line.partition("=")
+        if not equals or not value:
+            report(number, f"'{line[:60]}' has no value and is skipped; write key=value")
+            continue
+        found[-1][2].append(Option(key, value, number))
+    return [Section(name, line, tuple(options)) for name, line, options in found]
+
+
+Record = TypeVar("Record", Net, Layer)
+
+
+def record(kind: type[Record], section: Section, report: Reporter) -> Record:
+    """Turn a section's options into a record, by the types of its fields."""
+    kinds, values = schema(kind), {}
+    seen: dict[str, int] = {}
+    for option in section.options:
+        key, place = option.key, f"[{section.name}]"
+        if key in seen:
+            report(option.line, f"{place} has '{key}' a second time; the first, on line {seen[key]}, counts")
+            continue
+        seen[key] = option.line
+        if key in kind.unsupported:
+            if atof(option.value)[0] != 0:
+                raise CfgError(f"{report.path}:{option.line}: {place} {key}={option.value} is not offered; remove it")
+        elif key in kinds:
+            values[field_name(key)] = convert(kind, section, option, kinds[key], report)
+        elif key not in kind.ignored:
+            report(option.line, f"{place} has no key '{key}'{nearest(key, kinds)}")
+    for f in fields(kind):
+        if f.default is MISSING and f.name not in values:
+            key = f.name.rstrip("_")
+            raise CfgError(f"{report.path}:{section.line}: [{section.name}] needs the key '{key}'")
+    return kind(**values)
+
+
+@cache
+def schema(kind: type[Net] | type[Layer]) -> dict[str, Any]:
+    """Return key -> type for a record's class."""
+    hints = typing.get_type_hints(kind)
+    return {f.name.rstrip("_"): hints[f.name] for f in fields(kind)}
+
+
+def field_name(key: str) -> str:
+    """Return the field of a key: `from` is a word of Python, so its field is `from_`."""
+    return key + "_" if key == "from" else key
+
+
+def convert(kind: Any, section: Section, option: Option, hint: Any, report: Reporter) -> Any:
+    """Turn an option's text into the type of its field."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (t for t in typing.get_args(hint) if t is not type(None))
+    place = f"[{section.name}] {option.key}={option.value[:40]}"
+
+    def number(text: str, parse: Callable[[str], tuple[Any, str]]) -> Any:
+        value, rest = parse(text)
+        if rest.strip(".0") and not rest.startswith("#"):
+            report(option.line, f"{place}: '{text[:40]}' is not {'an integer' if parse is atoi else 'a number'};"
+                                f" Darknet reads it as {value:g}")  # fmt: skip
+        return value
+
+    if hint is int:
+        return number(option.value, atoi)
+    if hint is float:
+        return number(option.value, atof)
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if option.value in choices:
+            return option.value
+        default = next(f.default for f in fields(kind) if f.name == option.key)
+        taken = kind.fallback.get(option.key, default)
+        report(option.line, f"{place} is unknown{nearest(option.value, choices)}; Darknet takes '{taken}' for it")
+        return taken
+    if typing.get_origin(hint) is tuple:
+        element = atoi if typing.get_args(hint)[0] is int else atof
+        return tuple(number(text, element) for text in option.value.split("#")[0].split(","))
+    try:
+        return hint.read(beside(report.path, option.value))
+    except DataError as e:
+        raise CfgError(f"{report.path}:{option.line}: {place}: {e}") from None
+
+
+def beside(cfg: str, name: str) -> Path:
+    """Return where a file that a cfg names is: as it stands, beside the cfg, or in the folder above it."""
+    folder = Path(cfg).resolve().parent
+    places = (Path(name), folder / name, folder.parent / name)
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def nearest(word: str, known: Any) -> str:
+    """Return '; did you mean ...?' where a known word is like this one, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.7)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def atoi(text: str) -> tuple[int, str]:
+    """Read an integer as C does: the longest prefix that is one, 0 if there is none. Return it and the rest."""
+    match = re.match(r"[+-]?\d+", text)
+    return (int(match.group()), text[match.end() :]) if match else (0, text or " ")
+
+
+def atof(text: str) -> tuple[float, str]:
+    """Read a number as C does: the longest prefix that is one, 0 if there is none. Return it and the rest."""
+    match = re.match(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+    return (float(match.group()), text[match.end() :]) if match else (0.0, text or " ")

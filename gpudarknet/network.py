@@ -1,0 +1,248 @@
+"""A network: layers joined by their sources, with shapes, weights and a backend. The reference engine is a loop over layers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend as backends
+from . import cfg, table
+from .backend import Backend
+from .errors import CfgError, CfgWarning, DataError
+from .layers import DetectionHead, Layer, Run, Shape, ShapeError
+from .layers.softmax import Cost
+from .weights import Arrays
+from .weights import initial as initial_weights
+from .weights import read as read_weights
+from .weights import write as write_weights
+
+LARGEST = 2**31 - 1  # numbers in one array: Darknet and the kernels count with 32-bit integers
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer in its place: which layers it reads, and the (C, H, W) of what goes in and out."""
+
+    index: int
+    layer: Layer
+    sources: tuple[int, ...]
+    inputs: tuple[Shape, ...]
+    shape: Shape
+    line: int
+
+
+def build(config: cfg.Config) -> tuple[Node, ...]:
+    """Join a cfg's layers: find every source and shape. Raises CfgError; asks for no memory."""
+    net, nodes = config.net, list[Node]()
+    place = f"{config.path}: [net]"
+    if min(net.input) < 1:
+        raise CfgError(
+            f"{place} needs width, height and channels of at least 1 (or inputs, for a network without images)"
+        )
+    if int(np.prod(net.input, dtype=object)) > LARGEST:
+        raise CfgError(f"{place} asks for an input of {' x '.join(map(str, net.input[::-1]))} numbers; make it smaller")
+    for index, (layer, line) in enumerate(zip(config.layers, config.lines, strict=True)):
+        place = f"{config.path}:{line}: [{layer.section}] (layer {index})"
+        sources = layer.sources(index)
+        for source in sources:
+            if not 0 <= source < index and (source, index) != (-1, 0):
+                earlier = f"layers 0 to {index - 1}" if index else "the input, as -1"
+                raise CfgError(f"{place} reads layer {source}; it can read only what stands before it: {earlier}")
+        inputs = tuple(net.input if source < 0 else nodes[source].shape for source in sources)
+        try:
+            node = Node(index, layer, sources, inputs, layer.shape(*inputs), line)
+            sizes = [("output", node.shape), *((name, shape) for name, shape, _ in layer.weights(*inputs))]
+        except ShapeError as e:
+            raise CfgError(f"{place}: {e}") from None
+        for name, shape in sizes:
+            if int(np.prod(shape, dtype=object)) > LARGEST:
+                raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 numbers; make it smaller")
+        if doubt := layer.doubt(*inputs):
+            warnings.warn(f"{place}: {doubt}", CfgWarning, stacklevel=2)
+        shared = getattr(layer, "share_index", None)
+        if shared is not None:
+            check_shared(place, layer, node, nodes, shared)
+        nodes.append(node)
+    return tuple(nodes)
+
+
+def check_shared(place: str, layer: Layer, node: Node, nodes: list[Node], reference: int) -> None:
+    """Raise CfgError unless the layer that `share_index` names has weights of the shapes that this layer needs."""
+    owner = host(node.index, reference)
+    if not 0 <= owner < node.index:
+        raise CfgError(f"{place} share_index={reference} names layer {owner}; name an earlier convolutional layer")
+    own = replace(layer, share_index=None).weights(*node.inputs)  # type: ignore[call-arg]
+    theirs = nodes[owner].layer.weights(*nodes[owner].inputs)
+    if {w[:2] for w in own} - {w[:2] for w in theirs}:
+        raise CfgError(
+            f"{place} share_index={reference}: layer {owner} has no weights of the same size, filters and channels"
+        )
+
+
+def host(index: int, reference: int) -> int:
+    """Return the layer that a share_index names: negative counts back."""
+    return index + reference if reference < 0 else reference
+
+
+class Network:
+    """A network on one backend.
+
+    net: the [net] record. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
+    heads: the layers whose outputs are results. seen: images it was trained on.
+    """
+
+    def __init__(
+        self,
+        config: cfg.Config,
+        nodes: tuple[Node, ...],
+        arrays: Arrays,
+        be: Backend,
+        batch: int = 1,
+        seen: int = 0,
+    ):
+        self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
+        self.nodes = nodes
+        self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
+        for node in self.nodes:
+            shared = getattr(node.layer, "share_index", None)
+            if shared is not None:
+                self.weights[node.index] = self.weights[host(node.index, shared)]
+        heads = [n.index for n in self.nodes if n.layer.head]
+        self.heads = tuple(heads or [max((n.index for n in self.nodes if not isinstance(n.layer, Cost)), default=0)])
+        self.last_use = [max([n.index] + [m.index for m in self.nodes if n.index in m.sources]) for n in self.nodes]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an input image."""
+        return self.net.input[0]
+
+    @property
+    def height(self) -> int:
+        """Height of an input image in pixels."""
+        return self.net.input[1]
+
+    @property
+    def width(self) -> int:
+        """Width of an input image in pixels."""
+        return self.net.input[2]
+
+    def input(self, x: Any) -> Any:
+        """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
+        x = self.backend.asarray(x, np.float32)
+        if x.ndim != 4 or x.shape[1:] != self.net.input or x.shape[0] < 1:
+            raise DataError(
+                f"input has shape {tuple(x.shape)}; {self.config.path} takes (N, C, H, W) = "
+                f"(N, {', '.join(map(str, self.net.input))})"
+            )
+        return x
+
+    def forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
+        """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use."""
+        outputs: dict[int, Any] = {-1: x}
+        for node in self.nodes:
+            xs = [outputs[source] for source in node.sources]
+            with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
+                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=run)
+            outputs[node.index] = y
+            keep(node.index, y, backward)
+            for source in {node.index, *node.sources}:
+                if source >= 0 and self.last_use[source] <= node.index:
+                    del outputs[source]
+
+    def predict(self, x: Any) -> list[Any]:
+        """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
+
+        A network without detection heads has one output: its last layer that is no [cost].
+        """
+        found: dict[int, Any] = {}
+
+        def keep(index: int, y: Any, backward: Any) -> None:
+            if index in self.heads:
+                found[index] = y
+
+        self.forward(self.input(x), Run(), keep)
+        return [found[index] for index in self.heads]
+
+    def trace(self, x: Any) -> list[np.ndarray]:
+        """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) on the host."""
+        outputs: list[np.ndarray] = []
+        be = self.backend
+        self.forward(self.input(x), Run(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
+        return outputs
+
+    def detections(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
+        """Read boxes off the heads' outputs, as `predict` returns them: rows (K, 6 + classes), heads in network order.
+
+        A row is: image number, objectness, box centre x, y, width, height relative to the network input, and for each
+        class its probability. Raises DataError for a network without detection heads.
+        """
+        heads = [self.nodes[index].layer for index in self.heads]
+        if not all(isinstance(head, DetectionHead) for head in heads):
+            raise DataError(
+                f"{self.config.path}: has no [yolo], [region] or [detection] layer; it classifies, use predict"
+            )
+        rows = [
+            head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
+            for head, y in zip(heads, outputs, strict=True)
+        ]
+        return np.concatenate(rows)
+
+    def table(self) -> str:
+        """Return the layer table that Darknet prints: type, filters, size/stride, input, output, BFLOPS, and totals."""
+        return table.table(self.nodes)
+
+    def save_weights(self, path: str | Path, upto: int | None = None) -> None:
+        """Write the weights of the first `upto` layers (default all). The file appears whole or not at all."""
+        arrays = [{k: self.backend.to_numpy(a) for k, a in own.items() if hasattr(a, "dtype")} for own in self.weights]
+        write_weights(path, self.nodes, arrays, self.seen, upto)
+
+
+def load_network(
+    cfg_path: str | Path | cfg.Config,
+    weights_path: str | Path | None = None,
+    backend: str | Backend = "auto",
+    batch: int = 1,
+    width: int | None = None,
+    height: int | None = None,
+    strict: bool = False,
+    upto: int | None = None,
+    seed: int = 0,
+) -> Network:
+    """Read a cfg and, if given, its weights; without weights they are Darknet's initial ones, drawn from `seed`.
+
+    width and height (pixels) replace those of [net]. `strict` makes an error of every unknown key. `upto` reads the
+    weights of only so many layers. Raises CfgError, WeightsError, BackendError.
+    """
+    be = backends.get(backend)
+    config = cfg_path if isinstance(cfg_path, cfg.Config) else cfg.read(cfg_path, strict)
+    if width is not None or height is not None:
+        net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
+        config = replace(config, net=net)
+    nodes = build(config)
+    check_memory(config.path, nodes, batch)
+    rng = np.random.default_rng(seed)
+    if weights_path is None:
+        return Network(config, nodes, initial_weights(nodes, rng), be, batch)
+    arrays, seen = read_weights(weights_path, nodes, rng, upto)
+    return Network(config, nodes, arrays, be, batch, seen)
+
+
+def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:
+    """Raise CfgError if the weights and the two largest maps that stand side by side exceed this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    numbers = sum(int(np.prod(shape)) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
+    maps = max(int(np.prod(n.shape)) + sum(int(np.prod(s)) for s in n.inputs) for n in nodes)
+    need = 4 * (numbers + batch * maps)
+    if need > have:
+        raise CfgError(
+            f"{path}: needs at least {need / 2**30:.1f} GiB for weights and maps, this machine has {have / 2**30:.1f};"
+            " make width, height, filters or batch smaller"
+        )

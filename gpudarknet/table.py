@@ -1,0 +1,57 @@
+"""The layer table, in Darknet's columns: index, type, filters, size/stride(dilation), input, output, BFLOPS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .layers import Layer, Shape
+
+HEADER = "   layer   filters  size/strd(dil)      input                output"
+
+
+class Node(Protocol):
+    """What a row shows."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def layer(self) -> Layer: ...
+    @property
+    def sources(self) -> tuple[int, ...]: ...
+    @property
+    def inputs(self) -> tuple[Shape, ...]: ...
+    @property
+    def shape(self) -> Shape: ...
+
+
+def pixels(shape: Shape) -> str:
+    """Write a shape as Darknet does, width first."""
+    C, H, W = shape
+    return f"{W:4d} x{H:4d} x{C:4d}"
+
+
+def row(node: Node) -> str:
+    """Return one layer's line."""
+    kind, filters, size = node.layer.row(*node.inputs)
+    names = node.layer.names_sources
+    read = " ".join(str(s) for s in node.sources) if names else pixels(node.inputs[0])
+    flops = node.layer.flops(*node.inputs)
+    cost = f" {flops / 1e9:.3f} BF" if flops else ""
+    return f"{node.index:4d} {kind:<9} {filters:>8} {size:>13}   {read:<18} -> {pixels(node.shape)}{cost}"
+
+
+def bflops(nodes: Sequence[Node]) -> float:
+    """Return the total BFLOPS for one image (Darknet's Total BFLOPS)."""
+    return sum(node.layer.flops(*node.inputs) for node in nodes) / 1e9
+
+
+def table(nodes: Sequence[Node]) -> str:
+    """Return the whole table with Darknet's totals; avg_outputs is over layers whose input is a map of pixels."""
+    counted = [int(np.prod(n.shape)) for n in nodes if n.inputs[0][1] > 1 and n.inputs[0][2] > 1]
+    lines = [HEADER, *(row(node) for node in nodes), f"Total BFLOPS {bflops(nodes):5.3f} "]
+    if counted:
+        lines.append(f"avg_outputs = {sum(counted) // len(counted)}")
+    return "\n".join(lines)
