@@ -197,7 +197,7 @@ Record = TypeVar("Record", Net, Layer)
 
 def record(kind: type[Record], section: Section, report: Reporter) -> Record:
     """Turn a section's options into a record, by the types of its fields."""
-    kinds, values = schema(kind), {}
+    kinds, values = schema(typing.cast(Any, kind)), {}
     seen: dict[str, int] = {}
     for option in section.options:
         key, place = option.key, f"[{section.name}]"
@@ -220,7 +220,7 @@ def record(kind: type[Record], section: Section, report: Reporter) -> Record:
 
 
 @cache
-def schema(kind: type[Net] | type[Layer]) -> dict[str, Any]:
+def schema(kind: Any) -> dict[str, Any]:
     """Return key -> type for a record's class."""
     hints = typing.get_type_hints(kind)
     return {f.name.rstrip("_"): hints[f.name] for f in fields(kind)}

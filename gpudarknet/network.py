@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +12,14 @@ import numpy as np
 from . import backend as backends
 from . import cfg, table
 from .backend import Backend
-from .errors import CfgError, CfgWarning, DataError
-from .layers import DetectionHead, Layer, Run, Shape, ShapeError
+from .errors import DataError
+from .graph import Node, build, check_memory, host
+from .layers import DetectionHead, Run
 from .layers.softmax import Cost
 from .weights import Arrays
 from .weights import initial as initial_weights
 from .weights import read as read_weights
 from .weights import write as write_weights
-
-LARGEST = 2**31 - 1  # numbers in one array: Darknet and the kernels count with 32-bit integers
-
-
-@dataclass(frozen=True)
-class Node:
-    """A layer in its place: which layers it reads, and the (C, H, W) of what goes in and out."""
-
-    index: int
-    layer: Layer
-    sources: tuple[int, ...]
-    inputs: tuple[Shape, ...]
-    shape: Shape
-    line: int
-
-
-def build(config: cfg.Config) -> tuple[Node, ...]:
-    """Join a cfg's layers: find every source and shape. Raises CfgError; asks for no memory."""
-    net, nodes = config.net, list[Node]()
-    place = f"{config.path}: [net]"
-    if min(net.input) < 1:
-        raise CfgError(
-            f"{place} needs width, height and channels of at least 1 (or inputs, for a network without images)"
-        )
-    if int(np.prod(net.input, dtype=object)) > LARGEST:
-        raise CfgError(f"{place} asks for an input of {' x '.join(map(str, net.input[::-1]))} numbers; make it smaller")
-    for index, (layer, line) in enumerate(zip(config.layers, config.lines, strict=True)):
-        place = f"{config.path}:{line}: [{layer.section}] (layer {index})"
-        sources = layer.sources(index)
-        for source in sources:
-            if not 0 <= source < index and (source, index) != (-1, 0):
-                earlier = f"layers 0 to {index - 1}" if index else "the input, as -1"
-                raise CfgError(f"{place} reads layer {source}; it can read only what stands before it: {earlier}")
-        inputs = tuple(net.input if source < 0 else nodes[source].shape for source in sources)
-        try:
-            node = Node(index, layer, sources, inputs, layer.shape(*inputs), line)
-            sizes = [("output", node.shape), *((name, shape) for name, shape, _ in layer.weights(*inputs))]
-        except ShapeError as e:
-            raise CfgError(f"{place}: {e}") from None
-        for name, shape in sizes:
-            if int(np.prod(shape, dtype=object)) > LARGEST:
-                raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 numbers; make it smaller")
-        if doubt := layer.doubt(*inputs):
-            warnings.warn(f"{place}: {doubt}", CfgWarning, stacklevel=2)
-        shared = getattr(layer, "share_index", None)
-        if shared is not None:
-            check_shared(place, layer, node, nodes, shared)
-        nodes.append(node)
-    return tuple(nodes)
-
-
-def check_shared(place: str, layer: Layer, node: Node, nodes: list[Node], reference: int) -> None:
-    """Raise CfgError unless the layer that `share_index` names has weights of the shapes that this layer needs."""
-    owner = host(node.index, reference)
-    if not 0 <= owner < node.index:
-        raise CfgError(f"{place} share_index={reference} names layer {owner}; name an earlier convolutional layer")
-    own = replace(layer, share_index=None).weights(*node.inputs)  # type: ignore[call-arg]
-    theirs = nodes[owner].layer.weights(*nodes[owner].inputs)
-    if {w[:2] for w in own} - {w[:2] for w in theirs}:
-        raise CfgError(
-            f"{place} share_index={reference}: layer {owner} has no weights of the same size, filters and channels"
-        )
-
-
-def host(index: int, reference: int) -> int:
-    """Return the layer that a share_index names: negative counts back."""
-    return index + reference if reference < 0 else reference
 
 
 class Network:
@@ -231,18 +163,3 @@ def load_network(
         return Network(config, nodes, initial_weights(nodes, rng), be, batch)
     arrays, seen = read_weights(weights_path, nodes, rng, upto)
     return Network(config, nodes, arrays, be, batch, seen)
-
-
-def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:
-    """Raise CfgError if the weights and the two largest maps that stand side by side exceed this machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    numbers = sum(int(np.prod(shape)) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
-    maps = max(int(np.prod(n.shape)) + sum(int(np.prod(s)) for s in n.inputs) for n in nodes)
-    need = 4 * (numbers + batch * maps)
-    if need > have:
-        raise CfgError(
-            f"{path}: needs at least {need / 2**30:.1f} GiB for weights and maps, this machine has {have / 2**30:.1f};"
-            " make width, height, filters or batch smaller"
-        )

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from .layers import Layer, Shape
+from .graph import Node
+from .layers import Shape
 
 HEADER = "   layer   filters  size/strd(dil)      input                output"
-
-
-class Node(Protocol):
-    """What a row shows."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def layer(self) -> Layer: ...
-    @property
-    def sources(self) -> tuple[int, ...]: ...
-    @property
-    def inputs(self) -> tuple[Shape, ...]: ...
-    @property
-    def shape(self) -> Shape: ...
 
 
 def pixels(shape: Shape) -> str:

@@ -7,28 +7,18 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from .errors import WeightsError, WeightsWarning
 from .files import atomic
-from .layers import Layer, Shape
+from .graph import Node
+from .layers import Layer
 from .layers.base import Init
 
 Arrays = list[dict[str, Any]]  # for each layer: name -> array
 STATISTICS = ("scale", "mean", "variance")
-
-
-class Node(Protocol):
-    """What a file's order depends on: a layer and the shapes that it reads."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def layer(self) -> Layer: ...
-    @property
-    def inputs(self) -> tuple[Shape, ...]: ...
 
 
 class Reader:
@@ -123,7 +113,7 @@ def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, 
     """Give numbers their shape; undo the two ways in which old files hold a kernel transposed."""
     if transposed and len(shape) == 2 and name.endswith("kernel"):  # a connected matrix, [inputs][outputs]
         return np.ascontiguousarray(flat.reshape(shape[::-1]).T)
-    if name == "kernel" and getattr(layer, "flipped", 0):  # [taps][filters]
+    if name == "kernel" and getattr(layer, "flipped", False):  # [taps][filters]
         return np.ascontiguousarray(flat.reshape(-1, shape[0]).T).reshape(shape)
     return flat.reshape(shape)
 

@@ -39,7 +39,9 @@ class Tree:
     @classmethod
     def read(cls, path: Path) -> Tree:
         """Read a tree file: a line `name parent` for each class; lines with one parent are a group of siblings."""
-        names, parents, starts = [], [], []
+        names: list[str] = []
+        parents: list[int] = []
+        starts: list[int] = []
         for number, line in enumerate(lines(path), 1):
             words = line.split()
             try:

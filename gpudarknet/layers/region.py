@@ -112,7 +112,7 @@ class Region(DetectionHead, section="region"):
         """Keep, of classes (..., classes), only the last in file order whose probability with its ancestors' is above 0.5."""
         assert self.tree is not None
         p = self.tree.hierarchy(p)
-        above = p > 0.5
+        above: np.ndarray = np.greater(p, 0.5)
         last = above.shape[-1] - 1 - above[..., ::-1].argmax(axis=-1)
         kept = np.zeros_like(p)
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)

@@ -52,7 +52,7 @@ class Shortcut(Layer, section="shortcut"):
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
-            if dv is not None:  # Darknet's CUDA build keeps only the diagonal of the normalisation's derivative
+            if v is not None:  # Darknet's CUDA build keeps only the diagonal of the normalisation's derivative
                 accumulate(grad, "weight", dv * (v * (1 - v) if self.weights_normalization == "softmax" else v))
             return dxs
 

@@ -27,7 +27,7 @@ class Upsample(Layer, section="upsample"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs
-        s, H, W = abs(self.stride), *x.shape[2:]
+        s, (H, W) = abs(self.stride), x.shape[2:]
         if self.stride > 0:
             y = resample.upsample(be, x, s, self.scale)
             return y, lambda dy, grad: (resample.downsample(be, dy, s, self.scale),)

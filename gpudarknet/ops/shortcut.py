@@ -11,6 +11,8 @@ from typing import Any
 
 from ..op import op
 
+BLOCK = 256  # threads that sum together
+
 
 def _rows(x: Any) -> Any:
     return x.reshape(x.shape[0], -1)
@@ -37,6 +39,18 @@ def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
     return y
 
 
+@shortcut.kernel
+def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
+    (_, C, H, W), A = xs[0].shape, xs[0][0].size
+    y, total, va = be.empty(xs[0].shape, xs[0].dtype), xs[0], None if v is None else v[0]
+    for t in range(1, max(len(xs), 2)):  # the first pass adds two maps, each further one another; one map is a pass too
+        b, vb = (xs[t], None if v is None else v[t]) if t < len(xs) else (None, None)
+        B, V = 0 if b is None else b[0].size, 1 if v is None else v.shape[1]
+        be.launch("shortcut.add", y.size, total, b, va, vb, y, y.size, A, B, H * W, V)
+        total, va = y, None
+    return y
+
+
 @op
 def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     """Return (dxs, dv) of `shortcut`: one dx per map, dv of v's shape (None without factors)."""
@@ -48,10 +62,26 @@ def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
         dx = be.zeros(x.shape, dy.dtype)
         _rows(dx)[:, :n] = flat[:, :n] if v is None else flat[:, :n] * _factor(v[t], H * W, n)
         dxs.append(dx)
-        if v is not None:
+        if v is not None and dv is not None:
             both = be.zeros(flat.shape, dy.dtype)
             both[:, :n] = flat[:, :n] * _rows(x)[:, :n]
             dv[t] = both.reshape(dy.shape).sum(axis=(0, 2, 3)) if v.shape[1] > 1 else both.sum()
+    return tuple(dxs), dv
+
+
+@shortcut_backward.kernel
+def shortcut_backward_cuda(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
+    N, C, H, W = dy.shape
+    A, P, V = C * H * W, H * W, 1 if v is None else v.shape[1]
+    dxs, dv = [], None if v is None else be.empty(v.shape)
+    for t, x in enumerate(xs):
+        dx, B = be.empty(x.shape, dy.dtype), x[0].size
+        be.launch("shortcut.add_backward", dx.size, dy, None if v is None else v[t], dx, dx.size, A, B, P, V)
+        dxs.append(dx)
+        if dv is not None:
+            totals = be.empty((C,))
+            be.launch("shortcut.channel_products", C * BLOCK, dy, x, totals, N, A, B, P, block=BLOCK)
+            dv[t] = totals if V > 1 else totals.sum()
     return tuple(dxs), dv
 
 
@@ -66,6 +96,13 @@ def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     p, q = _rows(a)[:, :n], _rows(b)[:, :n]
     product = xp.where(p > 0, p, slope * p) * xp.where(q > 0, q, slope * q)
     _rows(y)[:, :n] += q + xp.sqrt(xp.maximum(product, 0) + eps)
+    return y
+
+
+@sort_shortcut.kernel
+def sort_shortcut_cuda(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+    y = be.empty(a.shape, a.dtype)
+    be.launch("shortcut.sort_shortcut", y.size, a, b, y, y.size, a[0].size, b[0].size, eps, slope)
     return y
 
 
@@ -86,10 +123,27 @@ def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: 
     return da, db
 
 
+@sort_shortcut_backward.kernel
+def sort_shortcut_backward_cuda(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+    A, B = a[0].size, b[0].size
+    n = a.shape[0] * max(A, B)
+    da, db = be.empty(a.shape, dy.dtype), be.empty(b.shape, dy.dtype)
+    be.launch("shortcut.sort_shortcut_backward", n, dy, a, b, da, db, n, A, B, eps, slope)
+    return da, db
+
+
 @op
 def scale(be: Any, x: Any, s: Any) -> Any:
     """Multiply x (N, C, H, W) by s: (N, C, 1, 1) per channel, (N, 1, H, W) per pixel, or (N, C, H, W)."""
     return x * s
+
+
+@scale.kernel
+def scale_cuda(be: Any, x: Any, s: Any) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("shortcut.scale", x.size, x, s, y, x.size, C, H * W, s.shape[1], s.shape[2] * s.shape[3])
+    return y
 
 
 @op
@@ -98,3 +152,12 @@ def scale_backward(be: Any, dy: Any, x: Any, s: Any) -> Any:
     axes = tuple(i for i in (1, 2, 3) if s.shape[i] == 1 and x.shape[i] > 1)
     ds = dy * x
     return dy * s, ds.sum(axis=axes, keepdims=True) if axes else ds
+
+
+@scale_backward.kernel
+def scale_backward_cuda(be: Any, dy: Any, x: Any, s: Any) -> Any:
+    _, C, H, W = x.shape
+    ds = be.empty(s.shape, s.dtype)
+    sizes = C, H * W, s.shape[1], s.shape[2] * s.shape[3]
+    be.launch("shortcut.scale_backward", s.size * 32, dy, x, ds, s.size, *sizes)
+    return scale_cuda(be, dy, s), ds
