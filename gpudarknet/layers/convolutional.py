@@ -83,11 +83,8 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
             raise ShapeError(f"groups={self.parts} does not divide {x[0]} input channels and {self.filters} filters")
         OH, OW = self.host(x)
         for n, out, s in zip(x[1:], (OH, OW), self.inner, strict=True):
-            reach = (out - 1) * s - self.border * self.spread + (self.size - 1) * self.spread
-            if self.spread > 1 and reach >= n + self.border * self.spread:
-                raise ShapeError(
-                    f"dilation={self.dilation} with padding={self.border} reads beyond the input; use pad=1 and an odd size"
-                )
+            if (n + 2 * self.border * self.spread - (self.size - 1) * self.spread - 1) // s + 1 != out:
+                raise ShapeError(f"dilation={self.dilation} with size={self.size}, padding={self.border} overruns; use pad=1, odd size")
         if self.antialiasing:
             OH, OW = blurred_shape((OH, OW), self.antialiasing, self.strides)
         return self.filters, OH, OW
