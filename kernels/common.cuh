@@ -18,16 +18,44 @@ __device__ inline unsigned short float_to_half(float f) {
 }
 #endif
 
-// float16 in memory: reads as float, rounds to nearest even when a float is assigned. It needs no CUDA header.
+// float16 in memory. It reads as float and rounds to nearest even where a float is assigned; it needs no CUDA header.
+// Beside one, in `a ? b : c`, write 0.0f and not 0: the common type of half_t and int is int.
 struct half_t {
     unsigned short bits;
 
-    half_t() = default;
-    __device__ half_t(float f) : bits(float_to_half(f)) {}
     __device__ operator float() const { return half_to_float(bits); }
+    __device__ half_t &operator=(float f) {
+        bits = float_to_half(f);
+        return *this;
+    }
 };
 
+#define ALL_LANES 0xffffffffu
+#define MINUS_INFINITY __int_as_float(0xff800000)
+
 // The number of this thread in the whole launch.
-__device__ inline int thread_index() {
-    return blockIdx.x * blockDim.x + threadIdx.x;
+__device__ inline int thread_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Sum over the 32 lanes of a warp, always in the same order; every lane gets the sum. All lanes must call it.
+__device__ inline float warp_sum(float v) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(ALL_LANES, v, lanes);
+    return v;
+}
+
+// Maximum over the 32 lanes of a warp; every lane gets it. All lanes must call it.
+__device__ inline float warp_max(float v) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, lanes));
+    return v;
+}
+
+// Sum over the threads of a block, always in the same order; every thread gets the sum. All threads must call it.
+__device__ inline float block_sum(float v) {
+    __shared__ float sums[32];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0;
+    for (int warp = 0; warp < blockDim.x / 32; warp++) v += sums[warp];
+    __syncthreads();  // nobody writes the next call's sums before all have read these
+    return v;
 }

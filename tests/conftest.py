@@ -26,19 +26,25 @@ HOST_CUDA = Poisoned("host-cuda", np, host_cuda.launcher())
 
 @pytest.fixture(params=["numpy", "host-cuda", "cuda"])
 def be(request):
-    """A backend: the definitions on NumPy, the kernels on a CPU (tests/host_cuda), the kernels on a GPU."""
-    if request.param == "numpy":
+    """A backend: the definitions on NumPy, the kernels on a CPU (host_cuda/), the kernels on a GPU."""
+    return backend_for(request.param)
+
+
+@pytest.fixture(params=["host-cuda", "cuda"])
+def kernels(request):
+    """A backend with kernels."""
+    return backend_for(request.param)
+
+
+def backend_for(name: str) -> Backend:
+    if name == "numpy":
         return Backend("numpy", np)
-    if request.param == "host-cuda":
-        return require_host_cuda()
+    if name == "host-cuda":
+        if host_cuda.COMPILER is None:
+            missing = "host-cuda needs g++ (or set CXX to a C++17 compiler)"
+            pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        return HOST_CUDA
     why = backend.why_no_cupy()
     if why is not None:
         pytest.skip(f"no GPU: {why}")
     return backend.get("cupy")
-
-
-def require_host_cuda() -> Backend:
-    if host_cuda.COMPILER is None:
-        missing = "host-cuda needs g++, which is not installed (or set CXX to a C++17 compiler)"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    return HOST_CUDA

@@ -1,6 +1,6 @@
 """Compile kernels for real GPUs without one: NVRTC of the wheel nvidia-cuda-nvrtc-cu12, through ctypes.
 
-    python tests/nvrtc.py       # registers and local memory of every kernel on every architecture
+python tests/nvrtc.py       # registers and local memory of every kernel on every architecture
 """
 
 from __future__ import annotations

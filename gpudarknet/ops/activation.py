@@ -114,10 +114,24 @@ def activate(be: Any, x: Any, kind: str) -> Any:
     return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
 
 
+@activate.kernel
+def activate_cuda(be: Any, x: Any, kind: str) -> Any:
+    y = be.empty(x.shape, x.dtype)
+    be.launch("activation.activate", x.size, x, y, x.size, NAMES.index(kind))
+    return y
+
+
 @op
 def activate_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     """Multiply dy by f' at (x, y), all of one shape; x may be None for functions that do not need it."""
     return (dy * FUNCTIONS[kind][1](be.xp, x, y)).astype(dy.dtype, copy=False)
+
+
+@activate_backward.kernel
+def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+    dx = be.empty(dy.shape, dy.dtype)
+    be.launch("activation.activate_backward", dy.size, dy, x, y, dx, dy.size, NAMES.index(kind))
+    return dx
 
 
 @op
@@ -134,6 +148,14 @@ def normalize_channels(be: Any, x: Any, mode: int) -> Any:
     return r / (1e-4 + r.sum(axis=1, keepdims=True))
 
 
+@normalize_channels.kernel
+def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("activation.normalize_channels", N * H * W, x, y, N * H * W, C, H * W, mode)
+    return y
+
+
 @op
 def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
     """Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y.
@@ -144,3 +166,11 @@ def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
     if mode == 0:
         return dy * be.xp.maximum(y, 0)
     return y * (dy - (dy * y).sum(axis=1, keepdims=True))
+
+
+@normalize_channels_backward.kernel
+def normalize_channels_backward_cuda(be: Any, dy: Any, y: Any, mode: int) -> Any:
+    N, C, H, W = y.shape
+    dx = be.empty(y.shape, y.dtype)
+    be.launch("activation.normalize_channels_backward", N * H * W, dy, y, dx, N * H * W, C, H * W, mode)
+    return dx

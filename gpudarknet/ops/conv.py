@@ -41,6 +41,17 @@ def im2col(be: Any, x: Any, size: int, stride: tuple[int, int], dilation: int, p
     return col
 
 
+@im2col.kernel
+def im2col_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int) -> Any:
+    N, C, H, W = x.shape
+    if size == 1 and stride == (1, 1) and pad == 0:
+        return x.reshape(N, C, 1, 1, H, W)
+    col = be.empty((N, C, size, size, OH, OW), x.dtype)
+    n = N * C * OH * OW
+    be.launch("conv.im2col", n, x, col, n, H, W, OH, OW, size, *stride, dilation, pad)
+    return col
+
+
 @op
 def col2im(be: Any, col: Any, H: int, W: int, stride: tuple[int, int], dilation: int, pad: int) -> Any:
     """Add patches back where `im2col` took them from: col (N, C, size, size, OH, OW) -> x (N, C, H, W)."""
@@ -52,3 +63,13 @@ def col2im(be: Any, col: Any, H: int, W: int, stride: tuple[int, int], dilation:
     for p, q, rows, columns in _taps(size, stride, dilation, OH, OW):
         padded[:, :, rows, columns] += col[:, :, p, q]
     return be.xp.ascontiguousarray(padded[:, :, pad : pad + H, pad : pad + W])
+
+
+@col2im.kernel
+def col2im_cuda(be: Any, col: Any, H: int, W: int, stride: tuple[int, int], dilation: int, pad: int) -> Any:
+    N, C, size, _, OH, OW = col.shape
+    if size == 1 and stride == (1, 1) and pad == 0:
+        return col.reshape(N, C, H, W)
+    x = be.empty((N, C, H, W), col.dtype)
+    be.launch("conv.col2im", x.size, col, x, x.size, H, W, OH, OW, size, *stride, dilation, pad)
+    return x

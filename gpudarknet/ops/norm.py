@@ -8,6 +8,8 @@ import numpy as np
 
 from ..op import op
 
+BLOCK = 256  # threads that sum together
+PART = 4096  # values that one block sums, as in kernels/norm.cu
 EPS = 1e-5  # inside the root, in every Darknet build at inference and in cuDNN
 
 
@@ -24,11 +26,31 @@ def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any)
     return y
 
 
+@batch_norm.kernel
+def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("norm.batch_norm", x.size, x, mean, variance, scale, bias, y, x.size, C, H * W)
+    return y
+
+
 @op
 def batch_statistics(be: Any, x: Any) -> Any:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
     return mean, ((x - _per_channel(mean)) ** 2).mean(axis=(0, 2, 3))
+
+
+@batch_statistics.kernel
+def batch_statistics_cuda(be: Any, x: Any) -> Any:
+    N, C, H, W = x.shape
+    m = N * H * W
+    parts = -(-m // PART)
+    means, squares = be.empty((C, parts)), be.empty((C, parts))
+    mean, variance = be.empty((C,)), be.empty((C,))
+    be.launch("norm.statistics_parts", C * parts * BLOCK, x, means, squares, m, C, H * W, parts, block=BLOCK)
+    be.launch("norm.statistics", C * BLOCK, means, squares, mean, variance, m, parts, block=BLOCK)
+    return mean, variance
 
 
 @op
@@ -42,6 +64,19 @@ def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scal
     m = x.size // x.shape[1]
     dx = dy - _per_channel(dbias / m) - normalised * _per_channel(dscale / m)
     return dx * _per_channel(scale * invstd), dscale, dbias
+
+
+@batch_norm_backward.kernel
+def batch_norm_backward_cuda(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+    N, C, H, W = x.shape
+    m, P = N * H * W, H * W
+    parts = -(-m // PART)
+    dx, sums, totals = be.empty(x.shape, x.dtype), be.empty((2, C, parts)), be.empty((2, C))
+    be.launch("norm.batch_norm_parts", C * parts * BLOCK, dy, x, mean, variance, sums, m, C, P, parts, block=BLOCK)
+    be.launch("norm.sum_parts", 2 * C * BLOCK, sums, totals, parts, block=BLOCK)
+    dbias, dscale = totals
+    be.launch("norm.batch_norm_backward", x.size, dy, x, mean, variance, scale, dbias, dscale, dx, x.size, C, P, m)
+    return dx, dscale, dbias
 
 
 def lrn_windows(C: int, size: int) -> np.ndarray:
@@ -69,6 +104,14 @@ def lrn(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) 
     return x * total**-beta
 
 
+@lrn.kernel
+def lrn_cuda(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("norm.lrn", x.size, x, windows, y, x.size, C, H * W, alpha, beta, kappa)
+    return y
+
+
 @op
 def lrn_backward(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
     """Return dx (N, C, H, W) of `lrn`: the exact derivative (Darknet keeps only its first term)."""
@@ -77,6 +120,16 @@ def lrn_backward(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: flo
     total = kappa + alpha * xp.matmul(windows, (x * x).reshape(N, C, H * W)).reshape(x.shape)
     inner = (dy * x * total ** (-beta - 1)).reshape(N, C, H * W)
     return dy * total**-beta - 2 * alpha * beta * x * xp.matmul(windows.T, inner).reshape(x.shape)
+
+
+@lrn_backward.kernel
+def lrn_backward_cuda(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+    _, C, H, W = x.shape
+    n, P = x.size, H * W
+    dx, power, inner = be.empty(x.shape, x.dtype), be.empty(x.shape), be.empty(x.shape)
+    be.launch("norm.lrn_factors", n, dy, x, windows, power, inner, n, C, P, alpha, beta, kappa)
+    be.launch("norm.lrn_backward", n, dy, x, windows, power, inner, dx, n, C, P, alpha, beta)
+    return dx
 
 
 @op
@@ -88,4 +141,13 @@ def softmax(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any
         z = x[:, a:b] / temperature
         e = xp.exp(z - z.max(axis=1, keepdims=True))
         y[:, a:b] = e / e.sum(axis=1, keepdims=True)
+    return y
+
+
+@softmax.kernel
+def softmax_cuda(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any:
+    R, K = x.shape
+    G = len(starts)
+    y, ends = be.empty(x.shape, x.dtype), be.asarray(np.array((*starts, K), np.int32))
+    be.launch("norm.softmax", R * G * 32, x, ends, y, R * G, K, G, temperature)
     return y

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..op import op
 
 
@@ -33,6 +35,14 @@ def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, O
     return y
 
 
+@maxpool.kernel
+def maxpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, OH, OW), x.dtype)
+    be.launch("pool.maxpool", y.size, x, y, y.size, H, W, OH, OW, size, *stride, padding // 2)
+    return y
+
+
 @op
 def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Return where each window's maximum is: x (N, C, H, W) -> int32 (N, C, OH, OW), row * W + column; first one wins."""
@@ -51,6 +61,14 @@ def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding:
     return index
 
 
+@maxpool_argmax.kernel
+def maxpool_argmax_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+    N, C, H, W = x.shape
+    index = be.empty((N, C, OH, OW), np.int32)
+    be.launch("pool.maxpool_argmax", index.size, x, index, index.size, H, W, OH, OW, size, *stride, padding // 2)
+    return index
+
+
 @op
 def maxpool_backward(
     be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
@@ -64,6 +82,16 @@ def maxpool_backward(
     return dx.reshape(N, C, H, W)
 
 
+@maxpool_backward.kernel
+def maxpool_backward_cuda(
+    be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Any:
+    N, C, OH, OW = dy.shape
+    dx = be.empty((N, C, H, W), dy.dtype)
+    be.launch("pool.maxpool_backward", dx.size, dy, index, dx, dx.size, H, W, OH, OW, size, *stride, padding // 2)
+    return dx
+
+
 @op
 def maxpool_depth(be: Any, x: Any, F: int) -> Any:
     """Take maxima over channels: x (N, C, H, W) -> (N, F, H, W), output g over inputs g, g+F, g+2F, ..."""
@@ -71,6 +99,14 @@ def maxpool_depth(be: Any, x: Any, F: int) -> Any:
     for c in range(F, x.shape[1], F):
         part = x[:, c : c + F]
         be.xp.maximum(y[:, : part.shape[1]], part, out=y[:, : part.shape[1]])
+    return y
+
+
+@maxpool_depth.kernel
+def maxpool_depth_cuda(be: Any, x: Any, F: int) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, F, H, W), x.dtype)
+    be.launch("pool.maxpool_depth", y.size, x, y, y.size, C, F, H * W)
     return y
 
 
@@ -89,12 +125,28 @@ def maxpool_depth_backward(be: Any, dy: Any, x: Any, y: Any) -> Any:
     return dx
 
 
+@maxpool_depth_backward.kernel
+def maxpool_depth_backward_cuda(be: Any, dy: Any, x: Any, y: Any) -> Any:
+    _, C, H, W = x.shape
+    dx = be.empty(x.shape, dy.dtype)
+    be.launch("pool.maxpool_depth_backward", x.size, dy, x, y, dx, x.size, C, y.shape[1], H * W)
+    return dx
+
+
 @op
 def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
     """Average each window over the positions that lie inside x: (N, C, H, W) -> (N, C, OH, OW)."""
     padded, rows, columns = _windows(be, x, 0, size, stride, padding, OH, OW)
     y = sum(padded[:, :, r, c] for r in rows for c in columns)
     return y / window_counts(be, x.shape[2], x.shape[3], size, stride, padding, OH, OW).astype(x.dtype)
+
+
+@local_avgpool.kernel
+def local_avgpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, OH, OW), x.dtype)
+    be.launch("pool.local_avgpool", y.size, x, y, y.size, H, W, OH, OW, size, *stride, padding // 2)
+    return y
 
 
 @op
@@ -108,6 +160,16 @@ def local_avgpool_backward(be: Any, dy: Any, H: int, W: int, size: int, stride: 
             padded[:, :, r, c] += share
     before = padding // 2
     return be.xp.ascontiguousarray(padded[:, :, before : before + H, before : before + W])
+
+
+@local_avgpool_backward.kernel
+def local_avgpool_backward_cuda(
+    be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Any:
+    N, C, OH, OW = dy.shape
+    dx = be.empty((N, C, H, W), dy.dtype)
+    be.launch("pool.local_avgpool_backward", dx.size, dy, dx, dx.size, H, W, OH, OW, size, *stride, padding // 2)
+    return dx
 
 
 def window_counts(be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
@@ -127,7 +189,22 @@ def avgpool(be: Any, x: Any) -> Any:
     return x.mean(axis=(2, 3), keepdims=True)
 
 
+@avgpool.kernel
+def avgpool_cuda(be: Any, x: Any) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, 1, 1), x.dtype)
+    be.launch("pool.avgpool", y.size * 32, x, y, y.size, H * W)
+    return y
+
+
 @op
 def avgpool_backward(be: Any, dy: Any, H: int, W: int) -> Any:
     """Share dy (N, C, 1, 1) among all pixels of its channel -> dx (N, C, H, W)."""
     return be.xp.ascontiguousarray(be.xp.broadcast_to(dy / (H * W), (*dy.shape[:2], H, W)))
+
+
+@avgpool_backward.kernel
+def avgpool_backward_cuda(be: Any, dy: Any, H: int, W: int) -> Any:
+    dx = be.empty((*dy.shape[:2], H, W), dy.dtype)
+    be.launch("pool.avgpool_backward", dx.size, dy, dx, dx.size, H * W)
+    return dx

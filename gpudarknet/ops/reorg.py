@@ -18,9 +18,27 @@ def space_to_depth(be: Any, x: Any, s: int) -> Any:
     return x.reshape(N, C, H, s, W, s).transpose(0, 3, 5, 1, 2, 4).reshape(N, C * s * s, H, W)
 
 
+@space_to_depth.kernel
+def space_to_depth_cuda(be: Any, x: Any, s: int) -> Any:
+    N, C, HS, WS = x.shape
+    H, W = HS // s, WS // s
+    y = be.empty((N, C * s * s, H, W), x.dtype)
+    be.launch("reorg.space_to_depth", y.size, x, y, y.size, C, H, W, s)
+    return y
+
+
 @op
 def depth_to_space(be: Any, x: Any, s: int) -> Any:
     """Move channels into s x s blocks of pixels: x (N, C*s*s, H, W) -> y (N, C, H*s, W*s)."""
     N, CSS, H, W = x.shape
     C = CSS // (s * s)
     return x.reshape(N, s, s, C, H, W).transpose(0, 3, 4, 1, 5, 2).reshape(N, C, H * s, W * s)
+
+
+@depth_to_space.kernel
+def depth_to_space_cuda(be: Any, x: Any, s: int) -> Any:
+    N, CSS, H, W = x.shape
+    C = CSS // (s * s)
+    y = be.empty((N, C, H * s, W * s), x.dtype)
+    be.launch("reorg.depth_to_space", x.size, x, y, x.size, C, H, W, s)
+    return y

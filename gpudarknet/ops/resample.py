@@ -14,6 +14,14 @@ def upsample(be: Any, x: Any, s: int, scale: float) -> Any:
     return y if scale == 1 else y * y.dtype.type(scale)
 
 
+@upsample.kernel
+def upsample_cuda(be: Any, x: Any, s: int, scale: float) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, H * s, W * s), x.dtype)
+    be.launch("resample.upsample", y.size, x, y, y.size, H, W, s, scale)
+    return y
+
+
 @op
 def downsample(be: Any, x: Any, s: int, scale: float) -> Any:
     """Add up blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> (N, C, H//s, W//s); adjoint of `upsample`."""
@@ -21,3 +29,11 @@ def downsample(be: Any, x: Any, s: int, scale: float) -> Any:
     blocks = x[:, :, : H // s * s, : W // s * s].reshape(N, C, H // s, s, W // s, s)
     y = blocks.sum(axis=(3, 5))
     return y if scale == 1 else y * y.dtype.type(scale)
+
+
+@downsample.kernel
+def downsample_cuda(be: Any, x: Any, s: int, scale: float) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, H // s, W // s), x.dtype)
+    be.launch("resample.downsample", y.size, x, y, y.size, H, W, s, scale)
+    return y

@@ -18,6 +18,22 @@ def concat(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
     return be.xp.concatenate(parts, axis=1) if len(parts) > 1 or groups > 1 else parts[0]
 
 
+@concat.kernel
+def concat_cuda(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
+    if len(xs) == 1 and groups == 1:
+        return xs[0]
+    N, _, H, W = xs[0].shape
+    K = sum(x.shape[1] // groups for x in xs)
+    y, to = be.empty((N, K, H, W), xs[0].dtype), 0
+    for x in xs:
+        C = x.shape[1]
+        F = C // groups
+        n = N * F * H * W
+        be.launch("route.copy_channels", n, x, y, n, H * W, F, C, group_id * F, K, to)
+        to += F
+    return y
+
+
 @op
 def split(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: int) -> Any:
     """Undo `concat`: dy (N, sum Ci // groups, H, W) -> one (N, Ci, H, W) per source, zero outside its slice."""
@@ -29,4 +45,17 @@ def split(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: in
         dx[:, group_id * n : (group_id + 1) * n] = dy[:, start : start + n]
         dxs.append(dx)
         start += n
+    return tuple(dxs)
+
+
+@split.kernel
+def split_cuda(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: int) -> Any:
+    N, K, H, W = dy.shape
+    dxs, start = [], 0
+    for C in channels:
+        F = C // groups
+        dx = be.empty((N, C, H, W), dy.dtype)
+        be.launch("route.spread_channels", dx.size, dy, dx, dx.size, H * W, F, K, start, C, group_id * F)
+        dxs.append(dx)
+        start += F
     return tuple(dxs)

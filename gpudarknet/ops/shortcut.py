@@ -41,12 +41,12 @@ def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
 
 @shortcut.kernel
 def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
-    (_, C, H, W), A = xs[0].shape, xs[0][0].size
+    A, P = xs[0][0].size, xs[0][0, 0].size
     y, total, va = be.empty(xs[0].shape, xs[0].dtype), xs[0], None if v is None else v[0]
     for t in range(1, max(len(xs), 2)):  # the first pass adds two maps, each further one another; one map is a pass too
         b, vb = (xs[t], None if v is None else v[t]) if t < len(xs) else (None, None)
         B, V = 0 if b is None else b[0].size, 1 if v is None else v.shape[1]
-        be.launch("shortcut.add", y.size, total, b, va, vb, y, y.size, A, B, H * W, V)
+        be.launch("shortcut.add", y.size, total, b, va, vb, y, y.size, A, B, P, V)
         total, va = y, None
     return y
 

@@ -19,6 +19,11 @@ def sgd(be: Any, w: Any, g: Any, rate: float, momentum: float, decay: float) -> 
     g *= momentum
 
 
+@sgd.kernel
+def sgd_cuda(be: Any, w: Any, g: Any, rate: float, momentum: float, decay: float) -> None:
+    be.launch("update.sgd", w.size, w, g, w.size, rate, momentum, decay)
+
+
 @op
 def adam(
     be: Any,
@@ -41,3 +46,21 @@ def adam(
     v += (1 - beta2) * g * g
     w += rate * (m / (1 - beta1**t)) / (be.xp.sqrt(v / (1 - beta2**t)) + eps)
     g[...] = 0
+
+
+@adam.kernel
+def adam_cuda(
+    be: Any,
+    w: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    t: int,
+) -> None:
+    c1, c2 = 1 - beta1**t, 1 - beta2**t
+    be.launch("update.adam", w.size, w, g, m, v, w.size, rate, beta1, beta2, eps, decay, c1, c2)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..op import op
 from .activation import _sigmoid
+
+BLOCK = 256  # threads that look for boxes together
 
 
 def _split(y: Any, A: int) -> Any:
@@ -29,6 +33,14 @@ def yolo_activate(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) ->
     return y
 
 
+@yolo_activate.kernel
+def yolo_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("yolo.yolo_activate", x.size, x, y, x.size, C // A, H * W, scale_x_y, new_coords)
+    return y
+
+
 @op
 def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
     """Activate a Gaussian yolo map x (N, A*(9 + classes), H, W) -> same.
@@ -41,6 +53,14 @@ def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
         v[:, :, part] = _sigmoid(be.xp, v[:, :, part])
     if scale_x_y != 1:
         v[:, :, 0:3:2] = v[:, :, 0:3:2] * scale_x_y - 0.5 * (scale_x_y - 1)
+    return y
+
+
+@gaussian_activate.kernel
+def gaussian_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("yolo.gaussian_activate", x.size, x, y, x.size, C // A, H * W, scale_x_y)
     return y
 
 
@@ -71,6 +91,23 @@ def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: f
     return rows
 
 
+@yolo_decode.kernel
+def yolo_decode_cuda(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
+    N, C, H, W = y.shape
+    A = anchors.shape[0]
+    E, P = C // A, H * W
+    rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
+    be.launch("yolo.rank_boxes", N * BLOCK, y, rank, counts, A, E, P, thresh, block=BLOCK)
+    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the one wait for the GPU: it says how many rows there are
+    starts = be.asarray(np.append(np.int32(0), ends[:-1]).astype(np.int32))
+    rows = be.empty((int(ends[-1]), E + 1), y.dtype)
+    be.launch(
+        "yolo.yolo_decode",
+        rank.size, y, rank, starts, anchors, rows, rank.size, A, E, H, W, net_w, net_h, thresh, new_coords,
+    )  # fmt: skip
+    return rows
+
+
 @op
 def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
     """Reorder a region map x (N, A*(coords + 1 + classes), H, W) cell by cell, and give its objectness a sigmoid.
@@ -82,3 +119,11 @@ def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
     v = y.reshape(N, H * W, A, C // A)
     v[..., coords] = _sigmoid(be.xp, v[..., coords])
     return y.reshape(N, C, H, W)
+
+
+@region_activate.kernel
+def region_activate_cuda(be: Any, x: Any, A: int, coords: int) -> Any:
+    _, C, H, W = x.shape
+    y = be.empty(x.shape, x.dtype)
+    be.launch("yolo.region_activate", x.size, x, y, x.size, C, C // A, H * W, coords)
+    return y

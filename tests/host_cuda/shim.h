@@ -40,7 +40,7 @@ namespace host {
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
 struct Fiber {
-    ucontext_t context;
+    jmp_buf left;  // where it goes on
     bool begun;
 };
 
@@ -61,7 +61,7 @@ static bool backwards;
 static uint64_t offered[MAX_BLOCK];  // what each thread gives to the shuffle it is in
 static void (*call)(void *);
 static void *kernel;
-static ucontext_t scheduler;
+static jmp_buf scheduler;  // where the scheduler goes on
 static sigjmp_buf failure;
 static char message[512];
 static void *fault;
@@ -81,6 +81,11 @@ static void on_signal(int number, siginfo_t *info, void *) {
 
 static int nth(int k, int count) { return backwards ? count - 1 - k : k; }
 
+// From a fiber to the scheduler, until it resumes the fiber.
+static void leave(Fiber *self) {
+    if (!_setjmp(self->left)) _longjmp(scheduler, 1);
+}
+
 // What a fiber does: start threads while there are any. Where one waits, its fiber waits with it.
 static void work() {
     Fiber *self = current;
@@ -93,28 +98,30 @@ static void work() {
             threads[t].state = DONE;
         }
         idle[n_idle++] = self;
-        swapcontext(&self->context, &scheduler);
+        leave(self);
     }
 }
 
+// From the scheduler to a fiber. _longjmp, because swapcontext asks the kernel about signals each time.
 static void resume(Fiber *fiber) {
     static char *stacks = (char *)mmap(nullptr, MAX_BLOCK * STACK, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     current = fiber;
-    if (!fiber->begun) {
-        getcontext(&fiber->context);
-        fiber->context.uc_stack.ss_sp = stacks + (fiber - fibers) * STACK;
-        fiber->context.uc_stack.ss_size = STACK;
-        makecontext(&fiber->context, work, 0);
-        fiber->begun = true;
-    }
-    swapcontext(&scheduler, &fiber->context);
+    if (_setjmp(scheduler)) return;
+    if (fiber->begun) _longjmp(fiber->left, 1);
+    fiber->begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks + (fiber - fibers) * STACK;
+    context.uc_stack.ss_size = STACK;
+    makecontext(&context, work, 0);
+    setcontext(&context);
 }
 
 static void wait(State state, unsigned mask, const char *what, const char *where) {
     int t = threadIdx.x;
     threads[t] = {state, current, what, where, mask};
-    swapcontext(&current->context, &scheduler);
+    leave(current);
     threadIdx.x = t;
     threads[t].state = RUNNING;
 }

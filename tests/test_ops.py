@@ -1,0 +1,76 @@
+"""Every op against its plain form (op_cases/), on every backend; and that nothing is left out."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import op_cases
+import pytest
+from op_cases import CASES, arrays, each
+
+import gpudarknet
+from gpudarknet import cuda
+from gpudarknet.op import OPS
+
+
+def run(be, case, args):
+    """Call the op on copies in the backend; return all results as NumPy arrays."""
+    args = each(args, lambda a: be.asarray(a.copy()))
+    result = case.op(be, *args)
+    return [be.to_numpy(a) for a in arrays(args if result is None else result)]
+
+
+def compare(got, want, case, rtol, atol):
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        if case.exact:
+            np.testing.assert_array_equal(g, w)
+        else:
+            np.testing.assert_allclose(g, w, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_op(be, case):
+    compare(run(be, case, case.args), case.want(case.args), case, case.rtol, case.atol)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.half], ids=str)
+def test_half(kernels, case):
+    """float16 in memory, float32 arithmetic: right to 11 bits, after up to three roundings of sums around 4."""
+    names = list(inspect.signature(case.plain).parameters)
+    args = tuple(
+        each(a, lambda a: a.astype(np.float16)) if name in case.half else a
+        for name, a in zip(names, case.args, strict=True)
+    )
+    got = run(kernels, case, args)
+    assert {g.dtype for g in got} == {np.dtype(np.float16)}
+    compare(got, case.want(args), case, rtol=1e-3, atol=4e-3)
+
+
+def test_every_op_has_cases():
+    assert {case.op.name for case in CASES} == set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_twins_take_the_parameters_of_their_definitions(op):
+    assert op.twin is not None
+    assert list(inspect.signature(op.twin).parameters) == list(inspect.signature(op.definition).parameters)
+    assert op.twin.__name__ == f"{op.definition.__name__}_cuda"
+
+
+def test_every_kernel_is_launched():
+    text = "".join(path.read_text() for path in Path(gpudarknet.__file__).parent.rglob("*.py"))
+    kernels = [f"{file}.{name}" for file in cuda.files() for name in cuda.parameters(file)]
+    assert [name for name in kernels if f'"{name}"' not in text] == []
+
+
+def test_cases_have_odd_and_edge_sizes():
+    N, C, H, W = zip(*op_cases.SHAPES, strict=True)
+    assert all(h != w for h, w in zip(H, W, strict=True) if h * w > 1)
+    assert (1, 1) in zip(H, W, strict=True) and any(h % 2 and w % 2 and h > 1 for h, w in zip(H, W, strict=True))
+    assert {1, 3, 255} <= set(C) and max(N) > 1
+    sizes = [np.prod(shape) for shape in op_cases.SHAPES]
+    assert max(sizes) > 256 and all(size % 256 for size in sizes)
