@@ -55,7 +55,7 @@ class Backend:
         An array that is already here, contiguous and of that type is returned as it is. Raises DataError for what is
         not an array.
         """
-        xp = self.xp
+        xp, given = self.xp, type(a).__name__
         try:
             if not isinstance(a, xp.ndarray):
                 if xp is np:
@@ -64,7 +64,7 @@ class Backend:
                     a = xp.from_dlpack(a) if hasattr(a, "__dlpack__") else host_array(a)
             return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError, BufferError) as e:
-            raise DataError(f"cannot use a {type(a).__name__} as an array: {e}") from None
+            raise DataError(f"cannot use a {given} as an array: {e}") from None
 
     def to_numpy(self, a: Any) -> np.ndarray:
         """Bring an array of this backend to the host, as NumPy."""

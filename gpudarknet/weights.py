@@ -7,7 +7,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,13 +24,9 @@ STATISTICS = ("scale", "mean", "variance")
 class Reader:
     """A .weights file, read from front to back."""
 
-    def __init__(self, path: str | Path):
-        self.path = path
-        try:
-            self.file = open(path, "rb")  # noqa: SIM115 - closed by `read`
-            self.size = os.fstat(self.file.fileno()).st_size
-        except OSError as e:
-            raise WeightsError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
         head = self.file.read(12)
         if len(head) < 12:
             raise WeightsError(f"{path}: has {self.size} bytes, too few for a header; download it again")
@@ -75,8 +71,12 @@ def read(
     `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and gives a
     WeightsWarning, as do numbers left over. Raises WeightsError for a file that cannot be of this network.
     """
-    reader = Reader(path)
-    with reader.file:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed by the next `with`; opening alone is what may fail here
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    with file:
+        reader = Reader(path, file)
         arrays, ended = [], None
         for node in nodes:
             own: dict[str, Any] = {}

@@ -140,7 +140,9 @@ def test_seed_decides_initial_weights() -> None:
 
 def test_detections_of_a_classifier_are_refused() -> None:
     net = load(SMALL)
-    with pytest.raises(DataError, match=r"^cfg: has no \[yolo\], \[region\] or \[detection\] layer; it classifies, use predict$"):
+    with pytest.raises(
+        DataError, match=r"^cfg: has no \[yolo\], \[region\] or \[detection\] layer; it classifies, use predict$"
+    ):
         net.detections(net.predict(network_input(net, 1)), 0.5)
 
 
@@ -148,12 +150,24 @@ NETS = {
     "huge width": ("width=1000000000\nheight=416\nchannels=3", "", "asks for an input of 1000000000 x 416 x 3 numbers"),
     "no size": ("width=0\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
     "negative size": ("width=-416\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
-    "negative filters": (None, "[convolutional]\nfilters=-4", "filters, size, stride, groups and dilation must be at least 1"),
+    "negative filters": (
+        None,
+        "[convolutional]\nfilters=-4",
+        "filters, size, stride, groups and dilation must be at least 1",
+    ),
     "huge filters": (None, "[convolutional]\nfilters=2000000000", "has more than 2^31 - 1 numbers"),
     "zero stride": (None, "[convolutional]\nstride=0", "must be at least 1"),
     "big window": (None, "[convolutional]\nsize=99", "a window of 99 (padding 0) does not fit into 16 pixels"),
-    "later layer": (None, "[route]\nlayers=3", "reads layer 3; it can read only what stands before it: the input, as -1"),
-    "own layer": (None, "[avgpool]\n[route]\nlayers=1", "reads layer 1; it can read only what stands before it: layers 0 to 0"),
+    "later layer": (
+        None,
+        "[route]\nlayers=3",
+        "reads layer 3; it can read only what stands before it: the input, as -1",
+    ),
+    "own layer": (
+        None,
+        "[avgpool]\n[route]\nlayers=1",
+        "reads layer 1; it can read only what stands before it: layers 0 to 0",
+    ),
     "too far back": (None, "[avgpool]\n[shortcut]\nfrom=-9", "reads layer -8; it can read only"),
     "unlike maps": (None, "[avgpool]\n[route]\nlayers=-1,-2", "reads layer -1; it can read only"),
     "unlike sizes": (
@@ -162,21 +176,53 @@ NETS = {
         "its inputs differ in size: 24 x 16 and, from source 2, 1 x 1 (width x height)",
     ),
     "groups": (None, "[convolutional]\nfilters=4\ngroups=2", "groups=2 does not divide 3 input channels and 4 filters"),
-    "route groups": (None, "[dropout]\n[route]\nlayers=0\ngroups=2", "groups=2 does not divide the 3 channels of a source"),
-    "group id": (None, "[dropout]\n[route]\nlayers=0\ngroups=3\ngroup_id=3", "group_id=3 must be between 0 and groups - 1 = 2"),
-    "yolo channels": (None, "[yolo]\nclasses=80\nnum=3", "need 255 input channels, there are 3; set filters=255 in the layer before it"),
+    "route groups": (
+        None,
+        "[dropout]\n[route]\nlayers=0\ngroups=2",
+        "groups=2 does not divide the 3 channels of a source",
+    ),
+    "group id": (
+        None,
+        "[dropout]\n[route]\nlayers=0\ngroups=3\ngroup_id=3",
+        "group_id=3 must be between 0 and groups - 1 = 2",
+    ),
+    "yolo channels": (
+        None,
+        "[yolo]\nclasses=80\nnum=3",
+        "need 255 input channels, there are 3; set filters=255 in the layer before it",
+    ),
     "yolo mask": (None, "[yolo]\nclasses=80\nnum=3\nmask=1,3", "mask=1,3 must name anchors between 0 and num - 1 = 2"),
     "region channels": (None, "[region]\nclasses=20\nnum=5", "need 125 input channels, there are 3"),
     "reorg": (None, "[reorg]\nstride=2", "its square the 3 channels"),
     "crop": (None, "[crop]\ncrop_height=99\ncrop_width=2", "crop 2 x 99 does not fit into 24 x 16"),
     "sort eps": (None, "[dropout]\n[dropout]\n[sort_shortcut]\nfrom=0\neps=0", "eps=0 must be above 0"),
-    "sort of three": (None, "[dropout]\n[dropout]\n[sort_shortcut]\nfrom=0,1", "from names 2 layers; the transform is of two maps"),
-    "shortcut weights": (None, "[dropout]\n[dropout]\n[shortcut]\nfrom=0\nweights_type=per_feature", "needs weights_normalization"),
+    "sort of three": (
+        None,
+        "[dropout]\n[dropout]\n[sort_shortcut]\nfrom=0,1",
+        "from names 2 layers; the transform is of two maps",
+    ),
+    "shortcut weights": (
+        None,
+        "[dropout]\n[dropout]\n[shortcut]\nfrom=0\nweights_type=per_feature",
+        "needs weights_normalization",
+    ),
     "sam": (None, "[dropout]\n[avgpool]\n[sam]\nfrom=0", "its inputs differ: (C, H, W) = (3, 1, 1) and (3, 16, 24)"),
-    "scale_channels": (None, "[dropout]\n[dropout]\n[scale_channels]\nfrom=0", "needs (3, 1, 1) from the layer before it"),
-    "dilation": (None, "[convolutional]\nsize=4\npad=1\ndilation=8", "dilation=8 with size=4, padding=2 overruns; use pad=1, odd size"),
-    "share": (None, "[convolutional]\nfilters=2\n[convolutional]\nfilters=3\nshare_index=0", "layer 0 has no weights of the same size"),
-}  # fmt: skip
+    "scale_channels": (
+        None,
+        "[dropout]\n[dropout]\n[scale_channels]\nfrom=0",
+        "needs (3, 1, 1) from the layer before it",
+    ),
+    "dilation": (
+        None,
+        "[convolutional]\nsize=4\npad=1\ndilation=8",
+        "dilation=8 with size=4, padding=2 overruns; use pad=1, odd size",
+    ),
+    "share": (
+        None,
+        "[convolutional]\nfilters=2\n[convolutional]\nfilters=3\nshare_index=0",
+        "layer 0 has no weights of the same size",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -191,7 +237,9 @@ def test_networks_that_cannot_be_are_refused_before_memory_is_asked_for(name: st
 
 
 def test_a_batch_that_memory_cannot_hold_is_refused() -> None:
-    with pytest.raises(CfgError, match=r"^cfg: needs at least \d+\.\d GiB for weights and maps, this machine has .* smaller$"):
+    with pytest.raises(
+        CfgError, match=r"^cfg: needs at least \d+\.\d GiB for weights and maps, this machine has .* smaller$"
+    ):
         load("[net]\nwidth=20000\nheight=10000\nchannels=3\n[dropout]\n", batch=10_000)
 
 
