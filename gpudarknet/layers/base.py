@@ -171,6 +171,11 @@ class DetectionHead(Layer):
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"
     beta_nms: float = 0.6
 
+    @property
+    def labels(self) -> int:
+        """How many class probabilities a row of `detections` has."""
+        return self.classes
+
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Read boxes off its output y (N, C, H, W) -> rows (K, 6 + classes) on the host, in Darknet's order.
 

@@ -51,6 +51,10 @@ class Region(DetectionHead, section="region"):
         flat[: given.size] = given
         return flat.reshape(-1, 2)
 
+    @property
+    def labels(self) -> int:
+        return len(self.map) if self.map is not None else self.classes
+
     def shape(self, *inputs: Shape) -> Shape:
         C = inputs[0][0]
         if min(self.num, self.classes) < 1 or self.coords < 4:
