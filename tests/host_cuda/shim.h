@@ -144,12 +144,21 @@ static bool together(const Thread &a, const Thread &b) {
     return a.state == b.state && !strcmp(a.where, b.where) && a.mask == b.mask;
 }
 
-// How many of the group wait where thread t waits; `size` becomes the size of the group.
-static int arrived(int t, const Group &group, int &size) {
-    int count = size = 0;
+// The first thread of the group that does not wait where thread t waits, or -1.
+static int missing(int t, const Group &group) {
+    for (int i = group.first; i < group.last; i++)
+        if (group.has(i) && !together(threads[i], threads[t])) return i;
+    return -1;
+}
+
+[[noreturn]] static void fail_at_barrier(int t) {
+    Group group(t);
+    int size = 0, count = 0, other = missing(t, group);
     for (int i = group.first; i < group.last; i++)
         if (group.has(i)) size++, count += together(threads[i], threads[t]);
-    return count;
+    bool done = threads[other].state == DONE;
+    fail("%s: %s is reached by %d of %d threads; thread %d %s%s", threads[t].where, threads[t].what, count, size, other,
+         done ? "has returned" : "waits at ", done ? "" : threads[other].where);
 }
 
 static void run_block() {
@@ -161,12 +170,12 @@ static void run_block() {
         bool moved = false;
         int waiting = -1;
         for (int k = 0; k < block; k++) {
-            int t = nth(k, block), size;
+            int t = nth(k, block);
             if (threads[t].state == DONE) continue;
             all_done = false;
             Group group(t);
-            if (arrived(t, group, size) < size) {
-                waiting = t;
+            if (missing(t, group) >= 0) {
+                if (waiting < 0) waiting = t;
                 continue;
             }
             moved = true;
@@ -175,10 +184,7 @@ static void run_block() {
                 if (group.has(member)) resume(threads[member].fiber);
             }
         }
-        if (!all_done && !moved) {
-            int size, count = arrived(waiting, Group(waiting), size);
-            fail("%s: %s is reached by %d of %d threads", threads[waiting].where, threads[waiting].what, count, size);
-        }
+        if (!all_done && !moved) fail_at_barrier(waiting);
     }
 }
 

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from gpudarknet import cuda
+from gpudarknet.cuda import Parameter
+
+
+def test_kernels_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
+    assert cuda.folder() == cuda.Path(cuda.__file__).parents[1] / "kernels"
+    wheel = tmp_path / "site-packages" / "gpudarknet"
+    (wheel / "kernels").mkdir(parents=True)
+    monkeypatch.setattr(cuda, "__file__", str(wheel / "cuda.py"))
+    assert cuda.folder() == wheel / "kernels"
+
+
+def test_source_is_header_then_type_then_file():
+    text = cuda.source("reorg", "half_t")
+    header, file = ((cuda.folder() / name).read_text() for name in ("common.cuh", "reorg.cu"))
+    assert text == f'#line 1 "common.cuh"\n{header}\nusing T = half_t;\n#line 1 "reorg.cu"\n{file}'
+
+
+def test_parameters():
+    assert cuda.parameters("resample")["upsample"] == (
+        Parameter("x", "T", pointer=True, const=True),
+        Parameter("y", "T", pointer=True, const=False),
+        *(Parameter(name, "int", pointer=False, const=False) for name in ("n", "H", "W", "s")),
+        Parameter("scale", "float", pointer=False, const=False),
+    )
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """Kernels of this test's own: write("...") makes the file probe.cu."""
+    monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
+    yield (tmp_path / "probe.cu").write_text
+    cuda.parameters.cache_clear()
+
+
+def test_parameters_of_any_spelling(probe):
+    probe(
+        "// __global__ in a comment\n"
+        'extern "C" __global__ void __launch_bounds__(128) a(const float *__restrict__ x /* (N, C) */,\n'
+        "    const unsigned char* image, int *n) {}\n"
+    )
+    assert cuda.parameters("probe") == {
+        "a": (
+            Parameter("x", "float", True, True),
+            Parameter("image", "unsigned char", True, True),
+            Parameter("n", "int", True, False),
+        )
+    }
+
+
+def test_a_kernel_that_launch_could_not_find_is_refused(probe):
+    probe('extern "C" __global__ void a(int n) {}\n__global__ void b(int n) {}\n')
+    with pytest.raises(
+        ValueError, match=r'^probe\.cu: every kernel must begin with: extern "C" __global__ void NAME\($'
+    ):
+        cuda.parameters("probe")
+
+
+F32, F16, I32 = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float16), np.zeros(6, np.int32)
+
+
+@pytest.mark.parametrize(("x", "T"), [(F32, "float"), (F16, "half_t")])
+def test_bind_casts_by_the_kernels_parameters(x, T):
+    bound, (a, b, n, *sizes, scale) = cuda.bind("resample.upsample", (x, x, 6, True, np.int64(3), 2, 1), np.ndarray)
+    assert bound == T
+    assert a is x and b is x
+    assert n == 6 and {type(size) for size in (n, *sizes)} == {np.int32}
+    assert scale == 1 and type(scale) is np.float32
+
+
+def test_bind_passes_none_as_a_null_pointer():
+    T, values = cuda.bind("shortcut.add", (F16, None, None, F32, F16, 6, 6, 6, 3, 1), np.ndarray)
+    assert T == "half_t"
+    assert [type(v) for v in values[:5]] == [np.ndarray, np.uintp, np.uintp, np.ndarray, np.ndarray]
+    assert values[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ((F32, F32, 6, 1, 3, 2), TypeError, "{} takes 7 arguments (x, y, n, H, W, s, scale), not 6"),
+        ((F32, F16, 6, 1, 3, 2, 1.0), TypeError, "{}: y is T * (T = float), not float16"),
+        ((I32, F32, 6, 1, 3, 2, 1.0), TypeError, "{}: x is T * (T = unknown), not int32"),
+        ((F32, F32, 6.0, 1, 3, 2, 1.0), TypeError, "{}: n is int, not float"),
+        ((F32, F32, 6, 1, 3, 2, "1"), TypeError, "{}: scale is float, not str"),
+        ((F32, F32, 6, F32, 3, 2, 1.0), TypeError, "{}: H is int, not ndarray"),
+        ((6, F32, F32, 1, 3, 2, 1.0), TypeError, "{}: x is T *, not int"),
+        ((F32.T, F32, 6, 1, 3, 2, 1.0), ValueError, "{}: x is not C-contiguous"),
+    ],
+)
+def test_a_wrong_call_names_kernel_and_parameter(args, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message.format('resample.upsample'))}$"):
+        cuda.bind("resample.upsample", args, np.ndarray)
+
+
+def test_an_array_of_another_type_is_refused():
+    message = "norm.batch_norm: mean is float * (T = half_t), not float16"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        cuda.bind("norm.batch_norm", (F16, F16, F32, F32, F32, F16, 6, 3, 1), np.ndarray)
+
+
+def test_a_number_beyond_32_bits_is_refused():
+    with pytest.raises(OverflowError):
+        cuda.bind("resample.upsample", (F32, F32, 2**31, 1, 3, 2, 1.0), np.ndarray)
+
+
+def test_launcher_compiles_each_file_once_per_type_and_casts(monkeypatch):
+    calls = []
+
+    class RawModule:
+        def __init__(self, code, options):
+            calls.append(("compile", code, options))
+
+        def get_function(self, name):
+            return lambda grid, block, args: calls.append((name, grid, block, [type(a) for a in args]))
+
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(RawModule=RawModule, ndarray=np.ndarray))
+    launch = cuda.launcher()
+    for x in (F32, F16, F32):
+        launch("resample.upsample", 257, x, x, 6, 1, 3, 2, 1.0)
+    launch("resample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128)
+    launch("resample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
+    types_ = [np.ndarray, np.ndarray, np.int32, np.int32, np.int32, np.int32, np.float32]
+    up, down = ("upsample", (2,), (256,), types_), ("downsample", (2,), (128,), types_)
+    compiled = [("compile", cuda.source("resample", T), ("--std=c++17",)) for T in ("float", "half_t")]
+    assert calls == [compiled[0], up, compiled[1], up, up, down]

@@ -1,0 +1,64 @@
+"""The ops once more through the kernels, under g++'s address and undefined-behaviour sanitizers.
+
+They see what guard pages do not: an index outside a shared or local array, overflow of an int, a shift too far. They live
+in the process that runs the kernels, so this is a process of its own, in which both are loaded before Python.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import host_cuda
+import pytest
+
+TESTS = Path(__file__).parent
+PLANTED = """
+import sys
+sys.path.insert(0, {tests!r})
+import host_cuda, numpy as np
+launch = host_cuda.launcher(lambda text: text.replace({old!r}, {new!r}))
+x = np.ones((1, 3, 5, 7), np.float32)
+launch("norm.statistics_parts", 3 * 256, x, np.zeros(3, np.float32), np.zeros(3, np.float32), 35, 3, 35, 1)
+"""
+
+
+def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if host_cuda.COMPILER is None:
+        missing = "the sanitizers need g++ (or set CXX to a C++17 compiler)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    names = [f"-print-file-name=lib{name}.so" for name in ("asan", "ubsan")]
+    paths = [subprocess.check_output([host_cuda.COMPILER, name], text=True).strip() for name in names]
+    if not all(os.path.isabs(path) for path in paths):
+        pytest.skip(f"{host_cuda.COMPILER} has no shared sanitizer libraries")
+    environment = {
+        **os.environ,
+        "HOST_CUDA_SANITIZE": "1",
+        "LD_PRELOAD": ":".join(paths),
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0",  # Python leaves memory to the system when it ends
+        "UBSAN_OPTIONS": "print_stacktrace=0",
+        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONMALLOC": "malloc",  # so that small arrays too have guards around them
+    }
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=TESTS.parent, text=True, capture_output=True, check=False)
+
+
+def test_ops():
+    done = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_ops.py", "-k", "host-cuda and 2x3x5x7")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "report"),
+    [
+        ("sums[threadIdx.x / 32] = v", "sums[threadIdx.x / 32 + 32] = v", "out of bounds for type 'float [32]'"),
+        ("means[blockIdx.x] = mean", "means[blockIdx.x + 1] = mean", "heap-buffer-overflow"),
+    ],
+)
+def test_mistakes_are_reported(old, new, report):
+    done = sanitized("-c", PLANTED.format(tests=str(TESTS), old=old, new=new))
+    assert done.returncode != 0
+    assert report in done.stderr
