@@ -1,0 +1,162 @@
+"""From pictures to objects: read, resize, run, decode, suppress (test_detector in src/detector.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import boxes, image
+from .backend import Backend
+from .cfg import Config
+from .errors import DataError
+from .layers import DetectionHead
+from .names import read_names
+from .network import Network, load_network
+
+Image = Any  # whatever `image.as_image` takes: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
+HIDDEN = "dont_show"  # a class whose name begins so is found, but not shown
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object of one class in one image. confidence is 0 to 1.
+
+    box: (left, top, width, height) in pixels of the image, not clipped to it. relative: (centre x, centre y, width, height)
+    as parts of the image's width and height, which is the form of Darknet's label and JSON files.
+    """
+
+    label: str
+    class_id: int
+    confidence: float
+    box: tuple[float, float, float, float]
+    relative: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is left of an image's boxes after suppression, in Darknet's order (by the last class's probability, then the
+    one before it...).
+
+    boxes: (K, 4) centre x, y, width, height as parts of the image. probs: (K, classes), 0 where not above the threshold.
+    width, height: of the image, in pixels.
+    """
+
+    boxes: np.ndarray
+    probs: np.ndarray
+    width: int
+    height: int
+
+
+class Detector:
+    """A network that finds objects, with its class names.
+
+    names: a path of a .names file, a list, or None, which makes labels such as "class 7". letterbox: keep the image's
+    proportions and fill the rest with grey, instead of stretching it; `letter_box=1` in the cfg's [net] says so too. batch,
+    width and height are those of `load_network`. Raises DataError for a network without detection heads, and for too few names.
+    """
+
+    def __init__(
+        self,
+        cfg: str | Path | Config,
+        weights: str | Path | None = None,
+        names: str | Path | Sequence[str] | None = None,
+        backend: str | Backend = "auto",
+        letterbox: bool = False,
+        batch: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+    ):
+        network = load_network(cfg, weights, backend, batch, width, height)
+        self.network = network
+        self.head = last_head(network)
+        self.names = labels(names, self.head.labels, network)
+        self.letterbox = letterbox or bool(network.net.letter_box)
+
+    def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> list[Detection]:
+        """Find the objects in one image, the most confident first.
+
+        image: a path, a uint8 array (H, W, 3) in RGB, or what else `image.as_image` takes. thresh: the confidence that must
+        be exceeded. nms: the overlap above which the less confident of two boxes of one class goes, 0
+        keeps all. A box that exceeds thresh for several classes gives a Detection for each. Raises ImageError.
+        """
+        return self.detect_batch([image], thresh, nms)[0]
+
+    def detect_batch(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[list[Detection]]:
+        """Find the objects in several images, of any sizes, with one forward pass; one list for each image."""
+        return [self.detections(found) for found in self.find(images, thresh, nms)]
+
+    def find(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[Found]:
+        """As `detect_batch`, but give boxes with all their class probabilities, as arrays."""
+        pictures = [image.as_image(source, self.network.channels) for source in images]
+        if not pictures:
+            return []
+        rows = self.rows(self.input(pictures), thresh)
+        return [self.suppress(rows[rows[:, 0] == i, 1:], picture, nms) for i, picture in enumerate(pictures)]
+
+    def input(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1."""
+        net = self.network
+        return np.stack([image.network_input(p, net.width, net.height, self.letterbox) for p in pictures])
+
+    def rows(self, x: np.ndarray, thresh: float) -> np.ndarray:
+        """Run the network on x (N, C, H, W); return boxes (K, 6 + classes) as `Network.detections` does."""
+        return self.network.detections(self.network.predict(x), thresh)
+
+    def suppress(self, rows: np.ndarray, picture: np.ndarray, nms: float) -> Found:
+        """Drop doubles among one image's boxes (K, 5 + classes) and bring the rest to the image's proportions."""
+        H, W = picture.shape[:2]
+        net, probs = self.network, rows[:, 5:]
+        rows = rows[(rows[:, 0] != 0) & probs.any(axis=1) & np.isfinite(rows).all(axis=1)]
+        rows = rows[np.lexsort(-rows[:, 5:].T)]  # Darknet sorts by each class in turn, so its last class rules
+        placed = boxes.to_image(rows[:, 1:5], net.width, net.height, W, H, self.letterbox)
+        probs = rows[:, 5:]
+        if nms:
+            probs = boxes.nms(placed, probs, nms, self.head.nms_kind, self.head.beta_nms)
+        kept = probs.any(axis=1)
+        return Found(placed[kept], probs[kept], W, H)
+
+    def detections(self, found: Found) -> list[Detection]:
+        """Turn arrays into Detections, the most confident first; classes named dont_show... are left out."""
+        k, c = np.nonzero(found.probs)
+        order = np.argsort(-found.probs[k, c], kind="stable")
+        relative = found.boxes[k].astype(float)
+        pixels = boxes.to_ltwh(relative * [found.width, found.height, found.width, found.height])
+        return [
+            Detection(
+                self.names[c[i]], int(c[i]), float(found.probs[k[i], c[i]]), tuple(pixels[i].tolist()), tuple(relative[i].tolist())
+            )
+            for i in order
+            if not self.names[c[i]].startswith(HIDDEN)
+        ]  # fmt: skip
+
+
+def last_head(network: Network) -> DetectionHead:
+    """Return the last layer that finds boxes: it says how to suppress, as in Darknet. Raises DataError where there is none."""
+    layers = [network.nodes[index].layer for index in network.heads]
+    heads = [layer for layer in layers if isinstance(layer, DetectionHead)]
+    if not heads:
+        raise DataError(
+            f"{network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it finds no boxes;"
+            " a classifier is run with `gpudarknet classifier predict`"
+        )
+    if len({head.labels for head in heads}) > 1:
+        counts = ", ".join(str(head.labels) for head in heads)
+        raise DataError(f"{network.config.path}: its heads differ in classes ({counts}); give them the same")
+    return heads[-1]
+
+
+def labels(names: str | Path | Sequence[str] | None, classes: int, network: Network) -> tuple[str, ...]:
+    """Return a name for each class. Raises DataError where there are too few."""
+    if names is None:
+        return tuple(f"class {i}" for i in range(classes))
+    where = str(names) if isinstance(names, (str, Path)) else "names"
+    found = read_names(names) if isinstance(names, (str, Path)) else tuple(names)
+    if len(found) < classes:
+        raise DataError(
+            f"{where}: has {len(found)} names, {network.config.path} finds {classes} classes; use the names of its data set"
+        )
+    return found
