@@ -45,7 +45,8 @@ class Local(Layer, section="local"):
         F, OH, OW = self.shape((C, H, W))
         K, L = C * self.size**2, OH * OW
         col = conv.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
-        z = xp.matmul(kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0).reshape(N, F, OH, OW) + w["bias"]
+        z = xp.ascontiguousarray(xp.matmul(kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
+        z = z.reshape(N, F, OH, OW) + w["bias"]
         y, back = activated(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,0 +1,168 @@
+"""The array code runs on what CuPy has: its functions, methods, keyword arguments, and no array of the host in between.
+
+Ops and layers run on `cupy_api.xp`, their kernels through host-cuda, and must give what NumPy gives.
+"""
+
+from __future__ import annotations
+
+import cupy_api
+import numpy as np
+import pytest
+from conftest import backend_for
+from cupy_api import NotCuPy, signatures, xp
+from op_cases import CASES
+from test_gradients import CASES as LAYERS
+from test_gradients import EXACT, JOINS
+from test_gradients import arrays as draw
+from test_ops import compare, run
+
+from gpudarknet import cfg, load_network
+from gpudarknet.backend import Backend
+from gpudarknet.layers import SECTIONS, Run
+
+BE = Backend("cupy", xp)
+NUMPY = Backend("numpy", np)
+
+
+@pytest.fixture
+def kernels():
+    """CuPy's arrays through the kernels: what a GPU runs, computed on a CPU."""
+    on_host = backend_for("host-cuda").launch
+
+    def launch(kernel, threads, *args, block=256):
+        on_host(kernel, threads, *(cupy_api.host(a, kernel) for a in args), block=block)
+
+    return Backend("cupy", xp, launch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_op(case):
+    compare(run(BE, case, case.args), case.want(case.args), case, case.rtol, case.atol)
+
+
+def forward_and_back(be, section, inputs, keys, train):
+    """Run a layer on seeded numbers; return its output, its inputs' and its weights' gradients, as NumPy."""
+    rng = np.random.default_rng(0)
+    steps = 2 if section in ("rnn", "crnn", "gru", "lstm", "conv_lstm", "history") else 1
+    layer = SECTIONS[section](**keys)
+    w = {name: be.asarray(a, np.float32) for name, a in draw(layer, inputs, rng).items()}
+    xs = [be.asarray(rng.normal(0, 1, (2 * steps, *shape)), np.float32) for shape in inputs]
+    chance = Run(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+    y, back = layer.forward(be, w, *xs, run=chance)
+    grad = {}
+    dxs = back(be.asarray(rng.normal(0, 1, y.shape), np.float32), grad)
+    return [be.to_numpy(a) for a in (y, *(dx for dx in dxs if dx is not None), *grad.values())]
+
+
+ALL = {name: ((shape,), keys) for name, (shape, keys) in LAYERS.items()} | JOINS
+ALL |= {f"activation {kind}": (((3, 4, 5),), dict(activation=kind)) for kind in EXACT}
+WEIGHTED = dict(from_=(0,), weights_type="per_channel", weights_normalization="softmax")
+ALL |= {"shortcut weighted": (((3, 4, 5), (2, 4, 5)), WEIGHTED)}
+ALL |= {
+    f"convolutional {kind}": (((3, 5, 6),), dict(filters=4, size=3, pad=1, **{kind: 1})) for kind in ("binary", "xnor")
+}
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_layer(name, train):
+    case = (name.split()[0], *ALL[name], train)
+    for got, want in zip(forward_and_back(BE, *case), forward_and_back(NUMPY, *case), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_layer_through_kernels(kernels, name):
+    case = (name.split()[0], *ALL[name], True)
+    for got, want in zip(forward_and_back(kernels, *case), forward_and_back(NUMPY, *case), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)  # the order of float32 sums, twice
+
+
+INPUT = "[net]\nwidth=6\nheight=4\nchannels=3\n"
+HEADS = {
+    "yolo": "[convolutional]\nfilters=14\nactivation=linear\n[yolo]\nmask=0,2\nanchors=1,2, 3,4, 5,6\nnum=3\nclasses=2\n",
+    "Gaussian_yolo": "[convolutional]\nfilters=22\nactivation=linear\n[Gaussian_yolo]\nmask=0,2\n"
+    "anchors=1,2, 3,4, 5,6\nnum=3\nclasses=2\nyolo_point=left_top\nscale_x_y=1.1\n",
+    "region": "[convolutional]\nfilters=14\nactivation=linear\n[region]\nanchors=1,2, 3,4\nnum=2\nclasses=2\nsoftmax=1\n",
+    "detection": "[connected]\noutput=108\nactivation=linear\n[detection]\nclasses=2\ncoords=4\nside=3\nnum=2\nsoftmax=1\n",
+    "softmax": "[connected]\noutput=8\n[softmax]\ngroups=2\n",
+    "cost": "[connected]\noutput=8\n[softmax]\n[cost]\ntype=sse\n",
+    "contrastive": "[convolutional]\nfilters=14\nactivation=linear\n[yolo]\nmask=0,2\nanchors=1,2, 3,4, 5,6\nnum=3\n"
+    "classes=2\n[contrastive]\nclasses=2\nyolo_layer=-1\n",
+}
+
+
+def outputs(be, name):
+    """Run a small network that ends in a head; return every layer's output, its boxes and every layer's deltas."""
+    net = load_network(cfg.parse(INPUT + HEADS[name], name), backend=be)
+    x = np.random.default_rng(1).random((2, 3, 4, 6), dtype=np.float32)
+    found = net.trace(x)
+    if all(hasattr(net.nodes[head].layer, "detections") for head in net.heads):
+        found.append(net.detections(net.predict(x), 0.1))
+    deltas = []
+
+    def keep(index, y, backward):
+        deltas.extend(be.to_numpy(d) for d in backward(be.zeros(y.shape) + 1, {}) if d is not None)
+
+    net.forward(net.input(x), Run(train=True), keep)
+    return found + deltas
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head(name):
+    for got, want in zip(outputs(BE, name), outputs(NUMPY, name), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_through_kernels(kernels, name):
+    for got, want in zip(outputs(kernels, name), outputs(NUMPY, name), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_every_section_is_held_to_it():
+    assert {kind.section for kind in SECTIONS.values()} == {name.split()[0] for name in ALL} | set(HEADS)
+
+
+A = BE.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: A + np.ones(3), "__add__: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
+        (lambda: np.ones(3) * A, "__rmul__: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
+        (lambda: xp.maximum(A, np.ones(3)), "maximum: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
+        (lambda: np.asarray(A), "Implicit conversion to a NumPy array is not allowed; use be.to_numpy"),
+        (lambda: np.concatenate([A, A]), "Implicit conversion to a NumPy array is not allowed; use be.to_numpy"),
+        (lambda: xp.nanargmedian(A), "cupy has no nanargmedian"),
+        (lambda: xp.sum(A, where=A > 0), "cupy.sum has no argument where"),
+        (lambda: A.sum(initial=0), "cupy.ndarray.sum has no argument initial"),
+        (lambda: xp.exp(A, where=A > 0), "cupy.exp has no argument where"),
+        (lambda: A.setflags(write=False), "cupy.ndarray has no setflags"),
+        (lambda: xp.multiply.at(A, 0, 2), "cupy.multiply.at does not exist"),
+    ],
+)
+def test_what_cupy_lacks_is_refused(wrong, message):
+    with pytest.raises(NotCuPy) as e:
+        wrong()
+    assert str(e.value) == message
+
+
+def test_what_numpy_alone_can_do_is_refused():
+    with pytest.raises(TypeError):
+        np.exp(A)
+    with pytest.raises(TypeError):
+        range(A.sum())
+
+
+def test_reductions_stay_on_the_device():
+    assert isinstance(A.sum(), cupy_api.Array) and float(A.sum()) == 15
+    assert isinstance(A[0, 1], cupy_api.Array)
+
+
+def test_signatures_are_those_of_the_installed_cupy():
+    cupy = pytest.importorskip("cupy")
+    table = signatures.read(cupy)
+    assert set(cupy_api.CUPY["functions"]) <= set(table["functions"])
+    assert set(cupy_api.CUPY["members"]) <= set(table["members"])
