@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors import BackendError
+
 OPTIONS = ("--std=c++17",)
 STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
 ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
+LARGEST = 2**31 - 1  # kernels count with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
@@ -73,11 +76,12 @@ def _parameter(text: str) -> Parameter:
     return Parameter(name, kind, "*" in words, "const" in words)
 
 
-def bind(kernel: str, args: Sequence[Any], array: type) -> tuple[str, list[Any]]:
+def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
     """Check and cast the arguments of a kernel; return the storage type T and what to hand to the driver.
 
     `array` is the class of the backend's arrays. int parameters take integers, float ones numbers, pointers take
-    C-contiguous arrays of their type or None. Raises TypeError or ValueError: a wrong call is this package's mistake.
+    C-contiguous arrays of their type or None. Raises TypeError or ValueError, which mean a mistake in this package, and
+    BackendError for an array of 2^31 numbers or more.
     """
     file, _, name = kernel.partition(".")
     wanted = parameters(file)[name]
@@ -87,13 +91,15 @@ def bind(kernel: str, args: Sequence[Any], array: type) -> tuple[str, list[Any]]
     T, values = None, []
     for p, a in zip(wanted, args, strict=True):
         if p.pointer and isinstance(a, array):
-            dtype = str(a.dtype)  # type: ignore[attr-defined]
+            dtype = str(a.dtype)
             if p.type == "T":
                 T = T or STORAGE.get(dtype)
             if (dtype != ARRAYS.get(p.type)) if p.type != "T" else (T is None or STORAGE.get(dtype) != T):
                 raise TypeError(f"{kernel}: {p.name} is {p.type} * (T = {T or 'unknown'}), not {dtype}")
-            if not a.flags.c_contiguous:  # type: ignore[attr-defined]
+            if not a.flags.c_contiguous:
                 raise ValueError(f"{kernel}: {p.name} is not C-contiguous")
+            if a.size > LARGEST:
+                raise BackendError(f"{kernel}: {p.name} has {a.size:,} numbers, 2^31 or more; use a smaller batch")
             values.append(a)
         elif p.pointer and a is None:
             values.append(NULL)
@@ -102,6 +108,14 @@ def bind(kernel: str, args: Sequence[Any], array: type) -> tuple[str, list[Any]]
         else:
             raise TypeError(f"{kernel}: {p.name} is {p.type}{' *' * p.pointer}, not {type(a).__name__}")
     return T or "float", values
+
+
+def grid(kernel: str, threads: int, block: int) -> int:
+    """Return how many blocks hold at least `threads` threads. Raises BackendError where an int cannot count them."""
+    blocks = -(-threads // block)
+    if blocks * block > LARGEST:
+        raise BackendError(f"{kernel}: needs {threads:,} threads, 2^31 or more; use a smaller batch")
+    return blocks
 
 
 def launcher() -> Callable[..., None]:
@@ -120,6 +134,6 @@ def launcher() -> Callable[..., None]:
     def launch(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
         T, values = bind(kernel, args, cupy.ndarray)
         if threads:
-            function(kernel, T)((-(-threads // block),), (block,), values)
+            function(kernel, T)((grid(kernel, threads, block),), (block,), values)
 
     return launch

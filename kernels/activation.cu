@@ -6,8 +6,6 @@ enum Kind {
     SWISH, MISH, HARD_MISH
 };
 
-__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
 // tanh(log(1 + e^x)) without the logarithm; from x = 20 on it is 1.
 __device__ inline float tanh_softplus(float x) {
     float e = expf(x > 20 ? 20 : x), n = e * (e + 2);

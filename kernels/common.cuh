@@ -36,6 +36,8 @@ struct half_t {
 // The number of this thread in the whole launch.
 __device__ inline int thread_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
+__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
 // Sum over the 32 lanes of a warp, always in the same order; every lane gets the sum. All lanes must call it.
 __device__ inline float warp_sum(float v) {
     for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(ALL_LANES, v, lanes);

@@ -2,8 +2,6 @@
 //
 // A map is (N, A*E, H, W): E entries for each of A anchors. P = H*W.
 
-__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
 // Activate a yolo map x (N, A*(5 + classes), H, W) -> y: sigmoid of x, y, objectness and classes, not with new_coords;
 // then x and y become scale_x_y * v - (scale_x_y - 1) / 2.
 extern "C" __global__ void yolo_activate(const T *x, T *y, int n, int E, int P, float scale_x_y, int new_coords) {

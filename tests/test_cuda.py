@@ -9,6 +9,7 @@ import pytest
 
 from gpudarknet import cuda
 from gpudarknet.cuda import Parameter
+from gpudarknet.errors import BackendError
 
 
 def test_kernels_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
@@ -108,9 +109,17 @@ def test_an_array_of_another_type_is_refused():
         cuda.bind("norm.batch_norm", (F16, F16, F32, F32, F32, F16, 6, 3, 1), np.ndarray)
 
 
-def test_a_number_beyond_32_bits_is_refused():
+def test_what_an_int_cannot_count_is_refused():
     with pytest.raises(OverflowError):
         cuda.bind("resample.upsample", (F32, F32, 2**31, 1, 3, 2, 1.0), np.ndarray)
+    huge = types.SimpleNamespace(dtype="float32", size=2**31, flags=F32.flags)
+    message = "resample.upsample: y has 2,147,483,648 numbers, 2^31 or more; use a smaller batch"
+    with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
+        cuda.bind("resample.upsample", (None, huge, 6, 1, 3, 2, 1.0), types.SimpleNamespace)
+    message = "norm.softmax: needs 2,147,483,393 threads, 2^31 or more; use a smaller batch"
+    with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
+        cuda.grid("norm.softmax", 2**31 - 255, 256)
+    assert cuda.grid("norm.softmax", 2**31 - 256, 256) == 2**23 - 1
 
 
 def test_launcher_compiles_each_file_once_per_type_and_casts(monkeypatch):

@@ -58,7 +58,7 @@ def launcher(edit: Callable[[str], str] = lambda text: text) -> Callable[..., No
             return
         file, _, name = kernel.partition(".")
         names = [p.name for p in cuda.parameters(file)[name]]
-        run(compiled(file, T), kernel, -(-threads // block), block, dict(zip(names, values, strict=True)))
+        run(compiled(file, T), kernel, cuda.grid(kernel, threads, block), block, dict(zip(names, values, strict=True)))
 
     return launch
 

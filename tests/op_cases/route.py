@@ -14,7 +14,7 @@ def make_concat(rng, N, C, H, W, multiples, groups, group_id):
     return [normal(rng, N, C * k, H, W) for k in multiples], groups, group_id
 
 
-@check(route.concat, make_concat, *VARIANTS, exact=True)
+@check(route.concat, make_concat, *VARIANTS, exact=True, half="xs")
 def concat(xs, groups, group_id):
     channels = []
     for x in xs:
