@@ -1,0 +1,47 @@
+# Two commands on a fresh machine: `make demo` finds the objects in a photograph, `make test` runs all tests.
+# Both make an environment in .venv first; PYTHON=python3.12 picks another Python (3.10 or newer).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint gpu-check clean
+
+help:
+	@echo 'make demo       fetch yolov4-tiny, find the objects in a photograph, say where the picture is'
+	@echo 'make test       run all tests; those of the CUDA kernels need g++, and no GPU'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make gpu-check  on a machine with a GPU: kernels, networks and ceilings; the result goes to bench/results/'
+	@echo 'make clean      remove .venv and everything that was built'
+
+demo: $(VENV)/demo
+	$(BIN)/python bench/demo.py
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+gpu-check: $(VENV)/test
+	$(BIN)/python bench/gpu_check.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build
+
+# Debian splits venv from Python; as root we install it, else we say how.
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
+	  apt-get install -qy python3-venv; } || { echo 'make: $(PYTHON) lacks venv; sudo apt install python3-venv'; false; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of extras; both are out of date when pyproject.toml changes. Without libGL (a server, a container)
+# opencv-python does not load; its build without windows does.
+$(VENV)/demo $(VENV)/test $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { echo 'no libGL here: opencv-python-headless takes the place of opencv-python'; \
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && $(BIN)/python -m pip install --quiet opencv-python-headless; }
+	@touch $@

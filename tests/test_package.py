@@ -1,0 +1,83 @@
+"""The wheel, installed into a fresh environment, works from another folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gpudarknet
+from gpudarknet import cuda, shelf
+
+ROOT = Path(__file__).parent.parent
+
+pytest.importorskip("hatchling", reason="building a wheel without a network needs hatchling (extra: test)")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command away from the checkout and its settings; return what it prints."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "GPUDARKNET"))}
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel in it; NumPy and OpenCV are lent by the environment of the tests."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder / "env", symlinks=True, with_pip=False)
+    python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")  # comes last on the path
+    return python
+
+
+def files(folder: Path, *patterns: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.rglob(pattern)}
+
+
+def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -> None:
+    package = {f"gpudarknet/{name}" for name in files(ROOT / "gpudarknet", "*.py", "py.typed")}
+    kernels = {f"gpudarknet/kernels/{name}" for name in files(ROOT / "kernels", "*.cu", "*.cuh")}
+    networks = {f"gpudarknet/cfg/{name}" for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data")}
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == package | kernels | networks
+
+
+def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
+    code = (
+        "import gpudarknet, gpudarknet.cuda as cuda, gpudarknet.shelf as shelf\n"
+        "print(gpudarknet.__file__, *cuda.files(), sep='\\n')\n"
+        "print(len(gpudarknet.load_network(shelf.shipped_cfg('yolov4-tiny'), backend='numpy').nodes))"
+    )
+    place, *kernels, layers = run(fresh, "-c", code, cwd=tmp_path).splitlines()
+    assert Path(place).is_relative_to(fresh.parent.parent)
+    assert kernels == cuda.files() and layers == "38"
+
+
+def test_the_console_script_knows_the_shipped_networks(fresh: Path, tmp_path: Path) -> None:
+    table = run(fresh.with_name("gpudarknet"), "table", "yolov4-tiny", cwd=tmp_path)
+    network = gpudarknet.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy")
+    assert network.table().split() == table.split()
+
+
+def test_both_versions_are_one(fresh: Path, tmp_path: Path) -> None:
+    code = "import importlib.metadata as m; print(m.version('gpudarknet'))"
+    assert run(fresh, "-c", code, cwd=tmp_path).strip() == gpudarknet.__version__
