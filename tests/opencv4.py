@@ -1,0 +1,182 @@
+"""Six scripts in the style of public tutorials, written against OpenCV 4's cv2.dnn, and the networks they run.
+
+Every script takes the module that it would import as `dnn`. Run this file under OpenCV 4 to record what they give there:
+
+    pip install "opencv-python<5" && python tests/opencv4.py        # writes tests/opencv4.json
+
+test_cv2dnn.py runs the same scripts on gpudarknet.cv2dnn and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+RECORD = Path(__file__).with_suffix(".json")
+CONV = "[convolutional]\nbatch_normalize={bn}\nfilters={f}\nsize={k}\nstride={s}\npad=1\nactivation={a}\n\n"
+
+
+def conv(f, k=3, s=1, a="leaky", bn=1):
+    return CONV.format(f=f, k=k, s=s, a=a, bn=bn)
+
+
+NET = "[net]\nwidth={}\nheight={}\nchannels=3\n\n"
+YOLO = "[yolo]\nmask={}\nanchors=10,14, 23,27, 37,58, 81,82, 60,40, 90,70\nclasses=4\nnum=6\n{}\n"
+CFGS = {
+    "tiny": NET.format(96, 64) + conv(8) + "[maxpool]\nsize=2\nstride=2\n" + conv(16) + conv(16)
+    + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n" + conv(8) + "[route]\nlayers=-1,-2\n"
+    + conv(16, s=2) + conv(8, k=1, a="mish") + conv(16, s=2, a="swish") + conv(16, k=1)
+    + "[maxpool]\nsize=2\nstride=1\n" + conv(27, k=1, a="linear", bn=0) + YOLO.format("3,4,5", "")
+    + "[route]\nlayers=-4\n" + conv(8, k=1) + "[upsample]\nstride=2\n[route]\nlayers=-1,8\n"
+    + conv(27, k=1, a="linear", bn=0) + YOLO.format("0,1,2", "scale_x_y=1.05\n"),
+    "csp": NET.format(64, 96) + conv(8, s=2, a="mish") + conv(8, k=1, a="mish") + conv(8, a="mish")
+    + "[shortcut]\nfrom=-3\nactivation=linear\n" + "[avgpool]\n" + conv(8, k=1, a="logistic", bn=0)
+    + "[scale_channels]\nfrom=-3\nactivation=linear\n" + conv(8, s=2)
+    + conv(27, k=1, a="logistic", bn=0) + YOLO.format("0,1,2", "new_coords=1\nscale_x_y=2.0\n"),
+    "v2": NET.format(96, 64) + conv(8) + "[maxpool]\nsize=2\nstride=2\n" + conv(8, s=2)
+    + conv(16, s=2) + "[route]\nlayers=-2\n[reorg]\nstride=2\n[route]\nlayers=-1,-3\n"
+    + conv(45, k=1, a="linear", bn=0)
+    + "[region]\nanchors=0.6,0.7, 1.9,2.1, 3.3,5.5, 2.9,3.5, 1.8,0.9\nclasses=4\ncoords=4\nnum=5\nsoftmax=1\nthresh=.3\n",
+    "classes": NET.format(64, 64) + conv(8) + "[maxpool]\nsize=2\nstride=2\n" + conv(16, s=2)
+    + conv(10, k=1, a="linear", bn=0) + "[avgpool]\n[softmax]\ngroups=1\n[cost]\ntype=sse\n",
+}  # fmt: skip
+
+
+def write(folder):
+    """Write every cfg and its weights, drawn from a seed."""
+    from gpudarknet import cfg, graph
+
+    for name, text in CFGS.items():
+        rng = np.random.default_rng(len(text))
+        (folder / f"{name}.cfg").write_text(text)
+        with open(folder / f"{name}.weights", "wb") as file:
+            file.write(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
+            for node in graph.build(cfg.parse(text)):
+                for kind, shape, _ in node.layer.weights(*node.inputs):
+                    spread = 1.6 / np.sqrt(np.prod(shape[1:])) if kind == "kernel" else 0.2
+                    base = 1.0 if kind in ("scale", "variance") else 0.0
+                    a = base + rng.uniform(-1.7, 1.7, shape) * min(spread, 1.0)
+                    file.write(np.maximum(a, 0.4 if base else -9).astype("<f4").tobytes())
+
+
+def picture():
+    """Draw a picture with coloured shapes (H, W, 3), BGR."""
+    image = np.full((120, 200, 3), 90, np.uint8)
+    cv2.rectangle(image, (20, 30), (90, 100), (30, 60, 220), -1)
+    cv2.circle(image, (140, 60), 40, (220, 120, 20), -1)
+    cv2.line(image, (0, 110), (199, 5), (40, 230, 40), 5)
+    return image
+
+
+def yolov3_by_hand(dnn, folder):
+    """Parse rows by hand, with NMSBoxes: the tutorial of 2018."""
+    frame = picture()
+    net = dnn.readNetFromDarknet(str(folder / "tiny.cfg"), str(folder / "tiny.weights"))
+    net.setPreferableBackend(dnn.DNN_BACKEND_OPENCV)
+    net.setPreferableTarget(dnn.DNN_TARGET_CPU)
+    layer_names = net.getLayerNames()
+    output_layers = [layer_names[i - 1] for i in net.getUnconnectedOutLayers()]
+    blob = dnn.blobFromImage(frame, 1 / 255.0, (96, 64), (0, 0, 0), True, crop=False)
+    net.setInput(blob)
+    outs = net.forward(output_layers)
+    class_ids, confidences, boxes = [], [], []
+    for out in outs:
+        for detection in out:
+            scores = detection[5:]
+            class_id = np.argmax(scores)
+            confidence = scores[class_id]
+            if confidence > 0.7:
+                center_x = int(detection[0] * frame.shape[1])
+                center_y = int(detection[1] * frame.shape[0])
+                w = int(detection[2] * frame.shape[1])
+                h = int(detection[3] * frame.shape[0])
+                boxes.append([center_x - w // 2, center_y - h // 2, w, h])
+                confidences.append(float(confidence))
+                class_ids.append(int(class_id))
+    found = []
+    for i in np.array(dnn.NMSBoxes(boxes, confidences, 0.7, 0.4)).flatten():
+        found.append([class_ids[i], confidences[i], boxes[i]])
+    return {"names": list(layer_names), "outputs": output_layers, "found": found}
+
+
+def other_size_and_batch(dnn, folder):
+    """Read from buffers, run two pictures at once, at a size that is not the cfg's."""
+    cfg, weights = (np.fromfile(folder / f"tiny.{kind}", np.uint8) for kind in ("cfg", "weights"))
+    net = dnn.readNetFromDarknet(cfg, weights)
+    frame = picture()
+    blob = dnn.blobFromImages([frame, frame[:, ::-1].copy()], 1 / 255.0, (128, 96), swapRB=True)
+    net.setInput(blob)
+    outs = net.forward(net.getUnconnectedOutLayersNames())
+    found = []
+    for out in outs:
+        for rows in out:
+            best = rows[np.argsort(-rows[:, 5:].max(axis=1), kind="stable")[:3]]
+            for row in best:
+                found.append([int(row[5:].argmax()), float(row[5:].max()), (row[:4] * [200, 120, 200, 120]).tolist()])
+    return {"shapes": [list(out.shape) for out in outs], "found": found}
+
+
+def detection_model(dnn, folder):
+    """Use DetectionModel: the tutorial of 2020."""
+    model = dnn.DetectionModel(str(folder / "csp.weights"), str(folder / "csp.cfg"))
+    model.setInputParams(size=(64, 96), scale=1 / 255, swapRB=True)
+    classes, scores, boxes = model.detect(picture(), 0.3, 0.4)
+    found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
+    return {"found": found}
+
+
+def detection_model_from_net(dnn, folder):
+    """Give DetectionModel a net, suppress across classes, with a mean."""
+    net = dnn.readNet(str(folder / "tiny.weights"), str(folder / "tiny.cfg"))
+    model = dnn.DetectionModel(net)
+    model.setInputSize(96, 64)
+    model.setInputScale(1 / 255)
+    model.setInputMean((5, 10, 15))
+    model.setInputSwapRB(True)
+    model.setNmsAcrossClasses(True)
+    classes, scores, boxes = model.detect(picture(), confThreshold=0.65, nmsThreshold=0.3)
+    found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
+    return {"found": found}
+
+
+def yolov2(dnn, folder):
+    """Run a network with reorg and region, and look into its layers."""
+    net = dnn.readNetFromDarknet(str(folder / "v2.cfg"), str(folder / "v2.weights"))
+    net.setInput(dnn.blobFromImage(picture(), 1 / 255.0, (96, 64), swapRB=True))
+    out = net.forward()
+    reorg = net.forward("reorg_5")
+    rows = out[np.argsort(-out[:, 5:].max(axis=1), kind="stable")[:6]]
+    found = [[int(r[5:].argmax()), float(r[5:].max()), (r[:4] * [200, 120, 200, 120]).tolist()] for r in rows]
+    layers = [net.getLayer(i) for i in range(1, len(net.getLayerNames()) + 1)]
+    return {
+        "names": list(net.getLayerNames()), "types": [layer.type for layer in layers],
+        "blobs": [[list(b.shape) for b in layer.blobs] for layer in layers],
+        "suppressed": int((out[:, 5:] == 0).sum()), "reorg": reorg[0, ::7, 1, 2].tolist(), "found": found,
+    }  # fmt: skip
+
+
+def classifier(dnn, folder):
+    """Classify, by hand and with ClassificationModel."""
+    net = dnn.readNetFromDarknet(str(folder / "classes.cfg"), str(folder / "classes.weights"))
+    net.setInput(dnn.blobFromImage(picture(), 1 / 255.0, (64, 64), swapRB=True))
+    prob = net.forward()
+    model = dnn.ClassificationModel(str(folder / "classes.weights"), str(folder / "classes.cfg"))
+    model.setInputParams(scale=1 / 255.0, size=(64, 64), swapRB=True)
+    class_id, confidence = model.classify(picture())
+    return {"names": list(net.getLayerNames()), "shape": list(prob.shape), "probabilities": prob.ravel().tolist(),
+            "found": [[int(class_id), float(confidence), []]]}  # fmt: skip
+
+
+SCRIPTS = (yolov3_by_hand, other_size_and_batch, detection_model, detection_model_from_net, yolov2, classifier)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place))
+        record = {script.__name__: script(cv2.dnn, Path(place)) for script in SCRIPTS}
+    RECORD.write_text(json.dumps({"opencv": cv2.__version__, **record}, indent=None) + "\n")
+    print({name: len(r["found"]) for name, r in record.items()})

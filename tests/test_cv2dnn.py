@@ -1,0 +1,196 @@
+"""gpudarknet.cv2dnn against what OpenCV 4.14 gave for the same scripts (tests/opencv4.py, tests/opencv4.json)."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import opencv4
+import pytest
+
+import gpudarknet.cv2dnn as dnn
+from gpudarknet import cv2dnn
+from gpudarknet.backend import why_no_cupy
+from gpudarknet.errors import CfgError, DataError, ImageError
+
+RECORD = json.loads(opencv4.RECORD.read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The scripts' networks, as files."""
+    folder = tmp_path_factory.mktemp("opencv4")
+    opencv4.write(folder)
+    return folder
+
+
+@pytest.fixture
+def net(folder):
+    return dnn.readNetFromDarknet(str(folder / "tiny.cfg"), str(folder / "tiny.weights"))
+
+
+def blob(w=96, h=64):
+    return dnn.blobFromImage(opencv4.picture(), 1 / 255.0, (w, h), swapRB=True)
+
+
+@pytest.mark.parametrize("script", opencv4.SCRIPTS, ids=lambda script: script.__name__)
+def test_script(script, folder):
+    ours, theirs = script(dnn, folder), RECORD[script.__name__]
+    assert {k: v for k, v in ours.items() if k not in ("found", "reorg", "probabilities")} == {
+        k: v for k, v in theirs.items() if k not in ("found", "reorg", "probabilities")
+    }
+    for key in {"reorg", "probabilities"} & set(ours):  # OpenCV's batch norm has 1e-6 where Darknet has 1e-5
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+    assert [c for c, _, _ in ours["found"]] == [c for c, _, _ in theirs["found"]]
+    assert ours["found"]
+    for (_, score, box), (_, expected, expected_box) in zip(ours["found"], theirs["found"], strict=True):
+        assert abs(score - expected) < 0.01
+        assert not box or np.abs(np.subtract(box, expected_box)).max() <= 2
+
+
+@pytest.mark.skipif(
+    not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer to compare with"
+)
+@pytest.mark.parametrize("name", opencv4.CFGS)
+def test_every_layer_beside_opencv4(name, folder):
+    paths = str(folder / f"{name}.cfg"), str(folder / f"{name}.weights")
+    ours, theirs = dnn.readNetFromDarknet(*paths), cv2.dnn.readNetFromDarknet(*paths)
+    assert ours.getLayerNames() == theirs.getLayerNames()
+    config = ours._network.config.net  # OpenCV 4 cannot run [scale_channels] at another size, nor on a batch
+    x = np.random.default_rng(3).random((1, 3, config.height, config.width), np.float32)
+    for net in (ours, theirs):
+        net.setInput(x)
+    pairs = zip(ours.forward(ours.getLayerNames()), theirs.forward(ours.getLayerNames()), strict=True)
+    for layer, (a, b) in zip(ours.getLayerNames(), pairs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3 * b.std() + 1e-6, err_msg=layer)
+
+
+def test_parts_of_a_convolution_add_up(net):
+    net.setInput(blob())
+    raw, normal, active = net.forward(["conv_8", "bn_8", "mish_9"])
+    mean, variance, scale, bias = (b.reshape(-1, 1, 1) for b in net.getLayer("bn_8").blobs)
+    np.testing.assert_allclose(normal, (raw - mean) / np.sqrt(variance + 1e-5) * scale + bias, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(active, normal * np.tanh(np.log1p(np.exp(normal))), rtol=1e-4, atol=1e-5)
+    conv, permuted = net.forward(["conv_12", "permute_13"])
+    assert (permuted == conv.transpose(0, 2, 3, 1)).all()
+
+
+def test_forms_of_forward(net):
+    net.setInput(blob())
+    last = net.forward()
+    assert last.shape == (1152, 9) and last.dtype == np.float32
+    assert (net.forward("yolo_19") == last).all()
+    assert [y.shape for y in net.forward(("yolo_13", "yolo_19"))] == [(288, 9), (1152, 9)]
+    assert (net.forward(outBlobNames=["yolo_19"])[0] == last).all()
+    assert net.forward(outputName="yolo_13").shape == (288, 9)
+
+
+def test_layers_and_costs(net):
+    assert (net.getLayerId("conv_0"), net.getLayerId("_input"), net.getLayerId("none")) == (1, 0, -1)
+    assert net.getLayer(1).name == "conv_0" and net.getLayer("yolo_19").type == "Region"
+    assert net.getLayersCount("Region") == 2 and "Resize" in net.getLayerTypes() and not net.empty()
+    assert net.getLayer("yolo_19").blobs[0].tolist() == [[10, 14, 23, 27, 37, 58]]
+    assert net.getFLOPS((2, 3, 64, 96)) == 2 * net.getFLOPS([(1, 3, 64, 96)])
+    net.setInput(blob())
+    net.forward()
+    total, ticks = net.getPerfProfile()
+    assert total > 0 and len(ticks) == len(net.getLayerNames()) and (ticks >= 0).all()
+    net.enableFusion(False)
+    net.enableWinograd(True)
+    net.setInputsNames(["data"])
+    assert net.dump().startswith("   layer   filters")
+
+
+def test_set_input_scales_and_subtracts(net):
+    whole = cv2.dnn.blobFromImage(opencv4.picture(), 1, (96, 64), swapRB=True)
+    net.setInput(whole.astype(np.uint8), scalefactor=1 / 255, mean=(1, 2, 3))
+    ours = net.forward()
+    net.setInput((whole - np.reshape([1, 2, 3], (3, 1, 1))).astype(np.float32) / 255)
+    np.testing.assert_allclose(ours, net.forward(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_weighted_shortcut_with_two_sources_is_darknets(tmp_path):
+    text = (
+        "[net]\nwidth=3\nheight=2\nchannels=1\n"
+        + "[convolutional]\nfilters=1\nsize=1\nactivation=linear\n" * 3
+        + "[shortcut]\nfrom=-2,-3\nweights_type=per_feature\nweights_normalization=relu\nactivation=linear\n"
+    )
+    numbers = np.array([0, 2, 0, 3, 0, 5, 1, 2, 3], "<f4")  # bias, kernel three times; three factors
+    weights = np.array([0, 2, 5, 0, 0], "<i4").tobytes() + numbers.tobytes()
+    net = dnn.readNetFromDarknet(np.frombuffer(text.encode(), np.uint8), np.frombuffer(weights, np.uint8))
+    net.setInput(np.ones((1, 1, 2, 3), np.float32))
+    np.testing.assert_allclose(net.forward("shortcut_3"), (30 * 1 + 6 * 2 + 2 * 3) / 6, rtol=1e-4)
+
+
+def test_models_say_what_is_missing(folder):
+    model = dnn.DetectionModel(str(folder / "csp.cfg"), str(folder / "csp.weights"))
+    with pytest.raises(DataError) as e:
+        model.detect(opencv4.picture())
+    message = "predict: the input has no size yet; call setInputParams(size=(width, height)) first"
+    assert str(e.value) == message
+    model.setInputParams(1 / 255, (64, 96), (0, 0, 0), True, False)
+    with pytest.raises(ImageError) as empty:
+        model.detect(None)
+    assert str(empty.value) == "predict: the picture is empty; did imread find its file?"
+    assert model.detect(opencv4.picture(), 1.0) == ((), (), ())
+    assert model.getNmsAcrossClasses() is False
+
+
+def test_errors(net, tmp_path, folder):
+    with pytest.raises(DataError) as e:
+        net.forward()
+    assert str(e.value) == "forward: there is no input yet; call setInput(blob) first"
+    with pytest.raises(DataError) as e:
+        net.setInput(np.zeros((1, 1, 64, 96), np.float32))
+    assert str(e.value) == (
+        "setInput: the blob has shape (1, 1, 64, 96); this network takes (N, 3, H, W), as blobFromImage makes it"
+    )
+    with pytest.raises(DataError) as e:
+        net.forward("yolo_99")
+    assert str(e.value) == "forward: there is no layer 'yolo_99'; getLayerNames() lists them"
+    with pytest.raises(DataError) as e:
+        net.getLayer(99)
+    assert str(e.value) == "getLayer: there is no layer 99; numbers go from 1 to 40"
+    with pytest.raises(CfgError):
+        dnn.readNetFromDarknet(str(tmp_path / "none.cfg"))
+
+
+def test_a_connected_layer_fixes_the_size():
+    text = "[net]\nwidth=6\nheight=4\nchannels=1\n[connected]\noutput=3\nactivation=leaky\n"
+    net = dnn.readNetFromDarknet(text.encode())
+    net.setInput(np.ones((2, 1, 4, 6), np.float32))
+    assert net.getLayerNames() == ("fullyConnected_0", "leaky_1") and net.forward().shape == (2, 3)
+    net.setInput(np.ones((1, 1, 4, 8), np.float32))
+    with pytest.raises(DataError) as e:
+        net.forward()
+    expected = "setInput: a blob of 8 x 4 pixels does not fit layer 0 [connected], whose weights are for 6 x 4"
+    assert str(e.value) == expected
+
+
+def test_cuda_target_without_a_gpu_stays_on_the_cpu(net):
+    if why_no_cupy() is None:
+        net.setPreferableTarget(dnn.DNN_TARGET_CUDA)
+        assert net._network.backend.name == "cupy"
+        net.setInput(blob())
+        assert net.forward().shape == (1152, 9)
+        return
+    with pytest.warns(RuntimeWarning, match="'cupy' cannot run here: .*; the network stays on the CPU"):
+        net.setPreferableBackend(dnn.DNN_BACKEND_CUDA)
+    assert net._network.backend.name == "numpy"
+
+
+def test_the_rest_is_opencvs_own_and_install_puts_ours_there(folder, monkeypatch):
+    assert dnn.NMSBoxes is cv2.dnn.NMSBoxes and dnn.DNN_TARGET_CUDA == 6
+    for name in ("readNet", "DetectionModel", "ClassificationModel"):
+        monkeypatch.setattr(cv2.dnn, name, getattr(cv2.dnn, name))  # so that they come back after the test
+    monkeypatch.setattr(cv2.dnn, "readNetFromDarknet", None, raising=False)
+    for name in ("dnn_DetectionModel", "dnn_ClassificationModel"):
+        monkeypatch.setattr(cv2, name, getattr(cv2, name))
+    monkeypatch.setattr(cv2dnn, "_original", None)
+    dnn.install()
+    dnn.install()  # a second time changes nothing
+    net = cv2.dnn.readNet(str(folder / "csp.weights"), str(folder / "csp.cfg"))
+    assert isinstance(net, dnn.Net) and isinstance(cv2.dnn_DetectionModel(net), dnn.DetectionModel)
+    with pytest.raises(cv2.error):  # OpenCV's own reader still has its say
+        cv2.dnn.readNet(str(folder / "none.onnx"))
