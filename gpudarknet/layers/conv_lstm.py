@@ -14,7 +14,7 @@ from .recurrent import Call, Part, Recurrent
 
 @dataclass(frozen=True, kw_only=True)
 class ConvLstm(Recurrent, section="conv_lstm"):
-    """Long short-term memory over maps.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
+    """Remember a map in a long short-term memory.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
 
     peephole: the gates see the cell through vf, vi (before the step) and vo (after it). bottleneck: the gates see only
     v = act(wf([h, x])), activated twice as in Darknet. After the step the cell is clipped to +-state_constrain.

@@ -145,7 +145,7 @@ class Rnn(Recurrent, section="rnn"):
 
 @dataclass(frozen=True, kw_only=True)
 class Crnn(Rnn, section="crnn"):
-    """As [rnn], with convolutions.   (C, H, W) -> (output, H, W)"""
+    """Remember a hidden map, as [rnn] does, with convolutions.   (C, H, W) -> (output, H, W)"""
 
     ignored: ClassVar = frozenset({"wait_stream"})
 
@@ -189,7 +189,7 @@ class Crnn(Rnn, section="crnn"):
 
 @dataclass(frozen=True, kw_only=True)
 class Gru(Recurrent, section="gru"):
-    """Gated recurrent unit: h = z*h + (1 - z)*sig(Wh x + Uh (r*h)).   (C, H, W) -> (output, 1, 1)
+    """Remember in a gated recurrent unit: h = z*h + (1 - z)*sig(Wh x + Uh (r*h)).   (C, H, W) -> (output, 1, 1)
 
     The candidate's activation is logistic in Darknet, not tanh.
     """
@@ -231,7 +231,7 @@ class Gru(Recurrent, section="gru"):
 
 @dataclass(frozen=True, kw_only=True)
 class Lstm(Recurrent, section="lstm"):
-    """Long short-term memory: c = f*c + i*g, h = o*tanh(c).   (C, H, W) -> (output, 1, 1)"""
+    """Remember in a long short-term memory: c = f*c + i*g, h = o*tanh(c).   (C, H, W) -> (output, 1, 1)"""
 
     batch_normalize: int = 0
 

@@ -12,10 +12,11 @@ from .parts import activated
 
 @dataclass(frozen=True, kw_only=True)
 class SortShortcut(Layer, section="sort_shortcut"):
-    """Second-order response transform: y = a + b + sqrt(R(a) R(b) + eps).   (C, H, W), (Cb, H, W) -> (C, H, W)
+    """Add two maps and the root of their product: y = a + b + sqrt(R(a) R(b) + eps).   (C, H, W), (Cb, H, W) -> (C, H, W)
 
-    a is the previous layer, b is `from`, R is ReLU with negative slope `slope`. Where either is not positive this is a
-    plain sum plus sqrt(eps). The authors' own layer has eps 0.01; the default here is the discussion's 0.0001.
+    The second-order response transform: a is the previous layer, b is `from`, R is ReLU with negative slope `slope`.
+    Where either is not positive this is a plain sum plus sqrt(eps). The authors' own layer has eps 0.01; the default here
+    is the discussion's 0.0001.
     """
 
     names_sources = True
