@@ -123,15 +123,15 @@ class Detector:
         """Turn arrays into Detections, the most confident first; classes named dont_show... are left out."""
         k, c = np.nonzero(found.probs)
         order = np.argsort(-found.probs[k, c], kind="stable")
+        k, c = k[order], c[order]
         relative = found.boxes[k].astype(float)
         pixels = boxes.to_ltwh(relative * [found.width, found.height, found.width, found.height])
+        rows = zip(c.tolist(), found.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
         return [
-            Detection(
-                self.names[c[i]], int(c[i]), float(found.probs[k[i], c[i]]), tuple(pixels[i].tolist()), tuple(relative[i].tolist())
-            )
-            for i in order
-            if not self.names[c[i]].startswith(HIDDEN)
-        ]  # fmt: skip
+            Detection(self.names[i], i, confidence, tuple(box), tuple(part))
+            for i, confidence, box, part in rows
+            if not self.names[i].startswith(HIDDEN)
+        ]
 
 
 def last_head(network: Network) -> DetectionHead:

@@ -1,0 +1,120 @@
+"""`detector test` and `detect`: find objects in images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import image, shelf
+from ..detector import Detector, Found
+from ..errors import DataError, ImageError
+from ..files import atomic
+from ..names import label_path
+from . import fail, forms, inputs
+from .arguments import Command, Flag
+
+PICTURE = "predictions.jpg"
+
+
+def test(args: Any) -> int:
+    """Find objects with the names of a .data file."""
+    data, cfg, weights, *images = args.words
+    names = inputs.data_file(data).read_names()
+    return run(args, cfg, weights, names, images)
+
+
+def detect(args: Any) -> int:
+    """Find objects with the names of COCO."""
+    cfg, weights, *images = args.words
+    names = inputs.data_file("coco").read_names()
+    return run(args, cfg, weights, names, images)
+
+
+def run(args: Any, cfg: str, weights: str, names: Sequence[str], images: Sequence[str]) -> int:
+    """Find objects in each image; print, draw and write what was asked for. An image that cannot be read is passed over."""
+    out = check_out(args.out)
+    with inputs.waiting(f"Loading {weights}"):
+        be = inputs.get_backend(args)
+        detector = Detector(shelf.shipped_cfg(cfg), inputs.weights_file(weights), names, be, args.letter_box)
+    written: list[str] = []
+    code = 0
+    for number, path in enumerate(inputs.images(images), 1):
+        try:
+            found, picture = look(detector, path, args)
+        except ImageError as e:
+            code = fail(str(e))
+            continue
+        for line in forms.lines(found, detector.names, args.thresh, args.ext_output):
+            print(line)
+        image.write(PICTURE, image.draw(picture, forms.marks(found, detector.names, args.thresh), detector.names))
+        if out:
+            written.append(forms.json_image(number, path, found, detector.names))
+        if args.save_labels:
+            write(label_path(path), forms.label_lines(found, detector.names, args.thresh))
+    if out and written:
+        write(out, forms.json_file(written))
+    return code
+
+
+def look(detector: Detector, path: str, args: Any) -> tuple[Found, image.Picture]:
+    """Find objects in one image and print how long the network took."""
+    picture = image.read(path, detector.network.channels)
+    x = detector.input([picture])
+    begin = time.perf_counter()
+    rows = detector.rows(x, args.thresh)
+    taken = time.perf_counter() - begin
+    print(f"{path}: Predicted in {1000 * taken:f} milli-seconds.")
+    return detector.suppress(rows[:, 1:], picture, args.nms), picture
+
+
+def check_out(out: str | None) -> Path | None:
+    """Raise DataError where a result could not be written in the end, before anything is computed."""
+    if out is None:
+        return None
+    path = Path(out)
+    if path.is_dir() or not path.parent.is_dir():
+        raise DataError(f"{out}: cannot be written; give a file in a folder that exists")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    try:
+        with atomic(path) as beside:
+            beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+
+
+def flags(thresh: float) -> tuple[Flag, ...]:
+    """Return the flags of both commands, which differ in one default."""
+    return (
+        Flag("thresh", float, thresh, "Show what is more certain than this, 0 to 1"),
+        Flag("nms", float, 0.45, "Of two boxes of one class that overlap more, drop one; 0 keeps both"),
+        Flag("ext_output", bool, False, "Print coordinates, in pixels"),
+        Flag("out", str, None, "Write all results to this JSON file"),
+        Flag("save_labels", bool, False, "Write each image's boxes to a label file beside it"),
+        Flag("letter_box", bool, False, "Keep the image's proportions instead of stretching it"),
+        inputs.BACKEND,
+        inputs.GPU,
+        Flag("dont_show", bool, False, "Accepted; no window is opened"),
+        Flag("hier", float, 0.5, "Accepted; it changes nothing, as in Darknet"),
+    )
+
+
+MORE = (
+    f"Prints what it finds, as Darknet does, and draws it in {PICTURE}. Without an image, paths are read from standard input, "
+    "one a line"
+)
+COMMANDS = (
+    Command(
+        "detector test", ("x.data", "x.cfg", "x.weights", "[image ...]"),
+        "Find objects in images", test, flags(0.25), MORE,
+    ),
+    Command(
+        "detect", ("x.cfg", "x.weights", "[image ...]"),
+        "Find objects of COCO's 80 classes in images", detect, flags(0.24), MORE,
+    ),
+)  # fmt: skip

@@ -1,0 +1,30 @@
+"""`info`: what this machine offers, and why the GPU is or is not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .arguments import Command
+
+
+def info(args: Any) -> None:
+    """Print versions, backend, GPU, BLAS, threads and places."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .. import __version__, backend, fetch, shelf
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = [
+        ("gpudarknet", __version__),
+        *backend.diagnose(),
+        ("cfg", str(shelf.folder())),
+        ("cache", str(fetch.cache())),
+    ]
+    for what, value in rows:
+        table.add_row(f"[bold]{escape(what)}[/]", escape(value))
+    Console(highlight=False).print(table)
+
+
+COMMANDS = (Command("info", (), "Show backend, GPU, BLAS and versions, and why a GPU is not used", info),)

@@ -1,0 +1,86 @@
+"""What several commands are given: files by path or name, a backend, images by argument or one a line on standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from .. import backend as backends
+from .. import fetch, shelf
+from ..backend import Backend
+from ..errors import BackendError, WeightsError
+from ..names import DataFile
+from .arguments import Flag
+
+BACKEND = Flag("backend", str, "auto", "Array module: numpy, cupy, or auto for cupy where there is a GPU")
+GPU = Flag("i", int, 0, "Number of the GPU; -1 means none")
+
+
+def data_file(word: str) -> DataFile:
+    """Read a .data file, by path or shipped name."""
+    return DataFile.read(shelf.find(word, ".data"))
+
+
+def weights_file(word: str) -> Path:
+    """Return the weights that a user means: a path, or the name of published weights, which are fetched on first use."""
+    path = Path(word)
+    if path.exists():
+        return path
+    if word in fetch.PUBLISHED:
+        return fetched(word)
+    if path.suffix == ".weights" and path.stem in fetch.PUBLISHED:
+        raise WeightsError(f"{word}: is not there; `gpudarknet weights {path.stem}` fetches it, then write {path.stem}")
+    return path
+
+
+def fetched(name: str) -> Path:
+    """Return the path of published weights; show progress while they are fetched."""
+    if not sys.stderr.isatty():
+        return fetch.weights(name)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{name}.weights", total=None)
+        return fetch.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
+
+
+def get_backend(args: Any) -> Backend:
+    """Return the backend that -backend and -i ask for, with its GPU made the current one."""
+    if args.i < 0:
+        return backends.get("numpy")
+    be = backends.get(args.backend)
+    if be.name == "cupy" and args.i:
+        try:
+            be.xp.cuda.Device(args.i).use()
+        except Exception as e:
+            raise BackendError(f"-i {args.i}: no such GPU ({e}); nvidia-smi lists them") from None
+    return be
+
+
+def images(words: Sequence[str]) -> Iterator[str]:
+    """Yield paths of images: the words, or where there are none, the lines of standard input, each asked for."""
+    if words:
+        yield from words
+        return
+    while True:
+        print("Enter Image Path: ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            print()
+            return
+        if line.strip():
+            yield line.strip("\r\n")
+
+
+def waiting(text: str) -> AbstractContextManager[Any]:
+    """Show that something takes long, where a person looks on."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)

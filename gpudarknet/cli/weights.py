@@ -1,0 +1,45 @@
+"""`weights`: list and fetch published weights."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .. import fetch
+from .arguments import Command
+from .inputs import fetched
+
+
+def weights(args: Any) -> None:
+    """Fetch the named weights and print their paths, or list all."""
+    if not args.words:
+        show()
+    for name in args.words:
+        path = fetched(name)
+        print(path, flush=True)
+        if fetch.PUBLISHED[path.stem].sha256 is None:
+            print(
+                f"{path.name}: its size is right; nobody published a sha256 to check it by. It has {fetch.sha256(path)}",
+                file=sys.stderr,
+            )
+
+
+def show() -> None:
+    """Print the published weights: size, source, what they are checked by, and whether they are in the cache."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", "MB", "checked by", "cached", "published as", box=None, header_style="bold")
+    for name, published in fetch.PUBLISHED.items():
+        there = "yes" if fetch.place(name).is_file() else ""
+        source = published.source.removeprefix("https://").split("/releases/")[0].split("/media/")[0]
+        table.add_row(
+            name, f"{4 * published.numbers / 1e6:.0f}", "sha256" if published.sha256 else "size", there, source
+        )
+    screen = Console(highlight=False)
+    screen.print(table)
+    screen.print(f"\nThe cache is {fetch.cache()}; {fetch.VARIABLE} names another.")
+
+
+MORE = "Prints the path of each file; without a name, lists what is published, and what is in the cache"
+COMMANDS = (Command("weights", ("[name ...]",), "Fetch published weights", weights, more=MORE),)
