@@ -79,8 +79,8 @@ class Net:
     def forward(self, outputName: Any = "", *, outBlobNames: Sequence[str] | None = None) -> Any:
         """Run the network. A name gives that layer's output, none the last layer's, a list of names a tuple of outputs."""
         asked = outBlobNames if outBlobNames is not None else outputName
-        single, last = isinstance(asked, str), self._parts[-1][1].name
-        wanted: list[str] = [asked or last] if single else list(asked) or [last]
+        last, single = self._parts[-1][1].name, isinstance(asked, str)
+        wanted: list[str] = [asked or last] if isinstance(asked, str) else list(asked) or [last]
         for name in wanted:
             if name not in self._places:
                 raise DataError(f"forward: there is no layer '{name}'; getLayerNames() lists them")
