@@ -1,0 +1,80 @@
+"""Draw detections: boxes in Darknet's colours, labels that stay readable at any size of picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+
+class Drawable(Protocol):
+    """What `draw` needs of a detection: confidence 0..1, box (left, top, width, height) in pixels of the picture."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def class_id(self) -> int: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def box(self) -> Sequence[float]: ...
+
+
+def draw(image: Picture, detections: Iterable[Drawable], names: Sequence[str] | None = None) -> Picture:
+    """Draw boxes and labels on a copy. uint8 (H, W, 1 or 3) -> uint8 (H, W, 3); the most certain comes last, on top.
+
+    Colours are Darknet's for `len(names)` classes (80, or as many as needed, without names).
+    """
+    import cv2
+
+    detections = sorted(detections, key=lambda d: d.confidence)
+    classes = len(names) if names else max([80, *(d.class_id + 1 for d in detections)])
+    canvas = np.array(np.broadcast_to(image, (*image.shape[:2], 3)), order="C")  # a copy, always
+    H, W = canvas.shape[:2]
+    line = max(1, round((W + H) / 500))
+    labels = []
+    for d in detections:
+        left, top, width, height = np.nan_to_num(np.asarray(d.box, dtype=np.float64))
+        if left >= W or top >= H or left + width < 0 or top + height < 0:
+            continue
+        x0, x1 = np.clip((left, left + width), 0, W - 1).astype(int).tolist()
+        y0, y1 = np.clip((top, top + height), 0, H - 1).astype(int).tolist()
+        ink = colour(d.class_id, classes)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), ink, line)
+        labels.append((f"{d.label} {d.confidence:.0%}", x0 - line // 2, y0, line, ink))
+    for label in labels:  # after all the boxes: no edge crosses a text
+        _label(canvas, *label)
+    return canvas
+
+
+def colour(class_id: int, classes: int) -> tuple[int, int, int]:
+    """Give a class its colour (R, G, B) 0..255: Darknet's walk from magenta over red, yellow, green, cyan to blue."""
+    stops = np.array([(1, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1)])
+    t = 5 * (class_id * 123457 % classes) / classes
+    mixed = (1 - t % 1) * stops[int(t)] + t % 1 * stops[int(np.ceil(t))]
+    red, green, blue = (round(255 * v) for v in mixed.tolist())
+    return red, green, blue
+
+
+def _label(canvas: Picture, text: str, x: int, y: int, line: int, ink: tuple[int, int, int]) -> None:
+    """Write text on a field of colour whose lower left corner is (x, y), moved until it lies within the picture."""
+    import cv2
+
+    H, W = canvas.shape[:2]
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    scale = max(0.4, (W + H) / 2200)
+    weight = max(1, round(scale * 1.6))
+    (width, _), _ = cv2.getTextSize(text, font, scale, weight)
+    (_, height), below = cv2.getTextSize("Ag", font, scale, weight)  # one height for every text
+    margin = max(2, round(height / 4))
+    wide, high = width + 2 * margin, height + below + margin
+    x = max(0, min(x, W - wide))
+    y = y if y >= high else min(y + high + line // 2, H)
+    cv2.rectangle(canvas, (x, y - high), (x + wide - 1, y - 1), ink, cv2.FILLED)
+    light = np.dot(ink, (0.299, 0.587, 0.114)) > 140
+    paper = (0, 0, 0) if light else (255, 255, 255)
+    cv2.putText(canvas, text, (x + margin, y - below - margin // 2), font, scale, paper, weight, cv2.LINE_AA)

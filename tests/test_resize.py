@@ -1,0 +1,219 @@
+"""Resizing against a plain transcription of the original's loops, bit for bit; letter box and crop geometry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpudarknet import boxes, image
+from gpudarknet.errors import ImageError
+
+f32 = np.float32
+
+
+def plain_resize(picture, w, h, last_row_fixed=True):
+    """resize_image of the original, one float32 at a time. picture (H, W, C) -> (h, w, C)."""
+    H, W, C = picture.shape
+    part = np.zeros((H, w, C), np.float32)
+    out = np.zeros((h, w, C), np.float32)
+    ws = f32(W - 1) / f32(w - 1) if w > 1 else f32(0)
+    hs = f32(H - 1) / f32(h - 1) if h > 1 else f32(0)
+    for k in range(C):
+        for r in range(H):
+            for c in range(w):
+                if c == w - 1 or W == 1:
+                    part[r, c, k] = picture[r, W - 1, k]
+                else:
+                    sx = f32(c) * ws
+                    ix = int(sx)
+                    dx = sx - f32(ix)
+                    part[r, c, k] = (f32(1) - dx) * picture[r, ix, k] + dx * picture[r, ix + 1, k]
+        for r in range(h):
+            if r == h - 1 and last_row_fixed:
+                out[r, :, k] = part[H - 1, :, k]
+                continue
+            sy = f32(r) * hs
+            iy = int(sy)
+            dy = sy - f32(iy)
+            for c in range(w):
+                out[r, c, k] = (f32(1) - dy) * part[iy, c, k]
+                if r != h - 1 and H != 1:
+                    out[r, c, k] += dy * part[iy + 1, c, k]
+    return out
+
+
+def noise(seed, H, W, C=3):
+    return np.random.default_rng(seed).integers(0, 256, (H, W, C), dtype=np.uint8)
+
+
+def as_floats(picture):
+    return picture.astype(np.float32) / f32(255)
+
+
+SIZES = [  # H, W -> h, w
+    ((7, 11), (5, 4)),  # down
+    ((5, 4), (13, 9)),  # up
+    ((6, 9), (11, 5)),  # up and down
+    ((8, 30), (8, 7)),  # one axis only
+    ((1, 6), (4, 9)),
+    ((6, 1), (9, 4)),
+    ((1, 1), (3, 5)),
+    ((6, 9), (1, 4)),
+    ((6, 9), (4, 1)),
+    ((6, 9), (1, 1)),
+    ((2, 3), (2, 3)),
+]
+
+
+@pytest.mark.parametrize("size, wanted", SIZES)
+@pytest.mark.parametrize("C", [1, 3])
+def test_resize_equals_the_original_bit_for_bit(size, wanted, C):
+    picture = noise(0, *size, C)
+    expected = plain_resize(as_floats(picture), wanted[1], wanted[0])
+    for source in (picture, as_floats(picture)):
+        out = image.resize(source, wanted[1], wanted[0])
+        assert out.dtype == np.float32
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_resize_of_a_known_row():
+    row = np.array([0, 10, 20, 30], np.float32).reshape(1, 4, 1)
+    assert image.resize(row, 3, 1).ravel().tolist() == [0, 15, 30]
+
+
+def test_bytes_become_the_originals_floats():
+    byte = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    in_double = (np.arange(256) / 255.0).astype(
+        np.float32
+    )  # the original divides in double where it loads without OpenCV
+    np.testing.assert_array_equal(image.resize(byte, 16, 16).ravel(), in_double)
+
+
+def sizes_with_dark_last_row(h, most=200):
+    return [H for H in range(2, most) if f32(h - 1) * (f32(H - 1) / f32(h - 1)) < H - 1]
+
+
+@pytest.mark.parametrize("h", [14, 39, 55])
+def test_last_row_is_the_pictures(h):
+    sizes = sizes_with_dark_last_row(h)
+    assert sizes, "no such size: choose another h"
+    for H in sizes[:2]:
+        white = np.ones((H, 2, 1), np.float32)
+        assert plain_resize(white, 2, h, last_row_fixed=False)[-1].max() < 0.01  # the original's fault
+        picture = noise(1, H, 2)
+        out = image.resize(picture, 3, h)
+        np.testing.assert_array_equal(out, plain_resize(as_floats(picture), 3, h))
+        np.testing.assert_array_equal(out[-1, 0], as_floats(picture)[-1, 0])
+
+
+def test_resize_takes_flipped_views():
+    picture = noise(2, 9, 6)
+    np.testing.assert_array_equal(
+        image.resize(picture[::-1, ::-1, ::-1], 4, 5), image.resize(picture[::-1, ::-1, ::-1].copy(), 4, 5)
+    )
+
+
+# Letter box
+
+
+def test_letterbox_of_the_known_size():
+    picture = noise(3, 576, 768)
+    out = image.letterbox(picture, 416, 416)
+    assert out.shape == (416, 416, 3) and out.dtype == np.float32
+    np.testing.assert_array_equal(out[52 : 52 + 312], image.resize(picture, 416, 312))
+    assert (out[:52] == 0.5).all() and (out[52 + 312 :] == 0.5).all()
+
+
+@pytest.mark.parametrize("H, W, inner", [(7, 10, (15, 11, 0, 0)), (10, 7, (7, 11, 4, 0)), (5, 9, (16, 8, 0, 1))])
+def test_letterbox_cuts_sizes_and_offsets(H, W, inner):
+    new_w, new_h, left, top = inner
+    out = image.letterbox(noise(4, H, W), 16, 11)
+    np.testing.assert_array_equal(
+        out[top : top + new_h, left : left + new_w], image.resize(noise(4, H, W), new_w, new_h)
+    )
+    border = np.ones(out.shape, bool)
+    border[top : top + new_h, left : left + new_w] = False
+    assert (out[border] == 0.5).all()
+
+
+@pytest.mark.parametrize("H, W", [(427, 640), (640, 427), (333, 500), (480, 640), (90, 31)])
+@pytest.mark.parametrize("net_w, net_h", [(416, 320), (96, 160)])
+def test_a_box_seen_through_the_letterbox_comes_back(H, W, net_w, net_h):
+    # what is white in the input is, by to_image, where it was white in the picture: within a pixel of the picture (its
+    # corners are aligned) and two and a half of the input (one blurred at each edge, half a one at the odd border)
+    left, top, right, bottom = (np.array([0.1, 0.35, 0.5, 0.85]) * (W, H, W, H)).round().astype(int)
+    truth = boxes.from_corners(np.array([left, top, right, bottom]) / (W, H, W, H))
+    picture = np.zeros((H, W, 1), np.uint8)
+    picture[top:bottom, left:right] = 255
+    new_w, new_h = boxes.fit(W, H, net_w, net_h)
+    x0, y0 = (net_w - new_w) // 2, (net_h - new_h) // 2
+    seen = image.network_input(picture, net_w, net_h, letterbox=True)[0]
+    seen = seen[y0 : y0 + new_h, x0 : x0 + new_w] > 0.5
+    rows, cols = np.flatnonzero(seen.any(1)) + y0, np.flatnonzero(seen.any(0)) + x0
+    edges = np.array([cols[0] / net_w, rows[0] / net_h, (cols[-1] + 1) / net_w, (rows[-1] + 1) / net_h])
+    back = boxes.to_image(boxes.from_corners(edges), net_w, net_h, W, H, letterbox=True)
+    pixels = 2.5 / np.array([new_w, new_h, new_w, new_h]) + 1 / np.array([W, H, W, H])
+    np.testing.assert_array_less(np.abs(back - truth), pixels)
+
+
+# Network input
+
+
+def test_network_input_is_planes():
+    picture = noise(5, 9, 14)
+    out = image.network_input(picture, 6, 8)
+    assert out.shape == (3, 8, 6) and out.flags.c_contiguous and out.dtype == np.float32
+    np.testing.assert_array_equal(out, image.resize(picture, 6, 8).transpose(2, 0, 1))
+    assert 0 <= out.min() and out.max() <= 1
+
+
+def test_network_input_of_net_size_is_the_picture():
+    picture = noise(6, 8, 6)
+    for letterbox in (False, True):
+        out = image.network_input(picture, 6, 8, letterbox)
+        np.testing.assert_array_equal(out, as_floats(picture).transpose(2, 0, 1))
+
+
+def test_network_input_adapts_channels():
+    grey = noise(7, 5, 7, 1)
+    out = image.network_input(grey, 4, 6, channels=3)
+    np.testing.assert_array_equal(out, np.repeat(image.network_input(grey, 4, 6), 3, axis=0))
+    red = np.zeros((5, 7, 3), np.uint8)
+    red[..., 0] = 255
+    np.testing.assert_array_equal(image.network_input(red, 4, 6, channels=1), np.full((1, 6, 4), f32(76) / f32(255)))
+
+
+def test_network_input_of_other_channels():
+    with pytest.raises(ImageError) as error:
+        image.network_input(noise(8, 5, 7), 4, 6, channels=6)
+    assert str(error.value) == "image: 3 channels cannot become 6; give the network an array of its own shape"
+
+
+# Classifier input
+
+
+def plain_classifier_input(picture, net_w, net_h):
+    H, W, C = picture.shape
+    w, h = (net_w, H * net_w // W) if W < H else (W * net_w // H, net_w)
+    whole = plain_resize(picture, w, h)
+    dx, dy = int((w - net_w) / 2), int((h - net_h) / 2)
+    out = np.zeros((C, net_h, net_w), np.float32)
+    for k in range(C):
+        for j in range(net_h):
+            for i in range(net_w):
+                out[k, j, i] = whole[min(max(j + dy, 0), h - 1), min(max(i + dx, 0), w - 1), k]
+    return out
+
+
+@pytest.mark.parametrize("H, W", [(9, 20), (20, 9), (7, 7), (5, 6), (1, 30)])
+@pytest.mark.parametrize("net_w, net_h", [(8, 8), (8, 5), (6, 11)])  # 6, 11: higher than the picture, edges repeated
+def test_classifier_input_equals_the_original(H, W, net_w, net_h):
+    picture = noise(9, H, W)
+    np.testing.assert_array_equal(
+        image.classifier_input(picture, net_w, net_h), plain_classifier_input(as_floats(picture), net_w, net_h)
+    )
+
+
+def test_classifier_input_of_an_endless_strip_takes_no_memory():
+    strip = np.zeros((1, 1_000_000, 3), np.uint8)  # 224 x 224,000,000 before the crop
+    assert image.classifier_input(strip, 224, 224).shape == (3, 224, 224)
