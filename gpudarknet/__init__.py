@@ -9,6 +9,7 @@ det.detect("photo.jpg")
 from . import backend
 from .detector import Detection, Detector
 from .network import Network, load_network
+from .train import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Detection", "Detector", "Network", "__version__", "backend", "load_network"]
+__all__ = ["Detection", "Detector", "Network", "Trainer", "__version__", "backend", "load_network"]

@@ -27,9 +27,17 @@ class DataError(DarknetError):
     """A .data, .names, tree, map or label file is wrong."""
 
 
+class TrainError(DarknetError):
+    """Training cannot begin, or cannot go on: a checkpoint that does not fit, numbers that are not finite."""
+
+
 class CfgWarning(UserWarning):
     """A .cfg file holds something that changes nothing, for example a key that no layer reads."""
 
 
 class WeightsWarning(UserWarning):
     """A .weights file was used only in part, or filled only part of the network."""
+
+
+class TrainWarning(UserWarning):
+    """Training goes on, but differently from what one would expect."""

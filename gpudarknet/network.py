@@ -12,7 +12,7 @@ import numpy as np
 from . import backend as backends
 from . import cfg, table
 from .backend import Backend
-from .errors import DataError
+from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, host
 from .layers import DetectionHead, Run
 from .layers.softmax import Cost
@@ -64,6 +64,18 @@ class Network:
         """Width of an input image in pixels."""
         return self.net.input[2]
 
+    def resize(self, width: int, height: int) -> None:
+        """Take images of another size, in pixels, from now on. Raises CfgError if the layers or the weights do not allow it."""
+        config = replace(self.config, net=replace(self.net, width=width, height=height))
+        nodes = build(config)
+        for old, new in zip(self.nodes, nodes, strict=True):
+            if [w[:2] for w in old.layer.weights(*old.inputs)] != [w[:2] for w in new.layer.weights(*new.inputs)]:
+                raise CfgError(
+                    f"{config.path}:{new.line}: [{new.layer.section}] (layer {new.index}) has weights for one input size;"
+                    f" it cannot take {width} x {height}"
+                )
+        self.config, self.net, self.nodes = config, config.net, nodes
+
     def input(self, x: Any) -> Any:
         """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
         x = self.backend.asarray(x, np.float32)
@@ -79,8 +91,9 @@ class Network:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
+            own = replace(run, train=False) if node.index < run.frozen else run
             with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
-                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=run)
+                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=own)
             outputs[node.index] = y
             keep(node.index, y, backward)
             for source in {node.index, *node.sources}:

@@ -26,13 +26,25 @@ class Run:
     """What one forward pass knows beside its arrays.
 
     train: keep what backward needs, use batch statistics, drop. rng: the only source of chance. steps: time steps of
-    [net]; recurrent layers see batches as [step][sequence]. progress: 0 to 1, the part of training that is done.
+    [net]; recurrent layers see batches as [step][sequence]. progress: 0 to 1, the part of training that is done. frozen:
+    how many layers at the front run as at inference all the same.
     """
 
     train: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     steps: int = 1
     progress: float = 0.0
+    frozen: int = 0
+
+
+@dataclass
+class Goal:
+    """What a loss knows beside output and truth: the network input's size in pixels, images seen before, chance."""
+
+    width: int
+    height: int
+    seen: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
 
 class ShapeError(ValueError):
@@ -53,6 +65,9 @@ class Layer:
     fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
     names_sources: ClassVar[bool] = False  # the layer table shows which layers it reads, not their size
     head: ClassVar[bool] = False  # its output is a result of the network, wherever it stands
+    learns: ClassVar[bool] = False  # it has a `loss`
+    decayed: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that training draws to 0
+    update_limit: ClassVar[float] = float("inf")  # the largest gradient that training takes, per weight
 
     # keys that Darknet reads in every section
     clip: float = 0.0
@@ -100,6 +115,14 @@ class Layer:
 
         backward(dy, grad) adds the weights' gradients into grad[name] and returns dx for each source, None where no
         gradient flows. It is linear in dy, so it serves Darknet's deltas (negative gradients) and gradients alike.
+        """
+        raise NotImplementedError
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """Compare its output y (N, C, H, W) with truth (N, truths): (cost, delta), all on the host.
+
+        cost is the number that Darknet reports, summed over the batch; delta (y's shape) is Darknet's negative gradient
+        with respect to what its backward takes. x is its input. Only layers that `learns` names have a loss.
         """
         raise NotImplementedError
 
@@ -166,6 +189,7 @@ class DetectionHead(Layer):
     """A layer whose output holds boxes."""
 
     head = True
+    learns = True
     classes: int = 20
     max: int = 200  # truth boxes per image, at most
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..boxes import iou
 from ..ops import norm
-from .base import DetectionHead, Run, Shape, ShapeError
+from .base import DetectionHead, Goal, Run, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,38 @@ class Detection(DetectionHead, section="detection"):
         rows[:, 3] = (e[:, 1] + i) / S
         rows[:, 4:6] = e[:, 2:] ** 2 if self.sqrt else e[:, 2:]
         return rows
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """truth (N, S*S*(1 + classes + 4)): for each cell 1 if it holds an object, its class one-hot, x and y in it, w, h."""
+        N, S, B, K = y.shape[0], self.side, self.num, self.classes
+        flat = y.reshape(N, -1)
+        delta = np.zeros_like(flat)
+
+        def split(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """View an array as classes (N, cells, K), confidences (N, cells, B), boxes (N, cells, B, 4)."""
+            return (a[:, : S * S * K].reshape(N, S * S, K), a[:, S * S * K : S * S * (K + B)].reshape(N, S * S, B),
+                    a[:, S * S * (K + B) :].reshape(N, S * S, B, 4))  # fmt: skip
+
+        (p, conf, box), (dp, dconf, dbox) = split(flat), split(delta)
+        cells = truth.reshape(N, S * S, 1 + K + 4)
+        dconf[...] = self.noobject_scale * (0 - conf)
+        for n, c in np.argwhere(cells[..., 0] != 0):
+            dp[n, c] = self.class_scale * (cells[n, c, 1 : 1 + K] - p[n, c])
+            wanted = cells[n, c, 1 + K :]
+            there, here = wanted.copy(), box[n, c].copy()
+            there[:2], here[:, :2] = there[:2] / S, here[:, :2] / S
+            if self.sqrt:
+                here[:, 2:] **= 2
+            overlaps = iou(here, there)
+            apart = ((here - there) ** 2).sum(axis=-1)
+            best = int(overlaps.argmax() if overlaps.max() > 0 else apart.argmin())
+            if self.forced:
+                best = int(there[2] * there[3] < 0.1)
+            if self.random and goal.seen < 64000:
+                best = int(goal.rng.integers(B))
+            aim = overlaps[best] if self.rescore else 1
+            dconf[n, c, best] = self.object_scale * (aim - conf[n, c, best])
+            if self.sqrt:
+                wanted = np.concatenate([wanted[:2], np.sqrt(wanted[2:])])
+            dbox[n, c, best] = self.coord_scale * (wanted - box[n, c, best])
+        return float((delta.astype(np.float64) ** 2).sum()), delta.reshape(y.shape)

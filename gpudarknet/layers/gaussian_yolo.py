@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..ops import yolo
-from .base import Run
+from .base import Goal, Run
 from .yolo import AnchorHead
+from .yolo_loss import anchor_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +39,7 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         shift = {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[self.yolo_point]
         rows[:, 2:4] += shift * rows[:, 4:6]  # the point that was predicted is a corner
         return be.to_numpy(rows)
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """As for [yolo], with a delta for each uncertainty."""
+        return anchor_loss(self, y, truth, goal, gaussian=True)

@@ -14,6 +14,8 @@ from .base import Layer, Run, Shape, ShapeError, Weight, accumulate
 class Implicit(Layer, section="implicit"):
     """Give every image the same learned map.   nothing -> (filters, atoms, 1).   w: weight (filters, atoms, 1)"""
 
+    decayed = ("weight",)
+
     mean: float = 0.0
     std: float = 0.2
     filters: int = 128

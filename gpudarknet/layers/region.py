@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..ops import norm, yolo
-from .base import DetectionHead, Run, Shape, ShapeError
+from .base import DetectionHead, Goal, Run, Shape, ShapeError
 from .files import ClassMap, Tree
+from .region_loss import region_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +122,7 @@ class Region(DetectionHead, section="region"):
         kept = np.zeros_like(p)
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
         return kept * above.any(axis=-1)[..., None]
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
+        return region_loss(self, y, truth, goal)

@@ -18,6 +18,7 @@ class Shortcut(Layer, section="shortcut"):
     """
 
     names_sources = True
+    update_limit = 1.0
     from_: tuple[int, ...]
     activation: Activation = "linear"
     weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"

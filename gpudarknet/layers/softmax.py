@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ..ops import norm
-from .base import Layer, Run, Shape, ShapeError
+from .base import Goal, Layer, Run, Shape, ShapeError
 from .files import Tree
+
+SECRET = -1234.0  # a truth that says "do not care"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,7 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
     With a tree, into one distribution per group of siblings. Its delta is made by the loss and passes unchanged.
     """
 
+    learns = True
     unsupported = frozenset({"spatial"})
 
     groups: int = 1
@@ -40,16 +45,37 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
         y = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), self.temperature)
         return y.reshape(x.shape), lambda dy, grad: (dy,)
 
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """Cross entropy: delta = t - p, the gradient with respect to what goes in; cost = sum of -log p where t is not 0."""
+        if self.noloss:
+            return 0.0, np.zeros_like(y)
+        t = truth.reshape(y.shape).astype(np.float32)
+        told = t != SECRET
+        with np.errstate(divide="ignore"):
+            cost = -np.log(y[told & (t != 0)], dtype=np.float64).sum()
+        return float(cost), np.where(told, t - y, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Layer, section="cost"):
     """Compare with the truth in training. Without one its output is 0, as in Darknet.   (C, H, W) -> same"""
 
+    learns = True
     fallback: ClassVar[dict[str, str]] = {"type": "sse"}
+    ignored = frozenset({"ratio"})
 
-    type: Literal["sse", "masked", "smooth", "l1", "seg", "wgan"] = "sse"
+    type: Literal["sse", "masked", "smooth"] = "sse"
     scale: float = 1.0
-    ratio: float = 0.0
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """sse: delta = t - x, cost its squares' sum; smooth: delta is cut to +-1; masked: where t is -1234 both are 0."""
+        t = truth.reshape(x.shape).astype(np.float32)
+        error = np.where(t == SECRET, 0, t - x) if self.type == "masked" else t - x
+        if self.type == "smooth":
+            size = np.abs(error)
+            cost = np.where(size < 1, error * error, 2 * size - 1)
+            return float(cost.sum(dtype=np.float64)), np.clip(error, -1, 1)
+        return float((error * error).sum(dtype=np.float64)), error

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..ops import yolo
-from .base import DetectionHead, Run, Shape, ShapeError
+from .base import DetectionHead, Goal, Run, Shape, ShapeError
 from .files import ClassMap
+from .yolo_loss import anchor_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +91,7 @@ class Yolo(AnchorHead, section="yolo"):
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         anchors = be.asarray(self.sizes()[list(self.used)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
+
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
+        return anchor_loss(self, y, truth, goal, gaussian=False)

@@ -1,0 +1,332 @@
+"""Train a network: one step is forward, losses, backward, update, as Darknet does them (src/network.c).
+
+    trainer = Trainer(net)
+    cost = trainer.step(x, truth)       # x (N, C, H, W), truth (N, truths)
+
+Chance comes from (seed, iteration) alone, so a run that is stopped and resumed goes on as if it had never stopped.
+
+`step` alone is held to the numbers of the original program's CPU build, and that build has a fault in classifiers: layers
+that it does not mark as training, [avgpool] and [connected] among them, keep their deltas from step to step, and the
+weights of [connected] never move. `Trainer(net, cpu_build=False)` has neither fault; `fit` and the command line use that.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import schedule
+from .errors import DataError, TrainError, TrainWarning
+from .files import atomic
+from .graph import Node, host
+from .layers import Goal, Run
+from .layers.avgpool import AvgPool
+from .layers.connected import Connected
+from .layers.convolutional import Convolutional
+from .layers.softmax import Cost
+from .network import Network
+from .ops import activation, update
+
+FIXED = ("mean", "variance")  # statistics, which no gradient moves
+Way = Any  # what a layer's forward returns beside its output
+VERSION = 1  # of the sidecar's layout
+
+
+class Trainer:
+    """A network in training: its gradients, its optimiser, its place in the schedule.
+
+    It begins a new training at iteration 0; with clear=False it goes on where the weights' count of images says. cpu_build
+    copies the faults that the head of this file describes. gradients[i][name] is Darknet's accumulated negative gradient,
+    which holds the momentum of the past.
+    """
+
+    def __init__(self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True):
+        schedule.check(net.net, net.config.path)
+        if not any(node.layer.learns for node in net.nodes):
+            raise TrainError(
+                f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
+            )
+        self.net, self.seed, be = net, seed, net.backend
+        cfg = net.net
+        net.seen = 0 if clear else net.seen
+        self.cpu_build, self.warned = cpu_build, False
+        self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
+        self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
+        self.iteration = net.seen // max(self.batch, 1)
+        self.gradients: list[dict[str, Any]] = []
+        for node in net.nodes:
+            owner = self.owner(node)
+            own = {} if owner != node.index else {
+                name: be.zeros(a.shape) for name, a in net.weights[node.index].items() if trained(name, a)
+            }  # fmt: skip
+            self.gradients.append(self.gradients[owner] if owner != node.index else own)
+        self.moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
+                        if cfg.adam and isinstance(node.layer, Convolutional) else {}
+                        for node, own in zip(net.nodes, self.gradients, strict=True)]  # fmt: skip
+        self.average: list[dict[str, Any]] | None = None  # of the weights, with ema_alpha
+        only = [node.index for node in net.nodes if node.layer.train_only_bn]
+        self.only_bn = max(only, default=-1)  # it holds for all earlier layers too
+
+    @staticmethod
+    def owner(node: Node) -> int:
+        """Return the layer whose weights a layer uses: itself, or the one that share_index names."""
+        shared = getattr(node.layer, "share_index", None)
+        return node.index if shared is None else host(node.index, shared)
+
+    @property
+    def first(self) -> int:
+        """The first layer that the way back reaches: after the last stopbackward=1, or =K until iteration K."""
+        stops = [n.index for n in self.net.nodes if n.layer.stopbackward == 1 or n.layer.stopbackward > self.iteration]
+        return max(stops, default=-1) + 1
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the present iteration."""
+        chance = float(np.random.default_rng([self.seed, self.iteration, 1]).random())
+        return schedule.rate(self.net.net, self.iteration, chance)
+
+    def step(self, x: Any, truth: Any) -> float:
+        """Take one iteration on x (N, C, H, W), values 0..1, and truth (N, truths) as Darknet lays it out; return the cost.
+
+        The cost is the sum over the images of the mean over the layers that have a loss. N is a multiple of [net] subdivisions, which are run one after the other. Raises DataError for shapes that do not
+        fit; TrainError when numbers are no longer finite: the weights are then as before the step.
+        """
+        net, parts = self.net, self.net.net.subdivisions
+        N = len(x)
+        self.warn()
+        truth = np.asarray(truth, np.float32).reshape(len(truth), -1)
+        if len(truth) != N or N % parts or N == 0:
+            raise DataError(f"a batch of {N} images and {len(truth)} truths; both must be one multiple of {parts}")
+        size, cost = N // parts, 0.0
+        for part in range(parts):
+            images = slice(part * size, (part + 1) * size)
+            net.seen += size
+            rng = np.random.default_rng([self.seed, self.iteration, 2, part])
+            cost += self.accumulate(net.input(x[images]), truth[images], rng)
+        self.check(cost, x[:size], truth[:size])
+        self.iteration = net.seen // N
+        self.update(N)
+        return cost
+
+    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator) -> float:
+        """Run x (N, C, H, W) forward and back, add to the gradients, return the mean cost of the layers with a loss."""
+        net, be = self.net, self.net.backend
+        cfg = net.net
+        goal = Goal(net.width, net.height, net.seen, rng)
+        progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
+        run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first)
+        read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}
+        inputs: dict[int, Any] = {-1: x}
+        ways: list[Way] = []
+        deltas: dict[int, Any] = {}
+        costs: list[float] = []
+
+        def keep(index: int, y: Any, way: Way) -> None:
+            node = net.nodes[index]
+            ways.append(self.stale_way(node, y, way) if self.cpu_build else way)
+            if index in read:
+                inputs[index] = y
+            if not node.layer.learns:
+                return
+            before = inputs.get(node.sources[0])
+            value, delta = node.layer.loss(
+                be.to_numpy(before if before is not None else y), be.to_numpy(y), truth, goal
+            )
+            costs.append(value)
+            deltas[index] = be.asarray(delta * np.float32(cfg.loss_scale), np.float32)
+
+        net.forward(x, run, keep)
+        for index, old in self.stale.items():
+            deltas[index] = old
+        backward(net.nodes, ways, deltas, self.gradients, self.first)
+        return sum(costs) / len(costs)
+
+    def stale_way(self, node: Node, y: Any, way: Way) -> Way:
+        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, [connected] learns nothing."""
+        if not isinstance(node.layer, AvgPool | Connected):
+            return way
+        kind = getattr(node.layer, "activation", "linear")
+
+        def kept(dy: Any, grad: dict[str, Any]) -> Any:
+            self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
+            return way(dy, {} if isinstance(node.layer, Connected) else grad)
+
+        return kept
+
+    def warn(self) -> None:
+        """Say once which layers cpu_build trains wrongly."""
+        found = sorted({n.layer.section for n in self.net.nodes if isinstance(n.layer, AvgPool | Connected)})
+        if self.cpu_build and not self.warned and found:
+            warnings.warn(
+                f"{self.net.config.path}: as in Darknet's CPU build, the deltas of [{'] and ['.join(found)}] add up from"
+                " step to step and [connected] learns nothing; Trainer(net, cpu_build=False) trains soundly",
+                TrainWarning, stacklevel=3,
+            )  # fmt: skip
+        self.warned = True
+
+    def update(self, N: int) -> None:
+        """Move the weights by the gradients of N images."""
+        net, be, cfg = self.net, self.net.backend, self.net.net
+        rate, stop = self.rate, self.first - 1
+        for node in net.nodes:
+            layer = node.layer
+            if node.index < stop or self.owner(node) != node.index:
+                continue
+            if self.cpu_build and isinstance(layer, Connected):
+                continue
+            if layer.dont_update and self.iteration <= layer.dont_update:
+                continue
+            if layer.burnin_update and self.iteration < layer.burnin_update * cfg.burn_in:
+                continue
+            w, own = net.weights[node.index], self.gradients[node.index]
+            for name, g in own.items():
+                last = name.rpartition(".")[2]
+                if node.index <= self.only_bn and not (last in ("scale", "bias") and name[: -len(last)] + "scale" in w):
+                    continue
+                if layer.update_limit < math.inf:
+                    be.xp.clip(g, -layer.update_limit, layer.update_limit, out=g)
+                scale, decay = cfg.loss_scale, cfg.decay * N * cfg.loss_scale
+                lr = rate * layer.learning_rate
+                if name in self.moments[node.index]:
+                    g /= scale  # Adam's step would undo the scale, but not next to eps
+                    m, v = self.moments[node.index][name]
+                    update.adam(be, w[name], g, m, v, lr, cfg.B1, cfg.B2, cfg.eps, cfg.decay * N, self.iteration)
+                else:
+                    decay = decay if last in layer.decayed else 0.0
+                    update.sgd(be, w[name], g, lr / (N * scale), cfg.momentum, decay)
+                if layer.clip and last == "kernel":
+                    be.xp.clip(w[name], -layer.clip, layer.clip, out=w[name])
+        self.follow()
+
+    def follow(self) -> None:
+        """Keep the moving average of the weights from max_batches/2 on; take it for the weights 1000 before the end."""
+        cfg, net = self.net.net, self.net
+        end = cfg.max_batches - 1000
+        if not cfg.ema_alpha or not cfg.max_batches // 2 <= self.iteration <= end:
+            return
+        if self.iteration == end and self.average is not None:
+            for own, mean in zip(net.weights, self.average, strict=True):
+                for name, a in mean.items():
+                    own[name][...] = a
+            return
+        if self.average is None:
+            self.average = [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in net.weights]
+            return
+        for own, mean in zip(net.weights, self.average, strict=True):
+            for name, a in mean.items():
+                a *= cfg.ema_alpha
+                a += (1 - cfg.ema_alpha) * own[name]
+
+    def check(self, cost: float, x: Any, truth: np.ndarray) -> None:
+        """Raise TrainError, naming the layer, if the cost or a gradient is not finite."""
+        xp = self.net.backend.xp
+        sums = [g.sum() for own in self.gradients for g in own.values()]
+        total = float(xp.stack(sums).sum()) if sums else 0.0  # one wait for the device
+        if math.isfinite(cost) and math.isfinite(total):
+            return
+        net, advice = self.net, "lower learning_rate, lengthen burn_in, or check the labels"
+        bad: list[int] = []
+
+        def keep(index: int, y: Any, way: Way) -> None:
+            if not bad and not bool(xp.isfinite(y).all()):
+                bad.append(index)
+
+        rng = np.random.default_rng([self.seed, self.iteration, 2, 0])
+        net.forward(net.input(x), Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
+        where = "the loss is not finite"
+        if bad:
+            where = f"the output of {self.place(bad[0])} is not finite"
+        else:
+            for index in reversed(range(len(net.nodes))):
+                names = [k for k, g in self.gradients[index].items() if not bool(xp.isfinite(g).all())]
+                if names:
+                    where = f"the gradient of {names[0]} in {self.place(index)} is not finite"
+                    break
+        raise TrainError(f"{net.config.path}: iteration {self.iteration + 1}: {where}; {advice}")
+
+    def place(self, index: int) -> str:
+        """Name a layer in a message."""
+        return f"layer {index} [{self.net.nodes[index].layer.section}]"
+
+    # The sidecar: everything that a run needs to go on as if it had never stopped
+
+    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write weights, gradients, moments and the place in the schedule to one .npz file, whole or not at all."""
+        be = self.net.backend
+        arrays = {"version": np.array(VERSION), "seen": np.array(self.net.seen), "seed": np.array(self.seed)}
+        for kind, groups in self.groups().items():
+            for i, own in enumerate(groups):
+                for name, a in own.items():
+                    arrays[f"{kind}/{i}/{name}"] = be.to_numpy(a)
+        arrays |= {f"extra/{k}": np.asarray(v) for k, v in (extra or {}).items()}
+        try:
+            with atomic(path) as beside, open(beside, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        except OSError as e:
+            raise TrainError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+
+    def load(self, path: str | Path) -> dict[str, np.ndarray]:
+        """Take over what `save` wrote; return its extra. Raises TrainError for a file of another network."""
+        be = self.net.backend
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if int(arrays["version"]) != VERSION:
+                raise ValueError(f"version {arrays['version']}")
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise TrainError(f"{path}: is not a checkpoint of this program ({e}); remove it to begin anew") from None
+        if self.average is None and any(name.startswith("average/") for name in arrays):
+            self.average = [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in self.net.weights]
+        for kind, groups in self.groups().items():
+            for i, own in enumerate(groups):
+                for name, a in own.items():
+                    stored = arrays.get(f"{kind}/{i}/{name}")
+                    if stored is None or stored.shape != a.shape:
+                        raise TrainError(f"{path}: belongs to another cfg ({self.place(i)} differs); remove it")
+                    a[...] = be.asarray(stored)
+        self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
+        self.iteration = self.net.seen // max(self.batch, 1)
+        return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}
+
+    def groups(self) -> dict[str, Sequence[dict[str, Any]]]:
+        """Return what a checkpoint holds beside numbers: kind -> for each layer, name -> array."""
+        xp = self.net.backend.xp
+        own = [self.owner(n) == n.index for n in self.net.nodes]
+        arrays = [{k: a for k, a in w.items() if isinstance(a, xp.ndarray)} if mine else {}
+                  for w, mine in zip(self.net.weights, own, strict=True)]  # fmt: skip
+        found: dict[str, Sequence[dict[str, Any]]] = {
+            "weights": arrays,
+            "gradients": [g if mine else {} for g, mine in zip(self.gradients, own, strict=True)],
+            "m": [{k: m for k, (m, _) in pairs.items()} for pairs in self.moments],
+            "v": [{k: v for k, (_, v) in pairs.items()} for pairs in self.moments],
+        }
+        return found | ({"average": self.average} if self.average is not None else {})
+
+
+def trained(name: str, a: Any) -> bool:
+    """Say whether a layer's array learns; recurrent layers keep their state, a list, among the weights."""
+    return hasattr(a, "dtype") and not name.endswith(FIXED)
+
+
+def backward(
+    nodes: Sequence[Node], ways: list[Way], deltas: dict[int, Any], gradients: list[dict[str, Any]], first: int = 0
+) -> dict[int, Any]:
+    """Take deltas (layer -> delta of its output) back to layer `first`, adding into gradients[layer][name].
+
+    A layer that several read gets the sum of what they send. `ways` is emptied as it is used. Returns what is left of
+    deltas: the part that reached the input, as -1, and layers before `first`.
+    """
+    for node in reversed(nodes[first:]):
+        way, dy = ways[node.index], deltas.pop(node.index, None)
+        ways[node.index] = None
+        if dy is None or node.layer.onlyforward:
+            continue
+        for source, dx in zip(node.sources, way(dy, gradients[node.index]), strict=True):
+            if dx is not None:
+                deltas[source] = dx if source not in deltas else deltas[source] + dx
+    return deltas
