@@ -30,7 +30,8 @@ BUILD = HERE / "build"  # shared libraries, named by the hash of what they were 
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 SANITIZE = bool(os.environ.get("HOST_CUDA_SANITIZE"))  # see tests/test_sanitize.py
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Werror",
-         "-Wno-unused", "-Wno-sign-compare", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]  # fmt: skip
+         "-Wno-unused", "-Wno-sign-compare", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
+         "-Wno-unknown-warning-option"]  # fmt: skip
 if SANITIZE:
     FLAGS += ["-DSANITIZE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
