@@ -16,6 +16,7 @@ from .errors import DataError
 from .layers import DetectionHead
 from .names import read_names
 from .network import Network, load_network
+from .ops import resize
 
 Image = Any  # whatever `image.as_image` takes: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
 HIDDEN = "dont_show"  # a class whose name begins so is found, but not shown
@@ -97,12 +98,17 @@ class Detector:
         rows = self.rows(self.input(pictures), thresh)
         return [self.suppress(rows[rows[:, 0] == i, 1:], picture, nms) for i, picture in enumerate(pictures)]
 
-    def input(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1."""
-        net = self.network
-        return np.stack([image.network_input(p, net.width, net.height, self.letterbox) for p in pictures])
+    def input(self, pictures: Sequence[np.ndarray]) -> Any:
+        """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1, where the network is."""
+        net, be = self.network, self.network.backend
+        fitted = []
+        for picture in pictures:
+            H, W = picture.shape[:2]
+            new_w, new_h = boxes.fit(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
+            fitted.append(resize.network_input(be, be.asarray(picture), net.width, net.height, new_w, new_h))
+        return be.xp.stack(fitted)
 
-    def rows(self, x: np.ndarray, thresh: float) -> np.ndarray:
+    def rows(self, x: Any, thresh: float) -> np.ndarray:
         """Run the network on x (N, C, H, W); return boxes (K, 6 + classes) as `Network.detections` does."""
         return self.network.detections(self.network.predict(x), thresh)
 

@@ -35,7 +35,7 @@ def resize(image: Picture | Floats, W: int, H: int) -> Floats:
     the picture's last row; a single row is the last one, as a single column is in Darknet.
     """
     h, w = image.shape[:2]
-    return _sample(image, _taps(h, H), _taps(w, W))
+    return _sample(image, taps(h, H), taps(w, W))
 
 
 def letterbox(image: Picture | Floats, W: int, H: int) -> Floats:
@@ -71,8 +71,8 @@ def classifier_input(image: Picture | Floats, net_w: int, net_h: int) -> Floats:
     """
     h, w = image.shape[:2]
     new_w, new_h = (net_w, h * net_w // w) if w < h else (w * net_w // h, net_w)
-    rows = _taps(h, new_h, _crop(new_h, net_h))
-    cols = _taps(w, new_w, _crop(new_w, net_w))
+    rows = taps(h, new_h, _crop(new_h, net_h))
+    cols = taps(w, new_w, _crop(new_w, net_w))
     return _planes(_sample(image, rows, cols))
 
 
@@ -84,7 +84,7 @@ def _crop(size: int, wanted: int) -> NDArray[np.intp]:
     return np.clip(np.arange(wanted) + int((size - wanted) / 2), 0, size - 1)
 
 
-def _taps(size: int, wanted: int, at: NDArray[np.intp] | None = None) -> Taps:
+def taps(size: int, wanted: int, at: NDArray[np.intp] | None = None) -> Taps:
     """Place `wanted` samples on `size` pixels, first on first and last on last; only those numbered `at`, if given."""
     if at is None:
         at = np.arange(wanted)

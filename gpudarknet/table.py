@@ -19,13 +19,13 @@ def pixels(shape: Shape) -> str:
 
 
 def row(node: Node) -> str:
-    """Return one layer's line."""
+    """Return one layer's line, with Darknet's widths; where it names layers, their numbers stand for the input."""
     kind, filters, size = node.layer.row(*node.inputs)
-    names = node.layer.names_sources
-    read = " ".join(str(s) for s in node.sources) if names else pixels(node.inputs[0])
+    left = f"{kind:<6}{filters}" if len(kind) < 6 else f"{kind} {filters}"
+    read = " ".join(str(s) for s in node.sources) if node.layer.names_sources else pixels(node.inputs[0])
     flops = node.layer.flops(*node.inputs)
-    cost = f" {flops / 1e9:.3f} BF" if flops else ""
-    return f"{node.index:4d} {kind:<9} {filters:>8} {size:>13}   {read:<18} -> {pixels(node.shape)}{cost}"
+    cost = f" {flops / 1e9:5.3f} BF" if flops else ""
+    return f"{node.index:4d} {left:<17}{f'{size:>9}':<12}{read:<16} -> {pixels(node.shape)}{cost}"
 
 
 def bflops(nodes: Sequence[Node]) -> float:

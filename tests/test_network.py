@@ -252,11 +252,11 @@ def test_maps_of_different_size_are_added_in_memory_order_with_a_warning() -> No
 
 
 TABLE = """   layer   filters  size/strd(dil)      input                output
-   0 conv             4      3 x 3/ 2     24 x  16 x   3   ->   12 x   8 x   4 0.000 BF
-   1 max                      2x 2/ 2     12 x   8 x   4   ->    6 x   4 x   4 0.000 BF
-   2 conv             6      1 x 1/ 1      6 x   4 x   4   ->    6 x   4 x   6 0.000 BF
-   3 avg                                   6 x   4 x   6   ->    1 x   1 x   6
-   4 softmax                               1 x   1 x   6   ->    1 x   1 x   6
+   0 conv      4       3 x 3/ 2     24 x  16 x   3 ->   12 x   8 x   4 0.000 BF
+   1 max                2x 2/ 2     12 x   8 x   4 ->    6 x   4 x   4 0.000 BF
+   2 conv      6       1 x 1/ 1      6 x   4 x   4 ->    6 x   4 x   6 0.000 BF
+   3 avg                             6 x   4 x   6 ->    1 x   1 x   6
+   4 softmax                         1 x   1 x   6 ->    1 x   1 x   6
 Total BFLOPS 0.000 
 avg_outputs = 157"""  # noqa: W291 - Darknet ends the line with a blank
 

@@ -84,7 +84,9 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         OH, OW = self.host(x)
         for n, out, s in zip(x[1:], (OH, OW), self.inner, strict=True):
             if (n + 2 * self.border * self.spread - (self.size - 1) * self.spread - 1) // s + 1 != out:
-                raise ShapeError(f"dilation={self.dilation} with size={self.size}, padding={self.border} overruns; use pad=1, odd size")
+                raise ShapeError(
+                    f"dilation={self.dilation} with size={self.size}, padding={self.border} overruns; use pad=1, odd size"
+                )
         if self.antialiasing:
             OH, OW = blurred_shape((OH, OW), self.antialiasing, self.strides)
         return self.filters, OH, OW
@@ -105,10 +107,11 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
 
     def row(self, *inputs: Shape) -> tuple[str, str, str]:
         kind = "convX" if self.xnor else "convS" if self.share_index is not None else "conv"
-        filters = f"{self.filters}/{self.parts}" if self.parts > 1 else f"{self.filters}"
+        filters = f"{self.filters:5d}" + (f"/{self.parts:4d}" if self.parts > 1 else "")
         (sy, sx), size = self.strides, self.size
-        step = f"{sx}x{sy}" if sx != sy else f"{sx}"
-        return kind, filters, f"{size} x {size}/ {step}" + (f"({self.spread})" if self.spread > 1 else "")
+        if sx != sy:
+            return kind, filters, f"{size:2d}x{size:2d}/{sx:2d}x{sy:2d}"
+        return kind, filters, f"{size:2d} x{size:2d}/{sx:2d}" + (f"({self.spread})" if self.spread > 1 else "")
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs

@@ -55,7 +55,7 @@ class Window(Layer):
     def cell(self) -> str:
         """The table's size/stride."""
         sy, sx = self.strides
-        return f"{self.side}x {self.side}/ " + (f"{sx}" if sx == sy else f"{sx}x{sy}")
+        return f"{self.side:2d}x{self.side:2d}/{sx:2d}" + (f"x{sy:2d}" if sx != sy else "")
 
 
 @dataclass(frozen=True, kw_only=True)
