@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, host
 from .layers import DetectionHead, Run
 from .layers.softmax import Cost
+from .plan import Engine
 from .weights import Arrays
 from .weights import initial as initial_weights
 from .weights import read as read_weights
@@ -40,6 +41,7 @@ class Network:
     ):
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
         self.nodes = nodes
+        self.engine = Engine()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
         for node in self.nodes:
             shared = getattr(node.layer, "share_index", None)
@@ -88,6 +90,8 @@ class Network:
 
     def forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
         """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use."""
+        if run.train:
+            self.engine.forget()  # its weights are about to change
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
@@ -100,18 +104,32 @@ class Network:
                 if source >= 0 and self.last_use[source] <= node.index:
                     del outputs[source]
 
-    def predict(self, x: Any) -> list[Any]:
+    def predict(
+        self,
+        x: Any,
+        engine: Literal["plan", "reference"] = "plan",
+        precision: Literal["fp32", "tf32", "fp16"] = "fp32",
+    ) -> list[Any]:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
-        A network without detection heads has one output: its last layer that is no [cost].
+        A network without detection heads has one output: its last layer that is no [cost]. The arrays are the caller's.
+        engine: the compiled plan, or the layers one by one, which define what is right. precision is that of products
+        on a GPU; NumPy always computes in fp32. Call `engine.forget()` after changing weights by hand. Raises DataError.
         """
+        if engine not in ("plan", "reference"):
+            raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
+        if precision not in ("fp32", "tf32", "fp16"):
+            raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
+        x = self.input(x)
+        if engine == "plan" and self.backend.xp is np and self.backend.launch is None:
+            return self.engine.program(self.nodes, self.weights, self.heads, self.net.input, x.shape[0]).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
             if index in self.heads:
                 found[index] = y
 
-        self.forward(self.input(x), Run(), keep)
+        self.forward(x, Run(), keep)
         return [found[index] for index in self.heads]
 
     def trace(self, x: Any) -> list[np.ndarray]:

@@ -1,0 +1,31 @@
+"""Compile a network into a plan: layers to steps, steps fused, maps placed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..graph import Node
+from ..layers import Shape
+from .build import Builder, fuse, layout
+from .lower import lower
+from .steps import Map, Plan
+
+
+def compile(
+    nodes: Sequence[Node], weights: Sequence[dict[str, Any]], heads: Sequence[int], shape: Shape, batch: int
+) -> Plan:
+    """Compile layers for `batch` images of `shape` (C, H, W). heads: the layers whose maps are the outputs.
+
+    The plan holds references to the weights, no copies.
+    """
+    builder = Builder(Map(shape))
+    maps = {-1: builder.input}
+    for node in nodes:
+        builder.node, builder.w = node, weights[node.index]
+        maps[node.index] = lower(node.layer, builder, *(maps[source] for source in node.sources))
+    outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
+    done = fuse(builder.steps, outputs)
+    offsets, numbers, bound = layout(done, builder.input, outputs, batch)
+    flops = sum(n.layer.flops(*n.inputs) for n in nodes)
+    return Plan(batch, builder.input, outputs, done, offsets, numbers, bound, flops)

@@ -1,0 +1,155 @@
+"""Ways to convolve on the CPU. Each turns a step into phases of tasks; a phase begins when the one before has ended.
+
+patches   im2col of a band of rows, one gemm: K = C size^2. A band's matrix stays in cache.
+direct    1 x 1: the map is the matrix. A gemm per piece of the map, or of the filters where the map is small.
+winograd  3 x 3, stride 1: in `winograd.py`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .after import Finish
+from .steps import Convolve
+from .team import Task, Team
+
+Phases = list[list[Task]]
+COL = 1 << 19  # numbers of an im2col piece: 2 MB
+WIDE = 192  # pixels that one gemm should have at least: below it packing the weights shows
+
+
+def ceil(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
+
+
+def pieces(length: int, most: int, workers: int) -> list[tuple[int, int]]:
+    """Cut a length into nearly equal (from, to), none longer than `most`, their count a multiple of the workers."""
+    count = ceil(length, max(1, most))
+    count = min(length, ceil(count, workers) * workers)
+    edges = [length * i // count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def matrix(kernel: np.ndarray) -> np.ndarray:
+    """Prepare kernel (F, C/groups, size, size) for gemm: -> (F, C/groups size^2)."""
+    return np.ascontiguousarray(kernel.reshape(len(kernel), -1))
+
+
+def done(finish: Finish | None, *region: int) -> None:
+    """Finish a piece, if there is anything to finish."""
+    if finish is not None:
+        finish(*region)
+
+
+def direct(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish | None, team: Team) -> Phases:
+    """1 x 1, stride 1, one group: y (F, HW) = flat (F, C) @ x (C, HW)."""
+    (N, C), F, P = x.shape[:2], y.shape[1], x.shape[2] * x.shape[3]
+    tasks: list[Task] = []
+
+    def task(n: int, f0: int, f1: int, p0: int, p1: int) -> Task:
+        a, b, out = flat[f0:f1], x[n].reshape(C, P)[:, p0:p1], y[n].reshape(F, P)[f0:f1, p0:p1]
+
+        def run(worker: int) -> None:
+            np.matmul(a, b, out=out)
+            done(finish, worker, n, f0, f1, p0, p1)
+
+        return run
+
+    by_pixels = N * P >= team.size * 2 * WIDE or F < 2 * team.size
+    most = max(WIDE, COL // (C + F))
+    for n in range(N):
+        if by_pixels:
+            tasks += [task(n, 0, F, *p) for p in pieces(P, most, 1 if N > 1 else team.size)]
+        else:
+            tasks += [task(n, *f, 0, P) for f in pieces(F, ceil(F, team.size), team.size)]
+    return [tasks]
+
+
+def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int) -> None:
+    """Lay out patches: x (C, H, W) -> col (C, size, size, R, OW), the output rows from r0 on; zeros outside x."""
+    C, H, W = x.shape
+    size, (sy, sx), d, pad = step.size, step.strides, step.dilation, step.pad
+    R, OW = col.shape[3:]
+    for p in range(size):
+        top = p * d - pad + r0 * sy  # the row of x that output row r0 meets
+        a = min(R, max(0, ceil(-top, sy)))
+        b = max(a, min(R, ceil(H - top, sy)))
+        for q in range(size):
+            left = q * d - pad
+            e = min(OW, max(0, ceil(-left, sx)))
+            g = max(e, min(OW, ceil(W - left, sx)))
+            tap = col[:, p, q]
+            if a > 0:
+                tap[:, :a] = 0
+            if b < R:
+                tap[:, b:] = 0
+            if e > 0:
+                tap[:, a:b, :e] = 0
+            if g < OW:
+                tap[:, a:b, g:] = 0
+            if b > a and g > e:
+                y0, x0 = top + a * sy, left + e * sx
+                tap[:, a:b, e:g] = x[:, y0 : y0 + (b - a - 1) * sy + 1 : sy, x0 : x0 + (g - e - 1) * sx + 1 : sx]
+
+
+def patches(
+    step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish | None, team: Team
+) -> Phases:
+    """Any size, stride, dilation and number of groups."""
+    (N, C, _, _), (_, F, OH, OW) = x.shape, y.shape
+    g, size = step.groups, step.size
+    K = C // g * size * size
+    flat = flat.reshape(g, F // g, K)
+    if g == 1 and N * OH * OW < 2 * WIDE * team.size:
+        return _by_filters(step, x, y, flat[0], finish, team)
+    rows = max(COL // (C * size * size * OW), ceil(WIDE, OW))
+
+    def task(n: int, r0: int, r1: int) -> Task:
+        L = (r1 - r0) * OW
+        out = y[n].reshape(g, F // g, OH * OW)[:, :, r0 * OW : r1 * OW]
+
+        def run(worker: int) -> None:
+            col = team.scratch(worker, "col", C, size, size, r1 - r0, OW)
+            fill_patches(col, x[n], step, r0)
+            if g == 1:
+                np.matmul(flat[0], col.reshape(K, L), out=out[0])
+            else:
+                np.matmul(flat, col.reshape(g, K, L), out=out)
+            done(finish, worker, n, 0, F, r0 * OW, r1 * OW)
+
+        return run
+
+    return [[task(n, *r) for n in range(N) for r in pieces(OH, rows, 1 if N > 1 else team.size)]]
+
+
+def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Any, team: Team) -> Phases:
+    """Small maps: the weights are the larger matrix, so every worker takes some of the filters, on shared patches."""
+    (N, C, _, _), (_, F, OH, OW) = x.shape, y.shape
+    size, P = step.size, OH * OW
+    phases: Phases = []
+
+    def fill(n: int, c0: int, c1: int) -> Task:
+        def run(worker: int) -> None:
+            col = team.scratch(0, "shared", C, size, size, OH, OW)
+            fill_patches(col[c0:c1], x[n, c0:c1], step, 0)
+
+        return run
+
+    def multiply(n: int, f0: int, f1: int) -> Task:
+        out = y[n].reshape(F, P)[f0:f1]
+
+        def run(worker: int) -> None:
+            col = team.scratch(0, "shared", C * size * size, P)
+            np.matmul(flat[f0:f1], col, out=out)
+            done(finish, worker, n, f0, f1, 0, P)
+
+        return run
+
+    for n in range(N):
+        phases.append([fill(n, *c) for c in pieces(C, C, team.size)])
+        phases.append([multiply(n, *f) for f in pieces(F, F, team.size)])
+    return phases

@@ -1,0 +1,180 @@
+"""Run a plan with NumPy: all cores, BLAS for the products, nothing allocated between one image and the next but results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend
+from ..layers import Run
+from ..layers.convolutional import folded
+from ..ops.yolo import yolo_activate
+from .after import finish
+from .choose import METHODS, choose
+from .convolve import Phases, pieces
+from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
+from .team import Task, team
+
+Prepared = tuple[np.ndarray, np.ndarray]  # a convolution's weights as its method wants them, and its bias
+BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
+
+
+class Program:
+    """A plan bound to an arena and to prepared weights; `run` may be called from any thread.
+
+    choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule. prepared:
+    (layer, method) -> its arrays, which programs of one network share. poison fills the arena with NaN before each run, so that reading what no step wrote shows in the results.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        choices: Mapping[str, str] | None = None,
+        prepared: dict[tuple[int, str], Prepared] | None = None,
+        poison: bool = False,
+    ):
+        self.plan, self.poison, self.team = plan, poison, team()
+        self.prepared = {} if prepared is None else prepared
+        self.arena = np.zeros(plan.numbers, np.float32)
+        self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
+        self.phases: Phases = []
+        for step in plan.steps:
+            self.phases += BIND[type(step)](self, step)
+
+    def view(self, m: Map) -> np.ndarray:
+        """Return a map's memory as (N, C, H, W); images lie apart where the map is a part of another."""
+        offset, apart = self.plan.place(m)
+        C, H, W = m.shape
+        one = np.lib.stride_tricks.as_strided
+        return one(self.arena[offset:], (self.plan.batch, C, H, W), (4 * apart, 4 * H * W, 4 * W, 4))
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """Run the plan on x (N, C, H, W); return fresh arrays, one per output."""
+        with self.team as workers, np.errstate(all="ignore"):
+            if self.poison:
+                self.arena.fill(np.nan)
+            self.view(self.plan.input)[...] = x
+            for tasks in self.phases:
+                workers.run(tasks)
+            return [self.view(m).copy() for m in self.plan.outputs]
+
+
+def _convolve(program: Program, step: Convolve) -> Phases:
+    x, y = program.view(step.xs[0]), program.view(step.y)
+    name = program.methods[step]
+    method, key = METHODS[name], (step.layers[0], name)
+    if key not in program.prepared:
+        w = folded(step.w)
+        program.prepared[key] = method.prepare(w["kernel"]), w["bias"]
+    weights, bias = program.prepared[key]
+    last = finish(step.after, bias, y, program.view, program.team)
+    return method.bind(step, x, y, weights, last, program.team)
+
+
+def _by_channels(program: Program, step: Step, work: Callable[[int, int, slice], None], per_channel: int) -> Phases:
+    """Return one phase: work(worker, n, channels) and then `after`, for pieces of the channels of every image."""
+    N, (C, H, W) = program.plan.batch, step.y.shape
+    last = finish(step.after, None, program.view(step.y), program.view, program.team)
+
+    def task(n: int, c0: int, c1: int) -> Task:
+        def run(worker: int) -> None:
+            work(worker, n, slice(c0, c1))
+            if last is not None:
+                last(worker, n, c0, c1, 0, H * W)
+
+        return run
+
+    return [[task(n, *c) for n in range(N) for c in pieces(C, BLOCK // per_channel, program.team.size)]]
+
+
+def _copy(program: Program, step: Copy) -> Phases:
+    x, y = program.view(step.xs[0]), program.view(step.y)
+
+    def work(worker: int, n: int, c: slice) -> None:
+        y[n, c] = x[n, c]
+
+    return _by_channels(program, step, work, x.shape[2] * x.shape[3])
+
+
+def _upsample(program: Program, step: Upsample) -> Phases:
+    x, y, s = program.view(step.xs[0]), program.view(step.y), step.s
+
+    def work(worker: int, n: int, c: slice) -> None:
+        for j in range(s):
+            np.multiply(x[n, c], step.scale, out=y[n, c, ::s, j::s])
+        for i in range(1, s):
+            y[n, c, i::s] = y[n, c, ::s]
+
+    return _by_channels(program, step, work, y.shape[2] * y.shape[3])
+
+
+def _maxpool(program: Program, step: MaxPool) -> Phases:
+    x, y = program.view(step.xs[0]), program.view(step.y)
+    (H, W), (OH, OW), size, (sy, sx) = x.shape[2:], y.shape[2:], step.size, step.strides
+    before = step.padding // 2
+    WP = max(before + W, (OW - 1) * sx + size)
+    HP = max(before + H, (OH - 1) * sy + size)
+
+    def work(worker: int, n: int, c: slice) -> None:
+        C = c.stop - c.start
+        source = x[n, c]
+        if (HP, WP) != (H, W):
+            source = program.team.scratch(worker, "padded", C, HP, WP)
+            source[:, :before] = -np.inf
+            source[:, before + H :] = -np.inf
+            source[:, before : before + H, :before] = -np.inf
+            source[:, before : before + H, before + W :] = -np.inf
+            source[:, before : before + H, before : before + W] = x[n, c]
+        rows = [source[:, p : p + (OH - 1) * sy + 1 : sy] for p in range(size)]
+        down = program.team.scratch(worker, "rows", C, OH, WP)
+        _maximum(rows, down)
+        _maximum([down[:, :, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, c])
+
+    return _by_channels(program, step, work, HP * WP)
+
+
+def _maximum(parts: list[np.ndarray], out: np.ndarray) -> None:
+    if len(parts) == 1:
+        out[...] = parts[0]
+        return
+    np.maximum(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        np.maximum(out, part, out=out)
+
+
+def _yolo(program: Program, step: YoloHead) -> Phases:
+    x, y = program.view(step.xs[0]), program.view(step.y)
+    entries = x.shape[1] // step.A
+    be = Backend("numpy", np)
+
+    def task(n: int, a: int) -> Task:
+        c = slice(a * entries, (a + 1) * entries)
+
+        def run(worker: int) -> None:
+            y[n, c] = yolo_activate(be, x[n : n + 1, c], 1, step.scale_x_y, step.new_coords)[0]
+
+        return run
+
+    return [[task(n, a) for n in range(program.plan.batch) for a in range(step.A)]]
+
+
+def _reference(program: Program, step: Reference) -> Phases:
+    xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
+
+    def run(worker: int) -> None:
+        found, _ = step.layer.forward(be, step.w, *xs, run=Run())
+        y[...] = found
+
+    return [[run]]
+
+
+BIND: dict[type[Step], Callable[[Program, Any], Phases]] = {
+    Convolve: _convolve,
+    Copy: _copy,
+    MaxPool: _maxpool,
+    Reference: _reference,
+    Upsample: _upsample,
+    YoloHead: _yolo,
+}

@@ -1,0 +1,97 @@
+"""How each layer becomes steps: one function per class, and the layer's own `forward` for those that have none.
+
+It stands here and not in the layers, because a layer says what is computed and this says in which pieces; a new layer
+runs in a plan before anybody has written its function.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from ..layers import Layer
+from ..layers.activation import Activation
+from ..layers.convolutional import Convolutional
+from ..layers.dropout import Dropout
+from ..layers.maxpool import MaxPool
+from ..layers.route import Route
+from ..layers.sam import Sam
+from ..layers.scale_channels import ScaleChannels
+from ..layers.shortcut import Shortcut
+from ..layers.sort_shortcut import SortShortcut
+from ..layers.upsample import Upsample
+from ..layers.yolo import Yolo
+from ..ops.activation import FUNCTIONS
+from .build import Builder
+from .steps import Map
+
+
+@singledispatch
+def lower(layer: Layer, build: Builder, *xs: Map) -> Map:
+    """Add the layer's steps to the plan; return the map that is its output."""
+    return build.reference(*xs)
+
+
+@lower.register
+def _activation(layer: Activation, build: Builder, x: Map) -> Map:
+    return build.activate(x, layer.activation) if layer.activation in FUNCTIONS else build.reference(x)
+
+
+@lower.register
+def _convolutional(layer: Convolutional, build: Builder, x: Map) -> Map:
+    if layer.binary or layer.xnor or layer.antialiasing or layer.activation not in FUNCTIONS:
+        return build.reference(x)
+    D = layer.spread
+    return build.convolve(x, layer.size, layer.strides, D, layer.border * D, layer.groups, layer.activation)
+
+
+@lower.register
+def _dropout(layer: Dropout, build: Builder, x: Map) -> Map:
+    return x
+
+
+@lower.register
+def _maxpool(layer: MaxPool, build: Builder, x: Map) -> Map:
+    if layer.maxpool_depth or layer.antialiasing or layer.maxpool_zero_nonmax:
+        return build.reference(x)
+    return build.maxpool(x, layer.side, layer.strides, layer.total)
+
+
+@lower.register
+def _route(layer: Route, build: Builder, *xs: Map) -> Map:
+    counts = [x.shape[0] // layer.groups for x in xs]
+    return build.concat([build.channels(x, layer.group_id * n, n) for x, n in zip(xs, counts, strict=True)])
+
+
+@lower.register
+def _sam(layer: Sam, build: Builder, a: Map, b: Map) -> Map:
+    return build.multiply(a, b, layer.activation) if layer.activation in FUNCTIONS else build.reference(a, b)
+
+
+@lower.register
+def _scale_channels(layer: ScaleChannels, build: Builder, s: Map, x: Map) -> Map:
+    return build.multiply(x, s, layer.activation) if layer.activation in FUNCTIONS else build.reference(s, x)
+
+
+@lower.register
+def _shortcut(layer: Shortcut, build: Builder, *xs: Map) -> Map:
+    plain = layer.weights_type == "none" and layer.activation in FUNCTIONS
+    if not plain or any(x.shape != xs[0].shape for x in xs):
+        return build.reference(*xs)
+    return build.add(xs[0], xs[1:], layer.activation)
+
+
+@lower.register
+def _sort_shortcut(layer: SortShortcut, build: Builder, a: Map, b: Map) -> Map:
+    if a.shape != b.shape or layer.activation not in FUNCTIONS:
+        return build.reference(a, b)
+    return build.sort(a, b, layer.eps, layer.slope, layer.activation)
+
+
+@lower.register
+def _upsample(layer: Upsample, build: Builder, x: Map) -> Map:
+    return build.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else build.reference(x)
+
+
+@lower.register
+def _yolo(layer: Yolo, build: Builder, x: Map) -> Map:
+    return build.yolo(x, len(layer.used), layer.scale_x_y, layer.new_coords)

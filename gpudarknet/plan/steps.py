@@ -1,0 +1,240 @@
+"""What a plan is made of: maps in one arena, and steps that write them. Data only; `cpu` and `cuda` interpret it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, ClassVar
+
+from ..layers import Layer, Shape
+
+
+@dataclass(eq=False)
+class Map:
+    """A feature map (C, H, W) of every image: memory of its own, or the channels from `start` on of a larger map."""
+
+    shape: Shape
+    whole: Map | None = None
+    start: int = 0
+
+    @property
+    def root(self) -> Map:
+        """The map that has the memory."""
+        return self if self.whole is None else self.whole.root
+
+    @property
+    def channel(self) -> int:
+        """The first channel of this map in its root."""
+        return 0 if self.whole is None else self.start + self.whole.channel
+
+    def lineage(self) -> Iterator[Map]:
+        """Yield this map and every map that it is a part of."""
+        m: Map | None = self
+        while m is not None:
+            yield m
+            m = m.whole
+
+
+@dataclass(frozen=True)
+class Activate:
+    """y = f(y)"""
+
+    kind: str
+    name: ClassVar[str] = "activate"
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+@dataclass(frozen=True)
+class Add:
+    """y = y + other, number by number."""
+
+    other: Map
+
+    def __str__(self) -> str:
+        return "add"
+
+
+@dataclass(frozen=True)
+class Sort:
+    """y = y + other + sqrt(max(R(y) R(other), 0) + eps), R(x) = x where x > 0, else slope * x."""
+
+    other: Map
+    eps: float
+    slope: float
+
+    def __str__(self) -> str:
+        return "sort"
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """y = y * other; other is (C, H, W), (C, 1, 1) or (1, H, W)."""
+
+    other: Map
+
+    def __str__(self) -> str:
+        return "multiply"
+
+
+After = Activate | Add | Sort | Multiply  # what a step does to its result while that is in cache
+
+
+@dataclass(eq=False, kw_only=True)
+class Step:
+    """Write the map y from the maps xs, then do `after` to it. layers: the layers of the cfg whose work this is."""
+
+    layers: tuple[int, ...]
+    xs: tuple[Map, ...]
+    y: Map
+    after: list[After] = field(default_factory=list)
+    name: ClassVar[str]
+
+    @property
+    def reads(self) -> tuple[Map, ...]:
+        """Every map that it reads."""
+        return *self.xs, *(a.other for a in self.after if not isinstance(a, Activate))
+
+    def note(self) -> str:
+        """Say in a few characters what it does beside its name."""
+        return ""
+
+
+@dataclass(eq=False, kw_only=True)
+class Convolve(Step):
+    """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
+
+    pad: zeros before the first row and column. strides: (vertical, horizontal).
+    """
+
+    name = "convolve"
+    w: dict[str, Any] = field(repr=False)
+    size: int
+    strides: tuple[int, int]
+    dilation: int
+    pad: int
+    groups: int
+
+    def note(self) -> str:
+        sy, sx = self.strides
+        stride = f"{sx}" if sx == sy else f"{sx}x{sy}"
+        more = (f" dilation {self.dilation}" if self.dilation > 1 else "") + (
+            f" groups {self.groups}" if self.groups > 1 else ""
+        )
+        return f"{self.size} x {self.size} / {stride}{more}"
+
+    def key(self, batch: int) -> str:
+        """Name everything that its speed depends on."""
+        (C, H, W), F = self.xs[0].shape, self.y.shape[0]
+        sizes = (batch, C, H, W, F, self.size, *self.strides, self.dilation, self.pad, self.groups)
+        return "x".join(map(str, sizes))
+
+
+@dataclass(eq=False, kw_only=True)
+class MaxPool(Step):
+    """Take maxima of windows; padding is the total over both sides, half of it before the image."""
+
+    name = "maxpool"
+    size: int
+    strides: tuple[int, int]
+    padding: int
+
+    def note(self) -> str:
+        sy, sx = self.strides
+        return f"{self.size} x {self.size} / " + (f"{sx}" if sx == sy else f"{sx}x{sy}")
+
+
+@dataclass(eq=False, kw_only=True)
+class Upsample(Step):
+    """Repeat every pixel s x s times, times scale."""
+
+    name = "upsample"
+    s: int
+    scale: float
+
+    def note(self) -> str:
+        return f"{self.s}x"
+
+
+@dataclass(eq=False, kw_only=True)
+class Copy(Step):
+    """Copy a map."""
+
+    name = "copy"
+
+
+@dataclass(eq=False, kw_only=True)
+class YoloHead(Step):
+    """Activate a [yolo] map of A anchors: sigmoid of x, y, objectness and classes, then x and y scaled."""
+
+    name = "yolo"
+    A: int
+    scale_x_y: float
+    new_coords: int
+
+
+@dataclass(eq=False, kw_only=True)
+class Reference(Step):
+    """Run the layer's own `forward`: what no other step covers, and what keeps a state between calls."""
+
+    name = "reference"
+    layer: Layer
+    w: dict[str, Any] = field(repr=False)
+
+    def note(self) -> str:
+        return f"[{self.layer.section}]"
+
+
+ALIGNMENT = 64  # numbers: 256 bytes
+
+
+@dataclass(eq=False)
+class Plan:
+    """A network compiled for inputs (batch, C, H, W): steps in order, and where in one arena each map lies.
+
+    offsets: for every root map its first float32 in the arena. numbers: the arena's size in float32. bound: the least
+    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's.
+    """
+
+    batch: int
+    input: Map
+    outputs: tuple[Map, ...]
+    steps: list[Step]
+    offsets: dict[Map, int]
+    numbers: int
+    bound: int
+    flops: float
+
+    @property
+    def copies(self) -> list[Step]:
+        """The steps that only move numbers, because a map has to be in two places."""
+        return [s for s in self.steps if isinstance(s, Copy) and not s.after]
+
+    def place(self, m: Map) -> tuple[int, int]:
+        """Return where the map of image 0 begins and how far apart images are, in float32."""
+        C, H, W = m.root.shape
+        return self.offsets[m.root] + m.channel * H * W, C * H * W
+
+    def describe(self, methods: dict[Step, str] | None = None) -> str:
+        """Return the plan as text: a line per step, then totals. methods: how the interpreter does each convolution."""
+        lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'after':<22}{'C x H x W':>16} {'offset':>11}  how"]
+        for s in self.steps:
+            layers = ",".join(map(str, s.layers))
+            after, shape = " ".join(map(str, s.after)), "x".join(map(str, s.y.shape))
+            how = (methods or {}).get(s, "")
+            inside = " in place" if s.y.whole is not None else ""
+            lines.append(
+                f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {4 * self.place(s.y)[0]:>11}  {how}{inside}".rstrip()
+            )
+        outputs = sum(prod(s.y.shape) for s in self.steps) * self.batch
+        fused = sum(len(s.layers) - 1 for s in self.steps)
+        other = sorted({s.layer.section for s in self.steps if isinstance(s, Reference)})
+        lines += [
+            f"{len(self.steps)} steps; {fused} layers fused into the step before; {len(self.copies)} copies; "
+            f"through the reference: {', '.join(other) or 'none'}",
+            f"arena {4 * self.numbers / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.bound / 2**20:.1f} needed; "
+            f"all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""All cores on one step: threads that take its tasks from one list, each with BLAS of its own on one thread.
+
+NumPy and BLAS release the interpreter's lock while they compute, so Python threads run side by side. One thread per
+core with a gemm of its own, on a piece that stays in its cache, beats one gemm on all threads: copying, activation and
+gemm all run on all cores, and nobody waits inside a gemm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+Task = Callable[[int], None]  # called with the number of the worker, whose scratch it may use
+
+
+class Team:
+    """`size` workers, one of them the caller. Use it inside `with team:`, which also keeps others out."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.lock = threading.RLock()
+        self._scratch: dict[tuple[int, str], np.ndarray] = {}
+        self._go = [threading.Semaphore(0) for _ in range(size)]
+        self._done = threading.Semaphore(0)
+        self._tasks: list[Task] = []
+        self._error: BaseException | None = None
+        self._started = False
+
+    def __enter__(self) -> Team:
+        self.lock.acquire()
+        if not self._started:
+            self._started = True
+            for worker in range(1, self.size):
+                threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"plan-{worker}").start()
+        if self.size > 1:
+            blas_threads(1)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.size > 1:
+            blas_threads(self.size)
+        self.lock.release()
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Do all tasks, in any order, on all workers; return when all are done."""
+        if len(tasks) == 1 or self.size == 1:
+            for task in tasks:
+                task(0)
+            return
+        self._tasks = list(reversed(tasks))
+        helpers = min(self.size, len(tasks)) - 1
+        for worker in range(1, helpers + 1):
+            self._go[worker].release()
+        self._work(0)
+        for _ in range(helpers):
+            self._done.acquire()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, worker: int) -> None:
+        try:
+            while True:
+                try:
+                    task = self._tasks.pop()
+                except IndexError:
+                    return
+                task(worker)
+        except BaseException as e:  # handed to the caller of run
+            self._error = e
+            self._tasks.clear()
+
+    def _serve(self, worker: int) -> None:
+        with np.errstate(all="ignore"):
+            while True:
+                self._go[worker].acquire()
+                self._work(worker)
+                self._done.release()
+
+    def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
+        """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every call."""
+        n = int(np.prod(shape))
+        found = self._scratch.get((worker, name))
+        if found is None or found.size < n:
+            found = self._scratch[worker, name] = np.empty(n, np.float32)
+        return found[:n].reshape(shape)
+
+
+@cache
+def team() -> Team:
+    """Return this process's team: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
+    control = _blas_control()
+    return Team(1 if control is None else max(1, min(control[1](), cores())))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=team.cache_clear)  # threads do not survive a fork
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blas_threads(count: int) -> None:
+    """Let BLAS use `count` threads, where it can be told."""
+    control = _blas_control()
+    if control is not None:
+        control[0](count)
+
+
+@cache
+def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
+    """Find OpenBLAS's (set, get) of the thread count in the library that NumPy has loaded."""
+    for path in _blas_libraries():
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        for prefix in ("scipy_", ""):
+            for suffix in ("64_", ""):
+                try:
+                    setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
+                    getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
+                except AttributeError:
+                    continue
+                setter.argtypes, setter.restype = [ctypes.c_int], None
+                getter.argtypes, getter.restype = [], ctypes.c_int
+                return setter, getter
+    return None
+
+
+def _blas_libraries() -> list[Path]:
+    """Return the OpenBLAS that NumPy brings, then others that this process has loaded."""
+    home = Path(np.__file__).parent
+    found = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
+    maps = Path("/proc/self/maps")
+    if not found and maps.exists():
+        names = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "openblas" in line}
+        found = [Path(name) for name in sorted(names)]
+    return found
