@@ -281,7 +281,8 @@ def nearest(word: str, known: Any) -> str:
 def atoi(text: str) -> tuple[int, str]:
     """Read an integer as C does: the longest prefix that is one, 0 if there is none. Return it and the rest."""
     match = re.match(r"[+-]?\d+", text)
-    return (int(match.group()), text[match.end() :]) if match else (0, text or " ")
+    # 20 digits are already refused everywhere; Python would raise ValueError at 4300
+    return (int(match.group()[:20]), text[match.end() :]) if match else (0, text or " ")
 
 
 def atof(text: str) -> tuple[float, str]:

@@ -71,10 +71,14 @@ class Detector:
         width: int | None = None,
         height: int | None = None,
     ):
+        if isinstance(names, (str, Path)):
+            names, where = read_names(names), str(names)
+        else:
+            where = "names"
         network = load_network(cfg, weights, backend, batch, width, height)
         self.network = network
         self.head = last_head(network)
-        self.names = labels(names, self.head.labels, network)
+        self.names = labels(names, self.head.labels, where, network.config.path)
         self.letterbox = letterbox or bool(network.net.letter_box)
 
     def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> list[Detection]:
@@ -155,14 +159,10 @@ def last_head(network: Network) -> DetectionHead:
     return heads[-1]
 
 
-def labels(names: str | Path | Sequence[str] | None, classes: int, network: Network) -> tuple[str, ...]:
-    """Return a name for each class. Raises DataError where there are too few."""
+def labels(names: Sequence[str] | None, classes: int, where: str, cfg: str) -> tuple[str, ...]:
+    """Return a name for each class of a cfg: names from `where`, or "class 7". Raises DataError where there are too few."""
     if names is None:
         return tuple(f"class {i}" for i in range(classes))
-    where = str(names) if isinstance(names, (str, Path)) else "names"
-    found = read_names(names) if isinstance(names, (str, Path)) else tuple(names)
-    if len(found) < classes:
-        raise DataError(
-            f"{where}: has {len(found)} names, {network.config.path} finds {classes} classes; use the names of its data set"
-        )
-    return found
+    if len(names) < classes:
+        raise DataError(f"{where}: has {len(names)} names, {cfg} has {classes} classes; use the names of its data set")
+    return tuple(names)

@@ -74,9 +74,9 @@ class DataFile:
             raise DataError(f"{self.path}: has no key '{key}'; add a line {key}=FILE")
         return beside(self.path, value)
 
-    def read_names(self) -> tuple[str, ...]:
-        """Read the class names that it names."""
-        return read_names(self.find("names" if self.names or not self.labels else "labels"))
+    def names_path(self) -> Path:
+        """Return where its class names are. Raises DataError where it does not say."""
+        return self.find("names" if self.names or not self.labels else "labels")
 
 
 def label_path(image: str | Path) -> Path:

@@ -90,13 +90,13 @@ def convert(command: Command, flag: Flag, value: str) -> Any:
     if flag.kind is str:
         return value
     try:
-        number = flag.kind(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        kind = "an integer" if flag.kind is int else "a number"
-        raise UsageError(f"{command.name}: -{flag.name} needs {kind}, found '{value}'")
-    return number
+        number: float = int(value) if flag.kind is int else float(value)
+        if math.isfinite(number):
+            return number
+    except (ValueError, OverflowError):
+        pass
+    kind = "an integer" if flag.kind is int else "a number"
+    raise UsageError(f"{command.name}: -{flag.name} needs {kind}, found '{value[:40]}'")
 
 
 def check_words(command: Command, words: Sequence[str]) -> None:

@@ -14,10 +14,10 @@ from ..detector import labels
 from ..errors import DataError, ImageError
 from ..layers import DetectionHead
 from ..layers.files import Tree
-from ..names import DataFile
+from ..names import DataFile, read_names
 from ..network import Network, load_network
 from . import fail, inputs
-from .arguments import Command, Flag
+from .arguments import Command, Flag, UsageError
 
 IMAGENET = Path("cfg/imagenet1k.data")  # where Darknet's `classify` looks
 
@@ -26,25 +26,28 @@ def predict(args: Any) -> int:
     """Classify with the names of a .data file; -t, else its key `top`, says how many classes to print."""
     data, cfg, weights, *images = args.words
     file = inputs.data_file(data)
-    return run(args, cfg, weights, file.read_names(), args.t or file.top, images)
+    return run(args, cfg, weights, file.names_path(), args.t or file.top, images)
 
 
 def classify(args: Any) -> int:
     """Classify with the names of cfg/imagenet1k.data, or with numbers where that file is not there."""
     cfg, weights, *images = args.words
-    names = DataFile.read(IMAGENET).read_names() if IMAGENET.is_file() else None
+    names = DataFile.read(IMAGENET).names_path() if IMAGENET.is_file() else None
     return run(args, cfg, weights, names, args.t or 5, images)
 
 
-def run(args: Any, cfg: str, weights: str, names: Sequence[str] | None, top: int, images: Sequence[str]) -> int:
+def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
     """Classify each image and print its `top` classes. An image that cannot be read is passed over."""
+    if top < 1:
+        raise UsageError(f"-t and the key top count classes from 1 on, found {top}")
+    listed = read_names(names) if names else None
     with inputs.waiting(f"Loading {weights}"):
         be = inputs.get_backend(args)
         network = load_network(shelf.shipped_cfg(cfg), inputs.weights_file(weights), be)
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector test`")
-    known = labels(names, int(np.prod(last.shape)), network)
+    known = labels(listed, int(np.prod(last.shape)), str(names), network.config.path)
     tree = getattr(last.layer, "tree", None)
     code = 0
     for path in inputs.images(images):

@@ -21,18 +21,18 @@ PICTURE = "predictions.jpg"
 def test(args: Any) -> int:
     """Find objects with the names of a .data file."""
     data, cfg, weights, *images = args.words
-    names = inputs.data_file(data).read_names()
+    names = inputs.data_file(data).names_path()
     return run(args, cfg, weights, names, images)
 
 
 def detect(args: Any) -> int:
     """Find objects with the names of COCO."""
     cfg, weights, *images = args.words
-    names = inputs.data_file("coco").read_names()
+    names = inputs.data_file("coco").names_path()
     return run(args, cfg, weights, names, images)
 
 
-def run(args: Any, cfg: str, weights: str, names: Sequence[str], images: Sequence[str]) -> int:
+def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
     """Find objects in each image; print, draw and write what was asked for. An image that cannot be read is passed over."""
     out = check_out(args.out)
     with inputs.waiting(f"Loading {weights}"):

@@ -13,6 +13,9 @@ from .files import ClassMap
 from .yolo_loss import anchor_loss
 
 
+MOST = 1 << 16  # anchors; no memory is asked for what a hostile cfg names
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnchorHead(DetectionHead):
     """What [yolo] and [Gaussian_yolo] share: anchors in pixels of the network input, of which `mask` names this head's."""
@@ -63,6 +66,8 @@ class AnchorHead(DetectionHead):
             raise ShapeError(
                 f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.num - 1}"
             )
+        if self.num > MOST:
+            raise ShapeError(f"num={self.num} anchors are more than the {MOST} that any network needs")
         wanted = len(self.used) * (self.classes + self.box)
         if wanted != C:
             raise ShapeError(
