@@ -16,7 +16,9 @@ help:
 	@echo 'make clean      remove .venv and everything that was built'
 
 demo: $(VENV)/demo
-	$(BIN)/python bench/demo.py
+	$(BIN)/gpudarknet weights yolov4-tiny
+	$(BIN)/gpudarknet detect yolov4-tiny yolov4-tiny "$$($(BIN)/python -c 'import skimage; print(skimage.data_dir)')/motorcycle_left.png"
+	@echo 'The picture with its boxes: $(CURDIR)/predictions.jpg'
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
@@ -27,7 +29,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 gpu-check: $(VENV)/test
-	$(BIN)/python bench/gpu_check.py
+	$(BIN)/python -m bench.gpu_check
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build
