@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import pytest
 from op_cases import CASES, arrays, each
 
 import gpudarknet
-from gpudarknet import cuda
+from gpudarknet import cuda, ops
 from gpudarknet.op import OPS
+
+for module in pkgutil.iter_modules(ops.__path__, "gpudarknet.ops."):
+    importlib.import_module(module.name)
 
 
 def run(be, case, args):
