@@ -187,7 +187,7 @@ def test_the_rest_is_opencvs_own_and_install_puts_ours_there(folder, monkeypatch
     monkeypatch.setattr(cv2.dnn, "readNetFromDarknet", None, raising=False)
     for name in ("dnn_DetectionModel", "dnn_ClassificationModel"):
         monkeypatch.setattr(cv2, name, getattr(cv2, name))
-    monkeypatch.setattr(cv2dnn, "_original", None)
+    monkeypatch.setattr(cv2dnn.read, "OPENCV", {})
     dnn.install()
     dnn.install()  # a second time changes nothing
     net = cv2.dnn.readNet(str(folder / "csp.weights"), str(folder / "csp.cfg"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import DataError, ImageError
 from .net import Net
+from .read import readNet
 
 Size = Sequence[int]
 
@@ -17,8 +18,6 @@ class Model:
     """A network with the way a picture is made its input. Pictures are uint8 (H, W, 3) in OpenCV's order, BGR."""
 
     def __init__(self, model: Any, config: str = ""):
-        from . import readNet
-
         self._net: Net = model if isinstance(model, Net) else readNet(model, config)
         self._size = (0, 0)
         self._scale: Any = 1.0

@@ -1,0 +1,185 @@
+"""gpudarknet.darknet: scripts written for Darknet's own Python module."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+import cv2
+import numpy as np
+import opencv4
+import pytest
+
+import gpudarknet as gd
+import gpudarknet.darknet as darknet
+from gpudarknet import image as images
+from gpudarknet.errors import DataError
+
+NAMES = ["ball", "cup", "dog", "egg"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network's files: tiny.cfg, tiny.weights, tiny.data, tiny.names; and a picture."""
+    folder = tmp_path_factory.mktemp("darknet")
+    opencv4.write(folder)
+    (folder / "tiny.names").write_text("\n".join(NAMES) + "\n")
+    (folder / "tiny.data").write_text(f"classes = 4\nnames = {folder / 'tiny.names'}\n")
+    cv2.imwrite(str(folder / "picture.png"), opencv4.picture())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paths(folder):
+    return [str(folder / f"tiny.{kind}") for kind in ("cfg", "data", "weights")]
+
+
+def prepared(network, picture):
+    """Make Darknet's picture of a frame, as darknet_images.py does."""
+    width, height = darknet.network_width(network), darknet.network_height(network)
+    rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+    made = darknet.make_image(width, height, 3)
+    darknet.copy_image_from_bytes(made, resized.tobytes())
+    return made, resized
+
+
+def test_darknet_images_script(paths, capsys):
+    random.seed(3)
+    network, class_names, class_colors = darknet.load_network(*paths, batch_size=1)
+    made, resized = prepared(network, opencv4.picture())
+    found = darknet.detect_image(network, class_names, made, thresh=0.7)
+    darknet.free_image(made)
+    detector = gd.Detector(paths[0], paths[2], NAMES, backend=network.network.backend)
+    expected = detector.detect(resized, thresh=0.7)[::-1]
+    assert found and [label for label, _, _ in found] == [d.label for d in expected]
+    for (_, confidence, (x, y, w, h)), d in zip(found, expected, strict=True):
+        assert confidence == str(round(d.confidence * 100, 2))
+        np.testing.assert_allclose((x - w / 2, y - h / 2, w, h), d.box, rtol=1e-4, atol=1e-3)
+    assert [float(c) for _, c, _ in found] == sorted(float(c) for _, c, _ in found)
+    drawn = darknet.draw_boxes(found, resized.copy(), class_colors)
+    assert (drawn != resized).any()
+    darknet.print_detections(found[-1:], True)
+    label, confidence, (x, y, w, h) = found[-1]
+    assert capsys.readouterr().out == (
+        f"\nObjects:\n{label}: {confidence}%    (left_x: {x:.0f}   top_y:  {y:.0f}   width:   {w:.0f}   height:  {h:.0f})\n"
+    )
+
+
+def test_what_load_network_returns_is_a_network_too(paths):
+    network = darknet.load_network(*paths)
+    again, names, colors = network
+    assert again is network and names == NAMES and set(colors) == set(NAMES)
+    assert darknet.network_dimensions(network) == (96, 64, 3)
+    assert colors == darknet.class_colors(NAMES)
+
+
+def batch_of(network, pictures):
+    """Put pictures one after the other, as the `prepare_batch` of darknet_images.py does."""
+    width, height = darknet.network_width(network), darknet.network_height(network)
+    planes = [cv2.resize(p[:, :, ::-1], (width, height)).transpose(2, 0, 1) for p in pictures]
+    numbers = np.ascontiguousarray(np.concatenate(planes).flat, dtype=np.float32) / 255.0
+    return darknet.IMAGE(width, height, 3, numbers.ctypes.data_as(darknet.POINTER(darknet.c_float)))
+
+
+def test_a_batch_is_right_per_picture(paths):
+    network, names, colors = darknet.load_network(*paths, batch_size=3)
+    pictures = [opencv4.picture(), opencv4.picture()[::-1].copy(), np.full((120, 200, 3), 30, np.uint8)]
+    pairs = darknet.network_predict_batch(network, batch_of(network, pictures), 3, 200, 120, 0.6, 0.5, None, 0, 0)
+    assert len(pairs) == 3 and len({pair.num for pair in pairs}) > 1
+    for picture, pair in zip(pictures, pairs, strict=True):
+        darknet.predict_image(network, batch_of(network, [picture]))
+        num = darknet.pointer(darknet.c_int(0))
+        alone = darknet.get_network_boxes(network, 200, 120, 0.6, 0.5, None, 0, num, 0)
+        assert num[0] == pair.num == len(alone)
+        for a, b in zip(alone, pair.dets, strict=True):
+            np.testing.assert_allclose(a.prob, b.prob, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose([a.bbox.x, a.bbox.h], [b.bbox.x, b.bbox.h], rtol=1e-4, atol=1e-3)
+    darknet.free_batch_detections(pairs, 3)
+
+
+def test_batch_detection_takes_pictures_of_any_sizes(paths):
+    network, names, colors = darknet.load_network(*paths, batch_size=2)
+    pictures = [opencv4.picture(), cv2.resize(opencv4.picture(), (400, 360)), opencv4.picture()[::-1].copy()]
+    before = [p.copy() for p in pictures]
+    drawn, found = darknet.batch_detection(network, pictures, names, colors, thresh=0.7, batch_size=2)
+    assert len(found) == 3 and found[0] and (drawn[0] != before[0]).any()
+    made, _ = prepared(network, before[0])
+    alone = darknet.detect_image(network, names, made, thresh=0.7)
+    assert sorted(str(round(100 * p, 2)) for _, p, _ in found[0]) == sorted(c for _, c, _ in alone)
+    best = max(found[0], key=lambda t: t[1])
+    np.testing.assert_allclose(best[2], np.multiply(alone[-1][2], [200 / 96, 120 / 64] * 2), rtol=1e-3, atol=0.1)
+
+
+def test_the_oldest_form_takes_bytes(paths, folder):
+    net = darknet.load_net(paths[0].encode(), paths[2].encode(), 0)
+    meta = darknet.load_meta(paths[1].encode())
+    assert meta.classes == 4 and meta.names[1].decode("ascii") == "cup"
+    found = darknet.detect(net, meta, str(folder / "picture.png").encode(), thresh=0.7)
+    detector = gd.Detector(paths[0], paths[2], NAMES, backend=net.network.backend)
+    expected = detector.detect(folder / "picture.png", thresh=0.7)
+    assert [(name.decode(), round(p, 3)) for name, p, _ in found] == [
+        (d.label, round(d.confidence, 3)) for d in expected
+    ]
+    assert found[0][1] >= found[-1][1]
+
+
+def test_classifier_script(folder):
+    net = darknet.load_net_custom(str(folder / "classes.cfg"), str(folder / "classes.weights"), 0, 1)
+    made, _ = prepared(net, opencv4.picture())
+    probabilities = darknet.predict_image(net, made)
+    best = sorted(((name, probabilities[i]) for i, name in enumerate("abcdefghij")), key=lambda x: -x[1])
+    assert len(probabilities) == 10 and abs(sum(p for _, p in best) - 1) < 1e-5
+
+
+def test_pictures_are_darknets(folder):
+    picture = images.read(folder / "picture.png")
+    loaded = darknet.load_image(str(folder / "picture.png").encode(), 96, 64)
+    np.testing.assert_array_equal(loaded.planes()[0], images.network_input(picture, 96, 64))
+    whole = darknet.load_image(str(folder / "picture.png"), 0, 0)
+    boxed = darknet.letterbox_image(whole, 96, 64)
+    assert (boxed.w, boxed.h, boxed.c) == (96, 64, 3) and boxed.planes()[0, 0, 0, 0] == 0.5
+    red, blue = whole.planes()[0, 0].copy(), whole.planes()[0, 2].copy()
+    darknet.rgbgr_image(whole)
+    assert (whole.planes()[0, 0] == blue).all() and (whole.planes()[0, 2] == red).all()
+    assert isinstance(whole.data[0], float) and ctypes.sizeof(darknet.IMAGE) >= 20
+
+
+def test_nms_by_class_and_by_objectness():
+    def boxes():
+        box = darknet.BOX(50, 40, 20, 10)
+        rows = ((0.9, [0.5, 0.0]), (0.8, [0.6, 0.2]), (0.7, [0.0, 0.3]))
+        return [darknet.DETECTION(box, np.array(p, np.float32), o) for o, p in rows]
+
+    by_class = boxes()
+    darknet.do_nms_sort(by_class, 3, 2, 0.45)
+    np.testing.assert_allclose([d.prob for d in by_class], [[0, 0], [0.6, 0], [0, 0.3]])
+    assert darknet.remove_negatives_faster(by_class, ["a", "b"], 3)[0][0] == "a"
+    by_objectness = boxes()
+    darknet.do_nms_obj(by_objectness, 3, 2, 0.45)
+    np.testing.assert_allclose([d.prob for d in by_objectness], [[0.5, 0], [0, 0], [0, 0]])
+    darknet.do_nms_sort([], 0, 2, 0.45)
+
+
+def test_skipped_classes(paths):
+    network, names, _ = darknet.load_network(*paths)
+    made, _ = prepared(network, opencv4.picture())
+    every = darknet.detect_image(network, names, made, thresh=0.6)
+    label = every[-1][0]
+    darknet.add_skipped_class(network, names.index(label))
+    assert label not in {name for name, _, _ in darknet.detect_image(network, names, made, thresh=0.6)}
+    darknet.del_skipped_class(network, names.index(label))
+    darknet.clear_skipped_classes(network)
+    assert len(darknet.detect_image(network, names, made, thresh=0.6)) == len(every)
+
+
+def test_bbox2points_and_version():
+    assert darknet.bbox2points((10.4, 20, 5, 8)) == (8, 16, 13, 24)
+    assert darknet.version_string() == f"gpudarknet v{gd.__version__}"
+
+
+def test_too_few_bytes():
+    with pytest.raises(DataError) as e:
+        darknet.copy_image_from_bytes(darknet.make_image(4, 3, 3), b"12345")
+    expected = "copy_image_from_bytes: 5 bytes for 4 x 3 x 3; resize the picture to the network's input"
+    assert str(e.value) == expected
