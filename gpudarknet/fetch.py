@@ -170,6 +170,7 @@ def from_address(address: str, out: BinaryIO, report: Report | None) -> None:
         with urllib.request.urlopen(request, timeout=WAIT) as answer:
             copy(answer, out, report, int(answer.headers.get("Content-Length") or 0))
     except urllib.error.HTTPError as e:
+        e.close()
         raise Failed(f"HTTP {e.code} {e.reason}") from None
     except urllib.error.URLError as e:
         raise Failed(str(e.reason)) from None
@@ -184,11 +185,13 @@ def copy(source: Any, out: BinaryIO, report: Report | None, total: int) -> None:
         except (OSError, http.client.HTTPException, zlib.error) as e:
             raise Failed(str(e) or type(e).__name__) from None
         if not piece:
-            return
+            break
         out.write(piece)
         done += len(piece)
         if report:
             report(done, total)
+    if done < total:
+        raise Failed(f"ended after {done} of {total} bytes")
 
 
 def doubt(path: Path, published: Published) -> str | None:

@@ -78,6 +78,10 @@ class DataFile:
         """Return where its class names are. Raises DataError where it does not say."""
         return self.find("names" if self.names or not self.labels else "labels")
 
+    def read_names(self) -> tuple[str, ...]:
+        """Read its class names."""
+        return read_names(self.names_path())
+
 
 def label_path(image: str | Path) -> Path:
     """Return where an image's labels are: the same place with .txt, and `labels` for the image folders of COCO and VOC."""
