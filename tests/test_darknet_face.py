@@ -79,7 +79,7 @@ def batch_of(network, pictures):
     width, height = darknet.network_width(network), darknet.network_height(network)
     planes = [cv2.resize(p[:, :, ::-1], (width, height)).transpose(2, 0, 1) for p in pictures]
     numbers = np.ascontiguousarray(np.concatenate(planes).flat, dtype=np.float32) / 255.0
-    return darknet.IMAGE(width, height, 3, numbers.ctypes.data_as(darknet.POINTER(darknet.c_float)))
+    return darknet.IMAGE(200, 120, 3, numbers.ctypes.data_as(darknet.POINTER(darknet.c_float)))
 
 
 def test_a_batch_is_right_per_picture(paths):
@@ -88,7 +88,7 @@ def test_a_batch_is_right_per_picture(paths):
     pairs = darknet.network_predict_batch(network, batch_of(network, pictures), 3, 200, 120, 0.6, 0.5, None, 0, 0)
     assert len(pairs) == 3 and len({pair.num for pair in pairs}) > 1
     for picture, pair in zip(pictures, pairs, strict=True):
-        darknet.predict_image(network, batch_of(network, [picture]))
+        darknet.predict_image(network, darknet.IMAGE(96, 64, 3, batch_of(network, [picture]).data))
         num = darknet.pointer(darknet.c_int(0))
         alone = darknet.get_network_boxes(network, 200, 120, 0.6, 0.5, None, 0, num, 0)
         assert num[0] == pair.num == len(alone)
@@ -175,7 +175,7 @@ def test_skipped_classes(paths):
 
 def test_bbox2points_and_version():
     assert darknet.bbox2points((10.4, 20, 5, 8)) == (8, 16, 13, 24)
-    assert darknet.version_string() == f"gpudarknet v{gd.__version__}"
+    assert darknet.version_string() == f"gpudarknet v{gd.__version__}" and darknet.version_short() == gd.__version__
 
 
 def test_too_few_bytes():

@@ -274,7 +274,8 @@ def rows(net: Network, layer: Any, y: Any) -> np.ndarray:
     """Return a head's boxes as OpenCV's Region layer does, all of them: (H*W*A, 5 + classes), a batch of several (N, ...)."""
     be, N = net.backend, y.shape[0]
     y = be.xp.nan_to_num(y)
-    found = layer.detections(be, y, net.width, net.height, -1.0)  # -1: every cell and anchor, in order
+    with np.errstate(over="ignore"):  # cells without an object may hold any size
+        found = layer.detections(be, y, net.width, net.height, -1.0)  # -1: every cell and anchor, in order
     found = np.concatenate((found[:, 2:6], found[:, 1:2], found[:, 6:]), axis=1)
     probs = found[:, 5:]
     if isinstance(layer, Region):

@@ -64,7 +64,8 @@ __all__ = [
     "get_network_boxes", "init_cpu", "letterbox_image", "load_image", "load_meta", "load_net", "load_net_custom",
     "load_network", "make_image", "network_dimensions", "network_height", "network_predict", "network_predict_batch",
     "network_width", "pointer", "predict", "predict_image", "predict_image_letterbox", "print_detections",
-    "remove_negatives", "remove_negatives_faster", "reset_rnn", "rgbgr_image", "set_gpu", "set_verbose", "version_string",
+    "remove_negatives", "remove_negatives_faster", "reset_rnn", "rgbgr_image", "set_gpu", "set_output_stream", "set_verbose",
+    "show_version_info", "version_short", "version_string",
 ]  # fmt: skip
 
 
@@ -135,7 +136,6 @@ def batch_detection(
         small = [cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), (width, height)) for picture in part]
         planes = np.concatenate([picture.transpose(2, 0, 1) for picture in small])
         block = IMAGE.of(planes / np.float32(255))
-        block.c = 3
         pairs = network_predict_batch(network, block, len(part), 1, 1, thresh, hier_thresh, None, 1, 0)
         for picture, pair in zip(part, pairs, strict=True):
             H, W = picture.shape[:2]
@@ -201,8 +201,22 @@ def set_verbose(verbose: bool) -> None:
     """Change nothing: loading prints nothing here."""
 
 
+def set_output_stream(path: Any) -> None:
+    """Change nothing: there is no output of its own to send elsewhere."""
+
+
 def version_string() -> str:
+    """Return the name and version of this package."""
+    return f"gpudarknet v{version_short()}"
+
+
+def version_short() -> str:
     """Return the version of this package."""
     from .. import __version__
 
-    return f"gpudarknet v{__version__}"
+    return __version__
+
+
+def show_version_info() -> None:
+    """Write the name and version of this package to standard output."""
+    sys.stdout.write(version_string() + "\n")

@@ -205,8 +205,12 @@ def network_predict_batch(
     net: Handle, im: IMAGE, batch_size: int, w: int, h: int, thresh: float, hier: float = 0.5, map: Any = None,
     relative: int = 0, letter: int = 0,
 ) -> list[DETNUMPAIR]:  # fmt: skip
-    """Run the network on pictures that stand one after the other in an IMAGE; return each picture's own boxes."""
-    run(net, im.planes(batch_size))
+    """Run the network on pictures of its own size, one after the other in an IMAGE; return each picture's own boxes.
+
+    As in Darknet the IMAGE's own width and height do not count; scripts put there what w and h say.
+    """
+    width, height, channels = network_dimensions(net)
+    run(net, np.ctypeslib.as_array(im.data, (batch_size, channels, height, width)))
     return [DETNUMPAIR(len(dets), dets) for dets in decoded(net, w, h, thresh, relative, letter, batch_size)]
 
 

@@ -30,9 +30,9 @@ class IMAGE(ctypes.Structure):
         C, H, W = planes.shape
         return cls(W, H, C, planes.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
 
-    def planes(self, batch: int = 1) -> np.ndarray:
-        """View its numbers, (batch, c, h, w): several pictures may stand one after the other."""
-        return np.ctypeslib.as_array(self.data, (batch, self.c, self.h, self.w))
+    def planes(self) -> np.ndarray:
+        """View its numbers as a batch of one, (1, c, h, w)."""
+        return np.ctypeslib.as_array(self.data, (1, self.c, self.h, self.w))
 
 
 @dataclass
