@@ -169,4 +169,4 @@ def test_every_darknet_section_is_there() -> None:
         " dropout batchnorm activation route shortcut scale_channels sam upsample reorg reorg3d crop cost local detection"
         " region yolo Gaussian_yolo rnn gru lstm crnn conv_lstm history implicit contrastive empty silence"
     )
-    assert {*names.split(), "sort_shortcut"} == set(SECTIONS)
+    assert {*names.split(), "sort_shortcut"} <= set(SECTIONS)
