@@ -1,0 +1,210 @@
+"""From pictures to objects: a detector worked out on paper, and photographs with published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import gpudarknet
+from gpudarknet import Detector, fetch, image, shelf
+from gpudarknet.errors import DarknetError, DataError, ImageError, WeightsError
+
+# What the original program finds in photographs of the scikit-image package, at threshold 0.25 and with its own order
+# (its command `detector test -out`): network / how the picture is fitted / file -> label, confidence, relative box.
+PHOTOGRAPHS = {
+    "yolov4-tiny/stretch/coffee.png": [
+        ("diningtable", 0.27826, (0.501126, 0.416547, 0.616208, 0.898272)),
+        ("cup", 0.737244, (0.482306, 0.344699, 0.401599, 0.629292)),
+        ("bowl", 0.327721, (0.482306, 0.344699, 0.401599, 0.629292)),
+    ],
+    "yolov4-tiny/stretch/chelsea.png": [
+        ("dog", 0.336021, (0.426845, 0.503326, 0.929011, 0.977176)),
+        ("cat", 0.372929, (0.499235, 0.419918, 0.909189, 0.959003)),
+    ],
+    "yolov4-tiny/letter/motorcycle_left.png": [
+        ("motorbike", 0.948988, (0.506344, 0.496307, 0.830257, 0.806247)),
+        ("motorbike", 0.279202, (0.031688, 0.352184, 0.067873, 0.230147)),
+        ("motorbike", 0.277915, (0.204805, 0.411768, 0.33463, 0.401098)),
+        ("motorbike", 0.272495, (0.114741, 0.384274, 0.170446, 0.348622)),
+    ],
+    "yolov3-tiny/letter/coffee.png": [("cup", 0.640471, (0.482486, 0.412765, 0.461219, 0.709286))],
+    "yolov3-tiny/stretch/motorcycle_left.png": [("motorbike", 0.300838, (0.499864, 0.500153, 0.835385, 0.717679))],
+    "yolov3-tiny/stretch/chelsea.png": [],
+}
+ROUNDING = 1e-5  # the program prints six decimals; its sums and ours are in float32, in another order
+
+
+@pytest.fixture
+def toy(tmp_path, be):
+    """Return a function that makes the tiny detector."""
+    tiny.files(tmp_path)
+
+    def make(cfg=tiny.CFG, names=("cat", "dog"), **more):
+        (tmp_path / "tiny.cfg").write_text(cfg)
+        return Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", names, be, **more)
+
+    return make
+
+
+def test_detections_are_those_worked_out_on_paper(toy):
+    cat, dog, half = toy().detect(tiny.picture())
+    assert [(d.label, d.class_id) for d in (cat, dog, half)] == [("cat", 0), ("dog", 1), ("cat", 0)]
+    assert [d.confidence for d in (cat, dog, half)] == pytest.approx([0.864955, 0.455150, 0.451594], abs=1e-6)
+    assert cat.box == pytest.approx((46, 19, 20, 10)) and dog.box == half.box == pytest.approx((14, 3, 20, 10))
+    assert cat.relative == pytest.approx((3.5 / 4, 1.5 / 2, 20 / 64, 10 / 32))
+
+
+def test_the_threshold_must_be_exceeded(toy):
+    detector = toy()
+    confidence = detector.detect(tiny.picture(), thresh=0.5)[0].confidence
+    assert len(detector.detect(tiny.picture(), thresh=confidence - 1e-6)) == 1
+    assert detector.detect(tiny.picture(), thresh=confidence) == []
+
+
+def test_a_batch_gives_each_image_its_own(toy, tmp_path):
+    detector, black = toy(), np.zeros((45, 17, 3), np.uint8)
+    large = np.full((96, 40, 3), (255, 0, 0), np.uint8)
+    images = [black, tiny.picture(), large, str(tmp_path / "tiny.png"), tmp_path / "tiny.png"]
+    found = detector.detect_batch(images)
+    assert [len(one) for one in found] == [0, 3, 8, 3, 3]
+    for one, alone in zip(found, images, strict=True):
+        assert one == detector.detect(alone)
+    assert detector.detect_batch([]) == []
+
+
+@pytest.mark.parametrize("said", ["argument", "cfg"])
+def test_the_letter_box_may_be_asked_for_in_two_places(toy, said):
+    cfg = tiny.CFG.replace("[net]", "[net]\nletter_box=1") if said == "cfg" else tiny.CFG
+    detector = toy(cfg, letterbox=said == "argument")
+    red = np.full(
+        (64, 64, 3), (255, 0, 0), np.uint8
+    )  # fills the middle half of the input; the rest is grey, and nothing
+    boxes = sorted(d.box for d in detector.detect(red, thresh=0.5))
+    assert np.allclose(boxes, [(-4, 6, 40, 20), (-4, 38, 40, 20), (28, 6, 40, 20), (28, 38, 40, 20)], atol=1e-4)
+
+
+def test_suppression_keeps_the_better_of_two(toy):
+    wide = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100"))  # every box now covers the other
+    assert [d.label for d in wide.detect(tiny.picture(), nms=0.45)] == ["cat", "dog"]  # two classes do not meet
+    assert [d.label for d in wide.detect(tiny.picture(), nms=0)] == ["cat", "dog", "cat"]
+    apart = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
+    assert len(apart.detect(tiny.picture(), nms=0.45)) == 3  # centres that differ at all count as far apart
+
+
+def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
+    assert toy(names=tmp_path / "tiny.names").names == ("cat", "dog")
+    assert toy(names=["a", "b", "c"]).names == ("a", "b", "c")
+    assert toy(names=None).detect(tiny.picture())[0].label == "class 0"
+    hidden = toy(names=["dont_show cat", "dog"])
+    assert [d.label for d in hidden.detect(tiny.picture())] == ["dog"]
+    with pytest.raises(DataError) as error:
+        toy(names=["cat"])
+    cfg = tmp_path / "tiny.cfg"
+    assert str(error.value) == f"names: has 1 names, {cfg} has 2 classes; use the names of its data set"
+
+
+def test_a_network_without_boxes_is_refused(tmp_path):
+    path = tmp_path / "x.cfg"
+    path.write_text("[net]\nwidth=4\nheight=2\nchannels=3\n[avgpool]\n[softmax]\n")
+    with pytest.raises(DataError) as error:
+        Detector(path)
+    assert str(error.value) == (
+        f"{path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it finds no boxes;"
+        " a classifier is run with `gpudarknet classifier predict`"
+    )
+
+
+def test_heads_must_agree_on_classes(tmp_path):
+    path = tmp_path / "x.cfg"
+    head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nmask=0\nanchors=2,3\nclasses=1\nnum=1\n"
+    path.write_text(tiny.CFG + head)
+    with pytest.raises(DataError) as error:
+        Detector(path)
+    assert str(error.value) == f"{path}: its heads differ in classes (2, 1); give them the same"
+
+
+def test_what_is_no_picture_is_refused(toy):
+    detector = toy()
+    for wrong in (
+        np.zeros((4, 6, 3), np.float32),
+        np.zeros((4, 6, 2), np.uint8),
+        np.zeros((0, 6, 3), np.uint8),
+        "no.png",
+    ):
+        with pytest.raises(ImageError):
+            detector.detect(wrong)
+
+
+def test_boxes_without_end_are_dropped(toy, tmp_path):
+    detector = toy()
+    bytes_ = bytearray((tmp_path / "tiny.weights").read_bytes())
+    bytes_[20 + 4 * 2 : 20 + 4 * 3] = np.float32(1000).tobytes()  # the bias of the width, whose exp is infinite
+    (tmp_path / "tiny.weights").write_bytes(bytes_)
+    with np.errstate(over="ignore"):
+        assert toy().detect(tiny.picture()) == [] and len(detector.detect(tiny.picture())) == 3
+
+
+def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
+    """YOLOv2's head through the same way: cells of the map, anchors in cells, softmax over classes."""
+    cfg = tiny.CFG.split("[yolo]")[0] + "[region]\nanchors=1.25,0.625\nclasses=2\nnum=1\nsoftmax=1\ncoords=4\n"
+    tiny.files(tmp_path)
+    (tmp_path / "tiny.cfg").write_text(cfg)
+    (cat,) = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be).detect(tiny.picture(), 0.5)
+    softmax = 1 / (1 + np.exp(-4))  # of 2 and -2
+    assert cat.label == "cat" and cat.confidence == pytest.approx(softmax / (1 + np.exp(-4)), abs=1e-6)
+    assert cat.box == pytest.approx((46, 19, 20, 10))
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Return a function that makes a detector with published weights; skip where they cannot be had."""
+    made: dict[tuple[str, bool], Detector] = {}
+
+    def get(name: str, letterbox: bool) -> Detector:
+        if (name, letterbox) not in made:
+            try:
+                weights = fetch.weights(name)
+            except WeightsError as e:
+                pytest.skip(f"no published weights: {e}")
+            names = shelf.find("coco", ".names")
+            made[name, letterbox] = Detector(shelf.shipped_cfg(name), weights, names, "numpy", letterbox)
+        return made[name, letterbox]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Path:
+    """Return the folder of photographs that scikit-image ships."""
+    return Path(pytest.importorskip("skimage").__file__).parent / "data"
+
+
+@pytest.mark.parametrize("case", PHOTOGRAPHS)
+def test_photographs_give_what_the_original_program_finds(case, published, photographs):
+    network, fitted, file = case.split("/")
+    detector = published(network, fitted == "letter")
+    (found,) = detector.find([photographs / file])
+    picture = image.read(photographs / file)
+    assert (found.height, found.width) == picture.shape[:2]
+    rows, classes = np.nonzero(found.probs)  # the same order as the program's, not only the same objects
+    got = [(detector.names[c], found.probs[k, c], found.boxes[k]) for k, c in zip(rows, classes, strict=True)]
+    assert [label for label, _, _ in got] == [label for label, _, _ in PHOTOGRAPHS[case]]
+    for (_, confidence, box), (_, wanted, place) in zip(got, PHOTOGRAPHS[case], strict=True):
+        assert confidence == pytest.approx(wanted, abs=ROUNDING) and box == pytest.approx(place, abs=ROUNDING)
+
+
+def test_a_batch_of_photographs_is_as_one_by_one(published, photographs):
+    files = [photographs / name for name in ("coffee.png", "chelsea.png", "astronaut.png")]
+    detector = published("yolov4-tiny", False)
+    for together, file in zip(detector.detect_batch(files), files, strict=True):
+        alone = detector.detect(file)
+        assert [d.label for d in together] == [d.label for d in alone]
+        assert np.allclose([d.relative for d in together], [d.relative for d in alone], atol=ROUNDING)
+
+
+def test_the_face_of_the_package():
+    assert gpudarknet.Detector is Detector and issubclass(DataError, DarknetError)
+    assert [name for name in gpudarknet.__all__ if not hasattr(gpudarknet, name)] == []
