@@ -36,16 +36,17 @@ extern "C" __global__ void region_activate(const T *x, T *y, int n, int C, int E
     y[i] = c % E == coords ? sigmoid(v) : v;
 }
 
-// Number the boxes of y (N, A*E, H, W) whose objectness is above thresh, per image in the order cell, anchor:
-// rank (N, H*W*A), -1 for the others; counts (N). One block per image.
-extern "C" __global__ void rank_boxes(const T *y, int *rank, int *counts, int A, int E, int P, float thresh) {
+// Number the boxes whose score is above thresh, per image in the order cell, anchor: rank (N, P*A), -1 for the others;
+// counts (N). The score of a box is at scores[image * M + first + anchor * per_anchor + cell * per_cell]. One block per image.
+extern "C" __global__ void rank_boxes(const T *scores, int *rank, int *counts, int M, int A, int P, int first, int per_anchor,
+                                      int per_cell, float thresh) {
     __shared__ int in_warps[32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, total = 0;
-    y += blockIdx.x * A * E * P;
+    scores += blockIdx.x * M + first;
     rank += blockIdx.x * P * A;
-    for (int first = 0; first < P * A; first += blockDim.x) {
-        int i = first + threadIdx.x;  // cell i / A, anchor i % A
-        bool found = i < P * A && y[(i % A * E + 4) * P + i / A] > thresh;
+    for (int start = 0; start < P * A; start += blockDim.x) {
+        int i = start + threadIdx.x;  // cell i / A, anchor i % A
+        bool found = i < P * A && scores[i % A * per_anchor + i / A * per_cell] > thresh;
         unsigned votes = __ballot_sync(ALL_LANES, found);
         if (lane == 0) in_warps[warp] = __popc(votes);
         __syncthreads();
@@ -81,5 +82,37 @@ extern "C" __global__ void yolo_decode(const T *y, const int *rank, const int *s
     for (int e = 5; e < E; e++) {
         float p = objectness * y[e * P];
         rows[e + 1] = p > thresh ? p : 0.0f;
+    }
+}
+
+// The largest class probability, objectness * class, of every box of an activated region map y (N, P, A, E) -> scores
+// (N, P, A). Classes are the entries after `coords`, the objectness.
+extern "C" __global__ void region_scores(const T *y, float *scores, int n, int E, int coords) {
+    int k = thread_index();
+    if (k >= n) return;
+    y += k * E;
+    float best = MINUS_INFINITY;
+    for (int e = coords + 1; e < E; e++) best = fmaxf(best, y[coords] * y[e]);
+    scores[k] = best;
+}
+
+// Read boxes off an activated region map y (N, P, A, E), E = coords + 1 + classes -> rows (K, 6 + classes), as `yolo_decode`;
+// anchors (A, 2) in cells, objectness 1. One thread per box: n = N*H*W*A.
+extern "C" __global__ void region_decode(const T *y, const int *rank, const int *starts, const float *anchors, T *rows, int n,
+                                         int A, int E, int H, int W, int coords, float thresh) {
+    int k = thread_index();
+    if (k >= n || rank[k] < 0) return;
+    int a = k % A, cell = k / A % (H * W), image = k / (A * H * W);
+    y += k * E;
+    rows += (starts[image] + rank[k]) * (E - coords + 5);
+    rows[0] = image;
+    rows[1] = 1.0f;
+    rows[2] = (cell % W + sigmoid(y[0])) / W;
+    rows[3] = (cell / W + sigmoid(y[1])) / H;
+    rows[4] = expf(y[2]) * anchors[2 * a] / W;
+    rows[5] = expf(y[3]) * anchors[2 * a + 1] / H;
+    for (int e = coords + 1; e < E; e++) {
+        float p = y[coords] * y[e];
+        rows[e - coords + 5] = p > thresh ? p : 0.0f;
     }
 }

@@ -42,6 +42,10 @@ class Window(Layer):
         """Return the shape of x pooled with these strides."""
         if min(self.side, *strides) < 1:
             raise ShapeError("size and stride must be at least 1")
+        if self.total - self.total // 2 >= self.side:
+            raise ShapeError(
+                f"padding={self.total} leaves windows of {self.side} that see nothing; give at most {2 * self.side - 2}"
+            )
         C, H, W = x
         return C, windows(H, self.side, strides[0], self.total), windows(W, self.side, strides[1], self.total)
 

@@ -88,30 +88,23 @@ class Region(DetectionHead, section="region"):
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """As the base says. With a tree a box gets one class, the deepest above 0.5; with a map, the mapped classes."""
-        y = be.to_numpy(y)
-        N, C, H, W = y.shape
-        v = y.reshape(N, H, W, self.num, -1)
-        objectness, p = v[..., self.coords], v[..., self.coords + 1 :]
+        if self.tree is not None or self.map is not None or self.classfix == -1:
+            y, thresh = self.chosen(be, y, thresh)
+        return be.to_numpy(yolo.region_decode(be, y, be.asarray(self.sizes()), thresh, self.coords))
+
+    def chosen(self, be: Any, y: Any, thresh: float) -> tuple[Any, float]:
+        """Replace the classes of y by those that tree, map and classfix let stand; return it with its threshold."""
+        N, _, H, W = y.shape
+        v = be.to_numpy(y).reshape(N, H, W, self.num, -1)
+        box, objectness, p = np.split(v, [self.coords, self.coords + 1], axis=-1)
         if self.classfix == -1:
             objectness = np.where(objectness < 0.5, 0, objectness)
         if self.map is not None:
             p = p[..., list(self.map)]  # the tree's levels are not multiplied here, as in Darknet
-            p = objectness[..., None] * p
-            p = np.where(p > thresh, p, 0)
-        elif self.tree is not None:
-            p = self.deepest(p) * (objectness > thresh)[..., None]
-        else:
-            p = objectness[..., None] * p
-            p = np.where(p > thresh, p, 0)
-        n, i, j, a = np.nonzero(p.any(axis=-1))
-        e, anchors = v[n, i, j, a], self.sizes()
-        rows = np.empty((len(n), 6 + p.shape[-1]), np.float32)
-        rows[:, 0], rows[:, 1], rows[:, 6:] = n, 1, p[n, i, j, a]
-        rows[:, 2] = (j + 1 / (1 + np.exp(-e[:, 0]))) / W
-        rows[:, 3] = (i + 1 / (1 + np.exp(-e[:, 1]))) / H
-        rows[:, 4] = np.exp(e[:, 2]) * anchors[a, 0] / W
-        rows[:, 5] = np.exp(e[:, 3]) * anchors[a, 1] / H
-        return rows
+        elif self.tree is not None:  # Darknet asks the objectness, and then gives the class probability alone
+            p, objectness, thresh = self.deepest(p) * (objectness > thresh), np.ones_like(objectness), 0.0
+        joined = np.concatenate([box, objectness, p], axis=-1)
+        return be.asarray(joined.reshape(N, -1, H, W), np.float32), thresh
 
     def deepest(self, p: np.ndarray) -> np.ndarray:
         """Keep, of classes (..., classes), only the last in file order whose probability with its ancestors' is above 0.5."""

@@ -91,16 +91,25 @@ def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: f
     return rows
 
 
+def _rank(
+    be: Any, scores: Any, thresh: float, N: int, A: int, P: int, first: int, per_anchor: int, per_cell: int
+) -> tuple[Any, Any, int]:
+    """Number the boxes whose score is above thresh: rank (N, P, A), the first row of each image (N,), how many rows."""
+    rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
+    sizes = (scores.size // N, A, P, first, per_anchor, per_cell)
+    be.launch("yolo.rank_boxes", N * BLOCK, scores, rank, counts, *sizes, thresh, block=BLOCK)
+    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the one wait for the GPU: it says how many rows there are
+    starts = np.append(np.int32(0), ends[:-1]).astype(np.int32)
+    return rank, be.asarray(starts), int(ends[-1])
+
+
 @yolo_decode.kernel
 def yolo_decode_cuda(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
     N, C, H, W = y.shape
     A = anchors.shape[0]
     E, P = C // A, H * W
-    rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
-    be.launch("yolo.rank_boxes", N * BLOCK, y, rank, counts, A, E, P, thresh, block=BLOCK)
-    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the one wait for the GPU: it says how many rows there are
-    starts = be.asarray(np.append(np.int32(0), ends[:-1]).astype(np.int32))
-    rows = be.empty((int(ends[-1]), E + 1), y.dtype)
+    rank, starts, K = _rank(be, y, thresh, N, A, P, 4 * P, E * P, 1)
+    rows = be.empty((K, E + 1), y.dtype)
     be.launch(
         "yolo.yolo_decode",
         rank.size, y, rank, starts, anchors, rows, rank.size, A, E, H, W, net_w, net_h, thresh, new_coords,
@@ -127,3 +136,41 @@ def region_activate_cuda(be: Any, x: Any, A: int, coords: int) -> Any:
     y = be.empty(x.shape, x.dtype)
     be.launch("yolo.region_activate", x.size, x, y, x.size, C, C // A, H * W, coords)
     return y
+
+
+@op
+def region_decode(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> Any:
+    """Read boxes off an activated region map y (N, A*(coords + 1 + classes), H, W) -> rows (K, 6 + classes).
+
+    Rows are as those of `yolo_decode`, but a box is there if any class probability is above thresh, and its objectness is
+    given as 1 (Darknet's). y's memory is (N, H, W, A, coords + 1 + classes); `anchors` (A, 2) are in cells.
+    """
+    xp = be.xp
+    N, _, H, W = y.shape
+    A = anchors.shape[0]
+    v = y.reshape(N, H, W, A, -1)
+    p = v[..., coords : coords + 1] * v[..., coords + 1 :]
+    n, i, j, a = xp.nonzero((p > thresh).any(axis=-1))
+    e, p = v[n, i, j, a], p[n, i, j, a]
+    rows = be.empty((e.shape[0], p.shape[1] + 6), y.dtype)
+    rows[:, 0] = n
+    rows[:, 1] = 1
+    rows[:, 2] = (j + _sigmoid(xp, e[:, 0])) / W
+    rows[:, 3] = (i + _sigmoid(xp, e[:, 1])) / H
+    rows[:, 4] = xp.exp(e[:, 2]) * anchors[a, 0] / W
+    rows[:, 5] = xp.exp(e[:, 3]) * anchors[a, 1] / H
+    rows[:, 6:] = xp.where(p > thresh, p, 0)
+    return rows
+
+
+@region_decode.kernel
+def region_decode_cuda(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> Any:
+    N, C, H, W = y.shape
+    A = anchors.shape[0]
+    E, P = C // A, H * W
+    scores = be.empty((N, P, A))
+    be.launch("yolo.region_scores", scores.size, y, scores, scores.size, E, coords)
+    rank, starts, K = _rank(be, scores, thresh, N, A, P, 0, 1, A)
+    rows = be.empty((K, E - coords + 5), y.dtype)
+    be.launch("yolo.region_decode", rank.size, y, rank, starts, anchors, rows, rank.size, A, E, H, W, coords, thresh)
+    return rows

@@ -77,3 +77,22 @@ def region_activate(x, A, coords):
         y[n, i, j, a] = e
         y[n, i, j, a, coords] = sigmoid(e[coords])
     return y.reshape(N, C, H, W)
+
+
+def make_region_decode(rng, N, C, H, W, A, thresh, coords):
+    y = rng.uniform(0, 1, (N, A * (coords + 1 + C), H, W))
+    return y, rng.uniform(0.1, 2, (A, 2)), thresh, coords
+
+
+@check(yolo.region_decode, make_region_decode, (5, 0.25, 4), (2, 0.5, 5), (3, 0.9, 4), (1, 2.0, 4), half="y")
+def region_decode(y, anchors, thresh, coords):
+    N, C, H, W = y.shape
+    A, rows = len(anchors), []
+    cells = y.reshape(N, H, W, A, C // A)
+    for n, i, j, a in np.ndindex(N, H, W, A):
+        e = cells[n, i, j, a]
+        p = e[coords] * e[coords + 1 :]
+        if (p > np.float32(thresh)).any():
+            box = [(j + sigmoid(e[0])) / W, (i + sigmoid(e[1])) / H, *(np.exp(e[2:4]) * anchors[a] / (W, H))]
+            rows.append([n, 1, *box, *np.where(p > thresh, p, 0)])
+    return np.array(rows).reshape(-1, C // A - coords + 5)
