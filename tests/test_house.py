@@ -25,17 +25,17 @@ SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path i
 # From the ground up, as in ARCHITECTURE.md. A module imports from its own floor and from those below.
 FLOORS = [
     {"errors", "files"},
-    {"op", "cuda", "shelf", "boxes", "resize"},
-    {"backend", "ops"},
+    {"op", "cuda", "shelf", "boxes", "resize", "drawing", "image"},
+    {"ops", "backend"},
     {"layers"},
     {"cfg"},
-    {"graph", "schedule", "names", "drawing", "image", "fetch"},
+    {"graph", "schedule", "names", "fetch"},
     {"weights", "table"},
     {"plan"},
     {"network"},
     {"train", "evaluate", "detector", "data"},
     {"__init__"},
-    {"cv2dnn", "darknet"},
+    {"cv2dnn", "darknet", "bench"},
     {"cli", "__main__"},
 ]
 MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(gpudarknet.__path__, "gpudarknet.")
