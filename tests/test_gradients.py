@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.layers import SECTIONS, Run
 from gpudarknet.ops import activation, shortcut
+from gpudarknet.train import Trainer, backward
 
 BE = Backend("numpy", np)
 H = 1e-6
@@ -267,3 +269,54 @@ def test_sort_is_symmetric():
     np.testing.assert_allclose(y, swapped, rtol=1e-12)
     da, db = shortcut.sort_shortcut_backward(BE, dy, a, b, 0.01, 0.0)
     np.testing.assert_allclose((db, da), shortcut.sort_shortcut_backward(BE, dy, b, a, 0.01, 0.0), rtol=1e-12)
+
+
+# Whole networks: an output that several layers read gets the sum of what they send back
+
+CONV = "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=swish\n"
+NETWORKS = {
+    "shortcuts and routes": CONV + CONV + "[shortcut]\nfrom=-2\nactivation=leaky\n" + CONV
+    + "[shortcut]\nfrom=-3,0\n[route]\nlayers=0,-1,2,0\n" + CONV,
+    "sort": CONV + CONV + "[sort_shortcut]\nfrom=-2\neps=0.01\n" + CONV
+    + "[sort_shortcut]\nfrom=-2\n[maxpool]\nsize=2\nstride=2\n",
+    "squeeze": CONV + "batch_normalize=1\n[avgpool]\n[convolutional]\nfilters=4\nactivation=logistic\n[scale_channels]\nfrom=0\n"
+    "[sam]\nfrom=0\n[route]\nlayers=-1,0\n" + CONV,
+    "pyramid": CONV + "[maxpool]\nsize=2\nstride=2\n" + CONV + "batch_normalize=1\n[upsample]\nstride=2\n[route]\nlayers=-1,0\n"
+    + CONV + "[reorg]\nstride=2\n[route]\nlayers=-1\ngroups=2\ngroup_id=1\n[dropout]\nprobability=0.3\n",
+    "shared weights": CONV + CONV + CONV + "share_index=1\n[shortcut]\nfrom=0\n" + CONV + "share_index=1\n",
+    "sequences": "[crnn]\noutput=3\nhidden=4\npad=1\nactivation=leaky\n[history]\nhistory_size=2\n[conv_lstm]\noutput=4\npad=1\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network(name):
+    steps = 3 if name == "sequences" else 1
+    text = f"[net]\nwidth=8\nheight=6\nchannels=3\ntime_steps={steps}\n" + NETWORKS[name]
+    net = load_network(cfg.parse(text), backend="numpy")
+    rng = np.random.default_rng(4)
+    owners = [Trainer.owner(node) for node in net.nodes]
+    arrays = [{k: rng.normal(0, 0.5, a.shape) for k, a in own.items()} for own in net.weights]
+    for own in arrays:
+        own |= {k: np.abs(a) + 0.5 for k, a in own.items() if k in ("scale", "variance")}
+    x, v = rng.normal(size=(2, 2 * steps, *net.net.input))
+    us = [{k: rng.normal(size=a.shape) for k, a in own.items() if k not in ("mean", "variance")} for own in arrays]
+
+    def run(h):
+        net.weights = [{k: a + h * us[o].get(k, 0) for k, a in arrays[o].items()} for o in owners]
+        outputs, ways = [], []
+        chance = Run(train=True, rng=np.random.default_rng(7), steps=steps)
+        net.forward(x + h * v, chance, lambda index, y, way: (outputs.append(y), ways.append(way)))
+        return outputs[-1], ways
+
+    y, ways = run(0.0)
+    dy = rng.normal(size=y.shape)
+    gradients = [{} for _ in arrays]
+    gradients = [gradients[o] for o in owners]
+    left = backward(net.nodes, ways, {len(ways) - 1: dy}, gradients)
+    assert list(left) == [-1] and ways == [None] * len(ways)
+    analytic = float((left[-1] * v).sum())
+    analytic += sum(
+        float((gradients[i][k] * u).sum()) for i, own in enumerate(us) for k, u in own.items() if owners[i] == i
+    )
+    numeric = float((dy * (run(H)[0] - run(-H)[0])).sum()) / (2 * H)
+    assert analytic == pytest.approx(numeric, rel=1e-6)

@@ -56,8 +56,10 @@ class AnchorLoss:
         size = 4 * raw[..., 2:] ** 2 if self.new_coords else np.exp(raw[..., 2:])
         self.boxes[..., 2:] = size * self.sizes[list(head.used)][:, None, None]
         self.boxes[..., :2] += self.corner * self.boxes[..., 2:]
-        counters = np.array(head.counters_per_class or (1.0,) * head.classes)
-        self.multipliers = np.minimum(counters.max() / np.maximum(counters, 1), head.max_delta)
+        self.multipliers = np.ones(head.classes)
+        if head.counters_per_class:
+            counters = np.array(head.counters_per_class)
+            self.multipliers = np.minimum(counters.max() / np.maximum(counters, 1), head.max_delta)
 
     @property
     def new_coords(self) -> bool:
@@ -148,7 +150,7 @@ class AnchorLoss:
         out, d, k = self.v[at], self.d[at], target.k
         smooth = head.label_smooth_eps
         high, low = 1 - smooth + 0.5 * smooth, 0.5 * smooth
-        given = head.counters_per_class is not None
+        given = bool(head.counters_per_class)
         if d[0 if self.gaussian else k]:
             d[k] = (high - out[k]) * (target.multiplier if given else 1)
             return

@@ -1,0 +1,339 @@
+"""Training: seven runs of the original program to the number, optimisers, schedules, freezing, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudarknet as gd
+from gpudarknet import cfg, schedule
+from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
+
+DATA = Path(__file__).parent / "data"
+RUNS = json.loads((DATA / "train.json").read_text())
+ARRAYS = np.load(DATA / "train.npz")
+NET = "[net]\nwidth=8\nheight=6\nchannels=3\nbatch=4\nlearning_rate=0.1\nmomentum=0.9\ndecay=0.01\n"
+CONV = "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
+LAST = "[convolutional]\nfilters=5\nsize=1\nactivation=linear\n"
+END = "[avgpool]\n[softmax]\n"
+
+
+def start(record):
+    """Draw the weights that a run of the original program started from, as one flat array in file order."""
+    rng = np.random.default_rng(record["seed"])
+    drawn = []
+    for kind, n, fan_in in record["recipe"]:
+        drawn.append(rng.normal(0, 0.1, n) if kind == "bias" else rng.normal(0, 1 / math.sqrt(fan_in), n))
+    return np.concatenate(drawn).astype(np.float32)
+
+
+def flat(net):
+    """Return all weights in file order as one array."""
+    return np.concatenate([a.reshape(-1) for own in net.weights for a in own.values()])
+
+
+def fill(net, numbers):
+    """Overwrite all weights in file order."""
+    for own in net.weights:
+        for a in own.values():
+            a[...], numbers = numbers[: a.size].reshape(a.shape), numbers[a.size :]
+
+
+@pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_the_original_programs_numbers(name):
+    """Costs of five steps, weights after steps 1, 2 and 5: 1e-4 relative, and of the largest change. Float32 on two BLAS."""
+    record = RUNS[name]
+    net = gd.load_network(cfg.parse(record["cfg"]), backend="numpy")
+    first = start(record)
+    fill(net, first)
+    x = np.random.default_rng(record["seed"] + 1).random((5, 4, *net.net.input), np.float32)
+    trainer, changes = gd.Trainer(net), iter(ARRAYS[f"{name}/dw"])
+    for step, cost in enumerate(record["costs"]):
+        assert trainer.step(x[step], ARRAYS[f"{name}/y"][step]) == pytest.approx(cost, rel=1e-4)
+        if step in (0, 1, 4):
+            wanted = next(changes)
+            np.testing.assert_allclose(flat(net) - first, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def network(text, seed=1):
+    """Build a small network from cfg text on NumPy."""
+    return gd.load_network(cfg.parse(text), backend="numpy", seed=seed)
+
+
+def batch(net, seed=0, N=4, K=5):
+    """Draw images (N, C, H, W) and one-hot truths (N, K)."""
+    rng = np.random.default_rng(seed)
+    return rng.random((N, *net.net.input), np.float32), np.eye(K, dtype=np.float32)[rng.integers(K, size=N)]
+
+
+def train(net, steps=1, seed=0, **options):
+    """Train soundly for some steps on one batch each; return the trainer."""
+    trainer = gd.Trainer(net, cpu_build=False, **options)
+    for step in range(steps):
+        trainer.step(*batch(net, seed + step))
+    return trainer
+
+
+def changed(net, before):
+    """Say for each layer which of its weights moved."""
+    return [sorted(k for k, a in own.items() if not np.array_equal(a, old[k]))
+            for own, old in zip(net.weights, before, strict=True)]  # fmt: skip
+
+
+def copy(net):
+    return [{k: a.copy() for k, a in own.items()} for own in net.weights]
+
+
+def test_cpu_build_says_what_it_does_wrong():
+    net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
+    with pytest.warns(TrainWarning) as said:
+        gd.Trainer(net).step(*batch(net))
+    assert str(said[0].message) == (
+        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and [connected] learns nothing;"
+        " Trainer(net, cpu_build=False) trains soundly"
+    )
+
+
+def test_connected_learns_without_cpu_build():
+    net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
+    before = copy(net)
+    train(net)
+    assert changed(net, before)[0] == ["bias", "kernel"]
+
+
+def test_sgd_is_darknets():
+    """w = 1, gradient 2 each step, rate 0.1, momentum 0.9, decay 0.01: by hand."""
+    from gpudarknet.backend import get
+    from gpudarknet.ops import update
+
+    w, g = np.ones(1), np.zeros(1)
+    for wanted in ((1.199, 1.791), (1.576901, 3.401109)):
+        g += 2
+        update.sgd(get("numpy"), w, g, 0.1, 0.9, 0.01)
+        assert (w[0], g[0]) == (pytest.approx(wanted[0], abs=1e-6), pytest.approx(wanted[1], abs=2e-6))
+
+
+def test_decay_spares_biases_and_scales():
+    """With learning_rate so that nothing but decay acts: a delta of 0, because the loss is switched off."""
+    net = network(NET + CONV + "batch_normalize=1\n" + LAST + "[softmax]\nnoloss=1\n")
+    for own in net.weights[:2]:
+        own["bias"] += 1
+    before = copy(net)
+    train(net)
+    assert changed(net, before) == [["kernel", "mean", "variance"], ["kernel"], []]
+    np.testing.assert_allclose(net.weights[1]["kernel"], before[1]["kernel"] * (1 - 0.1 * 0.01), rtol=1e-6)
+
+
+def test_adam_step():
+    """The first step of Adam moves every weight by the rate, against its gradient's sign."""
+    net = network(NET.replace("decay=0.01", "decay=0") + "adam=1\neps=0\n" + CONV + LAST + END)
+    before = copy(net)
+    train(net)
+    step = net.weights[0]["kernel"] - before[0]["kernel"]
+    np.testing.assert_allclose(np.abs(step), 0.1, rtol=1e-4)
+
+
+def test_subdivisions_give_the_same_step():
+    """Without batch norm two halves add up to the whole; float32 sums in another order."""
+    whole, halves = network(NET + CONV + LAST + END), network(NET + "subdivisions=2\n" + CONV + LAST + END)
+    assert train(whole, 3).iteration == train(halves, 3).iteration == 3
+    np.testing.assert_allclose(flat(whole), flat(halves), rtol=1e-4, atol=1e-6)
+
+
+def test_stopbackward_freezes_what_stands_before():
+    net = network(NET + CONV + "batch_normalize=1\n" + CONV + CONV + "stopbackward=1\n" + LAST + END)
+    before = copy(net)
+    train(net)
+    # the stop layer gets no gradient, but its weights decay, as in Darknet
+    assert changed(net, before)[:4] == [[], [], ["kernel"], ["bias", "kernel"]]
+    np.testing.assert_allclose(net.weights[2]["kernel"], before[2]["kernel"] * (1 - 0.1 * 0.01), rtol=1e-6)
+
+
+def test_stopbackward_until_an_iteration():
+    net = network(NET + CONV + "stopbackward=2\n" + LAST + END)
+    trainer = gd.Trainer(net, cpu_build=False)
+    assert [trainer.first, trainer.step(*batch(net)) > 0, trainer.first] == [1, True, 1]
+    trainer.step(*batch(net))
+    assert trainer.first == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "moves"),
+    [("dont_update=1", [False, True]), ("burnin_update=1", [False, True]), ("learning_rate=0", [False, False])],
+)
+def test_layers_that_wait(key, moves):
+    net = network(NET + "burn_in=2\n" + CONV + key + "\n" + LAST + END)
+    trainer = gd.Trainer(net, cpu_build=False)
+    for moved in moves:
+        before = copy(net)
+        trainer.step(*batch(net))
+        assert bool(changed(net, before)[0]) is moved
+        assert changed(net, before)[1]
+
+
+def test_a_layers_own_learning_rate():
+    plain, slow = network(NET + CONV + LAST + END), network(NET + CONV + "learning_rate=0.25\n" + LAST + END)
+    before = copy(plain)
+    train(plain), train(slow)
+    fast_step, slow_step = (n.weights[0]["kernel"] - before[0]["kernel"] for n in (plain, slow))
+    np.testing.assert_allclose(slow_step, fast_step / 4, rtol=1e-3, atol=1e-7)
+
+
+def test_train_only_bn():
+    net = network(NET + CONV + "batch_normalize=1\n" + CONV + "batch_normalize=1\ntrain_only_bn=1\n" + LAST + END)
+    before = copy(net)
+    train(net)
+    norm = ["bias", "mean", "scale", "variance"]
+    assert changed(net, before)[:3] == [norm, norm, ["bias", "kernel"]]
+
+
+def test_onlyforward_stops_the_way_back():
+    net = network(NET.replace("0.01", "0") + CONV + CONV + "onlyforward=1\n" + LAST + END)
+    before = copy(net)
+    train(net)
+    assert changed(net, before)[:3] == [[], [], ["bias", "kernel"]]
+
+
+def test_clip_bounds_kernels():
+    net = network(NET + CONV + "clip=0.05\n" + LAST + END)
+    train(net)
+    assert np.abs(net.weights[0]["kernel"]).max() == np.float32(0.05)
+
+
+def test_shared_weights_learn_from_all_their_users():
+    """Twice the same convolution, shared: the step is that of both uses; the array stays one array."""
+    first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
+    net = network(NET + first + first + "share_index=-1\n" + LAST + END)
+    trainer = gd.Trainer(net, cpu_build=False)
+    assert trainer.gradients[1] is trainer.gradients[0]
+    trainer.step(*batch(net))
+    assert net.weights[0] is net.weights[1]
+
+
+def test_average_of_the_weights():
+    """From max_batches/2 = 1002 on the mean is kept; 1000 iterations before the end it becomes the weights."""
+    net = network(NET + "max_batches=2004\nema_alpha=0.5\n" + CONV + LAST + END)
+    trainer = gd.Trainer(net, cpu_build=False)
+    trainer.iteration, kernels = 1001, []
+    trainer.follow()
+    assert trainer.average is None
+    for trainer.iteration in (1002, 1003):
+        net.weights[0]["kernel"] += 1
+        kernels.append(net.weights[0]["kernel"].copy())
+        trainer.follow()
+    trainer.iteration = 1004
+    trainer.follow()
+    np.testing.assert_allclose(net.weights[0]["kernel"], (kernels[0] + kernels[1]) / 2, rtol=1e-6)
+
+
+def test_numbers_that_are_not_finite_name_the_layer():
+    net = network(NET + CONV + CONV + LAST + END)
+    x, truth = batch(net)
+    net.weights[1]["kernel"][0, 0, 0, 0] = np.nan
+    before = copy(net)
+    with pytest.raises(TrainError) as e:
+        gd.Trainer(net, cpu_build=False).step(x, truth)
+    assert str(e.value) == (
+        "cfg: iteration 1: the output of layer 1 [convolutional] is not finite; lower learning_rate, lengthen burn_in,"
+        " or check the labels"
+    )
+    np.testing.assert_array_equal(net.weights[0]["kernel"], before[0]["kernel"])
+
+
+def test_refusals():
+    net = network(NET + CONV)
+    with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\], "):
+        gd.Trainer(net)
+    net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
+    with pytest.raises(DataError, match=r"^a batch of 3 images and 3 truths; both must be one multiple of 2$"):
+        gd.Trainer(net, cpu_build=False).step(*batch(net, N=3))
+    net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
+    with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales, as many of one as of "):
+        gd.Trainer(net)
+
+
+# Schedules: by the formulas
+
+
+def rates(text, *iterations, chance=0.5):
+    net = cfg.parse("[net]\nwidth=4\nheight=4\nchannels=1\nlearning_rate=0.5\n" + text + "\n[avgpool]\n").net
+    return [schedule.rate(net, n, chance) for n in iterations]
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "wanted"),
+    [
+        ("policy=constant", (1, 1000), [0.5, 0.5]),
+        ("burn_in=10", (1, 5, 9, 10), [0.5 * 0.1**4, 0.5 * 0.5**4, 0.5 * 0.9**4, 0.5]),
+        ("burn_in=10\npower=1\npolicy=poly\nmax_batches=100", (5, 50, 100), [0.25, 0.25, 0.0]),
+        ("policy=step\nstep=10\nscale=0.1", (9, 10, 25), [0.5, 0.05, 0.005]),
+        ("policy=steps\nsteps=10,20\nscales=0.1,0.5", (9, 10, 19, 20), [0.5, 0.05, 0.05, 0.025]),
+        ("policy=exp\ngamma=0.9", (2,), [0.405]),
+        ("policy=random\npower=2", (7,), [0.125]),
+        ("policy=sigmoid\ngamma=0.5\nstep=10", (10, 12), [0.25, 0.5 / (1 + math.e)]),
+        ("policy=sgdr\nsgdr_cycle=10\nmax_batches=100\nlearning_rate_min=0.1", (0, 5, 10, 20, 30),
+         [0.5, 0.3, 0.5, 0.3, 0.5]),
+    ],
+)  # fmt: skip
+def test_schedule(text, at, wanted):
+    assert rates(text, *at) == pytest.approx(wanted)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("extra", ["", "adam=1\n"])
+def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
+    """Dropout and batch norm, stopped after two of four steps: the same bits as never stopped."""
+    text = NET + extra + CONV + "batch_normalize=1\n[dropout]\nprobability=0.3\n" + LAST + END
+    straight, stopped = network(text), network(text)
+    train(straight, 4)
+    train(stopped, 2).save(tmp_path / "state.npz", {"best": 0.5})
+    resumed = network(text, seed=99)
+    trainer = gd.Trainer(resumed, cpu_build=False)
+    assert float(trainer.load(tmp_path / "state.npz")["best"]) == 0.5
+    assert (trainer.iteration, resumed.seen) == (2, 8)
+    for step in (2, 3):
+        trainer.step(*batch(resumed, step))
+    np.testing.assert_array_equal(flat(resumed), flat(straight))
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    net = network(NET + CONV + LAST + END)
+    path = tmp_path / "state.npz"
+    train(net).save(path)
+    other = gd.Trainer(network(NET + CONV.replace("filters=4", "filters=6") + LAST + END), cpu_build=False)
+    with pytest.raises(
+        TrainError, match=re.escape(f"{path}: belongs to another cfg (layer 0 [convolutional] differs)")
+    ):
+        other.load(path)
+    path.write_bytes(b"PK")
+    with pytest.raises(TrainError, match="is not a checkpoint of this program"):
+        other.load(path)
+
+
+def test_two_trainings_with_one_seed_are_the_same():
+    text = NET + CONV + "[dropout]\n" + LAST + END
+    one, two, other = network(text), network(text), network(text)
+    train(one, 3), train(two, 3), train(other, 3).seed
+    np.testing.assert_array_equal(flat(one), flat(two))
+    train(other, 1, seed=5)
+    assert not np.array_equal(flat(one), flat(other))
+
+
+def test_resize_keeps_the_weights():
+    net = network(NET + CONV + LAST + END)
+    before = copy(net)
+    net.resize(10, 4)
+    assert (net.width, net.height, net.nodes[0].shape) == (10, 4, (4, 4, 10))
+    assert changed(net, before) == [[], [], [], []]
+    net = network(NET + "[connected]\noutput=5\n[softmax]\n")
+    with pytest.raises(CfgError) as e:
+        net.resize(10, 4)
+    assert str(e.value) == "cfg:9: [connected] (layer 0) has weights for one input size; it cannot take 10 x 4"
