@@ -1,0 +1,10 @@
+"""The benchmark suite: what this machine does, what it could do, and what a GPU does, for Darknet networks.
+
+    gpudarknet bench                       (in a checkout also: make bench, python -m bench)
+    gpudarknet bench estimate --gflops 39.76 yolo-voc
+    gpudarknet bench compare before.jsonl after.jsonl
+
+`timing` measures, `machine` describes, `engines` are what is compared and `worker` runs one of them in a process of its own;
+`suite` lets them alternate. `records` is the file format, `rule` the rule of thumb, `columns`, `tables`, `plots` and `page` the
+report. `test_kernels.py` is for pytest-benchmark. A wheel carries this folder as gpudarknet/bench, its name in imports everywhere.
+"""

@@ -1,0 +1,80 @@
+"""What the report works out of records: efficiencies, the rule's FPS, and how they compare with this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import rule
+from .records import Record, machines, results
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table "GPU FPS vs CPU GFLOPS estimates". None: not known here.
+
+    peak, of_peak, rule, of_rule, per_gflops are ranges (low, high), as the peak is. gemm in GFLOP/s; equivalent: the
+    single-precision GFLOPS that a CPU would need for this FPS by the rule; cores: how many cores of this machine that is;
+    times: FPS against the fastest of our CPU engines here, same network and size.
+    """
+
+    result: Record
+    device: Record
+    achieved: float
+    gemm: float | None
+    of_gemm: float | None
+    peak: Range | None
+    of_peak: Range | None
+    rule: Range | None
+    of_rule: Range | None
+    per_gflops: Range | None
+    equivalent: float
+    cores: float | None
+    times: float | None
+
+
+def peak_of(device: Record, precision: str) -> Range | None:
+    """Return the device's peak GFLOPS as (low, high); a gemm that was faster moves what it disproves."""
+    span = device["peak_gflops"].get(precision)
+    if not span:
+        return None
+    gemm = device["gemm_gflops"].get(precision) or 0.0
+    return max(span[0], gemm), max(span[1], gemm)
+
+
+def rows(records: Sequence[Record], here: Record | None = None) -> list[Row]:
+    """Return a row for every result with numbers. `here` is the CPU to compare with, default the first one in records."""
+    devices = {m["device"]: m for m in machines(records)}
+    here = here or next((m for m in devices.values() if m["kind"] == "cpu"), None)
+    best: dict[tuple[str, int, int], float] = {}
+    for r in results(records):
+        if here and r["device"] == here["device"] and r["engine"] in ("plan", "reference"):
+            place = r["network"], r["width"], r["height"]
+            best[place] = max(best.get(place, 0.0), r["fps"]["median"])
+    return [row(r, devices[r["device"]], here, best) for r in results(records) if r["device"] in devices]
+
+
+def row(r: Record, device: Record, here: Record | None, best: dict[tuple[str, int, int], float]) -> Row:
+    """Work out one row."""
+    fps, gflop = r["fps"]["median"], r["gflop"]
+    achieved, gemm, peak = fps * gflop, device["gemm_gflops"].get(r["precision"]), peak_of(device, r["precision"])
+    promised = tuple(rule.fps(p, gflop) for p in peak) if peak else None
+    per_core = peak_of(here, "fp32") if here else None
+    equivalent, cpu = rule.equivalent(fps, gflop), best.get((r["network"], r["width"], r["height"]))
+    return Row(
+        result=r,
+        device=device,
+        achieved=achieved,
+        gemm=gemm,
+        of_gemm=achieved / gemm if gemm else None,
+        peak=peak,
+        of_peak=(achieved / peak[1], achieved / peak[0]) if peak else None,
+        rule=promised,  # type: ignore[arg-type]
+        of_rule=(fps / promised[1], fps / promised[0]) if promised else None,
+        per_gflops=(fps / peak[1], fps / peak[0]) if peak else None,
+        equivalent=equivalent,
+        cores=equivalent / per_core[1] * here["cores"] if per_core and here else None,
+        times=fps / cpu if cpu else None,
+    )

@@ -1,0 +1,272 @@
+"""What is compared: our engines, and peers where they are installed. Each opens a network and is then timed.
+
+"open" includes all that is done once: reading, compiling, a first call. What is timed is the network alone: an input that
+lies ready in memory (on a GPU: on the device) to the outputs of its heads, without reading pictures and without boxes.
+An engine that cannot run raises Unavailable with a sentence for the report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpudarknet import load_network
+from gpudarknet.errors import DarknetError
+from gpudarknet.network import Network
+
+from . import seeded, torch_network
+from .timing import Sample, measure
+
+
+class Unavailable(Exception):
+    """This engine cannot run this network here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network on one engine: kind is "cpu" or "gpu"."""
+
+    engine: str
+    cfg: str
+    weights: str
+    width: int
+    height: int
+    batch: int = 1
+    precision: str = "fp32"
+    threads: int = 1
+    kind: str = "cpu"
+
+    def network(self, backend: str = "numpy") -> Network:
+        """Read the network."""
+        return load_network(self.cfg, self.weights, backend, self.batch, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An open engine: `sample(seconds, fewest)` times calls; version and note go into the report."""
+
+    sample: Callable[[float, int], Sample]
+    version: str = ""
+    note: str = ""
+
+
+def timed(call: Callable[[], object], version: str = "", note: str = "") -> Ready:
+    """Make an engine of a function that runs the network once."""
+    return Ready(lambda seconds, fewest: measure(call, seconds, fewest), version, note)
+
+
+def ours(job: Job) -> Ready:
+    """Open one of our engines: "plan" or "reference"."""
+    from gpudarknet import __version__
+
+    network = job.network("cupy" if job.kind == "gpu" else "numpy")
+    if job.kind == "cpu" and job.precision != "fp32":
+        raise Unavailable(f"NumPy computes in fp32 only, not in {job.precision}")
+    x: Any = network.backend.asarray(seeded.picture(network, job.batch))
+    note = ""
+    if job.kind == "gpu" and job.engine == "plan" and importlib.util.find_spec("gpudarknet.plan.cuda") is None:
+        raise Unavailable("the plan does not run on GPUs yet")
+    finish = network.backend.xp.cuda.Device().synchronize if job.kind == "gpu" else lambda: None
+
+    def call() -> None:
+        network.predict(x, job.engine, job.precision)  # type: ignore[arg-type]
+        finish()
+
+    return timed(call, __version__, note)
+
+
+def module(name: str, package: str) -> Any:
+    """Import a peer. Raises Unavailable, saying what would install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        if e.name == name:
+            raise Unavailable(f"not installed; pip install {package}") from None
+        raise Unavailable(f"does not import: {e}") from None
+
+
+def only_cpu_fp32(job: Job) -> None:
+    """Raise Unavailable for what this peer is not run with here."""
+    if job.kind != "cpu" or job.precision != "fp32":
+        raise Unavailable("compared on the CPU in fp32 only")
+
+
+def exported(job: Job, folder: str) -> str:
+    """Write the network as ONNX; return the file's path. Raises Unavailable."""
+    if importlib.util.find_spec("gpudarknet.onnx") is None:
+        raise Unavailable("this version of gpudarknet has no ONNX export")
+    module("onnx", "onnx")
+    path = Path(folder) / "network.onnx"
+    export = importlib.import_module("gpudarknet.onnx").export
+    export(job.network(), path)
+    return str(path)
+
+
+def opencv(job: Job) -> Ready:
+    """Open OpenCV's DNN module: through its own Darknet reader (OpenCV 4), else through our ONNX export."""
+    only_cpu_fp32(job)
+    cv2 = module("cv2", "opencv-python")
+    cv2.setNumThreads(job.threads)
+    reads = hasattr(cv2.dnn, "readNetFromDarknet")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if reads:
+                net = cv2.dnn.readNetFromDarknet(sized_cfg(job, folder), job.weights)
+            else:
+                net = cv2.dnn.readNetFromONNX(exported(job, folder))
+        except cv2.error as e:
+            raise Unavailable(f"OpenCV {cv2.__version__} does not read it: {line(e)}") from None
+        except Unavailable as e:
+            raise Unavailable(f"OpenCV {cv2.__version__} reads no Darknet files any more, and {e}") from None
+    x, names = seeded.picture(job.network(), job.batch), net.getUnconnectedOutLayersNames()
+
+    def call() -> None:
+        net.setInput(x)
+        net.forward(names)
+
+    return timed(call, cv2.__version__, "" if reads else "through ONNX")
+
+
+def sized_cfg(job: Job, folder: str) -> str:
+    """Write the cfg with this job's size, for programs that read it themselves; return its path."""
+    text = Path(job.cfg).read_text(encoding="utf-8")
+    for key, value in (("width", job.width), ("height", job.height), ("batch", job.batch), ("subdivisions", 1)):
+        text = re.sub(rf"^\s*{key}\s*=.*$", f"{key}={value}", text, count=1, flags=re.MULTILINE)
+    path = Path(folder) / "sized.cfg"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def onnxruntime(job: Job) -> Ready:
+    """Open ONNX Runtime on our ONNX export."""
+    only_cpu_fp32(job)
+    ort = module("onnxruntime", "onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+    with tempfile.TemporaryDirectory() as folder:
+        session = ort.InferenceSession(exported(job, folder), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: seeded.picture(job.network(), job.batch)}
+    return timed(lambda: session.run(None, feed), ort.__version__)
+
+
+def torch(job: Job) -> Ready:
+    """Open PyTorch on a module built from our layers, on the CPU or the GPU."""
+    torch = module("torch", "torch")
+    if job.kind == "gpu" and not torch.cuda.is_available():
+        raise Unavailable("this build of PyTorch sees no GPU")
+    torch.set_num_threads(job.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.precision == "tf32"
+    device, dtype = "cuda" if job.kind == "gpu" else "cpu", torch.float16 if job.precision == "fp16" else torch.float32
+    network = job.network()
+    try:
+        forward = torch_network.build(network, torch, device, dtype)
+    except NotImplementedError as e:
+        raise Unavailable(str(e)) from None
+    x = torch_network.tensor(torch, seeded.picture(network, job.batch)).to(device, dtype)
+
+    def call() -> None:
+        with torch.inference_mode():
+            forward(x)
+        if job.kind == "gpu":
+            torch.cuda.synchronize()
+
+    return timed(call, torch.__version__, "eager")
+
+
+UNKNOWN_TO_2018 = re.compile(r"activation\s*=\s*(mish|swish|hard_mish)|groups\s*=\s*[2-9]|\[sort_shortcut\]|weights_type")
+
+
+def darknet(job: Job) -> Ready:
+    """Open Debian's `darknet` (the original program as of 2018): its `speed` command with its own random weights.
+
+    The wall clock is the program's figure; CPU time is what its process used after it had listed the layers.
+    """
+    only_cpu_fp32(job)
+    program = shutil.which("darknet")
+    if program is None:
+        raise Unavailable("no `darknet` on the PATH; Debian and Ubuntu have it: apt install darknet")
+    if job.batch != 1:
+        raise Unavailable("its speed command runs one picture at a time")
+    if found := UNKNOWN_TO_2018.search(Path(job.cfg).read_text(encoding="utf-8")):
+        raise Unavailable(f"the program of 2018 does not know {found.group(0)}")
+    layers = len(job.network().nodes)
+
+    def sample(seconds: float, fewest: int) -> Sample:
+        found = Sample()
+        while len(found.wall) < fewest or sum(found.wall) < seconds:
+            found.add(darknet_once(program, job, layers))
+        return found
+
+    return Ready(sample, "2018 (Debian)", "its own speed command and random weights")
+
+
+def darknet_once(program: str, job: Job, layers: int) -> Sample:
+    """Run `darknet speed` on one picture; raise Unavailable if it prints no time."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, "speed", sized_cfg(job, folder), "1"]
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None and process.stdout is not None
+        loaded, last = 0.0, ""
+        for text in process.stderr:
+            last = text.strip() or last
+            if re.match(rf"\s*{layers - 1} ", text):
+                loaded = busy_seconds(process.pid)
+        before = os.times()
+        printed = process.stdout.read()
+        process.wait()
+        after = os.times()
+    time = re.search(r"Speed: ([\d.]+) sec/eval", printed)
+    if time is None:
+        raise Unavailable(f"`darknet speed` printed no time: {last or 'nothing'} (exit code {process.returncode})")
+    whole = after.children_user + after.children_system - before.children_user - before.children_system
+    return Sample([float(time.group(1))], [max(whole - loaded, 0.0)])
+
+
+def busy_seconds(pid: int) -> float:
+    """Return the CPU seconds of a running process, 0 where /proc does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def line(error: Exception) -> str:
+    """Return the last line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+
+
+ENGINES: dict[str, Callable[[Job], Ready]] = {
+    "plan": ours,
+    "reference": ours,
+    "opencv": opencv,
+    "onnxruntime": onnxruntime,
+    "torch": torch,
+    "darknet": darknet,
+}
+OURS = ("plan", "reference")
+
+
+def start(job: Job) -> Ready:
+    """Open an engine and run it once. Raises Unavailable for every reason that is the engine's own."""
+    try:
+        ready = ENGINES[job.engine](job)
+        ready.sample(0.0, 1)
+        return ready
+    except DarknetError as e:
+        raise Unavailable(line(e)) from None
+    except MemoryError:
+        raise Unavailable("out of memory") from None
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as e:
+        if job.engine in OURS:
+            raise
+        raise Unavailable(line(e)) from None

@@ -1,0 +1,158 @@
+"""The tables of the report, as text: the terminal and the page show the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .columns import Range, Row, rows
+from .records import Record, layers, machines, results
+
+NO_GPU = (
+    "No results of a GPU are here: nobody has committed any to bench/results/, so this table has no GPU rows, and none are made "
+    "up. On a machine with one, `gpudarknet bench --device gpu --out FILE.jsonl` writes them."
+)
+CAVEATS = (
+    "Rule: 0.01 FPS per GFLOPS of peak for a network of 34.90 GFLOP, that is 35 % of the peak; it was measured with cuDNN in fp32 on "
+    "a GPU of 2015. Peaks of tensor cores (tf32, fp16) need an efficiency of their own.",
+    "CPU-GFLOPS: single-precision peak that a CPU would need for this FPS by the rule; in cores of this machine beside it.",
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: a title, heads, rows of cells, and lines under it. The first `left` columns are words, the others numbers."""
+
+    title: str
+    heads: tuple[str, ...]
+    cells: list[list[str]]
+    left: int
+    notes: list[str] = field(default_factory=list)
+
+
+def number(value: float | None) -> str:
+    """Write three digits, thousands apart; a dash for what is not known."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def percent(value: float | None) -> str:
+    """Write a share."""
+    return "–" if value is None else f"{100 * value:.{0 if value >= 0.1 else 1}f} %"
+
+
+def span(value: Range | None, write: object = number) -> str:
+    """Write a range, or one number where both ends read the same."""
+    if value is None:
+        return "–"
+    low, high = (write(v) for v in value)  # type: ignore[operator]
+    return low if low == high else f"{low.removesuffix(' %')}–{high}"
+
+
+def size(r: Record) -> str:
+    """Write a network with its input's size."""
+    return f"{r['network']} {r['width']}" + (f"×{r['height']}" if r["height"] != r["width"] else "")
+
+
+def about(m: Record) -> Grid:
+    """Say what a device is, what it should do and what it does."""
+    cells = [[m["device"], m["kind"].upper()]]
+    if m["kind"] == "cpu":
+        cells.append(["cores", f"{m['cores']} ({m['threads']} hardware threads usable)"])
+    if m.get("clock_ghz"):
+        cells.append(["clock", span(tuple(m["clock_ghz"])) + " GHz"])
+    for precision, peak in m["peak_gflops"].items():
+        cells.append([f"peak {precision}", f"{span(tuple(peak))} GFLOPS ({m.get('peak_source', '')})"])
+    if not m["peak_gflops"]:
+        cells.append(["peak", m.get("peak_source", "unknown")])
+    if m.get("gemm_one_thread"):
+        cells.append([f"gemm, n = {m['gemm_n']}, one thread", f"{number(m['gemm_one_thread'])} GFLOP/s measured"])
+    for precision, gemm in m["gemm_gflops"].items():
+        cells.append([f"gemm {precision}, all", f"{number(gemm)} GFLOP/s measured"])
+    if m.get("copy_gb_s"):
+        cells.append(["memory copy", f"{number(m['copy_gb_s'])} GB/s, read plus written"])
+    cells += [["BLAS", m["blas"]]] if m.get("blas") else []
+    cells.append(["run", f"{m['date']}, gpudarknet {m.get('version', '?')}, commit {m.get('commit') or 'unknown'}"])
+    return Grid("Machine", ("", ""), cells, 2, list(m.get("flags", [])))
+
+
+def speed(records: Sequence[Record]) -> Grid:
+    """List every result: FPS, wall clock and CPU time of a call, and what failed."""
+    heads = ("network", "GFLOP", "engine", "precision", "batch", "FPS", "p10–p90", "wall ms", "CPU ms", "CPU/wall", "calls", "note")
+    cells = []
+    for r in sorted(results(records) + results(records, failed=True), key=lambda r: (r["gflop"], r["network"], "failed" in r)):
+        first = [size(r), number(r["gflop"]), r["engine"], r["precision"], str(r["batch"])]
+        if "failed" in r:
+            cells.append([*first, "–", "", "", "", "", "", r["failed"]])
+            continue
+        fps, wall, cpu = r["fps"], r["wall_ms"]["median"], r["cpu_ms"]["median"]
+        note = "; ".join(text for text in (r.get("engine_version", ""), r.get("note", ""), r.get("few", "")) if text)
+        cells.append([
+            *first, number(fps["median"]), span((fps["p10"], fps["p90"])), number(wall), number(cpu),
+            f"{cpu / wall:.2f}" if wall else "–", str(r["calls"]), note,
+        ])  # fmt: skip
+    notes = ["One call is one batch, input in memory to outputs in memory. Medians; p10–p90: one call in ten lies below, one above."]
+    notes.append("CPU ms adds up all threads: a timer of CPU time shows it, a clock on the wall shows wall ms.")
+    return Grid("Speed", heads, cells, 1, notes)
+
+
+def estimates(records: Sequence[Record], gpus: Sequence[Record] = ()) -> Grid:
+    """Compare FPS with what GFLOPS promise. `gpus` are records of other machines, shown with their date."""
+    heads = (
+        "device", "network", "engine", "precision", "batch", "FPS", "GFLOP/s", "peak GFLOPS", "of peak", "of gemm", "rule FPS",
+        "÷ rule", "FPS per GFLOPS", "CPU-GFLOPS", "= cores", "× this CPU",
+    )  # fmt: skip
+    own = {m["device"] for m in machines(records)}
+    others = [r for r in gpus if r["device"] not in own]
+    found = rows([*records, *others])
+    found.sort(key=lambda row: (row.device["kind"], row.result["gflop"], row.result["network"], -row.result["fps"]["median"]))
+    cells = [line(row) for row in found]
+    notes = list(CAVEATS)
+    for m in machines(others):
+        notes.append(f"{m['device']}: not this machine; measured {m['date'][:10]}, commit {m.get('commit') or 'unknown'}.")
+    if not any(row.device["kind"] == "gpu" for row in found):
+        notes.insert(0, NO_GPU)
+    return Grid("GPU FPS vs CPU GFLOPS estimates", heads, cells, 4, notes)
+
+
+def line(row: Row) -> list[str]:
+    """Write one row of `estimates`."""
+    r = row.result
+    return [
+        row.device["device"], size(r), r["engine"], r["precision"], str(r["batch"]), number(r["fps"]["median"]),
+        number(row.achieved), span(row.peak), span(row.of_peak, percent), percent(row.of_gemm), span(row.rule), span(row.of_rule),
+        span(row.per_gflops, fine), number(row.equivalent), number(row.cores), number(row.times),
+    ]  # fmt: skip
+
+
+def fine(value: float) -> str:
+    """Write FPS per GFLOPS, to be compared with 0.01."""
+    return f"{value:.4f}"
+
+
+def bound(r: Record, device: Record) -> str:
+    """Say what bounds a layer on this device: arithmetic or memory; a dash where it is not known."""
+    gemm, copy = device["gemm_gflops"].get("fp32"), device.get("copy_gb_s")
+    if not gemm or not copy or not r["mbyte"]:
+        return "–"
+    return "arithmetic" if 1e3 * r["gflop"] / r["mbyte"] > gemm / copy else "memory"
+
+
+def slowest(records: Sequence[Record], network: str, most: int = 15) -> Grid:
+    """List the layers of a network that take the most time."""
+    mine = [r for r in layers(records) if r["network"] == network]
+    devices = {m["device"]: m for m in machines(records)}
+    total = sum(r["ms"] for r in mine) or 1.0
+    cells = []
+    for r in sorted(mine, key=lambda r: -r["ms"])[:most]:
+        rate = 1e3 * r["gflop"] / r["ms"] if r["ms"] else None
+        flops = number(rate) if r["gflop"] else "–"
+        side = bound(r, devices[r["device"]]) if r["device"] in devices else "–"
+        cells.append([str(r["index"]), r["name"], side, number(r["ms"]), percent(r["ms"] / total), number(r["gflop"]), flops,
+                      number(r["mbyte"] / r["ms"]) if r["ms"] else "–"])  # fmt: skip
+    heads = ("layer", "kind", "bound by", "ms", "share", "GFLOP", "GFLOP/s", "GB/s")
+    shown = f"{min(most, len(mine))} of {len(mine)} layers; all of them together {number(total)} ms"
+    return Grid(f"Layers of {network}, {mine[0]['engine'] if mine else ''} engine", heads, cells, 3, [shown])

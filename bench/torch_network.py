@@ -1,0 +1,94 @@
+"""The same network in PyTorch: one function per layer, batch norm folded, for timing next to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpudarknet.layers import Layer
+from gpudarknet.layers.convolutional import folded
+from gpudarknet.network import Network
+
+PASS = {"dropout", "yolo", "region", "detection", "cost", "softmax"}  # heads stay raw: a few sigmoids are not what counts
+
+
+def tensor(torch: Any, a: np.ndarray) -> Any:
+    """Copy an array into a tensor; by its buffer, which works with every NumPy."""
+    return torch.frombuffer(bytearray(np.ascontiguousarray(a, np.float32)), dtype=torch.float32).reshape(a.shape)
+
+
+def activation(torch: Any, kind: str) -> Callable[[Any], Any]:
+    """Return PyTorch's function of that name. Raises NotImplementedError."""
+    F = torch.nn.functional
+    known: dict[str, Callable[[Any], Any]] = {
+        "linear": lambda x: x,
+        "leaky": lambda x: F.leaky_relu(x, 0.1, inplace=True),
+        "relu": lambda x: F.relu(x, inplace=True),
+        "mish": F.mish,
+        "swish": F.silu,
+        "logistic": torch.sigmoid,
+    }
+    if kind not in known:
+        raise NotImplementedError(f"activation={kind} is not in the comparison with PyTorch")
+    return known[kind]
+
+
+def step(torch: Any, layer: Layer, w: dict[str, Any], device: str, dtype: Any) -> Callable[..., Any]:
+    """Return the layer as a function of its sources' tensors. Raises NotImplementedError."""
+    F, kind, a = torch.nn.functional, layer.section, layer.__dict__
+    if kind == "convolutional" and not (a["antialiasing"] or a["binary"] or a["xnor"]):
+        host = folded({name: np.asarray(value) for name, value in w.items()})
+        kernel, bias = (tensor(torch, host[name]).to(device, dtype) for name in ("kernel", "bias"))
+        act, pad, geometry = activation(torch, a["activation"]), layer.border * layer.spread, layer  # type: ignore[attr-defined]
+        return lambda x: act(
+            F.conv2d(x, kernel, bias, geometry.strides, pad, geometry.spread, geometry.groups)  # type: ignore[attr-defined]
+        )
+    if kind == "maxpool" and not (a["maxpool_depth"] or a["antialiasing"]):
+        size, total, strides = layer.side, layer.total, layer.strides  # type: ignore[attr-defined]
+        before, after = total // 2, total - total // 2
+        border = (before, after, before, after)
+        return lambda x: F.max_pool2d(F.pad(x, border, value=-torch.inf) if total else x, size, strides)
+    if kind == "route":
+        groups, part = a["groups"], a["group_id"]
+        return lambda *xs: torch.cat([x.chunk(groups, 1)[part] for x in xs], 1)
+    if kind == "shortcut" and a["weights_type"] == "none":
+        act = activation(torch, a["activation"])
+        return lambda *xs: act(sum(xs[1:], xs[0]))
+    if kind == "sort_shortcut" and a["slope"] == 0:
+        act, eps = activation(torch, a["activation"]), a["eps"]
+        return lambda x, y: act(x + y + torch.sqrt(F.relu(x) * F.relu(y) + eps))
+    if kind == "upsample" and a["stride"] > 0 and a["scale"] == 1:
+        return lambda x: F.interpolate(x, scale_factor=a["stride"], mode="nearest")
+    if kind == "reorg" and not a["reverse"]:
+        return lambda x: reorg(x, a["stride"])
+    if kind == "avgpool":
+        return lambda x: x.mean((2, 3), keepdim=True)
+    if kind in PASS:
+        return lambda x: x
+    raise NotImplementedError(f"[{kind}] is not in the comparison with PyTorch")
+
+
+def reorg(x: Any, s: int) -> Any:
+    """Rearrange as YOLOv2's [reorg] does; see layers/reorg.py."""
+    N, C, H, W = x.shape
+    wide = x.reshape(N, C // (s * s), H, s, W, s).permute(0, 3, 5, 1, 2, 4)
+    return wide.reshape(N, C * s * s, H // s, W // s)
+
+
+def build(network: Network, torch: Any, device: str, dtype: Any) -> Callable[[Any], list[Any]]:
+    """Return forward(x) -> the outputs of the network's heads. Raises NotImplementedError for layers it has no word for."""
+    steps = [step(torch, node.layer, network.weights[node.index], device, dtype) for node in network.nodes]
+    sources = [node.sources for node in network.nodes]
+
+    def forward(x: Any) -> list[Any]:
+        outputs = {-1: x}
+        for index, run in enumerate(steps):
+            outputs[index] = run(*(outputs[source] for source in sources[index]))
+            for source in sources[index]:
+                if source >= 0 and network.last_use[source] <= index and source not in network.heads:
+                    outputs.pop(source, None)
+        return [outputs[index] for index in network.heads]
+
+    return forward

@@ -1,0 +1,45 @@
+"""Run one engine in a process of its own, because threads and libraries of one must not slow down another.
+
+Lines of JSON: the first on stdin is a Job; {"ready": ...} or {"failed": why} answers it. Then each {"seconds": s, "fewest": n}
+is answered by {"wall": [...], "cpu": [...]} in seconds. {"gemm": n} and {"copy": mib} instead of a Job measure the machine.
+What libraries print on stdout goes to stderr, so that it cannot mix with the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+
+    def answer(**values: object) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    first = json.loads(sys.stdin.readline())
+    if "gemm" in first or "copy" in first:
+        from . import machine
+
+        answer(rate=machine.gemm(first["gemm"]) if "gemm" in first else machine.copy_rate(first["copy"]))
+        return
+    from .engines import Job, Unavailable, start
+
+    try:
+        ready = start(Job(**first))
+        answer(ready=True, version=ready.version, note=ready.note)
+        for text in sys.stdin:
+            answer(**asdict(ready.sample(**json.loads(text))))
+    except Unavailable as e:
+        answer(failed=str(e))
+
+
+if __name__ == "__main__":
+    main()
