@@ -56,7 +56,7 @@ def test_files_that_documents_name(name):
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     quoted = [word for word in re.findall(r"`([\w./]+/[\w.]*|[\w/]+\.(?:py|md|cu|cuh))`", text)]
     for word in {word for word in (*links, *quoted) if "NAME" not in word} - FUTURE:
-        found = [folder / word for folder in (ROOT, ROOT / "gpudarknet", ROOT / "gpudarknet/layers")]
+        found = [folder / word for folder in (ROOT, ROOT / "kernels", ROOT / "gpudarknet", ROOT / "gpudarknet/layers")]
         assert any(path.exists() for path in found), word
 
 
