@@ -22,7 +22,7 @@ def find(word: str | Path, suffix: str) -> Path:
     What is neither comes back as it is, so that whoever reads it says what is missing.
     """
     path = Path(word)
-    if path.exists() or path.name != str(word):
+    if path.is_file() or path.name != str(word):
         return path
     shipped = folder() / (path.name if path.suffix == suffix else path.name + suffix)
     return shipped if shipped.is_file() else path

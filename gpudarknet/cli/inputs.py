@@ -27,7 +27,7 @@ def data_file(word: str) -> DataFile:
 def weights_file(word: str) -> Path:
     """Return the weights that a user means: a path, or the name of published weights, which are fetched on first use."""
     path = Path(word)
-    if path.exists():
+    if path.is_file():
         return path
     if word in fetch.PUBLISHED:
         return fetched(word)

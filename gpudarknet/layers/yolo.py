@@ -12,7 +12,6 @@ from .base import DetectionHead, Goal, Run, Shape, ShapeError
 from .files import ClassMap
 from .yolo_loss import anchor_loss
 
-
 MOST = 1 << 16  # anchors; no memory is asked for what a hostile cfg names
 
 
