@@ -36,8 +36,8 @@ clean:
 
 # Debian splits venv from Python; as root we install it, else we say how.
 $(BIN)/python:
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
-	  apt-get install -qy python3-venv; } || { echo 'make: $(PYTHON) lacks venv; sudo apt install python3-venv'; false; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { test "$$(id -u)" = 0 && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy python3-venv >/dev/null 2>&1; } || { echo 'make: $(PYTHON) lacks venv; sudo apt install python3-venv'; false; }
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp per set of extras; both are out of date when pyproject.toml changes. Without libGL (a server, a container)
