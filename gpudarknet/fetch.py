@@ -116,7 +116,7 @@ def weights(name: str, report: Report | None = None) -> Path:
     published, path = PUBLISHED[name], place(name)
     if path.is_file() and doubt(path, published) is None:
         return path
-    way_out = f"put the file at {path} by hand"
+    way_out = f"check the network, or put the file at {path} by hand"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as beside:
@@ -127,7 +127,7 @@ def weights(name: str, report: Report | None = None) -> Path:
                     from_address(published.source, file, report)
             wrong = doubt(beside, published)
             if wrong:
-                raise WeightsError(f"{name}.weights: what {published.source} gave {wrong}; try again, or {way_out}")
+                raise WeightsError(f"{name}.weights: what {published.source} gave {wrong}; {way_out}")
     except Failed as e:
         raise WeightsError(f"{name}.weights: {published.source} gave nothing ({e}); {way_out}") from None
     except OSError as e:

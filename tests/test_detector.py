@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -161,17 +162,20 @@ def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
 @pytest.fixture(scope="module")
 def published():
     """Return a function that makes a detector with published weights; skip where they cannot be had."""
-    made: dict[tuple[str, bool], Detector] = {}
 
+    @cache
+    def weights(name: str) -> Path | str:
+        try:
+            return fetch.weights(name)
+        except WeightsError as e:
+            return f"no published weights: {e}"
+
+    @cache
     def get(name: str, letterbox: bool) -> Detector:
-        if (name, letterbox) not in made:
-            try:
-                weights = fetch.weights(name)
-            except WeightsError as e:
-                pytest.skip(f"no published weights: {e}")
-            names = shelf.find("coco", ".names")
-            made[name, letterbox] = Detector(shelf.shipped_cfg(name), weights, names, "numpy", letterbox)
-        return made[name, letterbox]
+        path = weights(name)
+        if isinstance(path, str):
+            pytest.skip(path)
+        return Detector(shelf.shipped_cfg(name), path, shelf.find("coco", ".names"), "numpy", letterbox)
 
     return get
 

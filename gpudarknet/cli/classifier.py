@@ -41,9 +41,9 @@ def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images:
     if top < 1:
         raise UsageError(f"-t and the key top count classes from 1 on, found {top}")
     listed = read_names(names) if names else None
+    file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        be = inputs.get_backend(args)
-        network = load_network(shelf.shipped_cfg(cfg), inputs.weights_file(weights), be)
+        network = load_network(shelf.shipped_cfg(cfg), file, inputs.get_backend(args))
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector test`")

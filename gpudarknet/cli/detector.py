@@ -34,10 +34,9 @@ def detect(args: Any) -> int:
 
 def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
     """Find objects in each image; print, draw and write what was asked for. An image that cannot be read is passed over."""
-    out = check_out(args.out)
+    out, file = check_out(args.out), inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        be = inputs.get_backend(args)
-        detector = Detector(shelf.shipped_cfg(cfg), inputs.weights_file(weights), names, be, args.letter_box)
+        detector = Detector(shelf.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     written: list[str] = []
     code = 0
     for number, path in enumerate(inputs.images(images), 1):
