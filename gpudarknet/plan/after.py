@@ -11,9 +11,10 @@ from ..ops import activation
 from .steps import Activate, Add, After, Map, Multiply, Sort
 from .team import Team
 
-BLOCK = 1 << 15  # numbers worked on at a time: with two scratch arrays of that size they fit a core's L2
+BLOCK = 1 << 16  # numbers worked on at a time: with scratch of that size they fit a core's L2
 
 Finish = Callable[[int, int, int, int, int, int], None]  # (worker, image, channels from, to, pixels from, to)
+Last = Callable[[np.ndarray | None], Finish]  # given the bias that is still to be added, or None
 InPlace = Callable[[np.ndarray, np.ndarray, np.ndarray], None]  # (y, two scratch arrays of y's shape)
 
 
@@ -67,23 +68,25 @@ def in_place(kind: str) -> InPlace:
     return IN_PLACE.get(kind) or (lambda y, t, u: np.copyto(y, forward(np, y)))
 
 
+def nothing(worker: int, n: int, c0: int, c1: int, p0: int, p1: int) -> None:
+    """Finish a piece of which nothing is left to do."""
+
+
 def finish(
-    after: Sequence[After], bias: np.ndarray | None, y: np.ndarray, view: Callable[[Map], np.ndarray], team: Team
-) -> Finish | None:
-    """Return a function that finishes a piece of y (N, C, H, W): adds bias (C,), then does all of `after`; None if
-    there is nothing to do."""
-    N, C, H, W = y.shape
-    flat = y.reshape(N, C, H * W) if y.flags.c_contiguous else _flat(y)
+    after: Sequence[After], y: np.ndarray, view: Callable[[Map], np.ndarray], team: Team, bias: np.ndarray | None = None
+) -> Finish:
+    """Return a function that finishes a piece of y (N, C, H, W): adds bias (C,) if there is one, then does `after`."""
+    flat = _flat(y)
     work = [_action(a, view) for a in after]
     if bias is not None:
-        column = np.ascontiguousarray(bias, np.float32).reshape(C, 1)
+        column = np.ascontiguousarray(bias, np.float32).reshape(-1, 1)
 
         def add_bias(part: np.ndarray, t: Any, u: Any, n: int, c: slice, p: slice) -> None:
             part += column[c]
 
         work.insert(0, add_bias)
     if not work:
-        return None
+        return nothing
 
     def run(worker: int, n: int, c0: int, c1: int, p0: int, p1: int) -> None:
         rows = max(1, BLOCK // (p1 - p0))

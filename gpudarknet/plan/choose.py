@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from .convolve import Phases, direct, matrix, patches
+from .convolve import Phases, direct, grouped, matrix, patches
 from .steps import Convolve
 from .winograd import kernels, winograd
 
@@ -17,12 +18,12 @@ from .winograd import kernels, winograd
 class Method:
     """A way to convolve.
 
-    fits: which steps it can do. prepare(kernel (F, C/groups, size, size)) -> what it wants instead of the kernel.
-    bind(step, x, y, prepared, finish, team) -> phases of tasks.
+    fits: which steps it can do. prepare(kernel (F, C/groups, size, size), bias (F,)) -> what it wants instead.
+    bind(step, x, y, prepared, last, team) -> phases of tasks.
     """
 
     fits: Callable[[Convolve], bool]
-    prepare: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[np.ndarray, np.ndarray], Any]
     bind: Callable[..., Phases]
 
 
@@ -35,7 +36,8 @@ def _is_winograd(s: Convolve) -> bool:
 
 
 METHODS: dict[str, Method] = {
-    "patches": Method(lambda s: True, matrix, patches),
+    "patches": Method(lambda s: s.groups == 1, matrix, patches),
+    "grouped": Method(lambda s: True, matrix, grouped),
     "direct": Method(_is_direct, matrix, direct),
     "winograd2": Method(_is_winograd, partial(kernels, m=2), partial(winograd, m=2)),
     "winograd4": Method(_is_winograd, partial(kernels, m=4), partial(winograd, m=4)),
@@ -49,6 +51,8 @@ def choose(step: Convolve, batch: int, choices: Mapping[str, str]) -> str:
         return found
     if _is_direct(step):
         return "direct"
+    if step.groups > 1:
+        return "grouped"
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     if not _is_winograd(step) or min(C, F) < 16:
         return "patches"

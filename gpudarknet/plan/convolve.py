@@ -8,16 +8,15 @@ winograd  3 x 3, stride 1: in `winograd.py`.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from .after import Finish
+from .after import Last
 from .steps import Convolve
 from .team import Task, Team
 
 Phases = list[list[Task]]
-COL = 1 << 19  # numbers of an im2col piece: 2 MB
+COL = 1 << 18  # numbers of an im2col piece: 1 MB
 WIDE = 192  # pixels that one gemm should have at least: below it packing the weights shows
 
 
@@ -34,20 +33,15 @@ def pieces(length: int, most: int, workers: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def matrix(kernel: np.ndarray) -> np.ndarray:
-    """Prepare kernel (F, C/groups, size, size) for gemm: -> (F, C/groups size^2)."""
-    return np.ascontiguousarray(kernel.reshape(len(kernel), -1))
+def matrix(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Prepare kernel (F, C/groups, size, size) and bias (F,) for gemm: -> (F, C/groups size^2 + 1)."""
+    return np.hstack([kernel.reshape(len(kernel), -1), bias.reshape(-1, 1)])
 
 
-def done(finish: Finish | None, *region: int) -> None:
-    """Finish a piece, if there is anything to finish."""
-    if finish is not None:
-        finish(*region)
-
-
-def direct(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish | None, team: Team) -> Phases:
-    """1 x 1, stride 1, one group: y (F, HW) = flat (F, C) @ x (C, HW)."""
+def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+    """1 x 1, stride 1, one group: y (F, HW) = weights (F, C) @ x (C, HW)."""
     (N, C), F, P = x.shape[:2], y.shape[1], x.shape[2] * x.shape[3]
+    finish, flat = last(weights[:, C]), weights[:, :C]
     tasks: list[Task] = []
 
     def task(n: int, f0: int, f1: int, p0: int, p1: int) -> Task:
@@ -55,7 +49,7 @@ def direct(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finis
 
         def run(worker: int) -> None:
             np.matmul(a, b, out=out)
-            done(finish, worker, n, f0, f1, p0, p1)
+            finish(worker, n, f0, f1, p0, p1)
 
         return run
 
@@ -65,7 +59,7 @@ def direct(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finis
         if by_pixels:
             tasks += [task(n, 0, F, *p) for p in pieces(P, most, 1 if N > 1 else team.size)]
         else:
-            tasks += [task(n, *f, 0, P) for f in pieces(F, ceil(F, team.size), team.size)]
+            tasks += [task(n, *f, 0, P) for f in pieces(F, F, team.size)]
     return [tasks]
 
 
@@ -96,46 +90,41 @@ def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int) -> Non
                 tap[:, a:b, e:g] = x[:, y0 : y0 + (b - a - 1) * sy + 1 : sy, x0 : x0 + (g - e - 1) * sx + 1 : sx]
 
 
-def patches(
-    step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish | None, team: Team
-) -> Phases:
-    """Any size, stride, dilation and number of groups."""
-    (N, C, _, _), (_, F, OH, OW) = x.shape, y.shape
-    g, size = step.groups, step.size
-    K = C // g * size * size
-    flat = flat.reshape(g, F // g, K)
-    if g == 1 and N * OH * OW < 2 * WIDE * team.size:
-        return _by_filters(step, x, y, flat[0], finish, team)
-    rows = max(COL // (C * size * size * OW), ceil(WIDE, OW))
+def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+    """Any size, stride and dilation, one group. The bias is the product of one more column of weights with ones."""
+    (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
+    K, P = C * size * size, OH * OW
+    if N * P < 2 * WIDE * team.size:
+        return _by_filters(step, x, y, weights, last, team)
+    finish = last(None)
+    rows = max(COL // (K * OW), ceil(WIDE, OW))
 
     def task(n: int, r0: int, r1: int) -> Task:
-        L = (r1 - r0) * OW
-        out = y[n].reshape(g, F // g, OH * OW)[:, :, r0 * OW : r1 * OW]
+        L, out = (r1 - r0) * OW, y[n].reshape(F, P)[:, r0 * OW : r1 * OW]
 
         def run(worker: int) -> None:
-            col = team.scratch(worker, "col", C, size, size, r1 - r0, OW)
-            fill_patches(col, x[n], step, r0)
-            if g == 1:
-                np.matmul(flat[0], col.reshape(K, L), out=out[0])
-            else:
-                np.matmul(flat, col.reshape(g, K, L), out=out)
-            done(finish, worker, n, 0, F, r0 * OW, r1 * OW)
+            col = team.scratch(worker, "col", K + 1, L)
+            fill_patches(col[:K].reshape(C, size, size, r1 - r0, OW), x[n], step, r0)
+            col[K] = 1
+            np.matmul(weights, col, out=out)
+            finish(worker, n, 0, F, r0 * OW, r1 * OW)
 
         return run
 
     return [[task(n, *r) for n in range(N) for r in pieces(OH, rows, 1 if N > 1 else team.size)]]
 
 
-def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Any, team: Team) -> Phases:
+def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
     """Small maps: the weights are the larger matrix, so every worker takes some of the filters, on shared patches."""
-    (N, C, _, _), (_, F, OH, OW) = x.shape, y.shape
-    size, P = step.size, OH * OW
-    phases: Phases = []
+    (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
+    K, P = C * size * size, OH * OW
+    finish = last(None)
 
     def fill(n: int, c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
-            col = team.scratch(0, "shared", C, size, size, OH, OW)
-            fill_patches(col[c0:c1], x[n, c0:c1], step, 0)
+            col = team.scratch(0, "shared", K + 1, P)
+            fill_patches(col[:K].reshape(C, size, size, OH, OW)[c0:c1], x[n, c0:c1], step, 0)
+            col[K] = 1
 
         return run
 
@@ -143,13 +132,34 @@ def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, 
         out = y[n].reshape(F, P)[f0:f1]
 
         def run(worker: int) -> None:
-            col = team.scratch(0, "shared", C * size * size, P)
-            np.matmul(flat[f0:f1], col, out=out)
-            done(finish, worker, n, f0, f1, 0, P)
+            np.matmul(weights[f0:f1], team.scratch(0, "shared", K + 1, P), out=out)
+            finish(worker, n, f0, f1, 0, P)
 
         return run
 
+    phases: Phases = []
     for n in range(N):
         phases.append([fill(n, *c) for c in pieces(C, C, team.size)])
         phases.append([multiply(n, *f) for f in pieces(F, F, team.size)])
     return phases
+
+
+def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+    """As `patches`, a small gemm for each group."""
+    (N, C, _, _), (_, F, OH, OW), size, g = x.shape, y.shape, step.size, step.groups
+    K = C // g * size * size
+    finish, flat = last(weights[:, K]), weights[:, :K].reshape(g, F // g, K)
+    rows = max(COL // (C * size * size * OW), 1)
+
+    def task(n: int, r0: int, r1: int) -> Task:
+        L, out = (r1 - r0) * OW, y[n].reshape(g, F // g, OH * OW)[:, :, r0 * OW : r1 * OW]
+
+        def run(worker: int) -> None:
+            col = team.scratch(worker, "col", C, size, size, r1 - r0, OW)
+            fill_patches(col, x[n], step, r0)
+            np.matmul(flat, col.reshape(g, K, L), out=out)
+            finish(worker, n, 0, F, r0 * OW, r1 * OW)
+
+        return run
+
+    return [[task(n, *r) for n in range(N) for r in pieces(OH, rows, 1 if N > 1 else team.size)]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ from .convolve import Phases, pieces
 from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
 from .team import Task, team
 
-Prepared = tuple[np.ndarray, np.ndarray]  # a convolution's weights as its method wants them, and its bias
+Prepared = Any  # a convolution's weights and bias, as its method wants them
 BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
 
 
 class Program:
     """A plan bound to an arena and to prepared weights; `run` may be called from any thread.
 
-    choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule. prepared:
-    (layer, method) -> its arrays, which programs of one network share. poison fills the arena with NaN before each run, so that reading what no step wrote shows in the results.
+    choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule.
+    prepared: (layer, method) -> its weights, which programs of one network share.
+    poison: fill the arena with NaN before each run, so that reading what no step wrote shows in the results.
     """
 
     def __init__(
@@ -67,22 +69,20 @@ def _convolve(program: Program, step: Convolve) -> Phases:
     method, key = METHODS[name], (step.layers[0], name)
     if key not in program.prepared:
         w = folded(step.w)
-        program.prepared[key] = method.prepare(w["kernel"]), w["bias"]
-    weights, bias = program.prepared[key]
-    last = finish(step.after, bias, y, program.view, program.team)
-    return method.bind(step, x, y, weights, last, program.team)
+        program.prepared[key] = method.prepare(w["kernel"], w["bias"])
+    last = partial(finish, step.after, y, program.view, program.team)
+    return method.bind(step, x, y, program.prepared[key], last, program.team)
 
 
 def _by_channels(program: Program, step: Step, work: Callable[[int, int, slice], None], per_channel: int) -> Phases:
     """Return one phase: work(worker, n, channels) and then `after`, for pieces of the channels of every image."""
     N, (C, H, W) = program.plan.batch, step.y.shape
-    last = finish(step.after, None, program.view(step.y), program.view, program.team)
+    last = finish(step.after, program.view(step.y), program.view, program.team)
 
     def task(n: int, c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
             work(worker, n, slice(c0, c1))
-            if last is not None:
-                last(worker, n, c0, c1, 0, H * W)
+            last(worker, n, c0, c1, 0, H * W)
 
         return run
 

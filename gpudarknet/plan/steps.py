@@ -225,9 +225,8 @@ class Plan:
             after, shape = " ".join(map(str, s.after)), "x".join(map(str, s.y.shape))
             how = (methods or {}).get(s, "")
             inside = " in place" if s.y.whole is not None else ""
-            lines.append(
-                f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {4 * self.place(s.y)[0]:>11}  {how}{inside}".rstrip()
-            )
+            line = f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {4 * self.place(s.y)[0]:>11}"
+            lines.append(f"{line}  {how}{inside}".rstrip())
         outputs = sum(prod(s.y.shape) for s in self.steps) * self.batch
         fused = sum(len(s.layers) - 1 for s in self.steps)
         other = sorted({s.layer.section for s in self.steps if isinstance(s, Reference)})

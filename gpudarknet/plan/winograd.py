@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .after import Finish
-from .convolve import Phases, ceil, done, pieces
+from .after import Finish, Last
+from .convolve import Phases, ceil, pieces
 from .steps import Convolve
 from .team import Task, Team
 
@@ -41,20 +41,23 @@ def transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return BT, G, AT
 
 
-def kernels(kernel: np.ndarray, m: int) -> np.ndarray:
-    """Transform kernel (F, C, 3, 3) -> (positions (m+2)^2, F, C)."""
+def kernels(kernel: np.ndarray, bias: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Transform kernel (F, C, 3, 3) -> (positions (m+2)^2, F, C); the bias (F,) stays."""
     F, C = kernel.shape[:2]
     _, G, _ = transforms(m)
-    return np.matmul(np.kron(G, G).astype(np.float32), kernel.reshape(F * C, 9).T).reshape(-1, F, C)
+    return np.matmul(np.kron(G, G).astype(np.float32), kernel.reshape(F * C, 9).T).reshape(-1, F, C), bias
 
 
 def winograd(
-    step: Convolve, x: np.ndarray, y: np.ndarray, U: np.ndarray, finish: Finish | None, team: Team, m: int
+    step: Convolve, x: np.ndarray, y: np.ndarray, weights: tuple[np.ndarray, np.ndarray], last: Last, team: Team, m: int
 ) -> Phases:
-    """3 x 3, stride 1, pad 1, one group. U: the transformed kernels."""
+    """3 x 3, stride 1, pad 1, one group."""
+    U, finish = weights[0], last(None)
+    bias = weights[1].reshape(-1, 1)
     (N, C, H, W), F = x.shape, y.shape[1]
     BT, _, AT = transforms(m)
     forth, back = np.kron(BT, BT).astype(np.float32), np.kron(AT, AT).astype(np.float32)
+    back = np.hstack([back, np.ones((m * m, 1), np.float32)])  # the bias is one more product to sum
     TH, TW = ceil(H, m), ceil(W, m)
     rows = max(1, TILES // ((m + 2) ** 2 * max(C, F) * TW))
     bands = pieces(TH, rows, team.size)
@@ -71,16 +74,21 @@ def winograd(
         padded[:, a - top : b - top, 0] = 0
         padded[:, a - top : b - top, W + 1 :] = 0
         padded[:, a - top : b - top, 1 : W + 1] = x[n, c0:c1, a:b]
-        for i in range(m + 2):
-            for j in range(m + 2):
-                tiles[i, j] = padded[:, i : i + m * R - m + 1 : m, j : j + m * TW - m + 1 : m]
+        a, b, c = padded.strides
+        tiles[...] = np.lib.stride_tricks.as_strided(padded, tiles.shape, (b, c, a, m * b, m * c))
 
     def scatter(tiles: np.ndarray, n: int, f0: int, f1: int, t0: int, t1: int) -> None:
         """Put tiles (m, m, filters, t1-t0, TW) to their places in y."""
-        for i in range(m):
+        whole = min(t1, H // m) - t0  # rows of tiles that lie in the map from top to bottom
+        out = y[n, f0:f1, m * t0 : m * (t0 + whole)]
+        out = out.reshape(f1 - f0, whole, m, W).transpose(2, 0, 1, 3)
+        for j in range(m):
+            part = out[..., j::m]
+            part[...] = tiles[:, j, :, :whole, : part.shape[-1]]
+        for i in range(H - m * (t0 + whole) if whole < t1 - t0 else 0):
             for j in range(m):
-                out = y[n, f0:f1, m * t0 + i : m * t1 : m, j::m]
-                out[...] = tiles[i, j, :, : out.shape[1], : out.shape[2]]
+                part = y[n, f0:f1, m * (t0 + whole) + i, j::m]
+                part[...] = tiles[i, j, :, whole, : part.shape[-1]]
 
     def band(n: int, t0: int, t1: int) -> Task:
         T = (t1 - t0) * TW
@@ -89,26 +97,27 @@ def winograd(
         def run(worker: int) -> None:
             D = team.scratch(worker, "tiles", Q, C * T)
             V = team.scratch(worker, "V", Q, C * T)
-            M = team.scratch(worker, "M", Q, F, T)
+            M = team.scratch(worker, "M", Q + 1, F, T)
             gather(D.reshape(m + 2, m + 2, C, t1 - t0, TW), n, 0, C, t0, t1, worker)
             np.matmul(forth, D, out=V)
-            np.matmul(U, V.reshape(Q, C, T), out=M)
+            np.matmul(U, V.reshape(Q, C, T), out=M[:Q])
+            M[Q] = bias
             Y = team.scratch(worker, "tiles", q, F * T)
-            np.matmul(back, M.reshape(Q, F * T), out=Y)
+            np.matmul(back, M.reshape(Q + 1, F * T), out=Y)
             scatter(Y.reshape(m, m, F, t1 - t0, TW), n, 0, F, t0, t1)
-            done(finish, worker, n, 0, F, p0, p1)
+            finish(worker, n, 0, F, p0, p1)
 
         return run
 
     if N > 1 or (len(bands) >= team.size and TW * (bands[0][1] - bands[0][0]) >= 24):
         return [[band(n, *t) for n in range(N) for t in (bands if N == 1 else pieces(TH, rows, 1))]]
     return [[whole_map for whole_map in phase] for phase in _by_positions(
-        C, F, H, W, TH * TW, TH, TW, Q, q, m, forth, back, U, gather, scatter, finish, team)]  # fmt: skip
+        C, F, H, W, TH * TW, TH, TW, Q, q, m, forth, back, U, gather, scatter, bias, finish, team)]  # fmt: skip
 
 
 def _by_positions(
     C: int, F: int, H: int, W: int, T: int, TH: int, TW: int, Q: int, q: int, m: int,
-    forth: Any, back: Any, U: Any, gather: Any, scatter: Any, finish: Finish | None, team: Team,
+    forth: Any, back: Any, U: Any, gather: Any, scatter: Any, bias: np.ndarray, finish: Finish, team: Team,
 ) -> Phases:  # fmt: skip
     """Small maps: the weights are the largest matrix, so each is read once: the positions are shared out among workers."""
 
@@ -134,12 +143,13 @@ def _by_positions(
     def restore(f0: int, f1: int) -> Task:
         def run(worker: int) -> None:
             M = team.scratch(0, "products", Q, F, T)
-            Z = team.scratch(worker, "V", Q, f1 - f0, T)
-            Z[...] = M[:, f0:f1]
+            Z = team.scratch(worker, "V", Q + 1, f1 - f0, T)
+            Z[:Q] = M[:, f0:f1]
+            Z[Q] = bias[f0:f1]
             Y = team.scratch(worker, "tiles", q, (f1 - f0) * T)
-            np.matmul(back, Z.reshape(Q, -1), out=Y)
+            np.matmul(back, Z.reshape(Q + 1, -1), out=Y)
             scatter(Y.reshape(m, m, f1 - f0, TH, TW), 0, f0, f1, 0, TH)
-            done(finish, worker, 0, f0, f1, 0, H * W)
+            finish(worker, 0, f0, f1, 0, H * W)
 
         return run
 
