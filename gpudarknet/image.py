@@ -33,12 +33,23 @@ CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and manag
 # Reading and writing
 
 
+def opencv() -> Any:
+    """Import OpenCV. Raises ImageError where it does not load: its wheel with windows needs a desktop's libraries."""
+    try:
+        import cv2
+    except ImportError as e:
+        raise ImageError(
+            f"OpenCV does not load ({e}); pip install opencv-python-headless, or on Debian apt install libgl1 libglib2.0-0"
+        ) from None
+    return cv2
+
+
 def read(path: str | os.PathLike[str], channels: int = 3) -> Picture:
     """Read a picture file -> uint8 (H, W, 3) RGB, or (H, W, 1) grey with channels=1. ImageError if that cannot be.
 
     EXIF orientation is applied, alpha is dropped and 16 bits become 8, as OpenCV does them.
     """
-    import cv2
+    cv2 = opencv()
 
     if channels not in (1, 3):
         raise ImageError(f"{path}: cannot be read with {channels} channels; ask for 3 (RGB) or 1 (grey)")
@@ -60,7 +71,7 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Picture:
 
 def write(path: str | os.PathLike[str], image: Picture) -> None:
     """Write uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) as the file type that the name's ending says. All or nothing."""
-    import cv2
+    cv2 = opencv()
 
     path = Path(path)
     if not cv2.haveImageWriter(path.name):

@@ -299,3 +299,12 @@ def test_as_image_says_why_an_array_cannot_be_taken():
     assert refusal(image.as_image, Refusing(None)) == (
         "image: the array of this Refusing cannot be taken (it is busy); give a NumPy array"
     )
+
+
+def test_opencv_that_does_not_load_says_what_to_install(monkeypatch, tmp_path):
+    (tmp_path / "photo.png").write_bytes(PNG)
+    monkeypatch.setitem(sys.modules, "cv2", None)  # importing it raises, as a missing libGL does
+    way_out = "pip install opencv-python-headless, or on Debian apt install libgl1 libglib2.0-0"
+    message = f"OpenCV does not load (import of cv2 halted; None in sys.modules); {way_out}"
+    assert refusal(image.read, tmp_path / "photo.png") == message
+    assert refusal(image.write, tmp_path / "out.png", noise(4, 5, 3)) == message
