@@ -94,7 +94,8 @@ class Trainer:
         """Take one iteration on x (N, C, H, W), values 0..1, and truth (N, truths) as Darknet lays it out; return the cost.
 
         The cost is the sum over the images of the mean over the layers that have a loss. N is a multiple of [net]
-        subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when numbers are no longer finite: the weights are then as before the step.
+        subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when
+        numbers are no longer finite: the weights are then as before the step.
         """
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)

@@ -326,10 +326,14 @@ def region_by_loops(head, y, truth, goal):
     return (d * d).sum(), d.reshape(y.shape)
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [dict(bias_match=1, rescore=1, object_scale=5.0), dict(noobject_scale=0.5, class_scale=2.0), dict(classfix=-1, coord_scale=3.0)],
-)  # fmt: skip
+SECOND = (
+    dict(bias_match=1, rescore=1, object_scale=5.0),
+    dict(noobject_scale=0.5, class_scale=2.0),
+    dict(classfix=-1, coord_scale=3.0),
+)
+
+
+@pytest.mark.parametrize("keys", SECOND)
 @pytest.mark.parametrize("seen", [64, 20000])
 def test_region(keys, seen):
     head = SECTIONS["region"](classes=4, num=3, anchors=(0.8, 1.1, 1.9, 1.4, 2.6, 3.1), thresh=0.3, **keys)

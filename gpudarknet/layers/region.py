@@ -114,7 +114,7 @@ class Region(DetectionHead, section="region"):
         last = above.shape[-1] - 1 - above[..., ::-1].argmax(axis=-1)
         kept = np.zeros_like(p)
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
-        return kept * above.any(axis=-1)[..., None]
+        return kept * above.any(axis=-1, keepdims=True)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""

@@ -1,0 +1,296 @@
+"""Label files, augmentation and the loader: boxes follow the pixels, faults are reported, one seed gives one batch."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from gpudarknet import cfg, data
+from gpudarknet.augment import ClassifierAugment, Colours, DetectionAugment, Margins, crop, fitted, moved
+from gpudarknet.errors import DataError
+from gpudarknet.layers import SECTIONS
+from gpudarknet.layers.files import Tree
+
+STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
+
+
+def spots(W=90, H=60, seed=0):
+    """Draw an image of grey noise with three flat rectangles, whose colours tell their classes, and their boxes (3, 5)."""
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
+    boxes = []
+    for k, (x, y) in enumerate(((0.2, 0.3), (0.5, 0.7), (0.8, 0.25))):
+        w, h = 0.16, 0.2
+        left, top = round((x - w / 2) * W), round((y - h / 2) * H)
+        wide, high = round(w * W), round(h * H)
+        picture[top : top + high, left : left + wide] = 0
+        picture[top : top + high, left : left + wide, k] = 255
+        boxes.append(((left + wide / 2) / W, (top + high / 2) / H, wide / W, high / H, k))
+    return picture, np.array(boxes, np.float32)
+
+
+def check(x, truth, at_least=1):
+    """Every box of the truth encloses pixels of its class's colour, tightly: within 2 pixels of an image, and no others."""
+    _, H, W = x.shape
+    rows = truth.reshape(-1, 6)
+    rows = rows[rows[:, 2] > 0]
+    assert len(rows) >= at_least
+    for bx, by, w, h, k, _ in rows:
+        colour = (x[int(k)] > 0.6) & (x.sum(axis=0) - x[int(k)] < 0.5)
+        i, j = np.nonzero(colour)
+        inside = (np.abs(j + 0.5 - bx * W) < w * W / 2 + 2) & (np.abs(i + 0.5 - by * H) < h * H / 2 + 2)
+        assert inside.sum() > 0.8 * (w * W - 2) * (h * H - 2)
+    return len(rows)
+
+
+AUGMENTS = {
+    "still": {},
+    "flip": dict(flip=True),
+    "jitter": dict(jitter=0.3),
+    "resize": dict(resize=1.5, jitter=0.1),
+    "letter_box": dict(letter_box=True),
+    "mosaic": dict(mosaic=True, jitter=0.2, flip=True, resize=1.3),
+    "mosaic_bound": dict(mosaic=True, mosaic_bound=True, jitter=0.3, flip=True),
+    "blur and noise": dict(blur=1, gaussian_noise=10),
+    "colours": dict(colours=Colours(saturation=1.3, exposure=1.2)),
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_boxes_follow_the_pixels(name):
+    augment = DetectionAugment(**STILL | AUGMENTS[name])
+    total = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, truth = augment.sample(lambda r: spots(seed=int(r.integers(9))), rng, 128, 96)
+        assert x.shape == (3, 96, 128) and x.dtype == np.float32 and 0 <= x.min() and x.max() <= 1 + 1e-6
+        total += check(x, truth, 0)
+    assert total > 20
+
+
+def test_a_still_image_is_only_resized():
+    picture, boxes = spots()
+    x, truth = DetectionAugment(**STILL).sample(lambda r: (picture, boxes), np.random.default_rng(0), 90, 60)
+    np.testing.assert_array_equal(np.rint(x * 255).astype(np.uint8), picture.transpose(2, 0, 1))
+    found = truth.reshape(5, 6)
+    np.testing.assert_allclose(found[np.argsort(found[:3, 4]), :5], boxes, atol=1e-6)
+    assert not found[3:].any()
+
+
+def test_letter_box_keeps_proportions():
+    """A 90 x 30 image into 64 x 64: a band of 21 rows, the mean colour above and below."""
+    picture = np.full((30, 90, 3), 200, np.uint8)
+    boxes = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
+    x, truth = DetectionAugment(**STILL, letter_box=True).sample(
+        lambda r: (picture, boxes), np.random.default_rng(0), 64, 64
+    )
+    assert x.min() == x.max()  # the mean colour of one colour
+    assert truth[:5] == pytest.approx([0.5, 0.5, 0.2, 0.2 / 3, 0], abs=1e-6)
+
+
+def test_mixup_halves_two_images():
+    dark, light = np.full((6, 9, 3), 10, np.uint8), np.full((6, 9, 3), 211, np.uint8)
+    box = np.array([[0.5, 0.5, 0.5, 0.5, 1]], np.float32)
+    for seed in range(20):
+        pictures = iter((dark, light))
+        x, truth = DetectionAugment(**STILL, mixup=True).sample(
+            lambda r, p=pictures: (next(p), box), np.random.default_rng(seed), 8, 6
+        )
+        if x[0, 0, 0] * 255 != pytest.approx(10):
+            assert x[0, 0, 0] * 255 == pytest.approx(111, abs=1)
+            assert truth.reshape(5, 6)[:3, 4].tolist() == [1, 1, 0]
+            return
+    pytest.fail("no mixup in 20 samples")
+
+
+def test_crop_fills_with_the_mean_colour():
+    picture, _ = spots()
+    out = crop(picture, Margins(left=-5, right=10, top=4, bottom=-6))
+    assert out.shape == (60 - 4 + 6, 90 + 5 - 10, 3)
+    np.testing.assert_array_equal(out[:-6, 5:], picture[4:, :80])
+    mean = np.rint(picture.mean(axis=(0, 1)))
+    assert (out[:, :5] == mean).all() and (out[-6:] == mean).all()
+
+
+def test_boxes_that_leave_the_crop_are_clipped_and_dropped():
+    boxes = np.array([[0.1, 0.5, 0.1, 0.2, 0], [0.5, 0.5, 0.4, 0.2, 1]], np.float32)
+    out = fitted(boxes, Margins(50, 0, 0, 0), 100, 60, False, np.random.default_rng(0))
+    out = out[out[:, 4].argsort()]
+    assert out[0, 2] == 0  # left of the crop
+    assert out[1, :4] == pytest.approx([0.2, 0.5, 0.4, 0.2])  # 0.5 .. 0.7 of the image is 0 .. 0.4 of the crop
+    mirrored = fitted(boxes, Margins(50, 0, 0, 0), 100, 60, True, np.random.default_rng(0))
+    assert mirrored[mirrored[:, 4].argsort()][1, 0] == pytest.approx(0.8)
+
+
+def test_moved_keeps_the_size():
+    cut = Margins(3, -7, 2, 5)
+    for corner in range(4):
+        for flip in (False, True):
+            new = moved(cut, corner, flip)
+            assert (new.left + new.right, new.top + new.bottom) == (-4, 7)
+            assert 0 in (new.left, new.right) and 0 in (new.top, new.bottom)
+
+
+# Classifier
+
+
+def classifier(**keys):
+    return ClassifierAugment(**dict(classes=4, min_crop=24, max_crop=24, flip=False) | keys)
+
+
+def test_a_square_in_the_middle():
+    """min_crop = the short side = the input: the middle of the image, pixel for pixel."""
+    picture = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    x, truth = classifier().sample(lambda r: (picture, np.array([[0, 0, 0, 0, 2]])), np.random.default_rng(0), 24, 24)
+    np.testing.assert_allclose(x, picture.transpose(2, 0, 1) / 255, atol=1e-6)
+    assert truth.tolist() == [0, 0, 1, 0]
+
+
+def test_turning_by_a_quarter():
+    """A dot right of the middle comes to stand above it: the square is read along turned axes."""
+    picture = np.zeros((25, 25, 1), np.uint8)
+    picture[12, 20] = 255
+    augment = classifier(min_crop=25, max_crop=25, angle=90.0)
+
+    class Full(np.random.Generator):
+        def uniform(self, low, high, size=None):
+            return high
+
+    x, _ = augment.one(lambda r: (picture, np.zeros((1, 5))), Full(np.random.PCG64(0)), 25, 25)
+    assert np.unravel_index(x.argmax(), x.shape)[:2] in {(4, 12), (4, 13), (5, 12), (5, 13)}
+
+
+@pytest.mark.parametrize(("mode", "values"), [(1, {10, 200, 105}), (2, {10, 200}), (3, {10, 200}), (4, {10, 200})])
+def test_mixed_images_mix_their_labels(mode, values):
+    """The truth is the share of each image's pixels."""
+    shades, mixed = (10, 200), 0
+    for seed in range(12):
+
+        def draw(rng):
+            k = int(rng.integers(2))
+            return np.full((24, 24, 3), shades[k], np.uint8), np.array([[0, 0, 0, 0, k]], np.float32)
+
+        x, truth = classifier(mixup=mode).sample(draw, np.random.default_rng(seed), 24, 24)
+        assert set(np.unique(np.rint(x * 255)).astype(int)) <= values
+        assert truth.sum() == pytest.approx(1)
+        assert x.mean() * 255 == pytest.approx(10 * truth[0] + 200 * truth[1], abs=1e-2)
+        mixed += truth.max() < 1
+    assert mixed
+
+
+def test_truths():
+    assert classifier(label_smooth_eps=0.3).truth(np.array([1])) == pytest.approx([0.1, 0.7, 0.1, 0.1])
+    tree = Tree(names=tuple("abcdef"), parents=(-1, -1, 1, 1, 0, 0), starts=(0, 2, 4))
+    assert classifier(classes=6, tree=tree).truth(np.array([3])).tolist() == [0, 1, 0, 1, -1234, -1234]
+
+
+# Files
+
+
+def test_labels(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(
+        "2 0.5 0.25 0.1 0.2\n\n0 0.5 0.5 1.5 0.2\n7 0.5 0.5 0.1 0.1\n1 0 0.5 0.1 0.1\n1 0.5 x 0.1 0.1\n1 .5 .5 .1 .1\n"
+    )
+    boxes, faults = data.read_labels(path, 3)
+    np.testing.assert_allclose(boxes, [[0.5, 0.25, 0.1, 0.2, 2], [0.5, 0.5, 1, 0.2, 0]])
+    assert faults == [
+        f"{path}:3: size 1.5 x 0.2 is above 1 and is taken for 1; numbers are relative",
+        f"{path}:4: class 7 is not one of 0 to 2",
+        f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; numbers are relative, 0 to 1",
+        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'",
+    ]
+    boxes, faults = data.read_labels(tmp_path / "none.txt", 3)
+    assert boxes.shape == (0, 5) and faults == []
+
+
+def test_a_list_of_images(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "list.txt").write_text("a.png\n\n/b/c.png\r\n")
+    assert data.read_list(tmp_path / "sub" / "list.txt") == [str(tmp_path / "sub" / "a.png"), "/b/c.png"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty.txt: is empty; it must have the path of an image on each line$"):
+        data.read_list(tmp_path / "empty.txt")
+
+
+def files(folder, count=4):
+    """Write images with labels; return their paths."""
+    paths = []
+    for n in range(count):
+        picture, boxes = spots(seed=n)
+        paths.append(str(folder / f"{n}.png"))
+        cv2.imwrite(paths[-1], picture[:, :, ::-1])
+        lines = [f"{int(k)} {x} {y} {w} {h}" for x, y, w, h, k in boxes]
+        (folder / f"{n}.txt").write_text("\n".join(lines))
+    return paths
+
+
+def test_batches_depend_on_seed_and_iteration_only(tmp_path):
+    augment = DetectionAugment(**STILL | AUGMENTS["mosaic"])
+    source = data.DataSet(files(tmp_path), augment, data.detection_boxes(3))
+    with data.Loader(source, 3, lambda k: (64, 32 + 32 * (k % 2)), seed=1, workers=2) as loader:
+        straight = [loader.get(k) for k in range(4)]
+    assert [x.shape for x, _ in straight] == [(3, 3, 32, 64), (3, 3, 64, 64)] * 2
+    assert straight[0][1].shape == (3, 30)
+    with data.Loader(source, 3, lambda k: (64, 32 + 32 * (k % 2)), seed=1, workers=1) as loader:
+        for k in (3, 1):
+            for a, b in zip(loader.get(k), straight[k], strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(straight[0][0], straight[2][0])
+
+
+def test_unreadable_images_are_passed_over(tmp_path):
+    paths = files(tmp_path, 1)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nxx")
+    (tmp_path / "0.txt").write_text("9 0.5 0.5 0.1 0.1\n")
+    source = data.DataSet(
+        [*paths, str(broken)], DetectionAugment(**STILL), data.detection_boxes(3), faults=data.Faults(tmp_path)
+    )
+    with data.Loader(source, 6, lambda k: (64, 32)) as loader:
+        assert loader.get(0)[0].shape == (6, 3, 32, 64)
+    assert source.faults.images == [str(broken)]
+    assert (tmp_path / "bad.list").read_text() == f"{broken}\n"
+    assert (tmp_path / "bad_label.list").read_text() == f"{tmp_path}/0.txt:1: class 9 is not one of 0 to 2\n"
+    nothing = data.DataSet([str(broken)], DetectionAugment(**STILL), data.detection_boxes(3))
+    with data.Loader(nothing, 1, lambda k: (64, 32)) as loader, pytest.raises(DataError) as e:
+        loader.get(0)
+    assert str(e.value) == f"{broken}: cannot be read, like 99 more images of the list; check its paths"
+
+
+def test_classes_by_path():
+    faults = data.Faults()
+    read = data.classifier_boxes(["cat", "dog"])
+    assert read("/x/dog.1.png", faults)[:, 4].tolist() == [1]
+    read("/x/cow.png", faults)
+    assert faults.labels == ["/x/cow.png: holds 0 of the labels in its path; it should be one"]
+
+
+def test_random_sizes():
+    net = cfg.parse("[net]\nwidth=416\nheight=320\nchannels=3\nmax_batches=1000\n[avgpool]\n").net
+    fixed = data.input_size(net, [SECTIONS["yolo"]()], 0)
+    assert fixed(5) == fixed(500) == (416, 320)
+    size = data.input_size(net, [SECTIONS["yolo"](random=1.0)], 0)
+    largest = (int(1.4 * 416 / 32 + 1.5) * 32, int(1.4 * 320 / 32 + 1.5) * 32)
+    assert size(0) == size(950) == largest
+    assert all(size(10 * k) == size(10 * k + 9) for k in range(1, 20))
+    found = {size(10 * k) for k in range(1, 60)}
+    assert len(found) > 8 and all(w % 32 == h % 32 == 0 and w <= largest[0] for w, h in found)
+
+
+def test_keys_of_net_and_head():
+    text = "[net]\nwidth=8\nheight=8\nchannels=3\nhue=.1\nsaturation=1.5\nmosaic=1\ncutmix=1\nflip=0\nmin_crop=5\n[avgpool]\n"
+    net = cfg.parse(text).net
+    augment = DetectionAugment.of(net, SECTIONS["yolo"](classes=7, max=9, jitter=0.3, resize=1.5))
+    assert (augment.classes, augment.boxes, augment.jitter, augment.resize, augment.flip, augment.mosaic) == (
+        7,
+        9,
+        0.3,
+        1.5,
+        False,
+        True,
+    )
+    assert augment.colours == Colours(hue=0.1, saturation=1.5)
+    sorts = ClassifierAugment.of(net, 4)
+    assert (sorts.min_crop, sorts.max_crop, sorts.mixup) == (5, 16, 4)
