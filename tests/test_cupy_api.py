@@ -19,6 +19,7 @@ from test_ops import compare, run
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.layers import SECTIONS, Run
+from gpudarknet.train import Trainer
 
 BE = Backend("cupy", xp)
 NUMPY = Backend("numpy", np)
@@ -122,6 +123,42 @@ def test_head_through_kernels(kernels, name):
 
 def test_every_section_is_held_to_it():
     assert {kind.section for kind in SECTIONS.values()} == {name.split()[0] for name in ALL} | set(HEADS)
+
+
+BODY = "[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nbatch_normalize=1\nactivation=mish\n"
+TRAINED = {
+    "yolo": BODY + HEADS["yolo"].replace("[yolo]\n", "[yolo]\niou_loss=ciou\n"),
+    "Gaussian_yolo": BODY + HEADS["Gaussian_yolo"],
+    "region": BODY + HEADS["region"],
+    "classifier": BODY + "[convolutional]\nfilters=5\n[avgpool]\n[softmax]\n[cost]\n",
+}
+
+
+def trained(be, name, adam):
+    """Train for three steps; return the costs and every weight."""
+    head = f"[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nadam={adam}\nmax_batches=9\n"
+    net = load_network(cfg.parse(head + TRAINED[name], name), backend=be)
+    trainer = Trainer(net, cpu_build=False)
+    rng = np.random.default_rng(2)
+    truth = np.zeros((2, 200, 6), np.float32)
+    truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # centre x, y, width, height, class, track
+    if name == "classifier":
+        truth = np.eye(5, dtype=np.float32)[1:3]
+    costs = [np.float64(trainer.step(rng.random((2, 3, 8, 12), dtype=np.float32), truth)) for _ in range(3)]
+    return costs + [be.to_numpy(a) for own in net.weights for a in own.values()]
+
+
+@pytest.mark.parametrize("adam", [0, 1])
+@pytest.mark.parametrize("name", TRAINED)
+def test_training(name, adam):
+    for got, want in zip(trained(BE, name, adam), trained(NUMPY, name, adam), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_through_kernels(kernels, name):
+    for got, want in zip(trained(kernels, name, 0), trained(NUMPY, name, 0), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # three steps of float32 sums in another order
 
 
 A = BE.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
