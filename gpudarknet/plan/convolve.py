@@ -63,31 +63,34 @@ def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, la
     return [tasks]
 
 
-def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int) -> None:
-    """Lay out patches: x (C, H, W) -> col (C, size, size, R, OW), the output rows from r0 on; zeros outside x."""
-    C, H, W = x.shape
-    size, (sy, sx), d, pad = step.size, step.strides, step.dilation, step.pad
-    R, OW = col.shape[3:]
-    for p in range(size):
-        top = p * d - pad + r0 * sy  # the row of x that output row r0 meets
-        a = min(R, max(0, ceil(-top, sy)))
-        b = max(a, min(R, ceil(H - top, sy)))
-        for q in range(size):
-            left = q * d - pad
-            e = min(OW, max(0, ceil(-left, sx)))
-            g = max(e, min(OW, ceil(W - left, sx)))
-            tap = col[:, p, q]
-            if a > 0:
-                tap[:, :a] = 0
-            if b < R:
-                tap[:, b:] = 0
-            if e > 0:
-                tap[:, a:b, :e] = 0
-            if g < OW:
-                tap[:, a:b, g:] = 0
-            if b > a and g > e:
-                y0, x0 = top + a * sy, left + e * sx
-                tap[:, a:b, e:g] = x[:, y0 : y0 + (b - a - 1) * sy + 1 : sy, x0 : x0 + (g - e - 1) * sx + 1 : sx]
+def window(x: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
+    """Copy what x (C, H, W) has from (top, left) on into out (C, R, S), and zeros where that is outside x."""
+    (H, W), (R, S) = x.shape[1:], out.shape[1:]
+    a, b, c, d = max(0, -top), min(R, H - top), max(0, -left), min(S, W - left)
+    if b <= a or d <= c:
+        out[...] = 0
+        return
+    for border in (out[:, :a], out[:, b:], out[:, a:b, :c], out[:, a:b, d:]):
+        if border.size:
+            border[...] = 0
+    out[:, a:b, c:d] = x[:, top + a : top + b, left + c : left + d]
+
+
+def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int, padded: np.ndarray) -> None:
+    """Lay out patches: x (C, H, W) -> col (C, size, size, R, OW), the output rows from r0 on; zeros outside x.
+
+    It takes few calls, as each may have to wait for the interpreter's lock: a padded copy, and one copy of its windows.
+    """
+    (sy, sx), d = step.strides, step.dilation
+    window(x, r0 * sy - step.pad, -step.pad, padded)
+    a, b, c = padded.strides
+    col[...] = np.lib.stride_tricks.as_strided(padded, col.shape, (a, d * b, d * c, sy * b, sx * c))
+
+
+def extent(step: Convolve, C: int, R: int) -> tuple[int, int, int]:
+    """Return the shape of the input, border included, that R rows of the output are made from."""
+    reach, OW = (step.size - 1) * step.dilation + 1, step.y.shape[2]
+    return C, (R - 1) * step.strides[0] + reach, (OW - 1) * step.strides[1] + reach
 
 
 def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
@@ -104,7 +107,8 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, l
 
         def run(worker: int) -> None:
             col = team.scratch(worker, "col", K + 1, L)
-            fill_patches(col[:K].reshape(C, size, size, r1 - r0, OW), x[n], step, r0)
+            padded = team.scratch(worker, "padded", *extent(step, C, r1 - r0))
+            fill_patches(col[:K].reshape(C, size, size, r1 - r0, OW), x[n], step, r0, padded)
             col[K] = 1
             np.matmul(weights, col, out=out)
             finish(worker, n, 0, F, r0 * OW, r1 * OW)
@@ -123,7 +127,8 @@ def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarra
     def fill(n: int, c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
             col = team.scratch(0, "shared", K + 1, P)
-            fill_patches(col[:K].reshape(C, size, size, OH, OW)[c0:c1], x[n, c0:c1], step, 0)
+            padded = team.scratch(worker, "padded", *extent(step, c1 - c0, OH))
+            fill_patches(col[:K].reshape(C, size, size, OH, OW)[c0:c1], x[n, c0:c1], step, 0, padded)
             col[K] = 1
 
         return run
@@ -156,7 +161,8 @@ def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, l
 
         def run(worker: int) -> None:
             col = team.scratch(worker, "col", C, size, size, r1 - r0, OW)
-            fill_patches(col, x[n], step, r0)
+            padded = team.scratch(worker, "padded", *extent(step, C, r1 - r0))
+            fill_patches(col, x[n], step, r0, padded)
             np.matmul(flat, col.reshape(g, K, L), out=out)
             finish(worker, n, 0, F, r0 * OW, r1 * OW)
 

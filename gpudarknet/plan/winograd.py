@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .after import Finish, Last
-from .convolve import Phases, ceil, pieces
+from .convolve import Phases, ceil, pieces, window
 from .steps import Convolve
 from .team import Task, Team
 
@@ -67,13 +67,7 @@ def winograd(
         """Cut the tiles of rows t0 to t1 out of x, with a border of zeros -> tiles (m+2, m+2, channels, t1-t0, TW)."""
         R = t1 - t0
         padded = team.scratch(worker, "padded", c1 - c0, m * R + 2, m * TW + 2)
-        top = m * t0 - 1
-        a, b = max(top, 0), min(m * t1 + 1, H)
-        padded[:, : a - top] = 0
-        padded[:, b - top :] = 0
-        padded[:, a - top : b - top, 0] = 0
-        padded[:, a - top : b - top, W + 1 :] = 0
-        padded[:, a - top : b - top, 1 : W + 1] = x[n, c0:c1, a:b]
+        window(x[n, c0:c1], m * t0 - 1, -1, padded)
         a, b, c = padded.strides
         tiles[...] = np.lib.stride_tricks.as_strided(padded, tiles.shape, (b, c, a, m * b, m * c))
 
