@@ -53,7 +53,7 @@ class Found:
 
 
 class Detector:
-    """A network that finds objects, with its class names.
+    """A network that finds objects, with its class names. `cfg` may be a loaded Network, whose weights it then shares.
 
     names: a path of a .names file, a list, or None, which makes labels such as "class 7". letterbox: keep the image's
     proportions and fill the rest with grey, instead of stretching it; `letter_box=1` in the cfg's [net] says so too. batch,
@@ -62,7 +62,7 @@ class Detector:
 
     def __init__(
         self,
-        cfg: str | Path | Config,
+        cfg: str | Path | Config | Network,
         weights: str | Path | None = None,
         names: str | Path | Sequence[str] | None = None,
         backend: str | Backend = "auto",
@@ -75,7 +75,7 @@ class Detector:
             names, where = read_names(names), str(names)
         else:
             where = "names"
-        network = load_network(cfg, weights, backend, batch, width, height)
+        network = cfg if isinstance(cfg, Network) else load_network(cfg, weights, backend, batch, width, height)
         self.network = network
         self.head = last_head(network)
         self.names = labels(names, self.head.labels, where, network.config.path)

@@ -77,6 +77,7 @@ class Network:
                     f" it cannot take {width} x {height}"
                 )
         self.config, self.net, self.nodes = config, config.net, nodes
+        self.engine.forget()
 
     def input(self, x: Any) -> Any:
         """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""

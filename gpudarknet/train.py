@@ -290,6 +290,7 @@ class Trainer:
                     if stored is None or stored.shape != a.shape:
                         raise TrainError(f"{path}: belongs to another cfg ({self.place(i)} differs); remove it")
                     a[...] = be.asarray(stored)
+        self.net.engine.forget()
         self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
         self.iteration = self.net.seen // max(self.batch, 1)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}

@@ -1,0 +1,207 @@
+"""mAP against Darknet's loop over ranks written out, COCO's AP on known cases, recall, anchors, result files."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from gpudarknet import cfg, data, evaluate
+from gpudarknet.boxes import iou
+from gpudarknet.detector import Detector, Found
+from gpudarknet.errors import DataError
+from gpudarknet.evaluate import Judged
+
+NONE = np.zeros((0, 5), np.float32)
+
+
+def random_images(seed=0, images=6, classes=3):
+    """Draw truths, and detections that are shaken truths, doubles and noise; probabilities have no ties."""
+    rng = np.random.default_rng(seed)
+    judged = []
+    for n in range(images):
+        truth = np.column_stack(
+            [rng.uniform(0.2, 0.8, (5, 2)), rng.uniform(0.1, 0.3, (5, 2)), rng.integers(0, classes, 5)]
+        )
+        hits = np.concatenate([truth, truth[:3]])[:, :4] + rng.normal(0, 0.02, (8, 4))
+        boxes = np.concatenate([hits, rng.uniform(0.1, 0.5, (4, 4))])
+        probs = np.where(rng.random((12, classes)) < 0.4, rng.random((12, classes)), 0)
+        probs[np.arange(5), truth[:, 4].astype(int)] = rng.uniform(0.2, 1, 5)
+        judged.append(Judged(Found(boxes, probs, 100, 80), truth.astype(np.float32), NONE, f"/x/img_{n}.jpg"))
+    return judged
+
+
+def map_by_ranks(images, classes, iou_thresh, points, conf_thresh):
+    """validate_detector_map as it stands: precision and recall of every class at every rank of one list."""
+    entries, truths, base = [], np.zeros(classes), 0
+    tp, fp, total_iou = np.zeros(classes), np.zeros(classes), 0.0
+    for judged in images:
+        for t in judged.truth:
+            truths[int(t[4])] += 1
+        checkpoint = len(entries)
+        for i in range(len(judged.found.boxes)):
+            for k in range(classes):
+                p = judged.found.probs[i, k]
+                if p == 0:
+                    continue
+                best, most = -1, 0.0
+                for n, t in enumerate(judged.truth):
+                    like = float(iou(judged.found.boxes[i], t[:4]))
+                    if like > iou_thresh and t[4] == k and like > most:
+                        best, most = base + n, like
+                entries.append((p, k, best))
+                if p > conf_thresh:
+                    if best >= 0 and best not in [e[2] for e in entries[checkpoint:-1]]:
+                        tp[k] += 1
+                        total_iou += most
+                    else:
+                        fp[k] += 1
+        base += len(judged.truth)
+    entries.sort(key=lambda e: -e[0])
+    N, flags = len(entries), set()
+    P, R = np.zeros((N, classes)), np.zeros((N, classes))
+    hit, miss = np.zeros(classes), np.zeros(classes)
+    for rank, (_, k, t) in enumerate(entries):
+        if t >= 0 and t not in flags:
+            flags.add(t)
+            hit[k] += 1
+        else:
+            miss[k] += 1
+        P[rank], R[rank] = hit / np.maximum(hit + miss, 1), hit / np.maximum(truths, 1)
+    ap = np.zeros(classes)
+    for k in range(classes):
+        if points:
+            for level in range(points):
+                reached = R[:, k] >= level / (points - 1) - 1e-12
+                ap[k] += (P[reached, k].max() if reached.any() else 0) / points
+            continue
+        last_r, last_p = R[N - 1, k], P[N - 1, k]
+        for rank in range(N - 2, -1, -1):
+            d, last_r = last_r - R[rank, k], R[rank, k]
+            last_p = max(last_p, P[rank, k])
+            ap[k] += d * last_p
+        ap[k] += last_r * last_p
+    return ap, tp, fp, truths, total_iou / max((tp + fp).sum(), 1)
+
+
+@pytest.mark.parametrize("points", [0, 11, 101])
+@pytest.mark.parametrize("iou_thresh", [0.5, 0.75])
+def test_map_is_darknets(points, iou_thresh):
+    images = random_images(classes=4)
+    report = evaluate.mean_average_precision(images, 4, iou_thresh, points, 0.25)
+    ap, tp, fp, truths, average = map_by_ranks(images, 4, iou_thresh, points, 0.25)
+    np.testing.assert_allclose(report.ap, ap, rtol=1e-12)
+    np.testing.assert_array_equal([report.right, report.wrong, report.truths], [tp, fp, truths])
+    assert report.average_iou == pytest.approx(average)
+    assert report.mean == pytest.approx(ap.mean()) and 0.1 < report.mean < 0.9
+    assert report.precision == pytest.approx(tp.sum() / (tp + fp).sum())
+    assert report.recall == pytest.approx(tp.sum() / truths.sum())
+
+
+def test_the_area_takes_the_precision_at_the_left():
+    """Right, wrong, right of two truths: 1 * 1/2 + 2/3 * 1/2 by the definition; Darknet: at rank 2 the envelope is 2/3."""
+    ranked = [(0.9, 0), (0.8, -1), (0.7, 1)]
+    assert evaluate.average_precision(ranked, 2, 0) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    ranked = [(0.9, 0), (0.7, 1), (0.6, -1), (0.5, 2)]
+    assert evaluate.average_precision(ranked, 3, 0) == pytest.approx(2 / 3 + 1 / 3 * 3 / 4)
+    ranked = [(0.9, -1), (0.8, 0), (0.7, 1)]
+    assert evaluate.average_precision(ranked, 2, 0) == pytest.approx(2 / 3)
+
+
+def test_nothing_found_and_no_truth():
+    empty = Judged(Found(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
+    report = evaluate.mean_average_precision([empty], 2)
+    assert (report.mean, report.precision, report.recall, report.f1, report.average_iou) == (0, 0, 0, 0, 0)
+    with pytest.raises(DataError) as e:
+        evaluate.mean_average_precision([empty], 2, points=7)
+    assert str(e.value) == "points=7: average precision is taken over 0 (the area), 11 or 101 points"
+
+
+def test_difficult_boxes_count_neither_way():
+    box = np.array([[0.5, 0.5, 0.2, 0.2]])
+    truth = np.array([[0.2, 0.2, 0.1, 0.1, 0]], np.float32)
+    found = Found(box, np.array([[0.9]]), 10, 10)
+    hard = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
+    assert evaluate.mean_average_precision([Judged(found, truth, NONE)], 1).wrong.tolist() == [1]
+    report = evaluate.mean_average_precision([Judged(found, truth, hard)], 1)
+    assert (report.wrong.tolist(), report.detections) == ([0], 0)
+
+
+def test_coco_of_perfect_boxes_and_of_shaken_ones():
+    pytest.importorskip("faster_coco_eval")
+    images = random_images(images=4)
+    perfect = [
+        Judged(Found(j.truth[:, :4], np.eye(3)[j.truth[:, 4].astype(int)], 400, 300), j.truth, NONE) for j in images
+    ]
+    scores, each = evaluate.coco(perfect, ["a", "b", "c"])
+    assert scores["AP"] == pytest.approx(1) and each == pytest.approx([1, 1, 1])
+    scores, each = evaluate.coco(images, ["a", "b", "c", "d"])
+    assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(each[3])
+    report = evaluate.mean_average_precision(images, 3, 0.5, 101)
+    assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
+
+
+def test_recall():
+    images = random_images()
+    found = evaluate.recall(images, 0.5)
+    best = [iou(j.truth[:, None, :4], j.found.boxes).max(axis=1) for j in images]
+    assert found.proposals == 12
+    assert found.recall == pytest.approx(np.mean(np.concatenate(best) > 0.5))
+    assert found.average_iou == pytest.approx(np.mean(np.concatenate(best)))
+
+
+# Anchors
+
+
+def sizes(seed=1):
+    rng = np.random.default_rng(seed)
+    wanted = np.array([[10, 14], [40, 20], [60, 90]])
+    boxes = np.concatenate([w * rng.uniform(0.9, 1.1, (30, 2)) for w in wanted])
+    truth = np.column_stack([np.full((90, 2), 0.5), boxes / (200, 100), np.repeat([0, 2, 2], 30)])
+    return wanted, truth
+
+
+def test_anchors_are_the_middles_of_heaps():
+    wanted, truth = sizes()
+    found = evaluate.calc_anchors(truth, 3, 200, 100, seed=3)
+    np.testing.assert_allclose(found.sizes, wanted, rtol=0.05)
+    assert 0.85 < found.average_iou < 1 and found.counters.tolist() == [30, 0, 60]
+    np.testing.assert_array_equal(found.sizes, evaluate.calc_anchors(truth, 3, 200, 100, seed=3).sizes)
+    picture = evaluate.picture_of_anchors(truth, found, 200, 100)
+    assert picture.shape == (500, 500, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) >= 4
+    with pytest.raises(DataError) as e:
+        evaluate.calc_anchors(truth[:2], 3, 200, 100)
+    assert str(e.value) == "3 anchors need as many boxes of different sizes; the labels have 2"
+
+
+# Files
+
+
+def test_result_lines():
+    found = Found(np.array([[0.5, 0.5, 1.2, 0.5], [0.5, 0.5, 0.2, 0.2]]), np.array([[0.25, 0], [0, 0.5]]), 100, 80)
+    judged = Judged(found, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
+    assert list(evaluate.voc_lines(judged, 0)) == [
+        "COCO_val2014_000000000042 0.250000 1.000000 21.000000 100.000000 61.000000"
+    ]
+    assert list(evaluate.coco_entries(judged, (1, 90))) == [
+        {"image_id": 42, "category_id": 1, "score": 0.25, "bbox": [0.0, 20.0, 100.0, 40.0]},
+        {"image_id": 42, "category_id": 90, "score": 0.5, "bbox": [40.0, 32.0, 20.0, 16.0]},
+    ]
+
+
+def test_judge_reads_images_and_labels(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n5 0.5 0.5 0.2 0.2\n")
+    text = "[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=14\nsize=3\nstride=2\npad=1\nactivation=linear\n"
+    net = cfg.parse(text + "[yolo]\nclasses=2\nnum=2\nanchors=8,9,20,18\n")
+    detector, faults, counted = Detector(net, None, ["a", "b"], "numpy"), data.Faults(), []
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "none.png")]
+    images = list(
+        evaluate.judge(detector, paths, 0.1, faults=faults, difficult=lambda p: p[:-3] + "txt", done=counted.append)
+    )
+    assert len(images) == 1 and counted == [1]
+    assert images[0].truth.tolist() == [[0.5, 0.5, pytest.approx(0.2), pytest.approx(0.2), 1]]
+    assert len(images[0].difficult) == 2 and len(images[0].found.boxes) > 0
+    assert faults.images == [paths[1]] and len(faults.labels) == 1
+    assert evaluate.truths_of(paths, 2).shape == (1, 5)
