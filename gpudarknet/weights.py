@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import safetensors
 from .errors import WeightsError, WeightsWarning
 from .files import atomic
 from .graph import Node
@@ -71,6 +72,8 @@ def read(
     `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and gives a
     WeightsWarning, as do numbers left over. Raises WeightsError for a file that cannot be of this network.
     """
+    if Path(path).suffix == safetensors.SUFFIX:
+        return safetensors.read(path, nodes, rng, upto)
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed by the next `with`; opening alone is what may fail here
     except OSError as e:
@@ -120,6 +123,8 @@ def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, 
 
 def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:
     """Write the first `upto` layers (default all) with header 0.2.5. The file appears whole or not at all."""
+    if Path(path).suffix == safetensors.SUFFIX:
+        return safetensors.write(path, nodes[:upto], arrays, seen)
     try:
         with atomic(path) as beside, open(beside, "wb") as file:
             file.write(struct.pack("<iiiQ", 0, 2, 5, seen))

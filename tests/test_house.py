@@ -25,18 +25,19 @@ SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path i
 # From the ground up, as in ARCHITECTURE.md. A module imports from its own floor and from those below.
 FLOORS = [
     {"errors", "files"},
-    {"op", "cuda", "shelf", "boxes", "resize", "drawing", "image"},
+    {"op", "cuda", "cublas", "shelf", "boxes", "resize", "drawing", "image"},
     {"ops", "backend"},
     {"layers"},
     {"cfg"},
     {"graph", "schedule", "names", "fetch"},
+    {"safetensors"},
     {"weights", "table"},
     {"plan"},
     {"network"},
     {"augment"},
     {"train", "evaluate", "detector", "data", "loop"},
     {"__init__"},
-    {"cv2dnn", "darknet", "bench"},
+    {"cv2dnn", "darknet", "export", "bench"},
     {"cli", "__main__"},
 ]
 MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(gpudarknet.__path__, "gpudarknet.")

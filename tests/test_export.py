@@ -1,0 +1,255 @@
+"""ONNX files against our own outputs, run by ONNX Runtime and by OpenCV; every layer, every activation."""
+
+from __future__ import annotations
+
+import warnings
+
+import cv2
+import numpy as np
+import opencv4
+import pytest
+
+import gpudarknet as gd
+from gpudarknet import cfg, cli, shelf
+from gpudarknet.errors import CfgError, DataError
+from gpudarknet.export import onnx_model, package, write_onnx
+from gpudarknet.export.activations import ACTIVATIONS
+from gpudarknet.export.lower import lower
+from gpudarknet.layers import SECTIONS, Layer
+from gpudarknet.ops import activation
+
+onnxruntime = pytest.importorskip("onnxruntime", reason='needs ONNX Runtime: pip install "gpudarknet[test]"')
+pytest.importorskip("onnx", reason='needs onnx: pip install "gpudarknet[onnx]"')
+
+NET = "[net]\nwidth={}\nheight={}\nchannels={}\n"
+CONV = "[convolutional]\nfilters={}\nsize={}\nstride={}\npad=1\nactivation={}\n"
+BN = "batch_normalize=1\n"
+SHIPPED = ["yolov2-tiny", "yolov3-tiny", "yolov4-tiny", "yolov7-tiny", "darknet19", "resnet50-sort"]
+
+
+def network(text, seed=5):
+    """Build a network with weights that keep its maps near 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes that differ on purpose
+        net = gd.load_network(cfg.parse(text), backend="numpy")
+    rng = np.random.default_rng(seed)
+    for own in net.weights:
+        for name, a in own.items():
+            spread = 1.1 / np.sqrt(np.prod(a.shape[1:])) if name.endswith("kernel") else 0.2
+            a[...] = rng.normal(1.0 if name in ("scale", "weight") else 0.0, spread, a.shape)
+            if name == "variance":
+                a[...] = rng.uniform(0.6, 1.4, a.shape)
+    return net
+
+
+def run(model, x):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x})
+
+
+def pictures(net, count=1):
+    return np.random.default_rng(1).random((count, *net.net.input), np.float32)
+
+
+def agree(net, count=1, tolerance=1e-4):
+    """Hold ONNX Runtime's outputs to the reference engine's, relative to the largest number."""
+    x = pictures(net, count)
+    for ours, theirs in zip(net.predict(x, engine="reference"), run(onnx_model(net, batch=count), x), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network(name):
+    text = shelf.find(name, ".cfg").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ResNet's unequal shortcuts
+        net = gd.load_network(cfg.parse(text, name), backend="numpy", width=64, height=96)
+    rng = np.random.default_rng(3)
+    for own in net.weights:
+        for key, a in own.items():
+            if key in ("mean", "bias"):
+                a[...] = rng.normal(0, 0.1, a.shape)
+            elif key == "variance":
+                a[...] = rng.uniform(0.6, 1.4, a.shape)
+    agree(net)
+
+
+first = NET.format(12, 8, 3) + CONV.format(8, 3, 1, "leaky") + BN
+LAYERS = {
+    "activation": first + "[activation]\nactivation=hardtan\n",
+    "avgpool": first + "[avgpool]\n",
+    "batchnorm": first + "[batchnorm]\n",
+    "connected": first + "[connected]\noutput=7\nactivation=tanh\nbatch_normalize=1\n[connected]\noutput=3\n",
+    "convolutional": NET.format(13, 9, 4)
+    + "[convolutional]\nfilters=6\nsize=3\nstride_x=2\nstride_y=1\npad=1\ngroups=2\nactivation=mish\n"
+    + "[convolutional]\nfilters=6\nsize=3\npad=1\ndilation=3\nactivation=swish\nbatch_normalize=1\n"
+    + "[convolutional]\nfilters=6\nsize=2\nstride=2\npadding=1\nactivation=relu6\n",
+    "antialiasing": NET.format(14, 10, 3)
+    + "[convolutional]\nfilters=5\nsize=3\nstride=2\npad=1\nactivation=leaky\nantialiasing=1\n"
+    + "[maxpool]\nsize=2\nstride=2\nantialiasing=2\n",
+    "xnor": first + "[convolutional]\nfilters=5\nsize=3\npad=1\nxnor=1\nactivation=leaky\nbatch_normalize=1\n"
+    + "[convolutional]\nfilters=4\nsize=1\nbinary=1\nactivation=linear\n",
+    "share_index": first + CONV.format(8, 3, 1, "relu") + CONV.format(8, 3, 1, "tanh") + "share_index=1\n",
+    "crop": NET.format(12, 8, 3) + "[crop]\ncrop_width=7\ncrop_height=6\n",
+    "dropout": first + "[dropout]\nprobability=.5\n[empty]\n",
+    "implicit": first + "[implicit]\nfilters=3\natoms=2\n",
+    "local": first + "[local]\nfilters=4\nsize=3\nstride=2\npad=1\nactivation=leaky\n",
+    "local_avgpool": first + "[local_avgpool]\nsize=3\nstride=2\n",
+    "maxpool": first + "[maxpool]\nsize=2\nstride=1\n"
+    + "[maxpool]\nsize=5\nstride=1\n[maxpool]\nsize=3\nstride_x=2\nstride_y=1\n",
+    "maxpool odd": NET.format(13, 9, 3) + "[maxpool]\nsize=2\nstride=2\n[maxpool]\nsize=3\nstride=2\npadding=0\n",
+    "maxpool_depth": first + "[maxpool]\nmaxpool_depth=1\nout_channels=3\n",
+    "maxpool_zero_nonmax": first + "[maxpool]\nsize=3\nstride=1\nmaxpool_zero_nonmax=1\n",
+    "normalization": first + "[normalization]\nsize=4\nalpha=0.3\n",
+    "reorg": first + "[reorg]\nstride=2\n[reorg]\nstride=2\nreverse=1\n",
+    "reorg3d": NET.format(12, 8, 3) + CONV.format(16, 1, 1, "linear") + "[reorg3d]\nstride=2\n[reorg3d]\nstride=2\nreverse=1\n",
+    "route": first + CONV.format(4, 1, 1, "relu") + "[route]\nlayers=-1,0\ngroups=2\ngroup_id=1\n[route]\nlayers=-1,-2\n",
+    "sam": first + CONV.format(8, 1, 1, "logistic") + "[sam]\nfrom=-2\nactivation=leaky\n",
+    "scale_channels": first + "[avgpool]\n" + CONV.format(8, 1, 1, "logistic") + "[scale_channels]\nfrom=0\nactivation=swish\n",
+    "shortcut": first + CONV.format(6, 1, 1, "linear") + CONV.format(6, 3, 2, "relu")
+    + "[shortcut]\nfrom=-2,-3\nactivation=leaky\n",
+    "shortcut unequal": first + CONV.format(10, 1, 1, "linear") + "[shortcut]\nfrom=0\nactivation=linear\n",
+    "shortcut per_channel": first + CONV.format(8, 1, 1, "linear") + CONV.format(8, 1, 1, "linear")
+    + "[shortcut]\nfrom=-2,-3\nweights_type=per_channel\nweights_normalization=softmax\nactivation=mish\n",
+    "shortcut per_feature": first + CONV.format(8, 1, 1, "linear")
+    + "[shortcut]\nfrom=-2\nweights_type=per_feature\nweights_normalization=relu\nactivation=linear\n",
+    "softmax": first + "[softmax]\ngroups=2\ntemperature=3\n[cost]\n",
+    "sort_shortcut": first + CONV.format(8, 1, 1, "linear") + "[sort_shortcut]\nfrom=-2\nactivation=relu\n",
+    "sort_shortcut unequal": first + CONV.format(10, 1, 1, "linear") + "[sort_shortcut]\nfrom=-2\nslope=0.2\neps=0.01\n",
+    "upsample": first + "[upsample]\nstride=2\nscale=0.5\n[upsample]\nstride=-2\n",
+    "yolo": first + CONV.format(21, 1, 1, "linear")
+    + "[yolo]\nmask=0,1,2\nanchors=3,4,5,6,7,8\nclasses=2\nnum=3\nscale_x_y=1.1\n",
+    "yolo new_coords": first + CONV.format(14, 1, 1, "logistic")
+    + "[yolo]\nmask=1,2\nanchors=3,4,5,6,7,8\nclasses=2\nnum=3\nscale_x_y=2\nnew_coords=1\n",
+    "Gaussian_yolo": first + CONV.format(22, 1, 1, "linear")
+    + "[Gaussian_yolo]\nmask=0,1\nanchors=3,4,5,6\nclasses=2\nnum=2\nscale_x_y=1.2\nyolo_point=left_top\n",
+    "region": first + CONV.format(16, 1, 1, "linear") + "[region]\nanchors=1,2,3,4\nclasses=3\nnum=2\nsoftmax=1\n",
+    "detection": first
+    + "[connected]\noutput=32\nactivation=linear\n[detection]\nclasses=3\ncoords=4\nside=2\nnum=1\nsoftmax=1\nsqrt=1\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_a_layer(text):
+    agree(network(text), count=2)
+
+
+REMEMBER = {"rnn", "crnn", "gru", "lstm", "conv_lstm", "history"}
+
+
+def test_every_layer_has_a_lowering_or_remembers():
+    plain = lower.dispatch(Layer)
+    missing = {cls.section for cls in SECTIONS.values() if lower.dispatch(cls) is plain}
+    assert missing == REMEMBER | {"cost"}  # [cost] is no output and nobody reads it
+
+
+def test_every_activation_is_there():
+    assert set(ACTIVATIONS) == set(activation.FUNCTIONS) | set(activation.NORMALIZERS)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation(kind):
+    net = network(NET.format(6, 4, 3) + CONV.format(5, 1, 1, kind))
+    net.weights[0]["kernel"] *= 8  # reach the bends at -4, 4 and 6
+    net.weights[0]["bias"] -= 3
+    agree(net)
+
+
+@pytest.mark.parametrize("name", ["yolo", "yolo new_coords", "Gaussian_yolo", "region", "detection"])
+def test_boxes_are_those_of_detections(name):
+    net = network(LAYERS[name])
+    x = pictures(net, 2)
+    boxes, scores = run(onnx_model(net, batch=None, boxes=True), x)
+    thresh = float(np.median(scores))
+    rows = net.detections(net.predict(x, engine="reference"), thresh)
+    above = (scores > thresh).any(axis=2)
+    if name.endswith("yolo") or "new" in name:  # there, detections also ask for objectness above the threshold
+        assert len(rows) >= above.sum()
+        rows = rows[rows[:, 6:].any(axis=1)]
+    assert len(rows) == above.sum()
+    np.testing.assert_allclose(rows[:, 2:6], boxes[above], rtol=1e-4, atol=1e-4)
+    kept = scores[above]
+    np.testing.assert_allclose(rows[:, 6:], np.where(kept > thresh, kept, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_several_heads_and_any_batch():
+    net = network(opencv4.CFGS["tiny"])
+    model = onnx_model(net, batch=None)
+    assert [o.name for o in model.graph.output] == ["layer_13", "layer_19"]
+    for count in (1, 3):
+        x = pictures(net, count)
+        for ours, theirs in zip(net.predict(x, engine="reference"), run(model, x), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+    boxes, scores = run(onnx_model(net, boxes=True), pictures(net))
+    assert boxes.shape == (1, 1440, 4) and scores.shape == (1, 1440, 4)
+
+
+@pytest.mark.parametrize("name", opencv4.CFGS)
+def test_half_precision(name):
+    net = network(opencv4.CFGS[name])
+    x = pictures(net)
+    model = onnx_model(net, half=True)
+    assert len(model.SerializeToString()) < 0.8 * len(onnx_model(net).SerializeToString())
+    for ours, theirs in zip(net.predict(x, engine="reference"), run(model, x), strict=True):
+        assert theirs.dtype == np.float32
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-2 * np.abs(ours).max())  # float16 has 11 bits
+
+
+@pytest.mark.parametrize("boxes", [False, True], ids=["raw", "boxes"])
+@pytest.mark.parametrize("name", ["tiny", "csp", "v2", "classes"])
+def test_opencv_runs_it(name, boxes, tmp_path):
+    net = network(opencv4.CFGS[name])
+    if name == "classes" and boxes:
+        with pytest.raises(CfgError) as e:
+            onnx_model(net, boxes=True)
+        assert str(e.value) == "line 34: [softmax] (layer 5) finds no boxes; export it without -boxes"
+        return
+    write_onnx(net, tmp_path / "net.onnx", boxes=boxes)
+    read = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+    x = pictures(net)
+    read.setInput(x)
+    expected = run(onnx_model(net, boxes=boxes), x)
+    found = read.forward(["boxes", "scores"] if boxes else read.getUnconnectedOutLayersNames())
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs.ravel(), ours.ravel(), rtol=0, atol=1e-3 * np.abs(ours).max())
+
+
+def test_what_remembers_is_refused():
+    with pytest.raises(CfgError) as e:
+        onnx_model(network(NET.format(3, 2, 1) + "[rnn]\noutput=4\nhidden=5\n"))
+    assert str(e.value) == "line 5: [rnn] (layer 0) cannot be exported: it remembers earlier images"
+
+
+def test_without_onnx(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(gd.errors.BackendError) as e:
+        package()
+    assert str(e.value) == 'export: the package onnx is not installed; pip install "gpudarknet[onnx]"'
+
+
+def test_the_command(tmp_path, capsys):
+    opencv4.write(tmp_path)
+    words = [str(tmp_path / "tiny.cfg"), str(tmp_path / "tiny.weights")]
+    out = tmp_path / "tiny.onnx"
+    assert cli.main(["export", *words, str(out), "-dynamic", "-boxes", "-width", "128"]) == 0
+    assert capsys.readouterr().out == f"{out}: input N x 3 x 64 x 128 -> boxes, scores, 0.1 MB\n"
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input": np.zeros((2, 3, 64, 128), np.float32)})[0].shape == (2, 1920, 4)
+    assert cli.main(["export", *words, str(tmp_path / "tiny.pt")]) == 2
+    expected = f"error: {tmp_path / 'tiny.pt'}: cannot tell the form; end the name in .onnx, .safetensors, .weights\n"
+    assert capsys.readouterr().err == expected
+    assert cli.main(["export", *words, str(out), "-batch", "0"]) == 2
+    expected = "error: -batch 0: must be at least 1; -dynamic takes any number of images\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    net = network(LAYERS["avgpool"])
+    with pytest.raises(DataError) as e:
+        write_onnx(net, tmp_path / "none" / "x.onnx")
+    assert str(e.value) == (
+        f"{tmp_path / 'none' / 'x.onnx'}: cannot be written (No such file or directory); check the folder and the disk"
+    )
