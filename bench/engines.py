@@ -182,7 +182,9 @@ def torch(job: Job) -> Ready:
     return timed(call, torch.__version__, "eager")
 
 
-UNKNOWN_TO_2018 = re.compile(r"activation\s*=\s*(mish|swish|hard_mish)|groups\s*=\s*[2-9]|\[sort_shortcut\]|weights_type")
+UNKNOWN_TO_2018 = re.compile(
+    r"activation\s*=\s*(mish|swish|hard_mish)|groups\s*=\s*[2-9]|\[sort_shortcut\]|weights_type"
+)
 
 
 def darknet(job: Job) -> Ready:

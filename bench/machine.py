@@ -125,7 +125,9 @@ def describe() -> dict[str, object]:
         "clock_ghz": ghz,
         "flop_per_cycle": cycle,
         "peak_gflops": {"fp32": peak} if peak else {},
-        "peak_source": "cores x clock x FLOP per cycle" if peak else "unknown: neither SIMD flags nor clock are shown here",
+        "peak_source": "cores x clock x FLOP per cycle"
+        if peak
+        else "unknown: neither SIMD flags nor clock are shown here",
         "virtual": "hypervisor" in first.get("flags", "").split(),
         "memory_gib": round(memory() / 2**30, 1),
     }
@@ -147,14 +149,18 @@ def doubts(
     if machine.get("virtual"):
         found.append("virtual machine: cores may be hardware threads, and the clock shown is not the clock run")
     if load > 0.25 * int(str(machine.get("threads", 1))):
-        found.append(f"busy: {load:.2f} processes were running on {machine.get('threads')} hardware threads before the run")
+        found.append(
+            f"busy: {load:.2f} processes were running on {machine.get('threads')} hardware threads before the run"
+        )
     if steal > 0.01:
         found.append(f"{steal:.0%} of the time went to other guests of the same host (steal)")
     if throttled:
         found.append(f"throttled: cores slowed down for heat {throttled} times during the run")
     peak = machine.get("peak_gflops")
     if best_gemm and isinstance(peak, dict) and peak.get("fp32") and best_gemm > peak["fp32"][1]:
-        found.append(f"gemm reached {best_gemm:.0f} GFLOP/s, more than the peak that was worked out: the true clock is higher")
+        found.append(
+            f"gemm reached {best_gemm:.0f} GFLOP/s, more than the peak that was worked out: the true clock is higher"
+        )
     return found
 
 

@@ -6,8 +6,8 @@
     gemm_n, copy_gb_s (read plus written), blas, memory_gib, virtual, load (1 minute, before), flags [what makes numbers doubtful]
 
 "result", one per network, size, batch, precision and engine:
-    device, network, width, height, gflop (Darknet's Total BFLOPS), gflop_conv (convolutions only), mbyte (each convolution's
-    input, output and weights once, fp32), batch, precision, engine, engine_version, threads, note; and either calls,
+    device, network, width, height, gflop (of the convolutions, a picture), bflops (Darknet's Total BFLOPS: pools and shortcuts
+    too), mbyte (each convolution's input, output and weights once, fp32), batch, precision, engine, engine_version, threads, note; and either calls,
     wall_ms {median, p10, p90} and cpu_ms {...} of one call, fps {...} = batch / wall clock, or failed (why, in words)
 
 "layer", of one network and engine, in order:
@@ -65,9 +65,13 @@ def parse(text: str, place: str) -> Iterator[Record]:
             continue
         missing = [name for name in NEEDED[record["record"]] if name not in record]
         if missing:
-            raise DataError(f"{place}:{number}: the {record['record']} record has no '{missing[0]}'; run the benchmark again")
+            raise DataError(
+                f"{place}:{number}: the {record['record']} record has no '{missing[0]}'; run the benchmark again"
+            )
         if record.get("schema", SCHEMA) != SCHEMA:
-            raise DataError(f"{place}:{number}: schema {record['schema']}; this version reads {SCHEMA}, update gpudarknet")
+            raise DataError(
+                f"{place}:{number}: schema {record['schema']}; this version reads {SCHEMA}, update gpudarknet"
+            )
         yield record
 
 

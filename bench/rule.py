@@ -87,8 +87,10 @@ def estimate(name: str, gflop: float, peak: float, source: str, seen: float | No
                      f"{case.peak / case.listed:.1f} times as much")  # fmt: skip
         lines.append(f"with that peak the rule promises {promise(case.peak, gflop)}")
         if seen is not None:
-            lines.append(f"what was seen is {gflop / seen / case.peak:.1%} of it, not 35 %: code without SIMD; and a timer that counts "
-                         "CPU time (clock()) adds up all threads")
+            lines.append(
+                f"what was seen is {gflop / seen / case.peak:.1%} of it, not 35 %: code without SIMD; and a timer that counts "
+                "CPU time (clock()) adds up all threads"
+            )
     return lines
 
 

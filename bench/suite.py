@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Subject:
     width: int
     height: int
     gflop: float
-    gflop_conv: float
+    bflops: float
     mbyte: float
 
     @property
@@ -87,7 +87,9 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8",
             env=os.environ | limits,
         )  # fmt: skip
-        if hasattr(os, "sched_setaffinity"):  # the one limit that every library obeys; it is early, NumPy is not loaded yet
+        if hasattr(
+            os, "sched_setaffinity"
+        ):  # the one limit that every library obeys; it is early, NumPy is not loaded yet
             os.sched_setaffinity(self.process.pid, sorted(machine.affinity())[:threads])
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -164,7 +166,14 @@ def commit() -> str | None:
 def stamp(described: dict[str, Any]) -> Record:
     """Begin a "machine" record."""
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
-    return {"record": "machine", "schema": SCHEMA, "date": now, "version": gpudarknet.__version__, "commit": commit(), **described}
+    return {
+        "record": "machine",
+        "schema": SCHEMA,
+        "date": now,
+        "version": gpudarknet.__version__,
+        "commit": commit(),
+        **described,
+    }
 
 
 def cpu_record(threads: int, tell: Tell) -> Record:
@@ -204,17 +213,22 @@ def subject(word: str, options: Options, folder: Path) -> Subject:
         warnings.simplefilter("ignore")
         network = load_network(path, backend="numpy", width=options.width or None, height=options.height or None)
         weights = options.weights or str(seeded.write(network, folder / f"{path.stem}.weights"))
-    flops, conv, moved = costs(network.nodes)
-    return Subject(
-        path.stem, str(path.resolve()), weights, network.width, network.height,
-        round(flops / 1e9, 3), round(conv / 1e9, 3), round(moved / 1e6, 3),
-    )  # fmt: skip
+    gflop, bflops, mbyte = costs(path.stem, network.nodes)
+    size = network.width, network.height
+    return Subject(path.stem, str(path.resolve()), weights, *size, round(gflop, 4), round(bflops, 4), round(mbyte, 4))
 
 
-def costs(nodes: Any) -> tuple[float, float, float]:
-    """Return operations, those of convolutions, and bytes (convolutions' inputs, outputs, weights in fp32) for one image."""
+def costs(name: str, nodes: Any) -> tuple[float, float, float]:
+    """Return a network's GFLOP, BFLOPS and MB a picture, as "result" records have them. Raises DataError where there are none.
+
+    GFLOP are those of the convolutions, which the rule counts; a network without any has Darknet's total instead.
+    """
     conv = [node for node in nodes if node.layer.section == "convolutional"]
-    return tables.bflops(nodes) * 1e9, sum(n.layer.flops(*n.inputs) for n in conv), float(sum(moved(n) for n in conv))
+    bflops = tables.bflops(nodes)
+    gflop = sum(n.layer.flops(*n.inputs) for n in conv) / 1e9 or bflops
+    if not gflop:
+        raise DataError(f"{name}: has no layer whose operations Darknet counts; take another network")
+    return gflop, bflops, sum(moved(n) for n in conv) / 1e6
 
 
 def moved(node: Any) -> int:
@@ -224,16 +238,13 @@ def moved(node: Any) -> int:
 
 
 def cost_of(word: str, width: int = 0, height: int = 0) -> tuple[str, float]:
-    """Return a network's name and GFLOP a picture; weights are not made. Raises DarknetError."""
+    """Return a network's name with its size, and GFLOP a picture; weights are not made. Raises DarknetError."""
     config = cfg.read(shelf.shipped_cfg(word))
-    if width or height:
-        from dataclasses import replace
-
-        config = replace(config, net=replace(config.net, width=width or config.net.width, height=height or config.net.height))
-    C, H, W = config.net.input
+    net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
+    name, (_, H, W) = Path(config.path).stem, net.input
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return f"{Path(config.path).stem} {W} x {H}", tables.bflops(graph.build(config))
+        return f"{name} {W} x {H}", costs(name, graph.build(replace(config, net=net)))[0]
 
 
 def jobs(subject: Subject, options: Options, threads: int) -> Iterator[Job]:
@@ -322,7 +333,13 @@ def take(answer: dict[str, Any], record: Record) -> bool:
 def blank(subject: Subject, job: Job) -> Record:
     """Begin a "result" record."""
     fields = {k: v for k, v in subject.fields.items() if k != "name"}
-    own = {"batch": job.batch, "precision": job.precision, "engine": job.engine, "threads": job.threads, "kind": job.kind}
+    own = {
+        "batch": job.batch,
+        "precision": job.precision,
+        "engine": job.engine,
+        "threads": job.threads,
+        "kind": job.kind,
+    }
     return {"record": "result"} | fields | own
 
 

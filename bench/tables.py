@@ -81,10 +81,25 @@ def about(m: Record) -> Grid:
 
 def speed(records: Sequence[Record]) -> Grid:
     """List every result: FPS, wall clock and CPU time of a call, and what failed."""
-    heads = ("network", "GFLOP", "engine", "precision", "batch", "FPS", "p10–p90", "wall ms", "CPU ms", "CPU/wall", "calls", "note")
+    heads = (
+        "network",
+        "engine",
+        "precision",
+        "GFLOP",
+        "batch",
+        "FPS",
+        "p10–p90",
+        "wall ms",
+        "CPU ms",
+        "CPU/wall",
+        "calls",
+        "note",
+    )
     cells = []
-    for r in sorted(results(records) + results(records, failed=True), key=lambda r: (r["gflop"], r["network"], "failed" in r)):
-        first = [size(r), number(r["gflop"]), r["engine"], r["precision"], str(r["batch"])]
+    for r in sorted(
+        results(records) + results(records, failed=True), key=lambda r: (r["gflop"], r["network"], "failed" in r)
+    ):
+        first = [size(r), r["engine"], r["precision"], number(r["gflop"]), str(r["batch"])]
         if "failed" in r:
             cells.append([*first, "–", "", "", "", "", "", r["failed"]])
             continue
@@ -94,9 +109,11 @@ def speed(records: Sequence[Record]) -> Grid:
             *first, number(fps["median"]), span((fps["p10"], fps["p90"])), number(wall), number(cpu),
             f"{cpu / wall:.2f}" if wall else "–", str(r["calls"]), note,
         ])  # fmt: skip
-    notes = ["One call is one batch, input in memory to outputs in memory. Medians; p10–p90: one call in ten lies below, one above."]
+    notes = [
+        "One call is one batch, input in memory to outputs in memory. Medians; p10–p90: one call in ten lies below, one above."
+    ]
     notes.append("CPU ms adds up all threads: a timer of CPU time shows it, a clock on the wall shows wall ms.")
-    return Grid("Speed", heads, cells, 1, notes)
+    return Grid("Speed", heads, cells, 3, notes)
 
 
 def estimates(records: Sequence[Record], gpus: Sequence[Record] = ()) -> Grid:
@@ -108,11 +125,15 @@ def estimates(records: Sequence[Record], gpus: Sequence[Record] = ()) -> Grid:
     own = {m["device"] for m in machines(records)}
     others = [r for r in gpus if r["device"] not in own]
     found = rows([*records, *others])
-    found.sort(key=lambda row: (row.device["kind"], row.result["gflop"], row.result["network"], -row.result["fps"]["median"]))
+    found.sort(
+        key=lambda row: (row.device["kind"], row.result["gflop"], row.result["network"], -row.result["fps"]["median"])
+    )
     cells = [line(row) for row in found]
     notes = list(CAVEATS)
     for m in machines(others):
-        notes.append(f"{m['device']}: not this machine; measured {m['date'][:10]}, commit {m.get('commit') or 'unknown'}.")
+        notes.append(
+            f"{m['device']}: not this machine; measured {m['date'][:10]}, commit {m.get('commit') or 'unknown'}."
+        )
     if not any(row.device["kind"] == "gpu" for row in found):
         notes.insert(0, NO_GPU)
     return Grid("GPU FPS vs CPU GFLOPS estimates", heads, cells, 4, notes)

@@ -11,7 +11,14 @@ from gpudarknet.layers import Layer
 from gpudarknet.layers.convolutional import folded
 from gpudarknet.network import Network
 
-PASS = {"dropout", "yolo", "region", "detection", "cost", "softmax"}  # heads stay raw: a few sigmoids are not what counts
+PASS = {
+    "dropout",
+    "yolo",
+    "region",
+    "detection",
+    "cost",
+    "softmax",
+}  # heads stay raw: a few sigmoids are not what counts
 
 
 def tensor(torch: Any, a: np.ndarray) -> Any:

@@ -1,0 +1,119 @@
+"""The machine model: cores, clock and SIMD width read from /proc as files of known machines, and the doubts about them."""
+
+from __future__ import annotations
+
+import pytest
+from gpudarknet.bench import gpu, machine
+
+CPU = """\
+processor\t: {n}
+vendor_id\t: {vendor}
+cpu family\t: {family}
+model\t\t: {model}
+model name\t: {name}
+cpu MHz\t\t: {mhz}
+physical id\t: 0
+core id\t\t: {core}
+flags\t\t: fpu sse2 {flags}
+"""
+
+
+def cpuinfo(threads, per_core=1, **values):
+    values = {
+        "vendor": "GenuineIntel",
+        "family": 6,
+        "model": 158,
+        "name": "A CPU @ 4.20GHz",
+        "mhz": 3900.0,
+        "flags": "avx avx2 fma",
+    } | values
+    return machine.processors("\n".join(CPU.format(n=n, core=n // per_core, **values) for n in range(threads)))
+
+
+def test_cores_are_counted_once_however_many_threads_they_have():
+    cpus = cpuinfo(8, per_core=2)
+    assert machine.usable_cores(cpus, set(range(8)), None) == (4, 8)
+    assert machine.usable_cores(cpus, {0, 1, 2}, None) == (2, 3)  # one core whole, half of another
+    assert machine.usable_cores(cpus, set(range(8)), 3.5) == (3, 3)  # the cgroup's quota
+    assert machine.usable_cores(cpus, set(range(8)), 0.5) == (1, 1)
+    assert machine.usable_cores([], {0, 1}, None) == (2, 2)  # no /proc
+
+
+@pytest.mark.parametrize(("text", "want"), [("", None), ("max 100000", None), ("150000 100000", 1.5)])
+def test_quota(text, want):
+    assert machine.quota(text) == want
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ({}, (32, 32)),  # i7-7700K: AVX2 with FMA
+        ({"flags": "avx"}, (16, 16)),
+        ({"flags": ""}, (8, 8)),
+        ({"flags": "avx avx2 fma avx512f", "model": 106}, (64, 64)),  # Ice Lake server
+        ({"flags": "avx avx2 fma avx512f", "model": 140}, (32, 32)),  # Tiger Lake
+        ({"flags": "avx avx2 fma avx512f", "model": 87}, (32, 64)),  # not in the table: a range
+        ({"vendor": "AuthenticAMD", "family": 23, "model": 1}, (16, 16)),  # Zen 1
+        ({"vendor": "AuthenticAMD", "family": 23, "model": 49}, (32, 32)),  # Zen 2
+        ({"vendor": "AuthenticAMD", "family": 25, "model": 17, "flags": "avx avx2 fma avx512f"}, (32, 32)),  # Zen 4
+        ({"vendor": "AuthenticAMD", "family": 26, "model": 2, "flags": "avx avx2 fma avx512f"}, (32, 64)),  # Zen 5
+    ],
+)
+def test_flop_per_cycle(values, want):
+    assert machine.flop_per_cycle(cpuinfo(1, **values)[0]) == want
+
+
+@pytest.mark.parametrize(
+    ("part", "want"), [("0xd08", (8, 8)), ("0xd0c", (16, 16)), ("0xd40", (32, 32)), ("0x123", (8, 32))]
+)
+def test_flop_per_cycle_of_arm(part, want):
+    assert machine.flop_per_cycle({"processor": "0", "Features": "fp asimd", "CPU part": part}) == want
+
+
+def test_clock_is_a_range_from_what_runs_now_to_the_highest(tmp_path):
+    assert machine.clock(cpuinfo(2), tmp_path) == (3.9, 4.2)
+    folder = tmp_path / "devices/system/cpu/cpu0/cpufreq"
+    folder.mkdir(parents=True)
+    (folder / "cpuinfo_max_freq").write_text("4500000\n")
+    assert machine.clock(cpuinfo(2), tmp_path) == (3.9, 4.5)
+    assert machine.clock([], tmp_path / "none") is None
+
+
+def test_stolen_time_is_the_share_between_two_readings():
+    assert machine.stolen("cpu 100 0 0 100 0 0 0 10 0 0\n", "cpu 150 0 0 130 0 0 0 30 0 0\n") == pytest.approx(0.2)
+    assert machine.stolen("", "") == 0
+
+
+def test_doubts_name_virtual_busy_stolen_hot_and_a_peak_that_is_too_low():
+    own = {"virtual": True, "threads": 2, "peak_gflops": {"fp32": [100.0, 120.0]}}
+    assert machine.doubts(own, 0.4) == [
+        "virtual machine: cores may be hardware threads, and the clock shown is not the clock run"
+    ]
+    assert machine.doubts(own | {"virtual": False}, 1.5, 0.03, 7, 130.0) == [
+        "busy: 1.50 processes were running on 2 hardware threads before the run",
+        "3% of the time went to other guests of the same host (steal)",
+        "throttled: cores slowed down for heat 7 times during the run",
+        "gemm reached 130 GFLOP/s, more than the peak that was worked out: the true clock is higher",
+    ]
+
+
+def test_this_machine_is_described():
+    found = machine.describe()
+    assert found["device"] and found["kind"] == "cpu"
+    assert 1 <= found["cores"] <= found["threads"]
+    assert machine.gemm(64, seconds=0, fewest=1) > 0
+    assert machine.copy_rate(1, seconds=0) > 0
+
+
+def test_peaks_of_a_gpu_are_those_of_its_data_sheet():
+    h100 = {
+        "major": 9,
+        "minor": 0,
+        "multiProcessorCount": 132,
+        "name": b"NVIDIA H100 80GB HBM3",
+        "totalGlobalMem": 80 << 30,
+    }
+    found = gpu.describe(h100, 1_980_000)
+    assert found["peak_gflops"]["fp32"] == pytest.approx([66_900] * 2, rel=1e-3)
+    assert gpu.peaks(h100, 1_830_000)["fp16"] == pytest.approx([990_000] * 2, rel=3e-3)  # the clock of its fp16 figure
+    assert gpu.describe(h100 | {"major": 99}, 1_980_000)["peak_source"].startswith("unknown")

@@ -1,0 +1,88 @@
+"""The rule's numbers: 35 % of the peak, FPS per GFLOPS of each network, and the discussion's case."""
+
+from __future__ import annotations
+
+import pytest
+from gpudarknet.bench import rule, suite
+
+from gpudarknet.cli import main
+
+# FPS per GFLOPS at 35 % of the peak, for network and side of the input
+PER_GFLOPS = [
+    ("yolov2", 416, 0.0119), ("yolov2", 608, 0.0056), ("yolov3", 416, 0.0053), ("yolov3", 608, 0.0025), ("yolov4", 416, 0.0058),
+    ("yolov4", 608, 0.0027), ("yolov2-tiny", 416, 0.0647), ("yolov3-tiny", 416, 0.0629), ("yolov4-tiny", 416, 0.0507),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "side", "want"), PER_GFLOPS)
+def test_fps_per_gflops_of_shipped_networks(network, side, want):
+    name, gflop = suite.cost_of(network, side, side)
+    assert name == f"{network} {side} x {side}"
+    assert round(rule.fps_per_gflops(gflop), 4) == want
+
+
+def test_the_rule_is_35_percent_of_the_peak_of_the_card_it_was_made_on():
+    assert round(rule.fps_per_gflops(rule.RULE_GFLOP), 4) == rule.RULE == 0.01
+    assert rule.RULE * rule.RULE_GFLOP == pytest.approx(rule.EFFICIENCY, rel=0.01)
+    assert rule.fps(6604, 34.90) == pytest.approx(67, rel=0.02)  # Titan X
+
+
+def test_fps_and_equivalent_by_the_rule():
+    assert round(rule.fps(67_000, 29.46)) == 794
+    assert round(rule.fps(990_000, 29.46), -1) == 11_730
+    assert rule.equivalent(7300, 29.46) == pytest.approx(615_000, rel=0.002)
+
+
+CASE = """\
+yolo-voc 416 x 416: 34.90 GFLOP a picture
+peak: 39.76 GFLOPS (as given)
+rule: 0.0100 FPS per GFLOPS (35 % of the peak / 34.90 GFLOP)
+the rule promises 0.4 FPS, 2.5 s a picture
+seen: 9.2 s a picture = 0.109 FPS = 3.8 GFLOP/s, 9.5% of this peak
+warning: 39.76 GFLOPS looks like a Whetstone figure (scalar, double precision; BOINC's CPU list), not a SIMD peak; take cores x GHz x \
+FLOP per cycle, for example --cpu 4x4.2x32
+the list has 39.76 for the Intel Core i7-7700K; its peak is 4 cores x 4.2 GHz x 32 FLOP per cycle = 537.6 GFLOPS, 13.5 times as much
+with that peak the rule promises 5.4 FPS, 0.19 s a picture
+what was seen is 0.7% of it, not 35 %: code without SIMD; and a timer that counts CPU time (clock()) adds up all threads
+"""
+
+
+def test_estimate_reproduces_the_discussion(capsys):
+    assert main(["bench", "estimate", "--gflops", "39.76", "yolo-voc"]) == 0
+    assert capsys.readouterr().out == CASE
+
+
+def test_estimate_of_a_right_peak_has_no_warning(capsys):
+    assert main(["bench", "estimate", "--cpu", "4x4.2x32", "yolov3", "--seen=0.5"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "yolov3 416 x 416: 65.86 GFLOP a picture",
+        "peak: 537.60 GFLOPS (4 cores x 4.2 GHz x 32 FLOP per cycle)",
+        "rule: 0.0053 FPS per GFLOPS (35 % of the peak / 65.86 GFLOP)",
+        "the rule promises 2.8 FPS, 0.35 s a picture",
+        "seen: 0.5 s a picture = 2.000 FPS = 131.7 GFLOP/s, 24.5% of this peak",
+    ]
+
+
+def test_a_small_figure_that_is_in_no_list_is_doubted_too():
+    lines = rule.estimate("yolov3", 65.86, 20.0, "as given")
+    assert [line for line in lines if line.startswith("warning: 20 GFLOPS looks like a Whetstone figure")]
+    assert not any("i7-7700K" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cpu", "4x4.2"], "bench estimate: -cpu is CORESxGHZxFLOP-PER-CYCLE, for example 4x4.2x32; found '4x4.2'"),
+        (["--cpu", "4x0x32"], "bench estimate: -cpu is CORESxGHZxFLOP-PER-CYCLE, for example 4x4.2x32; found '4x0x32'"),
+        (["--cpu", "4x4x32", "--gflops", "9"], "bench estimate: -gflops and -cpu say the same thing twice; give one"),
+        (["--gflops", "-9"], "bench estimate: -gflops is a number above 0"),
+        (["--seen", "-1"], "bench estimate: -seen is a time in seconds a picture"),
+        (
+            ["yolo-voc", "--width", "608"],
+            "bench estimate: yolo-voc is known at 416 x 416 only; yolov2-voc takes -width and -height",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(words, message, capsys):
+    assert main(["bench", "estimate", *words]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
