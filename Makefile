@@ -45,5 +45,6 @@ $(BIN)/python:
 $(VENV)/demo $(VENV)/test $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { echo 'no libGL here: opencv-python-headless takes the place of opencv-python'; \
-	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && $(BIN)/python -m pip install --quiet opencv-python-headless; }
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless && \
+	  $(BIN)/python -m pip install --quiet opencv-python-headless; }
 	@touch $@
