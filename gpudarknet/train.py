@@ -114,6 +114,18 @@ class Trainer:
         self.update(N)
         return cost
 
+    def fit(self, data: Any, folder: str | Path = "backup", base: str = "", **options: Any) -> Any:
+        """Train until max_batches on a `data.DataSet`, a .data file or its path; files go to `folder` as base_last.weights...
+
+        base is the cfg's name if it is not given. The options are those of `loop.fit`, which does it.
+        """
+        from . import loop  # it stands on this module
+        from .names import DataFile
+
+        data = DataFile.read(data) if isinstance(data, str | Path) else data
+        data = loop.dataset(data, self.net) if isinstance(data, DataFile) else data
+        return loop.fit(self, data, folder, base or Path(self.net.config.path).stem, **options)
+
     def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator) -> float:
         """Run x (N, C, H, W) forward and back, add to the gradients, return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
@@ -134,10 +146,9 @@ class Trainer:
                 inputs[index] = y
             if not node.layer.learns:
                 return
-            before = inputs.get(node.sources[0])
-            value, delta = node.layer.loss(
-                be.to_numpy(before if before is not None else y), be.to_numpy(y), truth, goal
-            )
+            read_by_loss = inputs.get(node.sources[0], y)
+            with np.errstate(all="ignore"):  # `check` looks for what is not finite
+                value, delta = node.layer.loss(be.to_numpy(read_by_loss), be.to_numpy(y), truth, goal)
             costs.append(value)
             deltas[index] = be.asarray(delta * np.float32(cfg.loss_scale), np.float32)
 

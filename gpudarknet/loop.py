@@ -1,0 +1,273 @@
+"""The whole training: batches, steps, checkpoints, charts (train_detector in src/detector.c, train_classifier).
+
+Files in `folder`, for a cfg called base.cfg: base_last.weights every 100 iterations with base_last.npz, from which training
+goes on bit for bit; base_1000.weights and so on; base_best.weights by mAP; base_ema.weights; base_final.weights;
+chart_base.csv and, with matplotlib, chart_base.png. Each appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import evaluate
+from .augment import ClassifierAugment, DetectionAugment
+from .data import DataSet, Faults, Loader, classifier_boxes, detection_boxes, input_size, read_list
+from .detector import Detector
+from .errors import DataError, TrainError, TrainWarning
+from .files import atomic
+from .layers import DetectionHead
+from .names import DataFile, read_names
+from .network import Network
+from .train import Trainer
+
+SAVE_SECONDS = 600.0  # a checkpoint at least so often
+DRAW_SECONDS = 20.0  # a picture of the chart at most so often
+MAP_EPOCHS = 4  # epochs between two mAPs, and at least MAP_LEAST iterations
+MAP_LEAST = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after an iteration: loss per image and its running average; times in seconds."""
+
+    iteration: int
+    iterations: int
+    loss: float
+    average: float
+    rate: float
+    seconds: float
+    waited: float  # of the seconds, for data
+    images: int
+    width: int
+    height: int
+    left: float
+    map: float | None = None  # measured after this iteration
+    best: float | None = None
+
+
+@dataclass
+class History:
+    """The curve: rows (iteration, loss, average, rate, map or "")."""
+
+    path: Path
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    HEAD = ("iteration", "loss", "average", "rate", "map")
+
+    @classmethod
+    def upto(cls, path: Path, iteration: int) -> History:
+        """Read what an interrupted run has written, up to an iteration."""
+        rows: list[tuple[Any, ...]] = []
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [tuple(row) for row in csv.reader(file)][1:]
+        return cls(path, [row for row in rows if row and int(row[0]) <= iteration])
+
+    def write(self, picture: bool) -> None:
+        """Write the CSV file and, where matplotlib is installed, the picture beside it."""
+        with atomic(self.path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.HEAD)
+            writer.writerows(self.rows)
+        if picture:
+            draw_chart(self.path.with_suffix(".png"), self.rows)
+
+
+def draw_chart(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    """Draw loss and mAP over the iterations; do nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel="average loss")
+    found = np.array([[float(row[0]), float(row[2])] for row in rows]).reshape(-1, 2)
+    axes.plot(found[:, 0], found[:, 1], color="tab:blue", linewidth=1)
+    if len(found):
+        top = np.percentile(found[:, 1], 95) * 1.2
+        axes.set_ylim(0, top if top > 0 else 1)
+    axes.grid(alpha=0.3)
+    scores = [(float(row[0]), 100 * float(row[4])) for row in rows if row[4] != ""]
+    if scores:
+        right = axes.twinx()
+        right.set(ylabel="mAP, %", ylim=(0, 100))
+        right.plot(*zip(*scores, strict=True), color="tab:red", marker=".")
+    with atomic(path) as beside:
+        figure.savefig(beside, dpi=100)
+
+
+def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataSet:
+    """Make a network's training data from a .data file: boxes for a detector, classes by path for a classifier."""
+    paths = read_list(data.find("train"))
+    heads = [net.nodes[index].layer for index in net.heads]
+    last = heads[-1]
+    faults = faults or Faults()
+    if isinstance(last, DetectionHead):
+        augment = DetectionAugment.of(net.net, last)
+        return DataSet(paths, augment, detection_boxes(last.classes), net.channels, faults)
+    labels = read_names(data.find("labels" if data.labels else "names"))
+    classes = int(np.prod(net.nodes[net.heads[-1]].shape))
+    if len(labels) != classes:
+        raise DataError(f"{data.path}: has {len(labels)} labels, but {net.config.path} tells {classes} classes apart")
+    sorts = ClassifierAugment.of(net.net, classes, getattr(last, "tree", None))
+    return DataSet(paths, sorts, classifier_boxes(labels), net.channels, faults)
+
+
+def validation(data: DataFile) -> Callable[[Network], float]:
+    """Give the function that measures mAP@0.5 on the images of `valid` of a .data file."""
+    paths, names = read_list(data.find("valid")), data.read_names()
+
+    def measure(net: Network) -> float:
+        judged = evaluate.judge(Detector(net, names=names), paths)
+        return evaluate.mean_average_precision(judged, len(names)).mean
+
+    return measure
+
+
+def state_path(weights: Path) -> Path:
+    """Return the sidecar of a checkpoint's weights."""
+    return weights.with_suffix(".npz")
+
+
+def resume(trainer: Trainer, weights: str | Path) -> dict[str, np.ndarray]:
+    """Take the state that stands beside a checkpoint's weights; return its extra, {} where there is none.
+
+    A sidecar holds the weights too, so one that is newer than the weights file, from a run that was stopped between the two,
+    is good; one that is older belongs to other weights and is left, with a TrainWarning.
+    """
+    path, seen = state_path(Path(weights)), trainer.net.seen
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        stored = int(file["seen"]) if "seen" in file else -1
+    if 0 <= stored < seen:
+        warnings.warn(
+            f"{path}: is older than {weights} and is not used; momentum begins at 0", TrainWarning, stacklevel=2
+        )
+        return {}
+    return trainer.load(path)
+
+
+def fit(
+    trainer: Trainer, data: DataSet, folder: str | Path, base: str, *,
+    measure: Callable[[Network], float] | None = None, report: Callable[[Progress], None] = lambda progress: None,
+    extra: dict[str, np.ndarray] | None = None, save_last: int = 100, save_weights: int = 0, workers: int = 0,
+    iterations: int | None = None,
+) -> Progress | None:  # fmt: skip
+    """Train until max_batches, or for so many iterations more; write the files that the head of this module names.
+
+    measure(network) gives the mAP that chooses base_best.weights; extra is what `resume` returned; save_weights says how often
+    a numbered file is kept (0: every 1000 iterations, 10,000 in a training of more than 10,000). On any interruption the
+    present state is saved. Returns the last Progress. Raises TrainError, DataError.
+    """
+    net, folder = trainer.net, Path(folder)
+    end = net.net.max_batches
+    if end < 1:
+        raise TrainError(f"{net.config.path}: [net] max_batches={end} says how many iterations to train; set it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise TrainError(
+            f"{folder}: is no folder for weights ({e.strerror}); change backup in the .data file"
+        ) from None
+    run = Fit(trainer, data, folder, base, measure, save_last, save_weights or (1000 if end <= 10000 else 10000))
+    run.take(extra or {})
+    stop = end if iterations is None else min(end, trainer.iteration + iterations)
+    size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
+    trainer.cpu_build = False
+    first, last = trainer.iteration, None
+    with Loader(data, trainer.batch, size, trainer.seed, workers) as loader:
+        try:
+            while trainer.iteration < stop:
+                last = run.step(loader, size(trainer.iteration), stop)
+                report(last)
+        finally:
+            if trainer.iteration > first:
+                run.checkpoint(final=True)
+    net.resize(*run.size)
+    if trainer.iteration >= end:
+        net.save_weights(folder / f"{base}_final.weights")
+    return last
+
+
+class Fit:
+    """One call of `fit`: what it needs from one iteration to the next."""
+
+    def __init__(
+        self, trainer: Trainer, data: DataSet, folder: Path, base: str, measure: Callable[[Network], float] | None,
+        save_last: int, save_weights: int,
+    ):  # fmt: skip
+        self.trainer, self.folder, self.base, self.measure = trainer, folder, base, measure
+        self.save_last, self.save_weights = save_last, save_weights
+        self.size = trainer.net.width, trainer.net.height
+        epoch = len(data.paths) / trainer.batch
+        self.map_every = max(MAP_LEAST, int(MAP_EPOCHS * epoch))
+        self.average, self.best = float("nan"), -1.0
+        self.pace = float("nan")  # seconds per iteration, a running average
+        self.saved = self.drawn = time.monotonic()
+        self.history = History.upto(folder / f"chart_{base}.csv", trainer.iteration)
+
+    def take(self, extra: dict[str, np.ndarray]) -> None:
+        """Take over what a checkpoint says beside the trainer's state."""
+        self.average, self.best = float(extra.get("average", self.average)), float(extra.get("best", self.best))
+
+    def step(self, loader: Loader, size: tuple[int, int], stop: int) -> Progress:
+        """Take one iteration, with everything that is due after it."""
+        trainer, net = self.trainer, self.trainer.net
+        begin = time.perf_counter()
+        x, truth = loader.get(trainer.iteration)
+        waited = time.perf_counter() - begin
+        if size != (net.width, net.height):
+            net.resize(*size)
+        loss = trainer.step(x, truth) / len(x)
+        seconds = time.perf_counter() - begin
+        self.average = loss if np.isnan(self.average) else 0.9 * self.average + 0.1 * loss
+        self.pace = seconds if np.isnan(self.pace) else 0.95 * self.pace + 0.05 * seconds
+        score = self.score()
+        k = trainer.iteration
+        self.history.rows.append((k, loss, self.average, trainer.rate, "" if score is None else score))
+        self.save(k)
+        return Progress(
+            k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, *size,
+            left=self.pace * (stop - k), map=score, best=self.best if self.best >= 0 else None,
+        )  # fmt: skip
+
+    def score(self) -> float | None:
+        """Measure mAP if it is due, and keep the best weights."""
+        k, net = self.trainer.iteration, self.trainer.net
+        due = (k % self.map_every == 0 and k >= net.net.burn_in) or k == net.net.max_batches
+        if self.measure is None or not due:
+            return None
+        net.resize(*self.size)
+        score = self.measure(net)
+        if score > self.best:
+            self.best = score
+            net.save_weights(self.folder / f"{self.base}_best.weights")
+        return score
+
+    def save(self, k: int) -> None:
+        """Write the files that are due after iteration k."""
+        net, cfg = self.trainer.net, self.trainer.net.net
+        if k % self.save_last == 0 or time.monotonic() - self.saved > SAVE_SECONDS:
+            self.checkpoint()
+        if k % self.save_weights == 0:
+            net.save_weights(self.folder / f"{self.base}_{k}.weights")
+        if cfg.ema_alpha and k == cfg.max_batches - 1000 and self.trainer.average is not None:
+            net.save_weights(self.folder / f"{self.base}_ema.weights")
+
+    def checkpoint(self, final: bool = False) -> None:
+        """Write the sidecar, which is enough to go on, then the weights, then the chart."""
+        weights = self.folder / f"{self.base}_last.weights"
+        self.trainer.save(state_path(weights), {"average": self.average, "best": self.best})
+        self.trainer.net.save_weights(weights)
+        now = time.monotonic()
+        picture = final or now - self.drawn > DRAW_SECONDS
+        self.history.write(picture)
+        self.saved, self.drawn = now, now if picture else self.drawn

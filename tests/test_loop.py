@@ -1,0 +1,233 @@
+"""The loop: its files, a run that is stopped and goes on, a run that is killed, multi-scale, charts, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data import files
+
+import gpudarknet as gd
+from gpudarknet import data, loop
+from gpudarknet.errors import DataError, TrainError, TrainWarning
+from gpudarknet.names import DataFile
+
+CFG = """[net]
+width=64
+height=32
+channels=3
+batch=2
+subdivisions=1
+learning_rate=0.001
+burn_in=2
+max_batches={end}
+resize_step=32
+mosaic=1
+{net}
+[convolutional]
+batch_normalize=1
+filters=6
+size=3
+stride=2
+pad=1
+activation=mish
+[maxpool]
+size=2
+stride=2
+[dropout]
+probability=0.1
+[convolutional]
+filters=16
+size=1
+activation=linear
+[yolo]
+classes=3
+num=2
+anchors=12,10,22,20
+random={random}
+iou_loss=ciou
+max=5
+"""
+
+
+def project(folder, end=6, net="", random=0, count=4):
+    """Write a data set, its .data file and a cfg; return the paths of the last two."""
+    paths = files(folder, count)
+    (folder / "list.txt").write_text("\n".join(paths))
+    (folder / "x.names").write_text("red\ngreen\nblue\n")
+    (folder / "x.data").write_text(
+        f"classes=3\ntrain={folder}/list.txt\nvalid={folder}/list.txt\nnames={folder}/x.names\nbackup={folder}/backup\n"
+    )
+    (folder / "x.cfg").write_text(CFG.format(end=end, net=net, random=random))
+    return folder / "x.data", folder / "x.cfg"
+
+
+def start(cfg, weights=None, **options):
+    """Load a network and give its trainer."""
+    net = gd.load_network(cfg, weights, "numpy")
+    return gd.Trainer(net, clear=weights is None, cpu_build=False, **options)
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {k: v for k, v in file.items()}
+
+
+def test_a_whole_training_leaves_its_files(tmp_path):
+    source, cfg = project(tmp_path)
+    seen = []
+    scores = iter((0.5,))
+    trainer = start(cfg)
+    last = trainer.fit(
+        source, tmp_path / "out", save_last=2, save_weights=4, report=seen.append, measure=lambda net: next(scores)
+    )
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    expected = "x_last.weights x_last.npz x_4.weights x_best.weights x_final.weights chart_x.csv".split()
+    assert names - {"chart_x.png"} == set(expected)
+    assert [p.iteration for p in seen] == [1, 2, 3, 4, 5, 6] and last is seen[-1]
+    assert (last.map, last.best, last.images, last.left, last.width) == (0.5, 0.5, 12, 0, 64)
+    assert seen[1].average == pytest.approx(0.9 * seen[0].loss + 0.1 * seen[1].loss)
+    rows = list(csv.reader((tmp_path / "out" / "chart_x.csv").read_text().splitlines()))
+    assert rows[0] == ["iteration", "loss", "average", "rate", "map"] and len(rows) == 7 and rows[6][4] == "0.5"
+    assert gd.load_network(cfg, tmp_path / "out" / "x_final.weights", "numpy").seen == 12
+
+
+def test_a_chart(tmp_path):
+    pytest.importorskip("matplotlib")
+    loop.draw_chart(tmp_path / "c.png", [(1, 5.0, 5.0, 0.1, ""), ("2", "4.0", "4.9", "0.1", "0.25")])
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("extra", ["", "adam=1"])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
+    """Batch norm, dropout, mosaic, several sizes, the running average: every bit of the final state."""
+    source, cfg = project(tmp_path, net=extra, random=1)
+    start(cfg).fit(source, tmp_path / "a")
+    start(cfg).fit(source, tmp_path / "b", iterations=2)
+    for _ in range(2):
+        weights = tmp_path / "b" / "x_last.weights"
+        trainer = start(cfg, weights)
+        found = loop.resume(trainer, weights)
+        trainer.fit(source, tmp_path / "b", iterations=2, extra=found)
+    a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")
+    assert a.keys() == b.keys() and len(a) > 15
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+    for name in ("x_final.weights", "chart_x.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+KILLED = """
+import sys, gpudarknet as gd
+from gpudarknet import loop
+cfg, data, out, resume = sys.argv[1:]
+weights = f"{out}/x_last.weights" if resume == "1" else None
+net = gd.load_network(cfg, weights, "numpy")
+trainer = gd.Trainer(net, clear=weights is None, cpu_build=False)
+extra = loop.resume(trainer, weights) if weights else {}
+trainer.fit(data, out, save_last=1, extra=extra, report=lambda p: print(p.iteration, flush=True))
+"""
+
+
+def test_killed_and_resumed_equals_never_killed(tmp_path):
+    """SIGKILL at some moment of a run that writes all the time: whatever is there is whole, and the end is the same."""
+    source, cfg = project(tmp_path, end=14)
+    start(cfg).fit(source, tmp_path / "a", save_last=1)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path])}
+    command = [sys.executable, "-c", KILLED, str(cfg), str(source), str(tmp_path / "b")]
+    child = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, env=env, text=True)
+    for line in child.stdout:
+        if int(line) == 5:
+            time.sleep(0.004)
+            child.send_signal(signal.SIGKILL)
+            break
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b" / "x_final.weights").exists()
+    gd.load_network(cfg, tmp_path / "b" / "x_last.weights", "numpy")
+    subprocess.run([*command, "1"], check=True, stdout=subprocess.DEVNULL, env=env)
+    a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def test_an_interruption_saves_where_it_stands(tmp_path):
+    source, cfg = project(tmp_path)
+
+    def stop(progress):
+        if progress.iteration == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(cfg).fit(source, tmp_path / "out", report=stop)
+    assert int(arrays(tmp_path / "out" / "x_last.npz")["seen"]) == 6
+
+
+def test_a_sidecar_of_other_weights_is_left(tmp_path):
+    source, cfg = project(tmp_path)
+    trainer = start(cfg)
+    trainer.fit(source, tmp_path / "out", iterations=2)
+    weights = tmp_path / "out" / "x_last.weights"
+    trainer.net.seen += 100
+    trainer.net.save_weights(weights)
+    other = start(cfg, weights)
+    with pytest.warns(TrainWarning) as said:
+        assert loop.resume(other, weights) == {}
+    assert (
+        str(said[0].message)
+        == f"{weights.with_suffix('.npz')}: is older than {weights} and is not used; momentum begins at 0"
+    )
+    assert loop.resume(other, tmp_path / "none.weights") == {}
+
+
+def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
+    """Forty iterations on four images: not a measure of anything, only that the parts are joined the right way."""
+    source, cfg = project(tmp_path, end=40)
+    (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.01").replace("mosaic=1", ""))
+    seen = []
+    measure = loop.validation(DataFile.read(source))
+    start(cfg).fit(source, tmp_path / "out", report=seen.append, measure=measure)
+    assert np.mean([p.loss for p in seen[-5:]]) < 0.5 * np.mean([p.loss for p in seen[:5]])
+    assert seen[-1].map is not None and 0 <= seen[-1].map <= 1
+
+
+def test_a_classifier(tmp_path):
+    """Classes by path, crops, a sound connected layer."""
+    paths = files(tmp_path, 3)
+    named = [
+        str(Path(p).rename(tmp_path / f"{word}.png")) for p, word in zip(paths, ("red", "green", "blue"), strict=True)
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(named))
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "x.data").write_text(f"classes=3\ntrain={tmp_path}/list.txt\nlabels={tmp_path}/labels.txt\n")
+    text = "[net]\nwidth=20\nheight=16\nchannels=3\nbatch=2\nmax_batches=3\n[connected]\noutput={}\nactivation=linear\n[softmax]\n"
+    (tmp_path / "x.cfg").write_text(text.format(3))
+    trainer = start(tmp_path / "x.cfg")
+    before = trainer.net.weights[0]["kernel"].copy()
+    trainer.fit(tmp_path / "x.data", tmp_path / "out")
+    assert not np.array_equal(before, trainer.net.weights[0]["kernel"])
+    (tmp_path / "x.cfg").write_text(text.format(4))
+    with pytest.raises(DataError) as e:
+        start(tmp_path / "x.cfg").fit(tmp_path / "x.data")
+    assert str(e.value) == f"{tmp_path}/x.data: has 3 labels, but {tmp_path}/x.cfg tells 4 classes apart"
+
+
+def test_refusals(tmp_path):
+    source, cfg = project(tmp_path, end=0)
+    with pytest.raises(TrainError) as e:
+        start(cfg).fit(source, tmp_path / "out")
+    assert str(e.value) == f"{cfg}: [net] max_batches=0 says how many iterations to train; set it"
+    cfg.write_text(cfg.read_text().replace("max_batches=0", "max_batches=5"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        TrainError, match=r"file: is no folder for weights \(File exists\); change backup in the .data file$"
+    ):
+        start(cfg).fit(source, tmp_path / "file")
+    assert isinstance(loop.dataset(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
