@@ -23,7 +23,9 @@ pytest.importorskip("hatchling", reason="building a wheel without a network need
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command away from the checkout and its settings; return what it prints."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "GPUDARKNET"))}
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
