@@ -4,7 +4,7 @@
     gpudarknet bench estimate --gflops 39.76 yolo-voc
     gpudarknet bench compare before.jsonl after.jsonl
 
-`timing` measures, `machine` describes, `engines` are what is compared and `worker` runs one of them in a process of its own;
-`suite` lets them alternate. `records` is the file format, `rule` the rule of thumb, `columns`, `tables`, `plots` and `page` the
-report. `test_kernels.py` is for pytest-benchmark. A wheel carries this folder as gpudarknet/bench, its name in imports everywhere.
+`timing` measures, `machine` and `gpu` describe, `engines` are what is compared and `worker` runs one of them in a process of
+its own; `suite` lets them alternate. `records` is the file format, `rule` the rule of thumb; `columns`, `tables`, `plots` and
+`page` are the report. `test_kernels.py` is for pytest-benchmark. Imports call this folder gpudarknet.bench, as a wheel does.
 """

@@ -59,8 +59,8 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Grid:
         if key not in news:
             name = [size(old), old["engine"], old["precision"], str(old["batch"])]
             cells.append([*name, number(old["fps"]["median"]), "–", "–", "gone"])
-    notes = [f"{verdicts.count('faster')} faster, {verdicts.count('slower')} slower, {verdicts.count('same')} within noise: the spreads "
-             f"p10–p90 overlap, or less than {FLOOR:.0%}."]  # fmt: skip
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("faster", "slower", "same"))
+    notes = [f"{counts}: the spreads p10–p90 overlap, or the medians differ by less than {FLOOR:.0%}"]
     if set(kinds[0]) != set(kinds[1]):
         notes.append(f"Different devices: {', '.join(sorted(kinds[0]))} before, {', '.join(sorted(kinds[1]))} after.")
     for when, run in (("before", before), ("after", after)):

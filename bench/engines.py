@@ -102,12 +102,11 @@ def only_cpu_fp32(job: Job) -> None:
 
 def exported(job: Job, folder: str) -> str:
     """Write the network as ONNX; return the file's path. Raises Unavailable."""
-    if importlib.util.find_spec("gpudarknet.onnx") is None:
-        raise Unavailable("this version of gpudarknet has no ONNX export")
     module("onnx", "onnx")
+    from gpudarknet.export import write_onnx
+
     path = Path(folder) / "network.onnx"
-    export = importlib.import_module("gpudarknet.onnx").export
-    export(job.network(), path)
+    write_onnx(job.network(), path, job.batch)
     return str(path)
 
 

@@ -39,6 +39,12 @@ def dot(x: float, y: float, kind: str, title: str, r: float = 4) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="{kind}"><title>{escape(title)}</title></circle>'
 
 
+def box(x: float, y: float, w: float, h: float, kind: str, title: str = "") -> str:
+    """Draw a bar that tells its numbers when pointed at."""
+    said = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" class="{kind}">{said}</rect>'
+
+
 def figure(title: str, caption: str, height: float, parts: Sequence[str]) -> str:
     """Put a drawing into a figure with title and caption."""
     drawing = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
@@ -145,7 +151,7 @@ def rule_plot(records: Sequence[Record]) -> str:
     )
     low, high = max(x.low, y.low / rule.RULE), min(x.high, y.high / rule.RULE)
     parts.append(rule_line(x(low), y(low * rule.RULE), x(high), y(high * rule.RULE), "law"))
-    mid = math.exp((math.log(low) + 0.62 * (math.log(high) - math.log(low))))
+    mid = math.exp(math.log(low) + 0.62 * (math.log(high) - math.log(low)))
     angle = math.degrees(math.atan2(y(high * rule.RULE) - y(low * rule.RULE), x(high) - x(low)))
     at = f"{x(mid):.1f} {y(mid * rule.RULE) + 14:.1f}"
     parts.append(f'<text transform="translate({at}) rotate({angle:.1f})" class="law-name" text-anchor="middle">'
@@ -161,8 +167,8 @@ def rule_plot(records: Sequence[Record]) -> str:
     parts += legend(shown(records), 370)
     parts += [dot(WIDTH - 70, 366, "published", "published"), text(WIDTH - 62, 370, "published", "tick")]
     caption = (
-        "On the line, a device does what the rule promises: 35 % of its peak. Rings are published results. The dashed line is the "
-        "discussion's mishap: 39.76 GFLOPS from a list of Whetstone figures for a CPU whose peak is 537.6."
+        "On the line, a device does what the rule promises: 35 % of its peak. Rings are published results. The dashed line is "
+        "the discussion's mishap: 39.76 GFLOPS from a list of Whetstone figures for a CPU whose peak is 537.6."
     )
     return figure("FPS against GFLOPS, and the rule", caption, 378, parts)
 
@@ -221,8 +227,8 @@ def roofline(records: Sequence[Record]) -> str:
         parts.append(dot(x(p[0]), y(p[1]), colour(row.result["engine"]), title))
     parts += legend(shown(records), 370)
     caption = (
-        "Large dots: whole networks, bytes of their convolutions. Small dots: single layers of the reference engine. Left of the ridge "
-        "memory is the bound, right of it arithmetic; a layer whose maps stay in the caches may stand above the slope."
+        "Large dots: whole networks, bytes of their convolutions. Small dots: single layers of the reference engine. Left of the "
+        "ridge memory is the bound, right of it arithmetic; a layer whose maps stay in caches may stand above the slope."
     )
     return figure(f"Roofline of {device['device']}", caption, 378, parts)
 
@@ -241,15 +247,15 @@ def layer_plot(records: Sequence[Record], network: str) -> str:
         parts += [rule_line(left, y, WIDTH - 8, y, "grid"), text(left - 5, y + 4, number(part * most), "tick", "end")]
     for k, r in enumerate(mine):
         side = bound(r, devices[r["device"]]) if r["device"] in devices else "–"
-        title = f"layer {r['index']} {r['name']}: {number(r['ms'])} ms, {number(1e3 * r['gflop'] / r['ms'] if r['ms'] else 0)} GFLOP/s"
-        h = r["ms"] * scale
-        parts.append(f'<rect x="{left + k * step:.1f}" y="{bottom - h:.1f}" width="{max(step - 0.8, 0.8):.1f}" height="{h:.1f}" '
-                     f'class="{"side-a" if side == "arithmetic" else "side-m"}"><title>{escape(title)}</title></rect>')  # fmt: skip
+        rate = 1e3 * r["gflop"] / r["ms"] if r["ms"] else 0
+        title = f"layer {r['index']} {r['name']}: {number(r['ms'])} ms, {number(rate)} GFLOP/s"
+        h, kind = r["ms"] * scale, "side-a" if side == "arithmetic" else "side-m"
+        parts.append(box(left + k * step, bottom - h, max(step - 0.8, 0.8), h, kind, title))
     for k in range(0, len(mine), max(1, round(len(mine) / 8 / 5) * 5 or 1)):
         parts.append(text(left + (k + 0.5) * step, bottom + 13, str(mine[k]["index"]), "tick", "middle"))
-    parts += [rule_line(left, bottom, WIDTH - 8, bottom, "axis"), text(4, 16, "ms", "name"),
-              text(WIDTH - 8, bottom + 28, "layer", "name", "end"),
-              f'<rect x="190" y="8" width="9" height="9" class="side-a"/>', text(203, 16, "bound by arithmetic", "tick"),
-              f'<rect x="322" y="8" width="9" height="9" class="side-m"/>', text(335, 16, "by memory", "tick")]  # fmt: skip
+    parts += [rule_line(left, bottom, WIDTH - 8, bottom, "axis"), text(4, 16, "ms", "name")]
+    parts += [text(WIDTH - 8, bottom + 28, "layer", "name", "end")]
+    parts += [box(190, 8, 9, 9, "side-a"), text(203, 16, "bound by arithmetic", "tick")]
+    parts += [box(322, 8, 9, 9, "side-m"), text(335, 16, "by memory", "tick")]
     total = sum(r["ms"] for r in mine)
     return figure(f"Layers of {network}", f"Reference engine, {number(total)} ms in all.", bottom + 34, parts)

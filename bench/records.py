@@ -1,14 +1,16 @@
 """The file format of results: JSON lines, a record a line, each with "record" as its kind. Times are seconds x 1000.
 
 "machine", one per device, first:
-    schema (1), date (UTC, ISO 8601), version, commit (or null), device, kind ("cpu", "gpu"), cores, threads, clock_ghz [low, high],
-    flop_per_cycle [low, high], peak_gflops {precision: [low, high]}, peak_source, gemm_gflops {precision: median}, gemm_one_thread,
-    gemm_n, copy_gb_s (read plus written), blas, memory_gib, virtual, load (1 minute, before), flags [what makes numbers doubtful]
+    schema (1), date (UTC, ISO 8601), version, commit (or null), device, kind ("cpu", "gpu"), cores, threads,
+    clock_ghz [low, high], flop_per_cycle [low, high], peak_gflops {precision: [low, high]}, peak_source,
+    gemm_gflops {precision: median}, gemm_one_thread, gemm_n, copy_gb_s (read plus written), blas, memory_gib, virtual,
+    load (of one minute, before), flags [what makes the numbers doubtful, in words]
 
 "result", one per network, size, batch, precision and engine:
-    device, network, width, height, gflop (of the convolutions, a picture), bflops (Darknet's Total BFLOPS: pools and shortcuts
-    too), mbyte (each convolution's input, output and weights once, fp32), batch, precision, engine, engine_version, threads, note; and either calls,
-    wall_ms {median, p10, p90} and cpu_ms {...} of one call, fps {...} = batch / wall clock, or failed (why, in words)
+    device, network, width, height, gflop (of the convolutions, a picture), bflops (Darknet's Total BFLOPS, with pools and
+    shortcuts), mbyte (each convolution's input, output and weights once, fp32), batch, precision, engine, engine_version,
+    threads, note; and either calls, wall_ms {median, p10, p90} and cpu_ms {...} of one call, fps {...} = batch / wall clock,
+    or failed (why, in words)
 
 "layer", of one network and engine, in order:
     device, network, width, height, batch, precision, engine, index, name, gflop, mbyte, ms (median wall clock)

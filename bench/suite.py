@@ -5,6 +5,7 @@ Turns, not one engine after the other: a machine that slows down after a minute 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -82,7 +83,7 @@ class Worker:
     def __init__(self, first: dict[str, Any], threads: int):
         limits = {f"{pool}_NUM_THREADS": str(threads) for pool in POOLS} | {"VECLIB_MAXIMUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "gpudarknet.bench.worker"]
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8",
             env=os.environ | limits,
@@ -103,12 +104,10 @@ class Worker:
 
     def ask(self, question: dict[str, Any]) -> None:
         """Send a question; a worker that is gone shows in `answer`."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def answer(self, patience: float = PATIENCE) -> dict[str, Any]:
         """Return the answer, or {"failed": why}."""
@@ -128,10 +127,8 @@ class Worker:
         """End the process."""
         for stream in (self.process.stdin, self.errors):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

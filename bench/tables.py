@@ -13,8 +13,8 @@ NO_GPU = (
     "up. On a machine with one, `gpudarknet bench --device gpu --out FILE.jsonl` writes them."
 )
 CAVEATS = (
-    "Rule: 0.01 FPS per GFLOPS of peak for a network of 34.90 GFLOP, that is 35 % of the peak; it was measured with cuDNN in fp32 on "
-    "a GPU of 2015. Peaks of tensor cores (tf32, fp16) need an efficiency of their own.",
+    "Rule: 0.01 FPS per GFLOPS of peak for a network of 34.90 GFLOP, that is 35 % of the peak; it was measured with cuDNN in "
+    "fp32 on a GPU of 2015. Peaks of tensor cores (tf32, fp16) need an efficiency of their own.",
     "CPU-GFLOPS: single-precision peak that a CPU would need for this FPS by the rule; in cores of this machine beside it.",
 )
 

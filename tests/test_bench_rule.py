@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gpudarknet.bench import rule, suite
 
+from gpudarknet.bench import rule, suite
 from gpudarknet.cli import main
 
 # FPS per GFLOPS at 35 % of the peak, for network and side of the input
@@ -39,9 +39,10 @@ peak: 39.76 GFLOPS (as given)
 rule: 0.0100 FPS per GFLOPS (35 % of the peak / 34.90 GFLOP)
 the rule promises 0.4 FPS, 2.5 s a picture
 seen: 9.2 s a picture = 0.109 FPS = 3.8 GFLOP/s, 9.5% of this peak
-warning: 39.76 GFLOPS looks like a Whetstone figure (scalar, double precision; BOINC's CPU list), not a SIMD peak; take cores x GHz x \
-FLOP per cycle, for example --cpu 4x4.2x32
-the list has 39.76 for the Intel Core i7-7700K; its peak is 4 cores x 4.2 GHz x 32 FLOP per cycle = 537.6 GFLOPS, 13.5 times as much
+warning: 39.76 GFLOPS looks like a Whetstone figure (scalar, double precision; BOINC's CPU list), not a SIMD peak; \
+take cores x GHz x FLOP per cycle, for example --cpu 4x4.2x32
+the list has 39.76 for the Intel Core i7-7700K; its peak is 4 cores x 4.2 GHz x 32 FLOP per cycle = 537.6 \
+GFLOPS, 13.5 times as much
 with that peak the rule promises 5.4 FPS, 0.19 s a picture
 what was seen is 0.7% of it, not 35 %: code without SIMD; and a timer that counts CPU time (clock()) adds up all threads
 """

@@ -56,11 +56,14 @@ def files(folder: Path, *patterns: str) -> set[str]:
 
 
 def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -> None:
-    package = {f"gpudarknet/{name}" for name in files(ROOT / "gpudarknet", "*.py", "py.typed")}
+    package = {f"gpudarknet/{name}" for name in files(ROOT / "gpudarknet", "*.py", "py.typed")} - {"gpudarknet/bench.py"}
     kernels = {f"gpudarknet/kernels/{name}" for name in files(ROOT / "kernels", "*.cu", "*.cuh")}
     networks = {f"gpudarknet/cfg/{name}" for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data")}
+    suite = files(ROOT / "bench", "*.py", "page.css", "*.jsonl")
+    scripts = {"__main__.py", "demo.py", "gpu_check.py", "stages.py", "test_kernels.py"}  # for checkouts
+    bench = {f"gpudarknet/bench/{name}" for name in suite - scripts}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == package | kernels | networks
+    assert held == package | kernels | networks | bench
 
 
 def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
@@ -83,3 +86,10 @@ def test_the_console_script_knows_the_shipped_networks(fresh: Path, tmp_path: Pa
 def test_both_versions_are_one(fresh: Path, tmp_path: Path) -> None:
     code = "import importlib.metadata as m; print(m.version('gpudarknet'))"
     assert run(fresh, "-c", code, cwd=tmp_path).strip() == gpudarknet.__version__
+
+
+def test_the_benchmark_suite_comes_along(fresh: Path, tmp_path: Path) -> None:
+    said = run(fresh.with_name("gpudarknet"), "bench", "estimate", "--gflops", "100", "yolov2-tiny", cwd=tmp_path)
+    assert said.endswith("the rule promises 6.5 FPS, 0.15 s a picture\n")
+    place = run(fresh, "-c", "import gpudarknet.bench.worker as w; print(w.__file__)", cwd=tmp_path).strip()
+    assert Path(place).is_relative_to(fresh.parent.parent)

@@ -48,10 +48,12 @@ def chosen(args: Any, default: Any) -> Any:
     batches = [int(word) if word.isdecimal() else 0 for word in args.batch.split(",")]
     if min(batches) < 1:
         raise UsageError(f"bench: -batch is a list of numbers from 1 on, for example 1,8; found '{args.batch}'")
+    precisions = words(args.precision, ("fp32", "tf32", "fp16"), "precision")
+    engines = words(args.engines, default.engines, "engines")
     return replace(
         default, networks=tuple(args.words) or default.networks, batches=tuple(batches), kinds=kinds(args.device),
-        engines=words(args.engines, default.engines, "engines"), precisions=words(args.precision, ("fp32", "tf32", "fp16"), "precision"),
-        width=args.width, height=args.height, seconds=args.seconds, threads=args.threads, weights=args.weights, layers=args.layers,
+        engines=engines, precisions=precisions, width=args.width, height=args.height, seconds=args.seconds,
+        threads=args.threads, weights=args.weights, layers=args.layers,
     )  # fmt: skip
 
 
@@ -191,9 +193,9 @@ SIZE = (
 )
 COMMANDS = (
     Command(
-        "bench", ("[x.cfg ...]",), "Measure FPS, gemm and memory of this machine, and compare with the 0.01 FPS per GFLOPS rule", bench,
+        "bench", ("[x.cfg ...]",), "Measure this machine's FPS, gemm and memory, and compare with the rule of 0.01 FPS per GFLOPS", bench,
         (
-            Flag("engines", str, "", "Which engines, of plan,reference,opencv,onnxruntime,torch,darknet; default all"),
+            Flag("engines", str, "", "A list of plan,reference,opencv,onnxruntime,torch,darknet; default all"),
             Flag("device", str, "auto", "cpu, gpu (the CPU is measured too), or auto: the GPU if there is one"),
             Flag("batch", str, "1", "Pictures at a time, a list: 1,8,64"),
             Flag("precision", str, "fp32", "On a GPU, a list of fp32,tf32,fp16; the CPU computes in fp32"),
@@ -205,8 +207,8 @@ COMMANDS = (
             Flag("out", str, OUT, "Where the records go"),
             Flag("page", str, "", "Where the page goes; default beside the records, .html"),
         ),
-        more="Networks are cfg files or names of shipped ones; without any, five from yolov2-tiny to yolov3 are run. A peer that is "
-        "not installed becomes a line that says so; nothing is downloaded.",
+        more="Networks are cfg files or names of shipped ones; without any, five from yolov2-tiny to yolov3 are run. A peer that "
+        "is not installed becomes a line that says so; nothing is downloaded.",
     ),
     Command(
         "bench estimate", ("[x.cfg]",), "Work out FPS from GFLOPS by the rule: 35 % of the peak", estimate,
