@@ -522,6 +522,12 @@ def test_yolo_decodes_a_box(be: Any) -> None:
     np.testing.assert_allclose(rows, [want], rtol=1e-6)
 
 
+def test_yolo_may_mask_anchors_beyond_num_if_they_are_listed() -> None:
+    one = layer("yolo", classes=1, num=1, mask=(2,), anchors=(1, 2, 3, 4, 5, 6))  # as published cfgs do
+    assert one.shape((6, 2, 3)) == (6, 2, 3)
+    assert one.sizes()[2].tolist() == [5, 6]
+
+
 def test_yolo_with_new_coords(be: Any) -> None:
     one = layer("yolo", classes=1, num=1, anchors=(20, 30), scale_x_y=2.0, new_coords=1)
     x = np.zeros((1, 6, 2, 3), np.float32)

@@ -48,25 +48,30 @@ class AnchorHead(DetectionHead):
     map: ClassMap | None = None
 
     @property
+    def count(self) -> int:
+        """How many anchors there are: num, or more where the cfg lists more (some published ones do, and mask them)."""
+        return max(self.num, len(self.anchors or ()) // 2)
+
+    @property
     def used(self) -> tuple[int, ...]:
         """The anchors of this head, as numbers into all anchors."""
         return self.mask if self.mask is not None else tuple(range(self.num))
 
     def sizes(self) -> np.ndarray:
-        """Return all anchors (num, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
-        flat = np.full(2 * self.num, 0.5, np.float32)
+        """Return all anchors (count, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
+        flat = np.full(2 * self.count, 0.5, np.float32)
         given = np.array(self.anchors or (), np.float32)[: flat.size]
         flat[: given.size] = given
         return flat.reshape(-1, 2)
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if self.classes < 1 or not self.used or min(self.used) < 0 or max(self.used) >= self.num:
-            raise ShapeError(
-                f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.num - 1}"
-            )
-        if self.num > MOST:
+        if self.count > MOST:
             raise ShapeError(f"num={self.num} anchors are more than the {MOST} that any network needs")
+        if self.classes < 1 or not self.used or min(self.used) < 0 or max(self.used) >= self.count:
+            raise ShapeError(
+                f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.count - 1}"
+            )
         wanted = len(self.used) * (self.classes + self.box)
         if wanted != C:
             raise ShapeError(
