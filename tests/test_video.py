@@ -1,0 +1,195 @@
+"""Videos in and out, and `detector demo`: every frame of a file, only fresh frames of a camera, errors of any thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import cv2
+import numpy as np
+import opencv4
+import pytest
+
+from gpudarknet import cli, video
+from gpudarknet.cli.demo import Clock
+from gpudarknet.errors import ImageError
+
+FRAMES = 13
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network's files, and film.avi, whose frame i is nearly of grey 10 * i, with a box."""
+    folder = tmp_path_factory.mktemp("video")
+    opencv4.write(folder)
+    (folder / "tiny.names").write_text("ball\ncup\ndog\negg\n")
+    (folder / "tiny.data").write_text(f"names={folder / 'tiny.names'}\n")
+    with video.Recorder(folder / "film.avi", 20) as film:
+        for i in range(FRAMES):
+            picture = np.full((48, 64, 3), 10 * i, np.uint8)
+            picture[10:30, 20:40] = (200, 40, 40)
+            film.write(picture)
+    return folder
+
+
+def count(path):
+    with video.Reader(path) as frames:
+        return sum(1 for _ in frames)
+
+
+def test_a_file_gives_every_frame_in_order_and_rgb(folder):
+    reader = video.Reader(folder / "film.avi")
+    assert not reader.live and reader.fps == 20
+    with reader as frames:
+        found = []
+        for frame in frames:
+            found.append(frame)
+            time.sleep(0.003)  # slower than the reader: it has to wait
+    assert [frame.number for frame in found] == list(range(1, FRAMES + 1)) and reader.dropped == 0
+    greys = [int(frame.picture[40, 50].mean()) for frame in found]
+    assert np.abs(np.subtract(greys, np.arange(FRAMES) * 10)).max() < 4
+    red, _, blue = found[5].picture[20, 30].astype(int)
+    assert red - blue > 100
+
+
+def test_skip(folder):
+    with video.Reader(folder / "film.avi", skip=2) as frames:
+        assert [frame.number for frame in frames] == [1, 4, 7, 10, 13]
+
+
+def test_stopping_early_does_not_hang(folder):
+    for _ in range(3):
+        with video.Reader(folder / "film.avi") as frames:
+            assert next(iter(frames)).number == 1
+    assert not [t for t in threading.enumerate() if t.name == "video reader"]
+
+
+class Camera:
+    """Stands for cv2.VideoCapture: pictures that hold their number, one every two milliseconds."""
+
+    def __init__(self, source):
+        self.number = 0
+
+    def isOpened(self):
+        return True
+
+    def get(self, key):
+        return 0.0
+
+    def read(self):
+        time.sleep(0.002)
+        self.number += 1
+        return self.number <= 60, np.full((4, 6, 3), self.number, np.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_drops_late_frames_and_stays_fresh(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    reader = video.Reader("0")
+    assert reader.live and reader.fps == video.FPS
+    with reader as frames:
+        seen = []
+        for frame in frames:
+            seen.append(frame.number)
+            assert reader._capture.number - frame.number <= 3  # the one that waits, and one that is being handed over
+            time.sleep(0.01)
+    assert seen == sorted(set(seen)) and len(seen) + reader.dropped == 60 and reader.dropped > 20
+
+
+def test_an_error_of_the_reader_comes_out(monkeypatch):
+    def fail(self):
+        raise OSError("the cable")
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "read", fail)
+    with video.Reader("0") as frames, pytest.raises(OSError, match="the cable"):
+        list(frames)
+
+
+def test_the_writer_works_in_order_and_its_error_comes_out():
+    done = []
+    with video.Writer(done.append) as writer:
+        for i in range(20):
+            writer.put(i)
+    assert done == list(range(20))
+
+    def fail(i):
+        raise ImageError(f"frame {i}")
+
+    with pytest.raises(ImageError, match="frame 0"), video.Writer(fail) as writer:
+        for i in range(50):
+            writer.put(i)
+
+
+def test_a_recording_appears_whole_or_not_at_all(tmp_path):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    with pytest.raises(RuntimeError), video.Recorder(tmp_path / "a.mp4", 25) as film:
+        film.write(picture)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with video.Recorder(tmp_path / "a.mp4", 25) as film:
+        for _ in range(7):
+            film.write(picture)
+    assert count(tmp_path / "a.mp4") == 7
+
+
+def test_errors(tmp_path):
+    def message(make):
+        with pytest.raises(ImageError) as e:
+            make()
+        return str(e.value)
+
+    path = tmp_path / "x.avi"
+    assert message(lambda: video.Reader(path)) == (
+        f"{path}: there is no such file; give a video, a camera's number or a URL"
+    )
+    path.write_bytes(b"not a video")
+    assert message(lambda: video.Reader(path)) == f"{path}: is no video that OpenCV can read; check the source"
+    assert message(lambda: video.Recorder(tmp_path / "x.gif", 25)) == (
+        f"{tmp_path / 'x.gif'}: videos are written as .avi, .mp4, .mkv, .mov; end the name in one of them"
+    )
+    assert message(lambda: video.Recorder(tmp_path / "no" / "x.avi", 25)) == (
+        f"{tmp_path / 'no' / 'x.avi'}: cannot be written; give a file in a folder that exists"
+    )
+
+
+def demo(folder, *words):
+    files = [str(folder / f"tiny.{kind}") for kind in ("data", "cfg", "weights")]
+    return cli.main(["detector", "demo", *files, *map(str, words), "-backend", "numpy", "-thresh", "0.6", "-dont_show"])
+
+
+def test_demo(folder, tmp_path, capsys):
+    out, lines = tmp_path / "out.avi", tmp_path / "out.jsonl"
+    assert demo(folder, folder / "film.avi", "-out_filename", out, "-jsonl", lines, "-ext_output") == 0
+    assert count(out) == FRAMES
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [frame["frame_id"] for frame in found] == list(range(1, FRAMES + 1))
+    first = found[0]["objects"][0]
+    assert set(first) == {"class_id", "name", "relative_coordinates", "confidence"} and first["confidence"] > 0.6
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"frame 1:\n{first['name']}: {first['confidence'] * 100:.0f}%\t(left_x: ")
+    assert f"film.avi: {FRAMES} frames, " in captured.err and captured.err.endswith(" FPS\n")
+
+
+def test_demo_writes_json_to_standard_output(folder, capsys):
+    assert demo(folder, folder / "film.avi", "-jsonl", "-", "-s", "5") == 0
+    assert [json.loads(line)["frame_id"] for line in capsys.readouterr().out.splitlines()] == [1, 7, 13]
+
+
+def test_demo_without_a_video(folder, capsys):
+    assert demo(folder, folder / "none.avi") == 2
+    expected = f"error: {folder / 'none.avi'}: there is no such file; give a video, a camera's number or a URL\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("gpudarknet.cli.demo.time.perf_counter", lambda: now[0])
+    clock, lines = Clock(), []
+    for _ in range(30):
+        now[0] += 0.1
+        lines += clock.tick()
+    assert lines[0] == "FPS:10.0 \t AVG_FPS:10.0" and 2 <= len(lines) <= 3
