@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -154,8 +154,17 @@ def _orders(step: Step) -> list[tuple[Map, list[After]]]:
     return orders
 
 
-def layout(steps: Sequence[Step], start: Map, outputs: Sequence[Map], batch: int) -> tuple[dict[Map, int], int, int]:
-    """Place every root map: it lives from the first step that writes a part of it to the last that reads one."""
+def layout(
+    steps: Sequence[Step],
+    start: Map,
+    outputs: Sequence[Map],
+    batch: int,
+    numbers_of: Callable[[Map], int] | None = None,
+) -> tuple[dict[Map, int], int, int]:
+    """Place every root map: it lives from the first step that writes a part of it to the last that reads one.
+
+    numbers_of: how many numbers an image of a map takes, if more than it has.
+    """
     lives: dict[Map, list[int]] = {start: [-1, -1]}
     for i, step in enumerate(steps):
         for m in (step.y, *step.reads):
@@ -163,7 +172,7 @@ def layout(steps: Sequence[Step], start: Map, outputs: Sequence[Map], batch: int
     for m in outputs:
         lives[m.root][1] = len(steps)
     roots = list(lives)
-    sizes = [batch * prod(m.shape) for m in roots]
+    sizes = [batch * (numbers_of(m) if numbers_of else prod(m.shape)) for m in roots]
     spans = [(first, last) for first, last in lives.values()]
     offsets, numbers = arena.place(sizes, spans, ALIGNMENT)
     return dict(zip(roots, offsets, strict=True)), numbers, arena.most_alive(sizes, spans, ALIGNMENT)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .convolve import Phases, direct, grouped, matrix, patches
+from .convolve import Phases, direct, grouped, matrix, packed, patches, with_bias
 from .steps import Convolve
 from .winograd import kernels, winograd
 
@@ -36,9 +36,9 @@ def _is_winograd(s: Convolve) -> bool:
 
 
 METHODS: dict[str, Method] = {
-    "patches": Method(lambda s: s.groups == 1, matrix, patches),
+    "patches": Method(lambda s: s.groups == 1, with_bias, patches),
     "grouped": Method(lambda s: True, matrix, grouped),
-    "direct": Method(_is_direct, matrix, direct),
+    "direct": Method(_is_direct, packed, direct),
     "winograd2": Method(_is_winograd, partial(kernels, m=2), partial(winograd, m=2)),
     "winograd4": Method(_is_winograd, partial(kernels, m=4), partial(winograd, m=4)),
 }

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from .after import Last
+from .after import Finish, Last
+from .gemm import multiply, pack
 from .steps import Convolve
 from .team import Task, Team
 
@@ -33,34 +34,57 @@ def pieces(length: int, most: int, workers: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def matrix(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Prepare kernel (F, C/groups, size, size) and bias (F,) for gemm: -> (F, C/groups size^2 + 1)."""
-    return np.hstack([kernel.reshape(len(kernel), -1), bias.reshape(-1, 1)])
+Weights = tuple[np.ndarray, np.ndarray]  # the matrix, and the bias where it is not a column of it
 
 
-def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+def matrix(kernel: np.ndarray, bias: np.ndarray) -> Weights:
+    """Prepare kernel (F, C/groups, size, size) for gemm: -> (F, C/groups size^2)."""
+    return kernel.reshape(len(kernel), -1), bias
+
+
+def packed(kernel: np.ndarray, bias: np.ndarray) -> Weights:
+    """As `matrix`, in blocks."""
+    return pack(kernel.reshape(len(kernel), -1)), bias
+
+
+def with_bias(kernel: np.ndarray, bias: np.ndarray) -> Weights:
+    """As `packed`, with the bias as one more column, which meets a row of ones."""
+    return pack(np.hstack([kernel.reshape(len(kernel), -1), bias.reshape(-1, 1)])), bias
+
+
+def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
     """1 x 1, stride 1, one group: y (F, HW) = weights (F, C) @ x (C, HW)."""
     (N, C), F, P = x.shape[:2], y.shape[1], x.shape[2] * x.shape[3]
-    finish, flat = last(weights[:, C]), weights[:, :C]
+    flat, finish = weights[0], last(weights[1])
     tasks: list[Task] = []
 
-    def task(n: int, f0: int, f1: int, p0: int, p1: int) -> Task:
-        a, b, out = flat[f0:f1], x[n].reshape(C, P)[:, p0:p1], y[n].reshape(F, P)[f0:f1, p0:p1]
+    def task(n: int, p0: int, p1: int, f0: int, f1: int) -> Task:
+        w, b, out = filters(flat, f0, f1), x[n].reshape(C, P)[:, p0:p1], y[n].reshape(F, P)[f0:f1, p0:p1]
 
         def run(worker: int) -> None:
-            np.matmul(a, b, out=out)
+            multiply(w, b, out)
             finish(worker, n, f0, f1, p0, p1)
 
         return run
 
-    by_pixels = N * P >= team.size * 2 * WIDE or F < 2 * team.size
-    most = max(WIDE, COL // (C + F))
-    for n in range(N):
-        if by_pixels:
-            tasks += [task(n, 0, F, *p) for p in pieces(P, most, 1 if N > 1 else team.size)]
-        else:
-            tasks += [task(n, *f, 0, P) for f in pieces(F, F, team.size)]
+    if N * P >= team.size * 2 * WIDE:
+        parts = pieces(P, max(WIDE, COL // (C + F)), 1 if N > 1 else team.size)
+        tasks = [task(n, *p, 0, F) for n in range(N) for p in parts]
+    else:
+        tasks = [task(n, 0, P, *f) for n in range(N) for f in by_filters(flat, F, team.size)]
     return [tasks]
+
+
+def by_filters(weights: np.ndarray, F: int, workers: int) -> list[tuple[int, int]]:
+    """Cut the filters of a prepared matrix into (from, to), one piece per worker, where its blocks allow."""
+    b = weights.shape[-1] if weights.ndim == 3 else 1
+    return [(b * f0, b * f1) for f0, f1 in pieces(F // b, F // b, workers)]
+
+
+def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
+    """Return the part of a prepared matrix that makes filters f0 to f1."""
+    b = weights.shape[-1] if weights.ndim == 3 else 1
+    return weights[f0 // b : f1 // b]
 
 
 def window(x: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
@@ -93,13 +117,13 @@ def extent(step: Convolve, C: int, R: int) -> tuple[int, int, int]:
     return C, (R - 1) * step.strides[0] + reach, (OW - 1) * step.strides[1] + reach
 
 
-def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
     """Any size, stride and dilation, one group. The bias is the product of one more column of weights with ones."""
     (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
     K, P = C * size * size, OH * OW
     if N * P < 2 * WIDE * team.size:
-        return _by_filters(step, x, y, weights, last, team)
-    finish = last(None)
+        return _by_filters(step, x, y, weights[0], last(None), team)
+    flat, finish = weights[0], last(None)
     rows = max(COL // (K * OW), ceil(WIDE, OW))
 
     def task(n: int, r0: int, r1: int) -> Task:
@@ -110,7 +134,7 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, l
             padded = team.scratch(worker, "padded", *extent(step, C, r1 - r0))
             fill_patches(col[:K].reshape(C, size, size, r1 - r0, OW), x[n], step, r0, padded)
             col[K] = 1
-            np.matmul(weights, col, out=out)
+            multiply(flat, col, out)
             finish(worker, n, 0, F, r0 * OW, r1 * OW)
 
         return run
@@ -118,11 +142,10 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, l
     return [[task(n, *r) for n in range(N) for r in pieces(OH, rows, 1 if N > 1 else team.size)]]
 
 
-def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish, team: Team) -> Phases:
     """Small maps: the weights are the larger matrix, so every worker takes some of the filters, on shared patches."""
     (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
     K, P = C * size * size, OH * OW
-    finish = last(None)
 
     def fill(n: int, c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
@@ -133,11 +156,11 @@ def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarra
 
         return run
 
-    def multiply(n: int, f0: int, f1: int) -> Task:
+    def product(n: int, f0: int, f1: int) -> Task:
         out = y[n].reshape(F, P)[f0:f1]
 
         def run(worker: int) -> None:
-            np.matmul(weights[f0:f1], team.scratch(0, "shared", K + 1, P), out=out)
+            multiply(filters(flat, f0, f1), team.scratch(0, "shared", K + 1, P), out)
             finish(worker, n, f0, f1, 0, P)
 
         return run
@@ -145,15 +168,15 @@ def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarra
     phases: Phases = []
     for n in range(N):
         phases.append([fill(n, *c) for c in pieces(C, C, team.size)])
-        phases.append([multiply(n, *f) for f in pieces(F, F, team.size)])
+        phases.append([product(n, *f) for f in by_filters(flat, F, team.size)])
     return phases
 
 
-def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: np.ndarray, last: Last, team: Team) -> Phases:
+def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
     """As `patches`, a small gemm for each group."""
     (N, C, _, _), (_, F, OH, OW), size, g = x.shape, y.shape, step.size, step.groups
     K = C // g * size * size
-    finish, flat = last(weights[:, K]), weights[:, :K].reshape(g, F // g, K)
+    finish, flat = last(weights[1]), weights[0].reshape(g, F // g, K)
     rows = max(COL // (C * size * size * OW), 1)
 
     def task(n: int, r0: int, r1: int) -> Task:

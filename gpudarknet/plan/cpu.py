@@ -41,9 +41,8 @@ class Program:
         self.prepared = {} if prepared is None else prepared
         self.arena = np.zeros(plan.numbers, np.float32)
         self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
-        self.phases: Phases = []
-        for step in plan.steps:
-            self.phases += BIND[type(step)](self, step)
+        with self.team:  # weights are prepared as they will be used: BLAS on one thread
+            self.phases: Phases = [tasks for step in plan.steps for tasks in BIND[type(step)](self, step)]
 
     def view(self, m: Map) -> np.ndarray:
         """Return a map's memory as (N, C, H, W); images lie apart where the map is a part of another."""

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from ..backend import Backend
 from ..graph import Node
 from ..layers import Shape
+from . import cuda
 from .compile import compile
 from .cpu import Prepared, Program
 from .tune import read_choices
@@ -17,10 +19,10 @@ _lock = threading.Lock()  # one for all engines, so that networks can be copied 
 
 
 class Engine:
-    """Runs a network by plans on the CPU, one per input shape and batch. The prepared weights are shared."""
+    """Runs a network by plans, one per input shape, batch and precision. The prepared weights are shared."""
 
     def __init__(self) -> None:
-        self.programs: dict[tuple[Shape, int], Program] = {}
+        self.programs: dict[tuple[Shape, int, str], Program | cuda.Program] = {}
         self.prepared: dict[tuple[int, str], Prepared] = {}
 
     def forget(self) -> None:
@@ -30,15 +32,27 @@ class Engine:
             self.prepared.clear()
 
     def program(
-        self, nodes: Sequence[Node], weights: Sequence[dict[str, Any]], heads: Sequence[int], shape: Shape, batch: int
-    ) -> Program:
-        """Return the program for `batch` images of `shape` (C, H, W)."""
+        self,
+        nodes: Sequence[Node],
+        weights: Sequence[dict[str, Any]],
+        heads: Sequence[int],
+        shape: Shape,
+        batch: int,
+        be: Backend | None = None,
+        precision: str = "fp32",
+    ) -> Program | cuda.Program:
+        """Return the program for `batch` images of `shape` (C, H, W): on CUDA if `be` has cuBLAS, else on NumPy."""
+        on_cuda = be is not None and be.cublas is not None
+        key = (shape, batch, precision if on_cuda else "fp32")
         with _lock:
-            found = self.programs.pop((shape, batch), None)
+            found = self.programs.pop(key, None)
             if found is None:
                 plan = compile(nodes, weights, heads, shape, batch)
-                found = Program(plan, read_choices(), self.prepared)
-            self.programs[shape, batch] = found  # the latest stands last
+                if be is not None and on_cuda:
+                    found = cuda.Program(plan, be, precision, self.prepared)
+                else:
+                    found = Program(plan, read_choices(), self.prepared)
+            self.programs[key] = found  # the latest stands last
             while len(self.programs) > KEPT:
                 del self.programs[next(iter(self.programs))]
             return found

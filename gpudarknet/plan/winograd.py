@@ -18,6 +18,7 @@ import numpy as np
 
 from .after import Finish, Last
 from .convolve import Phases, ceil, pieces, window
+from .gemm import multiply, pack, transform
 from .steps import Convolve
 from .team import Task, Team
 
@@ -42,10 +43,11 @@ def transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def kernels(kernel: np.ndarray, bias: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Transform kernel (F, C, 3, 3) -> (positions (m+2)^2, F, C); the bias (F,) stays."""
+    """Transform kernel (F, C, 3, 3) -> positions (m+2)^2 of (F, C), packed; the bias (F,) stays."""
     F, C = kernel.shape[:2]
     _, G, _ = transforms(m)
-    return np.matmul(np.kron(G, G).astype(np.float32), kernel.reshape(F * C, 9).T).reshape(-1, F, C), bias
+    U = np.matmul(np.kron(G, G).astype(np.float32), kernel.reshape(F * C, 9).T)
+    return pack(U.reshape(-1, F, C)), bias
 
 
 def winograd(
@@ -93,11 +95,11 @@ def winograd(
             V = team.scratch(worker, "V", Q, C * T)
             M = team.scratch(worker, "M", Q + 1, F, T)
             gather(D.reshape(m + 2, m + 2, C, t1 - t0, TW), n, 0, C, t0, t1, worker)
-            np.matmul(forth, D, out=V)
-            np.matmul(U, V.reshape(Q, C, T), out=M[:Q])
+            transform(forth, D, V)
+            multiply(U, V.reshape(Q, C, T), M[:Q])
             M[Q] = bias
             Y = team.scratch(worker, "tiles", q, F * T)
-            np.matmul(back, M.reshape(Q + 1, F * T), out=Y)
+            transform(back, M.reshape(Q + 1, F * T), Y)
             scatter(Y.reshape(m, m, F, t1 - t0, TW), n, 0, F, t0, t1)
             finish(worker, n, 0, F, p0, p1)
 
@@ -115,41 +117,37 @@ def _by_positions(
 ) -> Phases:  # fmt: skip
     """Small maps: the weights are the largest matrix, so each is read once: the positions are shared out among workers."""
 
-    def transform(c0: int, c1: int) -> Task:
+    def cut(c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
             V = team.scratch(0, "shared", Q, C, T)
             D = team.scratch(worker, "tiles", Q, (c1 - c0) * T)
-            Z = team.scratch(worker, "V", Q, (c1 - c0) * T)
             gather(D.reshape(m + 2, m + 2, c1 - c0, TH, TW), 0, c0, c1, 0, TH, worker)
-            np.matmul(forth, D, out=Z)
-            V[:, c0:c1] = Z.reshape(Q, c1 - c0, T)
+            transform(forth, D, V[:, c0:c1].reshape(Q, -1))
 
         return run
 
-    def multiply(i0: int, i1: int) -> Task:
+    def products(i0: int, i1: int) -> Task:
         def run(worker: int) -> None:
             V = team.scratch(0, "shared", Q, C, T)
-            M = team.scratch(0, "products", Q, F, T)
-            np.matmul(U[i0:i1], V[i0:i1], out=M[i0:i1])
+            M = team.scratch(0, "products", Q + 1, F, T)
+            multiply(U[i0:i1], V[i0:i1], M[i0:i1])
 
         return run
 
     def restore(f0: int, f1: int) -> Task:
         def run(worker: int) -> None:
-            M = team.scratch(0, "products", Q, F, T)
-            Z = team.scratch(worker, "V", Q + 1, f1 - f0, T)
-            Z[:Q] = M[:, f0:f1]
-            Z[Q] = bias[f0:f1]
+            M = team.scratch(0, "products", Q + 1, F, T)[:, f0:f1]
+            M[Q] = bias[f0:f1]
             Y = team.scratch(worker, "tiles", q, (f1 - f0) * T)
-            np.matmul(back, Z.reshape(Q + 1, -1), out=Y)
+            transform(back, M.reshape(Q + 1, -1), Y)
             scatter(Y.reshape(m, m, f1 - f0, TH, TW), 0, f0, f1, 0, TH)
             finish(worker, 0, f0, f1, 0, H * W)
 
         return run
 
-    most_c, most_f = max(1, TILES // (Q * T)), max(1, TILES // (Q * T))
+    most = max(1, TILES // (Q * T))
     return [
-        [transform(*c) for c in pieces(C, most_c, team.size)],
-        [multiply(*i) for i in pieces(Q, ceil(Q, 2 * team.size), team.size)],
-        [restore(*f) for f in pieces(F, most_f, team.size)],
+        [cut(*c) for c in pieces(C, most, team.size)],
+        [products(*i) for i in pieces(Q, ceil(Q, 2 * team.size), team.size)],
+        [restore(*f) for f in pieces(F, most, team.size)],
     ]

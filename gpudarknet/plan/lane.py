@@ -1,0 +1,80 @@
+"""Where plans run on a GPU: a CUDA stream of our own with a cuBLAS handle, and work that is recorded once and replayed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ..backend import Backend
+from ..cublas import WORKSPACE
+
+Work = Callable[[], None]
+
+
+def address(a: Any) -> int:
+    """Return where an array of CuPy or NumPy begins, in its device's memory."""
+    return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
+
+
+class Lane:
+    """One stream of one device, on which plans take turns. A backend without streams, as in the tests, computes at once."""
+
+    def __init__(self, be: Backend):
+        assert be.cublas is not None
+        self.cuda = getattr(be.xp, "cuda", None)
+        self.lock = threading.RLock()
+        self.stream: Any = None
+        if self.cuda is not None:
+            # A non-blocking one: others can be captured only without the null stream's waiting.
+            self.stream = self.cuda.Stream(non_blocking=True)
+            self.ready, self.done = (self.cuda.Event(disable_timing=True) for _ in range(2))
+        self.workspace = be.empty((WORKSPACE,), "uint8")
+        self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Run the block's work on this stream: after what the caller's stream was given, before what it is given next."""
+        with self.lock:
+            if self.cuda is None:
+                yield
+                return
+            caller = self.cuda.get_current_stream()
+            caller.record(self.ready)
+            self.stream.wait_event(self.ready)
+            try:
+                with self.stream:
+                    yield
+            finally:
+                self.stream.record(self.done)
+                caller.wait_event(self.done)
+
+    def capture(self, work: Work) -> Any:
+        """Record work as a CUDA graph, after two runs that load every kernel: loading is not allowed while recording."""
+        work()
+        work()
+        self.stream.begin_capture()
+        try:
+            work()
+        except BaseException:
+            with suppress(Exception):  # CUDA says again that the capture is spoilt
+                self.stream.end_capture()
+            raise
+        graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return graph
+
+
+_lanes: dict[tuple[Any, int], Lane] = {}
+_lock = threading.Lock()
+
+
+def lane(be: Backend) -> Lane:
+    """Return the lane of the current device."""
+    cuda = getattr(be.xp, "cuda", None)
+    key = (be.cublas, 0 if cuda is None else cuda.Device().id)
+    with _lock:
+        if key not in _lanes:
+            _lanes[key] = Lane(be)
+        return _lanes[key]
