@@ -207,7 +207,8 @@ def test_a_classifier(tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(named))
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
     (tmp_path / "x.data").write_text(f"classes=3\ntrain={tmp_path}/list.txt\nlabels={tmp_path}/labels.txt\n")
-    text = "[net]\nwidth=20\nheight=16\nchannels=3\nbatch=2\nmax_batches=3\n[connected]\noutput={}\nactivation=linear\n[softmax]\n"
+    text = "[net]\nwidth=20\nheight=16\nchannels=3\nbatch=2\nmax_batches=3\n"
+    text += "[connected]\noutput={}\nactivation=linear\n[softmax]\n"
     (tmp_path / "x.cfg").write_text(text.format(3))
     trainer = start(tmp_path / "x.cfg")
     before = trainer.net.weights[0]["kernel"].copy()

@@ -1,0 +1,123 @@
+"""`detector train` and `classifier train`: learn from labelled images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import shelf
+from ..errors import DataError
+from . import inputs, tell
+from .arguments import Command, Flag
+
+if TYPE_CHECKING:
+    from ..loop import Progress
+
+
+def detector(args: Any) -> None:
+    """Train a detector."""
+    run(args, detects=True)
+
+
+def classifier(args: Any) -> None:
+    """Train a classifier."""
+    run(args, detects=False)
+
+
+def run(args: Any, detects: bool) -> None:
+    """Read data, cfg and weights, go on from a checkpoint where there is one, and train."""
+    from .. import loop
+    from ..data import Faults
+    from ..layers import DetectionHead
+    from ..network import load_network
+    from ..train import Trainer
+
+    file, cfg = inputs.data_file(args.words[0]), shelf.shipped_cfg(args.words[1])
+    weights = inputs.weights_file(args.words[2]) if len(args.words) > 2 else None
+    net = load_network(cfg, weights, inputs.get_backend(args), seed=args.seed)
+    if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead) is not detects:
+        kind, other = ("a classifier", "classifier") if detects else ("a detector", "detector")
+        raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
+    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False)
+    extra = {} if args.clear or weights is None else loop.resume(trainer, weights)
+    faults = Faults(Path())
+    data = loop.dataset(file, net, faults)
+    measure = loop.validation(file) if detects and args.map else None
+    begin, end = trainer.iteration, net.net.max_batches
+    print(f"{Path(cfg).stem}: {len(data.paths)} images, batch {trainer.batch}, iterations {begin + 1} to {end}")
+    with reporter(begin, end) as report:
+        trainer.fit(
+            data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
+            save_last=file.savelast or 100, save_weights=file.saveweights,
+        )  # fmt: skip
+    for found, name in ((faults.images, "bad.list"), (faults.labels, "bad_label.list")):
+        if found:
+            tell("warning", f"{len(found)} faults of the data set are listed in {name}")
+    print(f"{file.backup}: {Path(cfg).stem}_final.weights")
+
+
+@contextmanager
+def reporter(begin: int, end: int) -> Iterator[Callable[[Progress], None]]:
+    """Give what shows the progress: one live line where a person looks on, else Darknet's line for each iteration."""
+    if not sys.stderr.isatty():
+        yield lambda p: print(line(p), flush=True)
+        return
+    from rich import progress
+    from rich.console import Console
+
+    text = progress.TextColumn("{task.description}")
+    columns = (progress.MofNCompleteColumn(), progress.BarColumn(), text, progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=end, completed=begin)
+
+        def show(p: Progress) -> None:
+            speed = p.images / p.iteration / p.seconds
+            said = (
+                f"loss {p.loss:.4g}  avg {p.average:.4g}  rate {p.rate:.4g}  {speed:.1f} images/s  {p.width}x{p.height}"
+            )
+            bar.update(task, completed=p.iteration, description=said + (f"  best mAP {p.best:.2%}" if p.best else ""))
+            if p.map is not None:
+                bar.console.print(scored(p))
+
+        yield show
+
+
+def line(p: Progress) -> str:
+    """Write an iteration as Darknet does."""
+    said = (
+        f" {p.iteration}: {p.loss:f}, {p.average:f} avg loss, {p.rate:f} rate, {p.seconds:f} seconds, {p.images} images,"
+        f" {p.left / 3600:f} hours left"
+    )
+    return said if p.map is None else f"{said}\n{scored(p)}"
+
+
+def scored(p: Progress) -> str:
+    """Write a mAP that was measured on the way."""
+    return f" {p.iteration}: mean average precision (mAP@0.50) = {p.map:f}, best = {p.best:f}"
+
+
+FLAGS = (
+    Flag("clear", bool, False, "Begin at iteration 0 with these weights, as when fine-tuning"),
+    Flag("seed", int, 0, "Where chance begins; the same seed gives the same training"),
+    Flag("workers", int, 0, "Threads that prepare images; 0 means one for each core"),
+    inputs.BACKEND,
+    inputs.GPU,
+    Flag("dont_show", bool, False, "Accepted; no window is opened"),
+)
+MORE = (
+    "Weights go to the .data file's backup folder as x_last, x_1000, x_best, x_ema and x_final, with chart_x.csv and"
+    " chart_x.png. To go on after an interruption give x_last.weights: x_last.npz beside it continues to the last bit."
+    " Images and labels that cannot be read are listed in bad.list and bad_label.list and passed over"
+)
+COMMANDS = (
+    Command(
+        "detector train", ("x.data", "x.cfg", "[x.weights]"), "Train a detector", detector,
+        (Flag("map", bool, False, "Measure mAP on the images of `valid` on the way, and keep the best weights"), *FLAGS), MORE,
+    ),
+    Command(
+        "classifier train", ("x.data", "x.cfg", "[x.weights]"), "Train a classifier", classifier, FLAGS, MORE,
+    ),
+)  # fmt: skip

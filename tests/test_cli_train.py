@@ -1,0 +1,96 @@
+"""`detector train`, `map`, `valid`, `recall`, `calc_anchors` and `classifier train`, on four small images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_loop import project
+
+from gpudarknet.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Run in a folder with a data set and a cfg, on NumPy."""
+    project(tmp_path, end=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    return tmp_path
+
+
+def test_train_then_measure(folder, capsys):
+    assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and lines[0] == "x: 4 images, batch 2, iterations 1 to 3"
+    assert (
+        lines[1].startswith(" 1: ") and " avg loss, 0.000063 rate, " in lines[1] and " seconds, 2 images, " in lines[1]
+    )
+    assert lines[4].startswith(" 3: mean average precision (mAP@0.50) = ") and len(lines) == 6
+    assert (folder / "backup" / "x_final.weights").is_file()
+    weights = ["x.data", "x.cfg", "backup/x_final.weights"]
+
+    assert main(["detector", "map", *weights, "-points", "11"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(" detections_count = ") and out[0].endswith(", unique_truth_count = 12")
+    assert out[1].startswith("class_id = 0, name = red, ap = ") and "(TP = " in out[1]
+    assert out[4].startswith(" for conf_thresh = 0.25, precision = ")
+    assert " IoU threshold = 50 %, used 11 Recall-points" in out
+    assert any(line.startswith(" mean average precision (mAP@0.50) = 0.") for line in out)
+
+    assert main(["detector", "valid", *weights]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"results/comp4_det_test_{c}.txt" for c in ("red", "green", "blue")]
+    (folder / "x.data").write_text((folder / "x.data").read_text() + "eval=coco\n")
+    assert main(["detector", "valid", *weights, "-thresh", "0.01"]) == 0
+    entries = json.loads((folder / "results" / "coco_results.json").read_text())
+    assert entries and set(entries[0]) == {"image_id", "category_id", "score", "bbox"}
+
+    assert main(["detector", "recall", *weights]) == 0
+    assert "images: 4, proposals per image: " in capsys.readouterr().out
+
+
+def test_going_on_from_a_checkpoint(folder, capsys):
+    main(["detector", "train", "x.data", "x.cfg"])
+    text = (folder / "x.cfg").read_text()
+    (folder / "x.cfg").write_text(text.replace("max_batches=3", "max_batches=5"))
+    capsys.readouterr()
+    assert main(["detector", "train", "x.data", "x.cfg", "backup/x_last.weights"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].endswith("iterations 4 to 5") and out[1].startswith(" 4: ") and len(out) == 4
+    assert main(["detector", "train", "x.data", "x.cfg", "backup/x_last.weights", "-clear"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("iterations 1 to 5")
+
+
+def test_faults_of_the_data_set_are_told(folder, capsys):
+    (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 0
+    assert capsys.readouterr().err == "warning: 1 faults of the data set are listed in bad_label.list\n"
+
+
+def test_anchors(folder, capsys):
+    assert (
+        main(["detector", "calc_anchors", "x.data", "-num_of_clusters", "1", "-width", "100", "-height", "60", "-show"])
+        == 0
+    )
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(" 12 boxes, average IoU = ") and out[1] == "anchors =  16, 12"
+    assert (folder / "anchors.txt").read_text() == " 16, 12\n"
+    assert (folder / "counters_per_class.txt").read_text() == "counters_per_class = 4, 4, 4\n"
+    assert (folder / "anchors.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["detector", "calc_anchors", "x.data"],
+         "detector calc_anchors: give the input's size as in the cfg, -width 416 -height 416"),
+        (["classifier", "train", "x.data", "x.cfg"], "x.cfg: is a detector; use `gpudarknet detector train`"),
+        (["detector", "map", "x.data", "x.cfg", "none"], "none: cannot be read (No such file or directory); check the path"),
+        (["detector", "train", "x.data", "x.cfg", "x.weights"],
+         "x.weights: cannot be read (No such file or directory); check the path"),
+    ],
+)  # fmt: skip
+def test_refusals(folder, capsys, words, said):
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
