@@ -35,11 +35,13 @@ class Backend:
 
     `launch(kernel, threads, *args, block=256)` runs `kernels/FILE.cu`'s kernel "FILE.NAME" on at least `threads` CUDA
     threads; it is None where there are no kernels, and ops then run their array-language definitions.
+    `cublas(stream, workspace)` opens a `cublas.Handle`, with which and with `launch` plans run on CUDA; None: they do not.
     """
 
     name: str
     xp: ModuleType
     launch: Callable[..., None] | None = None
+    cublas: Callable[[int, tuple[int, int]], Any] | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Allocate an array without writing to it."""
@@ -111,9 +113,9 @@ def get(name: str | Backend = "auto") -> Backend:
 def _cupy() -> Backend:
     import cupy
 
-    from . import cuda
+    from . import cublas, cuda
 
-    return Backend("cupy", cupy, cuda.launcher())
+    return Backend("cupy", cupy, cuda.launcher(), cublas.Handle)
 
 
 @cache

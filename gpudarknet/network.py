@@ -122,8 +122,10 @@ class Network:
         if precision not in ("fp32", "tf32", "fp16"):
             raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
         x = self.input(x)
-        if engine == "plan" and self.backend.xp is np and self.backend.launch is None:
-            return self.engine.program(self.nodes, self.weights, self.heads, self.net.input, x.shape[0]).run(x)
+        be = self.backend
+        if engine == "plan" and (be.cublas is not None or (be.xp is np and be.launch is None)):
+            sizes = (self.net.input, x.shape[0])
+            return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:

@@ -1,44 +1,5 @@
 // Darknet's activation functions and their gradients. Twins of gpudarknet/ops/activation.py.
 
-// In the order of FUNCTIONS there.
-enum Kind {
-    LINEAR, LOGISTIC, LOGGY, RELU, RELU6, LEAKY, REVLEAKY, RELIE, RAMP, ELU, SELU, GELU, TANH, PLSE, STAIR, HARDTAN, LHTAN,
-    SWISH, MISH, HARD_MISH
-};
-
-// tanh(log(1 + e^x)) without the logarithm; from x = 20 on it is 1.
-__device__ inline float tanh_softplus(float x) {
-    float e = expf(x > 20 ? 20 : x), n = e * (e + 2);
-    return n / (n + 2);
-}
-
-__device__ inline float function(int kind, float x) {
-    switch (kind) {
-        case LOGISTIC: return sigmoid(x);
-        case LOGGY: return 2 * sigmoid(x) - 1;
-        case RELU: return x < 0 ? 0 : x;
-        case RELU6: return x < 0 ? 0 : x > 6 ? 6 : x;
-        case LEAKY: case REVLEAKY: return x > 0 ? x : 0.1f * x;
-        case RELIE: return x > 0 ? x : 0.01f * x;
-        case RAMP: return (x < 0 ? 0 : x) + 0.1f * x;
-        case ELU: return x >= 0 ? x : expm1f(x);
-        case SELU: return 1.0507f * (x >= 0 ? x : 1.6732f * expm1f(x));
-        case GELU: return 0.5f * x * (1 + tanhf(0.797885f * x + 0.035677f * x * x * x));
-        case TANH: return tanhf(x);
-        case PLSE: return x < -4 ? 0.01f * (x + 4) : x > 4 ? 0.01f * (x - 4) + 1 : 0.125f * x + 0.5f;
-        case STAIR: {
-            float m = floorf(x);
-            return m - 2 * floorf(m / 2) == 0 ? floorf(x / 2) : (x - m) + floorf(x / 2);
-        }
-        case HARDTAN: return x < -1 ? -1 : x > 1 ? 1 : x;
-        case LHTAN: return x < 0 ? 0.001f * x : x > 1 ? 0.001f * (x - 1) + 1 : x;
-        case SWISH: return x * sigmoid(x);
-        case MISH: return x * tanh_softplus(x);
-        case HARD_MISH: return x > 0 ? x : x > -2 ? x * x / 2 + x : 0;
-        default: return x;
-    }
-}
-
 __device__ inline float derivative(int kind, float x, float y) {
     switch (kind) {
         case LOGISTIC: return (1 - y) * y;

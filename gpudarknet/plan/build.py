@@ -116,6 +116,10 @@ def fuse(steps: Sequence[Step], outputs: Sequence[Map]) -> list[Step]:
             readers[part] = readers.get(part, 0) + 1
     written: dict[Map, int] = {}  # a root map -> the last step that wrote into it
     for step in steps:
+        if (pooling := poolable(step, done, readers)) is not None:
+            pooling.pooled, pooling.y, pooling.layers = True, step.y, pooling.layers + step.layers
+            written[step.y.root] = done.index(pooling)
+            continue
         late: list[tuple[Step, list[After]]] = []
         for x, after in _orders(step):
             writer = next((i for i, s in enumerate(done) if s.y is x), None)
@@ -123,6 +127,7 @@ def fuse(steps: Sequence[Step], outputs: Sequence[Map]) -> list[Step]:
             if (
                 writer is not None
                 and isinstance(done[writer], Convolve)
+                and not getattr(done[writer], "pooled", False)
                 and x.whole is None
                 and readers[x] == 1
                 and all(written.get(other.root, -1) < writer for other in others)
@@ -137,6 +142,25 @@ def fuse(steps: Sequence[Step], outputs: Sequence[Map]) -> list[Step]:
             done.append(step)
             written[step.y.root] = len(done) - 1
     return done
+
+
+RISING = frozenset(
+    {"leaky", "revleaky", "relu", "relu6", "relie", "ramp", "logistic", "loggy", "tanh", "hardtan", "elu", "selu"}
+)
+
+
+def poolable(step: Step, done: Sequence[Step], readers: dict[Map, int]) -> Convolve | None:
+    """Return the convolution that can pool its own map in place of this step: 2 x 2 blocks of an even map, no other
+    reader, and nothing between them but an activation that never falls."""
+    if not isinstance(step, MaxPool) or (step.size, step.strides, step.padding // 2) != (2, (2, 2), 0):
+        return None
+    (x,) = step.xs
+    writer = next((s for s in done if s.y is x), None)
+    if not isinstance(writer, Convolve) or writer.pooled or writer.size == 1 or writer.groups > 1:
+        return None
+    rising = all(isinstance(a, Activate) and a.kind in RISING for a in writer.after)
+    even = (2 * step.y.shape[1], 2 * step.y.shape[2]) == x.shape[1:]
+    return writer if rising and even and readers[x] == 1 and x.whole is None else None
 
 
 def _orders(step: Step) -> list[tuple[Map, list[After]]]:

@@ -1,0 +1,282 @@
+// The steps of a plan on maps that lie pixel by pixel. Launched by gpudarknet/plan/cuda.py.
+//
+// A map (N, H, W, C) has its channels side by side and `ld` numbers from one pixel to the next: maps that are joined lie in
+// one larger map, each with its channels and that map's ld. P = H*W. With `wide`, every thread does the 16 bytes of channels
+// that one access moves, where Python has seen that pointers, C and ld allow it; else it does one channel.
+
+constexpr int WIDE = 16 / sizeof(T);
+
+template <int V> struct alignas(V * sizeof(T)) Pack { T v[V]; };
+
+template <int V> __device__ inline void load(const T *p, float (&v)[V]) {
+    Pack<V> pack = *(const Pack<V> *)p;
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] = pack.v[k];
+}
+
+template <int V> __device__ inline void store(T *p, const float (&v)[V]) {
+    Pack<V> pack;
+#pragma unroll
+    for (int k = 0; k < V; k++) pack.v[k] = v[k];
+    *(Pack<V> *)p = pack;
+}
+
+// Put an image into the plan's form: x (N, C, P) float32 -> y (N, P, C). One thread per element: n = N*P*C.
+extern "C" __global__ void from_nchw(const float *x, T *y, int n, int C, int P, int ld) {
+    int i = thread_index();
+    if (i >= n) return;
+    int c = i % C, pixel = i / C;
+    y[pixel * ld + c] = x[(pixel / P * C + c) * P + pixel % P];
+}
+
+// Give a map the form of results: x (N, P, C) -> y (N, C, P) float32. A block of 256 threads turns a tile of 32 x 32;
+// tiles along C first, then along P, then images.
+extern "C" __global__ void to_nchw(const T *x, float *y, int C, int P, int ld) {
+    __shared__ float tile[32][33];  // 33: a column lies in 32 different banks
+    int across = (C + 31) / 32, down = (P + 31) / 32, image = blockIdx.x / (across * down);
+    int c0 = blockIdx.x % across * 32, p0 = blockIdx.x / across % down * 32, lane = threadIdx.x % 32, row = threadIdx.x / 32;
+    for (int r = row; r < 32; r += 8)
+        if (p0 + r < P && c0 + lane < C) tile[r][lane] = x[(image * P + p0 + r) * ld + c0 + lane];
+    __syncthreads();
+    for (int r = row; r < 32; r += 8)
+        if (c0 + r < C && p0 + lane < P) y[(image * C + c0 + r) * P + p0 + lane] = tile[lane][r];
+}
+
+// Close the gaps between pixels: x (N, P, C) -> y (N, P, C) float32. n = N*P*C.
+extern "C" __global__ void to_rows(const T *x, float *y, int n, int C, int ld) {
+    int i = thread_index();
+    if (i < n) y[i] = x[i / C * ld + i % C];
+}
+
+template <int V>
+__device__ inline void patch(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size, int sy,
+                             int sx, int dilation, int pad, int ldx, int ldcol) {
+    int c = i % (C / V) * V, tap = i / (C / V) % (size * size), row = i / (C / V) / (size * size), m = first + row;
+    int h = m / OW % OH * sy - pad + tap / size * dilation, w = m % OW * sx - pad + tap % size * dilation;
+    float v[V] = {};
+    if (h >= 0 && h < H && w >= 0 && w < W) load<V>(x + ((m / (OW * OH) * H + h) * W + w) * ldx + c, v);
+    store<V>(col + row * ldcol + (c / G * size * size + tap) * G + c % G, v);
+}
+
+// Lay out patches: x (N, H, W, C) -> col (rows, C/G, size*size, G), the patches of the pixels from `first` on of (N, OH, OW).
+// col[r, g, p*size + q, c] = x[image, i*sy - pad + p*dilation, j*sx - pad + q*dilation, g*G + c], 0 outside.
+// ldcol: numbers from one patch to the next. n = rows * size*size * C, or C / WIDE.
+extern "C" __global__ void im2col(const T *x, T *col, int n, int first, int C, int G, int H, int W, int OH, int OW, int size,
+                                  int sy, int sx, int dilation, int pad, int ldx, int ldcol, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        patch<WIDE>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+    else
+        patch<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+}
+
+template <int V>
+__device__ inline void channelwise(int i, const T *x, const T *weights, T *y, int C, int H, int W, int OH, int OW, int size,
+                                   int sy, int sx, int dilation, int pad, int ldx, int ldy) {
+    int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - pad, left = m % OW * sx - pad;
+    float sum[V] = {}, v[V], w[V];
+    for (int p = 0; p < size; p++)
+        for (int q = 0; q < size; q++) {
+            int row = top + p * dilation, column = left + q * dilation;
+            if (row < 0 || row >= H || column < 0 || column >= W) continue;
+            load<V>(x + ((m / (OW * OH) * H + row) * W + column) * ldx + c, v);
+            load<V>(weights + (p * size + q) * C + c, w);
+#pragma unroll
+            for (int k = 0; k < V; k++) sum[k] += v[k] * w[k];
+        }
+    store<V>(y + m * ldy + c, sum);
+}
+
+// Convolve every channel with a kernel of its own: x (N, H, W, C), weights (size, size, C) -> y (N, OH, OW, C).
+// n = N*OH*OW * C, or C / WIDE.
+extern "C" __global__ void depthwise(const T *x, const T *weights, T *y, int n, int C, int H, int W, int OH, int OW, int size,
+                                     int sy, int sx, int dilation, int pad, int ldx, int ldy, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        channelwise<WIDE>(i, x, weights, y, C, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy);
+    else
+        channelwise<1>(i, x, weights, y, C, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy);
+}
+
+// Only these functions are there in 16-byte form; Python takes the others one by one.
+template <int V> __device__ inline void activate(int kind, float (&v)[V]) {
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        if (V == 1)
+            v[k] = function(kind, v[k]);
+        else if (kind == LEAKY)
+            v[k] = function(LEAKY, v[k]);
+        else if (kind == RELU)
+            v[k] = function(RELU, v[k]);
+        else if (kind == MISH)
+            v[k] = function(MISH, v[k]);
+        else if (kind == SWISH)
+            v[k] = function(SWISH, v[k]);
+        else if (kind == LOGISTIC)
+            v[k] = function(LOGISTIC, v[k]);
+    }
+}
+
+__device__ inline float rectify(float x, float slope) { return x > 0 ? x : slope * x; }
+
+enum Join { NOTHING, ADD, SORT, MULTIPLY };
+
+template <int V>
+__device__ inline void finish_channels(int i, const T *x, const float *bias, const T *other, T *y, int C, int P, int Co, int Po,
+                                       int ldx, int ldo, int ldy, int before, int join, float eps, float slope, int after) {
+    int c = i % (C / V) * V, m = i / (C / V);
+    float v[V], o[V];
+    load<V>(x + m * ldx + c, v);
+    if (bias)
+#pragma unroll
+        for (int k = 0; k < V; k++) v[k] += bias[c + k];
+    activate<V>(before, v);
+    if (join != NOTHING) {
+        other += (Po == 1 ? m / P : m) * ldo;
+        if (Co == 1) {
+#pragma unroll
+            for (int k = 0; k < V; k++) o[k] = other[0];
+        } else {
+            load<V>(other + c, o);
+        }
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            if (join == ADD) v[k] += o[k];
+            if (join == SORT) v[k] += o[k] + sqrtf(fmaxf(rectify(v[k], slope) * rectify(o[k], slope), 0) + eps);
+            if (join == MULTIPLY) v[k] *= o[k];
+        }
+    }
+    activate<V>(after, v);
+    store<V>(y + m * ldy + c, v);
+}
+
+// Finish a step: x (N, P, C) -> y (N, P, C) = after(join(before(x + bias), other)); x may be y. bias (C) may be null. join 1
+// adds other, 2 adds it and the SORT term sqrt(max(R(a) R(b), 0) + eps), R(x) = x where x > 0, else slope * x, 3 multiplies
+// by it; other is (N, Po, Co) with Po = P or 1, Co = C or 1. n = N*P * C, or C / WIDE.
+extern "C" __global__ void finish(const T *x, const float *bias, const T *other, T *y, int n, int C, int P, int Co, int Po,
+                                  int ldx, int ldo, int ldy, int before, int join, float eps, float slope, int after, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        finish_channels<WIDE>(i, x, bias, other, y, C, P, Co, Po, ldx, ldo, ldy, before, join, eps, slope, after);
+    else
+        finish_channels<1>(i, x, bias, other, y, C, P, Co, Po, ldx, ldo, ldy, before, join, eps, slope, after);
+}
+
+template <int V>
+__device__ inline void largest(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy, int sx, int before,
+                               int ldx, int ldy) {
+    int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - before, left = m % OW * sx - before;
+    float best[V], v[V];
+#pragma unroll
+    for (int k = 0; k < V; k++) best[k] = MINUS_INFINITY;
+    for (int h = max(top, 0); h < min(top + size, H); h++)
+        for (int w = max(left, 0); w < min(left + size, W); w++) {
+            load<V>(x + ((m / (OW * OH) * H + h) * W + w) * ldx + c, v);
+#pragma unroll
+            for (int k = 0; k < V; k++)
+                if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
+        }
+    store<V>(y + m * ldy + c, best);
+}
+
+// Take the maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C); positions outside x do not count. The first window
+// begins at -before. n = N*OH*OW * C, or C / WIDE.
+extern "C" __global__ void maxpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy, int sx,
+                                   int before, int ldx, int ldy, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        largest<WIDE>(i, x, y, C, H, W, OH, OW, size, sy, sx, before, ldx, ldy);
+    else
+        largest<1>(i, x, y, C, H, W, OH, OW, size, sy, sx, before, ldx, ldy);
+}
+
+template <int V>
+__device__ inline void repeat(int i, const T *x, T *y, int C, int H, int W, int s, float scale, int ldx, int ldy) {
+    int c = i % (C / V) * V, m = i / (C / V), w = m % (W * s) / s, h = m / (W * s) % (H * s) / s, image = m / (W * s * H * s);
+    float v[V];
+    load<V>(x + ((image * H + h) * W + w) * ldx + c, v);
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] *= scale;
+    store<V>(y + m * ldy + c, v);
+}
+
+// Repeat every pixel s x s times and multiply by scale: x (N, H, W, C) -> y (N, H*s, W*s, C). n = N*H*s*W*s * C, or C / WIDE.
+extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W, int s, float scale, int ldx, int ldy, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        repeat<WIDE>(i, x, y, C, H, W, s, scale, ldx, ldy);
+    else
+        repeat<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
+}
+
+// Average every channel: x (N, P, C) -> y (N, 1, C). One thread per element of y: n = N*C.
+extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ldx, int ldy) {
+    int i = thread_index();
+    if (i >= n) return;
+    int c = i % C, image = i / C;
+    float sum = 0;
+    for (int p = 0; p < P; p++) sum += x[(image * P + p) * ldx + c];
+    y[image * ldy + c] = sum / P;
+}
+
+// Rearrange as [reorg] does: x (N, H, W, C) -> y (N, H/s, W/s, C*s*s). Its rule is about memory in the order (C, H, W): number
+// k of the output there is number (c*H + i*s + p) * W + j*s + q of the input read as (C/s/s, H*s, W*s), where k counts
+// (p, q, c, i, j) in (s, s, C/s/s, H, W). One thread per element of y: n = N*H*W*C.
+extern "C" __global__ void reorg(const T *x, T *y, int n, int C, int H, int W, int s, int ldx, int ldy) {
+    int e = thread_index();
+    if (e >= n) return;
+    int F = C * s * s, OH = H / s, OW = W / s, f = e % F, pixel = e / F, image = pixel / (OH * OW);
+    int k = f * OH * OW + pixel % (OH * OW), small = C / (s * s);
+    int j = k % W, i = k / W % H, c = k / (W * H) % small, q = k / (W * H * small) % s, p = k / (W * H * small * s);
+    int from = (c * H * s + i * s + p) * W * s + j * s + q;
+    y[pixel * ldy + f] = x[(image * H * W + from % (H * W)) * ldx + from / (H * W)];
+}
+
+// Activate a yolo map x (N, P, A*E) -> y: sigmoid of x, y, objectness and classes, not with new_coords; then x and y become
+// scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
+extern "C" __global__ void yolo(const T *x, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx, int ldy) {
+    int i = thread_index();
+    if (i >= n) return;
+    int c = i % C, pixel = i / C, entry = c % E;
+    float v = x[pixel * ldx + c];
+    if (!new_coords && entry != 2 && entry != 3) v = sigmoid(v);
+    if (entry < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
+    y[pixel * ldy + c] = v;
+}
+
+// Activate a region map x (N, P, A*E) -> y, E = coords + 1 + classes: sigmoid of the objectness, and with `softmax` the classes
+// become probabilities. One warp per box: n = N*P*A.
+extern "C" __global__ void region(const T *x, T *y, int n, int A, int E, int coords, int softmax, int ldx, int ldy) {
+    int i = thread_index() / 32, lane = threadIdx.x % 32;
+    if (i >= n) return;
+    x += i / A * ldx + i % A * E;
+    y += i / A * ldy + i % A * E;
+    float shift = MINUS_INFINITY, sum = 0;
+    for (int e = coords + 1 + lane; e < E; e += 32) shift = fmaxf(shift, x[e]);
+    shift = warp_max(shift);
+    for (int e = coords + 1 + lane; e < E; e += 32) sum += expf(x[e] - shift);
+    sum = warp_sum(sum);
+    for (int e = lane; e < E; e += 32) {
+        float v = x[e];
+        y[e] = e == coords ? sigmoid(v) : e > coords && softmax ? expf(v - shift) / sum : v;
+    }
+}
+
+// Turn rows x (n, K) into probabilities y (n, K): exp(x / temperature) over their sum. One warp per row.
+extern "C" __global__ void softmax(const T *x, T *y, int n, int K, float temperature, int ldx, int ldy) {
+    int i = thread_index() / 32, lane = threadIdx.x % 32;
+    if (i >= n) return;
+    x += i * ldx;
+    y += i * ldy;
+    float shift = MINUS_INFINITY, sum = 0;
+    for (int k = lane; k < K; k += 32) shift = fmaxf(shift, x[k] / temperature);
+    shift = warp_max(shift);
+    for (int k = lane; k < K; k += 32) sum += expf(x[k] / temperature - shift);
+    sum = warp_sum(sum);
+    for (int k = lane; k < K; k += 32) y[k] = expf(x[k] / temperature - shift) / sum;
+}
