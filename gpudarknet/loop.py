@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,9 @@ from .files import atomic
 from .layers import DetectionHead
 from .names import DataFile, read_names
 from .network import Network
-from .train import Trainer
+
+if TYPE_CHECKING:
+    from .train import Trainer
 
 SAVE_SECONDS = 600.0  # a checkpoint at least so often
 DRAW_SECONDS = 20.0  # a picture of the chart at most so often

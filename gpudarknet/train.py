@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import schedule
+from . import loop, schedule
 from .errors import DataError, TrainError, TrainWarning
 from .files import atomic
 from .graph import Node, host
@@ -29,6 +29,7 @@ from .layers.avgpool import AvgPool
 from .layers.connected import Connected
 from .layers.convolutional import Convolutional
 from .layers.softmax import Cost
+from .names import DataFile
 from .network import Network
 from .ops import activation, update
 
@@ -119,9 +120,6 @@ class Trainer:
 
         base is the cfg's name if it is not given. The options are those of `loop.fit`, which does it.
         """
-        from . import loop  # it stands on this module
-        from .names import DataFile
-
         data = DataFile.read(data) if isinstance(data, str | Path) else data
         data = loop.dataset(data, self.net) if isinstance(data, DataFile) else data
         return loop.fit(self, data, folder, base or Path(self.net.config.path).stem, **options)
