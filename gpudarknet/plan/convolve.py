@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .after import Finish, Last
+from .after import Last
 from .gemm import multiply, pack
 from .steps import Convolve
 from .team import Task, Team
@@ -87,6 +87,14 @@ def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
     return weights[f0 // b : f1 // b]
 
 
+def pool(x: np.ndarray, out: np.ndarray, worker: int, team: Team) -> None:
+    """Keep the maximum of each 2 x 2 block: x (F, 2R, 2S) -> out (F, R, S)."""
+    F, R, S = x.shape
+    rows = team.scratch(worker, "rows", F, R // 2, S)
+    np.maximum(x[:, ::2], x[:, 1::2], out=rows)
+    np.maximum(rows[:, :, ::2], rows[:, :, 1::2], out=out)
+
+
 def window(x: np.ndarray, top: int, left: int, out: np.ndarray) -> None:
     """Copy what x (C, H, W) has from (top, left) on into out (C, R, S), and zeros where that is outside x."""
     (H, W), (R, S) = x.shape[1:], out.shape[1:]
@@ -113,63 +121,60 @@ def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int, padded
 
 def extent(step: Convolve, C: int, R: int) -> tuple[int, int, int]:
     """Return the shape of the input, border included, that R rows of the output are made from."""
-    reach, OW = (step.size - 1) * step.dilation + 1, step.y.shape[2]
+    reach, OW = (step.size - 1) * step.dilation + 1, step.host[1]
     return C, (R - 1) * step.strides[0] + reach, (OW - 1) * step.strides[1] + reach
 
 
 def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
     """Any size, stride and dilation, one group. The bias is the product of one more column of weights with ones."""
-    (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
-    K, P = C * size * size, OH * OW
-    if N * P < 2 * WIDE * team.size:
-        return _by_filters(step, x, y, weights[0], last(None), team)
+    (N, C), F, (OH, OW), size = x.shape[:2], y.shape[1], step.host, step.size
+    K, s = C * size * size, 2 if step.pooled else 1  # a band has a multiple of s rows
     flat, finish = weights[0], last(None)
-    rows = max(COL // (K * OW), ceil(WIDE, OW))
+    small = N * OH * OW < 2 * WIDE * team.size
 
-    def task(n: int, r0: int, r1: int) -> Task:
-        L, out = (r1 - r0) * OW, y[n].reshape(F, P)[:, r0 * OW : r1 * OW]
+    def product(worker: int, n: int, r0: int, r1: int, f0: int, f1: int, col: np.ndarray) -> None:
+        """Make rows r0 to r1 of filters f0 to f1, pooled if they are to be."""
+        p0, p1 = r0 * OW // s**2, r1 * OW // s**2
+        out = y[n].reshape(F, -1)[f0:f1, p0:p1]
+        if not step.pooled:
+            multiply(filters(flat, f0, f1), col, out)
+        else:
+            band = team.scratch(worker, "band", f1 - f0, (r1 - r0) * OW)
+            multiply(filters(flat, f0, f1), col, band)
+            pool(band.reshape(-1, r1 - r0, OW), y[n, f0:f1, r0 // 2 : r1 // 2], worker, team)
+        finish(worker, n, f0, f1, p0, p1)
 
+    def band(n: int, r0: int, r1: int) -> Task:
         def run(worker: int) -> None:
-            col = team.scratch(worker, "col", K + 1, L)
+            col = team.scratch(worker, "col", K + 1, (r1 - r0) * OW)
             padded = team.scratch(worker, "padded", *extent(step, C, r1 - r0))
             fill_patches(col[:K].reshape(C, size, size, r1 - r0, OW), x[n], step, r0, padded)
             col[K] = 1
-            multiply(flat, col, out)
-            finish(worker, n, 0, F, r0 * OW, r1 * OW)
+            product(worker, n, r0, r1, 0, F, col)
 
         return run
 
-    return [[task(n, *r) for n in range(N) for r in pieces(OH, rows, 1 if N > 1 else team.size)]]
-
-
-def _by_filters(step: Convolve, x: np.ndarray, y: np.ndarray, flat: np.ndarray, finish: Finish, team: Team) -> Phases:
-    """Small maps: the weights are the larger matrix, so every worker takes some of the filters, on shared patches."""
-    (N, C, _, _), (_, F, OH, OW), size = x.shape, y.shape, step.size
-    K, P = C * size * size, OH * OW
-
     def fill(n: int, c0: int, c1: int) -> Task:
         def run(worker: int) -> None:
-            col = team.scratch(0, "shared", K + 1, P)
+            col = team.scratch(0, "shared", K + 1, OH * OW)
             padded = team.scratch(worker, "padded", *extent(step, c1 - c0, OH))
             fill_patches(col[:K].reshape(C, size, size, OH, OW)[c0:c1], x[n, c0:c1], step, 0, padded)
             col[K] = 1
 
         return run
 
-    def product(n: int, f0: int, f1: int) -> Task:
-        out = y[n].reshape(F, P)[f0:f1]
+    def share(n: int, f0: int, f1: int) -> Task:
+        return lambda worker: product(worker, n, 0, OH, f0, f1, team.scratch(0, "shared", K + 1, OH * OW))
 
-        def run(worker: int) -> None:
-            multiply(filters(flat, f0, f1), team.scratch(0, "shared", K + 1, P), out)
-            finish(worker, n, f0, f1, 0, P)
-
-        return run
-
-    phases: Phases = []
-    for n in range(N):
-        phases.append([fill(n, *c) for c in pieces(C, C, team.size)])
-        phases.append([product(n, *f) for f in by_filters(flat, F, team.size)])
-    return phases
+    if small:  # the weights are the larger matrix: every worker takes some of the filters, on shared patches
+        phases: Phases = []
+        for n in range(N):
+            phases += [[fill(n, *c) for c in pieces(C, C, team.size)]]
+            phases += [[share(n, *f) for f in by_filters(flat, F, team.size)]]
+        return phases
+    rows = max(COL // (K * OW), ceil(WIDE, OW))
+    bands = pieces(OH // s, max(1, rows // s), 1 if N > 1 else team.size)
+    return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]
 
 
 def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:

@@ -21,7 +21,7 @@ WIDEST = 512  # columns in a block
 def pack(weights: np.ndarray) -> np.ndarray:
     """Order weights (..., F, K) for `multiply`: -> (..., F/b, K, b), or as they are where blocks do not pay."""
     F, K = weights.shape[-2:]
-    b = next((b for b in (32, 16) if F % b == 0 and b * K * 24 <= LIMIT), 0)
+    b = next((b for b in (32, 16) if F % b == 0 and b * K * 48 <= LIMIT), 0)
     if not b or not blocks_pay():
         return weights
     parts = weights.reshape(*weights.shape[:-2], F // b, b, K)

@@ -106,7 +106,8 @@ class Step:
 class Convolve(Step):
     """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
 
-    pad: zeros before the first row and column. strides: (vertical, horizontal).
+    pad: zeros before the first row and column. strides: (vertical, horizontal). pooled: keep only the maximum of each
+    2 x 2 block; `after` comes after that, which is the same for what rises with its input and four times less work.
     """
 
     name = "convolve"
@@ -116,6 +117,13 @@ class Convolve(Step):
     dilation: int
     pad: int
     groups: int
+    pooled: bool = False
+
+    @property
+    def host(self) -> tuple[int, int]:
+        """The convolution's own (OH, OW), before blocks are pooled."""
+        _, H, W = self.y.shape
+        return (2 * H, 2 * W) if self.pooled else (H, W)
 
     def note(self) -> str:
         sy, sx = self.strides
@@ -123,12 +131,13 @@ class Convolve(Step):
         more = (f" dilation {self.dilation}" if self.dilation > 1 else "") + (
             f" groups {self.groups}" if self.groups > 1 else ""
         )
+        more += " max 2" if self.pooled else ""
         return f"{self.size} x {self.size} / {stride}{more}"
 
     def key(self, batch: int) -> str:
         """Name everything that its speed depends on."""
         (C, H, W), F = self.xs[0].shape, self.y.shape[0]
-        sizes = (batch, C, H, W, F, self.size, *self.strides, self.dilation, self.pad, self.groups)
+        sizes = (batch, C, H, W, F, self.size, *self.strides, self.dilation, self.pad, self.groups, int(self.pooled))
         return "x".join(map(str, sizes))
 
 

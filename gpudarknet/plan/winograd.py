@@ -11,16 +11,15 @@ to the output's deviation, at 256 channels; plain gemm has 4e-7).
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import numpy as np
 
-from .after import Finish, Last
+from .after import Last
 from .convolve import Phases, ceil, pieces, window
 from .gemm import multiply, pack, transform
 from .steps import Convolve
-from .team import Task, Team
+from .team import Team
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 TILES = 1 << 18  # numbers of a band's transformed input or output: 1 MB
@@ -50,104 +49,113 @@ def kernels(kernel: np.ndarray, bias: np.ndarray, m: int) -> tuple[np.ndarray, n
     return pack(U.reshape(-1, F, C)), bias
 
 
+class Winograd:
+    """A 3 x 3 convolution of stride 1, pad 1, one group, in tiles of m x m outputs."""
+
+    def __init__(
+        self, step: Convolve, x: np.ndarray, y: np.ndarray, weights: tuple[np.ndarray, np.ndarray], last: Last, team: Team,
+        m: int,
+    ):  # fmt: skip
+        BT, _, AT = transforms(m)
+        self.forth = np.kron(BT, BT).astype(np.float32)
+        self.back = np.hstack([np.kron(AT, AT), np.ones((m * m, 1))]).astype(np.float32)  # the bias is one more term
+        self.U, self.bias = weights[0], weights[1].reshape(-1, 1)
+        self.pooled, self.x, self.y, self.finish, self.team, self.m = step.pooled, x, y, last(None), team, m
+        self.C, self.F = x.shape[1], y.shape[1]
+        self.TH, self.TW = ceil(x.shape[2], m), ceil(x.shape[3], m)
+        self.Q = (m + 2) ** 2  # positions in a tile
+
+    def phases(self) -> Phases:
+        """Return the tasks: bands of tiles, each from input to output in a worker's cache, or one map in three phases.
+
+        Three phases serve small maps, whose weights are their largest matrix: the positions are shared out among the
+        workers, so that each position's weights are read once.
+        """
+        N, Q, T, size = self.x.shape[0], self.Q, self.TH * self.TW, self.team.size
+        rows = max(1, TILES // (Q * max(self.C, self.F) * self.TW))
+        bands = pieces(self.TH, rows, size if N == 1 else 1)
+        wide = self.TW * (bands[0][1] - bands[0][0]) >= 24 and len(bands) >= size
+        if N > 1 or wide:
+            return [[partial(self.band, n, *t) for n in range(N) for t in bands]]
+        most = max(1, TILES // (Q * T))
+        return [
+            [partial(self.cut, *c) for c in pieces(self.C, most, size)],
+            [partial(self.products, *i) for i in pieces(Q, ceil(Q, 2 * size), size)],
+            [partial(self.restore, *f) for f in pieces(self.F, most, size)],
+        ]
+
+    def band(self, n: int, t0: int, t1: int, worker: int) -> None:
+        """Make the rows of tiles t0 to t1 of image n."""
+        Q, C, F, T, scratch = self.Q, self.C, self.F, (t1 - t0) * self.TW, self.team.scratch
+        D, V, M = scratch(worker, "tiles", Q, C * T), scratch(worker, "V", Q, C * T), scratch(worker, "M", Q + 1, F, T)
+        self.gather(D, n, 0, C, t0, t1, worker)
+        transform(self.forth, D, V)
+        multiply(self.U, V.reshape(Q, C, T), M[:Q])
+        M[Q] = self.bias
+        Y = scratch(worker, "tiles", self.m**2, F * T)
+        transform(self.back, M.reshape(Q + 1, F * T), Y)
+        self.scatter(Y, n, 0, F, t0, t1, worker)
+
+    def cut(self, c0: int, c1: int, worker: int) -> None:
+        """Transform channels c0 to c1 of the map."""
+        T = self.TH * self.TW
+        V, D = self.shared(), self.team.scratch(worker, "tiles", self.Q, (c1 - c0) * T)
+        self.gather(D, 0, c0, c1, 0, self.TH, worker)
+        transform(self.forth, D, V[:, c0:c1].reshape(self.Q, -1))
+
+    def products(self, i0: int, i1: int, worker: int) -> None:
+        """Multiply positions i0 to i1."""
+        multiply(self.U[i0:i1], self.shared()[i0:i1], self.summed()[i0:i1])
+
+    def restore(self, f0: int, f1: int, worker: int) -> None:
+        """Transform filters f0 to f1 back."""
+        M = self.summed()[:, f0:f1]
+        M[self.Q] = self.bias[f0:f1]
+        Y = self.team.scratch(worker, "tiles", self.m**2, (f1 - f0) * self.TH * self.TW)
+        transform(self.back, M.reshape(self.Q + 1, -1), Y)
+        self.scatter(Y, 0, f0, f1, 0, self.TH, worker)
+
+    def shared(self) -> np.ndarray:
+        """The transformed map (positions, C, tiles), for all workers."""
+        return self.team.scratch(0, "shared", self.Q, self.C, self.TH * self.TW)
+
+    def summed(self) -> np.ndarray:
+        """The products and a row for the bias (positions + 1, F, tiles), for all workers."""
+        return self.team.scratch(0, "products", self.Q + 1, self.F, self.TH * self.TW)
+
+    def gather(self, out: np.ndarray, n: int, c0: int, c1: int, t0: int, t1: int, worker: int) -> None:
+        """Cut the tiles of rows t0 to t1 out of x, with a border of zeros: -> (positions, channels * tiles)."""
+        m, R = self.m, t1 - t0
+        padded = self.team.scratch(worker, "padded", c1 - c0, m * R + 2, m * self.TW + 2)
+        window(self.x[n, c0:c1], m * t0 - 1, -1, padded)
+        tiles = out.reshape(m + 2, m + 2, c1 - c0, R, self.TW)
+        a, b, c = padded.strides
+        tiles[...] = np.lib.stride_tricks.as_strided(padded, tiles.shape, (b, c, a, m * b, m * c))
+
+    def scatter(self, Y: np.ndarray, n: int, f0: int, f1: int, t0: int, t1: int, worker: int) -> None:
+        """Put tiles (m*m, filters * tiles) to their places in y, pooled if they are to be, and finish them."""
+        k, (H, W) = self.m, self.y.shape[2:]
+        tiles = Y.reshape(k, k, f1 - f0, t1 - t0, self.TW)
+        if self.pooled:
+            k //= 2
+            rows = self.team.scratch(worker, "rows", k, *tiles.shape[1:])
+            np.maximum(tiles[::2], tiles[1::2], out=rows)
+            tiles = Y.reshape(-1)[: rows.size // 2].reshape(k, k, *tiles.shape[2:])
+            np.maximum(rows[:, ::2], rows[:, 1::2], out=tiles)
+        whole = min(t1, H // k)  # up to here tiles lie in the map from top to bottom
+        out = self.y[n, f0:f1, k * t0 : k * whole].reshape(f1 - f0, whole - t0, k, W).transpose(2, 0, 1, 3)
+        for j in range(k):
+            part = out[..., j::k]
+            part[...] = tiles[:, j, :, : whole - t0, : part.shape[-1]]
+        for i in range(H - k * whole if whole < t1 else 0):
+            for j in range(k):
+                part = self.y[n, f0:f1, k * whole + i, j::k]
+                part[...] = tiles[i, j, :, whole - t0, : part.shape[-1]]
+        self.finish(worker, n, f0, f1, k * t0 * W, min(k * t1, H) * W)
+
+
 def winograd(
     step: Convolve, x: np.ndarray, y: np.ndarray, weights: tuple[np.ndarray, np.ndarray], last: Last, team: Team, m: int
 ) -> Phases:
     """3 x 3, stride 1, pad 1, one group."""
-    U, finish = weights[0], last(None)
-    bias = weights[1].reshape(-1, 1)
-    (N, C, H, W), F = x.shape, y.shape[1]
-    BT, _, AT = transforms(m)
-    forth, back = np.kron(BT, BT).astype(np.float32), np.kron(AT, AT).astype(np.float32)
-    back = np.hstack([back, np.ones((m * m, 1), np.float32)])  # the bias is one more product to sum
-    TH, TW = ceil(H, m), ceil(W, m)
-    rows = max(1, TILES // ((m + 2) ** 2 * max(C, F) * TW))
-    bands = pieces(TH, rows, team.size)
-    Q, q = (m + 2) ** 2, m * m
-
-    def gather(tiles: np.ndarray, n: int, c0: int, c1: int, t0: int, t1: int, worker: int) -> None:
-        """Cut the tiles of rows t0 to t1 out of x, with a border of zeros -> tiles (m+2, m+2, channels, t1-t0, TW)."""
-        R = t1 - t0
-        padded = team.scratch(worker, "padded", c1 - c0, m * R + 2, m * TW + 2)
-        window(x[n, c0:c1], m * t0 - 1, -1, padded)
-        a, b, c = padded.strides
-        tiles[...] = np.lib.stride_tricks.as_strided(padded, tiles.shape, (b, c, a, m * b, m * c))
-
-    def scatter(tiles: np.ndarray, n: int, f0: int, f1: int, t0: int, t1: int) -> None:
-        """Put tiles (m, m, filters, t1-t0, TW) to their places in y."""
-        whole = min(t1, H // m) - t0  # rows of tiles that lie in the map from top to bottom
-        out = y[n, f0:f1, m * t0 : m * (t0 + whole)]
-        out = out.reshape(f1 - f0, whole, m, W).transpose(2, 0, 1, 3)
-        for j in range(m):
-            part = out[..., j::m]
-            part[...] = tiles[:, j, :, :whole, : part.shape[-1]]
-        for i in range(H - m * (t0 + whole) if whole < t1 - t0 else 0):
-            for j in range(m):
-                part = y[n, f0:f1, m * (t0 + whole) + i, j::m]
-                part[...] = tiles[i, j, :, whole, : part.shape[-1]]
-
-    def band(n: int, t0: int, t1: int) -> Task:
-        T = (t1 - t0) * TW
-        p0, p1 = m * t0 * W, min(m * t1, H) * W
-
-        def run(worker: int) -> None:
-            D = team.scratch(worker, "tiles", Q, C * T)
-            V = team.scratch(worker, "V", Q, C * T)
-            M = team.scratch(worker, "M", Q + 1, F, T)
-            gather(D.reshape(m + 2, m + 2, C, t1 - t0, TW), n, 0, C, t0, t1, worker)
-            transform(forth, D, V)
-            multiply(U, V.reshape(Q, C, T), M[:Q])
-            M[Q] = bias
-            Y = team.scratch(worker, "tiles", q, F * T)
-            transform(back, M.reshape(Q + 1, F * T), Y)
-            scatter(Y.reshape(m, m, F, t1 - t0, TW), n, 0, F, t0, t1)
-            finish(worker, n, 0, F, p0, p1)
-
-        return run
-
-    if N > 1 or (len(bands) >= team.size and TW * (bands[0][1] - bands[0][0]) >= 24):
-        return [[band(n, *t) for n in range(N) for t in (bands if N == 1 else pieces(TH, rows, 1))]]
-    return [[whole_map for whole_map in phase] for phase in _by_positions(
-        C, F, H, W, TH * TW, TH, TW, Q, q, m, forth, back, U, gather, scatter, bias, finish, team)]  # fmt: skip
-
-
-def _by_positions(
-    C: int, F: int, H: int, W: int, T: int, TH: int, TW: int, Q: int, q: int, m: int,
-    forth: Any, back: Any, U: Any, gather: Any, scatter: Any, bias: np.ndarray, finish: Finish, team: Team,
-) -> Phases:  # fmt: skip
-    """Small maps: the weights are the largest matrix, so each is read once: the positions are shared out among workers."""
-
-    def cut(c0: int, c1: int) -> Task:
-        def run(worker: int) -> None:
-            V = team.scratch(0, "shared", Q, C, T)
-            D = team.scratch(worker, "tiles", Q, (c1 - c0) * T)
-            gather(D.reshape(m + 2, m + 2, c1 - c0, TH, TW), 0, c0, c1, 0, TH, worker)
-            transform(forth, D, V[:, c0:c1].reshape(Q, -1))
-
-        return run
-
-    def products(i0: int, i1: int) -> Task:
-        def run(worker: int) -> None:
-            V = team.scratch(0, "shared", Q, C, T)
-            M = team.scratch(0, "products", Q + 1, F, T)
-            multiply(U[i0:i1], V[i0:i1], M[i0:i1])
-
-        return run
-
-    def restore(f0: int, f1: int) -> Task:
-        def run(worker: int) -> None:
-            M = team.scratch(0, "products", Q + 1, F, T)[:, f0:f1]
-            M[Q] = bias[f0:f1]
-            Y = team.scratch(worker, "tiles", q, (f1 - f0) * T)
-            transform(back, M.reshape(Q + 1, -1), Y)
-            scatter(Y.reshape(m, m, f1 - f0, TH, TW), 0, f0, f1, 0, TH)
-            finish(worker, 0, f0, f1, 0, H * W)
-
-        return run
-
-    most = max(1, TILES // (Q * T))
-    return [
-        [cut(*c) for c in pieces(C, most, team.size)],
-        [products(*i) for i in pieces(Q, ceil(Q, 2 * team.size), team.size)],
-        [restore(*f) for f in pieces(F, most, team.size)],
-    ]
+    return Winograd(step, x, y, weights, last, team, m).phases()
