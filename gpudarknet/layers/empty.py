@@ -20,7 +20,9 @@ class Empty(Layer, section="empty", aliases=("silence",)):
 class Contrastive(Empty, section="contrastive"):
     """Pass the input on; in Darknet a loss on embeddings, which needs tracks and is not offered.   (C, H, W) -> same"""
 
-    ignored: ClassVar = frozenset("classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split())
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        "classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class Rnn(Recurrent, section="rnn"):
 class Crnn(Rnn, section="crnn"):
     """Remember a hidden map, as [rnn] does, with convolutions.   (C, H, W) -> (output, H, W)"""
 
-    ignored: ClassVar = frozenset({"wait_stream"})
+    ignored: ClassVar[frozenset[str]] = frozenset({"wait_stream"})
 
     size: int = 3
     stride: int = 1
