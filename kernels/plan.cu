@@ -166,6 +166,36 @@ extern "C" __global__ void finish(const T *x, const float *bias, const T *other,
 }
 
 template <int V>
+__device__ inline void finish_block(int i, const T *x, const float *bias, T *y, int C, int OH, int OW, int ldx, int ldy, int kind) {
+    int c = i % (C / V) * V, m = i / (C / V), corner = (m / OW * 2 * OW + m % OW) * 2;
+    float best[V], v[V];
+    load<V>(x + corner * ldx + c, best);
+#pragma unroll
+    for (int tap = 1; tap < 4; tap++) {
+        load<V>(x + (corner + tap / 2 * 2 * OW + tap % 2) * ldx + c, v);
+#pragma unroll
+        for (int k = 0; k < V; k++)
+            if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
+    }
+#pragma unroll
+    for (int k = 0; k < V; k++) best[k] += bias[c + k];
+    activate<V>(kind, best);
+    store<V>(y + m * ldy + c, best);
+}
+
+// Keep the maximum of each 2 x 2 block, then add the bias and activate: x (N, 2*OH, 2*OW, C) -> y (N, OH, OW, C).
+// n = N*OH*OW * C, or C / WIDE.
+extern "C" __global__ void finish_blocks(const T *x, const float *bias, T *y, int n, int C, int OH, int OW, int ldx, int ldy,
+                                         int kind, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        finish_block<WIDE>(i, x, bias, y, C, OH, OW, ldx, ldy, kind);
+    else
+        finish_block<1>(i, x, bias, y, C, OH, OW, ldx, ldy, kind);
+}
+
+template <int V>
 __device__ inline void largest(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy, int sx, int before,
                                int ldx, int ldy) {
     int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - before, left = m % OW * sx - before;

@@ -94,6 +94,8 @@ class Program:
         self.steps = living(plan)
         self.offsets, self.numbers, _ = layout(self.steps, plan.input, plan.outputs, plan.batch, padded)
         self.columns = max((min(self._patches(s), COLUMNS) for s in self.steps), default=0)
+        pooled = [s for s in self.steps if isinstance(s, Convolve) and s.pooled]
+        self.unpooled = max((self._blocks(s) * self.images_at_a_time(s) for s in pooled), default=0)
         self.weights = sum(_weight_bytes(s, self.type.itemsize) for s in self.steps if isinstance(s, Convolve))
         self._allocate()
         self.methods: dict[Step, str] = {}
@@ -111,20 +113,31 @@ class Program:
         """Return the bytes of all patches of a step, 0 where it needs none."""
         if not isinstance(step, Convolve) or _direct(step) or _depthwise(step):
             return 0
-        _, OH, OW = step.y.shape
-        return self.plan.batch * OH * OW * rounded(step.xs[0].shape[0] * step.size**2) * self.type.itemsize
+        return self.plan.batch * prod(step.host) * rounded(step.xs[0].shape[0] * step.size**2) * self.type.itemsize
+
+    def _blocks(self, step: Step) -> int:
+        """Return the bytes of a convolution's map before blocks of it are pooled, for one image; 0 where none are."""
+        if not isinstance(step, Convolve) or not step.pooled:
+            return 0
+        return prod(step.host) * rounded(step.y.shape[0]) * self.type.itemsize
+
+    def images_at_a_time(self, step: Convolve) -> int:
+        """Return for how many images there is room before blocks are pooled."""
+        return max(1, min(self.plan.batch, COLUMNS // self._blocks(step)))
 
     def _allocate(self) -> None:
         arena = self.numbers * self.type.itemsize
         results = 4 * self.plan.batch * sum(prod(m.shape) for m in self.plan.outputs)
         wanted = [f"{s.layers[0]}" for s in self.steps if isinstance(s, Convolve) and self._key(s) not in self.prepared]
         weights = self.weights if wanted else 0
-        needed = arena + self.columns + results + weights
+        needed = arena + self.columns + self.unpooled + results + weights
         free = free_bytes(self.be)
         fit = (
             0
             if free is None
-            else (free - self.columns - weights - WORKSPACE) * self.plan.batch // max(1, arena + results)
+            else (free - self.columns - self.unpooled - weights - WORKSPACE)
+            * self.plan.batch
+            // max(1, arena + results)
         )
         C, H, W = self.plan.input.shape
         place = f"batch {self.plan.batch} of {C} x {H} x {W} in {self.precision}"
@@ -138,7 +151,10 @@ class Program:
         try:
             self.lane = lane(self.be)
             self.arena = self.be.empty((self.numbers,), self.type)
-            self.col = self.be.empty((max(1, self.columns // self.type.itemsize),), self.type)
+            self.col, self.blocks = (
+                self.be.empty((max(1, size // self.type.itemsize),), self.type)
+                for size in (self.columns, self.unpooled)
+            )
         except MemoryError as e:  # CuPy's is one; memory may be free but in pieces
             raise BackendError(f"{place} needs {needed:,} bytes on the device: {e}; take a smaller batch") from None
 
@@ -188,8 +204,8 @@ class Program:
             if self.graph is None and self.eagerly is None:
                 self._capture()
             if self.poison:
-                self.arena.fill(np.nan)
-                self.col.fill(np.nan)
+                for a in (self.arena, self.col, self.blocks):
+                    a.fill(np.nan)
             y, (C, P) = self.view(self.plan.input), self.view(self.plan.input).sizes
             launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
             if self.graph is not None:
@@ -223,11 +239,12 @@ class Program:
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""
         how = "as a CUDA graph" if self.eagerly is None else f"eagerly ({self.eagerly})"
-        arena = self.numbers * self.type.itemsize
+        sizes = (self.numbers * self.type.itemsize, self.columns + self.unpooled, self.weights, WORKSPACE)
+        arena, patches, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
         return (
             f"{self.plan.describe(self.methods)}\n"
-            f"CUDA, {self.precision}, {how}: {len(self.work)} launches; on the device {arena / 2**20:.1f} MiB arena, "
-            f"{self.columns / 2**20:.1f} patches, {self.weights / 2**20:.1f} weights, {WORKSPACE / 2**20:.0f} for cuBLAS"
+            f"CUDA, {self.precision}, {how}: {len(self.work)} launches; MiB on the device: "
+            f"arena {arena}, patches {patches}, weights {weights}, cuBLAS {workspace}"
         )
 
 
@@ -282,45 +299,66 @@ def _launch(program: Program, kernel: str, threads: int, *args: Any) -> Work:
 
 
 def _convolve(program: Program, step: Convolve) -> list[Work]:
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    weights, bias = program.arrays(step)
-    (C, H, W), (F, OH, OW), g, taps = step.xs[0].shape, step.y.shape, step.groups, step.size**2
+    y = program.view(step.y)
+    _, bias = program.arrays(step)
+    if not step.pooled:
+        work = _products(program, step, 0, y.pixels, y.a, y.ld)
+        return work + _finish(program, step.after, y, y, bias)
+    (F, OH, OW), work = y.shape, []
+    ((kind, _, _), *_), rest = passes(step.after), step.after[1:]  # nothing but activations comes after a pool
+    wide = kind in WIDE and program.fits(y)
+    images, ld = program.images_at_a_time(step), rounded(F)
+    for first in range(0, program.plan.batch, images):
+        count = min(images, program.plan.batch - first)
+        pixels = count * OH * OW
+        out = program.blocks[: (4 * pixels - 1) * ld + F]
+        work += _products(program, step, 4 * OH * OW * first, 4 * pixels, out, ld)
+        part = y.a[first * OH * OW * y.ld :][: (pixels - 1) * y.ld + F]
+        n = pixels * F // (program.width if wide else 1)
+        sizes = (n, F, OH, OW, ld, y.ld, NAMES.index(kind), wide)
+        work.append(_launch(program, "plan.finish_blocks", n, out, bias, part, *sizes))
+    return work + _finish_in_place(program, rest, y)
+
+
+def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
+    """Return the work of convolving without bias: out (pixels, F), the pixels from `start` on of the result's map."""
+    x, (OH, OW), (weights, _) = program.view(step.xs[0]), step.host, program.arrays(step)
+    (C, H, W), F, g, taps = x.shape, step.y.shape[0], step.groups, step.size**2
     G, K = C // g, C // g * taps
     geometry = (H, W, OH, OW, step.size, *step.strides, step.dilation, step.pad)
-    work: list[Work] = []
     if _depthwise(step):
         program.methods[step] = "depthwise"
-        wide = program.fits(x, y)
-        n = y.pixels * C // (program.width if wide else 1)
-        work.append(_launch(program, "plan.depthwise", n, x.a, weights, y.a, n, C, *geometry, x.ld, y.ld, wide))
-    elif _direct(step):
+        wide = program.fits(x, program.view(step.y))
+        n = pixels * C // (program.width if wide else 1)
+        return [_launch(program, "plan.depthwise", n, x.a, weights, out, n, C, *geometry, x.ld, ld, wide)]
+    if _direct(step):
         program.methods[step] = "gemm"
-        work.append(_product(program, y, address(y.a), address(x.a), weights, y.pixels, F, K, x.ld, g))
-    else:
-        ldcol, size = rounded(C * taps), program.type.itemsize
-        rows = min(y.pixels, max(1, COLUMNS // (ldcol * size)))
-        parts = range(0, y.pixels, rows)
-        program.methods[step] = "im2col, gemm" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
-        wide = program.fits(x) and G % program.width == 0
-        for first in parts:
-            count = min(rows, y.pixels - first)
-            n = count * taps * C // (program.width if wide else 1)
-            col = program.col[: (count - 1) * ldcol + C * taps]
-            work.append(_launch(program, "plan.im2col", n, x.a, col, n, first, C, G, *geometry, x.ld, ldcol, wide))
-            out = address(y.a) + first * y.ld * size
-            work.append(_product(program, y, out, address(col), weights, count, F, K, ldcol, g))
-    return work + _finish(program, step.after, y, y, bias)
+        return [_product(program, address(out), ld, address(x.a), weights, pixels, F, K, x.ld, g)]
+    ldcol, size, work = rounded(C * taps), program.type.itemsize, []
+    rows = min(pixels, max(1, COLUMNS // (ldcol * size)))
+    parts = range(0, pixels, rows)
+    program.methods[step] = "im2col, gemm" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
+    wide = program.fits(x) and G % program.width == 0
+    for first in parts:
+        count = min(rows, pixels - first)
+        n = count * taps * C // (program.width if wide else 1)
+        col = program.col[: (count - 1) * ldcol + C * taps]
+        sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, wide)
+        work.append(_launch(program, "plan.im2col", n, x.a, col, *sizes))
+        at = address(out) + first * ld * size
+        work.append(_product(program, at, ld, address(col), weights, count, F, K, ldcol, g))
+    return work
 
 
 def _product(
-    program: Program, y: View, out: int, a: int, weights: Any, M: int, F: int, K: int, lda: int, groups: int
+    program: Program, y: int, ldy: int, a: int, weights: Any, M: int, F: int, K: int, lda: int, groups: int
 ) -> Work:
-    """Return the work of y (M, F) = a (M, K) @ weights (F, K).T, for each of the groups of columns."""
+    """Return the work of y (M, F) = a (M, K) @ weights (F, K).T, for each of the groups of columns; y, a: addresses."""
     handle, w, ldw, precision = program.lane.handle, address(weights), weights.shape[1], program.precision
     if groups == 1:
-        return lambda: handle.gemm(precision, out, a, w, M, F, K, y.ld, lda, ldw)
+        return lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw)
     N = F // groups
-    return lambda: handle.gemms(precision, groups, out, a, w, M, N, K, y.ld, lda, ldw, N, K, N * ldw)
+    return lambda: handle.gemms(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, N, K, N * ldw)
 
 
 Pass = tuple[str, Add | Sort | Multiply | None, str]
@@ -366,8 +404,8 @@ def _finish(program: Program, after: Sequence[After], x: View, y: View, bias: An
     return work
 
 
-def _finish_in_place(program: Program, step: Step, y: View) -> list[Work]:
-    return _finish(program, step.after, y, y) if step.after else []
+def _finish_in_place(program: Program, after: Sequence[After], y: View) -> list[Work]:
+    return _finish(program, after, y, y) if after else []
 
 
 def _copy(program: Program, step: Copy) -> list[Work]:
@@ -379,7 +417,7 @@ def _maxpool(program: Program, step: MaxPool) -> list[Work]:
     (C, H, W), (_, OH, OW), wide = x.shape, y.shape, program.fits(x, y)
     n = y.pixels * C // (program.width if wide else 1)
     sizes = (n, C, H, W, OH, OW, step.size, *step.strides, step.padding // 2, x.ld, y.ld, wide)
-    return [_launch(program, "plan.maxpool", n, x.a, y.a, *sizes), *_finish_in_place(program, step, y)]
+    return [_launch(program, "plan.maxpool", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 def _upsample(program: Program, step: Upsample) -> list[Work]:
@@ -387,14 +425,14 @@ def _upsample(program: Program, step: Upsample) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     sizes = (n, *x.shape, step.s, step.scale, x.ld, y.ld, wide)
-    return [_launch(program, "plan.upsample", n, x.a, y.a, *sizes), *_finish_in_place(program, step, y)]
+    return [_launch(program, "plan.upsample", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 def _yolo(program: Program, step: YoloHead) -> list[Work]:
     x, y = program.view(step.xs[0]), program.view(step.y)
     C, n = x.shape[0], y.pixels * y.shape[0]
     sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    return [_launch(program, "plan.yolo", n, x.a, y.a, *sizes), *_finish_in_place(program, step, y)]
+    return [_launch(program, "plan.yolo", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 def _reference(program: Program, step: Reference) -> list[Work]:
