@@ -37,6 +37,40 @@ class Detection:
     relative: tuple[float, float, float, float]
 
 
+class Detections(list[Detection]):
+    """The objects of one image, the most confident first: a list, with what other libraries take."""
+
+    @property
+    def xyxy(self) -> np.ndarray:
+        """Return the boxes as (K, 4) left, top, right, bottom in pixels."""
+        return np.array(
+            [(d.box[0], d.box[1], d.box[0] + d.box[2], d.box[1] + d.box[3]) for d in self], np.float32
+        ).reshape(-1, 4)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Return the confidences (K,)."""
+        return np.array([d.confidence for d in self], np.float32)
+
+    @property
+    def class_id(self) -> np.ndarray:
+        """Return the class numbers (K,)."""
+        return np.array([d.class_id for d in self], int)
+
+    def to_supervision(self) -> Any:
+        """Return them as supervision.Detections, with data["class_name"]. Raises DataError without that package."""
+        try:
+            import supervision
+        except ImportError:
+            raise DataError(
+                "to_supervision: the package supervision is not installed; pip install supervision"
+            ) from None
+        names = np.array([d.label for d in self], str)
+        return supervision.Detections(
+            xyxy=self.xyxy, confidence=self.confidence, class_id=self.class_id, data={"class_name": names}
+        )
+
+
 @dataclass(frozen=True)
 class Found:
     """What is left of an image's boxes after suppression, in Darknet's order (by the last class's probability, then the
@@ -81,7 +115,7 @@ class Detector:
         self.names = labels(names, self.head.labels, where, network.config.path)
         self.letterbox = letterbox or bool(network.net.letter_box)
 
-    def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> list[Detection]:
+    def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> Detections:
         """Find the objects in one image, the most confident first.
 
         image: a path, a uint8 array (H, W, 3) in RGB, or what else `image.as_image` takes. thresh: the confidence that must
@@ -90,7 +124,7 @@ class Detector:
         """
         return self.detect_batch([image], thresh, nms)[0]
 
-    def detect_batch(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[list[Detection]]:
+    def detect_batch(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[Detections]:
         """Find the objects in several images, of any sizes, with one forward pass; one list for each image."""
         return [self.detections(found) for found in self.find(images, thresh, nms)]
 
@@ -129,7 +163,7 @@ class Detector:
         kept = probs.any(axis=1)
         return Found(placed[kept], probs[kept], W, H)
 
-    def detections(self, found: Found) -> list[Detection]:
+    def detections(self, found: Found) -> Detections:
         """Turn arrays into Detections, the most confident first; classes named dont_show... are left out."""
         k, c = np.nonzero(found.probs)
         order = np.argsort(-found.probs[k, c], kind="stable")
@@ -137,11 +171,11 @@ class Detector:
         relative = found.boxes[k].astype(float)
         pixels = boxes.to_ltwh(relative * [found.width, found.height, found.width, found.height])
         rows = zip(c.tolist(), found.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
-        return [
+        return Detections(
             Detection(self.names[i], i, confidence, tuple(box), tuple(part))
             for i, confidence, box, part in rows
             if not self.names[i].startswith(HIDDEN)
-        ]
+        )
 
 
 def last_head(network: Network) -> DetectionHead:

@@ -36,6 +36,7 @@ FLOORS = [
     {"network"},
     {"augment"},
     {"train", "evaluate", "detector", "data", "loop"},
+    {"tiles"},
     {"__init__"},
     {"cv2dnn", "darknet", "export", "bench"},
     {"cli", "__main__"},

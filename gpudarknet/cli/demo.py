@@ -14,7 +14,7 @@ from ..detector import Detection, Detector
 from ..video import Frame, Reader, Recorder, Writer
 from . import inputs
 from .arguments import Command, Flag
-from .detector import check_out
+from .outputs import writable
 
 SAY = 1.0  # seconds between two lines of FPS
 
@@ -30,7 +30,7 @@ def demo(args: Any) -> int:
         recorder = None
         if args.out_filename:
             recorder = stack.enter_context(Recorder(args.out_filename, reader.fps / (1 + args.s)))
-        lines = check_out(args.jsonl) if args.jsonl != "-" else None
+        lines = writable(args.jsonl) if args.jsonl and args.jsonl != "-" else None
         stream = (
             stack.enter_context(open(lines, "w", encoding="utf-8")) if lines else sys.stdout if args.jsonl else None
         )

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import image, shelf
+from .. import image, shelf, tiles
 from ..detector import Detector, Found
-from ..errors import DataError, ImageError
-from ..files import atomic
+from ..errors import ImageError
 from ..names import label_path
-from . import fail, forms, inputs
+from . import fail, forms, inputs, results
 from .arguments import Command, Flag
+from .outputs import writable, write
 
 PICTURE = "predictions.jpg"
 
@@ -34,9 +34,11 @@ def detect(args: Any) -> int:
 
 def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
     """Find objects in each image; print, draw and write what was asked for. An image that cannot be read is passed over."""
-    out, file = check_out(args.out), inputs.weights_file(weights)
+    out = writable(args.out) if args.out else None
+    file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
         detector = Detector(shelf.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+    more = results.asked(args)
     written: list[str] = []
     code = 0
     for number, path in enumerate(inputs.images(images), 1):
@@ -52,6 +54,10 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
             written.append(forms.json_image(number, path, found, detector.names))
         if args.save_labels:
             write(label_path(path), forms.label_lines(found, detector.names, args.thresh))
+        for result in more:
+            result.add(path, picture, found, detector.detections(found))
+    for result in more:
+        result.end()
     if out and written:
         write(out, forms.json_file(written))
     return code
@@ -60,31 +66,17 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
 def look(detector: Detector, path: str, args: Any) -> tuple[Found, image.Picture]:
     """Find objects in one image and print how long the network took."""
     picture = image.read(path, detector.network.channels)
+    if args.tiles:
+        begin = time.perf_counter()
+        found = tiles.find(detector, picture, args.thresh, args.nms)
+        print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
+        return found, picture
     x = detector.input([picture])
     begin = time.perf_counter()
     rows = detector.rows(x, args.thresh)
     taken = time.perf_counter() - begin
     print(f"{path}: Predicted in {1000 * taken:f} milli-seconds.")
     return detector.suppress(rows[:, 1:], picture, args.nms), picture
-
-
-def check_out(out: str | None) -> Path | None:
-    """Raise DataError where a result could not be written in the end, before anything is computed."""
-    if out is None:
-        return None
-    path = Path(out)
-    if path.is_dir() or not path.parent.is_dir():
-        raise DataError(f"{out}: cannot be written; give a file in a folder that exists")
-    return path
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    try:
-        with atomic(path) as beside:
-            beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:
@@ -95,6 +87,8 @@ def flags(thresh: float) -> tuple[Flag, ...]:
         Flag("ext_output", bool, False, "Print coordinates, in pixels"),
         Flag("out", str, None, "Write all results to this JSON file"),
         Flag("save_labels", bool, False, "Write each image's boxes to a label file beside it"),
+        *results.FLAGS,
+        Flag("tiles", bool, False, "Look also at each part of the network's size, for small objects in large images"),
         Flag("letter_box", bool, False, "Keep the image's proportions instead of stretching it"),
         inputs.BACKEND,
         inputs.GPU,

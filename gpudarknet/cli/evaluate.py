@@ -138,7 +138,7 @@ def collect(judged: Judged, into: list[Any], coco: bool) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a result file and say so."""
-    from .detector import write as write_text
+    from .outputs import write as write_text
 
     write_text(path, text)
     print(path)

@@ -1,0 +1,25 @@
+"""What several commands write: text files, checked before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import DataError
+from ..files import atomic
+
+
+def writable(out: str) -> Path:
+    """Return the path of a result. Raises DataError where it could not be written in the end."""
+    path = Path(out)
+    if path.is_dir() or not path.parent.is_dir():
+        raise DataError(f"{out}: cannot be written; give a file in a folder that exists")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises DataError."""
+    try:
+        with atomic(path) as beside:
+            beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None

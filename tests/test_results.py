@@ -1,0 +1,119 @@
+"""Results for other programs: CSV, COCO's form, crops, tiles on the command line, supervision's Detections."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+
+import cv2
+import numpy as np
+import opencv4
+import pytest
+
+import gpudarknet as gd
+from gpudarknet import cli, image
+from gpudarknet.errors import DataError
+
+NAMES = ["ball", "coffee cup", "dog", "egg"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network's files and a picture, picture_000042.png."""
+    folder = tmp_path_factory.mktemp("results")
+    opencv4.write(folder)
+    (folder / "tiny.names").write_text("\n".join(NAMES) + "\n")
+    (folder / "tiny.data").write_text(f"names={folder / 'tiny.names'}\n")
+    cv2.imwrite(str(folder / "picture_000042.png"), opencv4.picture())
+    return folder
+
+
+@pytest.fixture
+def found(folder):
+    detector = gd.Detector(folder / "tiny.cfg", folder / "tiny.weights", NAMES, backend="numpy")
+    return detector.detect(folder / "picture_000042.png", thresh=0.7)
+
+
+def detect(folder, *words, picture="picture_000042.png"):
+    files = [str(folder / f"tiny.{kind}") for kind in ("data", "cfg", "weights")]
+    words = [*files, str(folder / picture), "-thresh", "0.7", "-backend", "numpy", *map(str, words)]
+    return cli.main(["detector", "test", *words])
+
+
+def test_csv(folder, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detect(folder, "-csv", "all.csv") == 0
+    with open("all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [d.label for d in found] and rows
+    for row, d in zip(rows, found, strict=True):
+        assert row["image"].endswith("picture_000042.png") and int(row["class_id"]) == d.class_id
+        assert abs(float(row["confidence"]) - d.confidence) < 1e-5
+        box = [float(row[key]) for key in ("left", "top", "width", "height")]
+        np.testing.assert_allclose(box, d.box, atol=0.006)
+
+
+def test_coco(folder, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detect(folder, "-coco", "coco.json") == 0
+    entries = json.loads((tmp_path / "coco.json").read_text())
+    assert len(entries) == len(found) and {entry["image_id"] for entry in entries} == {42}
+    assert {entry["category_id"] for entry in entries} == {d.class_id + 1 for d in found}
+    for left, top, width, height in (entry["bbox"] for entry in entries):
+        assert 0 <= left <= left + width <= 200.001 and 0 <= top <= top + height <= 120.001
+
+
+def test_crops(folder, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detect(folder, "-crops", "crops") == 0
+    names = sorted(path.name for path in (tmp_path / "crops").iterdir())
+    assert len(names) == len(found)
+    first = found[0]
+    crop = image.read(tmp_path / "crops" / f"picture_000042_1_{first.label.replace(' ', '-')}.png")
+    left, top, width, height = first.box
+    x0, x1, y0, y1 = max(int(left), 0), min(int(left + width), 200), max(int(top), 0), min(int(top + height), 120)
+    np.testing.assert_array_equal(crop, opencv4.picture()[y0:y1, x0:x1, ::-1])
+
+
+def test_tiles(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert detect(folder, "-tiles", "-csv", "tiles.csv") == 0
+    assert "Predicted in" in capsys.readouterr().out
+    assert len((tmp_path / "tiles.csv").read_text().splitlines()) > 1
+
+
+@pytest.mark.parametrize("flag", ["-csv", "-coco"])
+def test_a_result_that_cannot_be_written(folder, flag, tmp_path, capsys):
+    out = tmp_path / "none" / "x"
+    assert detect(folder, flag, out) == 2
+    assert capsys.readouterr().err == f"error: {out}: cannot be written; give a file in a folder that exists\n"
+
+
+def test_crops_into_a_file(folder, tmp_path, capsys):
+    (tmp_path / "crops").write_text("")
+    assert detect(folder, "-crops", tmp_path / "crops") == 2
+    expected = f"error: {tmp_path / 'crops'}: cannot be made a folder (File exists); choose another place\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_detections_as_arrays_and_for_supervision(found, monkeypatch):
+    assert found.xyxy.shape == (len(found), 4) and found.confidence.dtype == np.float32
+    assert found.class_id.tolist() == [d.class_id for d in found]
+    left, top, width, height = found[0].box
+    np.testing.assert_allclose(found.xyxy[0], [left, top, left + width, top + height], rtol=1e-5, atol=1e-3)
+    stand_in = types.SimpleNamespace(Detections=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "supervision", stand_in)
+    made = found.to_supervision()
+    assert made.data["class_name"].tolist() == [d.label for d in found]
+    assert (made.xyxy == found.xyxy).all() and (made.confidence == found.confidence).all()
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(DataError) as e:
+        found.to_supervision()
+    assert str(e.value) == "to_supervision: the package supervision is not installed; pip install supervision"
+
+
+def test_no_detections_as_arrays():
+    none = gd.detector.Detections()
+    assert none.xyxy.shape == (0, 4) and none.class_id.dtype == int
