@@ -165,6 +165,21 @@ extern "C" __global__ void finish(const T *x, const float *bias, const T *other,
         finish_channels<1>(i, x, bias, other, y, C, P, Co, Po, ldx, ldo, ldy, before, join, eps, slope, after);
 }
 
+// Join maps of different shape: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C), join 1 or 2 as above. Their numbers are paired in
+// the memory order of (C, P), as far as both have any; numbers of a that b lacks are copied. n = N*P*C.
+extern "C" __global__ void join_unlike(const T *a, const T *b, T *y, int n, int C, int P, int Cb, int Pb, int lda, int ldb,
+                                       int ldy, int join, float eps, float slope) {
+    int i = thread_index();
+    if (i >= n) return;
+    int c = i % C, m = i / C, r = c * P + m % P;
+    float v = a[m * lda + c];
+    if (r < Cb * Pb) {
+        float o = b[(m / P * Pb + r % Pb) * ldb + r / Pb];
+        v += o + (join == SORT ? sqrtf(fmaxf(rectify(v, slope) * rectify(o, slope), 0) + eps) : 0);
+    }
+    y[m * ldy + c] = v;
+}
+
 template <int V>
 __device__ inline void finish_block(int i, const T *x, const float *bias, T *y, int C, int OH, int OW, int ldx, int ldy, int kind) {
     int c = i % (C / V) * V, m = i / (C / V), corner = (m / OW * 2 * OW + m % OW) * 2;
