@@ -212,19 +212,18 @@ def darknet(job: Job) -> Ready:
 
 def darknet_once(program: str, job: Job, layers: int) -> Sample:
     """Run `darknet speed` on one picture; raise Unavailable if it prints no time."""
+    loaded, last = 0.0, ""
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "speed", sized_cfg(job, folder), "1"]
-        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None and process.stdout is not None
-        loaded, last = 0.0, ""
-        for text in process.stderr:
-            last = text.strip() or last
-            if re.match(rf"\s*{layers - 1} ", text):
-                loaded = busy_seconds(process.pid)
-        before = os.times()
-        printed = process.stdout.read()
-        process.wait()
-        after = os.times()
+        command, pipe = [program, "speed", sized_cfg(job, folder), "1"], subprocess.PIPE
+        with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
+            assert process.stderr is not None and process.stdout is not None
+            for text in process.stderr:
+                last = text.strip() or last
+                if re.match(rf"\s*{layers - 1} ", text):
+                    loaded = busy_seconds(process.pid)
+            printed, before = process.stdout.read(), os.times()
+            process.wait()
+            after = os.times()
     time = re.search(r"Speed: ([\d.]+) sec/eval", printed)
     if time is None:
         raise Unavailable(f"`darknet speed` printed no time: {last or 'nothing'} (exit code {process.returncode})")

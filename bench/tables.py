@@ -34,7 +34,7 @@ def number(value: float | None) -> str:
     """Write three digits, thousands apart; a dash for what is not known."""
     if value is None:
         return "–"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:#.3g}".rstrip(".") if value else "0"
 

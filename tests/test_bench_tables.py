@@ -1,0 +1,108 @@
+"""The tables: efficiencies, the rule, GPUs of other machines, and what is said when there are none."""
+
+from __future__ import annotations
+
+import pytest
+from bench_cases import CPU, GPU_RECORDS, RECORDS, failed, result
+
+from gpudarknet.bench import columns, records, tables
+
+
+def row(device="Made-up CPU", engine="plan", found=RECORDS, precision="fp32"):
+    every = columns.rows(found)
+    return next(
+        r
+        for r in every
+        if (r.device["device"], r.result["engine"], r.result["precision"]) == (device, engine, precision)
+    )
+
+
+def test_a_row_of_the_cpu():
+    found = row()
+    assert found.achieved == 140.0  # 4 FPS x 35 GFLOP
+    assert found.of_gemm == 0.35
+    assert found.peak == (400.0, 512.0)  # gemm disproves the lower end of 384
+    assert found.of_peak == (140 / 512, 140 / 400)
+    assert found.rule == pytest.approx((0.01 * 400 * 34.9 / 35, 0.01 * 512 * 34.9 / 35))
+    assert found.of_rule == pytest.approx((4 / 5.1054, 4 / 3.9886), rel=1e-4)
+    assert found.per_gflops == (4 / 512, 4 / 400)
+    assert found.equivalent == pytest.approx(400.0)  # 4 x 35 / 0.35
+    assert found.cores == pytest.approx(400 / 128)  # a core has 512 / 4
+    assert (found.times, row(engine="reference").times) == (1.0, 0.25)
+
+
+def test_a_row_of_a_gpu_is_compared_with_this_cpu():
+    found = row("Made-up GPU", found=[*RECORDS, *GPU_RECORDS])
+    assert found.times == 50.0  # 200 FPS / 4
+    assert found.cores == pytest.approx(200 * 35 / 0.35 / 128)
+    half = row("Made-up GPU", found=[*RECORDS, *GPU_RECORDS], precision="fp16")
+    assert half.of_gemm == pytest.approx(800 * 35 / 60000)
+
+
+def test_without_a_peak_nothing_is_made_of_it():
+    found = row(found=[CPU | {"peak_gflops": {}}, *RECORDS[1:]])
+    assert (found.peak, found.of_peak, found.rule, found.of_rule, found.per_gflops, found.cores) == (None,) * 6
+    assert "–" in tables.line(found)
+
+
+def test_gpus_of_other_machines_are_shown_with_their_date(tmp_path):
+    records.write(tmp_path / "2025-12-31.jsonl", GPU_RECORDS)
+    grid = tables.estimates(RECORDS, records.of_gpus(tmp_path))
+    shown = [cells[0] for cells in grid.cells]
+    assert shown.count("Made-up GPU") == 2 and shown.count("Made-up CPU") == 2
+    assert "Made-up GPU: not this machine; measured 2025-12-31, commit def." in grid.notes
+    assert tables.NO_GPU not in grid.notes
+    first = next(cells for cells in grid.cells if cells[0] == "Made-up GPU" and cells[3] == "fp32")
+    assert first == [
+        "Made-up GPU", "net 416", "plan", "fp32", "1", "200", "7,000", "10,000", "70 %", "78 %", "99.7", "2.01", "0.0200",
+        "20,000", "156", "50.0",
+    ]  # fmt: skip
+
+
+def test_without_gpus_the_table_says_so_first():
+    grid = tables.estimates(RECORDS)
+    assert grid.notes[0] == tables.NO_GPU
+    assert {cells[0] for cells in grid.cells} == {"Made-up CPU"}
+
+
+def test_every_column_that_was_promised_is_there():
+    assert tables.estimates(RECORDS).heads == (
+        "device", "network", "engine", "precision", "batch", "FPS", "GFLOP/s", "peak GFLOPS", "of peak", "of gemm", "rule FPS",
+        "÷ rule", "FPS per GFLOPS", "CPU-GFLOPS", "= cores", "× this CPU",
+    )  # fmt: skip
+
+
+def test_speed_shows_both_clocks_and_what_failed():
+    grid = tables.speed([*RECORDS, failed(CPU, "opencv", "no")])
+    plan, *_, torch = grid.cells[0], grid.cells[2]
+    at = grid.heads.index
+    assert (plan[at("wall ms")], plan[at("CPU ms")], plan[at("CPU/wall")]) == ("250", "500", "2.00")
+    assert (torch[at("FPS")], torch[at("note")]) == ("–", "not installed; pip install torch")
+
+
+def test_layers_say_what_bounds_them():
+    grid = tables.slowest(RECORDS, "net")
+    assert grid.title == "Layers of net, reference engine"
+    assert grid.cells == [
+        ["0", "convolutional", "arithmetic", "200", "80 %", "30.0", "150", "0.500"],
+        ["1", "maxpool", "memory", "50.0", "20 %", "0.0100", "0.200", "2.00"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(None, "–"), (0.0, "0"), (0.00123, "0.00123"), (9.999, "10.0"), (123.4, "123"), (999.9, "1,000"), (1234.5, "1,230"),
+     (67e3, "67,000")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, want):
+    assert tables.number(value) == want
+
+
+def test_spans():
+    assert tables.span((1.0, 1.001)) == "1.00"
+    assert tables.span((0.1, 0.25), tables.percent) == "10–25 %"
+    assert tables.span(None) == "–"
+
+
+def test_a_batch_counts_pictures():
+    assert columns.rows([CPU, result(CPU, 8.0, batch=4)])[0].achieved == 280.0
