@@ -91,25 +91,16 @@ class Net:
 
     def _run(self, wanted: Sequence[str]) -> list[np.ndarray]:
         assert self._input is not None
-        net = self._sized(*self._input.shape[2:])
+        net = self._network
+        if self._input.shape[2:] != (net.height, net.width):
+            net.resize(self._input.shape[3], self._input.shape[2])
         places = [self._parts[self._places[name]] for name in wanted]
-        needed = {
-            source
-            for index, part in places
-            for source in ((self._result(index),) if part.compute is None else net.nodes[index].sources)
-        }
-        x = net.input(self._input)
-        outputs: dict[int, Any] = {-1: x}
-        spent = np.zeros(len(net.nodes))
-        began = last = time.perf_counter()
-
-        def keep(index: int, y: Any, backward: Any) -> None:
-            nonlocal last
-            if index in needed:
-                outputs[index] = y
-            spent[index], last = time.perf_counter() - last, time.perf_counter()
-
-        net.forward(x, Run(), keep)
+        began = time.perf_counter()
+        if all(part.compute is None and self._result(index) in net.heads for index, part in places):
+            outputs = dict(zip(net.heads, net.predict(self._input), strict=True))
+            spent = np.zeros(len(net.nodes))
+        else:
+            outputs, spent = self._layer_by_layer(places)
         be, found = net.backend, []
         for index, part in places:
             if part.compute is None:
@@ -119,6 +110,26 @@ class Net:
                 found.append(be.to_numpy(part.compute(be, net.weights[index], sources)))
         self._ticks = self._per_part(spent, time.perf_counter() - began)
         return [np.ascontiguousarray(y) for y in found]
+
+    def _layer_by_layer(self, places: Sequence[tuple[int, names.Part]]) -> tuple[dict[int, Any], np.ndarray]:
+        """Run the layers one by one; return the outputs that these parts are, or are computed from, and each layer's seconds."""
+        net = self._network
+        needed = {
+            source
+            for index, part in places
+            for source in ((self._result(index),) if part.compute is None else net.nodes[index].sources)
+        }
+        x = net.input(self._input)
+        outputs, spent, last = {-1: x}, np.zeros(len(net.nodes)), time.perf_counter()
+
+        def keep(index: int, y: Any, backward: Any) -> None:
+            nonlocal last
+            if index in needed:
+                outputs[index] = y
+            spent[index], last = time.perf_counter() - last, time.perf_counter()
+
+        net.forward(x, Run(), keep)
+        return outputs, spent
 
     def _result(self, index: int) -> int:
         """Return the layer whose output a layer shows: [cost] shows its input, as OpenCV has it."""
@@ -134,22 +145,6 @@ class Net:
             return rows(net, layer, y)
         y = net.backend.to_numpy(y)
         return y.reshape(y.shape[0], -1) if kind == "InnerProduct" else y
-
-    def _sized(self, H: int, W: int) -> Network:
-        """Return the network for inputs of another size; it shares the weights."""
-        net = self._network
-        if (H, W) != (net.height, net.width):
-            config = replace(net.config, net=replace(net.config.net, height=H, width=W))
-            nodes = build(config)
-            for node in nodes:
-                for name, shape, _ in node.layer.weights(*node.inputs):
-                    if net.weights[node.index][name].shape != shape:
-                        raise DataError(
-                            f"setInput: a blob of {W} x {H} pixels does not fit layer {node.index} [{node.layer.section}],"
-                            f" whose weights are for {net.width} x {net.height}"
-                        )
-            self._network = Network(config, nodes, net.weights, net.backend, net.batch, net.seen)
-        return self._network
 
     # Layers
 
@@ -213,8 +208,9 @@ class Net:
     def getPerfProfile(self) -> tuple[int, np.ndarray]:
         """Return the time of the last `forward`: in all, and per layer, in ticks of cv2.getTickFrequency().
 
-        A section's time stands at its first layer, the others that OpenCV makes of it have 0. On a GPU a layer's time is that
-        of its launch; the total is true.
+        Layers are told apart only after a `forward` that asked for an inner layer, because the compiled plan that gives the
+        outputs fuses them; else all stands at the last. A section's time stands at the first of OpenCV's layers for it. On a
+        GPU a layer's time is that of its launch; the total is true.
         """
         import cv2
 
