@@ -8,15 +8,17 @@ from __future__ import annotations
 import cupy_api
 import numpy as np
 import pytest
+import seeded
 from conftest import backend_for
-from cupy_api import NotCuPy, signatures, xp
+from cupy_api import NotCuPy, signatures, streams, xp
+from fake_cublas import FakeCublas
 from op_cases import CASES
 from test_gradients import CASES as LAYERS
 from test_gradients import EXACT, JOINS
 from test_gradients import arrays as draw
 from test_ops import compare, run
 
-from gpudarknet import cfg, load_network
+from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
 from gpudarknet.layers import SECTIONS, Run
 from gpudarknet.train import Trainer
@@ -28,12 +30,7 @@ NUMPY = Backend("numpy", np)
 @pytest.fixture
 def kernels():
     """CuPy's arrays through the kernels: what a GPU runs, computed on a CPU."""
-    on_host = backend_for("host-cuda").launch
-
-    def launch(kernel, threads, *args, block=256):
-        on_host(kernel, threads, *(cupy_api.host(a, kernel) for a in args), block=block)
-
-    return Backend("cupy", xp, launch)
+    return cupy_api.backend(backend_for("host-cuda").launch)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -161,6 +158,59 @@ def test_training_through_kernels(kernels, name):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # three steps of float32 sums in another order
 
 
+def seeded_pair(name, width, height, tmp_path):
+    """Return a shipped network with seeded weights on CuPy's arrays and cuBLAS, the same on NumPy, and an input."""
+    cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
+    cfg_path = shelf.shipped_cfg(name)
+    blank = load_network(cfg_path, backend="numpy", width=width, height=height)
+    weights = seeded.write_weights(blank, tmp_path / "seeded.weights", 3)
+    nets = [load_network(cfg_path, weights, backend=be, width=width, height=height) for be in (cuda, NUMPY)]
+    return *nets, seeded.network_input(blank, 3, batch=2)
+
+
+@pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50's unequal shortcuts
+@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov2-tiny", "resnet50-sort"])
+def test_plan_is_captured_and_replayed(name, tmp_path):
+    """The second run replays what the first one recorded, on new numbers; capture allows kernels and cuBLAS only."""
+    net, reference, x = seeded_pair(name, 32, 64, tmp_path)
+    for scale in (1, 0.5):
+        x = x * np.float32(scale)
+        got = [net.backend.to_numpy(y) for y in net.predict(net.backend.asarray(x))]
+        for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
+            np.testing.assert_allclose(y, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    (program,) = net.engine.programs.values()
+    assert program.eagerly is None and program.graph is not None
+
+
+def test_plan_that_needs_a_layers_own_forward_runs_eagerly(kernels):
+    cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
+    text = "[net]\nwidth=6\nheight=4\nchannels=4\n[normalization]\n[convolutional]\nfilters=5\n"
+    nets = [load_network(cfg.parse(text), backend=be) for be in (cuda, NUMPY)]
+    x = np.random.default_rng(0).random((2, 4, 4, 6), dtype=np.float32)
+    (got,), (want,) = (net.predict(x) for net in nets)
+    np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
+    (program,) = nets[0].engine.programs.values()
+    assert program.eagerly == "through the reference: normalization"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_plan_in_less_precision(precision, tmp_path):
+    net, reference, x = seeded_pair("yolov4-tiny", 64, 32, tmp_path)
+    got = [net.backend.to_numpy(y) for y in net.predict(x, precision=precision)]
+    for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
+        assert np.linalg.norm(y - want) < 1e-2 * np.linalg.norm(want)
+
+
+def test_capture_refuses_memory_and_copies():
+    stream = streams.Stream(non_blocking=True)
+    stream.begin_capture()
+    for wrong in (lambda: A.get(), lambda: xp.empty(3), lambda: A + 1, lambda: stream.synchronize()):
+        with pytest.raises(streams.CaptureError, match="operation not permitted when stream is capturing"):
+            wrong()
+    assert A[1:].shape == (1, 3)
+    stream.end_capture()
+
+
 A = BE.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
@@ -196,6 +246,12 @@ def test_what_numpy_alone_can_do_is_refused():
 def test_reductions_stay_on_the_device():
     assert isinstance(A.sum(), cupy_api.Array) and float(A.sum()) == 15
     assert isinstance(A[0, 1], cupy_api.Array)
+
+
+def test_streams_have_cupys_names():
+    for name, members in cupy_api.CUPY["cuda"].items():
+        ours = {m for m in vars(getattr(streams, name)) if not m.startswith("_")} - {"ptr", "current", "recording"}
+        assert ours <= set(members), name
 
 
 def test_signatures_are_those_of_the_installed_cupy():

@@ -1,6 +1,7 @@
 """An array module that has what CuPy has and nothing more, computed by NumPy: code that runs on it runs on CuPy.
 
     be = Backend("cupy", cupy_api.xp)
+    be = cupy_api.backend(launch, cublas)       # with kernels and cuBLAS that are run elsewhere
 
 Names and keyword arguments are those of CuPy 14 (signatures.json). As on a GPU, an array of the host is refused wherever
 it meets one of the device, and NumPy's own functions refuse arrays of the device.
@@ -9,14 +10,20 @@ it meets one of the device, and NumPy's own functions refuse arrays of the devic
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from gpudarknet.backend import Backend
+
+from . import streams
 from .signatures import TABLE
 
 CUPY = json.loads(TABLE.read_text(encoding="utf-8"))
 FROM_HOST = {"asarray", "array", "ascontiguousarray", "from_dlpack"}
+VIEWS = {"__getitem__", "__len__", "__repr__", "__iter__", "ndarray.reshape", "ndarray.transpose", "ndarray.view",
+         "ndarray.ravel"}  # fmt: skip
 FREE = {"__class__", "__doc__", "__module__", "__hash__", "__slots__", "__new__", "__init__", "__init_subclass__",
         "__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__reduce__", "__reduce_ex__",
         "__getstate__", "__class_getitem__", "__sizeof__", "__array_priority__", "__cuda_array_interface__",
@@ -39,8 +46,14 @@ class Array:
     def __array__(self, *args: Any, **kw: Any) -> Any:
         raise NotCuPy("Implicit conversion to a NumPy array is not allowed; use be.to_numpy")
 
+    @property
+    def data(self) -> Any:
+        """Its memory, of which only the address is wanted."""
+        return SimpleNamespace(ptr=self._host.ctypes.data)
+
     def get(self) -> np.ndarray:
         """Copy to the host."""
+        streams.refuse("ndarray.get")
         return self._host.copy()
 
     def __getattr__(self, name: str) -> Any:
@@ -52,6 +65,7 @@ class Array:
         return called(f"ndarray.{name}", value, wanted) if callable(value) else device(value)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        streams.refuse("ndarray.__setitem__")
         self._host[host(index, "an index")] = host(value, "a value")
 
     def __iter__(self) -> Any:
@@ -65,6 +79,8 @@ def operator(name: str) -> Any:
     """Return NumPy's operator of that name for arrays of the device."""
 
     def run(self: Array, *others: Any) -> Any:
+        if name not in VIEWS:
+            streams.refuse(f"ndarray.{name}")
         result = getattr(self._host, name)(*(host(o, name) for o in others))
         return self if result is self._host else result if result is NotImplemented else device(result)
 
@@ -81,6 +97,8 @@ class Namespace:
 
     ndarray = Array
     __name__ = "cupy"
+    cuda = streams.cuda
+    get_default_memory_pool = staticmethod(lambda: streams.pool)
 
     def __getattr__(self, name: str) -> Any:
         if name not in CUPY["functions"]:
@@ -110,6 +128,8 @@ def called(name: str, function: Any, wanted: list[str] | None) -> Any:
     """Return the function for arrays of the device, held to CuPy's parameters."""
 
     def run(*args: Any, **kw: Any) -> Any:
+        if name not in VIEWS:
+            streams.refuse(f"cupy.{name}")
         unknown = set(kw) - set(wanted or ())
         if unknown and wanted is not None:
             raise NotCuPy(f"cupy.{name} has no argument {', '.join(sorted(unknown))}")
@@ -146,3 +166,25 @@ def is_shape(value: Any) -> bool:
 
 
 xp: Any = Namespace()
+
+
+def backend(launch: Any, cublas: Any = None) -> Backend:
+    """Return a backend with CuPy's arrays whose kernels and products are computed by these, on arrays of NumPy."""
+
+    def launch_here(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        taken = [host(a, kernel) for a in args]
+        streams.do(lambda: launch(kernel, threads, *taken, block=block))
+
+    def recorded(product: Any) -> Any:
+        def work(*args: Any) -> None:
+            with np.errstate(all="ignore"):  # a plan is first run on memory that nobody has written
+                product(*args)
+
+        return lambda *args: streams.do(lambda: work(*args))
+
+    def open_here(stream: int, workspace: tuple[int, int]) -> Any:
+        handle = cublas(stream, workspace)
+        handle.gemm, handle.gemms = recorded(handle.gemm), recorded(handle.gemms)
+        return handle
+
+    return Backend("cupy", xp, launch_here, open_here if cublas else None)

@@ -37,7 +37,9 @@ def read(cupy: Any) -> dict[str, Any]:
     array = {name: getattr(cupy.ndarray, name) for name in dir(cupy.ndarray)}
     members = {name: parameters(value) if callable(value) else None for name, value in array.items()}
     ufuncs = [name for name in functions if isinstance(getattr(cupy, name), cupy.ufunc)]
-    return {"version": cupy.__version__, "ufuncs": ufuncs, "functions": functions, "members": members}
+    classes = {name: dir(getattr(cupy.cuda, name)) for name in ("Device", "Event", "Graph", "Stream")}
+    cuda = {name: [m for m in members if not m.startswith("__")] for name, members in classes.items()}
+    return {"version": cupy.__version__, "ufuncs": ufuncs, "functions": functions, "members": members, "cuda": cuda}
 
 
 if __name__ == "__main__":
