@@ -96,7 +96,10 @@ class Network:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
-            own = replace(run, train=False) if node.index < run.frozen else run
+            own = run
+            if run.leaf or node.index < run.frozen:
+                leaf = run.leaf and all(source < run.frozen for source in node.sources)
+                own = replace(run, train=run.train and node.index >= run.frozen, leaf=leaf)
             with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
                 y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=own)
             outputs[node.index] = y

@@ -130,7 +130,7 @@ class Trainer:
         cfg = net.net
         goal = Goal(net.width, net.height, net.seen, rng)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
-        run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first)
+        run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, leaf=True)
         read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}
         inputs: dict[int, Any] = {-1: x}
         ways: list[Way] = []

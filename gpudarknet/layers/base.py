@@ -27,7 +27,8 @@ class Run:
 
     train: keep what backward needs, use batch statistics, drop. rng: the only source of chance. steps: time steps of
     [net]; recurrent layers see batches as [step][sequence]. progress: 0 to 1, the part of training that is done. frozen:
-    how many layers at the front run as at inference all the same.
+    how many layers at the front run as at inference all the same. leaf: nobody asks for the gradient of the input (of the
+    network, or of what is frozen), so a layer that reads only that may return None for it.
     """
 
     train: bool = False
@@ -35,6 +36,7 @@ class Run:
     steps: int = 1
     progress: float = 0.0
     frozen: int = 0
+    leaf: bool = False
 
 
 @dataclass

@@ -47,6 +47,6 @@ class Connected(Layer, section="connected", aliases=("conn",)):
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
             accumulate(grad, "kernel", be.xp.matmul(dz.T, flat))
-            return (be.xp.matmul(dz, kernel).reshape(x.shape),)
+            return (None if run.leaf else be.xp.matmul(dz, kernel).reshape(x.shape),)
 
         return y, backward

@@ -144,6 +144,8 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
             col = conv.im2col(be, x_read, *patch).reshape(N, g, C // g * size * size, OH * OW)
             dkernel = xp.matmul(dz, col.transpose(0, 1, 3, 2)).sum(axis=0)
             accumulate(grad, "kernel", dkernel.reshape(kernel.shape))
+            if run.leaf:
+                return (None,)
             dcol = xp.matmul(flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
             dx = conv.col2im(be, dcol, H, W, self.inner, D, self.border * D)
             return ((dx * ((x > -1) & (x < 1)) if self.xnor else dx),)
