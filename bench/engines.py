@@ -68,20 +68,29 @@ def ours(job: Job) -> Ready:
     """Open one of our engines: "plan" or "reference"."""
     from gpudarknet import __version__
 
+    if job.precision != "fp32" and (job.kind == "cpu" or job.engine == "reference"):
+        raise Unavailable(
+            f"{'NumPy' if job.kind == 'cpu' else 'the reference engine'} computes in fp32 only, not in {job.precision}"
+        )
     network = job.network("cupy" if job.kind == "gpu" else "numpy")
-    if job.kind == "cpu" and job.precision != "fp32":
-        raise Unavailable(f"NumPy computes in fp32 only, not in {job.precision}")
+    if job.kind == "gpu" and job.engine == "plan" and network.backend.cublas is None:
+        raise Unavailable("without cuBLAS the plan does not run on this GPU")
     x: Any = network.backend.asarray(seeded.picture(network, job.batch))
-    note = ""
-    if job.kind == "gpu" and job.engine == "plan" and importlib.util.find_spec("gpudarknet.plan.cuda") is None:
-        raise Unavailable("the plan does not run on GPUs yet")
-    finish = network.backend.xp.cuda.Device().synchronize if job.kind == "gpu" else lambda: None
+    finish = finisher(network)
 
     def call() -> None:
         network.predict(x, job.engine, job.precision)  # type: ignore[arg-type]
         finish()
 
-    return timed(call, __version__, note)
+    return timed(call, __version__)
+
+
+def finisher(network: Network) -> Callable[[], None]:
+    """Return a function that waits until the network's device has done what it was asked."""
+    if network.backend.name == "cupy":
+        synchronize: Callable[[], None] = network.backend.xp.cuda.Device().synchronize
+        return synchronize
+    return lambda: None
 
 
 def module(name: str, package: str) -> Any:

@@ -1,48 +1,114 @@
-"""Time a network layer by layer, for the reference engine: what takes the time, and what bounds it.
+"""Time a network layer by layer (reference) or step by step (plan): what takes the time, and what bounds it.
 
-A layer is bound by memory where its FLOP per byte lie below gemm rate / copy rate of the machine, by arithmetic above.
+A layer is bound by memory where its FLOP per byte lie below gemm rate / copy rate of the machine, by arithmetic above. On a GPU
+each is waited for, which adds some microseconds to each.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from gpudarknet import load_network
+from gpudarknet.graph import Node
 from gpudarknet.layers import Run
+from gpudarknet.network import Network
 
 from . import seeded
+from .engines import Job, finisher
 from .records import Record
 
-CALLS = 5
+CALLS, SECONDS = 7, 5.0  # so many passes, or as many as this time allows
 
 
-def measure(subject: Any, options: Any) -> list[Record]:
-    """Run the network's layers one by one; return a "layer" record for each (without its device)."""
-    from .suite import moved
+@dataclass(frozen=True)
+class Part:
+    """A layer, or a step of the plan: the number of its first layer, its name, and what it does and moves for one picture."""
 
-    batch = options.batches[0]
-    network = load_network(subject.cfg, subject.weights, "numpy", batch, subject.width, subject.height)
-    x = network.input(seeded.picture(network, batch))
-    times: list[list[float]] = []
+    index: int
+    name: str
+    flops: float
+    bytes: int
 
-    def once() -> None:
+
+def moved(node: Node) -> int:
+    """Return the bytes that a layer moves at least, in fp32: inputs, output and weights once."""
+    weights = sum(prod(shape) for _, shape, _ in node.layer.weights(*node.inputs))
+    return 4 * (weights + prod(node.shape) + sum(prod(shape) for shape in node.inputs))
+
+
+def reference(network: Network, x: Any, finish: Callable[[], None]) -> tuple[list[Part], Callable[[], list[float]]]:
+    """Return the layers, and a function that runs all and returns the time after each, the start first."""
+    parts = [Part(n.index, n.layer.section, n.layer.flops(*n.inputs), moved(n)) for n in network.nodes]
+
+    def once() -> list[float]:
         now = [time.perf_counter()]
-        network.forward(x, Run(), lambda index, y, backward: now.append(time.perf_counter()))
-        times.append(list(np.diff(now)))
 
+        def keep(index: int, y: Any, backward: Any) -> None:
+            finish()
+            now.append(time.perf_counter())
+
+        network.forward(x, Run(), keep)
+        return now
+
+    return parts, once
+
+
+def plan(
+    network: Network, x: Any, precision: str, finish: Callable[[], None]
+) -> tuple[list[Part], Callable[[], list[float]]]:
+    """Return the steps of the network's plan, and a function as `reference` does; its maps keep what the last run left."""
+    from gpudarknet.plan import cpu, launches
+
+    be = network.backend
+    sizes = network.net.input, len(x), be, precision
+    program: Any = network.engine.program(network.nodes, network.weights, network.heads, *sizes)
+    program.run(x)
+    on_cpu = isinstance(program, cpu.Program)
+    bind: Any = cpu.BIND if on_cpu else launches.BIND
+    steps = program.plan.steps if on_cpu else program.steps
+    with program.team if on_cpu else program.lane.turn():
+        bound = [bind[type(step)](program, step) for step in steps]
+
+    def once() -> list[float]:
+        now = [time.perf_counter()]
+        with program.team if on_cpu else program.lane.turn(), np.errstate(all="ignore"):
+            for work in bound:
+                for piece in work:
+                    program.team.run(piece) if on_cpu else piece()
+                finish()
+                now.append(time.perf_counter())
+        return now
+
+    return [part(network, step) for step in steps], once
+
+
+def part(network: Network, step: Any) -> Part:
+    """Describe a step of the plan."""
+    nodes = [network.nodes[index] for index in step.layers]
+    weights = sum(prod(shape) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
+    numbers = weights + prod(step.y.shape) + sum(prod(m.shape) for m in step.reads)
+    name = " ".join(word for word in (step.name, step.note(), *(str(a) for a in step.after)) if word)
+    return Part(step.layers[0], name, sum(n.layer.flops(*n.inputs) for n in nodes), 4 * numbers)
+
+
+def measure(job: Job) -> list[Record]:
+    """Run a network of ours part by part; return a "layer" record for each, without its device."""
+    network = job.network("cupy" if job.kind == "gpu" else "numpy")
+    x, finish = network.input(seeded.picture(network, job.batch)), finisher(network)
+    parts, once = plan(network, x, job.precision, finish) if job.engine == "plan" else reference(network, x, finish)
     once()
-    begin = time.perf_counter()
-    once()
-    for _ in range(CALLS - 1 if time.perf_counter() - begin < 4 * options.seconds / CALLS else 1):
-        once()
-    medians = 1e3 * np.median(times[1:], axis=0)
-    common = {"network": subject.name, "width": subject.width, "height": subject.height, "batch": batch}
+    times, begin = [once()], time.perf_counter()
+    while len(times) < CALLS and time.perf_counter() - begin < SECONDS:
+        times.append(once())
+    medians = 1e3 * np.median(np.diff(times, axis=1), axis=0)
+    size, common = {"width": job.width, "height": job.height, "batch": job.batch}, {"engine": job.engine}
     return [
-        {"record": "layer", **common, "precision": "fp32", "engine": "reference", "index": node.index,
-         "name": node.layer.section, "gflop": round(batch * node.layer.flops(*node.inputs) / 1e9, 6),
-         "mbyte": round(batch * moved(node) / 1e6, 4), "ms": round(float(ms), 4)}
-        for node, ms in zip(network.nodes, medians, strict=True)
+        {"record": "layer", **size, "precision": job.precision, **common, "index": p.index, "name": p.name,
+         "gflop": round(job.batch * p.flops / 1e9, 6), "mbyte": round(job.batch * p.bytes / 1e6, 4), "ms": round(float(ms), 4)}
+        for p, ms in zip(parts, medians, strict=True)
     ]  # fmt: skip

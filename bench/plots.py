@@ -13,7 +13,7 @@ from html import escape
 from . import published, rule
 from .columns import peak_of, rows
 from .records import Record, layers, machines, results
-from .tables import bound, number, size
+from .tables import bound, layers_of, number, size
 
 WIDTH = 440
 ENGINES = ("plan", "reference", "opencv", "onnxruntime", "torch", "darknet")  # the order of the page's colours
@@ -203,7 +203,8 @@ def roofline(records: Sequence[Record]) -> str:
         return ""
     gemm, copy = device["gemm_gflops"]["fp32"], device["copy_gb_s"]
     nets = [row for row in rows(records) if row.device is device and row.result.get("mbyte")]
-    mine = [r for r in layers(records) if r["device"] == device["device"] and r["gflop"] and r["mbyte"] and r["ms"]]
+    every = [r for group in layers(records) for r in group if r["device"] == device["device"]]
+    mine = [r for r in every if r["engine"] == "reference" and r["gflop"] and r["mbyte"] and r["ms"]]
     spots = [(1e3 * r["gflop"] / r["mbyte"], 1e3 * r["gflop"] / r["ms"]) for r in mine]
     dots = [(1e3 * row.result["gflop"] / row.result["mbyte"], row.achieved) for row in nets]
     peak = peak_of(device, "fp32")
@@ -233,9 +234,8 @@ def roofline(records: Sequence[Record]) -> str:
     return figure(f"Roofline of {device['device']}", caption, 378, parts)
 
 
-def layer_plot(records: Sequence[Record], network: str) -> str:
-    """Plot the time of every layer of one network."""
-    mine = [r for r in layers(records) if r["network"] == network]
+def layer_plot(records: Sequence[Record], mine: Sequence[Record]) -> str:
+    """Plot the time of every layer of one group that `records.layers` returns."""
     devices = {m["device"]: m for m in machines(records)}
     most = max(r["ms"] for r in mine)
     left, bottom, top = 40.0, 180.0, 30.0
@@ -258,4 +258,6 @@ def layer_plot(records: Sequence[Record], network: str) -> str:
     parts += [box(190, 8, 9, 9, "side-a"), text(203, 16, "bound by arithmetic", "tick")]
     parts += [box(322, 8, 9, 9, "side-m"), text(335, 16, "by memory", "tick")]
     total = sum(r["ms"] for r in mine)
-    return figure(f"Layers of {network}", f"Reference engine, {number(total)} ms in all.", bottom + 34, parts)
+    return figure(
+        layers_of(mine), f"{number(total)} ms in all; the slowest are in the table below.", bottom + 34, parts
+    )

@@ -13,7 +13,8 @@
     or failed (why, in words)
 
 "layer", of one network and engine, in order:
-    device, network, width, height, batch, precision, engine, index, name, gflop, mbyte, ms (median wall clock)
+    device, network, width, height, batch, precision, engine, index, name, gflop, mbyte, ms (median wall clock); the plan's
+    steps hold several layers each, and index is the first
 
 Unknown kinds and fields are ignored, so later versions may add some. Missing numbers are absent, never 0.
 """
@@ -103,6 +104,11 @@ def results(records: Iterable[Record], failed: bool = False) -> list[Record]:
     return [r for r in records if r["record"] == "result" and ("failed" in r) == failed]
 
 
-def layers(records: Iterable[Record]) -> list[Record]:
-    """Return the "layer" records."""
-    return [r for r in records if r["record"] == "layer"]
+def layers(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the "layer" records, a list for each device, network, size and engine."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for r in records:
+        if r["record"] == "layer":
+            names = "device", "network", "engine", "width", "height", "batch", "precision"
+            found.setdefault(tuple(r.get(name) for name in names), []).append(r)
+    return list(found.values())

@@ -30,6 +30,7 @@ from gpudarknet.errors import DataError
 
 from . import gpu, machine, seeded
 from .engines import ENGINES, OURS, Job
+from .layers import moved
 from .records import SCHEMA, Record
 from .timing import FEWEST, Sample, spread
 
@@ -228,12 +229,6 @@ def costs(name: str, nodes: Any) -> tuple[float, float, float]:
     return gflop, bflops, sum(moved(n) for n in conv) / 1e6
 
 
-def moved(node: Any) -> int:
-    """Return the bytes that a layer moves at least: inputs, output and weights once, in fp32."""
-    weights = sum(int(np.prod(shape)) for _, shape, _ in node.layer.weights(*node.inputs))
-    return 4 * (weights + int(np.prod(node.shape)) + sum(int(np.prod(shape)) for shape in node.inputs))
-
-
 def cost_of(word: str, width: int = 0, height: int = 0) -> tuple[str, float]:
     """Return a network's name with its size, and GFLOP a picture; weights are not made. Raises DarknetError."""
     config = cfg.read(shelf.shipped_cfg(word))
@@ -274,16 +269,25 @@ def run(options: Options, tell: Tell = lambda text: None) -> Iterator[Record]:
         for each in subjects:
             for record in turns(each, list(jobs(each, options, threads)), options.seconds, tell):
                 found.append(record | {"device": about[record.pop("kind")]["device"]})
-            if options.layers:
-                from . import layers
-
-                tell(f"{each.name}: layer by layer")
-                found += [record | {"device": about["cpu"]["device"]} for record in layers.measure(each, options)]
+            for job in jobs(each, options, threads) if options.layers else ():
+                if job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
+                    tell(f"{each.name}: {job.engine}, layer by layer")
+                    known = {"network": each.name, "device": about[job.kind]["device"]}
+                    found += [known | record for record in layers(job)]
         steal = machine.stolen(stat, machine.read(machine.PROC / "stat"))
         own, best = about["cpu"], about["cpu"]["gemm_gflops"].get("fp32")
         own["flags"] = machine.doubts(own, own["load"], steal, machine.throttles() - throttled, best)
     yield from about.values()
     yield from found
+
+
+def layers(job: Job) -> list[Record]:
+    """Time a network's layers in a worker; none if that fails, which its "result" says too."""
+    worker = Worker({"layers": asdict(job)}, job.threads)
+    try:
+        return list(worker.answer().get("records", []))
+    finally:
+        worker.close()
 
 
 def turns(subject: Subject, jobs: list[Job], seconds: float, tell: Tell) -> Iterator[Record]:

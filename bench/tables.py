@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .columns import Range, Row, rows
-from .records import Record, layers, machines, results
+from .records import Record, machines, results
 
 NO_GPU = (
     "No results of a GPU are here: nobody has committed any to bench/results/, so this table has no GPU rows, and none are made "
@@ -162,9 +162,15 @@ def bound(r: Record, device: Record) -> str:
     return "arithmetic" if 1e3 * r["gflop"] / r["mbyte"] > gemm / copy else "memory"
 
 
-def slowest(records: Sequence[Record], network: str, most: int = 15) -> Grid:
-    """List the layers of a network that take the most time."""
-    mine = [r for r in layers(records) if r["network"] == network]
+def layers_of(mine: Sequence[Record]) -> str:
+    """Name a group of "layer" records."""
+    r = mine[0]
+    more = f", batch {r['batch']}" * (r["batch"] > 1) + f", {r['precision']}" * (r["precision"] != "fp32")
+    return f"{'Steps' if r['engine'] == 'plan' else 'Layers'} of {size(r)}, {r['engine']}{more}"
+
+
+def slowest(records: Sequence[Record], mine: Sequence[Record], most: int = 15) -> Grid:
+    """List the layers that take the most time, of one group that `records.layers` returns."""
     devices = {m["device"]: m for m in machines(records)}
     total = sum(r["ms"] for r in mine) or 1.0
     cells = []
@@ -175,5 +181,5 @@ def slowest(records: Sequence[Record], network: str, most: int = 15) -> Grid:
         cells.append([str(r["index"]), r["name"], side, number(r["ms"]), percent(r["ms"] / total), number(r["gflop"]), flops,
                       number(r["mbyte"] / r["ms"]) if r["ms"] else "–"])  # fmt: skip
     heads = ("layer", "kind", "bound by", "ms", "share", "GFLOP", "GFLOP/s", "GB/s")
-    shown = f"{min(most, len(mine))} of {len(mine)} layers; all of them together {number(total)} ms"
-    return Grid(f"Layers of {network}, {mine[0]['engine'] if mine else ''} engine", heads, cells, 3, [shown])
+    shown = f"{min(most, len(mine))} of {len(mine)}; all of them together {number(total)} ms"
+    return Grid(layers_of(mine), heads, cells, 3, [shown])

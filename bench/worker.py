@@ -1,8 +1,9 @@
 """Run one engine in a process of its own, because threads and libraries of one must not slow down another.
 
 Lines of JSON: the first on stdin is a Job; {"ready": ...} or {"failed": why} answers it. Then each {"seconds": s, "fewest": n}
-is answered by {"wall": [...], "cpu": [...]} in seconds. {"gemm": n} and {"copy": mib} instead of a Job measure the machine.
-What libraries print on stdout goes to stderr, so that it cannot mix with the answers.
+is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and {"copy": mib} measure the machine and
+{"layers": Job} a network's layers, for one answer. What libraries print on stdout goes to stderr, so that it cannot mix with
+the answers.
 """
 
 from __future__ import annotations
@@ -32,11 +33,17 @@ def main() -> None:
         return
     from .engines import Job, Unavailable, start
 
+    if "layers" in first:
+        from . import layers
+
+        answer(records=layers.measure(Job(**first["layers"])))
+        return
     try:
         ready = start(Job(**first))
         answer(ready=True, version=ready.version, note=ready.note)
         for text in sys.stdin:
-            answer(**asdict(ready.sample(**json.loads(text))))
+            turn = json.loads(text)
+            answer(**asdict(ready.sample(turn["seconds"], turn["fewest"])))
     except Unavailable as e:
         answer(failed=str(e))
 

@@ -57,7 +57,7 @@ def test_everything_is_drawn_inside_its_frame():
         plots.speeds(RECORDS),
         plots.rule_plot([*RECORDS, *GPU_RECORDS]),
         plots.roofline(RECORDS),
-        plots.layer_plot(RECORDS, "net"),
+        plots.layer_plot(RECORDS, records.layers(RECORDS)[0]),
     ]
     for figure in every:
         height = float(re.search(r'viewBox="0 0 440 (\d+)"', figure)[1])

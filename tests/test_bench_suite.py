@@ -32,7 +32,12 @@ def test_a_run_gives_table_records_and_page(quick, cfg, tmp_path, capsys, monkey
     flags = "--device cpu --seconds 0.05 --engines plan,reference,darknet --layers --out".split()
     assert main(["bench", str(cfg), *flags, str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "tiny 40×24" in printed and "GPU FPS vs CPU GFLOPS estimates" in printed and "Layers of tiny" in printed
+    assert (
+        "tiny 40×24" in printed
+        and "GPU FPS vs CPU GFLOPS estimates" in printed
+        and "Layers of tiny 40×24, reference" in printed
+        and "Steps of tiny 40×24, plan" in printed
+    )
     assert (tmp_path / "run.html").exists()
 
     found = records.read(out)
@@ -47,7 +52,11 @@ def test_a_run_gives_table_records_and_page(quick, cfg, tmp_path, capsys, monkey
         assert r["cpu_ms"]["median"] > 0
         assert r["device"] == machine["device"]
     assert [(r["engine"], r["failed"][:24]) for r in bad] == [("darknet", "no `darknet` on the PATH")]
-    assert [r["name"] for r in records.layers(found)] == ["convolutional", "maxpool", "convolutional", "yolo"]
+    steps, layers = records.layers(found)
+    assert [r["name"] for r in layers] == ["convolutional", "maxpool", "convolutional", "yolo"]
+    assert {r["engine"] for r in steps} == {"plan"}
+    assert sum(r["gflop"] for r in steps) == pytest.approx(sum(r["gflop"] for r in layers))
+    assert min(r["ms"] for r in [*steps, *layers]) > 0
 
 
 def test_an_engine_whose_process_dies_is_a_row_that_says_so(quick, cfg, tmp_path):

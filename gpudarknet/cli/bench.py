@@ -85,8 +85,8 @@ def show_report(found: list[Any], lines: Path, html: Path) -> None:
         show(tables.about(machine))
     show(tables.speed(found))
     show(tables.estimates(found, gpus))
-    for network in dict.fromkeys(r["network"] for r in records.layers(found)):
-        show(tables.slowest(found, network, 10))
+    for group in records.layers(found):
+        show(tables.slowest(found, group, 10))
     report.write(found, lines, html, gpus)
     print(f"{lines}: {len(found)} records\n{html}: the report")
 
@@ -193,7 +193,7 @@ SIZE = (
 )
 COMMANDS = (
     Command(
-        "bench", ("[x.cfg ...]",), "Measure this machine's FPS, gemm and memory, and compare with the rule of 0.01 FPS per GFLOPS", bench,
+        "bench", ("[x.cfg ...]",), "Measure this machine: FPS, gemm, memory; compare with the rule of 0.01 FPS per GFLOPS", bench,
         (
             Flag("engines", str, "", "A list of plan,reference,opencv,onnxruntime,torch,darknet; default all"),
             Flag("device", str, "auto", "cpu, gpu (the CPU is measured too), or auto: the GPU if there is one"),
