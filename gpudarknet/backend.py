@@ -1,7 +1,7 @@
 """Choose the array module: CuPy with CUDA kernels where there is a GPU, NumPy everywhere else.
 
     from gpudarknet import backend
-    be = backend.get("auto")        # "auto" | "cupy" | "numpy"
+    be = backend.get("auto")        # "auto" | "cupy" | "numpy" | "onnxruntime"
     be.xp.zeros((2, 3))             # numpy or cupy
 
 A `Backend` is an argument, never a global: guessing it from the arrays could not say "NumPy arrays, but through the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import numpy as np
 
 from .errors import BackendError, DataError
 
-CHOICES = ("auto", "cupy", "numpy")
+CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
 
@@ -89,8 +90,8 @@ def host_array(a: Any) -> np.ndarray:
 def get(name: str | Backend = "auto") -> Backend:
     """Return a backend. An argument beats the variable GPUDARKNET_BACKEND, which beats detection.
 
-    "auto" quietly gives NumPy on a machine without CUDA. Raises BackendError, which says why and what to install, when
-    "cupy" is asked for and cannot run.
+    "auto" quietly gives NumPy on a machine without CUDA. "onnxruntime" is NumPy whose networks predict with ONNX Runtime.
+    Raises BackendError, which says why and what to install, when "cupy" or "onnxruntime" is asked for and cannot run.
     """
     if isinstance(name, Backend):
         return name
@@ -101,6 +102,13 @@ def get(name: str | Backend = "auto") -> Backend:
         raise BackendError(f"{place}: unknown backend '{asked}'; choose one of {', '.join(CHOICES)}")
     if asked == "numpy":
         return Backend("numpy", np)
+    if asked == "onnxruntime":
+        for package in ("onnx", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise BackendError(
+                    f"{place}: 'onnxruntime' cannot run here: {package} is not installed; pip install \"gpudarknet[cpu]\""
+                )
+        return Backend("onnxruntime", np)
     why = why_no_cupy()
     if why is None:
         return _cupy()
@@ -155,7 +163,7 @@ def _line(error: Exception) -> str:
 def diagnose() -> list[tuple[str, str]]:
     """Describe this machine for `gpudarknet info`: (what, value) rows about Python, backend, GPU, BLAS and threads."""
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    for package in ("numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x", "cupy-cuda13x"):
+    for package in ("numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x", "cupy-cuda13x", "onnxruntime"):
         try:
             rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:

@@ -67,7 +67,7 @@ def test_an_argument_beats_the_variable_which_beats_detection(monkeypatch: pytes
     monkeypatch.setenv(backend.VARIABLE, "torch")
     with pytest.raises(BackendError) as e:
         backend.get()
-    assert str(e.value) == "GPUDARKNET_BACKEND: unknown backend 'torch'; choose one of auto, cupy, numpy"
+    assert str(e.value) == "GPUDARKNET_BACKEND: unknown backend 'torch'; choose one of auto, cupy, numpy, onnxruntime"
 
 
 def test_a_backend_is_passed_through() -> None:

@@ -229,7 +229,7 @@ def test_help_and_version(capsys):
         ("zzz", "no command 'zzz'; `gpudarknet help` lists all"),
         (
             "detect tiny.cfg tiny.weights tiny.png -backend gpu",
-            "backend: unknown backend 'gpu'; choose one of auto, cupy, numpy",
+            "backend: unknown backend 'gpu'; choose one of auto, cupy, numpy, onnxruntime",
         ),
         (
             "detect tiny.cfg tiny.weights tiny.png -out missing/r.json",

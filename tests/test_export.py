@@ -12,9 +12,10 @@ import pytest
 import gpudarknet as gd
 from gpudarknet import cfg, cli, shelf
 from gpudarknet.errors import CfgError, DataError
-from gpudarknet.export import onnx_model, package, write_onnx
+from gpudarknet.export import onnx_model, write_onnx
 from gpudarknet.export.activations import ACTIVATIONS
 from gpudarknet.export.lower import lower
+from gpudarknet.export.model import package
 from gpudarknet.layers import SECTIONS, Layer
 from gpudarknet.ops import activation
 
@@ -221,6 +222,32 @@ def test_what_remembers_is_refused():
     with pytest.raises(CfgError) as e:
         onnx_model(network(NET.format(3, 2, 1) + "[rnn]\noutput=4\nhidden=5\n"))
     assert str(e.value) == "line 5: [rnn] (layer 0) cannot be exported: it remembers earlier images"
+
+
+def test_as_the_cpu_engine(tmp_path):
+    opencv4.write(tmp_path)
+    files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights"
+    net, plain = (gd.load_network(*files, backend=name) for name in ("onnxruntime", "numpy"))
+    for count in (1, 3):
+        x = pictures(net, count)
+        for ours, theirs in zip(plain.predict(x), net.predict(x), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+    net.weights[0]["bias"] += 1
+    before = net.predict(x)[0]
+    net.engine.forget()
+    assert not np.allclose(net.predict(x)[0], before)
+    found = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)
+    same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)
+    assert [d.label for d in found] == [d.label for d in same] and found
+
+
+def test_the_cpu_engine_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(gd.errors.BackendError) as e:
+        gd.backend.get("onnxruntime")
+    assert str(e.value) == (
+        "backend: 'onnxruntime' cannot run here: onnxruntime is not installed; pip install \"gpudarknet[cpu]\""
+    )
 
 
 def test_without_onnx(monkeypatch):

@@ -32,13 +32,14 @@ FLOORS = [
     {"graph", "schedule", "names", "fetch"},
     {"safetensors"},
     {"weights", "table"},
+    {"export"},
     {"plan"},
     {"network"},
     {"augment"},
     {"train", "evaluate", "detector", "data", "loop"},
     {"tiles"},
     {"__init__"},
-    {"cv2dnn", "darknet", "export", "bench"},
+    {"cv2dnn", "darknet", "bench"},
     {"cli", "__main__"},
 ]
 MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(gpudarknet.__path__, "gpudarknet.")

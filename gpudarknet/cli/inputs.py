@@ -15,7 +15,9 @@ from ..errors import BackendError, WeightsError
 from ..names import DataFile
 from .arguments import Flag
 
-BACKEND = Flag("backend", str, "auto", "Array module: numpy, cupy, or auto for cupy where there is a GPU")
+BACKEND = Flag(
+    "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy where there is a GPU, else numpy"
+)
 GPU = Flag("i", int, 0, "Number of the GPU; -1 means none")
 
 

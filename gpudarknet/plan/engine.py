@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from .. import export
 from ..backend import Backend
 from ..graph import Node
 from ..layers import Shape
@@ -22,7 +23,7 @@ class Engine:
     """Runs a network by plans, one per input shape, batch and precision. The prepared weights are shared."""
 
     def __init__(self) -> None:
-        self.programs: dict[tuple[Shape, int, str], Program | cuda.Program] = {}
+        self.programs: dict[tuple[Shape, int, str], Program | cuda.Program | export.Program] = {}
         self.prepared: dict[tuple[int, str], Prepared] = {}
 
     def forget(self) -> None:
@@ -40,13 +41,18 @@ class Engine:
         batch: int,
         be: Backend | None = None,
         precision: str = "fp32",
-    ) -> Program | cuda.Program:
-        """Return the program for `batch` images of `shape` (C, H, W): on CUDA if `be` has cuBLAS, else on NumPy."""
+    ) -> Program | cuda.Program | export.Program:
+        """Return the program for `batch` images of `shape` (C, H, W): on CUDA if `be` has cuBLAS, else on NumPy.
+
+        A backend called onnxruntime has its own programs.
+        """
         on_cuda = be is not None and be.cublas is not None
         key = (shape, batch, precision if on_cuda else "fp32")
         with _lock:
             found = self.programs.pop(key, None)
-            if found is None:
+            if found is None and be is not None and be.name == "onnxruntime":
+                found = export.Program(nodes, weights, heads, shape, batch)
+            elif found is None:
                 plan = compile(nodes, weights, heads, shape, batch)
                 if be is not None and on_cuda:
                     found = cuda.Program(plan, be, precision, self.prepared)

@@ -1,0 +1,33 @@
+"""A network as a program of ONNX Runtime, the optional CPU engine: load_network(..., backend="onnxruntime")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..graph import Node
+from ..layers import Shape
+from .lower import Arrays
+from .model import INPUT, model
+
+
+class Program:
+    """Runs layers for `batch` images of `shape` (C, H, W), as `plan.Program` does. Needs the extra `cpu`.
+
+    Raises CfgError for layers that remember earlier images.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[int], shape: Shape, batch: int
+    ):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        made = model(nodes, weights, heads, shape, batch=batch).SerializeToString()
+        self.session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """Return the heads' outputs for x (N, C, H, W); they are the caller's."""
+        return self.session.run(None, {INPUT: x})
