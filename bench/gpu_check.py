@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from gpudarknet import Network, cuda, load_network, shelf
 from gpudarknet import backend as backends
-from gpudarknet import cuda, load_network, shelf
 from gpudarknet.backend import Backend
 from gpudarknet.ops import activation
 
@@ -45,6 +45,8 @@ NETWORKS = {  # name -> (width, height, how far float32 may go, in standard devi
     "resnet50-sort": (64, 96, 1e-3),  # sort_shortcut, avgpool, softmax
     "darknet19": (96, 64, 2e-4),  # a classifier
 }
+PRECISIONS: dict[Any, float] = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}  # how far a whole network may be off
+PRECISE = ("yolov2", "yolov4-tiny")  # the networks that are run in each of them
 LARGE = {"cupy": 8192, "numpy": 128}  # side of the gemm's matrices
 BYTES = {"cupy": 1 << 28, "numpy": 1 << 16}  # of the copies
 
@@ -107,8 +109,8 @@ def kernels(name: str) -> Result:
     return {"cases": len(CASES), "worst_in_tolerances": worst, "failed": failed}
 
 
-def outputs(network: str, name: str, width: int, height: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return every layer's output and `predict`'s of a shipped network with seeded weights, on a backend and on NumPy."""
+def pair(network: str, name: str, width: int, height: int) -> tuple[Network, Network, np.ndarray]:
+    """Return a shipped network with seeded weights on a backend, the same on NumPy, and an input for both."""
     import seeded
 
     cfg = shelf.shipped_cfg(network)
@@ -117,7 +119,12 @@ def outputs(network: str, name: str, width: int, height: int) -> tuple[list[np.n
         blank = load_network(cfg, backend="numpy", width=width, height=height)
         weights = seeded.write_weights(blank, Path(folder) / "seeded.weights", 1)
         here, numpy = (load_network(cfg, weights, backend=b, width=width, height=height) for b in (name, "numpy"))
-    x = seeded.network_input(blank, 1, batch=2)
+    return here, numpy, seeded.network_input(blank, 1, batch=2)
+
+
+def outputs(network: str, name: str, width: int, height: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return every layer's output and `predict`'s of a shipped network, on a backend and on NumPy's reference engine."""
+    here, numpy, x = pair(network, name, width, height)
     layers = numpy.trace(x)
     heads = [here.backend.to_numpy(y) for y in here.predict(x)]
     return here.trace(x) + heads, layers + [layers[index] for index in here.heads]
@@ -135,6 +142,26 @@ def networks(name: str) -> Result:
         if not worst <= tolerance:
             failed.append(f"{network}: output {int(np.argmax(distances))} is {worst:.2g} standard deviations off")
     return {"networks": rows, "failed": failed}
+
+
+def precisions(name: str) -> Result:
+    """Compare `predict` in every precision with NumPy's reference engine: norm of the difference over that of the output."""
+    rows: Result = {}
+    failed = []
+    for network in PRECISE:
+        here, numpy, x = pair(network, name, *NETWORKS[network][:2])
+        wanted = numpy.predict(x, engine="reference")
+        for precision, tolerance in PRECISIONS.items():
+            for _ in range(2):  # a plan is captured in its first run and replayed in the second
+                got = [here.backend.to_numpy(y) for y in here.predict(x, precision=precision)]
+            off = max(float(np.linalg.norm(y - w) / np.linalg.norm(w)) for y, w in zip(got, wanted, strict=True))
+            eagerly = [getattr(program, "eagerly", "on the CPU") for program in here.engine.programs.values()][-1]
+            rows[f"{network} {precision}"] = {"relative": off, "tolerance": tolerance, "eagerly": eagerly}
+            if not off <= tolerance:
+                failed.append(f"{network} in {precision}: {off:.2g} off, {tolerance} allowed")
+            if name == "cupy" and eagerly is not None:
+                failed.append(f"{network} in {precision}: not a CUDA graph, {eagerly}")
+    return {"precisions": rows, "failed": failed}
 
 
 def small(name: str) -> Result:
@@ -242,10 +269,11 @@ def gemm(dtype: str) -> Callable[[str], Result]:
 
 STAGES = (
     Stage("versions", versions, 30),
-    Stage("kernels", kernels, 120),
+    Stage("kernels", kernels, 100),
     Stage("networks", networks, 90),
-    Stage("memcheck", sanitizer("memcheck"), 75),
-    Stage("racecheck", sanitizer("racecheck"), 75),
+    Stage("precisions", precisions, 45),
+    Stage("memcheck", sanitizer("memcheck"), 60),
+    Stage("racecheck", sanitizer("racecheck"), 60),
     Stage("launches", launches, 20),
     Stage("copies", copies, 20),
     Stage("gemm-fp32", gemm("float32"), 15, {"CUPY_TF32": "0"}),

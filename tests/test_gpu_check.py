@@ -59,6 +59,16 @@ def test_networks_are_compared_layer_by_layer(monkeypatch):
     assert failed.startswith("yolov4-tiny: output 5 is ")
 
 
+def test_precisions_and_graphs_are_checked(monkeypatch):
+    monkeypatch.setattr(gpu_check, "PRECISE", ("yolov4-tiny",))
+    result = gpu_check.precisions("numpy")
+    assert result["failed"] == [] and len(result["precisions"]) == 3
+    assert {row["eagerly"] for row in result["precisions"].values()} == {"on the CPU"}
+    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 1e-9})
+    (failed,) = gpu_check.precisions("numpy")["failed"]
+    assert failed.startswith("yolov4-tiny in fp32: ")
+
+
 @pytest.mark.parametrize("name", ["versions", "launches", "copies", "gemm-fp32", "gemm-fp16"])
 def test_stage_on_numpy(name, monkeypatch):
     monkeypatch.setattr(gpu_check, "seconds", lambda be, work, calls: float(work() is not work) * 1e-3)
