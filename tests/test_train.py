@@ -337,3 +337,23 @@ def test_resize_keeps_the_weights():
     with pytest.raises(CfgError) as e:
         net.resize(10, 4)
     assert str(e.value) == "cfg:9: [connected] (layer 0) has weights for one input size; it cannot take 10 x 4"
+
+
+@pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
+@pytest.mark.parametrize("name", ["classifier", "acts"])
+def test_the_original_programs_numbers_on_every_backend(be, name):
+    """Two steps through the CUDA kernels, which sum in another order than NumPy."""
+    record = RUNS[name]
+    net = gd.load_network(cfg.parse(record["cfg"]), backend=be)
+    first, N = start(record), 4
+    numbers = first
+    for own in net.weights:
+        for a in own.values():
+            a[...], numbers = be.asarray(numbers[: a.size].reshape(a.shape)), numbers[a.size :]
+    x = np.random.default_rng(record["seed"] + 1).random((5, N, *net.net.input), np.float32)
+    trainer = gd.Trainer(net)
+    for step in (0, 1):
+        assert trainer.step(x[step], ARRAYS[f"{name}/y"][step]) == pytest.approx(record["costs"][step], rel=1e-4)
+        wanted = ARRAYS[f"{name}/dw"][step]
+        got = np.concatenate([be.to_numpy(a).reshape(-1) for own in net.weights for a in own.values()])
+        np.testing.assert_allclose(got - first, wanted, atol=1e-4 * np.abs(wanted).max())
