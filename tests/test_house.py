@@ -184,3 +184,9 @@ def test_public_names_have_docstrings():
         if not value.__doc__ and value not in twins
     ]
     assert bare == []
+
+
+def test_architecture_names_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = {name.split("/")[0] + ("/" if "/" in name else ".py") for name in SOURCES} - {"__init__.py", "__main__.py"}
+    assert {room for room in rooms if f"`{room}" not in text} == set()
