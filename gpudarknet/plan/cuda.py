@@ -7,6 +7,7 @@ of their own begin at 128 bytes or better and have ld rounded up to 16 bytes, so
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -68,10 +69,8 @@ class Program:
         self.prepared = {} if prepared is None else prepared
         self.steps = living(plan)
         self.offsets, self.numbers, _ = layout(self.steps, plan.input, plan.outputs, plan.batch, padded)
-        self.columns = max((min(self._patches(s), COLUMNS) for s in self.steps), default=0)
-        pooled = [s for s in self.steps if isinstance(s, Convolve) and s.pooled]
-        self.unpooled = max((self._blocks(s) * self.images_at_a_time(s) for s in pooled), default=0)
-        self.weights = sum(weight_bytes(s, self.type.itemsize) for s in self.steps if isinstance(s, Convolve))
+        self.columns, self.unpooled = self._columns(plan.batch), self._unpooled(plan.batch)
+        self.weights = sum(weight_bytes(s, self.type.itemsize) for s in self._convolutions())
         self._allocate()
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
@@ -84,54 +83,51 @@ class Program:
         if self.lane.cuda is not None:
             self.lane.cuda.get_current_stream().synchronize()  # the weights are there, whichever stream runs first
 
-    def _patches(self, step: Step) -> int:
-        """Return the bytes of all patches of a step, 0 where it needs none."""
-        if not isinstance(step, Convolve) or direct(step) or depthwise(step):
-            return 0
-        return self.plan.batch * prod(step.host) * rounded(step.xs[0].shape[0] * step.size**2) * self.type.itemsize
+    def _convolutions(self) -> list[Convolve]:
+        return [s for s in self.steps if isinstance(s, Convolve)]
 
-    def _blocks(self, step: Step) -> int:
-        """Return the bytes of a convolution's map before blocks of it are pooled, for one image; 0 where none are."""
-        if not isinstance(step, Convolve) or not step.pooled:
-            return 0
+    def _columns(self, batch: int) -> int:
+        """Return the bytes for patches, of which there may be less than a convolution has."""
+        laid_out = [s for s in self._convolutions() if not (direct(s) or depthwise(s))]
+        rows = [batch * prod(s.host) * rounded(s.xs[0].shape[0] * s.size**2) for s in laid_out]
+        return min(max(rows, default=0) * self.type.itemsize, COLUMNS)
+
+    def _unpooled(self, batch: int) -> int:
+        """Return the bytes for maps whose blocks are to be pooled, for as many images as are done at a time."""
+        pooled = [s for s in self._convolutions() if s.pooled]
+        return max((self._block_bytes(s) * self.images_at_a_time(s, batch) for s in pooled), default=0)
+
+    def _block_bytes(self, step: Convolve) -> int:
         return prod(step.host) * rounded(step.y.shape[0]) * self.type.itemsize
 
-    def images_at_a_time(self, step: Convolve) -> int:
-        """Return for how many images there is room before blocks are pooled."""
-        return max(1, min(self.plan.batch, COLUMNS // self._blocks(step)))
+    def images_at_a_time(self, step: Convolve, batch: int) -> int:
+        """Return for how many images of a batch there is room before blocks are pooled."""
+        return max(1, min(batch, COLUMNS // self._block_bytes(step)))
+
+    def _needed(self, batch: int) -> int:
+        """Return the bytes on the device for a batch of this network, beside what programs share."""
+        arena = self.numbers * self.type.itemsize * batch // self.plan.batch
+        results = 4 * batch * sum(prod(m.shape) for m in self.plan.outputs)
+        ready = all(self._key(s) in self.prepared for s in self._convolutions())
+        return arena + results + self._columns(batch) + self._unpooled(batch) + (0 if ready else self.weights)
 
     def _allocate(self) -> None:
-        arena = self.numbers * self.type.itemsize
-        results = 4 * self.plan.batch * sum(prod(m.shape) for m in self.plan.outputs)
-        wanted = [f"{s.layers[0]}" for s in self.steps if isinstance(s, Convolve) and self._key(s) not in self.prepared]
-        weights = self.weights if wanted else 0
-        needed = arena + self.columns + self.unpooled + results + weights
-        free = free_bytes(self.be)
-        fit = (
-            0
-            if free is None
-            else (free - self.columns - self.unpooled - weights - WORKSPACE)
-            * self.plan.batch
-            // max(1, arena + results)
-        )
-        C, H, W = self.plan.input.shape
-        place = f"batch {self.plan.batch} of {C} x {H} x {W} in {self.precision}"
-        way = (
-            f"a batch of {fit} would fit"
-            if fit > 0
-            else "not even one image would fit; take a smaller width and height"
-        )
-        if free is not None and needed > free:
-            raise BackendError(f"{place} needs {needed:,} bytes on the device, {free:,} are free; {way}")
+        batch, (C, H, W), be = self.plan.batch, self.plan.input.shape, self.be
+        needed = self._needed(batch)
+        place = f"batch {batch} of {C} x {H} x {W} in {self.precision} needs {needed:,} bytes on the device"
         try:
-            self.lane = lane(self.be)
-            self.arena = self.be.empty((self.numbers,), self.type)
+            self.lane = lane(be)
+            free = free_bytes(be)
+            if free is not None and needed > free:
+                fit = bisect_right(range(batch), free, key=self._needed) - 1
+                way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
+                raise BackendError(f"{place}, {free:,} are free; {way}")
+            self.arena = be.empty((self.numbers,), self.type)
             self.col, self.blocks = (
-                self.be.empty((max(1, size // self.type.itemsize),), self.type)
-                for size in (self.columns, self.unpooled)
+                be.empty((max(1, size // self.type.itemsize),), self.type) for size in (self.columns, self.unpooled)
             )
-        except MemoryError as e:  # CuPy's is one; memory may be free but in pieces
-            raise BackendError(f"{place} needs {needed:,} bytes on the device: {e}; take a smaller batch") from None
+        except MemoryError as e:  # CuPy's is one; memory may be free in pieces only
+            raise BackendError(f"{place}: {e}; take a smaller batch") from None
 
     def _why_eager(self, graph: bool) -> str | None:
         if not graph:

@@ -77,7 +77,7 @@ def _convolve(program: Program, step: Convolve) -> list[Work]:
     (F, OH, OW), work = y.shape, []
     ((kind, _, _), *_), rest = passes(step.after), step.after[1:]  # nothing but activations comes after a pool
     wide = kind in WIDE and program.fits(y)
-    images, ld = program.images_at_a_time(step), rounded(F)
+    images, ld = program.images_at_a_time(step, program.plan.batch), rounded(F)
     for first in range(0, program.plan.batch, images):
         count = min(images, program.plan.batch - first)
         pixels = count * OH * OW

@@ -1,0 +1,850 @@
+"""Plans on CUDA without a GPU: every kernel of plan.cu, networks through host-cuda and a cuBLAS made of NumPy, and the order of
+what CuPy is asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import types
+from functools import cache
+
+import conftest
+import numpy as np
+import pytest
+from fake_cublas import HEADER, FakeCublas
+from seeded import network_input, write_weights
+
+from gpudarknet import cfg, load_network, shelf
+from gpudarknet.backend import Backend
+from gpudarknet.errors import BackendError
+from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
+from gpudarknet.ops import norm as norms
+from gpudarknet.ops.activation import NAMES
+from gpudarknet.plan import cuda, lane
+from gpudarknet.plan.compile import compile
+from gpudarknet.plan.launches import JOINS, WIDE, passes
+from gpudarknet.plan.steps import Activate, Add, Map, Multiply, Sort
+
+NUMPY = Backend("numpy", np)
+LIBRARY = FakeCublas()
+
+
+@cache
+def plan_backend() -> Backend:
+    """NumPy arrays through the kernels and a fake cuBLAS; memory that nobody has written holds NaN."""
+    return conftest.Poisoned("host-cuda", np, conftest.backend_for("host-cuda").launch, LIBRARY.open)
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------------
+
+SHAPES = [(1, 1, 1, 1), (2, 5, 7, 3), (1, 2, 3, 255), (3, 13, 6, 8), (2, 4, 3, 16)]  # N, H, W, C
+PLACES = {"whole": lambda C: (C, 0), "odd part": lambda C: (C + 5, 3), "even part": lambda C: (-(-C // 8) * 8 + 24, 8)}
+
+
+class Maps:
+    """A map (pixels, C) inside a wider array: `a` is what kernels are given, `numbers` what they should see there."""
+
+    def __init__(self, be, pixels, C, place, dtype, rng=None):
+        self.ld, self.start = PLACES[place](C)
+        whole = np.full((pixels, self.ld), 7, dtype)
+        self.C, self.part = C, np.s_[:, self.start : self.start + C]
+        if rng is not None:
+            whole[self.part] = np.round(rng.normal(0, 2, (pixels, C)), 2)  # rounded: equal values are common
+        self.numbers, self.be = whole[self.part].astype(np.float64), be
+        self.whole = be.asarray(whole)
+        self.a = self.whole.reshape(-1)[self.start : self.start + (pixels - 1) * self.ld + C]
+
+    def nchw(self, N, H, W):
+        return np.ascontiguousarray(self.numbers.reshape(N, H, W, self.C).transpose(0, 3, 1, 2)).astype(np.float32)
+
+    def result(self):
+        """What a kernel has written; nothing beside it may have changed."""
+        whole = self.be.to_numpy(self.whole).copy()
+        found = whole[self.part].astype(np.float64)
+        whole[self.part] = 7
+        assert (whole == 7).all()
+        return found
+
+
+def wide(dtype, *maps):
+    """Whether Program would ask for 16-byte accesses."""
+    V = 16 // np.dtype(dtype).itemsize
+    return all(m.C % V == 0 and m.ld % V == 0 and m.start % V == 0 for m in maps)
+
+
+def threads(dtype, pixels, C, is_wide):
+    return pixels * C // (16 // np.dtype(dtype).itemsize if is_wide else 1)
+
+
+def rows(a):
+    """(N, C, H, W) -> (pixels, C)"""
+    return np.asarray(a).transpose(0, 2, 3, 1).reshape(-1, a.shape[1])
+
+
+def close(got, want, dtype):
+    """One rounding of the storage type, and some of float32."""
+    rtol, atol = (1e-3, 1e-3) if dtype == np.float16 else (1e-5, 1e-5)
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(params=[np.float32, np.float16], ids=["float32", "float16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    return request.param
+
+
+@pytest.fixture
+def rng(shape):
+    return np.random.default_rng(shape)
+
+
+def test_forms_of_maps(kernels, dtype, shape, place, rng):
+    N, H, W, C = shape
+    x = rng.normal(0, 1, (N, C, H, W)).astype(dtype).astype(np.float32)
+    y = Maps(kernels, N * H * W, C, place, dtype)
+    kernels.launch("plan.from_nchw", x.size, kernels.asarray(x), y.a, x.size, C, H * W, y.ld)
+    np.testing.assert_array_equal(y.result(), rows(x))
+    back = kernels.empty(x.shape)
+    count = 256 * N * -(-C // 32) * -(-(H * W) // 32)
+    kernels.launch("plan.to_nchw", count, y.a, back, C, H * W, y.ld, block=256)
+    np.testing.assert_array_equal(kernels.to_numpy(back), x)
+    together = kernels.empty((N * H * W, C))
+    kernels.launch("plan.to_rows", x.size, y.a, together, x.size, C, y.ld)
+    np.testing.assert_array_equal(kernels.to_numpy(together), rows(x))
+
+
+# size, stride (vertical, horizontal), dilation, pad
+WINDOWS = [(1, (2, 1), 1, 0), (3, (1, 1), 1, 1), (3, (2, 2), 1, 1), (3, (1, 2), 2, 2), (2, (1, 1), 1, 1)]
+
+
+def outputs(H, W, size, stride, dilation, pad):
+    reach = (size - 1) * dilation + 1
+    return (H + 2 * pad - reach) // stride[0] + 1, (W + 2 * pad - reach) // stride[1] + 1
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_im2col(kernels, dtype, shape, place, rng, window):
+    N, H, W, C = shape
+    H, W = H + 1, W + 2
+    size, stride, dilation, pad = window
+    OH, OW = outputs(H, W, *window)
+    x = Maps(kernels, N * H * W, C, place, dtype, rng)
+    want = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)  # (N, C, size, size, OH, OW)
+    want = want.reshape(N, C, size * size, OH * OW).transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, C)
+    for groups in {1, C if C < 16 else 4} if C != 255 else {1, 3}:
+        G = C // groups
+        grouped = want.reshape(-1, size * size, groups, G).transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
+        is_wide = wide(dtype, x) and G % (16 // np.dtype(dtype).itemsize) == 0
+        for first, last in ((0, N * OH * OW), (N * OH * OW // 3, max(1, N * OH * OW - 1))):  # all pixels, then some
+            col = Maps(kernels, last - first, C * size * size, "even part" if is_wide else "odd part", dtype)
+            n = threads(dtype, (last - first) * size * size, C, is_wide)
+            sizes = (n, first, C, G, H, W, OH, OW, size, *stride, dilation, pad, x.ld, col.ld, is_wide)
+            kernels.launch("plan.im2col", n, x.a, col.a, *sizes)
+            np.testing.assert_array_equal(col.result(), grouped[first:last])
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_depthwise(kernels, dtype, shape, place, rng, window):
+    N, H, W, C = shape
+    H, W = H + 1, W + 2
+    size, stride, dilation, pad = window
+    OH, OW = outputs(H, W, *window)
+    x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
+    w = rng.normal(0, 1, (size * size, C)).astype(dtype)
+    is_wide = wide(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, is_wide)
+    sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, is_wide)
+    kernels.launch("plan.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
+    patches = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
+    close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
+
+
+def finished(x, bias, other, before, join, eps, slope, after):
+    """What `finish` means, in float64."""
+    v = activation.FUNCTIONS[before][0](np, x + bias)
+    if join == "sort":
+        v = shortcut.sort_shortcut.definition(NUMPY, v[None], np.broadcast_to(other, v.shape)[None], eps, slope)[0]
+    elif join:
+        v = v + other if join == "add" else v * other
+    return activation.FUNCTIONS[after][0](np, v)
+
+
+NUMBERS = {None: 0, "add": JOINS[Add], "sort": JOINS[Sort], "multiply": JOINS[Multiply]}
+
+
+def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="linear", form="all", slope=0.0, bias=True):
+    N, H, W, C = sizes
+    P = H * W
+    x, y = Maps(be, N * P, C, place, dtype, rng), Maps(be, N * P, C, "even part", dtype)
+    Co, Po = {"all": (C, P), "channels": (C, 1), "pixels": (1, P)}[form]
+    other = Maps(be, N * Po, Co, place, dtype, rng)
+    b = rng.normal(0, 1, C).astype(np.float32)
+    seen = np.broadcast_to(other.numbers.reshape(N, Po, Co), (N, P, C)).reshape(N * P, C)
+    want = finished(x.numbers, b if bias else 0, seen, before, join, 0.01, slope, after)
+    is_wide = {before, after} <= WIDE and wide(dtype, x, y) and (join is None or Co == 1 or wide(dtype, other))
+    n = threads(dtype, N * P, C, is_wide)
+    numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), is_wide)
+    pointers = (be.asarray(b) if bias else None, other.a if join else None)
+    be.launch("plan.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
+    close(y.result(), want, dtype)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_finish_activates(kernels, dtype, kind):
+    for shape, place in (((2, 5, 7, 3), "odd part"), ((2, 4, 3, 16), "even part")):
+        rng = np.random.default_rng(NAMES.index(kind))
+        if kind != "stair":  # it jumps, where float16 and a bias round differently
+            finish(kernels, dtype, shape, place, rng, before=kind)
+        finish(kernels, dtype, shape, place, rng, before=kind, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("join", "form"), [("add", "all"), ("sort", "all"), *(("multiply", form) for form in ("all", "channels", "pixels"))]
+)
+def test_finish_joins(kernels, dtype, shape, place, rng, join, form):
+    for slope in (0.0, 0.1):
+        finish(kernels, dtype, shape, place, rng, "leaky", join, "relu", form, slope)
+        finish(kernels, dtype, shape, place, rng, "linear", join, "linear", form, slope, bias=False)
+
+
+def test_finish_works_in_place(kernels, dtype, shape, place, rng):
+    N, H, W, C = shape
+    x, b = Maps(kernels, N * H * W, C, place, dtype, rng), kernels.asarray(rng.normal(0, 1, C), np.float32)
+    is_wide = wide(dtype, x)
+    n = threads(dtype, N * H * W, C, is_wide)
+    numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, is_wide)
+    kernels.launch("plan.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
+    bias = kernels.to_numpy(b).astype(np.float64)
+    close(x.result(), activation.FUNCTIONS["mish"][0](np, x.numbers + bias), dtype)
+
+
+def test_finish_blocks(kernels, dtype, shape, place, rng):
+    N, OH, OW, C = shape
+    x, y = Maps(kernels, 4 * N * OH * OW, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
+    b = rng.normal(0, 1, C).astype(np.float32)
+    is_wide = wide(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, is_wide)
+    sizes = (n, C, OH, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
+    kernels.launch("plan.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
+    largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
+    close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
+
+
+# size, stride, total padding, as in tests/op_cases/pool.py
+@pytest.mark.parametrize(
+    "window", [(2, (2, 2), 1), (2, (1, 1), 1), (5, (1, 1), 4), (3, (2, 1), 2), (4, (1, 3), 3)], ids=str
+)
+def test_maxpool(kernels, dtype, shape, place, rng, window):
+    (N, H, W, C), (size, stride, padding) = shape, window
+    H, W = H + 1, W + 1
+    OH, OW = ((length + padding - size) // s + 1 for length, s in zip((H, W), stride, strict=True))
+    x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
+    is_wide = wide(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, is_wide)
+    sizes = (n, C, H, W, OH, OW, size, *stride, padding // 2, x.ld, y.ld, is_wide)
+    kernels.launch("plan.maxpool", n, x.a, y.a, *sizes)
+    np.testing.assert_array_equal(y.result(), rows(pool.maxpool(NUMPY, x.nchw(N, H, W), size, stride, padding, OH, OW)))
+
+
+def test_maxpool_keeps_a_nan(kernels):
+    x, y = kernels.asarray([[1.0], [np.nan], [3.0], [2.0]], np.float32), kernels.zeros((1, 1))
+    kernels.launch("plan.maxpool", 1, x, y, 1, 1, 2, 2, 1, 1, 2, 2, 2, 0, 1, 1, False)
+    assert np.isnan(kernels.to_numpy(y)).all()
+
+
+@pytest.mark.parametrize("s", [1, 2, 3])
+def test_upsample(kernels, dtype, shape, place, rng, s):
+    N, H, W, C = shape
+    x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * H * s * W * s, C, "even part", dtype)
+    is_wide = wide(dtype, x, y)
+    n = threads(dtype, N * H * s * W * s, C, is_wide)
+    kernels.launch("plan.upsample", n, x.a, y.a, n, C, H, W, s, 0.5, x.ld, y.ld, is_wide)
+    close(y.result(), rows(resample.upsample(NUMPY, x.nchw(N, H, W), s, 0.5)), dtype)
+
+
+def test_avgpool_and_softmax(kernels, dtype, shape, place, rng):
+    N, H, W, C = shape
+    x, y, z = Maps(kernels, N * H * W, C, place, dtype, rng), *(Maps(kernels, N, C, place, dtype) for _ in range(2))
+    kernels.launch("plan.avgpool", N * C, x.a, y.a, N * C, C, H * W, x.ld, y.ld)
+    close(y.result(), x.numbers.reshape(N, H * W, C).mean(axis=1), dtype)
+    kernels.launch("plan.softmax", 32 * N, y.a, z.a, N, C, 0.7, y.ld, z.ld)
+    close(z.result(), norms.softmax.definition(NUMPY, y.result(), (0,), 0.7), dtype)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 4), (2, 6, 4, 12), (3, 2, 6, 64)], ids=str)
+def test_reorg(kernels, dtype, sizes, place):
+    N, H, W, C = sizes
+    x = Maps(kernels, N * H * W, C, place, dtype, np.random.default_rng(C))
+    y = Maps(kernels, N * H * W // 4, 4 * C, place, dtype)
+    n = N * H * W * C
+    kernels.launch("plan.reorg", n, x.a, y.a, n, C, H, W, 2, x.ld, y.ld)
+    text = f"[net]\nwidth={W}\nheight={H}\nchannels={C}\n[reorg]\nstride=2\n"
+    (want,) = load_network(cfg.parse(text), backend="numpy").predict(x.nchw(N, H, W), engine="reference")
+    np.testing.assert_array_equal(y.result(), rows(want))
+
+
+@pytest.mark.parametrize(("scale", "new_coords"), [(1.0, 0), (1.2, 0), (2.0, 1)])
+def test_yolo(kernels, dtype, place, scale, new_coords):
+    N, H, W, A, E = 2, 3, 5, 3, 7
+    x, y = (
+        Maps(kernels, N * H * W, A * E, place, dtype, np.random.default_rng(1)),
+        Maps(kernels, N * H * W, A * E, place, dtype),
+    )
+    n = N * H * W * A * E
+    kernels.launch("plan.yolo", n, x.a, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
+    close(y.result(), rows(yolo.yolo_activate(NUMPY, x.nchw(N, H, W), A, scale, new_coords)), dtype)
+
+
+@pytest.mark.parametrize("classes", [1, 20, 80])
+@pytest.mark.parametrize("softmax", [0, 1])
+def test_region(kernels, dtype, place, classes, softmax):
+    N, H, W, A, coords = 2, 3, 5, 5, 4
+    E = coords + 1 + classes
+    x, y = (
+        Maps(kernels, N * H * W, A * E, place, dtype, np.random.default_rng(2)),
+        Maps(kernels, N * H * W, A * E, place, dtype),
+    )
+    n = N * H * W * A
+    kernels.launch("plan.region", 32 * n, x.a, y.a, n, A, E, coords, softmax, x.ld, y.ld)
+    want = yolo.region_activate(NUMPY, x.nchw(N, H, W), A, coords).reshape(-1, E)
+    if softmax:
+        want[:, coords + 1 :] = norms.softmax.definition(NUMPY, want[:, coords + 1 :], (0,), 1.0)
+    close(y.result().reshape(-1, E), want, dtype)
+
+
+@pytest.mark.parametrize(
+    "sizes", [((5, 7, 3), (5, 7, 5)), ((5, 7, 6), (5, 7, 2)), ((4, 6, 8), (2, 3, 16)), ((2, 3, 5), (4, 6, 3))]
+)
+def test_join_unlike(kernels, dtype, place, sizes):
+    (H, W, C), (Hb, Wb, Cb) = sizes
+    N, rng = 2, np.random.default_rng(3)
+    a, b = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * Hb * Wb, Cb, "odd part", dtype, rng)
+    x, z, n = a.nchw(N, H, W), b.nchw(N, Hb, Wb), N * H * W * C
+    for kind, want in (
+        (Add, shortcut.shortcut(NUMPY, (x, z), None)),
+        (Sort, shortcut.sort_shortcut(NUMPY, x, z, 0.01, 0.1)),
+    ):
+        y = Maps(kernels, N * H * W, C, place, dtype)
+        numbers = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, JOINS[kind], 0.01, 0.1)
+        kernels.launch("plan.join_unlike", n, a.a, b.a, y.a, *numbers)
+        close(y.result(), rows(want), dtype)
+
+
+# --- networks ----------------------------------------------------------------------------------------------------------
+
+NETWORKS = {  # name -> (width, height)
+    "yolov2-tiny": (96, 64), "yolov3-tiny": (96, 64), "yolov4-tiny": (64, 96), "yolov7-tiny": (96, 64),
+    "yolov2": (64, 96), "yolov3": (64, 96), "yolov4": (96, 64), "yolov4-csp": (64, 128),
+    "darknet19": (96, 64), "resnet50-sort": (64, 96),
+}  # fmt: skip
+# Parts of the largest number: fp32 rounds in another order, over up to 160 layers; 11 bits are left of tf32 and fp16.
+TOLERANCE = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}
+
+
+def distance(got, want):
+    assert [g.shape for g in got] == [w.shape for w in want]
+    assert {g.dtype for g in got} == {np.dtype(np.float32)}
+    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
+
+
+def program(net, batch, precision="fp32", be=None, **options):
+    plan = compile(net.nodes, net.weights, net.heads, net.net.input, batch)
+    return cuda.Program(plan, be or net.backend, precision, **options)
+
+
+def thin(name):
+    """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
+    text = shelf.shipped_cfg(name).read_text()
+    return cfg.parse(
+        re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
+    )
+
+
+@pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_what_the_reference_engine_says(name, tmp_path):
+    (W, H), config = NETWORKS[name], thin(name)
+    reference = load_network(config, backend="numpy", width=W, height=H)
+    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
+    reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
+    x, prepared = network_input(net, 5, batch=3), {}
+    want = reference.predict(x, engine="reference")
+    run = program(net, 3, prepared=prepared, poison=True)
+    assert run.through == []  # every shipped network can be captured
+    got = run.run(x)
+    assert distance(got, want) < TOLERANCE["fp32"]
+    assert (
+        distance(program(net, 1, prepared=prepared, poison=True).run(x[1:2]), [y[1:2] for y in got]) < TOLERANCE["fp32"]
+    )
+    assert distance(program(net, 3, "fp16", poison=True).run(x), want) < TOLERANCE["fp16"]
+
+
+ALL_KINDS = """[net]
+width=36
+height=24
+channels=3
+
+[convolutional]
+filters=12
+size=3
+pad=1
+activation=mish
+batch_normalize=1
+
+[convolutional]
+filters=12
+groups=12
+size=3
+pad=1
+stride_x=2
+stride_y=1
+activation=swish
+batch_normalize=1
+
+[convolutional]
+filters=24
+groups=3
+size=3
+pad=1
+dilation=2
+activation=relu6
+
+[convolutional]
+filters=24
+groups=4
+size=1
+activation=leaky
+
+[shortcut]
+from=-2
+activation=leaky
+
+[avgpool]
+
+[convolutional]
+filters=24
+size=1
+activation=logistic
+
+[scale_channels]
+from=-3
+
+[convolutional]
+filters=24
+size=1
+activation=logistic
+
+[sam]
+from=-2
+
+[sort_shortcut]
+from=-6
+activation=relu
+
+[shortcut]
+from=-2,-4
+activation=linear
+
+[maxpool]
+size=5
+stride=1
+
+[upsample]
+stride=2
+
+[dropout]
+probability=.5
+
+[route]
+layers=-1
+groups=2
+group_id=1
+
+[convolutional]
+filters=7
+size=2
+stride=2
+activation=elu
+
+[route]
+layers=-1,-5,-6
+
+[activation]
+activation=tanh
+
+[convolutional]
+filters=21
+size=1
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=10,12,14,16,18,20
+classes=2
+num=3
+scale_x_y=1.1
+"""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_every_kind_of_step(tmp_path, precision, batch):
+    config = cfg.parse(ALL_KINDS)
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(config, weights, backend=plan_backend())
+    x = network_input(net, 2, batch)
+    want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+    run = program(net, batch, precision, poison=True)
+    assert run.through == []
+    assert {type(step).name for step in run.steps} == {"convolve", "copy", "maxpool", "upsample", "yolo", "reference"}
+    assert set(run.methods.values()) == {"gemm", "im2col, gemm", "depthwise"}
+    first = run.run(x)
+    assert distance(first, want) < TOLERANCE[precision]
+    if precision == "tf32":
+        assert distance(first, want) > 1e-5  # it does use TF32
+    for got, again in zip(first, run.run(x), strict=True):
+        assert got is not again and not np.shares_memory(got, again)
+        np.testing.assert_array_equal(got, again)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_patches_and_blocks_in_parts(monkeypatch, batch):
+    """A budget of 40 kB makes the convolution before a pool go image by image, in parts of some rows."""
+    text = "[net]\nwidth=40\nheight=24\nchannels=3\n[convolutional]\nfilters=5\nsize=3\npad=1\nactivation=leaky\n"
+    net = load_network(cfg.parse(text + "[maxpool]\nsize=2\nstride=2\n"), backend=plan_backend())
+    x = network_input(net, 1, batch)
+    whole = program(net, batch)
+    assert whole.plan.steps[0].pooled
+    monkeypatch.setattr("gpudarknet.plan.launches.COLUMNS", 40_000)
+    monkeypatch.setattr("gpudarknet.plan.cuda.COLUMNS", 40_000)
+    parts = program(net, batch, poison=True)
+    assert parts.methods[parts.steps[0]] == "im2col, gemm in 4 parts"
+    assert len(parts.work) == batch * (4 * 2 + 1)
+    assert max(parts.columns, parts.unpooled) <= 40_000
+    np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-6)
+
+
+THROUGH = (
+    "[net]\nwidth=6\nheight=4\nchannels=5\n[local_avgpool]\nsize=2\nstride=1\n[connected]\noutput=3\nactivation=relu\n"
+)
+
+
+def test_other_layers_run_through_the_reference(tmp_path):
+    net = load_network(cfg.parse(THROUGH), backend=plan_backend())
+    x = network_input(net, 1, 2)
+    want = load_network(cfg.parse(THROUGH), backend="numpy").predict(x, engine="reference")
+    run = program(net, 2)
+    assert distance(run.run(x), want) < 2e-6
+    assert run.eagerly == "backend host-cuda has no CUDA streams"
+    assert run.through == ["local_avgpool", "connected"]
+
+
+def test_what_no_output_needs_is_not_computed():
+    net = load_network(
+        cfg.parse("[net]\nwidth=4\nheight=3\nchannels=8\n[avgpool]\n[softmax]\n[cost]\n"), backend=plan_backend()
+    )
+    assert [step.note() for step in program(net, 1).steps] == ["[avgpool]", "[softmax]"]
+
+
+def test_passes():
+    m = Map((1, 1, 1))
+    leaky, relu, add, sort, multiply = Activate("leaky"), Activate("relu"), Add(m), Sort(m, 0.1, 0.0), Multiply(m)
+    assert passes([]) == [("linear", None, "linear")]
+    assert passes([leaky, add, relu]) == [("leaky", add, "relu")]
+    assert passes([sort, multiply]) == [("linear", sort, "linear"), ("linear", multiply, "linear")]
+    assert passes([leaky, relu]) == [("leaky", None, "linear"), ("relu", None, "linear")]
+
+
+SMALL = "[net]\nwidth=12\nheight=8\nchannels=3\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
+
+
+def test_predict_runs_plans(monkeypatch):
+    net = load_network(cfg.parse(SMALL), backend=plan_backend())
+    x = network_input(net, 1, 2)
+    (want,) = net.predict(x, engine="reference")
+    LIBRARY.calls.clear()
+    assert distance(net.predict(x), [want]) < 2e-6
+    assert [name for name, _ in LIBRARY.calls if "Gemm" in name] == ["cublasGemmEx"]
+    net.predict(x, precision="fp16")
+    assert LIBRARY.calls[-1][1]["Atype"] == 2
+    assert len(net.engine.programs) == 2
+    net.weights[0]["bias"][:] = 1e3
+    net.engine.forget()
+    assert (net.predict(x)[0] > 900).all()
+
+
+def test_an_input_that_is_here_is_not_copied():
+    given = []
+    be = plan_backend()
+
+    def launch(kernel, threads, *args, block=256):
+        given.append((kernel, args[0]))
+        be.launch(kernel, threads, *args, block=block)
+
+    net = load_network(cfg.parse(SMALL), backend=Backend("host-cuda", np, launch, LIBRARY.open))
+    x = network_input(net, 1)
+    net.predict(x)
+    assert given[0] == ("plan.from_nchw", x) and given[0][1] is x
+
+
+def test_describe():
+    net = load_network(cfg.parse(SMALL), backend=plan_backend())
+    text = program(net, 2, "fp16").describe()
+    assert "3 x 3 / 1" in text and text.splitlines()[1].endswith("im2col, gemm")
+    assert text.splitlines()[-1] == (
+        "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device: "
+        "arena 0.0, patches 0.0, weights 0.0, cuBLAS 32.0"
+    )
+
+
+# --- streams, graphs and memory ----------------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """What is used of cupy.cuda, with the signatures of CuPy 14; it writes down the order of calls.
+
+    While a stream is captured, kernels and gemms are only remembered, as on a GPU, and the graph replays them.
+    """
+
+    def __init__(self, free=1 << 30):
+        self.log, self.capturing, self.failing = [], None, None
+        self.runtime = types.SimpleNamespace(memGetInfo=lambda: (free, 1 << 31))
+        self.caller = self.Stream(name="caller")
+        self.current = [self.caller]
+        self.names = iter(["plan"])
+
+    def Device(self):
+        return types.SimpleNamespace(id=0)
+
+    def get_current_stream(self):
+        return self.current[-1]
+
+    def Event(self, block=False, disable_timing=False, interprocess=False):
+        assert disable_timing
+        return object()
+
+    def Stream(self, null=False, non_blocking=False, ptds=False, priority=None, name=None):
+        assert name or non_blocking
+        return FakeStream(self, name or next(self.names))
+
+    def do(self, what, work):
+        """Called for every kernel and gemm."""
+        if self.capturing is None:
+            self.log.append(f"{self.current[-1].name}: {what}")
+            work()
+        else:
+            if self.failing:
+                raise RuntimeError(self.failing)
+            self.capturing.append((what, work))
+
+
+class FakeStream:
+    def __init__(self, cuda, name):
+        self.cuda, self.name, self.ptr = cuda, name, 0x57
+
+    def __enter__(self):
+        self.cuda.current.append(self)
+
+    def __exit__(self, *error):
+        self.cuda.current.pop()
+
+    def record(self, event=None):
+        self.cuda.log.append(f"{self.name}: record")
+        return event
+
+    def wait_event(self, event):
+        self.cuda.log.append(f"{self.name}: wait")
+
+    def synchronize(self):
+        self.cuda.log.append(f"{self.name}: synchronize")
+
+    def begin_capture(self, mode=None):
+        self.cuda.log.append(f"{self.name}: begin_capture")
+        self.cuda.capturing = []
+
+    def end_capture(self):
+        self.cuda.log.append(f"{self.name}: end_capture")
+        work, self.cuda.capturing = self.cuda.capturing, None
+        return FakeGraph(self.cuda, work)
+
+
+class FakeGraph:
+    def __init__(self, cuda, work):
+        self.cuda, self.work = cuda, work
+
+    def upload(self, stream=None):
+        self.cuda.log.append(f"upload to {stream.name}")
+
+    def launch(self, stream=None):
+        self.cuda.log.append(f"launch {len(self.work)} on {stream.name}")
+        for _, work in self.work:
+            work()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Return (cuda, backend) made of a FakeCuda, NumPy and host-cuda."""
+    made = []
+
+    def make(**options):
+        fake, on_host = FakeCuda(**options), conftest.backend_for("host-cuda").launch
+        pool_ = types.SimpleNamespace(free_bytes=lambda: 1000)
+        members = ("ndarray", "zeros", "asarray", "ascontiguousarray", "stack")
+        xp = types.SimpleNamespace(
+            cuda=fake, get_default_memory_pool=lambda: pool_, **{m: getattr(np, m) for m in members}
+        )
+        xp.empty = lambda shape, dtype: conftest.HOST_CUDA.empty(shape, dtype)
+
+        class Deferred(FakeCublas):
+            def _function(self, name):
+                run = super()._function(name)
+
+                def call(*args):
+                    if "Gemm" not in name:
+                        return run(*args)
+                    # cuBLAS reads alpha and beta when it is called, not when the graph runs
+                    parameters = [p for p, _ in HEADER[name]]
+                    held = [hold(a) if p in ("alpha", "beta") else a for p, a in zip(parameters, args, strict=True)]
+                    fake.do(name, lambda: run(*(h if isinstance(h, int) else h.address for h in held)))
+                    return 0
+
+                return call
+
+        def launch(kernel, threads, *args, block=256):
+            fake.do(kernel, lambda: on_host(kernel, threads, *args, block=block))
+
+        made.append(Deferred())
+        return fake, Backend("cupy", xp, launch, made[-1].open)
+
+    monkeypatch.setattr(lane, "_lanes", {})
+    return make
+
+
+def hold(at):
+    """Keep the float that lies at an address."""
+    copy = ctypes.c_float(ctypes.c_float.from_address(at).value)
+    return types.SimpleNamespace(copy=copy, address=ctypes.addressof(copy))
+
+
+def right(x):
+    """What SMALL makes of x."""
+    (y,) = load_network(cfg.parse(SMALL), backend="numpy").predict(x, engine="reference")
+    return y
+
+
+STEPS = ["plan: plan.im2col", "plan: cublasGemmEx", "plan: plan.finish"]
+
+
+def test_a_plan_is_captured_after_two_warm_ups_and_replayed(fake):
+    fake_cuda, be = fake()
+    net = load_network(cfg.parse(SMALL), backend=be)
+    x = network_input(net, 1, 2)
+    want = right(x)
+    fake_cuda.log.clear()
+    (got,) = net.predict(x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert fake_cuda.log == [
+        "caller: synchronize",  # the weights are there
+        "caller: record", "plan: wait",  # the input is there
+        *STEPS, *STEPS,
+        "plan: begin_capture", "plan: end_capture", "upload to plan",
+        "plan: plan.from_nchw", "launch 3 on plan", "plan: plan.to_nchw",
+        "plan: record", "caller: wait",  # the result is there for what the caller does next
+    ]  # fmt: skip
+    fake_cuda.log.clear()
+    x2 = network_input(net, 2, 2)
+    (second,) = net.predict(x2)
+    assert fake_cuda.log == [
+        "caller: record", "plan: wait",
+        "plan: plan.from_nchw", "launch 3 on plan", "plan: plan.to_nchw",
+        "plan: record", "caller: wait",
+    ]  # fmt: skip
+    np.testing.assert_allclose(second, right(x2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)  # the first result is the caller's
+    (run,) = net.engine.programs.values()
+    assert "CUDA, fp32, as a CUDA graph: 3 launches" in run.describe()
+
+
+def test_programs_share_one_stream_and_handle(fake):
+    fake_cuda, be = fake()
+    net, other = (load_network(cfg.parse(SMALL), backend=be) for _ in range(2))
+    for n, batch, precision in ((net, 1, "fp32"), (net, 2, "fp16"), (other, 1, "fp32")):
+        n.predict(network_input(n, 1, batch), precision=precision)
+    runs = [run for n in (net, other) for run in n.engine.programs.values()]
+    assert len(runs) == 3 and len({id(run.lane) for run in runs}) == 1
+
+
+def test_where_capture_fails_the_plan_runs_eagerly(fake):
+    fake_cuda, be = fake()
+    net = load_network(cfg.parse(SMALL), backend=be)
+    x = network_input(net, 1)
+    want = right(x)
+    fake_cuda.failing = "cudaErrorStreamCaptureUnsupported: operation not permitted\nmore"
+    for _ in range(2):
+        fake_cuda.log.clear()
+        np.testing.assert_allclose(net.predict(x)[0], want, rtol=1e-5, atol=1e-6)
+    assert fake_cuda.log == [
+        "caller: record", "plan: wait",
+        "plan: plan.from_nchw", *STEPS, "plan: plan.to_nchw",
+        "plan: record", "caller: wait",
+    ]  # fmt: skip
+    (run,) = net.engine.programs.values()
+    why = "capture failed: cudaErrorStreamCaptureUnsupported: operation not permitted"
+    assert run.eagerly == why and f"CUDA, fp32, eagerly ({why}): 3 launches" in run.describe()
+
+
+def test_layers_of_the_reference_are_not_captured(fake):
+    _, be = fake()
+    net = load_network(cfg.parse(SMALL + "[local_avgpool]\nsize=2\nstride=1\n"), backend=be)
+    run = program(net, 1)
+    assert run.eagerly == "through the reference: local_avgpool"
+    assert program(load_network(cfg.parse(SMALL), backend=be), 1, graph=False).eagerly == "asked for"
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(fake):
+    _, be = fake(free=99_000)
+    net = load_network(cfg.parse(SMALL), backend=be)
+    net.predict(network_input(net, 1))
+    net.engine.programs.clear()
+    # An image: 96 pixels, two maps of 8 channels, patches of 27 numbers in 32, a result of 4 channels.
+    each = 4 * 96 * (2 * 8 + 32 + 4)
+    for batch, way in ((6, "a batch of 5 would fit"), (600, "a batch of 5 would fit")):
+        with pytest.raises(BackendError) as error:
+            net.predict(network_input(net, 1, batch))
+        assert str(error.value) == (
+            f"batch {batch} of 3 x 8 x 12 in fp32 needs {batch * each:,} bytes on the device, 100,000 are free; {way}"
+        )
+    net.predict(network_input(net, 1, 5))
+    _, be = fake(free=0)
+    net = load_network(cfg.parse(SMALL), backend=be)
+    weights = 4 * (4 * 32 + 4)
+    with pytest.raises(BackendError) as error:
+        net.predict(network_input(net, 1))
+    assert str(error.value) == (
+        f"batch 1 of 3 x 8 x 12 in fp32 needs {each + weights:,} bytes on the device, 1,000 are free; "
+        "not one image would fit; make them smaller"
+    )
+
+
+def test_memory_that_is_free_in_pieces_only(fake):
+    _, be = fake()
+    net = load_network(cfg.parse(SMALL), backend=be)
+    net.predict(network_input(net, 1))
+
+    def refuse(shape, dtype):
+        raise MemoryError("Out of memory allocating 18,432 bytes")
+
+    be.xp.empty = refuse
+    message = "needs 60,432 bytes on the device: Out of memory allocating 18,432 bytes; take a smaller batch"
+    with pytest.raises(BackendError) as error:
+        program(net, 3)
+    assert str(error.value) == f"batch 3 of 3 x 8 x 12 in fp32 {message}"
