@@ -42,11 +42,12 @@ class Trainer:
     """A network in training: its gradients, its optimiser, its place in the schedule.
 
     It begins a new training at iteration 0; with clear=False it goes on where the weights' count of images says. cpu_build
-    copies the faults that the head of this file describes. gradients[i][name] is Darknet's accumulated negative gradient,
-    which holds the momentum of the past.
+    copies the faults that the head of this file describes. exact: IoU losses give their gradient where Darknet's delta is
+    something else; iou_normalizer then has to be larger, as the gradient is with respect to parts of the whole image.
+    gradients[i][name] is Darknet's accumulated negative gradient, which holds the momentum of the past.
     """
 
-    def __init__(self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True):
+    def __init__(self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False):
         schedule.check(net.net, net.config.path)
         if not any(node.layer.learns for node in net.nodes):
             raise TrainError(
@@ -55,7 +56,7 @@ class Trainer:
         self.net, self.seed, be = net, seed, net.backend
         cfg = net.net
         net.seen = 0 if clear else net.seen
-        self.cpu_build, self.warned = cpu_build, False
+        self.cpu_build, self.exact, self.warned = cpu_build, exact, False
         self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
@@ -128,7 +129,7 @@ class Trainer:
         """Run x (N, C, H, W) forward and back, add to the gradients, return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
         cfg = net.net
-        goal = Goal(net.width, net.height, net.seen, rng)
+        goal = Goal(net.width, net.height, net.seen, self.exact, rng)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, leaf=True)
         read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}

@@ -8,6 +8,7 @@ from math import atan, exp, log, pi, sqrt
 import numpy as np
 import pytest
 
+from gpudarknet.backend import get
 from gpudarknet.layers import SECTIONS, Goal
 from gpudarknet.layers.box_loss import LIKENESS, box_delta
 from gpudarknet.layers.files import Tree
@@ -236,6 +237,59 @@ def test_box_deltas_are_finite_for_degenerate_boxes():
     for kind in ("iou", "giou", "diou", "ciou"):
         with np.errstate(all="ignore"):
             assert np.isfinite(box_delta(pred, truth, kind)).all()
+
+
+EXACT = ((0.5, 0.5, 0.3, 0.2), (0.42, 0.55, 0.2, 0.4), (0.2, 0.2, 0.1, 0.12), (0.3, 0.52, 0.1, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("pred", EXACT)
+def test_the_exact_form_is_the_derivative(kind, pred):
+    """Of overlapping and of separate boxes; DIoU as the paper has it, to the power 1; CIoU's alpha is held constant."""
+    truth, h = (0.45, 0.52, 0.25, 0.3), 1e-6
+
+    def like(p):
+        if kind in ("iou", "giou"):
+            return score(p, truth, kind)
+        sides = [max(p[c] + p[c + 2] / 2, truth[c] + truth[c + 2] / 2) - min(p[c] - p[c + 2] / 2, truth[c] - truth[c + 2] / 2)
+                 for c in (0, 1)]  # fmt: skip
+        away = ((p[0] - truth[0]) ** 2 + (p[1] - truth[1]) ** 2) / (sides[0] ** 2 + sides[1] ** 2)
+        v = 4 / pi**2 * (atan(truth[2] / truth[3]) - atan(p[2] / p[3])) ** 2
+        return score(p, truth, "iou") - away - (alpha * v if kind == "ciou" else 0)
+
+    v = 4 / pi**2 * (atan(truth[2] / truth[3]) - atan(pred[2] / pred[3])) ** 2
+    alpha = v / (1 - score(pred, truth, "iou") + v + 1e-6)
+    slopes = []
+    for c in range(4):
+        up, down = (tuple(x + s * h * (i == c) for i, x in enumerate(pred)) for s in (1, -1))
+        slopes.append((like(up) - like(down)) / (2 * h))
+    got = box_delta(np.array([pred]), np.array([truth]), kind, exact=True)[0]
+    np.testing.assert_allclose(got, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [dict(scale_x_y=1.2), dict(scale_x_y=2.0, new_coords=1)])
+def test_the_exact_form_reaches_the_raw_numbers(keys):
+    """Central differences through the layer's forward, in float64, of iou_normalizer * IoU of one truth."""
+    head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 24), iou_loss="iou", iou_normalizer=0.5, **keys)
+    rng, t = np.random.default_rng(4), (0.5, 0.7, 0.3, 0.4)
+    raw = rng.uniform(0.3, 0.6, (1, 6, 2, 3))
+    forward = lambda x: head.forward(get("numpy"), {}, x, run=None)[0]  # noqa: E731
+
+    def like(x):
+        e = forward(x)[0, :4, 1, 1]
+        w, h = (4 * e[2] ** 2, 4 * e[3] ** 2) if keys.get("new_coords") else (exp(e[2]), exp(e[3]))
+        return 0.5 * score(((1 + e[0]) / 3, (1 + e[1]) / 2, w * 30 / 96, h * 24 / 64), t, "iou")
+
+    slopes = []
+    for c in range(4):
+        up, down = raw.copy(), raw.copy()
+        up[0, c, 1, 1] += 1e-5
+        down[0, c, 1, 1] -= 1e-5
+        slopes.append((like(up) - like(down)) / 2e-5)
+    y = forward(raw).astype(np.float32)
+    truth = np.array([[*t, 0, 0]], np.float32)
+    _, delta = head.loss(y, y, truth, Goal(96, 64, exact=True))
+    np.testing.assert_allclose(delta[0, :4, 1, 1], slopes, rtol=1e-4)
 
 
 # Gaussian

@@ -41,11 +41,15 @@ class Run:
 
 @dataclass
 class Goal:
-    """What a loss knows beside output and truth: the network input's size in pixels, images seen before, chance."""
+    """What a loss knows beside output and truth: the network input's size in pixels, images seen before, chance.
+
+    exact: give the gradient of an IoU loss where Darknet's delta differs from it.
+    """
 
     width: int
     height: int
     seen: int = 0
+    exact: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
 

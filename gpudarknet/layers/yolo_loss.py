@@ -1,7 +1,8 @@
 """The loss of [yolo] and [Gaussian_yolo] (forward_yolo_layer, forward_gaussian_yolo_layer).
 
 Darknet's deltas, not exact gradients: there is no derivative of the sigmoids, and later truths overwrite parts of what
-earlier ones wrote. Entry 0, step, 2*step, 3*step of an anchor are its box, then objectness, then the classes.
+earlier ones wrote. With Goal.exact the IoU losses' box deltas are gradients; those of objectness and classes are anyhow (of
+the cross entropy). Entry 0, step, 2*step, 3*step of an anchor are its box, then objectness, then the classes.
 """
 
 from __future__ import annotations
@@ -193,8 +194,10 @@ class AnchorLoss:
             if head.iou_loss != "mse":
                 solid = pred.copy()
                 solid[:, 2:][solid[:, 2:] == 0] = 1
-                step = box_delta(solid, truth, head.iou_loss)
-                if not self.new_coords:
+                step = box_delta(solid, truth, head.iou_loss, self.goal.exact)
+                if self.goal.exact:
+                    step = self.to_raw(step, raw, pred)
+                elif not self.new_coords:
                     step[:, 2:] *= np.exp(raw[:, 2:])
         step = step * gain[:, None]
         bounded = head.iou_loss != "mse" or self.gaussian
@@ -203,6 +206,15 @@ class AnchorLoss:
             self.add(n, a, 1, j, i, spread * getattr(head, "uc_normalizer", 1.0), True)
         scored = np.array(self.scored, int)
         return 1 - LIKENESS["giou" if head.iou_loss == "giou" else "iou"](pred[scored], truth[scored])
+
+    def to_raw(self, step: np.ndarray, out: np.ndarray, pred: np.ndarray) -> np.ndarray:
+        """Take a gradient (K, 4) with respect to boxes to the numbers before the layer; out (K, 4) is its output there."""
+        (H, W), s = self.v.shape[3:], np.float32(self.head.scale_x_y)
+        place = (out[:, :2] + 0.5 * (s - 1)) / s
+        slope = np.ones_like(place) if self.new_coords else place * (1 - place)
+        size = step[:, 2:] + self.corner * step[:, :2]
+        size *= 2 * pred[:, 2:] / out[:, 2:] if self.new_coords else pred[:, 2:]
+        return np.concatenate([step[:, :2] * s * slope / np.array([W, H], np.float32), size], axis=1)
 
     def add(self, n: Any, a: Any, first: int, j: Any, i: Any, step: np.ndarray, bounded: bool) -> None:
         """Add step (K, 4) to the box entries first, first + step, ... of K slots."""
