@@ -37,7 +37,7 @@ def _is_winograd(s: Convolve) -> bool:
 
 METHODS: dict[str, Method] = {
     "patches": Method(lambda s: s.groups == 1, with_bias, patches),
-    "grouped": Method(lambda s: True, matrix, grouped),
+    "grouped": Method(lambda s: s.groups > 1, matrix, grouped),
     "direct": Method(_is_direct, packed, direct),
     "winograd2": Method(_is_winograd, partial(kernels, m=2), partial(winograd, m=2)),
     "winograd4": Method(_is_winograd, partial(kernels, m=4), partial(winograd, m=4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
+from ..errors import BackendError
 from ..layers import Run
 from ..layers.convolutional import folded
 from ..ops.yolo import yolo_activate
@@ -28,6 +30,7 @@ class Program:
     choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule.
     prepared: (layer, method) -> its weights, which programs of one network share.
     poison: fill the arena with NaN before each run, so that reading what no step wrote shows in the results.
+    Raises BackendError where memory does not suffice.
     """
 
     def __init__(
@@ -39,10 +42,20 @@ class Program:
     ):
         self.plan, self.poison, self.team = plan, poison, team()
         self.prepared = {} if prepared is None else prepared
-        self.arena = np.zeros(plan.numbers, np.float32)
+        self.arena = reserve(plan)
         self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
             self.phases: Phases = [tasks for step in plan.steps for tasks in BIND[type(step)](self, step)]
+
+    def describe(self) -> str:
+        """Return the plan as text, how each convolution is done, and the memory it takes."""
+        own = {id(a): a.nbytes for made in self.prepared.values() for a in made if isinstance(a, np.ndarray)}
+        sizes = (self.arena.nbytes, sum(own.values()), self.team.scratch_bytes)
+        arena, weights, scratch = (f"{size / 2**20:.1f}" for size in sizes)
+        return (
+            f"{self.plan.describe(self.methods)}\n"
+            f"CPU, {self.team.size} threads; MiB: arena {arena}, prepared weights {weights}, scratch {scratch}"
+        )
 
     def view(self, m: Map) -> np.ndarray:
         """Return a map's memory as (N, C, H, W); images lie apart where the map is a part of another."""
@@ -60,6 +73,22 @@ class Program:
             for tasks in self.phases:
                 workers.run(tasks)
             return [self.view(m).copy() for m in self.plan.outputs]
+
+
+def reserve(plan: Plan) -> np.ndarray:
+    """Return the arena. Raises BackendError, which says how many images would fit, where memory does not suffice."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    need = 4 * plan.numbers
+    try:
+        if have is None or need <= have:
+            return np.zeros(plan.numbers, np.float32)
+    except MemoryError:
+        have = None
+    C, H, W = plan.input.shape
+    fit = plan.batch * have // need if have else plan.batch // 2
+    way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
+    raise BackendError(f"batch {plan.batch} of {C} x {H} x {W} needs {need:,} bytes for its maps, this machine has "
+                       f"{'less' if have is None else f'{have:,}'}; {way}")  # fmt: skip
 
 
 def _convolve(program: Program, step: Convolve) -> Phases:

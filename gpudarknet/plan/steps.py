@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
@@ -226,7 +226,7 @@ class Plan:
         C, H, W = m.root.shape
         return self.offsets[m.root] + m.channel * H * W, C * H * W
 
-    def describe(self, methods: dict[Step, str] | None = None) -> str:
+    def describe(self, methods: Mapping[Any, str] | None = None) -> str:
         """Return the plan as text: a line per step, then totals. methods: how the interpreter does each convolution."""
         lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'after':<22}{'C x H x W':>16} {'offset':>11}  how"]
         for s in self.steps:

@@ -91,6 +91,11 @@ class Team:
             found = self._scratch[worker, name] = np.empty(n, np.float32)
         return found[:n].reshape(shape)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """The memory of all workers' scratch, which all networks share."""
+        return sum(a.nbytes for a in self._scratch.values())
+
 
 @cache
 def team() -> Team:

@@ -1,7 +1,106 @@
-"""Measured choices."""
+"""Measure the ways to convolve on this machine, and remember the fastest: `gpudarknet plan x.cfg -tune`.
+
+Nobody who runs a network waits for this: without measurements `choose` goes by a rule. The choices lie in the cache folder,
+by processor, BLAS and threads, and hold for every network that has a convolution of the same shape.
+"""
 
 from __future__ import annotations
 
+import json
+import platform
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..fetch import cache as cache_folder
+from ..files import atomic
+from ..layers.convolutional import folded
+from .after import finish
+from .choose import METHODS
+from .steps import Activate, Convolve, Plan
+from .team import team
+
+SECONDS = 0.25  # for each shape
+FILE = "convolutions.json"
+
+
+def machine() -> str:
+    """Name what a measurement holds for: processor, NumPy and its BLAS, threads."""
+    info: Any = np.show_config(mode="dicts")
+    blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
+    parts = (processor(), f"numpy {np.__version__}", blas.get("name"), blas.get("version"), f"{team().size} threads")
+    return ", ".join(str(part) for part in parts if part)
+
+
+@cache
+def processor() -> str:
+    """Name the processor."""
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        for line in about.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
 
 def read_choices() -> dict[str, str]:
-    return {}
+    """Return this machine's measured choices, a convolution's key -> the name of a method; none if there are none."""
+    try:
+        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))[machine()]
+        return {str(key): str(name) for key, name in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write_choices(choices: dict[str, str]) -> Path:
+    """Add choices to those of this machine; return the file."""
+    path = cache_folder() / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    known[machine()] = read_choices() | choices
+    with atomic(path) as beside:
+        beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+    return path
+
+
+def measure(plan: Plan) -> Iterator[tuple[str, dict[str, float]]]:
+    """Time every way to make each different convolution of a plan; yield its key and seconds by method."""
+    seen = set()
+    for step in plan.steps:
+        if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
+            seen.add(key)
+            yield key, race(step, plan.batch)
+
+
+def race(step: Convolve, batch: int) -> dict[str, float]:
+    """Return the least seconds that each method takes for a step, in turns, on random maps."""
+    rng, workers = np.random.default_rng(0), team()
+    x = rng.random((batch, *step.xs[0].shape), np.float32)
+    y = np.empty((batch, *step.y.shape), np.float32)
+    after = [a for a in step.after if isinstance(a, Activate)]
+    w = folded(step.w)
+    best: dict[str, float] = {}
+    with workers, np.errstate(all="ignore"):
+        last = partial(finish, after, y, lambda m: y, workers)
+        ways = {
+            name: method.bind(step, x, y, method.prepare(w["kernel"], w["bias"]), last, workers)
+            for name, method in METHODS.items()
+            if method.fits(step)
+        }
+        end = time.perf_counter() + SECONDS * (len(ways) > 1)
+        while True:
+            for name, phases in ways.items():
+                start = time.perf_counter()
+                for tasks in phases:
+                    workers.run(tasks)
+                best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
+            if time.perf_counter() >= end:
+                return best
