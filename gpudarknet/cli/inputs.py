@@ -27,8 +27,8 @@ def data_file(word: str) -> DataFile:
 
 
 def weights_file(word: str) -> Path:
-    """Return the weights that a user means: a path, or the name of published weights, which are fetched on first use."""
-    path = Path(word)
+    """Return the weights that a user means: a path, a shipped name, or a published one, which is fetched on first use."""
+    path = shelf.find(word, ".weights")
     if path.is_file():
         return path
     if word in fetch.PUBLISHED:
