@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint gpu-check clean
+.PHONY: help demo test bench docs lint gpu-check clean
 
 help:
 	@echo 'make demo       fetch yolov4-tiny, find the objects in a photograph, say where the picture is'
 	@echo 'make test       run all tests; those of the CUDA kernels need g++, and no GPU'
 	@echo 'make bench      measure this machine for 4 minutes: FPS, GFLOPS, peers; tables, build/bench.jsonl, build/bench.html'
+	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make gpu-check  on a machine with a GPU: kernels, networks and ceilings; the result goes to bench/results/'
 	@echo 'make clean      remove .venv and everything that was built'
@@ -26,7 +27,10 @@ test: $(VENV)/test
 
 bench: $(VENV)/bench
 	@mkdir -p build
-	$(BIN)/python -m bench --layers --out build/bench.jsonl
+	$(BIN)/python -m bench --layers --seconds 3 --limit 200 --out build/bench.jsonl
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -47,7 +51,7 @@ $(BIN)/python:
 
 # A stamp per set of extras; both are out of date when pyproject.toml changes. Without libGL (a server, a container)
 # opencv-python does not load; its build without windows does.
-$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
+$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/docs $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { echo 'no libGL here: opencv-python-headless takes the place of opencv-python'; \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless && \

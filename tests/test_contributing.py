@@ -1,4 +1,4 @@
-"""The example in CONTRIBUTING.md works as written: its layer, its op, its kernel and its case."""
+"""The example in docs/layer.md and docs/kernel.md works as written: its layer, its op, its kernel and its case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from gpudarknet.layers import SECTIONS
 from gpudarknet.op import OPS
 from gpudarknet.ops import reorg
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("layer.md", "kernel.md"))
 BLOCKS = dict(re.findall(r"```(?:python|cuda)\n(?:#|//) (\S+)\n(.*?)```", TEXT, re.DOTALL))
 
 

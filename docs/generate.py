@@ -1,0 +1,234 @@
+"""Pages that are made of the code, so that they cannot drift from it: a hook of mkdocs.
+
+A line `<!-- made: NAME ARGUMENT ... -->` in a page is replaced by the Markdown that the function NAME below returns.
+"""
+
+from __future__ import annotations
+
+import configparser
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gpudarknet import cli
+from gpudarknet.cfg import Net
+from gpudarknet.cli.arguments import Command, Flag
+from gpudarknet.layers import SECTIONS, Layer
+
+HERE = Path(__file__).parent
+MADE = re.compile(r"^<!-- made: (.+?) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Replace the marks of a page. mkdocs calls this for each one."""
+    return MADE.sub(lambda mark: make(*mark[1].split()), markdown)
+
+
+def make(name: str, *arguments: str) -> str:
+    """Return what a mark stands for."""
+    return {"net": net, "sections": sections, "activations": activations, "commands": commands, "api": api}[name](*arguments)
+
+
+# Sections and keys
+
+Meanings = dict[str, dict[str, str]]
+
+
+def meanings() -> Meanings:
+    """Read keys.ini: name of a section or a class -> key -> what it means."""
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(HERE / "keys.ini", encoding="utf-8")
+    return {name: dict(parser[name]) for name in parser.sections()}
+
+
+def group(kind: type) -> str:
+    """Return the name under which keys.ini has the fields that a class declares."""
+    return vars(kind).get("section") or kind.__name__
+
+
+def own(kind: type) -> list[str]:
+    """Return the keys that a class declares itself."""
+    declared = {f.name for f in fields(kind)} & set(vars(kind).get("__annotations__", ()))
+    return [f.name.rstrip("_") for f in fields(kind) if f.name in declared]
+
+
+def records() -> list[type]:
+    """Return every class that declares keys: [net], the sections, and what they are built on."""
+    found: list[type] = [Net]
+    for kind in dict.fromkeys(SECTIONS.values()):
+        found += [base for base in reversed(kind.__mro__) if issubclass(base, Layer) and base not in found]
+    return [kind for kind in found if own(kind)]
+
+
+def net() -> str:
+    """Return the table of [net]."""
+    return "\n".join([*table(Net), "", *without_effect(Net)])
+
+
+def sections() -> str:
+    """Return a part for every section, in alphabetical order, after the keys that all have."""
+    kinds = dict.fromkeys(SECTIONS.values())
+    found = ["## Keys of every section", "", *table(Layer)]
+    for kind in sorted(kinds, key=lambda kind: kind.section.lower()):
+        found += ["", f"## [{kind.section}] {{ #{kind.section.lower()} }}", ""]
+        found += [described(kind), ""]
+        spellings = [f"`[{name}]`" for name, other in SECTIONS.items() if other is kind and name != kind.section]
+        if spellings:
+            found += [f"Also written {' or '.join(spellings)}.", ""]
+        found += [*table(kind), "", *without_effect(kind)]
+        found.append(f"Source: `{Path(inspect.getfile(kind)).relative_to(HERE.parent).as_posix()}`{origin(kind)}.")
+    return "\n".join(found)
+
+
+def activations() -> str:
+    """Return the table of activations."""
+    rows = (f"| `{name}` | {plain(words)} |" for name, words in meanings()["activations"].items())
+    return "\n".join(("| activation | y |", "|---|---|", *rows))
+
+
+def described(kind: type) -> str:
+    """Return a class's docstring: what it does, the shapes, the rest."""
+    first, *rest = (inspect.getdoc(kind) or "").split("\n")
+    does, *shapes = re.split(r"\s{3,}", first)
+    return "\n".join([does, *(f"\n`{shape}`" for shape in shapes), *map(plain, rest)])
+
+
+def origin(kind: type) -> str:
+    """Return where a section comes from: what the head of its module names in brackets, a file of Darknet's or a paper."""
+    words = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0]
+    found = re.findall(r"\(([^()]*)\)", words)
+    if not found:
+        return ""
+    return plain(f"; Darknet's {found[-1]}" if "src/" in found[-1] else f"; {found[-1]}")
+
+
+def table(kind: type) -> Iterator[str]:
+    """Yield the lines of a table of keys: those that every section has are left out, but for the class that has them."""
+    words = meanings()
+    bases = [base for base in kind.__mro__ if base is Net or issubclass(base, Layer)]
+    where = {key: group(base) for base in reversed(bases) for key in own(base)}
+    shown = [f for f in fields(kind) if kind is Layer or where[f.name.rstrip("_")] != "Layer"]
+    if not shown:
+        yield "It has no keys of its own."
+        return
+    hints = typing.get_type_hints(kind)
+    yield from ("| key | default | meaning |", "|---|---|---|")
+    for f in shown:
+        key = f.name.rstrip("_")
+        meaning = plain(words[where[key]][key]) + choices(hints[f.name])
+        yield f"| `{key}` | {default(f.default)} | {meaning} |"
+
+
+def default(value: Any) -> str:
+    """Return a default as a cfg would write it."""
+    if value is MISSING:
+        return "*needed*"
+    if value is None or value == float("inf"):
+        return "none"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def choices(hint: Any) -> str:
+    """Return the words that a key may have."""
+    if typing.get_origin(hint) is not typing.Literal:
+        return ""
+    words = typing.get_args(hint)
+    return " [Any activation](#activations)." if len(words) > 20 else f" One of {', '.join(f'`{w}`' for w in words)}."
+
+
+def without_effect(kind: Any) -> Iterator[str]:
+    """Yield what is said of keys that Darknet has and that do nothing here."""
+    for keys, said in ((kind.ignored, "Read without effect"), (kind.unsupported, "Refused unless 0")):
+        if keys:
+            yield f"{said}: {', '.join(f'`{key}`' for key in sorted(keys))}.\n"
+
+
+# The command line
+
+
+def commands() -> str:
+    """Return a part for every command."""
+    return "\n\n".join("\n".join(command(one)) for one in cli.commands())
+
+
+def command(one: Command) -> Iterator[str]:
+    """Yield a command's part."""
+    yield from (f"## {one.name}", "", "```text", one.usage, "```", "", f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + ".")
+    if one.flags:
+        yield from ("", "| flag | default | meaning |", "|---|---|---|", *map(flag, one.flags))
+
+
+def flag(one: Flag) -> str:
+    """Return a flag's row."""
+    value = {bool: "", int: " N", float: " X", str: " TEXT"}[one.kind]
+    shown = "" if one.default in (None, False, "") and one.kind in (bool, str) else f"`{one.default}`"
+    return f"| `-{one.name}{value}` | {shown} | {plain(one.help)} |"
+
+
+# Python
+
+
+def api(module: str, *names: str) -> str:
+    """Return the documentation of some of a module's names."""
+    loaded = import_module(module)
+    return "\n\n".join("\n\n".join(entry(module, name, getattr(loaded, name))) for name in names)
+
+
+def entry(module: str, name: str, value: Any) -> Iterator[str]:
+    """Yield the parts of a name: heading, signature, docstring, and for a class its fields and its methods."""
+    yield f"### {module}.{name} {{ #{module}.{name} }}"
+    yield signature(name, value)
+    yield document(value)
+    if not inspect.isclass(value):
+        return
+    for key, member in members(value):
+        if isinstance(member, property):
+            yield f"#### {name}.{key}"
+            yield document(member)
+        else:
+            yield f"#### {name}.{key}()"
+            yield signature(key, member.__func__ if isinstance(member, classmethod) else member)
+            yield document(member)
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties that a class has itself and that say what they do."""
+    for key, member in vars(kind).items():
+        known: tuple[type, ...] = (property, classmethod)
+        if not key.startswith("_") and (inspect.isfunction(member) or isinstance(member, known)) and inspect.getdoc(member):
+            yield key, member
+
+
+def signature(name: str, value: Callable[..., Any]) -> str:
+    """Return how something is called, as a block of code: on one line if that fits, else a line for each argument."""
+    try:
+        found = inspect.signature(value)
+    except ValueError:
+        return ""
+    arguments = [str(p).replace("'", "") for p in found.parameters.values() if p.name not in ("self", "cls")]
+    result = f" -> {found.return_annotation}".replace("'", "") if found.return_annotation not in (found.empty, None, "None") else ""
+    line = f"{name}({', '.join(arguments)}){result}"
+    if len(line) > 90:
+        line = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){result}"
+    return f"```text\n{line}\n```"
+
+
+def document(value: Any) -> str:
+    """Return a docstring as Markdown: its indented lines are code."""
+    text = inspect.getdoc(value) or ""
+    return "\n".join(line if line.startswith("    ") else plain(line) for line in textwrap.dedent(text).split("\n"))
+
+
+def plain(text: str) -> str:
+    """Escape what Markdown or HTML would take for marks, outside of `code`."""
+    parts = text.split("`")
+    for k in range(0, len(parts), 2):
+        parts[k] = re.sub(r"([*_\[\]<>|])", r"\\\1", parts[k]).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return "`".join(parts)
