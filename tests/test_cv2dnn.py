@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import cv2
 import numpy as np
@@ -179,6 +180,24 @@ def test_cuda_target_without_a_gpu_stays_on_the_cpu(net):
     with pytest.warns(RuntimeWarning, match="'cupy' cannot run here: .*; the network stays on the CPU"):
         net.setPreferableBackend(dnn.DNN_BACKEND_CUDA)
     assert net._network.backend.name == "numpy"
+
+
+def test_the_fp16_target_asks_for_half_precision(net, monkeypatch):
+    asked = []
+    predict = type(net._network).predict
+
+    def record(self, x, **how):
+        asked.append(how["precision"])
+        return predict(self, x, **how)
+
+    monkeypatch.setattr(type(net._network), "predict", record)
+    net.setInput(blob())
+    net.forward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no GPU: that is another test's
+        net.setPreferableTarget(dnn.DNN_TARGET_CUDA_FP16)
+    net.forward()
+    assert asked == ["fp32", "fp16"]
 
 
 def test_the_rest_is_opencvs_own_and_install_puts_ours_there(folder, monkeypatch):

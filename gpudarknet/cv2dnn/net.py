@@ -97,7 +97,8 @@ class Net:
         places = [self._parts[self._places[name]] for name in wanted]
         began = time.perf_counter()
         if all(part.compute is None and self._result(index) in net.heads for index, part in places):
-            outputs = dict(zip(net.heads, net.predict(self._input), strict=True))
+            half = self._wish["target"] == DNN_TARGET_CUDA_FP16
+            outputs = dict(zip(net.heads, net.predict(self._input, precision="fp16" if half else "fp32"), strict=True))
             spent = np.zeros(len(net.nodes))
         else:
             outputs, spent = self._layer_by_layer(places)
@@ -234,7 +235,10 @@ class Net:
         self._move()
 
     def setPreferableTarget(self, targetId: int) -> None:
-        """Choose a target: DNN_TARGET_CUDA and DNN_TARGET_CUDA_FP16 are the GPU (float32 either way), all others the CPU."""
+        """Choose a target: DNN_TARGET_CUDA and DNN_TARGET_CUDA_FP16 are the GPU, all others the CPU.
+
+        With FP16 the network's outputs are computed in half precision, inner layers, where asked for, in float32.
+        """
         self._wish["target"] = targetId
         self._move()
 
