@@ -116,7 +116,7 @@ def fill_patches(col: np.ndarray, x: np.ndarray, step: Convolve, r0: int, padded
     (sy, sx), d = step.strides, step.dilation
     window(x, r0 * sy - step.pad, -step.pad, padded)
     a, b, c = padded.strides
-    col[...] = np.lib.stride_tricks.as_strided(padded, col.shape, (a, d * b, d * c, sy * b, sx * c))
+    col[...] = np.ndarray(col.shape, np.float32, padded, 0, (a, d * b, d * c, sy * b, sx * c))
 
 
 def extent(step: Convolve, C: int, R: int) -> tuple[int, int, int]:

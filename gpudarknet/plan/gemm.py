@@ -25,7 +25,7 @@ def pack(weights: np.ndarray) -> np.ndarray:
     if not b or not blocks_pay():
         return weights
     parts = weights.reshape(*weights.shape[:-2], F // b, b, K)
-    return np.ascontiguousarray(np.moveaxis(parts, -1, -2))
+    return np.ascontiguousarray(parts.swapaxes(-1, -2))
 
 
 def multiply(weights: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
@@ -37,14 +37,14 @@ def multiply(weights: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     wide = min(WIDEST, LIMIT // (b * K))
     count = -(-L // wide)
     each = -(-L // count)
-    stack = np.moveaxis(weights, -1, -2)[..., None, :, :]
+    stack = weights.swapaxes(-1, -2)[..., None, :, :]
     whole = L // each
     edges = [(0, whole * each, whole)] + ([(whole * each, L, 1)] if whole * each < L else [])
     for start, stop, n in edges:
         columns = x[..., start:stop].reshape(*x.shape[:-1], n, -1)
-        columns = np.moveaxis(columns, -2, -3)[..., None, :, :, :]
+        columns = columns.swapaxes(-2, -3)[..., None, :, :, :]
         place = out[..., start:stop].reshape(*out.shape[:-2], -1, b, n, (stop - start) // n)
-        np.matmul(stack, columns, out=np.moveaxis(place, -2, -3))
+        np.matmul(stack, columns, out=place.swapaxes(-2, -3))
 
 
 def transform(matrix: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:

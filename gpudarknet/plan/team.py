@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Team:
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
         """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every call."""
-        n = int(np.prod(shape))
+        n = prod(shape)
         found = self._scratch.get((worker, name))
         if found is None or found.size < n:
             found = self._scratch[worker, name] = np.empty(n, np.float32)

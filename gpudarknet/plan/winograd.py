@@ -130,7 +130,7 @@ class Winograd:
         window(self.x[n, c0:c1], m * t0 - 1, -1, padded)
         tiles = out.reshape(m + 2, m + 2, c1 - c0, R, self.TW)
         a, b, c = padded.strides
-        tiles[...] = np.lib.stride_tricks.as_strided(padded, tiles.shape, (b, c, a, m * b, m * c))
+        tiles[...] = np.ndarray(tiles.shape, np.float32, padded, 0, (b, c, a, m * b, m * c))
 
     def scatter(self, Y: np.ndarray, n: int, f0: int, f1: int, t0: int, t1: int, worker: int) -> None:
         """Put tiles (m*m, filters * tiles) to their places in y, pooled if they are to be, and finish them."""
