@@ -22,7 +22,7 @@ from . import seeded
 from .engines import Job, finisher
 from .records import Record
 
-CALLS, SECONDS = 7, 5.0  # so many passes, or as many as this time allows
+CALLS, SECONDS = 7, 3.0  # so many passes, or as many as this time allows
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. seconds: timed, for each row; width and height 0: the cfg's own."""
+    """What to run. seconds: timed, for each row; width and height 0: the cfg's own; limit 0: none.
+
+    After `limit` seconds nothing new is begun; what was left out says so.
+    """
 
     networks: tuple[str, ...] = NETWORKS
     engines: tuple[str, ...] = tuple(ENGINES)
@@ -53,10 +56,16 @@ class Options:
     kinds: tuple[str, ...] = ("cpu",)
     width: int = 0
     height: int = 0
-    seconds: float = 6.0
+    seconds: float = 5.0
     threads: int = 0
     weights: str = ""
     layers: bool = False
+    limit: float = 0.0
+
+    @property
+    def late(self) -> str:
+        """What a row says that was left out for want of time."""
+        return f"left out: the limit of {self.limit:.0f} s was reached"
 
 
 @dataclass(frozen=True)
@@ -259,6 +268,11 @@ def run(options: Options, tell: Tell = lambda text: None) -> Iterator[Record]:
     for engine in options.engines:
         if engine not in ENGINES:
             raise DataError(f"bench: no engine '{engine}'; it knows {', '.join(ENGINES)}")
+    begin = time.monotonic()
+
+    def over() -> bool:
+        return 0 < options.limit < time.monotonic() - begin
+
     with tempfile.TemporaryDirectory() as folder:
         subjects = [subject(word, options, Path(folder)) for word in options.networks]
         about = {"cpu": cpu_record(threads, tell)}
@@ -266,17 +280,21 @@ def run(options: Options, tell: Tell = lambda text: None) -> Iterator[Record]:
             about["gpu"] = gpu_record(tell)
         stat, throttled = machine.read(machine.PROC / "stat"), machine.throttles()
         found: list[Record] = []
+        left_out: list[str] = []
         for each in subjects:
-            for record in turns(each, list(jobs(each, options, threads)), options.seconds, tell):
+            for record in turns(each, list(jobs(each, options, threads)), options, tell, over):
                 found.append(record | {"device": about[record.pop("kind")]["device"]})
             for job in jobs(each, options, threads) if options.layers else ():
-                if job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
+                if over():
+                    left_out.append(f"{each.name}, {job.engine}: no layers, {options.late}")
+                elif job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
                     tell(f"{each.name}: {job.engine}, layer by layer")
                     known = {"network": each.name, "device": about[job.kind]["device"]}
                     found += [known | record for record in layers(job)]
         steal = machine.stolen(stat, machine.read(machine.PROC / "stat"))
         own, best = about["cpu"], about["cpu"]["gemm_gflops"].get("fp32")
         own["flags"] = machine.doubts(own, own["load"], steal, machine.throttles() - throttled, best)
+        own["flags"] += left_out
     yield from about.values()
     yield from found
 
@@ -290,8 +308,11 @@ def layers(job: Job) -> list[Record]:
         worker.close()
 
 
-def turns(subject: Subject, jobs: list[Job], seconds: float, tell: Tell) -> Iterator[Record]:
-    """Open all jobs of a network, let them take turns, and yield a "result" record for each."""
+def turns(
+    subject: Subject, jobs: list[Job], options: Options, tell: Tell, over: Callable[[], bool] = lambda: False
+) -> Iterator[Record]:
+    """Open all jobs of a network, let them take turns, and yield a "result" record for each. over() ends the turns."""
+    seconds = options.seconds
     workers: dict[Job, Worker] = {}
     samples: dict[Job, Sample] = {}
     records: dict[Job, Record] = {}
@@ -299,6 +320,9 @@ def turns(subject: Subject, jobs: list[Job], seconds: float, tell: Tell) -> Iter
         for job in jobs:
             tell(f"{subject.name}: opening {job.engine}")
             records[job] = blank(subject, job)
+            if over():
+                records[job]["failed"] = options.late
+                continue
             workers[job] = Worker(asdict(job), job.threads)
             ready = workers[job].answer()
             if take(ready, records[job]):
@@ -308,6 +332,8 @@ def turns(subject: Subject, jobs: list[Job], seconds: float, tell: Tell) -> Iter
             for job, sample in samples.items():
                 spent = sum(sample.wall)
                 if "failed" in records[job] or (turn and spent > seconds and spent / turn > seconds / ROUNDS):
+                    continue
+                if over() and sample.wall:
                     continue
                 tell(f"{subject.name}: {job.engine}, turn {turn + 1} of {ROUNDS}")
                 time.sleep(REST)
@@ -352,5 +378,5 @@ def numbers(sample: Sample, batch: int) -> Record:
     found: Record = {name: {k: round(v, 4) for k, v in asdict(s).items()} for name, s in spreads.items()}
     found["calls"] = len(wall)
     if len(wall) < FEWEST:
-        found["few"] = f"{len(wall)} timed calls only: slow for the time allowed"
+        found["few"] = f"{len(wall)} timed call{'s' * (len(wall) > 1)} only: slow for the time allowed"
     return found

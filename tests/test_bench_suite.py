@@ -63,9 +63,18 @@ def test_an_engine_whose_process_dies_is_a_row_that_says_so(quick, cfg, tmp_path
     subject = suite.subject(str(cfg), suite.Options(), tmp_path)
     broken = Job("plan", subject.cfg, str(tmp_path / "none.weights"), 40, 24, threads=1)
     odd = Job("no such engine", subject.cfg, subject.weights, 40, 24, threads=1)
-    first, second = suite.turns(subject, [broken, odd], 0.01, lambda text: None)
+    first, second = suite.turns(subject, [broken, odd], suite.Options(seconds=0.01), print)
     assert first["failed"].startswith(str(tmp_path / "none.weights"))
     assert second["failed"] == "its process ended with code 1: KeyError: 'no such engine'"
+
+
+def test_what_a_limit_leaves_out_says_so(quick, cfg, tmp_path):
+    options = suite.Options((str(cfg),), ("plan", "reference"), seconds=0.01, limit=1e-9, layers=True)
+    machine, *rows = suite.run(options)
+    assert {r["failed"] for r in rows} == {"left out: the limit of 0 s was reached"}
+    assert machine["flags"][-2:] == [
+        f"tiny, {engine}: no layers, left out: the limit of 0 s was reached" for engine in ("plan", "reference")
+    ]
 
 
 def test_a_worker_that_does_not_answer_is_given_up(cfg):

@@ -38,7 +38,7 @@ def chosen(args: Any, default: Any) -> Any:
     """Turn flags into the suite's options. Raises UsageError."""
     from dataclasses import replace
 
-    for name in ("width", "height", "threads"):
+    for name in ("width", "height", "threads", "limit"):
         if getattr(args, name) < 0:
             raise UsageError(f"bench: -{name} cannot be negative")
     if not 0 < args.seconds <= 3600:
@@ -53,7 +53,7 @@ def chosen(args: Any, default: Any) -> Any:
     return replace(
         default, networks=tuple(args.words) or default.networks, batches=tuple(batches), kinds=kinds(args.device),
         engines=engines, precisions=precisions, width=args.width, height=args.height, seconds=args.seconds,
-        threads=args.threads, weights=args.weights, layers=args.layers,
+        limit=args.limit, threads=args.threads, weights=args.weights, layers=args.layers,
     )  # fmt: skip
 
 
@@ -200,7 +200,8 @@ COMMANDS = (
             Flag("batch", str, "1", "Pictures at a time, a list: 1,8,64"),
             Flag("precision", str, "fp32", "On a GPU, a list of fp32,tf32,fp16; the CPU computes in fp32"),
             *SIZE,
-            Flag("seconds", float, 6.0, "Time for each engine and network"),
+            Flag("seconds", float, 5.0, "Time for each engine and network"),
+            Flag("limit", float, 0.0, "Begin nothing new after so many seconds; what is left out says so"),
             Flag("threads", int, 0, "Processors for each engine; default all that this process may use"),
             Flag("weights", str, "", "Weights of the one network named; default random ones from a seed"),
             Flag("layers", bool, False, "Time every layer too"),
