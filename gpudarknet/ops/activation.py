@@ -41,6 +41,10 @@ def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
     return y + _sigmoid(xp, x) * (1 - y)
 
 
+def _either(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
+    return xp.where(condition, like.dtype.type(a), like.dtype.type(b))  # of Python numbers `where` would make doubles
+
+
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
 # name -> (forward(xp, x), derivative(xp, x, y)). The order numbers the functions in kernels/activation.cu.
@@ -50,14 +54,14 @@ FUNCTIONS: dict[str, Pair] = {
     "loggy": (lambda xp, x: 2 * _sigmoid(xp, x) - 1, lambda xp, x, y: 2 * (1 - (y + 1) / 2) * (y + 1) / 2),
     "relu": (lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: (y > 0).astype(y.dtype)),
     "relu6": (lambda xp, x: xp.clip(x, 0, 6), lambda xp, x, y: ((y > 0) & (y < 6)).astype(y.dtype)),
-    "leaky": (lambda xp, x: xp.maximum(x, 0.1 * x), lambda xp, x, y: xp.where(y > 0, 1, 0.1).astype(y.dtype)),
+    "leaky": (lambda xp, x: xp.maximum(x, 0.1 * x), lambda xp, x, y: _either(xp, y > 0, 1, 0.1, y)),
     "revleaky": (
         lambda xp, x: xp.maximum(x, 0.1 * x),
-        lambda xp, x, y: xp.where(y > 0, 1, 0.1).astype(y.dtype),
+        lambda xp, x, y: _either(xp, y > 0, 1, 0.1, y),
     ),
     "relie": (
         lambda xp, x: xp.maximum(x, 0.01 * x),
-        lambda xp, x, y: xp.where(y > 0, 1, 0.01).astype(y.dtype),
+        lambda xp, x, y: _either(xp, y > 0, 1, 0.01, y),
     ),
     "ramp": (lambda xp, x: xp.maximum(x, 0) + 0.1 * x, lambda xp, x, y: (y > 0) + 0.1 * xp.ones_like(y)),
     "elu": (
