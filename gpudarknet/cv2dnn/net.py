@@ -144,7 +144,7 @@ class Net:
         kind = names.WORDS.get(type(layer), ("", ""))[1]
         if kind == "Region":
             return rows(net, layer, y)
-        y = net.backend.to_numpy(y)
+        y = net.backend.to_numpy(y).astype(np.float32, copy=False)
         return y.reshape(y.shape[0], -1) if kind == "InnerProduct" else y
 
     # Layers
@@ -273,7 +273,7 @@ class Net:
 def rows(net: Network, layer: Any, y: Any) -> np.ndarray:
     """Return a head's boxes as OpenCV's Region layer does, all of them: (H*W*A, 5 + classes), a batch of several (N, ...)."""
     be, N = net.backend, y.shape[0]
-    y = be.xp.nan_to_num(y)
+    y = be.xp.nan_to_num(y.astype(np.float32, copy=False))
     with np.errstate(over="ignore"):  # cells without an object may hold any size
         found = layer.detections(be, y, net.width, net.height, -1.0)  # -1: every cell and anchor, in order
     found = np.concatenate((found[:, 2:6], found[:, 1:2], found[:, 6:]), axis=1)
