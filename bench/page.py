@@ -19,7 +19,6 @@ def page(records: Sequence[Record], gpus: Sequence[Record] = ()) -> str:
     device = next((m for m in known if m["kind"] == "cpu"), known[0])
     drawings = [plots.speeds(records), plots.rule_plot([*records, *gpus])] if results(records) else []
     drawings += [plots.roofline(records)] if results(records) else []
-    drawings += [plots.layer_plot(records, group) for group in layers(records)]
     parts = [
         f"<h1>{escape(device['device'])}: FPS and GFLOPS</h1>",
         f'<p class="soft">{escape(origin(device))}</p>',
@@ -29,7 +28,10 @@ def page(records: Sequence[Record], gpus: Sequence[Record] = ()) -> str:
         grid(tables.estimates(records, gpus), cards=True),
         grid(tables.speed(records), cards=True),
         *(grid(tables.about(m), kind="about") for m in known),
-        *(grid(tables.slowest(records, group), cards=True) for group in layers(records)),
+        *(
+            f'<div class="layers">{plots.layer_plot(records, g)}{grid(tables.slowest(records, g))}</div>'
+            for g in layers(records)
+        ),
         "<h2>Method</h2><p>Every engine runs in a process of its own, kept to the same processors and threads; engines take "
         "turns, so that a machine that changes its speed changes it for all. One call to warm up; then the wall clock and the "
         "CPU time of each call. <code>gpudarknet bench</code> made this page; its numbers are in the .jsonl file beside it.</p>",

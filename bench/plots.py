@@ -180,7 +180,7 @@ def published_points(x: Callable[[float], float], y: Callable[[float], float]) -
         at = x(p.peak), y(p.fps * p.gflop / rule.RULE_GFLOP)
         parts.append(dot(*at, "published", f"{p.device}, {p.engine}: {p.fps:.3g} FPS; {p.source}"))
         if p.device not in seen:
-            right = p.device.startswith("i7")
+            right = p.device == "i7-7700K"
             parts.append(
                 text(
                     at[0] + (7 if right else -7),
@@ -259,5 +259,5 @@ def layer_plot(records: Sequence[Record], mine: Sequence[Record]) -> str:
     parts += [box(322, 8, 9, 9, "side-m"), text(335, 16, "by memory", "tick")]
     total = sum(r["ms"] for r in mine)
     return figure(
-        layers_of(mine), f"{number(total)} ms in all; the slowest are in the table below.", bottom + 34, parts
+        layers_of(mine), f"{number(total)} ms in all; the slowest are in the table with it.", bottom + 34, parts
     )

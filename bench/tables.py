@@ -169,7 +169,7 @@ def layers_of(mine: Sequence[Record]) -> str:
     return f"{'Steps' if r['engine'] == 'plan' else 'Layers'} of {size(r)}, {r['engine']}{more}"
 
 
-def slowest(records: Sequence[Record], mine: Sequence[Record], most: int = 15) -> Grid:
+def slowest(records: Sequence[Record], mine: Sequence[Record], most: int = 8) -> Grid:
     """List the layers that take the most time, of one group that `records.layers` returns."""
     devices = {m["device"]: m for m in machines(records)}
     total = sum(r["ms"] for r in mine) or 1.0
