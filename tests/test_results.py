@@ -77,6 +77,17 @@ def test_crops(folder, found, tmp_path, monkeypatch):
     np.testing.assert_array_equal(crop, opencv4.picture()[y0:y1, x0:x1, ::-1])
 
 
+def test_table(folder, found, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert detect(folder, "-table") == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["object", "confidence"])
+    first = found[0]
+    expected = [*first.label.split(), f"{first.confidence:.0%}", *(f"{v:.0f}" for v in first.box)]
+    assert lines[header + 1].split() == expected and len(lines) == header + 1 + len(found)
+
+
 def test_tiles(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert detect(folder, "-tiles", "-csv", "tiles.csv") == 0

@@ -1,4 +1,4 @@
-"""Results of many images in one file or folder: CSV, COCO's results, crops."""
+"""Results of many images in a form that is asked for: CSV, COCO's results, crops, a table on the terminal."""
 
 from __future__ import annotations
 
@@ -85,6 +85,26 @@ class Crops:
         """Do nothing: all is written."""
 
 
+class Screen:
+    """A table of each image's objects on the terminal."""
+
+    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+        """Print the table of an image."""
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("object", box=None, header_style="bold", title=escape(path), title_justify="left")
+        for word in ("confidence", "left", "top", "width", "height"):
+            table.add_column(word, justify="right")
+        for d in objects:
+            table.add_row(escape(d.label), f"{d.confidence:.0%}", *(f"{v:.0f}" for v in d.box))
+        Console(highlight=False).print(table)
+
+    def end(self) -> None:
+        """Do nothing: all is printed."""
+
+
 def folder(name: str) -> Path:
     """Make a folder, if need be. Raises DataError."""
     try:
@@ -103,6 +123,8 @@ def asked(args: Any) -> list[Result]:
         found.append(Coco(writable(args.coco)))
     if args.crops:
         found.append(Crops(folder(args.crops)))
+    if args.table:
+        found.append(Screen())
     return found
 
 
@@ -110,4 +132,5 @@ FLAGS = (
     Flag("csv", str, None, "Write all objects to this CSV file, with boxes in pixels"),
     Flag("coco", str, None, "Write all objects to this JSON file in COCO's form of results"),
     Flag("crops", str, None, "Write a picture of each object into this folder"),
+    Flag("table", bool, False, "Print a table of each image's objects, with boxes in pixels"),
 )
