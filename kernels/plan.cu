@@ -6,19 +6,26 @@
 
 constexpr int WIDE = 16 / sizeof(T);
 
-template <int V> struct alignas(V * sizeof(T)) Pack { T v[V]; };
+template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
 
-template <int V> __device__ inline void load(const T *p, float (&v)[V]) {
-    Pack<V> pack = *(const Pack<V> *)p;
+template <int V, class S> __device__ inline void load(const S *p, float (&v)[V]) {
+    Pack<V, S> pack = *(const Pack<V, S> *)p;
 #pragma unroll
     for (int k = 0; k < V; k++) v[k] = pack.v[k];
 }
 
 template <int V> __device__ inline void store(T *p, const float (&v)[V]) {
-    Pack<V> pack;
+    Pack<V, T> pack;
 #pragma unroll
     for (int k = 0; k < V; k++) pack.v[k] = v[k];
-    *(Pack<V> *)p = pack;
+    *(Pack<V, T> *)p = pack;
+}
+
+template <int V> __device__ inline void add_bias(const float *bias, float (&v)[V]) {
+    float b[V];
+    load<V>(bias, b);
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] += b[k];
 }
 
 // Put an image into the plan's form: x (N, C, P) float32 -> y (N, P, C). One thread per element: n = N*P*C.
@@ -49,26 +56,30 @@ extern "C" __global__ void to_rows(const T *x, float *y, int n, int C, int ld) {
 }
 
 template <int V>
-__device__ inline void patch(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size, int sy,
-                             int sx, int dilation, int pad, int ldx, int ldcol) {
-    int c = i % (C / V) * V, tap = i / (C / V) % (size * size), row = i / (C / V) / (size * size), m = first + row;
-    int h = m / OW % OH * sy - pad + tap / size * dilation, w = m % OW * sx - pad + tap % size * dilation;
-    float v[V] = {};
-    if (h >= 0 && h < H && w >= 0 && w < W) load<V>(x + ((m / (OW * OH) * H + h) * W + w) * ldx + c, v);
-    store<V>(col + row * ldcol + (c / G * size * size + tap) * G + c % G, v);
+__device__ inline void patch_row(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size,
+                                 int sy, int sx, int dilation, int pad, int ldx, int ldcol) {
+    int c = i % (C / V) * V, p = i / (C / V) % size, row = i / (C / V) / size, m = first + row;
+    int h = m / OW % OH * sy - pad + p * dilation, w = m % OW * sx - pad;
+    x += (m / (OW * OH) * H + h) * W * ldx + c;
+    col += row * ldcol + (c / G * size + p) * size * G + c % G;
+    for (int q = 0; q < size; q++, w += dilation, col += G) {
+        float v[V] = {};
+        if (h >= 0 && h < H && w >= 0 && w < W) load<V>(x + w * ldx, v);
+        store<V>(col, v);
+    }
 }
 
-// Lay out patches: x (N, H, W, C) -> col (rows, C/G, size*size, G), the patches of the pixels from `first` on of (N, OH, OW).
-// col[r, g, p*size + q, c] = x[image, i*sy - pad + p*dilation, j*sx - pad + q*dilation, g*G + c], 0 outside.
-// ldcol: numbers from one patch to the next. n = rows * size*size * C, or C / WIDE.
+// Lay out patches: x (N, H, W, C) -> col (rows, C/G, size, size, G), the patches of the pixels from `first` on of (N, OH, OW).
+// col[r, g, p, q, c] = x[image, i*sy - pad + p*dilation, j*sx - pad + q*dilation, g*G + c], 0 outside.
+// ldcol: numbers from one patch to the next. One thread per row p of a patch: n = rows * size * C, or C / WIDE.
 extern "C" __global__ void im2col(const T *x, T *col, int n, int first, int C, int G, int H, int W, int OH, int OW, int size,
                                   int sy, int sx, int dilation, int pad, int ldx, int ldcol, int wide) {
     int i = thread_index();
     if (i >= n) return;
     if (wide)
-        patch<WIDE>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+        patch_row<WIDE>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
     else
-        patch<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+        patch_row<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
 }
 
 template <int V>
@@ -129,9 +140,7 @@ __device__ inline void finish_channels(int i, const T *x, const float *bias, con
     int c = i % (C / V) * V, m = i / (C / V);
     float v[V], o[V];
     load<V>(x + m * ldx + c, v);
-    if (bias)
-#pragma unroll
-        for (int k = 0; k < V; k++) v[k] += bias[c + k];
+    if (bias) add_bias<V>(bias + c, v);
     activate<V>(before, v);
     if (join != NOTHING) {
         other += (Po == 1 ? m / P : m) * ldo;
@@ -192,8 +201,7 @@ __device__ inline void finish_block(int i, const T *x, const float *bias, T *y, 
         for (int k = 0; k < V; k++)
             if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
     }
-#pragma unroll
-    for (int k = 0; k < V; k++) best[k] += bias[c + k];
+    add_bias<V>(bias + c, best);
     activate<V>(kind, best);
     store<V>(y + m * ldy + c, best);
 }
@@ -208,6 +216,53 @@ extern "C" __global__ void finish_blocks(const T *x, const float *bias, T *y, in
         finish_block<WIDE>(i, x, bias, y, C, OH, OW, ldx, ldy, kind);
     else
         finish_block<1>(i, x, bias, y, C, OH, OW, ldx, ldy, kind);
+}
+
+template <int V>
+__device__ inline void convolve_filters(int i, const T *x, const float *weights, const float *bias, T *y, int C, int F, int H,
+                                        int W, int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldx, int ldy,
+                                        int kind, int pooled) {
+    int f = i % (F / V) * V, m = i / (F / V), s = pooled ? 2 : 1, row = m / OW % OH * s, column = m % OW * s;
+    float best[V], sum[V];
+    x += m / (OW * OH) * H * W * ldx;
+    for (int k = 0; k < s * s; k++) {
+        int top = (row + k / 2) * sy - pad, left = (column + k % 2) * sx - pad;
+        const float *w = weights + f;
+#pragma unroll
+        for (int j = 0; j < V; j++) sum[j] = 0;
+        for (int p = 0; p < size; p++)
+            for (int q = 0; q < size; q++, w += C * F) {
+                int h = top + p * dilation, v = left + q * dilation;
+                if (h < 0 || h >= H || v < 0 || v >= W) continue;
+                const T *pixel = x + (h * W + v) * ldx;
+                for (int c = 0; c < C; c++) {
+                    float here = pixel[c], factors[V];
+                    load<V>(w + c * F, factors);
+#pragma unroll
+                    for (int j = 0; j < V; j++) sum[j] += here * factors[j];
+                }
+            }
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            if (k == 0 || sum[j] > best[j] || sum[j] != sum[j]) best[j] = sum[j];  // a NaN stays
+    }
+    add_bias<V>(bias + f, best);
+    activate<V>(kind, best);
+    store<V>(y + m * ldy + f, best);
+}
+
+// Convolve a map of few channels, such as an image, add the bias, activate: x (N, H, W, C), weights (size, size, C, F) ->
+// y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution's. n = N*OH*OW * F, or
+// F / WIDE.
+extern "C" __global__ void convolve_few(const T *x, const float *weights, const float *bias, T *y, int n, int C, int F, int H,
+                                        int W, int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldx, int ldy,
+                                        int kind, int pooled, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        convolve_filters<WIDE>(i, x, weights, bias, y, C, F, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy, kind, pooled);
+    else
+        convolve_filters<1>(i, x, weights, bias, y, C, F, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy, kind, pooled);
 }
 
 template <int V>

@@ -22,7 +22,7 @@ from ..layers import Shape
 from ..layers.convolutional import folded
 from .build import layout
 from .lane import Work, lane
-from .launches import BIND, COLUMNS, depthwise, direct, rounded, weight_bytes
+from .launches import BIND, COLUMNS, depthwise, direct, few, rounded, weight_bytes
 from .steps import Convolve, Map, Plan, Step
 
 
@@ -75,6 +75,7 @@ class Program:
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
+        self.input, self.outputs = self.view(plan.input), [self.view(m) for m in plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
             self.work += BIND[type(step)](self, step)
@@ -88,13 +89,13 @@ class Program:
 
     def _columns(self, batch: int) -> int:
         """Return the bytes for patches, of which there may be less than a convolution has."""
-        laid_out = [s for s in self._convolutions() if not (direct(s) or depthwise(s))]
+        laid_out = [s for s in self._convolutions() if not (direct(s) or depthwise(s) or few(s))]
         rows = [batch * prod(s.host) * rounded(s.xs[0].shape[0] * s.size**2) for s in laid_out]
         return min(max(rows, default=0) * self.type.itemsize, COLUMNS)
 
     def _unpooled(self, batch: int) -> int:
         """Return the bytes for maps whose blocks are to be pooled, for as many images as are done at a time."""
-        pooled = [s for s in self._convolutions() if s.pooled]
+        pooled = [s for s in self._convolutions() if s.pooled and not few(s)]
         return max((self._block_bytes(s) * self.images_at_a_time(s, batch) for s in pooled), default=0)
 
     def _block_bytes(self, step: Convolve) -> int:
@@ -152,11 +153,18 @@ class Program:
         return step.layers[0], self.type.name
 
     def arrays(self, step: Convolve) -> tuple[Any, Any]:
-        """Return the kernel as rows (F, size*size*C/groups), each rounded up to 16 bytes, and the bias (F,) in float32."""
+        """Return the kernel as its kernels on the device want it, and the bias (F,) in float32.
+
+        Rows (F, size*size*C/groups), each rounded up to 16 bytes; (size*size, C) for depthwise convolutions; float32
+        (size*size*C, F) for those of few channels.
+        """
         key, be = self._key(step), self.be
         if key not in self.prepared:
             w = folded({name: be.to_numpy(a) for name, a in step.w.items()})
             kernel = w["kernel"].transpose(0, 2, 3, 1).reshape(len(w["kernel"]), -1)  # (F, size, size, C/groups)
+            if few(step):
+                self.prepared[key] = be.asarray(kernel.T, np.float32), be.asarray(w["bias"], np.float32)
+                return self.prepared[key]
             if depthwise(step):
                 packed = np.ascontiguousarray(kernel.T)  # (size*size, C)
             else:
@@ -177,14 +185,14 @@ class Program:
             if self.poison:
                 for a in (self.arena, self.col, self.blocks):
                     a.fill(np.nan)
-            y, (C, P) = self.view(self.plan.input), self.view(self.plan.input).sizes
+            y, (C, P) = self.input, self.input.sizes
             launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
             if self.graph is not None:
                 self.graph.launch(self.lane.stream)
             else:
                 self._eager()
-            for m, result in zip(self.plan.outputs, results, strict=True):
-                v, (C, P) = self.view(m), self.view(m).sizes
+            for m, v, result in zip(self.plan.outputs, self.outputs, results, strict=True):
+                C, P = v.sizes
                 if m in self.rows:
                     launch("plan.to_rows", result.size, v.a, result, result.size, C, v.ld)
                 else:

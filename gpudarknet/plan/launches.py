@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .cuda import Program, View
 
 ROUND = 8  # channels: 16 bytes of float16
+FEW = 4  # channels
 COLUMNS = 256 << 20  # bytes of patches at a time, at most
 WIDE = frozenset({"linear", "leaky", "relu", "mish", "swish", "logistic"})  # what `finish` can do to 16 bytes at once
 JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as plan.cu numbers them
@@ -47,7 +48,7 @@ def rounded(channels: int) -> int:
 
 def direct(step: Convolve) -> bool:
     """Say whether a convolution's input is its matrix of patches."""
-    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not depthwise(step)
+    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not depthwise(step) and not few(step)
 
 
 def depthwise(step: Convolve) -> bool:
@@ -55,10 +56,17 @@ def depthwise(step: Convolve) -> bool:
     return step.groups == step.xs[0].shape[0] == step.y.shape[0] and step.groups > 1
 
 
+def few(step: Convolve) -> bool:
+    """Say whether its input has so few channels, as an image has, that one kernel does best without patches."""
+    return step.groups == 1 and step.xs[0].shape[0] <= FEW
+
+
 def weight_bytes(step: Convolve, itemsize: int) -> int:
     """Return the bytes of a convolution's arrays on the device."""
     F, C = step.y.shape[0], step.xs[0].shape[0] // step.groups
     row = C * step.size**2
+    if few(step):
+        return 4 * F * (row + 1)
     return F * (row if depthwise(step) else rounded(row)) * itemsize + 4 * F
 
 
@@ -71,6 +79,8 @@ def _launch(program: Program, kernel: str, threads: int, *args: Any) -> Work:
 def _convolve(program: Program, step: Convolve) -> list[Work]:
     y = program.view(step.y)
     _, bias = program.arrays(step)
+    if few(step):
+        return _convolve_few(program, step)
     if not step.pooled:
         work = _products(program, step, 0, y.pixels, y.a, y.ld)
         return work + _finish(program, step.after, y, y, bias)
@@ -87,6 +97,20 @@ def _convolve(program: Program, step: Convolve) -> list[Work]:
         n = pixels * F // (program.width if wide else 1)
         sizes = (n, F, OH, OW, ld, y.ld, NAMES.index(kind), wide)
         work.append(_launch(program, "plan.finish_blocks", n, out, bias, part, *sizes))
+    return work + _finish_in_place(program, rest, y)
+
+
+def _convolve_few(program: Program, step: Convolve) -> list[Work]:
+    x, y, (weights, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
+    (C, H, W), F = x.shape, y.shape[0]
+    first = step.after[0] if step.after else None
+    kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
+    program.methods[step] = "in one kernel"
+    wide = kind in WIDE and program.fits(y)
+    n = y.pixels * F // (program.width if wide else 1)
+    geometry = (H, W, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
+    sizes = (n, C, F, *geometry, x.ld, y.ld, NAMES.index(kind), step.pooled, wide)
+    work = [_launch(program, "plan.convolve_few", n, x.a, weights, bias, y.a, *sizes)]
     return work + _finish_in_place(program, rest, y)
 
 
@@ -111,7 +135,7 @@ def _products(program: Program, step: Convolve, start: int, pixels: int, out: An
     wide = program.fits(x) and G % program.width == 0
     for first in parts:
         count = min(rows, pixels - first)
-        n = count * taps * C // (program.width if wide else 1)
+        n = count * step.size * C // (program.width if wide else 1)
         col = program.col[: (count - 1) * ldcol + C * taps]
         sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, wide)
         work.append(_launch(program, "plan.im2col", n, x.a, col, *sizes))
