@@ -32,7 +32,8 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 
 def make(name: str, *arguments: str) -> str:
     """Return what a mark stands for."""
-    return {"net": net, "sections": sections, "activations": activations, "commands": commands, "api": api}[name](*arguments)
+    makers = {"net": net, "sections": sections, "activations": activations, "commands": commands, "api": api}
+    return makers[name](*arguments)
 
 
 # Sections and keys
@@ -160,7 +161,8 @@ def commands() -> str:
 
 def command(one: Command) -> Iterator[str]:
     """Yield a command's part."""
-    yield from (f"## {one.name}", "", "```text", one.usage, "```", "", f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + ".")
+    does = f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + "."
+    yield from (f"## {one.name}", "", "```text", one.usage, "```", "", does)
     if one.flags:
         yield from ("", "| flag | default | meaning |", "|---|---|---|", *map(flag, one.flags))
 
@@ -201,8 +203,8 @@ def entry(module: str, name: str, value: Any) -> Iterator[str]:
 def members(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the public methods and properties that a class has itself and that say what they do."""
     for key, member in vars(kind).items():
-        known: tuple[type, ...] = (property, classmethod)
-        if not key.startswith("_") and (inspect.isfunction(member) or isinstance(member, known)) and inspect.getdoc(member):
+        callable_or_value = inspect.isfunction(member) or isinstance(member, (property, classmethod))
+        if callable_or_value and not key.startswith("_") and inspect.getdoc(member):
             yield key, member
 
 
@@ -212,12 +214,22 @@ def signature(name: str, value: Callable[..., Any]) -> str:
         found = inspect.signature(value)
     except ValueError:
         return ""
-    arguments = [str(p).replace("'", "") for p in found.parameters.values() if p.name not in ("self", "cls")]
-    result = f" -> {found.return_annotation}".replace("'", "") if found.return_annotation not in (found.empty, None, "None") else ""
+    arguments = [argument(p) for p in found.parameters.values() if p.name not in ("self", "cls")]
+    told = "" if found.return_annotation in (found.empty, None) else str(found.return_annotation)
+    result = f" -> {told}" if told not in ("", "None") else ""
     line = f"{name}({', '.join(arguments)}){result}"
     if len(line) > 90:
         line = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){result}"
     return f"```text\n{line}\n```"
+
+
+def argument(p: inspect.Parameter) -> str:
+    """Return an argument as it stands in the source, whose annotations are text."""
+    stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
+    told = "" if p.annotation is p.empty else f": {p.annotation}"
+    made = "..." if repr(p.default) == "<factory>" else repr(p.default)  # of a dataclass
+    value = "" if p.default is p.empty else f" = {made}" if told else f"={made}"
+    return f"{stars}{p.name}{told}{value}"
 
 
 def document(value: Any) -> str:

@@ -8,9 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from unittest import mock
@@ -31,11 +31,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 DOCS = [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 FUTURE = {"gpudarknet/layers/shuffle.py"}  # what the example of docs/layer.md would add
+FOREIGN = {"darknet.py"}  # Darknet's own
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCS}
 README = TEXTS["README.md"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-EXTRAS = set(re.findall(r"^([a-z0-9]+) = \[", PYPROJECT.split("[project.optional-dependencies]")[1].split("\n\n")[0], re.M))
+OPTIONAL = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n\n")[0]
+EXTRAS = set(re.findall(r"^([a-z0-9]+) = \[", OPTIONAL, re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     """Return a page's blocks in order."""
-    found = re.finditer(r"(?:^<!-- ((?:not run|run by)\b.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    block = r"(?:^<!-- ((?:not run|run by)\b.*?) -->\n)?^```(\w*)\n(.*?)^```$"
+    found = re.finditer(block, text, re.DOTALL | re.MULTILINE)
     return [Block(m[2], m[3], text.count("\n", 0, m.start(2)) + 1, m[1] or "") for m in found]
 
 
@@ -62,9 +65,16 @@ BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Weights for yolov4-tiny from a seed; they see objects everywhere."""
+    """Weights for yolov4-tiny from a seed, lowered until they see some dozens of objects of the first classes in noise."""
     network = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy")
-    return seeded.write_weights(network, tmp_path_factory.mktemp("weights") / "yolov4-tiny.weights", 3, 1.3)
+    path = seeded.write_weights(network, tmp_path_factory.mktemp("weights") / "yolov4-tiny.weights", 3, 1.5)
+    network = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), path, backend="numpy")
+    for head in network.heads:
+        bias = network.weights[head - 1]["bias"].reshape(3, 85)  # anchors, entries
+        bias[:, 4] -= 5.5
+        bias[:, 8:] -= 100
+    network.save_weights(path)
+    return path
 
 
 @pytest.fixture
@@ -81,9 +91,10 @@ def desk(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setattr(fetch, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    with mock.patch.dict(vars(cv2.dnn)), mock.patch.dict(vars(cv2)), mock.patch.dict(sys.modules):
-        with mock.patch.dict(cv2dnn_read.OPENCV):  # `install` changes OpenCV for good
-            yield tmp_path
+    with ExitStack() as stack:
+        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.OPENCV, sys.modules):  # `install` changes OpenCV for good
+            stack.enter_context(mock.patch.dict(changed))
+        yield tmp_path
 
 
 def run_line(line: str) -> None:
@@ -116,8 +127,6 @@ def run_cfg(text: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page, desk):
     names: dict = {"__name__": "__main__"}
-    module = types.ModuleType("page")
-    module.__dict__.update(names)
     for block in BLOCKS[page]:
         place = f"{page}:{block.line}"
         if block.language == "console":
@@ -153,7 +162,7 @@ def check_darknet(names: dict) -> None:
 
 
 def check_training(names: dict) -> None:
-    assert names["report"].mean > 0.4  # 0.77 where it was written; 300 short iterations scatter
+    assert names["report"].mean > 0.4  # 200 short iterations scatter
     assert names["last"].iteration == 5
     assert Path("backup/chart_shapes.csv").is_file()
 
@@ -200,9 +209,9 @@ def test_files_that_documents_name(name):
     text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL)
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     quoted = [word for word in re.findall(r"`([\w./]+/[\w.]*|[\w/]+\.(?:py|md|cu|cuh))`", text)]
-    for word in {word for word in (*links, *quoted) if "NAME" not in word} - FUTURE:
+    for word in {word for word in (*links, *quoted) if "NAME" not in word} - FUTURE - FOREIGN:
         folders = (ROOT, (ROOT / name).parent, ROOT / "kernels", ROOT / "gpudarknet", ROOT / "gpudarknet/layers")
-        assert any((folder / word).exists() for folder in folders) or word.startswith("build/"), word
+        assert any((folder / word).exists() for folder in folders), word
 
 
 def test_readme_names_every_section_and_every_network():
