@@ -29,9 +29,9 @@ def peaks(properties: Mapping[str, Any], khz: int) -> dict[str, list[float]]:
     """Return the peak in GFLOPS for each precision as [low, high]: SMs x highest clock x multiply-adds x 2.
 
     properties: what `cupy.cuda.runtime.getDeviceProperties` returns; khz: the clock, which CUDA 13 took out of them. An
-    unknown architecture has no peak.
+    unknown architecture or clock has no peak.
     """
-    units = UNITS.get((properties["major"], properties["minor"]), {})
+    units = UNITS.get((properties["major"], properties["minor"]), {}) if khz else {}
     per_unit = properties["multiProcessorCount"] * khz / 1e6 * 2
     return {kind: [round(per_unit * n, 1) for n in span] for kind, span in units.items()}
 
@@ -45,12 +45,14 @@ def describe(properties: Mapping[str, Any], khz: int) -> dict[str, object]:
         "cores": properties["multiProcessorCount"],
         "clock_ghz": [round(khz / 1e6, 3)] * 2,
         "peak_gflops": found,
-        "peak_source": "SMs x highest clock x units" if found else "unknown: this architecture is not in the table",
+        "peak_source": "SMs x highest clock x units"
+        if found
+        else "unknown: this architecture is not in the table, or its clock is not shown",
         "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
     }
 
 
-def measured(n: int = 8192, seconds: float = 1.0) -> dict[str, object]:
+def measured(n: int = 8192, mib: int = 1024, seconds: float = 1.0) -> dict[str, object]:
     """Measure this device: gemm of n x n in fp32 and fp16 in GFLOP/s, copy rate in GB/s (read plus written)."""
     import cupy
 
@@ -70,6 +72,9 @@ def measured(n: int = 8192, seconds: float = 1.0) -> dict[str, object]:
         out = cupy.empty_like(a)
         gemm[kind] = rate(lambda a=a, b=b, out=out: cupy.matmul(a, b, out=out), 2 * n**3)
         del a, b, out
-    x = cupy.ones(1 << 28, "float32")
+    x = cupy.ones(mib << 18, "float32")
     y = cupy.empty_like(x)
-    return {"gemm_gflops": gemm, "copy_gb_s": rate(lambda: cupy.copyto(y, x), 2 * x.nbytes)}
+    copy = rate(lambda x=x, y=y: cupy.copyto(y, x), 2 * x.nbytes)
+    del x, y
+    cupy.get_default_memory_pool().free_all_blocks()  # the networks run in other processes, and want the memory
+    return {"gemm_gflops": gemm, "copy_gb_s": copy}

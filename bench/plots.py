@@ -13,7 +13,7 @@ from html import escape
 from . import published, rule
 from .columns import peak_of, rows
 from .records import Record, layers, machines, results
-from .tables import bound, layers_of, number, size
+from .tables import bound, engine, layers_of, number, size
 
 WIDTH = 440
 ENGINES = ("plan", "reference", "opencv", "onnxruntime", "torch", "darknet")  # the order of the page's colours
@@ -98,9 +98,9 @@ def frame(x: Log, y: Log, xname: str, yname: str) -> list[str]:
 def legend(engines: Sequence[str], y: float) -> list[str]:
     """Name the colours in one line."""
     parts, x = [], 10.0
-    for engine in engines:
-        parts += [dot(x, y - 4, colour(engine), engine), text(x + 8, y, engine, "tick")]
-        x += 20 + 6.4 * len(engine)
+    for name in engines:
+        parts += [dot(x, y - 4, colour(name), name), text(x + 8, y, name, "tick")]
+        x += 20 + 6.4 * len(name)
     return parts
 
 
@@ -114,6 +114,7 @@ def speeds(records: Sequence[Record]) -> str:
     """Plot FPS by network and engine."""
     found = sorted(results(records), key=lambda r: (r["gflop"], r["network"], -r["fps"]["median"]))
     x = axis([r["fps"][k] for r in found for k in ("p10", "p90")], 130, WIDTH - 46)
+    devices = {m["device"]: m for m in machines(records)}
     parts: list[str] = []
     y, last = 6.0, ""
     for r in found:
@@ -126,7 +127,7 @@ def speeds(records: Sequence[Record]) -> str:
         fps, kind = r["fps"], colour(r["engine"])
         batch = f" ×{r['batch']}" * (r["batch"] > 1) + f" {r['precision']}" * (r["precision"] != "fp32")
         title = f"{last} {r['engine']}{batch}: {number(fps['median'])} FPS, p10–p90 {number(fps['p10'])}–{number(fps['p90'])}"
-        parts.append(text(14, y, r["engine"] + batch, "tick"))
+        parts.append(text(14, y, engine(r, devices) + batch, "tick"))
         parts.append(rule_line(x(fps["p10"]), y - 4, x(fps["p90"]), y - 4, f"whisker {kind}"))
         parts.append(dot(x(fps["median"]), y - 4, kind, title))
         parts.append(text(max(x(fps["p90"]), x(fps["median"]) + 4) + 6, y, number(fps["median"]), "value"))

@@ -84,13 +84,14 @@ def folder() -> Path:
 
 
 def of_gpus(where: Path) -> list[Record]:
-    """Return the records of all GPUs in a folder of results, the latest file of each device."""
+    """Return the records of all GPUs in a folder of results, the latest run of each device."""
     found: dict[str, list[Record]] = {}
-    for path in sorted(where.glob("*.jsonl")):  # names begin with the date
-        records = read(path)
-        for machine in machines(records):
-            if machine["kind"] == "gpu":
-                found[machine["device"]] = [r for r in records if r["device"] == machine["device"]]
+    for path in sorted(where.glob("*.jsonl")):
+        run = read(path)
+        for machine in machines(run):
+            name = machine["device"]
+            if machine["kind"] == "gpu" and (name not in found or machine["date"] >= found[name][0]["date"]):
+                found[name] = [machine, *(r for r in run if r["device"] == name and r["record"] != "machine")]
     return [record for group in found.values() for record in group]
 
 

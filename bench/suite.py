@@ -208,7 +208,7 @@ def gpu_record(tell: Tell) -> Record:
 
     tell("GPU: matrix products and copies")
     device = cupy.cuda.Device()
-    khz = device.attributes["ClockRate"]
+    khz = device.attributes.get("ClockRate", 0)
     described = gpu.describe(cupy.cuda.runtime.getDeviceProperties(device.id), khz)
     return stamp(described) | gpu.measured() | {"flags": []}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .columns import Range, Row, rows
@@ -57,6 +57,11 @@ def size(r: Record) -> str:
     return f"{r['network']} {r['width']}" + (f"×{r['height']}" if r["height"] != r["width"] else "")
 
 
+def engine(r: Record, devices: Mapping[str, Record]) -> str:
+    """Name a result's engine, and that it runs on a GPU."""
+    return r["engine"] + " (GPU)" * (devices.get(r["device"], {}).get("kind") == "gpu")
+
+
 def about(m: Record) -> Grid:
     """Say what a device is, what it should do and what it does."""
     cells = [[m["device"], m["kind"].upper()]]
@@ -95,11 +100,11 @@ def speed(records: Sequence[Record]) -> Grid:
         "calls",
         "note",
     )
-    cells = []
+    cells, devices = [], {m["device"]: m for m in machines(records)}
     for r in sorted(
         results(records) + results(records, failed=True), key=lambda r: (r["gflop"], r["network"], "failed" in r)
     ):
-        first = [size(r), r["engine"], r["precision"], number(r["gflop"]), str(r["batch"])]
+        first = [size(r), engine(r, devices), r["precision"], number(r["gflop"]), str(r["batch"])]
         if "failed" in r:
             cells.append([*first, "–", "", "", "", "", "", r["failed"]])
             continue

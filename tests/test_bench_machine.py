@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from gpudarknet.bench import gpu, machine
@@ -104,6 +108,21 @@ def test_this_machine_is_described():
     assert 1 <= found["cores"] <= found["threads"]
     assert machine.gemm(64, seconds=0, fewest=1) > 0
     assert machine.copy_rate(1, seconds=0) > 0
+
+
+def test_a_gpu_is_measured_through_cupy(monkeypatch):
+    synchronized = []
+    device = SimpleNamespace(synchronize=lambda: synchronized.append(True))
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    fake = SimpleNamespace(
+        **{name: getattr(np, name) for name in ("random", "empty_like", "ones", "matmul", "copyto")},
+        cuda=SimpleNamespace(Device=lambda: device), get_default_memory_pool=lambda: pool,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    found = gpu.measured(n=32, mib=1, seconds=0)
+    assert set(found["gemm_gflops"]) == {"fp32", "fp16"}
+    assert found["copy_gb_s"] > 0
+    assert len(synchronized) == 3 * (3 + 10)  # every call is waited for
 
 
 def test_peaks_of_a_gpu_are_those_of_its_data_sheet():

@@ -47,7 +47,7 @@ def test_a_missing_file_is_an_error_in_one_line(tmp_path):
 
 def test_of_gpus_takes_the_latest_file_of_each_gpu_and_no_cpu(tmp_path):
     old = [GPU | {"date": "2024-01-01T00:00:00Z"}, result(GPU, 1.0)]
-    records.write(tmp_path / "2024-01-01.jsonl", [CPU, *old])
+    records.write(tmp_path / "z.jsonl", [CPU, *old])
     records.write(tmp_path / "2025-12-31.jsonl", [*RECORDS, *GPU_RECORDS])
     assert records.of_gpus(tmp_path) == GPU_RECORDS
 
