@@ -32,7 +32,9 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 
 def make(name: str, *arguments: str) -> str:
     """Return what a mark stands for."""
-    makers = {"net": net, "sections": sections, "activations": activations, "commands": commands, "api": api}
+    makers: dict[str, Callable[..., str]] = {
+        "net": net, "sections": sections, "activations": activations, "commands": commands, "api": api,
+    }  # fmt: skip
     return makers[name](*arguments)
 
 
