@@ -42,12 +42,15 @@ def activation(torch: Any, kind: str) -> Callable[[Any], Any]:
     return known[kind]
 
 
-def step(torch: Any, layer: Layer, w: dict[str, Any], device: str, dtype: Any) -> Callable[..., Any]:
+def step(
+    torch: Any, layer: Layer, w: dict[str, Any], device: str, dtype: Any, layout: Any = None
+) -> Callable[..., Any]:
     """Return the layer as a function of its sources' tensors. Raises NotImplementedError."""
     F, kind, a = torch.nn.functional, layer.section, layer.__dict__
     if kind == "convolutional" and not (a["antialiasing"] or a["binary"] or a["xnor"]):
         host = folded({name: np.asarray(value) for name, value in w.items()})
         kernel, bias = (tensor(torch, host[name]).to(device, dtype) for name in ("kernel", "bias"))
+        kernel = kernel if layout is None else kernel.contiguous(memory_format=layout)
         act, pad, geometry = activation(torch, a["activation"]), layer.border * layer.spread, layer  # type: ignore[attr-defined]
         return lambda x: act(
             F.conv2d(x, kernel, bias, geometry.strides, pad, geometry.spread, geometry.groups)  # type: ignore[attr-defined]
@@ -84,9 +87,12 @@ def reorg(x: Any, s: int) -> Any:
     return wide.reshape(N, C * s * s, H // s, W // s)
 
 
-def build(network: Network, torch: Any, device: str, dtype: Any) -> Callable[[Any], list[Any]]:
-    """Return forward(x) -> the outputs of the network's heads. Raises NotImplementedError for layers it has no word for."""
-    steps = [step(torch, node.layer, network.weights[node.index], device, dtype) for node in network.nodes]
+def build(network: Network, torch: Any, device: str, dtype: Any, layout: Any = None) -> Callable[[Any], list[Any]]:
+    """Return forward(x) -> the outputs of the network's heads. Raises NotImplementedError for layers it has no word for.
+
+    layout: torch's memory format for kernels, None for its default.
+    """
+    steps = [step(torch, node.layer, network.weights[node.index], device, dtype, layout) for node in network.nodes]
     sources = [node.sources for node in network.nodes]
 
     def forward(x: Any) -> list[Any]:
