@@ -1,0 +1,63 @@
+"""What of bench/gpu_plan.py needs no GPU: a stage on NumPy and through host-cuda, and a network that is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_plan_cuda import plan_backend
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from bench import gpu_plan  # noqa: E402
+from gpudarknet import backend  # noqa: E402
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(gpu_plan, "BATCHES", (1, 2))
+    monkeypatch.setattr(gpu_plan, "TIMED", 0.0)
+    monkeypatch.setattr(gpu_plan, "ROUNDS", 1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_all_stages_together_take_ten_minutes_at_most():
+    assert sum(stage.limit for stage in gpu_plan.STAGES) <= 600
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(backend, "why_no_cupy", lambda: "the driver shows no CUDA device")
+    assert gpu_plan.main([]) == 2
+    assert capsys.readouterr() == ("", "gpu-plan: no GPU to time: the driver shows no CUDA device\n")
+
+
+def test_a_stage(quick, monkeypatch, capsys):
+    made = gpu_plan.opened("yolov3-tiny", "numpy", 32)
+    be = plan_backend()
+    monkeypatch.setattr(gpu_plan, "load_network", lambda *args, **options: type(made)(
+        made.config, made.nodes, made.weights, be if options["backend"] == "cupy" else made.backend))  # fmt: skip
+    gpu_plan.run_here(gpu_plan.stage("yolov3-tiny", 32, 600), "cupy")
+    outcome = json.loads(capsys.readouterr().out)
+    result = outcome["result"]
+    assert outcome["outcome"] == "failed"  # nothing is captured on a CPU
+    assert result["failed"] == [
+        f"{precision}: not captured: backend host-cuda has no CUDA streams" for precision in gpu_plan.PRECISIONS
+    ]
+    assert result["torch"].startswith("does not import")
+    rows = [(row["engine"], row["batch"], row["precision"]) for row in result["rows"]]
+    engines = ("plan, graph", "plan, eager")
+    assert rows == [(e, batch, p) for batch in (1, 2) for p in gpu_plan.PRECISIONS for e in engines]
+    assert all(row["images_s"] > 0 and row["latency_ms"] > 0 for row in result["rows"])
+
+
+def test_a_wrong_plan_fails(quick, monkeypatch):
+    network = gpu_plan.opened("yolov3-tiny", "numpy", 32)
+    network.predict(np.zeros((2, 3, 32, 32), np.float32))
+    monkeypatch.setattr(network.engine, "forget", lambda: None)
+    for _, bias in network.engine.prepared.values():
+        bias += 1
+    _, failed = gpu_plan.check(network)
+    assert [line.split(":")[0] for line in failed] == list(gpu_plan.PRECISIONS)
