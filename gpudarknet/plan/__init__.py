@@ -19,9 +19,8 @@ that of both cores, GFLOP/s count the convolution's own operations (so Winograd 
     the first layer                 2 %       76    im2col and activation: 27 products per number
     heads, upsampling              <1 %              memory
 
-Mish costs three times what leaky does: in yolov4 the 1 x 1 layers of 208 pixels take 10 % at 65 GFLOP/s. What did not pay:
-BLAS on two threads (copies and activations are left to one core), F(6x6) (its error), Winograd's transforms number by number
-(every call may wait for the interpreter's lock), space-to-depth before im2col of stride 2.
+Mish costs three times what leaky does: in yolov4 the 1 x 1 layers of 208 pixels take 10 % at 65 GFLOP/s. What did not
+pay: F(6x6) (four times the error of F(4x4)), and splitting a map into its phases before im2col of stride 2.
 """
 
 from . import tune

@@ -56,4 +56,7 @@ def choose(step: Convolve, batch: int, choices: Mapping[str, str]) -> str:
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     if not _is_winograd(step) or min(C, F) < 16:
         return "patches"
-    return "winograd4" if H * W > 400 else "winograd2"
+    if H * W > 400:
+        return "winograd4"
+    # F(2x2) holds 16/9 of the weights: of the largest ones, only where small maps leave nothing else to gain by
+    return "patches" if F * C >= 1 << 19 and H * W > 300 else "winograd2"
