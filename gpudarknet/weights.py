@@ -70,7 +70,8 @@ def read(
     """Read a file for these layers: (arrays, images seen). Layers that it does not reach keep initial values.
 
     `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and gives a
-    WeightsWarning, as do numbers left over. Raises WeightsError for a file that cannot be of this network.
+    WeightsWarning, as do numbers left over. A .safetensors file is read as such. Raises WeightsError for a file that cannot
+    be of this network.
     """
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.read(path, nodes, rng, upto)
@@ -122,7 +123,7 @@ def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, 
 
 
 def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:
-    """Write the first `upto` layers (default all) with header 0.2.5. The file appears whole or not at all."""
+    """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file appears whole or not at all."""
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.write(path, nodes[:upto], arrays, seen)
     try:
