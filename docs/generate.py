@@ -172,7 +172,7 @@ def command(one: Command) -> Iterator[str]:
 def flag(one: Flag) -> str:
     """Return a flag's row."""
     value = {bool: "", int: " N", float: " X", str: " TEXT"}[one.kind]
-    shown = "" if one.default in (None, False, "") and one.kind in (bool, str) else f"`{one.default}`"
+    shown = "" if one.kind is bool or one.default in (None, "") else f"`{one.default}`"
     return f"| `-{one.name}{value}` | {shown} | {plain(one.help)} |"
 
 

