@@ -8,16 +8,19 @@ chart_base.csv and, with matplotlib, chart_base.png. Each appears whole or not a
 from __future__ import annotations
 
 import csv
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import evaluate
+from . import checkpoint, evaluate
 from .augment import ClassifierAugment, DetectionAugment
 from .data import DataSet, Faults, Loader, classifier_boxes, detection_boxes, input_size, read_list
 from .detector import Detector
@@ -147,9 +150,7 @@ def resume(trainer: Trainer, weights: str | Path) -> dict[str, np.ndarray]:
     path, seen = state_path(Path(weights)), trainer.net.seen
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        stored = int(file["seen"]) if "seen" in file else -1
-    if 0 <= stored < seen:
+    if int(checkpoint.read(path).get("seen", 0)) < seen:
         warnings.warn(
             f"{path}: is older than {weights} and is not used; momentum begins at 0", TrainWarning, stacklevel=2
         )
@@ -166,8 +167,8 @@ def fit(
     """Train until max_batches, or for so many iterations more; write the files that the head of this module names.
 
     measure(network) gives the mAP that chooses base_best.weights; extra is what `resume` returned; save_weights says how often
-    a numbered file is kept (0: every 1000 iterations, 10,000 in a training of more than 10,000). On any interruption the
-    present state is saved. Returns the last Progress. Raises TrainError, DataError.
+    a numbered file is kept (0: every 1000 iterations, 10,000 in a training of more than 10,000). Ctrl-C ends the iteration,
+    saves it and raises KeyboardInterrupt. Returns the last Progress. Raises TrainError, DataError.
     """
     net, folder = trainer.net, Path(folder)
     end = net.net.max_batches
@@ -185,18 +186,40 @@ def fit(
     size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
     trainer.cpu_build = False
     first, last = trainer.iteration, None
-    with Loader(data, trainer.batch, size, trainer.seed, workers) as loader:
+    with Loader(data, trainer.batch, size, trainer.seed, workers) as loader, patience() as interrupted:
         try:
-            while trainer.iteration < stop:
+            while trainer.iteration < stop and not interrupted():
                 last = run.step(loader, size(trainer.iteration), stop)
                 report(last)
         finally:
-            if trainer.iteration > first:
+            if trainer.iteration > first and run.whole:
                 run.checkpoint(final=True)
+        if interrupted():
+            raise KeyboardInterrupt
     net.resize(*run.size)
     if trainer.iteration >= end:
         net.save_weights(folder / f"{base}_final.weights")
     return last
+
+
+@contextmanager
+def patience() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C, so that an iteration ends before training does; give what says whether it came."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt  # the second does not wait
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Fit:
@@ -212,6 +235,7 @@ class Fit:
         epoch = len(data.paths) / trainer.batch
         self.map_every = max(MAP_LEAST, int(MAP_EPOCHS * epoch))
         self.average, self.best = float("nan"), -1.0
+        self.whole = True  # the trainer stands between two iterations; a half one is no checkpoint
         self.pace = float("nan")  # seconds per iteration, a running average
         self.saved = self.drawn = time.monotonic()
         self.history = History.upto(folder / f"chart_{base}.csv", trainer.iteration)
@@ -228,7 +252,9 @@ class Fit:
         waited = time.perf_counter() - begin
         if size != (net.width, net.height):
             net.resize(*size)
+        self.whole = False
         loss = trainer.step(x, truth) / len(x)
+        self.whole = True
         seconds = time.perf_counter() - begin
         self.average = loss if np.isnan(self.average) else 0.9 * self.average + 0.1 * loss
         self.pace = seconds if np.isnan(self.pace) else 0.95 * self.pace + 0.05 * seconds

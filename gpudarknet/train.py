@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from . import loop, schedule
+from . import checkpoint, loop, schedule
 from .errors import DataError, TrainError, TrainWarning
-from .files import atomic
 from .graph import Node, host
 from .layers import Goal, Run
 from .layers.avgpool import AvgPool
@@ -35,7 +34,6 @@ from .ops import activation, update
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
 Way = Any  # what a layer's forward returns beside its output
-VERSION = 1  # of the sidecar's layout
 
 
 class Trainer:
@@ -269,28 +267,17 @@ class Trainer:
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Write weights, gradients, moments and the place in the schedule to one .npz file, whole or not at all."""
         be = self.net.backend
-        arrays = {"version": np.array(VERSION), "seen": np.array(self.net.seen), "seed": np.array(self.seed)}
+        arrays = {"seen": np.array(self.net.seen), "seed": np.array(self.seed)}
         for kind, groups in self.groups().items():
             for i, own in enumerate(groups):
                 for name, a in own.items():
                     arrays[f"{kind}/{i}/{name}"] = be.to_numpy(a)
         arrays |= {f"extra/{k}": np.asarray(v) for k, v in (extra or {}).items()}
-        try:
-            with atomic(path) as beside, open(beside, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-        except OSError as e:
-            raise TrainError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+        checkpoint.write(path, arrays)
 
     def load(self, path: str | Path) -> dict[str, np.ndarray]:
         """Take over what `save` wrote; return its extra. Raises TrainError for a file of another network."""
-        be = self.net.backend
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            if int(arrays["version"]) != VERSION:
-                raise ValueError(f"version {arrays['version']}")
-        except (OSError, ValueError, KeyError, EOFError) as e:
-            raise TrainError(f"{path}: is not a checkpoint of this program ({e}); remove it to begin anew") from None
+        be, arrays = self.net.backend, checkpoint.read(path)
         if self.average is None and any(name.startswith("average/") for name in arrays):
             self.average = [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in self.net.weights]
         for kind, groups in self.groups().items():

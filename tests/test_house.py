@@ -35,7 +35,7 @@ FLOORS = [
     {"export"},
     {"plan"},
     {"network"},
-    {"augment"},
+    {"augment", "checkpoint"},
     {"train", "evaluate", "detector", "data", "loop"},
     {"tiles"},
     {"__init__"},

@@ -170,6 +170,39 @@ def test_an_interruption_saves_where_it_stands(tmp_path):
     assert int(arrays(tmp_path / "out" / "x_last.npz")["seen"]) == 6
 
 
+def test_ctrl_c_ends_the_iteration_and_saves_it(tmp_path):
+    """SIGINT while samples are drawn: the iteration is finished, and going on ends where an undisturbed run ends."""
+    source, cfg = project(tmp_path)
+    start(cfg).fit(source, tmp_path / "a")
+    trainer, before = start(cfg), signal.getsignal(signal.SIGINT)
+    step = trainer.step
+
+    def disturbed(x, truth):
+        if trainer.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(x, truth)
+
+    trainer.step = disturbed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(source, tmp_path / "b")
+    assert trainer.iteration == 3 and signal.getsignal(signal.SIGINT) is before
+    weights = tmp_path / "b" / "x_last.weights"
+    trainer = start(cfg, weights)
+    trainer.fit(source, tmp_path / "b", extra=loop.resume(trainer, weights))
+    assert (tmp_path / "a" / "x_final.weights").read_bytes() == (tmp_path / "b" / "x_final.weights").read_bytes()
+
+
+def test_numbers_that_are_not_finite_spoil_no_checkpoint(tmp_path):
+    source, cfg = project(tmp_path)
+    trainer = start(cfg)
+    trainer.fit(source, tmp_path / "out", iterations=2)
+    good = (tmp_path / "out" / "x_last.npz").read_bytes()
+    trainer.net.weights[0]["kernel"][...] = np.nan
+    with pytest.raises(TrainError, match=r"iteration 3: the output of layer 0 \[convolutional\] is not finite"):
+        trainer.fit(source, tmp_path / "out")
+    assert (tmp_path / "out" / "x_last.npz").read_bytes() == good
+
+
 def test_a_sidecar_of_other_weights_is_left(tmp_path):
     source, cfg = project(tmp_path)
     trainer = start(cfg)

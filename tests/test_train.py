@@ -313,9 +313,12 @@ def test_a_checkpoint_of_another_network(tmp_path):
         TrainError, match=re.escape(f"{path}: belongs to another cfg (layer 0 [convolutional] differs)")
     ):
         other.load(path)
-    path.write_bytes(b"PK")
-    with pytest.raises(TrainError, match="is not a checkpoint of this program"):
-        other.load(path)
+    whole = path.read_bytes()
+    for broken in (b"", b"PK", whole[: len(whole) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(TrainError) as e:
+            other.load(path)
+        assert str(e.value) == f"{path}: is not a checkpoint of this program; remove it to begin anew"
 
 
 def test_two_trainings_with_one_seed_are_the_same():
