@@ -212,10 +212,9 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
 
 def signature(name: str, value: Callable[..., Any]) -> str:
     """Return how something is called, as a block of code: on one line if that fits, else a line for each argument."""
-    try:
-        found = inspect.signature(value)
-    except ValueError:
+    if inspect.isclass(value) and not inspect.isfunction(value.__init__):  # list, Exception
         return ""
+    found = inspect.signature(value)
     arguments = [argument(p) for p in found.parameters.values() if p.name not in ("self", "cls")]
     told = "" if found.return_annotation in (found.empty, None) else str(found.return_annotation)
     result = f" -> {told}" if told not in ("", "None") else ""
@@ -229,7 +228,8 @@ def argument(p: inspect.Parameter) -> str:
     """Return an argument as it stands in the source, whose annotations are text."""
     stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
     told = "" if p.annotation is p.empty else f": {p.annotation}"
-    made = "..." if repr(p.default) == "<factory>" else repr(p.default)  # of a dataclass
+    made = p.default.__name__ if inspect.isclass(p.default) else repr(p.default)
+    made = "..." if made == "<factory>" else made  # a dataclass makes a new one each time
     value = "" if p.default is p.empty else f" = {made}" if told else f"={made}"
     return f"{stars}{p.name}{told}{value}"
 
