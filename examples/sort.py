@@ -1,7 +1,7 @@
 """Study the SORT shortcut: train one small residual network with plain and with second-order shortcuts, and look inside.
 
     pip install "gpudarknet[study]"
-    python examples/sort.py                  # some minutes on two cores; writes build/sort: numbers.json, *.png
+    python examples/sort.py                  # a quarter of an hour; writes build/sort: numbers.json, *.png
 
 docs/sort.md tells what came of it. Digits are scikit-learn's: 8 x 8 pixels, 1797 of them, 300 to learn from.
 """
@@ -224,7 +224,7 @@ def main() -> int:
     """Train every form with every seed, write numbers and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("build/sort"))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each form")
+    parser.add_argument("--seeds", type=int, default=6, help="trainings of each form")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Any] = {"slopes": slopes()}
