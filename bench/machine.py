@@ -18,6 +18,7 @@ import numpy as np
 from .timing import measure, spread
 
 Range = tuple[float, float]
+STEADY = 1.15  # gemm before and after a run, as a ratio
 PROC, SYS = Path("/proc"), Path("/sys")
 
 # FLOP per cycle and core in single precision, by what the CPU's flags promise
@@ -139,11 +140,17 @@ def memory() -> int:
 
 
 def doubts(
-    machine: Mapping[str, object], load: float, steal: float = 0.0, throttled: int = 0, best_gemm: float | None = None
+    machine: Mapping[str, object],
+    load: float,
+    steal: float = 0.0,
+    throttled: int = 0,
+    gemm: float | None = None,
+    again: float | None = None,
 ) -> list[str]:
     """Say what makes this machine's numbers less certain.
 
-    load: of one minute, before the run; steal: share of time; throttled: events during the run; best_gemm: GFLOP/s.
+    load: of one minute, before the run; steal: share of time; throttled: events during the run; gemm and again:
+    GFLOP/s before and after the run.
     """
     found = []
     if machine.get("virtual"):
@@ -157,9 +164,12 @@ def doubts(
     if throttled:
         found.append(f"throttled: cores slowed down for heat {throttled} times during the run")
     peak = machine.get("peak_gflops")
-    if best_gemm and isinstance(peak, dict) and peak.get("fp32") and best_gemm > peak["fp32"][1]:
+    if gemm and again and not 1 / STEADY < again / gemm < STEADY:
+        found.append(f"its speed changed: gemm reached {gemm:.0f} GFLOP/s before the run and {again:.0f} after it")
+    best = max(gemm or 0.0, again or 0.0)
+    if isinstance(peak, dict) and peak.get("fp32") and best > peak["fp32"][1]:
         found.append(
-            f"gemm reached {best_gemm:.0f} GFLOP/s, more than the peak that was worked out: the true clock is higher"
+            f"gemm reached {best:.0f} GFLOP/s, more than the peak that was worked out: the true clock is higher"
         )
     return found
 

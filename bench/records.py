@@ -3,8 +3,9 @@
 "machine", one per device, first:
     schema (1), date (UTC, ISO 8601), version, commit (or null), device, kind ("cpu", "gpu"), cores, threads,
     clock_ghz [low, high], flop_per_cycle [low, high], peak_gflops {precision: [low, high]}, peak_source,
-    gemm_gflops {precision: median}, gemm_one_thread, gemm_n, copy_gb_s (read plus written), blas, memory_gib, virtual,
-    load (of one minute, before), flags [what makes the numbers doubtful, in words]
+    gemm_gflops {precision: median; on a CPU the better of before and after the run}, gemm_one_thread, gemm_n,
+    copy_gb_s (read plus written), blas, memory_gib, virtual, load (of one minute, before), flags [what makes the numbers
+    doubtful, in words]
 
 "result", one per network, size, batch, precision and engine:
     device, network, width, height, gflop (of the convolutions, a picture), bflops (Darknet's Total BFLOPS, with pools and

@@ -198,7 +198,7 @@ def cpu_record(threads: int, tell: Tell) -> Record:
     blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
     record |= {"gemm_gflops": {"fp32": many} if many else {}, "gemm_one_thread": one, "gemm_n": n, "copy_gb_s": copy}
     record |= {"blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(), "load": round(load, 2)}
-    record["flags"] = machine.doubts(record, load, best_gemm=many)
+    record["flags"] = machine.doubts(record, load, gemm=many)
     return {name: value for name, value in record.items() if value is not None or name == "commit"}
 
 
@@ -284,17 +284,22 @@ def run(options: Options, tell: Tell = lambda text: None) -> Iterator[Record]:
         for each in subjects:
             for record in turns(each, list(jobs(each, options, threads)), options, tell, over):
                 found.append(record | {"device": about[record.pop("kind")]["device"]})
-            for job in jobs(each, options, threads) if options.layers else ():
-                if over():
-                    left_out.append(f"{each.name}, {job.engine}: no layers, {options.late}")
-                elif job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
-                    tell(f"{each.name}: {job.engine}, layer by layer")
-                    known = {"network": each.name, "device": about[job.kind]["device"]}
-                    found += [known | record for record in layers(job)]
+            if options.layers and over():
+                left_out.append(f"{each.name}: its layers are {options.late}")
+            elif options.layers:
+                for job in jobs(each, options, threads):
+                    if job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
+                        tell(f"{each.name}: {job.engine}, layer by layer")
+                        known = {"network": each.name, "device": about[job.kind]["device"]}
+                        found += [known | record for record in layers(job)]
+        tell("machine: matrix product once more")
+        own = about["cpu"]
+        first, again = own["gemm_gflops"].get("fp32"), rate({"gemm": own["gemm_n"]}, threads)
         steal = machine.stolen(stat, machine.read(machine.PROC / "stat"))
-        own, best = about["cpu"], about["cpu"]["gemm_gflops"].get("fp32")
-        own["flags"] = machine.doubts(own, own["load"], steal, machine.throttles() - throttled, best)
+        own["flags"] = machine.doubts(own, own["load"], steal, machine.throttles() - throttled, first, again)
         own["flags"] += left_out
+        if again:
+            own["gemm_gflops"] = {"fp32": max(first or 0.0, again)}
     yield from about.values()
     yield from found
 

@@ -102,6 +102,14 @@ def test_doubts_name_virtual_busy_stolen_hot_and_a_peak_that_is_too_low():
     ]
 
 
+def test_a_machine_that_changes_its_speed_is_doubted():
+    own = {"threads": 2, "peak_gflops": {"fp32": [100.0, 120.0]}}
+    assert machine.doubts(own, 0.0, gemm=80.0, again=85.0) == []
+    assert machine.doubts(own, 0.0, gemm=80.0, again=40.0) == [
+        "its speed changed: gemm reached 80 GFLOP/s before the run and 40 after it"
+    ]
+
+
 def test_this_machine_is_described():
     found = machine.describe()
     assert found["device"] and found["kind"] == "cpu"

@@ -48,7 +48,6 @@ def test_a_run_gives_table_records_and_page(quick, cfg, tmp_path, capsys, monkey
     for r in good:
         assert r["calls"] >= suite.ROUNDS
         assert r["fps"]["p10"] <= r["fps"]["median"] <= r["fps"]["p90"]
-        assert r["fps"]["median"] == pytest.approx(1e3 / r["wall_ms"]["median"], rel=0.3)
         assert r["cpu_ms"]["median"] > 0
         assert r["device"] == machine["device"]
     assert [(r["engine"], r["failed"][:24]) for r in bad] == [("darknet", "no `darknet` on the PATH")]
@@ -72,9 +71,7 @@ def test_what_a_limit_leaves_out_says_so(quick, cfg, tmp_path):
     options = suite.Options((str(cfg),), ("plan", "reference"), seconds=0.01, limit=1e-9, layers=True)
     machine, *rows = suite.run(options)
     assert {r["failed"] for r in rows} == {"left out: the limit of 0 s was reached"}
-    assert machine["flags"][-2:] == [
-        f"tiny, {engine}: no layers, left out: the limit of 0 s was reached" for engine in ("plan", "reference")
-    ]
+    assert machine["flags"][-1] == "tiny: its layers are left out: the limit of 0 s was reached"
 
 
 def test_a_worker_that_does_not_answer_is_given_up(cfg):
