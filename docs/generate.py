@@ -215,7 +215,11 @@ def signature(name: str, value: Callable[..., Any]) -> str:
     if inspect.isclass(value) and not inspect.isfunction(value.__init__):  # list, Exception
         return ""
     found = inspect.signature(value)
-    arguments = [argument(p) for p in found.parameters.values() if p.name not in ("self", "cls")]
+    parameters = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
+    arguments = [argument(p) for p in parameters]
+    kinds = [p.kind for p in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     told = "" if found.return_annotation in (found.empty, None) else str(found.return_annotation)
     result = f" -> {told}" if told not in ("", "None") else ""
     line = f"{name}({', '.join(arguments)}){result}"
