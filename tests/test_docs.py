@@ -214,7 +214,8 @@ def test_files_that_documents_name(name):
     quoted = [word for word in re.findall(r"`([\w./]+/[\w.]*|[\w/]+\.(?:py|md|cu|cuh))`", text)]
     for word in {word for word in (*links, *quoted) if "NAME" not in word} - FUTURE - FOREIGN:
         folders = (ROOT, (ROOT / name).parent, ROOT / "kernels", ROOT / "gpudarknet", ROOT / "gpudarknet/layers")
-        assert any((folder / word).exists() for folder in folders), word
+        made = word.startswith("build/")  # by make, and not in the repository
+        assert made or any((folder / word).exists() for folder in folders), word
 
 
 def test_readme_names_every_section_and_every_network():
