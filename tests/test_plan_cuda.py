@@ -558,6 +558,38 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
+NEIGHBOURS = """[net]
+width=12
+height=8
+channels=5
+[convolutional]
+filters=5
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=3
+size=1
+activation=relu
+[route]
+layers=-2,-1
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
+    """5 and 3 channels share pixels of 8, the later written first or last; neither may be rounded up to 8."""
+    for text in (NEIGHBOURS, NEIGHBOURS.replace("layers=-2,-1", "layers=-1,-2")):
+        config = cfg.parse(text)
+        weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+        net = load_network(config, weights, backend=plan_backend())
+        x = network_input(net, 1, 2)
+        want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+        run = program(net, 2, precision, poison=True)
+        assert [step.y.whole is None for step in run.steps] == [False, False]
+        assert distance(run.run(x), want) < TOLERANCE[precision]
+
+
 THROUGH = (
     "[net]\nwidth=6\nheight=4\nchannels=5\n[local_avgpool]\nsize=2\nstride=1\n[connected]\noutput=3\nactivation=relu\n"
 )
@@ -849,9 +881,10 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(fake):
             f"batch {batch} of 5 x 8 x 12 in fp32 needs {batch * each:,} bytes on the device, 140,000 are free; {way}"
         )
     net.predict(network_input(net, 1, 5))
+    assert [key[1] for key in net.engine.programs] == [5]
     _, be = fake(free=0)
     net = load_network(cfg.parse(SMALL), backend=be)
-    weights = 4 * (4 * 48 + 4)
+    weights = 4 * (8 * 48 + 4)  # a kernel of 4 filters, in 8 rows
     with pytest.raises(BackendError) as error:
         net.predict(network_input(net, 1))
     assert str(error.value) == (
@@ -869,7 +902,7 @@ def test_memory_that_is_free_in_pieces_only(fake):
         raise MemoryError("Out of memory allocating 18,432 bytes")
 
     be.xp.empty = refuse
-    message = "needs 79,120 bytes on the device: Out of memory allocating 18,432 bytes; take a smaller batch"
+    message = "needs 79,888 bytes on the device: Out of memory allocating 18,432 bytes; take a smaller batch"
     with pytest.raises(BackendError) as error:
         program(net, 3)
     assert str(error.value) == f"batch 3 of 5 x 8 x 12 in fp32 {message}"

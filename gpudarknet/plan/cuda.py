@@ -155,7 +155,7 @@ class Program:
     def arrays(self, step: Convolve) -> tuple[Any, Any]:
         """Return the kernel as its kernels on the device want it, and the bias (F,) in float32.
 
-        Rows (F, size*size*C/groups), each rounded up to 16 bytes; (size*size, C) for depthwise convolutions; float32
+        Rows (F, size*size*C/groups), both rounded up to 8 (F not for groups); (size*size, C) for depthwise convolutions; float32
         (size*size*C, F) for those of few channels.
         """
         key, be = self._key(step), self.be
@@ -168,8 +168,9 @@ class Program:
             if depthwise(step):
                 packed = np.ascontiguousarray(kernel.T)  # (size*size, C)
             else:
-                packed = np.zeros((len(kernel), rounded(kernel.shape[1])), np.float32)
-                packed[:, : kernel.shape[1]] = kernel
+                F, K = kernel.shape
+                packed = np.zeros((rounded(F) if step.groups == 1 else F, rounded(K)), np.float32)
+                packed[:F, :K] = kernel
             with np.errstate(over="ignore"):  # what float16 cannot hold is inf there
                 self.prepared[key] = be.asarray(packed.astype(self.type)), be.asarray(w["bias"], np.float32)
         return self.prepared[key]

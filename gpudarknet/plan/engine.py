@@ -8,11 +8,13 @@ from typing import Any
 
 from .. import export
 from ..backend import Backend
+from ..errors import BackendError
 from ..graph import Node
 from ..layers import Shape
 from . import cuda
 from .compile import compile
 from .cpu import Prepared, Program
+from .steps import Plan
 from .tune import read_choices
 
 KEPT = 4  # programs: shapes and batches in use at a time
@@ -55,13 +57,22 @@ class Engine:
             elif found is None:
                 plan = compile(nodes, weights, heads, shape, batch)
                 if be is not None and on_cuda:
-                    found = cuda.Program(plan, be, precision, self.prepared)
+                    found = self._on_cuda(plan, be, precision)
                 else:
                     found = Program(plan, read_choices(), self.prepared)
             self.programs[key] = found  # the latest stands last
             while len(self.programs) > KEPT:
                 del self.programs[next(iter(self.programs))]
             return found
+
+    def _on_cuda(self, plan: Plan, be: Backend, precision: str) -> cuda.Program:
+        try:
+            return cuda.Program(plan, be, precision, self.prepared)
+        except BackendError:
+            if not self.programs:
+                raise
+            self.programs.clear()  # the arenas of other shapes and batches may be what is in the way
+            return cuda.Program(plan, be, precision, self.prepared)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"programs": {}, "prepared": {}}

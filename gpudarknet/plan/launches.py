@@ -67,7 +67,8 @@ def weight_bytes(step: Convolve, itemsize: int) -> int:
     row = C * step.size**2
     if few(step):
         return 4 * F * (row + 1)
-    return F * (row if depthwise(step) else rounded(row)) * itemsize + 4 * F
+    size = F * row if depthwise(step) else (rounded(F) if step.groups == 1 else F) * rounded(row)
+    return size * itemsize + 4 * F
 
 
 def _launch(program: Program, kernel: str, threads: int, *args: Any) -> Work:
@@ -119,6 +120,8 @@ def _products(program: Program, step: Convolve, start: int, pixels: int, out: An
     x, (OH, OW), (weights, _) = program.view(step.xs[0]), step.host, program.arrays(step)
     (C, H, W), F, g, taps = x.shape, step.y.shape[0], step.groups, step.size**2
     G, K = C // g, C // g * taps
+    if g == 1 and (step.pooled or step.y.whole is None):
+        F = ld  # zeros into what lies between pixels: tensor cores like multiples of 8, heads have 255
     geometry = (H, W, OH, OW, step.size, *step.strides, step.dilation, step.pad)
     if depthwise(step):
         program.methods[step] = "depthwise"
