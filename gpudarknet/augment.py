@@ -200,11 +200,13 @@ def moved(cut: Margins, corner: int, flip: bool) -> Margins:
 
 def crop(picture: Picture, cut: Margins) -> Picture:
     """Cut the margins off an image; a border is filled with its mean colour."""
+    import cv2
+
     oh, ow = picture.shape[:2]
     if min(cut.left, cut.right, cut.top, cut.bottom) >= 0:
         return picture[cut.top : oh - cut.bottom, cut.left : ow - cut.right]
     w, h = ow - cut.left - cut.right, oh - cut.top - cut.bottom
-    mean = np.rint(picture.mean(axis=(0, 1))).astype(np.uint8)
+    mean = np.rint(cv2.mean(picture)[: picture.shape[2]]).astype(np.uint8)  # NumPy takes a hundred times as long
     out = np.empty((h, w, picture.shape[2]), np.uint8)
     out[...] = mean
     x, y = max(0, -cut.left), max(0, -cut.top)
