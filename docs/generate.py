@@ -33,9 +33,15 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 def make(name: str, *arguments: str) -> str:
     """Return what a mark stands for."""
     makers: dict[str, Callable[..., str]] = {
-        "net": net, "sections": sections, "activations": activations, "commands": commands, "api": api,
+        "page": page, "net": net, "sections": sections, "activations": activations, "commands": commands, "api": api,
     }  # fmt: skip
     return makers[name](*arguments)
+
+
+def page(name: str) -> str:
+    """Return a page that stands outside of this folder, with its links as they are from here."""
+    text = (HERE.parent / name).read_text(encoding="utf-8")
+    return re.sub(r"\]\(docs/", "](", text)
 
 
 # Sections and keys
