@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -276,3 +279,21 @@ def test_an_error_in_a_task_reaches_the_caller():
     with team:
         team.run([done.append] * 5)
     assert len(done) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_predicts():
+    code = """
+import os, sys, numpy as np, gpudarknet
+net = gpudarknet.load_network("yolov3-tiny.cfg", backend="numpy", width=96, height=64)
+x = np.zeros((1, 3, 64, 96), np.float32)
+net.predict(x)
+child = os.fork()
+net.predict(x)
+if not child:
+    os._exit(7)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=shipped_cfg("yolov3-tiny").parent, timeout=100,
+                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))  # fmt: skip
+    assert done.returncode == 7

@@ -25,9 +25,15 @@ class Team:
 
     def __init__(self, size: int):
         self.size = size
-        self.lock = threading.RLock()
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
-        self._go = [threading.Semaphore(0) for _ in range(size)]
+        self._gather()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._gather)  # threads do not survive a fork, nor who held a lock
+
+    def _gather(self) -> None:
+        """Begin, or begin again in a forked process: with no thread, and nothing to do."""
+        self.lock = threading.RLock()
+        self._go = [threading.Semaphore(0) for _ in range(self.size)]
         self._done = threading.Semaphore(0)
         self._tasks: list[Task] = []
         self._error: BaseException | None = None
@@ -103,10 +109,6 @@ def team() -> Team:
     """Return this process's team: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
     control = _blas_control()
     return Team(1 if control is None else max(1, min(control[1](), cores())))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=team.cache_clear)  # threads do not survive a fork
 
 
 def cores() -> int:
