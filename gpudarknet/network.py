@@ -117,8 +117,10 @@ class Network:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
         A network without detection heads has one output: its last layer that is no [cost]. The arrays are the caller's.
-        engine: the compiled plan, or the layers one by one, which define what is right. precision is that of products
-        on a GPU; NumPy always computes in fp32. Call `engine.forget()` after changing weights by hand. Raises DataError.
+        engine: the compiled plan, or the layers one by one, which define what is right. precision, for the plan on
+        a GPU: fp32; tf32, with products of 11 bits; fp16 in memory too, with sums in fp32. Results are float32, and NumPy
+        always computes in fp32. x on the GPU is not copied. Call `engine.forget()` after changing weights by hand. Raises
+        DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")

@@ -906,3 +906,26 @@ def test_memory_that_is_free_in_pieces_only(fake):
     with pytest.raises(BackendError) as error:
         program(net, 3)
     assert str(error.value) == f"batch 3 of 5 x 8 x 12 in fp32 {message}"
+
+
+# --- on a GPU, where there is one ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("name", ["yolov2", "yolov4-tiny", "yolov4-csp", "resnet50-sort"])
+def test_on_a_gpu(name, precision, tmp_path):
+    be, (W, H), config = conftest.backend_for("cuda"), NETWORKS[name], thin(name)
+    reference = load_network(config, backend="numpy", width=W, height=H)
+    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
+    reference, net = (load_network(config, weights, backend=b, width=W, height=H) for b in ("numpy", be))
+    for batch in (1, 3):
+        x = network_input(net, 5, batch)
+        there, want = be.asarray(x), reference.predict(x, engine="reference")
+        first, second = ([be.to_numpy(y) for y in net.predict(there, precision=precision)] for _ in range(2))
+        assert distance(first, want) < TOLERANCE[precision]
+        eager = [be.to_numpy(y) for y in program(net, batch, precision, graph=False, poison=True).run(there)]
+        for a, b, c in zip(first, second, eager, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    assert [run.eagerly for run in net.engine.programs.values()] == [None, None]  # captured
