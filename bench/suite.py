@@ -98,9 +98,8 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8",
             env=os.environ | limits,
         )  # fmt: skip
-        if hasattr(
-            os, "sched_setaffinity"
-        ):  # the one limit that every library obeys; it is early, NumPy is not loaded yet
+        # The one limit that every library obeys. It comes early: the process has not loaded NumPy yet.
+        if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, sorted(machine.affinity())[:threads])
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
