@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_plan_cuda import plan_backend
+from test_plan_cuda import plan_backend, thin
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bench import gpu_plan  # noqa: E402
-from gpudarknet import backend  # noqa: E402
+from bench import gpu_plan
+from gpudarknet import backend, load_network
 
 
 @pytest.fixture
@@ -35,10 +35,9 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
 
 
 def test_a_stage(quick, monkeypatch, capsys):
-    made = gpu_plan.opened("yolov3-tiny", "numpy", 32)
-    be = plan_backend()
-    monkeypatch.setattr(gpu_plan, "load_network", lambda *args, **options: type(made)(
-        made.config, made.nodes, made.weights, be if options["backend"] == "cupy" else made.backend))  # fmt: skip
+    network = load_network(thin("yolov3-tiny"), backend=plan_backend(), width=32, height=64)
+    gpu_plan.seeded.fill(network)
+    monkeypatch.setattr(gpu_plan, "opened", lambda name, backend, size: network)
     gpu_plan.run_here(gpu_plan.stage("yolov3-tiny", 32, 600), "cupy")
     outcome = json.loads(capsys.readouterr().out)
     result = outcome["result"]
@@ -54,7 +53,8 @@ def test_a_stage(quick, monkeypatch, capsys):
 
 
 def test_a_wrong_plan_fails(quick, monkeypatch):
-    network = gpu_plan.opened("yolov3-tiny", "numpy", 32)
+    network = load_network(thin("yolov3-tiny"), backend="numpy", width=32, height=32)
+    gpu_plan.seeded.fill(network)
     network.predict(np.zeros((2, 3, 32, 32), np.float32))
     monkeypatch.setattr(network.engine, "forget", lambda: None)
     for _, bias in network.engine.prepared.values():

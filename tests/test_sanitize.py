@@ -46,8 +46,11 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, cwd=TESTS.parent, text=True, capture_output=True, check=False)
 
 
-def test_ops():
-    done = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_ops.py", "-k", "host-cuda and 2x3x5x7")
+@pytest.mark.parametrize(
+    ("file", "some"), [("test_ops", "2x3x5x7"), ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)")]
+)
+def test_kernels(file, some):
+    done = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", f"host-cuda and {some}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
