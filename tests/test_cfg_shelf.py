@@ -90,7 +90,7 @@ def bflops(name: str) -> str:
 
 
 def test_the_shelf_is_complete():
-    assert {*NAMES} == {net.name for net in PUBLISHED} | {f"{name}-sort" for name in SORT}
+    assert {*NAMES} == {net.name for net in PUBLISHED} | {f"{name}-sort" for name in SORT} | {"digits"}
 
 
 @by_name
@@ -162,7 +162,7 @@ def test_stage_comments_are_true(name):
         assert size in (None, (W, H, C))
 
 
-@pytest.mark.parametrize(("data", "classes"), [("coco", 80), ("voc", 20)])
+@pytest.mark.parametrize(("data", "classes"), [("coco", 80), ("voc", 20), ("digits", 10)])
 def test_names_and_data_agree(data, classes):
     names = (SHELF / f"{data}.names").read_text().split("\n")
     assert names.pop() == ""  # the last line ends like all others

@@ -1,0 +1,145 @@
+"""`gpudarknet demo` and examples/digits.py: the network that ships, and how it was made."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import gpudarknet as gd
+from gpudarknet import boxes, cli, fetch, image, shelf
+from gpudarknet.names import DataFile
+
+ROOT = Path(__file__).parent.parent
+PARTS = [shelf.find("digits", suffix) for suffix in (".cfg", ".weights", ".names")]
+TRUTHS = [  # of digits.jpg: class, then x, y, w, h as parts of the picture
+    (7, 0.900391, 0.596354, 0.117188, 0.213542),
+    (5, 0.849609, 0.174479, 0.179688, 0.317708),
+    (0, 0.651367, 0.731771, 0.123047, 0.213542),
+    (7, 0.376953, 0.263021, 0.148438, 0.255208),
+    (8, 0.308594, 0.72526, 0.15625, 0.414062),
+    (2, 0.491211, 0.842448, 0.154297, 0.252604),
+    (5, 0.160156, 0.670573, 0.128906, 0.335938),
+]
+LEAST = 0.6  # the mAP that any sample of held-out pictures must reach; docs/digits.md has the number of 400 of them
+
+
+@pytest.fixture(scope="module")
+def script():
+    """examples/digits.py as a module."""
+    pytest.importorskip("skimage", reason="composing pictures needs scikit-image (extra: study)")
+    pytest.importorskip("sklearn", reason="composing pictures needs scikit-learn (extra: study)")
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "examples/digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Run in an empty folder, on NumPy, where nothing can be fetched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    monkeypatch.setattr(fetch, "weights", lambda *args: pytest.fail("fetched something"))
+    return tmp_path
+
+
+def write_small(script, train=6, valid=3, seed=1):
+    """Write few pictures where digits.data looks for them, relative to the present folder."""
+    data = DataFile.read(shelf.find("digits", ".data"))
+    script.write_data(data, train, valid, seed)
+    return data
+
+
+def test_demo_finds_every_digit_and_draws_it(folder, capsys):
+    assert cli.main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and lines[0].startswith(f"{shelf.find('digits', '.jpg')}: Predicted in ")
+    names = shelf.find("digits", ".names").read_text().split()
+    assert sorted(line.split(":")[0] for line in lines[1:-1]) == sorted(names[k] for k, *_ in TRUTHS)
+    assert lines[-1] == f"The picture with its boxes: {folder / 'predictions.jpg'}"
+    assert image.read("predictions.jpg").shape == image.read(shelf.find("digits", ".jpg")).shape
+
+
+def test_its_boxes_are_where_the_digits_are():
+    found = gd.Detector(*PARTS, backend="numpy").detect(shelf.find("digits", ".jpg"))
+    overlaps = boxes.iou(np.array([d.relative for d in found])[:, None], np.array(TRUTHS)[:, 1:])
+    assert sorted(overlaps.argmax(axis=1)) == list(range(len(TRUTHS))) and overlaps.max(axis=1).min() > 0.6
+    assert [d.class_id for d in found] == [TRUTHS[i][0] for i in overlaps.argmax(axis=1)]
+
+
+def test_demo_of_another_picture(folder, capsys):
+    cv2.imwrite("grey.png", np.full((60, 90, 3), 128, np.uint8))
+    assert cli.main(["demo", "grey.png"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2  # nothing on it
+    assert cli.main(["demo", "none.png"]) == 2
+    assert "none.png" in capsys.readouterr().err
+
+
+def test_what_ships_is_small_and_fits():
+    cfg, weights, _ = PARTS
+    assert weights.stat().st_size < 1_000_000 and shelf.find("digits", ".jpg").stat().st_size < 60_000
+    net = gd.load_network(cfg, weights, "numpy")
+    assert net.seen == net.net.batch * net.net.max_batches
+
+
+def test_pictures_come_from_the_seed_and_hold_their_digits(script):
+    made = [list(script.pictures(True, 3, seed)) for seed in (5, 5, 6)]
+    assert all((a == c).all() and (b == d).all() for (a, b), (c, d) in zip(made[0], made[1], strict=True))
+    assert [p.shape for p, _ in made[0]] == [(192, 256, 3), (288, 384, 3), (384, 512, 3)]
+    assert any((a != c).any() for (a, _), (c, _) in zip(made[0], made[2], strict=True))
+    for _, rows in made[0]:
+        corners = boxes.to_corners(rows[:, :4])
+        assert len(rows) and corners.min() >= 0 and corners.max() <= 1
+        assert np.allclose(boxes.iou(rows[:, None, :4], rows[:, :4]), np.eye(len(rows)))  # none covers another
+
+
+def test_a_box_is_where_the_ink_is(script, monkeypatch):
+    """White paper, one digit: half its opacity is where the box ends, give or take the pixel of its soft edge."""
+    monkeypatch.setattr(script, "DIGITS", (1, 1))
+    paper, digit = np.full((300, 400, 3), 255, np.uint8), np.zeros((1, 8, 8))
+    digit[0, 1:7, 3:5] = 1
+    picture, rows = script.compose([paper], digit, np.array([1]), np.random.default_rng(7), scale=3)
+    H, W = picture.shape[:2]
+    ink = 255 - picture.min(axis=2)
+    ys, xs = np.nonzero(ink > ink.max() / 2)
+    edges = boxes.to_corners(rows[:, :4]) * (W, H, W, H)
+    assert len(rows) == 1 and rows[0, 4] == 1
+    assert np.abs(edges - (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)).max() <= 1
+
+
+def test_held_out_photographs_are_no_training_photographs(script):
+    train, held_out = script.photographs()
+    assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in train + held_out)
+    assert not {p.tobytes() for p in train} & {p.tobytes() for p in held_out}
+
+
+def test_two_trainings_of_one_seed_are_one_to_the_bit(script, folder):
+    data = write_small(script)
+    kept = []
+    for _ in range(2):
+        script.train(data, seed=3, iterations=2)
+        kept.append([Path(data.backup, name).read_bytes() for name in ("digits_last.weights", "digits_last.npz")])
+    assert kept[0] == kept[1]
+    script.train(data, seed=4, iterations=2)
+    assert Path(data.backup, "digits_last.weights").read_bytes() != kept[0][0]
+
+
+def test_it_is_as_good_as_stated_on_pictures_it_has_not_seen(script, folder):
+    data = write_small(script, train=0, valid=60, seed=1234)
+    found = script.measure(gd.load_network(*PARTS[:2], "numpy"), data)
+    assert found.truths.sum() > 150 and found.mean > LEAST
+
+
+def test_the_script_measures(script, folder, monkeypatch, capsys):
+    monkeypatch.setattr(script, "VALID", 4)
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--measure", str(PARTS[1])])
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4 held-out pictures, 0 others: ") and len(lines) == 12
+    assert lines[1].startswith("  zero: AP ") and lines[-1].startswith("mAP@0.5 ")
