@@ -38,7 +38,7 @@ def photographs() -> tuple[list[np.ndarray], list[np.ndarray]]:
     flower, china = sklearn.datasets.load_sample_image("flower.jpg"), sklearn.datasets.load_sample_image("china.jpg")
     d = skimage.data
     train = [d.astronaut(), d.chelsea(), d.rocket(), d.stereo_motorcycle()[0], d.immunohistochemistry(), d.retina(), flower,
-             d.brick(), d.gravel(), d.moon(), d.cell(), d.page()]  # fmt: skip
+             d.brick(), d.gravel(), d.moon(), d.cell(), d.page(), d.text(), d.clock(), d.hubble_deep_field()]  # fmt: skip
     held_out = [d.coffee(), china, d.camera(), d.grass(), d.coins()]
     return [coloured(p) for p in train], [coloured(p) for p in held_out]
 
@@ -58,6 +58,19 @@ def background(photos: list[np.ndarray], rng: np.random.Generator, W: int, H: in
     cut = photo[y : y + ch, x : x + cw]
     cut = cut[:, ::-1] if rng.random() < 0.5 else cut
     return cv2.resize(np.ascontiguousarray(cut), (W, H), interpolation=cv2.INTER_AREA if cw > W else cv2.INTER_CUBIC)
+
+
+def varied(photos: list[np.ndarray], rng: np.random.Generator, W: int, H: int) -> np.ndarray:
+    """Make more of few photographs: exchange colours, invert, put round pieces of others in -> uint8 (H, W, 3)."""
+    picture = background(photos, rng, W, H)
+    for _ in range(int(rng.integers(0, 5))):
+        other, hole = background(photos, rng, W, H), np.zeros((H, W), np.uint8)
+        middle = (int(rng.integers(W)), int(rng.integers(H)))
+        radii = tuple(int(r) for r in rng.uniform(0.04, 0.25, 2) * W)
+        cv2.ellipse(hole, middle, radii, float(rng.uniform(0, 180)), 0, 360, 1, cv2.FILLED)
+        picture = np.where(hole[..., None], other, picture)
+    picture = picture[..., rng.permutation(3)]
+    return 255 - picture if rng.random() < 0.3 else picture
 
 
 def glyph(digit: np.ndarray, rng: np.random.Generator, height: float) -> np.ndarray:
@@ -83,11 +96,16 @@ def ink(rng: np.random.Generator, behind: float) -> np.ndarray:
 
 
 def compose(
-    photos: list[np.ndarray], digits: np.ndarray, classes: np.ndarray, rng: np.random.Generator, scale: int
+    photos: list[np.ndarray],
+    digits: np.ndarray,
+    classes: np.ndarray,
+    rng: np.random.Generator,
+    scale: int,
+    vary: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put some of the digits (K, 8, 8) on a photograph: uint8 (H, W, 3), boxes (K, 5) as x, y, w, h, class."""
     W, H = (scale * side for side in UNIT)
-    picture = background(photos, rng, W, H).astype(np.float32)
+    picture = (varied if vary else background)(photos, rng, W, H).astype(np.float32)
     taken = np.zeros((H, W), bool)
     boxes = []
     for _ in range(int(rng.integers(DIGITS[0], DIGITS[1] + 1))):
@@ -116,7 +134,7 @@ def pictures(held_out: bool, count: int, seed: int) -> Iterator[tuple[np.ndarray
     photos = photographs()[held_out]
     for number in range(count):
         rng = np.random.default_rng([seed, int(held_out), number])
-        yield compose(photos, digits[part], classes[part], rng, scale=2 + number % 3)
+        yield compose(photos, digits[part], classes[part], rng, 2 + number % 3, vary=not held_out)
 
 
 def write_data(data: names.DataFile, train: int, valid: int, seed: int) -> None:

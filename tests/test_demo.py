@@ -25,7 +25,7 @@ TRUTHS = [  # of digits.jpg: class, then x, y, w, h as parts of the picture
     (2, 0.491211, 0.842448, 0.154297, 0.252604),
     (5, 0.160156, 0.670573, 0.128906, 0.335938),
 ]
-LEAST = 0.6  # the mAP that any sample of held-out pictures must reach; docs/digits.md has the number of 400 of them
+LEAST = 0.68  # the mAP that any sample of held-out pictures must reach; docs/digits.md has the number of 400 of them
 
 
 @pytest.fixture(scope="module")
