@@ -17,7 +17,20 @@ from typing import Any
 from ..errors import DarknetError
 from .arguments import Command, UsageError, parse
 
-GROUPS = ("detector", "train", "evaluate", "demo", "digits", "classifier", "table", "plan", "weights", "info", "export", "bench")
+GROUPS = (
+    "detector",
+    "train",
+    "evaluate",
+    "demo",
+    "digits",
+    "classifier",
+    "table",
+    "plan",
+    "weights",
+    "info",
+    "export",
+    "bench",
+)
 BROKEN, INTERRUPTED = 2, 130  # exit codes
 
 
