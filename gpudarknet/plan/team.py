@@ -33,8 +33,10 @@ class Team:
     def _gather(self) -> None:
         """Begin, or begin again in a forked process: with no thread, and nothing to do."""
         self.lock = threading.RLock()
-        self._go = [threading.Semaphore(0) for _ in range(self.size)]
-        self._done = threading.Semaphore(0)
+        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time.
+        self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
+        for signal in (*self._go, *self._done):
+            signal.acquire()
         self._tasks: list[Task] = []
         self._error: BaseException | None = None
         self._started = False
@@ -61,12 +63,12 @@ class Team:
                 task(0)
             return
         self._tasks = list(reversed(tasks))
-        helpers = min(self.size, len(tasks)) - 1
-        for worker in range(1, helpers + 1):
+        others = min(self.size, len(tasks)) - 1
+        for worker in range(1, others + 1):
             self._go[worker].release()
         self._work(0)
-        for _ in range(helpers):
-            self._done.acquire()
+        for worker in range(1, others + 1):
+            self._done[worker].acquire()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -88,7 +90,7 @@ class Team:
             while True:
                 self._go[worker].acquire()
                 self._work(worker)
-                self._done.release()
+                self._done[worker].release()
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
         """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every call."""
