@@ -12,6 +12,7 @@ import numpy as np
 from .cfg import Config
 from .errors import CfgError, CfgWarning
 from .layers import Layer, Shape, ShapeError
+from .layers.base import absolute
 
 LARGEST = 2**31 - 1  # numbers in one array: Darknet and the kernels count with 32-bit integers
 
@@ -65,20 +66,21 @@ def build(config: Config) -> tuple[Node, ...]:
 
 def check_shared(place: str, layer: Layer, node: Node, nodes: list[Node], reference: int) -> None:
     """Raise CfgError unless the layer that `share_index` names has weights of the shapes that this layer needs."""
-    owner = host(node.index, reference)
-    if not 0 <= owner < node.index:
-        raise CfgError(f"{place} share_index={reference} names layer {owner}; name an earlier convolutional layer")
+    named = owner(node)
+    if not 0 <= named < node.index:
+        raise CfgError(f"{place} share_index={reference} names layer {named}; name an earlier convolutional layer")
     own = replace(layer, share_index=None).weights(*node.inputs)  # type: ignore[call-arg]
-    theirs = nodes[owner].layer.weights(*nodes[owner].inputs)
+    theirs = nodes[named].layer.weights(*nodes[named].inputs)
     if {w[:2] for w in own} - {w[:2] for w in theirs}:
         raise CfgError(
-            f"{place} share_index={reference}: layer {owner} has no weights of the same size, filters and channels"
+            f"{place} share_index={reference}: layer {named} has no weights of the same size, filters and channels"
         )
 
 
-def host(index: int, reference: int) -> int:
-    """Return the layer that a share_index names: negative counts back."""
-    return index + reference if reference < 0 else reference
+def owner(node: Node) -> int:
+    """Return the layer whose weights a layer uses: itself, or the one that share_index names."""
+    shared = getattr(node.layer, "share_index", None)
+    return node.index if shared is None else absolute(node.index, shared)
 
 
 def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:

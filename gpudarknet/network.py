@@ -13,7 +13,7 @@ from . import backend as backends
 from . import cfg, table
 from .backend import Backend
 from .errors import CfgError, DataError
-from .graph import Node, build, check_memory, host
+from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, Run
 from .layers.softmax import Cost
 from .plan import Engine
@@ -44,9 +44,7 @@ class Network:
         self.engine = Engine()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
         for node in self.nodes:
-            shared = getattr(node.layer, "share_index", None)
-            if shared is not None:
-                self.weights[node.index] = self.weights[host(node.index, shared)]
+            self.weights[node.index] = self.weights[owner(node)]
         heads = [n.index for n in self.nodes if n.layer.head]
         self.heads = tuple(heads or [max((n.index for n in self.nodes if not isinstance(n.layer, Cost)), default=0)])
         self.last_use = [max([n.index] + [m.index for m in self.nodes if n.index in m.sources]) for n in self.nodes]

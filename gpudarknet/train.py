@@ -22,7 +22,7 @@ import numpy as np
 
 from . import checkpoint, loop, schedule
 from .errors import DataError, TrainError, TrainWarning
-from .graph import Node, host
+from .graph import Node, owner
 from .layers import Goal, Run
 from .layers.avgpool import AvgPool
 from .layers.connected import Connected
@@ -60,23 +60,17 @@ class Trainer:
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []
         for node in net.nodes:
-            owner = self.owner(node)
-            own = {} if owner != node.index else {
+            whose = owner(node)
+            own = {} if whose != node.index else {
                 name: be.zeros(a.shape) for name, a in net.weights[node.index].items() if trained(name, a)
             }  # fmt: skip
-            self.gradients.append(self.gradients[owner] if owner != node.index else own)
+            self.gradients.append(self.gradients[whose] if whose != node.index else own)
         self.moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
                         if cfg.adam and isinstance(node.layer, Convolutional) else {}
                         for node, own in zip(net.nodes, self.gradients, strict=True)]  # fmt: skip
         self.average: list[dict[str, Any]] | None = None  # of the weights, with ema_alpha
         only = [node.index for node in net.nodes if node.layer.train_only_bn]
         self.only_bn = max(only, default=-1)  # it holds for all earlier layers too
-
-    @staticmethod
-    def owner(node: Node) -> int:
-        """Return the layer whose weights a layer uses: itself, or the one that share_index names."""
-        shared = getattr(node.layer, "share_index", None)
-        return node.index if shared is None else host(node.index, shared)
 
     @property
     def first(self) -> int:
@@ -184,7 +178,7 @@ class Trainer:
         rate, stop = self.rate, self.first - 1
         for node in net.nodes:
             layer = node.layer
-            if node.index < stop or self.owner(node) != node.index:
+            if node.index < stop or owner(node) != node.index:
                 continue
             if self.cpu_build and isinstance(layer, Connected):
                 continue
@@ -295,7 +289,7 @@ class Trainer:
     def groups(self) -> dict[str, Sequence[dict[str, Any]]]:
         """Return what a checkpoint holds beside numbers: kind -> for each layer, name -> array."""
         xp = self.net.backend.xp
-        own = [self.owner(n) == n.index for n in self.net.nodes]
+        own = [owner(n) == n.index for n in self.net.nodes]
         arrays = [{k: a for k, a in w.items() if isinstance(a, xp.ndarray)} if mine else {}
                   for w, mine in zip(self.net.weights, own, strict=True)]  # fmt: skip
         found: dict[str, Sequence[dict[str, Any]]] = {

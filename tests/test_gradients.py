@@ -10,9 +10,10 @@ import pytest
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
+from gpudarknet.graph import owner
 from gpudarknet.layers import SECTIONS, Run
 from gpudarknet.ops import activation, shortcut
-from gpudarknet.train import Trainer, backward
+from gpudarknet.train import backward
 
 BE = Backend("numpy", np)
 H = 1e-6
@@ -294,7 +295,7 @@ def test_network(name):
     text = f"[net]\nwidth=8\nheight=6\nchannels=3\ntime_steps={steps}\n" + NETWORKS[name]
     net = load_network(cfg.parse(text), backend="numpy")
     rng = np.random.default_rng(4)
-    owners = [Trainer.owner(node) for node in net.nodes]
+    owners = [owner(node) for node in net.nodes]
     arrays = [{k: rng.normal(0, 0.5, a.shape) for k, a in own.items()} for own in net.weights]
     for own in arrays:
         own |= {k: np.abs(a) + 0.5 for k, a in own.items() if k in ("scale", "variance")}

@@ -162,6 +162,14 @@ def absolute(index: int, reference: int) -> int:
     return index + reference if reference < 0 else reference
 
 
+def anchor_sizes(given: Sequence[float] | None, count: int) -> np.ndarray:
+    """Return `count` anchors (count, 2) as widths and heights; 0.5 where the cfg gives none."""
+    flat = np.full(2 * count, 0.5, np.float32)
+    numbers = np.array(given or (), np.float32)[: flat.size]
+    flat[: numbers.size] = numbers
+    return flat.reshape(-1, 2)
+
+
 def same_size(inputs: Sequence[Shape]) -> None:
     """Raise ShapeError unless all inputs have one height and width."""
     for k, (_, H, W) in enumerate(inputs[1:], 1):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..ops import norm, yolo
-from .base import DetectionHead, Goal, Run, Shape, ShapeError
+from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
 from .files import ClassMap, Tree
 from .region_loss import region_loss
 
@@ -47,10 +47,7 @@ class Region(DetectionHead, section="region"):
 
     def sizes(self) -> np.ndarray:
         """Return the anchors (num, 2) as widths and heights in cells; 0.5 where the cfg gives none."""
-        flat = np.full(2 * self.num, 0.5, np.float32)
-        given = np.array(self.anchors or (), np.float32)[: flat.size]
-        flat[: given.size] = given
-        return flat.reshape(-1, 2)
+        return anchor_sizes(self.anchors, self.num)
 
     @property
     def labels(self) -> int:

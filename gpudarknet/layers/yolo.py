@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..ops import yolo
-from .base import DetectionHead, Goal, Run, Shape, ShapeError
+from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
 from .files import ClassMap
 from .yolo_loss import anchor_loss
 
@@ -59,10 +59,7 @@ class AnchorHead(DetectionHead):
 
     def sizes(self) -> np.ndarray:
         """Return all anchors (count, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
-        flat = np.full(2 * self.count, 0.5, np.float32)
-        given = np.array(self.anchors or (), np.float32)[: flat.size]
-        flat[: given.size] = given
-        return flat.reshape(-1, 2)
+        return anchor_sizes(self.anchors, self.count)
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
