@@ -62,14 +62,14 @@ def plan(
     network: Network, x: Any, precision: str, finish: Callable[[], None]
 ) -> tuple[list[Part], Callable[[], list[float]]]:
     """Return the steps of the network's plan, and a function as `reference` does; its maps keep what the last run left."""
-    from gpudarknet.plan import cpu, launches
+    from gpudarknet.plan import cpu, cuda
 
     be = network.backend
     sizes = network.net.input, len(x), be, precision
     program: Any = network.engine.program(network.nodes, network.weights, network.heads, *sizes)
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
-    bind: Any = cpu.BIND if on_cpu else launches.BIND
+    bind: Any = cpu.BIND if on_cpu else cuda.BIND
     steps = program.plan.steps if on_cpu else program.steps
     with program.team if on_cpu else program.lane.turn():
         bound = [bind[type(step)](program, step) for step in steps]

@@ -8,6 +8,7 @@ of their own begin at 128 bytes or better and have ld rounded up to 16 bytes, so
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -20,10 +21,13 @@ from ..cublas import WORKSPACE
 from ..errors import BackendError
 from ..layers import Shape
 from ..layers.convolutional import folded
+from . import launches, layers
 from .build import layout
 from .lane import Work, lane
-from .launches import BIND, COLUMNS, depthwise, direct, few, rounded, weight_bytes
-from .steps import Convolve, Map, Plan, Step
+from .launches import COLUMNS, depthwise, direct, few, rounded, weight_bytes
+from .steps import Convolve, Map, Plan, Reference, Step
+
+BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {**launches.BIND, Reference: layers.reference}
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..layers import Run
-from ..layers.avgpool import AvgPool
-from ..layers.region import Region
-from ..layers.reorg import Reorg
-from ..layers.shortcut import Shortcut
-from ..layers.softmax import Softmax
-from ..layers.sort_shortcut import SortShortcut
-from ..ops.activation import FUNCTIONS, NAMES
+from ..ops.activation import NAMES
 from .lane import Work, address
 from .steps import (
     Activate,
@@ -24,7 +15,6 @@ from .steps import (
     Copy,
     MaxPool,
     Multiply,
-    Reference,
     Sort,
     Step,
     Upsample,
@@ -71,10 +61,11 @@ def weight_bytes(step: Convolve, itemsize: int) -> int:
     return size * itemsize + 4 * F
 
 
-def _launch(program: Program, kernel: str, threads: int, *args: Any) -> Work:
+def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
+    """Return the work of launching a kernel."""
     launch = program.be.launch
     assert launch is not None
-    return lambda: launch(kernel, threads, *args)
+    return lambda: launch(name, threads, *args)
 
 
 def _convolve(program: Program, step: Convolve) -> list[Work]:
@@ -84,7 +75,7 @@ def _convolve(program: Program, step: Convolve) -> list[Work]:
         return _convolve_few(program, step)
     if not step.pooled:
         work = _products(program, step, 0, y.pixels, y.a, y.ld)
-        return work + _finish(program, step.after, y, y, bias)
+        return work + finish(program, step.after, y, y, bias)
     (F, OH, OW), work = y.shape, []
     ((kind, _, _), *_), rest = passes(step.after), step.after[1:]  # nothing but activations comes after a pool
     wide = kind in WIDE and program.fits(y)
@@ -97,7 +88,7 @@ def _convolve(program: Program, step: Convolve) -> list[Work]:
         part = y.a[first * OH * OW * y.ld :][: (pixels - 1) * y.ld + F]
         n = pixels * F // (program.width if wide else 1)
         sizes = (n, F, OH, OW, ld, y.ld, NAMES.index(kind), wide)
-        work.append(_launch(program, "plan.finish_blocks", n, out, bias, part, *sizes))
+        work.append(kernel(program, "plan.finish_blocks", n, out, bias, part, *sizes))
     return work + _finish_in_place(program, rest, y)
 
 
@@ -111,7 +102,7 @@ def _convolve_few(program: Program, step: Convolve) -> list[Work]:
     n = y.pixels * F // (program.width if wide else 1)
     geometry = (H, W, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     sizes = (n, C, F, *geometry, x.ld, y.ld, NAMES.index(kind), step.pooled, wide)
-    work = [_launch(program, "plan.convolve_few", n, x.a, weights, bias, y.a, *sizes)]
+    work = [kernel(program, "plan.convolve_few", n, x.a, weights, bias, y.a, *sizes)]
     return work + _finish_in_place(program, rest, y)
 
 
@@ -127,7 +118,7 @@ def _products(program: Program, step: Convolve, start: int, pixels: int, out: An
         program.methods[step] = "depthwise"
         wide = program.fits(x, program.view(step.y))
         n = pixels * C // (program.width if wide else 1)
-        return [_launch(program, "plan.depthwise", n, x.a, weights, out, n, C, *geometry, x.ld, ld, wide)]
+        return [kernel(program, "plan.depthwise", n, x.a, weights, out, n, C, *geometry, x.ld, ld, wide)]
     if direct(step):
         program.methods[step] = "gemm"
         return [_product(program, address(out), ld, address(x.a), weights, pixels, F, K, x.ld, g)]
@@ -141,7 +132,7 @@ def _products(program: Program, step: Convolve, start: int, pixels: int, out: An
         n = count * step.size * C // (program.width if wide else 1)
         col = program.col[: (count - 1) * ldcol + C * taps]
         sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, wide)
-        work.append(_launch(program, "plan.im2col", n, x.a, col, *sizes))
+        work.append(kernel(program, "plan.im2col", n, x.a, col, *sizes))
         at = address(out) + first * ld * size
         work.append(_product(program, at, ld, address(col), weights, count, F, K, ldcol, g))
     return work
@@ -180,7 +171,7 @@ def passes(after: Sequence[After]) -> list[Pass]:
     return found
 
 
-def _finish(program: Program, after: Sequence[After], x: View, y: View, bias: Any = None) -> list[Work]:
+def finish(program: Program, after: Sequence[After], x: View, y: View, bias: Any = None) -> list[Work]:
     """Return the work of y = after(x + bias)."""
     work: list[Work] = []
     C, P = y.sizes
@@ -191,7 +182,7 @@ def _finish(program: Program, after: Sequence[After], x: View, y: View, bias: An
         wide = {first, last} <= WIDE and program.fits(x, y) and (other is None or Co == 1 or program.fits(other))
         n = y.pixels * C // (program.width if wide else 1)
         work.append(
-            _launch(
+            kernel(
                 program, "plan.finish", n, x.a, bias, other.a if other else None, y.a, n, C, P, Co, Po,
                 x.ld, other.ld if other else 0, y.ld,
                 NAMES.index(first), JOINS[type(join)] if join else 0, eps, slope, NAMES.index(last), wide,
@@ -202,11 +193,11 @@ def _finish(program: Program, after: Sequence[After], x: View, y: View, bias: An
 
 
 def _finish_in_place(program: Program, after: Sequence[After], y: View) -> list[Work]:
-    return _finish(program, after, y, y) if after else []
+    return finish(program, after, y, y) if after else []
 
 
 def _copy(program: Program, step: Copy) -> list[Work]:
-    return _finish(program, step.after, program.view(step.xs[0]), program.view(step.y))
+    return finish(program, step.after, program.view(step.xs[0]), program.view(step.y))
 
 
 def _maxpool(program: Program, step: MaxPool) -> list[Work]:
@@ -214,7 +205,7 @@ def _maxpool(program: Program, step: MaxPool) -> list[Work]:
     (C, H, W), (_, OH, OW), wide = x.shape, y.shape, program.fits(x, y)
     n = y.pixels * C // (program.width if wide else 1)
     sizes = (n, C, H, W, OH, OW, step.size, *step.strides, step.padding // 2, x.ld, y.ld, wide)
-    return [_launch(program, "plan.maxpool", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.maxpool", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 def _upsample(program: Program, step: Upsample) -> list[Work]:
@@ -222,104 +213,20 @@ def _upsample(program: Program, step: Upsample) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     sizes = (n, *x.shape, step.s, step.scale, x.ld, y.ld, wide)
-    return [_launch(program, "plan.upsample", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.upsample", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 def _yolo(program: Program, step: YoloHead) -> list[Work]:
     x, y = program.view(step.xs[0]), program.view(step.y)
     C, n = x.shape[0], y.pixels * y.shape[0]
     sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    return [_launch(program, "plan.yolo", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
-
-
-def _reference(program: Program, step: Reference) -> list[Work]:
-    """Return the layer's work on the GPU where it has kernels for maps pixel by pixel, else its own `forward`."""
-    own = LAYERS.get(type(step.layer))
-    work = None if own is None or step.after else own(program, step, step.layer)
-    return [_through(program, step)] if work is None else work
-
-
-def _through(program: Program, step: Reference) -> Work:
-    """Return the work of bringing maps into the layer's form (N, C, H, W), running it, and bringing its result back."""
-    be, N, y = program.be, program.plan.batch, program.view(step.y)
-    xs = [program.view(m) for m in step.xs]
-    launch, (F, Q) = be.launch, y.sizes
-    assert launch is not None
-    program.through.append(step.layer.section)
-
-    def run() -> None:
-        inputs = []
-        for x in xs:
-            (C, P), found = x.sizes, be.empty((N, *x.shape))
-            launch("plan.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), x.a, found, C, P, x.ld, block=256)
-            inputs.append(found)
-        result, _ = step.layer.forward(be, step.w, *inputs, run=Run())
-        result = be.asarray(result, np.float32)
-        launch("plan.from_nchw", result.size, result, y.a, result.size, F, Q, y.ld)
-
-    return run
-
-
-def _avgpool(program: Program, step: Reference, layer: AvgPool) -> list[Work] | None:
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    (C, P), n = x.sizes, y.pixels * y.shape[0]
-    return [_launch(program, "plan.avgpool", n, x.a, y.a, n, C, P, x.ld, y.ld)]
-
-
-def _reorg(program: Program, step: Reference, layer: Reorg) -> list[Work] | None:
-    if layer.reverse:
-        return None
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    n = y.pixels * y.shape[0]
-    return [_launch(program, "plan.reorg", n, x.a, y.a, n, *x.shape, layer.stride, x.ld, y.ld)]
-
-
-def _region(program: Program, step: Reference, layer: Region) -> list[Work] | None:
-    read = [m.root for s in program.steps for m in s.reads]
-    if layer.tree is not None or step.y.whole is not None or step.y in read:
-        return None  # its result is not a map with channels: nothing but the caller may read it
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    program.rows.add(step.y)
-    n = y.pixels * layer.num
-    sizes = (n, layer.num, x.shape[0] // layer.num, layer.coords, layer.softmax, x.ld, y.ld)
-    return [_launch(program, "plan.region", 32 * n, x.a, y.a, *sizes)]
-
-
-def _softmax(program: Program, step: Reference, layer: Softmax) -> list[Work] | None:
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    if layer.tree is not None or layer.groups > 1 or x.sizes[1] > 1:
-        return None
-    sizes = (y.pixels, x.shape[0], layer.temperature, x.ld, y.ld)
-    return [_launch(program, "plan.softmax", 32 * y.pixels, x.a, y.a, *sizes)]
-
-
-def _unlike(program: Program, step: Reference, layer: Shortcut | SortShortcut) -> list[Work] | None:
-    if layer.activation not in FUNCTIONS or (isinstance(layer, Shortcut) and layer.weights_type != "none"):
-        return None
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    eps, slope = (layer.eps, layer.slope) if isinstance(layer, SortShortcut) else (0.0, 0.0)
-    join, n, work = JOINS[Sort if isinstance(layer, SortShortcut) else Add], y.pixels * y.shape[0], []
-    for m in step.xs[1:]:
-        other = program.view(m)
-        sizes = (n, *x.sizes, *other.sizes, x.ld, other.ld, y.ld, join, eps, slope)
-        work.append(_launch(program, "plan.join_unlike", n, x.a, other.a, y.a, *sizes))
-        x = y
-    return work + (_finish(program, [Activate(layer.activation)], y, y) if layer.activation != "linear" else [])
+    return [kernel(program, "plan.yolo", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
 
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     Convolve: _convolve,
     Copy: _copy,
     MaxPool: _maxpool,
-    Reference: _reference,
     Upsample: _upsample,
     YoloHead: _yolo,
-}
-LAYERS: dict[type, Callable[[Program, Reference, Any], list[Work] | None]] = {
-    AvgPool: _avgpool,
-    Region: _region,
-    Reorg: _reorg,
-    Shortcut: _unlike,
-    Softmax: _softmax,
-    SortShortcut: _unlike,
 }
