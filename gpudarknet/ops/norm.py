@@ -34,7 +34,7 @@ def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias:
     return y
 
 
-@op
+@op(sums=(0, 1))
 def batch_statistics(be: Any, x: Any) -> Any:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
@@ -53,7 +53,7 @@ def batch_statistics_cuda(be: Any, x: Any) -> Any:
     return mean, variance
 
 
-@op
+@op(sums=(1, 2))
 def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
     """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
     axes = (0, 2, 3)

@@ -51,7 +51,7 @@ def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
     return y
 
 
-@op
+@op(sums=(1,))
 def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     """Return (dxs, dv) of `shortcut`: one dx per map, dv of v's shape (None without factors)."""
     N, C, H, W = dy.shape

@@ -33,7 +33,7 @@ class Case:
     shape: tuple[int, ...]
     variant: tuple[Any, ...]
     exact: bool  # bit by bit: for ops that only move or select numbers
-    half: tuple[str, ...]  # the arguments that may be float16; none: the op is for training only
+    half: tuple[str, ...]  # the arguments that may be float16; none: the op is for weights or for pictures
     rtol: float
     atol: float
 

@@ -93,7 +93,7 @@ def make_backward(rng, N, C, H, W, name):
     return normal(rng, N, C, H, W), x if name in activation.NEEDS_INPUT else None, y, name
 
 
-@check(activation.activate_backward, make_backward, *NAMES, atol=1e-5)
+@check(activation.activate_backward, make_backward, *NAMES, half="dy x y", atol=1e-5)
 def activate_backward(dy, x, y, name):
     return dy * each(PLAIN[name][1], y if x is None else x)
 
@@ -116,7 +116,7 @@ def make_channels_backward(rng, N, C, H, W, mode):
     return normal(rng, N, C, H, W), normalize_channels(2 * normal(rng, N, C, H, W), mode), mode
 
 
-@check(activation.normalize_channels_backward, make_channels_backward, (0,), (1,), (2,))
+@check(activation.normalize_channels_backward, make_channels_backward, (0,), (1,), (2,), half="dy y")
 def normalize_channels_backward(dy, y, mode):
     dx = np.empty(y.shape)
     for n, h, w in np.ndindex(y.shape[0], *y.shape[2:]):

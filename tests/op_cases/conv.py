@@ -51,7 +51,7 @@ def make_col2im(rng, N, C, H, W, size, stride, dilation, pad):
     return normal(rng, N, C, size, size, OH, OW), H, W, stride, dilation, pad
 
 
-@check(conv.col2im, make_col2im, *VARIANTS)
+@check(conv.col2im, make_col2im, *VARIANTS, half="col")
 def col2im(col, H, W, stride, dilation, pad):
     N, C, size, _, OH, OW = col.shape
     x = np.zeros((N, C, H, W))

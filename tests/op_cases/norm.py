@@ -20,7 +20,7 @@ def batch_norm(x, mean, variance, scale, bias):
 
 
 @check(
-    norm.batch_statistics, lambda rng, *shape: (100 + normal(rng, *shape),), atol=1e-3
+    norm.batch_statistics, lambda rng, *shape: (100 + normal(rng, *shape),), half="x", atol=1e-3
 )  # far from 0: no cancellation
 @check(norm.batch_statistics, lambda rng, N, C, H, W: (normal(rng, 7, C, H + 40, W + 45),))  # several parts
 def batch_statistics(x):
@@ -36,7 +36,7 @@ def make_backward_parts(rng, N, C, H, W):
     return make_backward(rng, 7, C, H + 40, W + 45)
 
 
-@check(norm.batch_norm_backward, make_backward, atol=1e-4)
+@check(norm.batch_norm_backward, make_backward, half="dy x", atol=1e-4)
 @check(norm.batch_norm_backward, make_backward_parts, rtol=1e-4, atol=1e-2)  # dscale, dbias: sums of 15000 numbers
 def batch_norm_backward(dy, x, mean, variance, scale):
     dx, dscale, dbias = np.empty(x.shape), np.empty(scale.shape), np.empty(scale.shape)
@@ -52,7 +52,7 @@ def make_lrn(rng, N, C, H, W, size):
     return normal(rng, N, C, H, W), norm.lrn_windows(C, size), 0.01, 0.75, 1.0
 
 
-@check(norm.lrn, make_lrn, (5,), (3,), (4,))
+@check(norm.lrn, make_lrn, (5,), (3,), (4,), half="x")
 def lrn(x, windows, alpha, beta, kappa):
     y = np.empty(x.shape)
     for c in range(x.shape[1]):
@@ -65,7 +65,7 @@ def make_lrn_backward(rng, N, C, H, W, size):
     return normal(rng, N, C, H, W), *make_lrn(rng, N, C, H, W, size)
 
 
-@check(norm.lrn_backward, make_lrn_backward, (5,), (3,))
+@check(norm.lrn_backward, make_lrn_backward, (5,), (3,), half="dy x")
 def lrn_backward(dy, x, windows, alpha, beta, kappa):
     """The directional derivative of sum(dy * lrn) along each channel's own input, by the chain rule."""
     C = x.shape[1]

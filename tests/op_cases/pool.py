@@ -35,7 +35,7 @@ def maxpool(x, size, stride, padding, OH, OW):
     return y
 
 
-@check(pool.maxpool_argmax, make, *VARIANTS, exact=True)
+@check(pool.maxpool_argmax, make, *VARIANTS, exact=True, half="x")
 def maxpool_argmax(x, size, stride, padding, OH, OW):
     N, C, H, W = x.shape
     index = np.empty((N, C, OH, OW))
@@ -52,7 +52,7 @@ def make_backward(rng, N, C, H, W, size, stride, padding):
     return normal(rng, N, C, OH, OW), index, *x.shape[2:], size, stride, padding
 
 
-@check(pool.maxpool_backward, make_backward, *VARIANTS)
+@check(pool.maxpool_backward, make_backward, *VARIANTS, half="dy")
 def maxpool_backward(dy, index, H, W, size, stride, padding):
     N, C, OH, OW = dy.shape
     dx = np.zeros((N, C, H * W))
@@ -75,7 +75,7 @@ def make_depth_backward(rng, N, C, H, W, F):
     return normal(rng, N, F, H, W), x, maxpool_depth(x, F)
 
 
-@check(pool.maxpool_depth_backward, make_depth_backward, (1,), (2,), (4,), exact=True)
+@check(pool.maxpool_depth_backward, make_depth_backward, (1,), (2,), (4,), exact=True, half="dy x y")
 def maxpool_depth_backward(dy, x, y):
     (N, F, H, W), dx = dy.shape, np.zeros(x.shape)
     for n, g, h, w in np.ndindex(N, F, H, W):
@@ -96,7 +96,7 @@ def make_local_backward(rng, N, C, H, W, size, stride, padding):
     return normal(rng, N, C, *outputs(H, W, size, stride, padding)), H, W, size, stride, padding
 
 
-@check(pool.local_avgpool_backward, make_local_backward, *VARIANTS)
+@check(pool.local_avgpool_backward, make_local_backward, *VARIANTS, half="dy")
 def local_avgpool_backward(dy, H, W, size, stride, padding):
     N, C, OH, OW = dy.shape
     dx = np.zeros((N, C, H, W))
@@ -113,6 +113,6 @@ def avgpool(x):
     return (x.reshape(N, C, H * W).sum(axis=2) / (H * W)).reshape(N, C, 1, 1)
 
 
-@check(pool.avgpool_backward, lambda rng, N, C, H, W: (normal(rng, N, C, 1, 1), H, W))
+@check(pool.avgpool_backward, lambda rng, N, C, H, W: (normal(rng, N, C, 1, 1), H, W), half="dy")
 def avgpool_backward(dy, H, W):
     return np.ones((*dy.shape[:2], H, W)) * dy / (H * W)

@@ -28,7 +28,7 @@ def make_split(rng, N, C, H, W, multiples, groups, group_id):
     return normal(rng, N, sum(channels) // groups, H, W), channels, groups, group_id
 
 
-@check(route.split, make_split, *VARIANTS, exact=True)
+@check(route.split, make_split, *VARIANTS, exact=True, half="dy")
 def split(dy, channels, groups, group_id):
     N, _, H, W = dy.shape
     planes, dxs = iter(range(dy.shape[1])), []

@@ -31,7 +31,7 @@ def make_backward(rng, N, C, H, W, multiples, factors):
     return normal(rng, *xs[0].shape), xs, v
 
 
-@check(ops.shortcut_backward, make_backward, *VARIANTS, rtol=1e-4, atol=1e-4)  # dv: a sum over whole maps
+@check(ops.shortcut_backward, make_backward, *VARIANTS, half="dy xs", rtol=1e-4, atol=1e-4)  # dv: a sum over whole maps
 def shortcut_backward(dy, xs, v):
     dxs = [np.zeros(x.shape) for x in xs]
     dv = None if v is None else np.zeros(v.shape)
@@ -69,7 +69,7 @@ def make_sort_backward(rng, N, C, H, W, multiple, eps, slope):
     return normal(rng, N, C, H, W), a, b, eps, slope
 
 
-@check(ops.sort_shortcut_backward, make_sort_backward, *SORT)
+@check(ops.sort_shortcut_backward, make_sort_backward, *SORT, half="dy a b")
 def sort_shortcut_backward(dy, a, b, eps, slope):
     def R(x):
         return np.maximum(x, 0) + slope * np.minimum(x, 0)
@@ -102,7 +102,7 @@ def make_scale_backward(rng, N, C, H, W, kind):
     return normal(rng, N, C, H, W), *make_scale(rng, N, C, H, W, kind)
 
 
-@check(ops.scale_backward, make_scale_backward, ("channel",), ("pixel",), ("map",), atol=1e-5)
+@check(ops.scale_backward, make_scale_backward, ("channel",), ("pixel",), ("map",), half="dy x s", atol=1e-5)
 def scale_backward(dy, x, s):
     ds = np.zeros(s.shape)
     for n, c, h, w in np.ndindex(x.shape):
