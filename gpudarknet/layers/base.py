@@ -153,8 +153,14 @@ def uniform(fan_in: int) -> Init:
 
 
 def accumulate(grad: dict[str, Any], name: str, value: Any) -> None:
-    """Add value to grad[name], which need not be there yet."""
+    """Add value to grad[name], which need not be there yet. Gradients of weights are float32 where maps are float16."""
+    value = value.astype(np.float32) if value.dtype == np.float16 else value
     grad[name] = value if name not in grad else grad[name] + value
+
+
+def total(a: Any, axis: int | tuple[int, ...]) -> Any:
+    """Sum over axes; float16 adds up as float32."""
+    return a.sum(axis=axis, dtype=np.float32 if a.dtype == np.float16 else None)
 
 
 def absolute(index: int, reference: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..ops.product import product
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
 from .parts import activated, biased, normalised
 
@@ -39,14 +40,14 @@ class Connected(Layer, section="connected", aliases=("conn",)):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs
-        flat, kernel = x.reshape(x.shape[0], -1), w["kernel"]
-        z = be.xp.matmul(flat, kernel.T).reshape(-1, self.output, 1, 1)
+        flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
+        z = product(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
         z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
         y, activated_backward = activated(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
-            accumulate(grad, "kernel", be.xp.matmul(dz.T, flat))
-            return (None if run.leaf else be.xp.matmul(dz, kernel).reshape(x.shape),)
+            accumulate(grad, "kernel", product(be, dz.T, flat))
+            return (None if run.leaf else product(be, dz, kernel).reshape(x.shape),)
 
         return y, backward

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..ops import conv
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, windows, zeros
+from ..ops.product import product
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, total, uniform, windows, zeros
 from .parts import activated, biased, blurred, blurred_shape, normalised
 
 
@@ -122,15 +123,14 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         kernel, x_read = w["kernel"], x
         if self.binary or self.xnor:
             kernel = xp.where(kernel > 0, 1, -1) * xp.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
-            kernel = kernel.astype(x.dtype)
         if self.xnor:
             x_read = xp.where(x >= 0, 1, -1).astype(x.dtype)
-        flat = kernel.reshape(g, F // g, C // g * size * size)
+        flat = kernel.astype(x.dtype, copy=False).reshape(g, F // g, C // g * size * size)
         D = self.spread
         patch = (size, self.inner, D, self.border * D, OH, OW)
 
         col = conv.im2col(be, x_read, *patch).reshape(N, g, C // g * size * size, OH * OW)
-        z = xp.matmul(flat, col).reshape(N, F, OH, OW)
+        z = product(be, flat, col).reshape(N, F, OH, OW)
         del col  # backward lays the patches out again: they are size^2 times the input
         z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
         y, activated_backward = activated(be, z, self.activation)
@@ -142,11 +142,11 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
                 dy = blur_backward(dy)
             dz = normalised_backward(activated_backward(dy), grad).reshape(N, g, F // g, OH * OW)
             col = conv.im2col(be, x_read, *patch).reshape(N, g, C // g * size * size, OH * OW)
-            dkernel = xp.matmul(dz, col.transpose(0, 1, 3, 2)).sum(axis=0)
+            dkernel = total(product(be, dz, col.transpose(0, 1, 3, 2)), axis=0)
             accumulate(grad, "kernel", dkernel.reshape(kernel.shape))
             if run.leaf:
                 return (None,)
-            dcol = xp.matmul(flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
+            dcol = product(be, flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
             dx = conv.col2im(be, dcol, H, W, self.inner, D, self.border * D)
             return ((dx * ((x > -1) & (x < 1)) if self.xnor else dx),)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Layer, Run, Shape, ShapeError, Weight, accumulate
+from .base import Layer, Run, Shape, ShapeError, Weight, accumulate, total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,11 @@ class Implicit(Layer, section="implicit"):
         return "implicit", str(self.filters), ""
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
-        y = be.xp.ascontiguousarray(be.xp.broadcast_to(w["weight"], (xs[0].shape[0], *w["weight"].shape)))
+        weight = w["weight"].astype(xs[0].dtype, copy=False)
+        y = be.xp.ascontiguousarray(be.xp.broadcast_to(weight, (xs[0].shape[0], *weight.shape)))
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
-            accumulate(grad, "weight", dy.sum(axis=0))
+            accumulate(grad, "weight", total(dy, axis=0))
             return (None,)
 
         return y, backward

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import conv
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, uniform, windows, zeros
+from ..ops.product import product
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, total, uniform, windows, zeros
 from .parts import activated
 
 
@@ -40,21 +41,22 @@ class Local(Layer, section="local"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs
-        xp, kernel, stride = be.xp, w["kernel"], (self.stride, self.stride)
+        xp, kernel, stride = be.xp, w["kernel"].astype(x.dtype, copy=False), (self.stride, self.stride)
         N, C, H, W = x.shape
         F, OH, OW = self.shape((C, H, W))
         K, L = C * self.size**2, OH * OW
         col = conv.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
-        z = xp.ascontiguousarray(xp.matmul(kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
-        z = z.reshape(N, F, OH, OW) + w["bias"]
+        z = xp.ascontiguousarray(product(be, kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
+        z = z.reshape(N, F, OH, OW)
+        z += w["bias"]
         y, back = activated(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = back(dy)
-            accumulate(grad, "bias", dz.sum(axis=0))
+            accumulate(grad, "bias", total(dz, axis=0))
             places = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)
-            accumulate(grad, "kernel", xp.matmul(places, col.transpose(2, 0, 1)))
-            dcol = xp.matmul(kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
+            accumulate(grad, "kernel", product(be, places, col.transpose(2, 0, 1)))
+            dcol = product(be, kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
             dcol = xp.ascontiguousarray(dcol).reshape(N, C, self.size, self.size, OH, OW)
             return (conv.col2im(be, dcol, H, W, stride, 1, self.pad),)
 

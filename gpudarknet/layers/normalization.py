@@ -31,6 +31,6 @@ class Normalization(Layer, section="normalization", aliases=("lrn",)):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs
-        windows = be.asarray(norm.lrn_windows(x.shape[1], self.size), x.dtype)
+        windows = be.asarray(norm.lrn_windows(x.shape[1], self.size))
         numbers = (self.alpha, self.beta, self.kappa)
         return norm.lrn(be, x, windows, *numbers), lambda dy, grad: (norm.lrn_backward(be, dy, x, windows, *numbers),)

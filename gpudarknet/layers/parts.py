@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..ops import activation, conv, norm
-from .base import Run, accumulate, windows
+from ..ops.product import product
+from .base import Run, accumulate, total, windows
 
 
 def activated(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
@@ -23,7 +24,7 @@ def biased(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
     z += w["bias"].reshape(-1, 1, 1)
 
     def backward(dz: Any, grad: dict[str, Any]) -> Any:
-        accumulate(grad, "bias", dz.sum(axis=(0, 2, 3)))
+        accumulate(grad, "bias", total(dz, axis=(0, 2, 3)))
         return dz
 
     return z, backward
@@ -43,8 +44,8 @@ def normalised(be: Any, w: dict[str, Any], x: Any, run: Run) -> tuple[Any, Any]:
             gain = w["scale"] / xp.sqrt(w["variance"] + norm.EPS)
             invstd = (1 / xp.sqrt(w["variance"] + norm.EPS)).reshape(-1, 1, 1)
             accumulate(grad, "scale", (dy * (x - w["mean"].reshape(-1, 1, 1)) * invstd).sum(axis=(0, 2, 3)))
-            accumulate(grad, "bias", dy.sum(axis=(0, 2, 3)))
-            return dy * gain.reshape(-1, 1, 1)
+            accumulate(grad, "bias", total(dy, axis=(0, 2, 3)))
+            return (dy * gain.reshape(-1, 1, 1)).astype(dy.dtype, copy=False)
 
         return y, backward
 
@@ -84,7 +85,7 @@ def blurred(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any, A
     N, C, H, W = x.shape
     OH, OW = blurred_shape((H, W), kind, stride)
     col = conv.im2col(be, x, size, stride, 1, pad, OH, OW).reshape(N, C, size * size, OH * OW)
-    y = xp.matmul(taps, col).reshape(N, C, OH, OW)
+    y = product(be, taps, col).reshape(N, C, OH, OW)
 
     def backward(dy: Any) -> Any:
         dcol = dy.reshape(N, C, 1, OH * OW) * taps.reshape(-1, 1)
