@@ -39,7 +39,7 @@ def rate(net: Net, n: int, chance: float = 1.0) -> float:
         return base / (1 + math.exp(min(net.gamma * (n - net.step), 700.0)))
     if net.policy == "sgdr":
         start, length = 0, net.sgdr_cycle or net.max_batches
-        while n >= start + length:
+        while n > start + length:  # the last iteration of a cycle has the lowest rate
             start += length
             length *= max(net.sgdr_mult, 1)
         low = net.learning_rate_min

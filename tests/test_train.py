@@ -278,7 +278,7 @@ def rates(text, *iterations, chance=0.5):
         ("policy=random\npower=2", (7,), [0.125]),
         ("policy=sigmoid\ngamma=0.5\nstep=10", (10, 12), [0.25, 0.5 / (1 + math.e)]),
         ("policy=sgdr\nsgdr_cycle=10\nmax_batches=100\nlearning_rate_min=0.1", (0, 5, 10, 20, 30),
-         [0.5, 0.3, 0.5, 0.3, 0.5]),
+         [0.5, 0.3, 0.1, 0.3, 0.1]),
     ],
 )  # fmt: skip
 def test_schedule(text, at, wanted):

@@ -81,3 +81,9 @@ def box_delta(pred: np.ndarray, truth: np.ndarray, kind: str, exact: bool = Fals
 def ratio(a: Any, b: Any) -> Any:
     """Divide, giving 0 where b is 0."""
     return a / np.where(b == 0, 1, b) * (b != 0)
+
+
+def focal(p: Any) -> Any:
+    """Return the factor of the class deltas of a box whose true class has probability p.   (Lin et al. 2017, arXiv 1708.02002)"""
+    p = p + np.float32(1e-15)
+    return -0.5 * (1 - p) * (2 * p * np.log(p) + p - 1)

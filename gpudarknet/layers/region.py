@@ -22,7 +22,7 @@ class Region(DetectionHead, section="region"):
     2016, arXiv 1612.08242.
     """
 
-    ignored = frozenset({"log", "focal_loss"})
+    ignored = frozenset({"log"})
 
     coords: int = 4
     num: int = 1
@@ -34,6 +34,7 @@ class Region(DetectionHead, section="region"):
     rescore: int = 0
     thresh: float = 0.5
     classfix: int = 0
+    focal_loss: int = 0
     absolute: int = 0
     sqrt: int = 0
     jitter: float = 0.2

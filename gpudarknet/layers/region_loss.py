@@ -8,6 +8,7 @@ import numpy as np
 
 from ..boxes import iou
 from .base import Goal
+from .box_loss import focal
 
 if TYPE_CHECKING:
     from .region import Region
@@ -46,6 +47,8 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, goal: Goal) -> t
         if head.tree is None:
             dk[:] = scale * (0 - out)
             dk[k] = scale * (1 - out[k])
+            if head.focal_loss:
+                dk *= focal(out[k])
             return
         starts = (*head.tree.starts, head.classes)
         while k >= 0:

@@ -20,7 +20,7 @@ class AnchorHead(DetectionHead):
     """What [yolo] and [Gaussian_yolo] share: anchors in pixels of the network input, of which `mask` names this head's."""
 
     ignored = frozenset(
-        "show_details track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer".split()
+        "track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer".split()
     )
     fallback: ClassVar[dict[str, str]] = {"iou_loss": "iou", "iou_thresh_kind": "iou", "nms_kind": "default"}
     box: ClassVar[int]  # numbers per anchor beside the classes
@@ -89,6 +89,7 @@ class Yolo(AnchorHead, section="yolo"):
     box = 5
     new_coords: int = 0
     focal_loss: int = 0
+    show_details: int = 1
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         y = yolo.yolo_activate(be, xs[0], len(self.used), self.scale_x_y, self.new_coords)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..boxes import iou
 from .base import Goal
-from .box_loss import LIKENESS, box_delta
+from .box_loss import LIKENESS, box_delta, focal
 
 if TYPE_CHECKING:
     from .yolo import AnchorHead
@@ -87,6 +87,8 @@ class AnchorLoss:
         likenesses = self.move_boxes()
         if head.iou_thresh < 1 or self.gaussian:  # a slot of several classes has one box: its delta is their mean
             positive = (self.d[:, :, head.box :] > 0).sum(axis=2, keepdims=True)
+            if not self.gaussian:
+                positive *= self.d[:, :, 4:5] != 0
             self.d[:, :, : head.box - 1] /= np.maximum(positive, 1)
         return self.cost(likenesses), self.d
 
@@ -108,9 +110,9 @@ class AnchorLoss:
             d[:, o] = np.where(close, np.maximum(d[:, o], normal * (match - v[:, o])), d[:, o])
         else:
             for a, j, i in np.argwhere(close):
-                k, aim = classes[like[a, j, i].argmax()], match[a, j, i] ** 2
-                d[a, o, j, i] = normal * (aim - v[a, o, j, i])
-                d[a, head.box + k, j, i] = self.multipliers[k] * (aim - v[a, head.box + k, j, i])
+                t = like[a, j, i].argmax()
+                d[a, o, j, i] = normal * (match[a, j, i] ** 2 - v[a, o, j, i])
+                self.classify(Target(n, a, j, i, boxes[t], classes[t], self.multipliers[classes[t]]))
         for a, j, i in np.argwhere(best > head.truth_thresh):
             t = like[a, j, i].argmax()
             k, aim = classes[t], best[a, j, i] ** 2 if head.objectness_smooth else 1
@@ -138,7 +140,7 @@ class AnchorLoss:
             for anchor in anchors:
                 target = Target(n, head.used.index(anchor), j, i, box, int(k), float(self.multipliers[k]))
                 at = n, target.a, o, j, i
-                if not head.objectness_smooth or self.d[at] == 0:
+                if self.gaussian or not head.objectness_smooth or self.d[at] == 0:
                     self.d[at] = target.multiplier * head.obj_normalizer * (1 - self.v[at])
                 self.classify(target)
                 self.targets.append(target)
@@ -158,11 +160,9 @@ class AnchorLoss:
         wanted = np.full(head.classes, low, np.float32)
         wanted[k] = high
         if getattr(head, "focal_loss", 0):
-            pt = out[k] + np.float32(1e-15)
-            slope = -(1 - pt) * (2 * pt * np.log(pt) + pt - 1)
             wanted[:] = 0
             wanted[k] = 1
-            d[:] = (wanted - out) * 0.5 * slope
+            d[:] = (wanted - out) * focal(out[k])
             return
         d[:] = wanted - out
         if given:
@@ -197,8 +197,10 @@ class AnchorLoss:
                 step = box_delta(solid, truth, head.iou_loss, self.goal.exact)
                 if self.goal.exact:
                     step = self.to_raw(step, raw, pred)
-                elif not self.new_coords:
-                    step[:, 2:] *= np.exp(raw[:, 2:])
+                else:
+                    # Darknet's step for a corner; in the derivative it is the size that gets a part of the point
+                    step[:, :2] -= self.corner * step[:, 2:]
+                    step[:, 2:] *= 1 if self.new_coords else np.exp(raw[:, 2:])
         step = step * gain[:, None]
         bounded = head.iou_loss != "mse" or self.gaussian
         self.add(n, a, 0, j, i, step, bounded)
@@ -225,9 +227,9 @@ class AnchorLoss:
             np.add.at(self.d, (n, a, np.full_like(n, first + c * self.step), j, i), step[:, c].astype(np.float32))
 
     def cost(self, losses: np.ndarray) -> float:
-        """Return what Darknet shows: squared deltas, with an IoU loss in place of the box's."""
+        """Return what Darknet shows: squared deltas; of [yolo] with show_details, an IoU loss in place of the box's."""
         head, d = self.head, self.d.astype(np.float64)
-        if head.iou_loss == "mse":
+        if head.iou_loss == "mse" or not getattr(head, "show_details", 0):
             return float((d * d).sum())
         rest = d[:, :, head.box - 1 :]
         boxes = head.iou_normalizer * float(losses.mean()) if losses.size else 0.0
