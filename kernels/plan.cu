@@ -314,29 +314,6 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W
         repeat<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
 }
 
-// Average every channel: x (N, P, C) -> y (N, 1, C). One thread per element of y: n = N*C.
-extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ldx, int ldy) {
-    int i = thread_index();
-    if (i >= n) return;
-    int c = i % C, image = i / C;
-    float sum = 0;
-    for (int p = 0; p < P; p++) sum += x[(image * P + p) * ldx + c];
-    y[image * ldy + c] = sum / P;
-}
-
-// Rearrange as [reorg] does: x (N, H, W, C) -> y (N, H/s, W/s, C*s*s). Its rule is about memory in the order (C, H, W): number
-// k of the output there is number (c*H + i*s + p) * W + j*s + q of the input read as (C/s/s, H*s, W*s), where k counts
-// (p, q, c, i, j) in (s, s, C/s/s, H, W). One thread per element of y: n = N*H*W*C.
-extern "C" __global__ void reorg(const T *x, T *y, int n, int C, int H, int W, int s, int ldx, int ldy) {
-    int e = thread_index();
-    if (e >= n) return;
-    int F = C * s * s, OH = H / s, OW = W / s, f = e % F, pixel = e / F, image = pixel / (OH * OW);
-    int k = f * OH * OW + pixel % (OH * OW), small = C / (s * s);
-    int j = k % W, i = k / W % H, c = k / (W * H) % small, q = k / (W * H * small) % s, p = k / (W * H * small * s);
-    int from = (c * H * s + i * s + p) * W * s + j * s + q;
-    y[pixel * ldy + f] = x[(image * H * W + from % (H * W)) * ldx + from / (H * W)];
-}
-
 // Activate a yolo map x (N, P, A*E) -> y: sigmoid of x, y, objectness and classes, not with new_coords; then x and y become
 // scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
 extern "C" __global__ void yolo(const T *x, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx, int ldy) {
@@ -347,36 +324,4 @@ extern "C" __global__ void yolo(const T *x, T *y, int n, int C, int E, float sca
     if (!new_coords && entry != 2 && entry != 3) v = sigmoid(v);
     if (entry < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[pixel * ldy + c] = v;
-}
-
-// Activate a region map x (N, P, A*E) -> y, E = coords + 1 + classes: sigmoid of the objectness, and with `softmax` the classes
-// become probabilities. One warp per box: n = N*P*A.
-extern "C" __global__ void region(const T *x, T *y, int n, int A, int E, int coords, int softmax, int ldx, int ldy) {
-    int i = thread_index() / 32, lane = threadIdx.x % 32;
-    if (i >= n) return;
-    x += i / A * ldx + i % A * E;
-    y += i / A * ldy + i % A * E;
-    float shift = MINUS_INFINITY, sum = 0;
-    for (int e = coords + 1 + lane; e < E; e += 32) shift = fmaxf(shift, x[e]);
-    shift = warp_max(shift);
-    for (int e = coords + 1 + lane; e < E; e += 32) sum += expf(x[e] - shift);
-    sum = warp_sum(sum);
-    for (int e = lane; e < E; e += 32) {
-        float v = x[e];
-        y[e] = e == coords ? sigmoid(v) : e > coords && softmax ? expf(v - shift) / sum : v;
-    }
-}
-
-// Turn rows x (n, K) into probabilities y (n, K): exp(x / temperature) over their sum. One warp per row.
-extern "C" __global__ void softmax(const T *x, T *y, int n, int K, float temperature, int ldx, int ldy) {
-    int i = thread_index() / 32, lane = threadIdx.x % 32;
-    if (i >= n) return;
-    x += i * ldx;
-    y += i * ldy;
-    float shift = MINUS_INFINITY, sum = 0;
-    for (int k = lane; k < K; k += 32) shift = fmaxf(shift, x[k] / temperature);
-    shift = warp_max(shift);
-    for (int k = lane; k < K; k += 32) sum += expf(x[k] / temperature - shift);
-    sum = warp_sum(sum);
-    for (int k = lane; k < K; k += 32) y[k] = expf(x[k] / temperature - shift) / sum;
 }

@@ -18,7 +18,6 @@ from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
 from gpudarknet.errors import BackendError
 from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
-from gpudarknet.ops import norm as norms
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan import cuda, lane
 from gpudarknet.plan.compile import compile
@@ -296,27 +295,6 @@ def test_upsample(kernels, dtype, shape, place, rng, s):
     close(y.result(), rows(resample.upsample(NUMPY, x.nchw(N, H, W), s, 0.5)), dtype)
 
 
-def test_avgpool_and_softmax(kernels, dtype, shape, place, rng):
-    N, H, W, C = shape
-    x, y, z = Maps(kernels, N * H * W, C, place, dtype, rng), *(Maps(kernels, N, C, place, dtype) for _ in range(2))
-    kernels.launch("plan.avgpool", N * C, x.a, y.a, N * C, C, H * W, x.ld, y.ld)
-    close(y.result(), x.numbers.reshape(N, H * W, C).mean(axis=1), dtype)
-    kernels.launch("plan.softmax", 32 * N, y.a, z.a, N, C, 0.7, y.ld, z.ld)
-    close(z.result(), norms.softmax.definition(NUMPY, y.result(), (0,), 0.7), dtype)
-
-
-@pytest.mark.parametrize("sizes", [(1, 2, 2, 4), (2, 6, 4, 12), (3, 2, 6, 64)], ids=str)
-def test_reorg(kernels, dtype, sizes, place):
-    N, H, W, C = sizes
-    x = Maps(kernels, N * H * W, C, place, dtype, np.random.default_rng(C))
-    y = Maps(kernels, N * H * W // 4, 4 * C, place, dtype)
-    n = N * H * W * C
-    kernels.launch("plan.reorg", n, x.a, y.a, n, C, H, W, 2, x.ld, y.ld)
-    text = f"[net]\nwidth={W}\nheight={H}\nchannels={C}\n[reorg]\nstride=2\n"
-    (want,) = load_network(cfg.parse(text), backend="numpy").predict(x.nchw(N, H, W), engine="reference")
-    np.testing.assert_array_equal(y.result(), rows(want))
-
-
 @pytest.mark.parametrize(("scale", "new_coords"), [(1.0, 0), (1.2, 0), (2.0, 1)])
 def test_yolo(kernels, dtype, place, scale, new_coords):
     N, H, W, A, E = 2, 3, 5, 3, 7
@@ -327,23 +305,6 @@ def test_yolo(kernels, dtype, place, scale, new_coords):
     n = N * H * W * A * E
     kernels.launch("plan.yolo", n, x.a, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
     close(y.result(), rows(yolo.yolo_activate(NUMPY, x.nchw(N, H, W), A, scale, new_coords)), dtype)
-
-
-@pytest.mark.parametrize("classes", [1, 20, 80])
-@pytest.mark.parametrize("softmax", [0, 1])
-def test_region(kernels, dtype, place, classes, softmax):
-    N, H, W, A, coords = 2, 3, 5, 5, 4
-    E = coords + 1 + classes
-    x, y = (
-        Maps(kernels, N * H * W, A * E, place, dtype, np.random.default_rng(2)),
-        Maps(kernels, N * H * W, A * E, place, dtype),
-    )
-    n = N * H * W * A
-    kernels.launch("plan.region", 32 * n, x.a, y.a, n, A, E, coords, softmax, x.ld, y.ld)
-    want = yolo.region_activate(NUMPY, x.nchw(N, H, W), A, coords).reshape(-1, E)
-    if softmax:
-        want[:, coords + 1 :] = norms.softmax.definition(NUMPY, want[:, coords + 1 :], (0,), 1.0)
-    close(y.result().reshape(-1, E), want, dtype)
 
 
 @pytest.mark.parametrize(
@@ -590,19 +551,18 @@ def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
         assert distance(run.run(x), want) < TOLERANCE[precision]
 
 
-THROUGH = (
-    "[net]\nwidth=6\nheight=4\nchannels=5\n[local_avgpool]\nsize=2\nstride=1\n[connected]\noutput=3\nactivation=relu\n"
-)
+SMALL = "[net]\nwidth=12\nheight=8\nchannels=5\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
+THROUGH = "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\nxnor=1\n[crnn]\noutput=3\nhidden=4\npad=1\n"
 
 
 def test_other_layers_run_through_the_reference(tmp_path):
-    net = load_network(cfg.parse(THROUGH), backend=plan_backend())
+    net = load_network(cfg.parse(SMALL + THROUGH), backend=plan_backend())
     x = network_input(net, 1, 2)
-    want = load_network(cfg.parse(THROUGH), backend="numpy").predict(x, engine="reference")
+    want = load_network(cfg.parse(SMALL + THROUGH), backend="numpy").predict(x, engine="reference")
     run = program(net, 2)
     assert distance(run.run(x), want) < 2e-6
     assert run.eagerly == "backend host-cuda has no CUDA streams"
-    assert run.through == ["local_avgpool", "connected"]
+    assert run.through == ["convolutional", "crnn"]
 
 
 def test_what_no_output_needs_is_not_computed():
@@ -619,9 +579,6 @@ def test_passes():
     assert passes([leaky, add, relu]) == [("leaky", add, "relu")]
     assert passes([sort, multiply]) == [("linear", sort, "linear"), ("linear", multiply, "linear")]
     assert passes([leaky, relu]) == [("leaky", None, "linear"), ("relu", None, "linear")]
-
-
-SMALL = "[net]\nwidth=12\nheight=8\nchannels=5\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
 
 
 def test_predict_runs_plans(monkeypatch):
@@ -861,9 +818,9 @@ def test_where_capture_fails_the_plan_runs_eagerly(fake):
 
 def test_layers_of_the_reference_are_not_captured(fake):
     _, be = fake()
-    net = load_network(cfg.parse(SMALL + "[local_avgpool]\nsize=2\nstride=1\n"), backend=be)
+    net = load_network(cfg.parse(SMALL + THROUGH), backend=be)
     run = program(net, 1)
-    assert run.eagerly == "through the reference: local_avgpool"
+    assert run.eagerly == "through the reference: convolutional, crnn"
     assert program(load_network(cfg.parse(SMALL), backend=be), 1, graph=False).eagerly == "asked for"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ class Tree:
             names.append(name)
             parents.append(parent)
         return cls(tuple(names), tuple(parents), tuple(starts))
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """The first and the last class of each group of siblings, the last not included."""
+        return list(pairwise((*self.starts, len(self.names))))
 
     def hierarchy(self, p: np.ndarray) -> np.ndarray:
         """Multiply each class's probability by its ancestors': p (..., classes) -> the same shape."""

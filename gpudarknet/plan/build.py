@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from ..graph import Node
-from ..layers import Shape
+from ..layers import Layer, Shape
 from . import arena
 from .steps import (
     ALIGNMENT,
@@ -99,9 +99,9 @@ class Builder:
             start += x.shape[0]
         return y
 
-    def reference(self, *xs: Map) -> Map:
-        """Run the layer's own `forward`."""
-        return self._step(Reference, xs, self.node.shape, layer=self.node.layer, w=self.w)
+    def reference(self, layer: Layer, *xs: Map) -> Map:
+        """Run a layer's own `forward`."""
+        return self._step(Reference, xs, self.node.shape, layer=layer, w=self.w)
 
 
 def fuse(steps: Sequence[Step], outputs: Sequence[Map]) -> list[Step]:

@@ -22,6 +22,7 @@ from ..errors import BackendError
 from ..layers import Shape
 from ..layers.convolutional import folded
 from . import launches, layers
+from .as_convolution import as_convolutions
 from .build import layout
 from .lane import Work, lane
 from .launches import COLUMNS, depthwise, direct, few, rounded, weight_bytes
@@ -67,6 +68,7 @@ class Program:
         poison: bool = False,
         graph: bool = True,
     ):
+        plan = as_convolutions(plan, be)
         self.plan, self.be, self.precision, self.poison = plan, be, precision, poison
         self.type = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.width = 16 // self.type.itemsize

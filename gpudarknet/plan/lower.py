@@ -6,12 +6,16 @@ runs in a plan before anybody has written its function.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import singledispatch
 
 from ..layers import Layer
 from ..layers.activation import Activation
+from ..layers.connected import Connected
 from ..layers.convolutional import Convolutional
 from ..layers.dropout import Dropout
+from ..layers.empty import Empty
+from ..layers.local import Local
 from ..layers.maxpool import MaxPool
 from ..layers.route import Route
 from ..layers.sam import Sam
@@ -20,78 +24,91 @@ from ..layers.shortcut import Shortcut
 from ..layers.sort_shortcut import SortShortcut
 from ..layers.upsample import Upsample
 from ..layers.yolo import Yolo
-from ..ops.activation import FUNCTIONS
+from ..ops.activation import NORMALIZERS
 from .build import Builder
 from .steps import Map
 
+ACTIVATED = (Connected, Convolutional, Local, Sam, ScaleChannels, Shortcut, SortShortcut)  # the last thing that they do
 
-@singledispatch
+
 def lower(layer: Layer, build: Builder, *xs: Map) -> Map:
     """Add the layer's steps to the plan; return the map that is its output."""
-    return build.reference(*xs)
+    if isinstance(layer, ACTIVATED) and layer.activation in NORMALIZERS and not getattr(layer, "antialiasing", 0):
+        y = _lower(replace(layer, activation="linear"), build, *xs)
+        return build.reference(Activation(activation=layer.activation), y)
+    return _lower(layer, build, *xs)
 
 
-@lower.register
+@singledispatch
+def _lower(layer: Layer, build: Builder, *xs: Map) -> Map:
+    return build.reference(layer, *xs)
+
+
+@_lower.register
 def _activation(layer: Activation, build: Builder, x: Map) -> Map:
-    return build.activate(x, layer.activation) if layer.activation in FUNCTIONS else build.reference(x)
+    return build.reference(layer, x) if layer.activation in NORMALIZERS else build.activate(x, layer.activation)
 
 
-@lower.register
+@_lower.register
 def _convolutional(layer: Convolutional, build: Builder, x: Map) -> Map:
-    if layer.binary or layer.xnor or layer.antialiasing or layer.activation not in FUNCTIONS:
-        return build.reference(x)
+    if layer.binary or layer.xnor or layer.antialiasing:
+        return build.reference(layer, x)
     D = layer.spread
     return build.convolve(x, layer.size, layer.strides, D, layer.border * D, layer.groups, layer.activation)
 
 
-@lower.register
+@_lower.register
 def _dropout(layer: Dropout, build: Builder, x: Map) -> Map:
     return x
 
 
-@lower.register
+@_lower.register
+def _empty(layer: Empty, build: Builder, x: Map) -> Map:
+    return x
+
+
+@_lower.register
 def _maxpool(layer: MaxPool, build: Builder, x: Map) -> Map:
     if layer.maxpool_depth or layer.antialiasing or layer.maxpool_zero_nonmax:
-        return build.reference(x)
+        return build.reference(layer, x)
     return build.maxpool(x, layer.side, layer.strides, layer.total)
 
 
-@lower.register
+@_lower.register
 def _route(layer: Route, build: Builder, *xs: Map) -> Map:
     counts = [x.shape[0] // layer.groups for x in xs]
     return build.concat([build.channels(x, layer.group_id * n, n) for x, n in zip(xs, counts, strict=True)])
 
 
-@lower.register
+@_lower.register
 def _sam(layer: Sam, build: Builder, a: Map, b: Map) -> Map:
-    return build.multiply(a, b, layer.activation) if layer.activation in FUNCTIONS else build.reference(a, b)
+    return build.multiply(a, b, layer.activation)
 
 
-@lower.register
+@_lower.register
 def _scale_channels(layer: ScaleChannels, build: Builder, s: Map, x: Map) -> Map:
-    return build.multiply(x, s, layer.activation) if layer.activation in FUNCTIONS else build.reference(s, x)
+    return build.multiply(x, s, layer.activation)
 
 
-@lower.register
+@_lower.register
 def _shortcut(layer: Shortcut, build: Builder, *xs: Map) -> Map:
-    plain = layer.weights_type == "none" and layer.activation in FUNCTIONS
-    if not plain or any(x.shape != xs[0].shape for x in xs):
-        return build.reference(*xs)
+    if layer.weights_type != "none" or any(x.shape != xs[0].shape for x in xs):
+        return build.reference(layer, *xs)
     return build.add(xs[0], xs[1:], layer.activation)
 
 
-@lower.register
+@_lower.register
 def _sort_shortcut(layer: SortShortcut, build: Builder, a: Map, b: Map) -> Map:
-    if a.shape != b.shape or layer.activation not in FUNCTIONS:
-        return build.reference(a, b)
+    if a.shape != b.shape:
+        return build.reference(layer, a, b)
     return build.sort(a, b, layer.eps, layer.slope, layer.activation)
 
 
-@lower.register
+@_lower.register
 def _upsample(layer: Upsample, build: Builder, x: Map) -> Map:
-    return build.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else build.reference(x)
+    return build.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else build.reference(layer, x)
 
 
-@lower.register
+@_lower.register
 def _yolo(layer: Yolo, build: Builder, x: Map) -> Map:
     return build.yolo(x, len(layer.used), layer.scale_x_y, layer.new_coords)
