@@ -13,10 +13,9 @@ from ..backend import Backend
 from ..errors import BackendError
 from ..layers import Run
 from ..layers.convolutional import folded
-from ..ops.yolo import yolo_activate
-from .after import finish
+from .after import finish, logistic
 from .choose import METHODS, choose
-from .convolve import Phases, pieces
+from .convolve import Phases, pieces, pixels, window
 from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
 from .team import Task, team
 
@@ -58,21 +57,46 @@ class Program:
         )
 
     def view(self, m: Map) -> np.ndarray:
-        """Return a map's memory as (N, C, H, W); images lie apart where the map is a part of another."""
-        offset, apart = self.plan.place(m)
+        """Return a map's memory as (N, H, W, C); pixels lie apart where the map is a part of another."""
+        offset, ld = self.plan.place(m)
         C, H, W = m.shape
-        one = np.lib.stride_tricks.as_strided
-        return one(self.arena[offset:], (self.plan.batch, C, H, W), (4 * apart, 4 * H * W, 4 * W, 4))
+        strides = (4 * H * W * ld, 4 * W * ld, 4 * ld, 4)
+        return np.lib.stride_tricks.as_strided(self.arena[offset:], (self.plan.batch, H, W, C), strides)
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """Run the plan on x (N, C, H, W); return fresh arrays, one per output."""
+        results = [np.empty((self.plan.batch, *m.shape), np.float32) for m in self.plan.outputs]
         with self.team as workers, np.errstate(all="ignore"):
             if self.poison:
                 self.arena.fill(np.nan)
-            self.view(self.plan.input)[...] = x
+            workers.run(self._enter(x))
             for tasks in self.phases:
                 workers.run(tasks)
-            return [self.view(m).copy() for m in self.plan.outputs]
+            for m, result in zip(self.plan.outputs, results, strict=True):
+                workers.run(self._leave(m, result))
+        return results
+
+    def _enter(self, x: np.ndarray) -> list[Task]:
+        """Return the tasks that bring x (N, C, H, W) into the order of maps, channel by channel: they are few."""
+        to, (N, C, H, _) = self.view(self.plan.input), x.shape
+
+        def task(n: int, r: slice) -> Task:
+            def run(worker: int) -> None:
+                for c in range(C):
+                    to[n, r, :, c] = x[n, c, r]
+
+            return run
+
+        return [task(n, slice(*r)) for n in range(N) for r in pieces(H, H, self.team.size)]
+
+    def _leave(self, m: Map, result: np.ndarray) -> list[Task]:
+        """Return the tasks that bring a map into the order of results (N, C, H, W)."""
+        y, (N, C) = self.view(m).transpose(0, 3, 1, 2), result.shape[:2]
+
+        def task(n: int, c: slice) -> Task:
+            return lambda worker: np.copyto(result[n, c], y[n, c])
+
+        return [task(n, slice(*c)) for n in range(N) for c in pieces(C, C, self.team.size)]
 
 
 def reserve(plan: Plan) -> np.ndarray:
@@ -102,65 +126,68 @@ def _convolve(program: Program, step: Convolve) -> Phases:
     return method.bind(step, x, y, program.prepared[key], last, program.team)
 
 
-def _by_channels(program: Program, step: Step, work: Callable[[int, int, slice], None], per_channel: int) -> Phases:
-    """Return one phase: work(worker, n, channels) and then `after`, for pieces of the channels of every image."""
-    N, (C, H, W) = program.plan.batch, step.y.shape
+def _by_rows(program: Program, step: Step, work: Callable[[int, int, int, int], None], per_row: int) -> Phases:
+    """Return one phase: work(worker, n, from, to) and then `after`, for pieces of the rows of every image."""
+    N, (C, H, _) = program.plan.batch, step.y.shape
     last = finish(step.after, program.view(step.y), program.view, program.team)
 
-    def task(n: int, c0: int, c1: int) -> Task:
+    def task(n: int, r0: int, r1: int) -> Task:
         def run(worker: int) -> None:
-            work(worker, n, slice(c0, c1))
-            last(worker, n, c0, c1, 0, H * W)
+            work(worker, n, r0, r1)
+            last(worker, n, r0, r1, 0, C)
 
         return run
 
-    return [[task(n, *c) for n in range(N) for c in pieces(C, BLOCK // per_channel, program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // per_row, program.team.size)]]
 
 
 def _copy(program: Program, step: Copy) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
+    N, H, W, C = y.shape
+    last = finish(step.after, y, program.view, program.team)
 
-    def work(worker: int, n: int, c: slice) -> None:
-        y[n, c] = x[n, c]
+    def task(n: int, r0: int, r1: int) -> Task:
+        return lambda worker: last(worker, n, r0, r1, 0, C, x[n, r0:r1])
 
-    return _by_channels(program, step, work, x.shape[2] * x.shape[3])
+    return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // (W * C), program.team.size)]]
 
 
 def _upsample(program: Program, step: Upsample) -> Phases:
     x, y, s = program.view(step.xs[0]), program.view(step.y), step.s
+    whole = step.scale == 1
 
-    def work(worker: int, n: int, c: slice) -> None:
-        for j in range(s):
-            np.multiply(x[n, c], step.scale, out=y[n, c, ::s, j::s])
-        for i in range(1, s):
-            y[n, c, i::s] = y[n, c, ::s]
+    def work(worker: int, n: int, r0: int, r1: int) -> None:
+        for r in range(r0, r1):
+            row = y[n, r].reshape(x.shape[2], s, -1)
+            if r > r0 and r % s:
+                y[n, r] = y[n, r - 1]
+            elif whole:
+                row[...] = x[n, r // s, :, None]
+            else:
+                np.multiply(x[n, r // s, :, None], step.scale, out=row)
 
-    return _by_channels(program, step, work, y.shape[2] * y.shape[3])
+    return _by_rows(program, step, work, y.shape[2] * y.shape[3])
 
 
 def _maxpool(program: Program, step: MaxPool) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
-    (H, W), (OH, OW), size, (sy, sx) = x.shape[2:], y.shape[2:], step.size, step.strides
+    (_, H, W, C), (OH, OW), size, (sy, sx) = x.shape, y.shape[1:3], step.size, step.strides
     before = step.padding // 2
     WP = max(before + W, (OW - 1) * sx + size)
-    HP = max(before + H, (OH - 1) * sy + size)
+    inside = before == 0 and (OH - 1) * sy + size <= H and WP == W
 
-    def work(worker: int, n: int, c: slice) -> None:
-        C = c.stop - c.start
-        source = x[n, c]
-        if (HP, WP) != (H, W):
-            source = program.team.scratch(worker, "padded", C, HP, WP)
-            source[:, :before] = -np.inf
-            source[:, before + H :] = -np.inf
-            source[:, before : before + H, :before] = -np.inf
-            source[:, before : before + H, before + W :] = -np.inf
-            source[:, before : before + H, before : before + W] = x[n, c]
-        rows = [source[:, p : p + (OH - 1) * sy + 1 : sy] for p in range(size)]
-        down = program.team.scratch(worker, "rows", C, OH, WP)
-        _maximum(rows, down)
-        _maximum([down[:, :, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, c])
+    def work(worker: int, n: int, r0: int, r1: int) -> None:
+        top, rows = r0 * sy - before, (r1 - r0 - 1) * sy + size
+        if inside:
+            source = x[n, top : top + rows]
+        else:
+            source = program.team.scratch(worker, "padded", rows, WP, C)
+            window(x[n], top, -before, source, -np.inf)
+        down = program.team.scratch(worker, "rows", r1 - r0, WP, C)
+        _maximum([source[p : p + (r1 - r0 - 1) * sy + 1 : sy] for p in range(size)], down)
+        _maximum([down[:, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, r0:r1])
 
-    return _by_channels(program, step, work, HP * WP)
+    return _by_rows(program, step, work, sy * WP * C)
 
 
 def _maximum(parts: list[np.ndarray], out: np.ndarray) -> None:
@@ -174,26 +201,30 @@ def _maximum(parts: list[np.ndarray], out: np.ndarray) -> None:
 
 def _yolo(program: Program, step: YoloHead) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
-    entries = x.shape[1] // step.A
-    be = Backend("numpy", np)
+    entries = x.shape[3] // step.A
 
-    def task(n: int, a: int) -> Task:
-        c = slice(a * entries, (a + 1) * entries)
+    def work(worker: int, n: int, r0: int, r1: int) -> None:
+        raw, out = (pixels(a[n, r0:r1]).reshape(-1, step.A, entries) for a in (x, y))
+        if step.new_coords:
+            out[...] = raw
+        else:
+            t = program.team.scratch(worker, "finish", *out.shape)
+            logistic(raw, out, t, t)
+            out[..., 2:4] = raw[..., 2:4]
+        if step.scale_x_y != 1:
+            out[..., :2] *= step.scale_x_y
+            out[..., :2] -= 0.5 * (step.scale_x_y - 1)
 
-        def run(worker: int) -> None:
-            y[n, c] = yolo_activate(be, x[n : n + 1, c], 1, step.scale_x_y, step.new_coords)[0]
-
-        return run
-
-    return [[task(n, a) for n in range(program.plan.batch) for a in range(step.A)]]
+    return _by_rows(program, step, work, x.shape[2] * x.shape[3])
 
 
 def _reference(program: Program, step: Reference) -> Phases:
     xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
 
     def run(worker: int) -> None:
-        found, _ = step.layer.forward(be, step.w, *xs, run=Run())
-        y[...] = found
+        maps = [np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in xs]
+        found, _ = step.layer.forward(be, step.w, *maps, run=Run())
+        y.transpose(0, 3, 1, 2)[...] = found
 
     return [[run]]
 

@@ -222,9 +222,8 @@ class Plan:
         return [s for s in self.steps if isinstance(s, Copy) and not s.after]
 
     def place(self, m: Map) -> tuple[int, int]:
-        """Return where the map of image 0 begins and how far apart images are, in float32."""
-        C, H, W = m.root.shape
-        return self.offsets[m.root] + m.channel * H * W, C * H * W
+        """Return where the map of image 0 begins and how far apart pixels are, in float32."""
+        return self.offsets[m.root] + m.channel, m.root.shape[0]
 
     def describe(self, methods: Mapping[Any, str] | None = None) -> str:
         """Return the plan as text: a line per step, then totals. methods: how the interpreter does each convolution."""

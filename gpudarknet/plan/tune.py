@@ -83,8 +83,8 @@ def measure(plan: Plan) -> Iterator[tuple[str, dict[str, float]]]:
 def race(step: Convolve, batch: int) -> dict[str, float]:
     """Return the least seconds that each method takes for a step, in turns, on random maps."""
     rng, workers = np.random.default_rng(0), team()
-    x = rng.random((batch, *step.xs[0].shape), np.float32)
-    y = np.empty((batch, *step.y.shape), np.float32)
+    (C, H, W), (F, OH, OW) = step.xs[0].shape, step.y.shape
+    x, y = rng.random((batch, H, W, C), np.float32), np.empty((batch, OH, OW, F), np.float32)
     after = [a for a in step.after if isinstance(a, Activate)]
     w = folded(step.w)
     best: dict[str, float] = {}
