@@ -18,7 +18,7 @@ import numpy as np
 from .after import Last
 from .gemm import multiply, pack
 from .steps import Convolve
-from .team import Task, Team
+from .team import Tape, Task
 
 Phases = list[list[Task]]
 COL = 1 << 18  # numbers of an im2col piece: 1 MB
@@ -79,142 +79,138 @@ def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
     return weights[f0 // b : f1 // b] if weights.ndim == 3 else weights[:, f0:f1]
 
 
-def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
+def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """1 x 1, stride 1, one group: y (HW, F) = x (HW, C) @ weights (C, F)."""
     (N, H, W, C), F = x.shape, y.shape[3]
     matrix, finish = weights[0], last(weights[1])
 
     def task(n: int, r0: int, r1: int, f0: int, f1: int) -> Task:
-        a, w = pixels(x[n, r0:r1]), filters(matrix, f0, f1)
+        def record(tape: Tape) -> None:
+            out = tape.scratch("product", (r1 - r0) * W, f1 - f0)
+            multiply(tape, pixels(x[n, r0:r1]), filters(matrix, f0, f1), out)
+            finish(tape, n, r0, r1, f0, f1, out.reshape(r1 - r0, W, -1))
 
-        def run(worker: int) -> None:
-            out = team.scratch(worker, "product", len(a), f1 - f0)
-            multiply(a, w, out)
-            finish(worker, n, r0, r1, f0, f1, out.reshape(r1 - r0, W, -1))
+        return record
 
-        return run
-
-    if N * H * W >= team.size * 2 * TALL:
-        parts = pieces(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else team.size)
+    if N * H * W >= workers * 2 * TALL:
+        parts = pieces(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
         return [[task(n, *r, 0, F) for n in range(N) for r in parts]]
-    return [[task(n, 0, H, *f) for n in range(N) for f in by_filters(matrix, team.size)]]
+    return [[task(n, 0, H, *f) for n in range(N) for f in by_filters(matrix, workers)]]
 
 
-def pool(x: np.ndarray, worker: int, team: Team) -> np.ndarray:
+def pool(tape: Tape, x: np.ndarray) -> np.ndarray:
     """Keep the maximum of each 2 x 2 block: x (2R, 2S, F) -> (R, S, F), in scratch."""
     R, S, F = x.shape
-    rows = team.scratch(worker, "rows", R // 2, S, F)
-    np.maximum(x[::2], x[1::2], out=rows)
-    found = team.scratch(worker, "pooled", R // 2, S // 2, F)
-    return np.maximum(rows[:, ::2], rows[:, 1::2], out=found)
+    rows = tape.scratch("rows", R // 2, S, F)
+    tape(np.maximum, x[::2], x[1::2], out=rows)
+    found = tape.scratch("pooled", R // 2, S // 2, F)
+    tape(np.maximum, rows[:, ::2], rows[:, 1::2], out=found)
+    return found
 
 
-def window(x: np.ndarray, top: int, left: int, out: np.ndarray, fill: float = 0) -> None:
+def window(tape: Tape, x: np.ndarray, top: int, left: int, out: np.ndarray, fill: float = 0) -> None:
     """Copy what x (H, W, C) has from (top, left) on into out (R, S, C), and `fill` where that is outside x."""
     (H, W), (R, S) = x.shape[:2], out.shape[:2]
     a, b, c, d = max(0, -top), min(R, H - top), max(0, -left), min(S, W - left)
     if b <= a or d <= c:
-        out[...] = fill
+        tape(out.fill, fill)
         return
     for border in (out[:a], out[b:], out[a:b, :c], out[a:b, d:]):
         if border.size:
-            border[...] = fill
-    out[a:b, c:d] = x[top + a : top + b, left + c : left + d]
+            tape(border.fill, fill)
+    tape(np.copyto, out[a:b, c:d], x[top + a : top + b, left + c : left + d])
 
 
-def taps(step: Convolve, x: np.ndarray, r0: int, r1: int, worker: int, team: Team) -> np.ndarray:
+def taps(tape: Tape, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndarray:
     """View what the output's rows r0 to r1 are made from: x (H, W, C) -> (R, OW, size, size, C), zeros outside x."""
     (sy, sx), d, R, OW, reach = step.strides, step.dilation, r1 - r0, step.host[1], (step.size - 1) * step.dilation + 1
-    padded = team.scratch(worker, "padded", (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
-    window(x, r0 * sy - step.pad, -step.pad, padded)
+    padded = tape.scratch("padded", (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
+    window(tape, x, r0 * sy - step.pad, -step.pad, padded)
     a, b, c = padded.strides
     shape = (R, OW, step.size, step.size, x.shape[2])
     return np.ndarray(shape, np.float32, padded, 0, (sy * a, sx * b, d * a, d * b, c))
 
 
-def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
+def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation, one group. The bias is the product of ones with one more row of weights."""
     (N, _, _, C), F, (OH, OW), size = x.shape, y.shape[3], step.host, step.size
     K, s = C * size * size, 2 if step.pooled else 1  # a band has a multiple of s rows
     matrix, finish = weights[0], last(None)
-    small = N * OH * OW < 2 * TALL * team.size
 
-    def fill(col: np.ndarray, worker: int, n: int, r0: int, r1: int) -> None:
-        col[:, :K].reshape(r1 - r0, OW, size, size, C)[...] = taps(step, x[n], r0, r1, worker, team)
-        col[:, K] = 1
+    def fill(tape: Tape, col: np.ndarray, n: int, r0: int, r1: int) -> None:
+        found = taps(tape, step, x[n], r0, r1)
+        tape(np.copyto, col[:, :K].reshape(found.shape), found)
+        tape(col[:, K].fill, 1)
 
-    def product(col: np.ndarray, worker: int, n: int, r0: int, r1: int, f0: int, f1: int) -> None:
+    def product(tape: Tape, col: np.ndarray, n: int, r0: int, r1: int, f0: int, f1: int) -> None:
         """Make rows r0 to r1 of filters f0 to f1, pooled if they are to be."""
-        out = team.scratch(worker, "product", len(col), f1 - f0)
-        multiply(col, filters(matrix, f0, f1), out)
+        out = tape.scratch("product", len(col), f1 - f0)
+        multiply(tape, col, filters(matrix, f0, f1), out)
         found = out.reshape(r1 - r0, OW, -1)
-        if step.pooled:
-            found = pool(found, worker, team)
-        finish(worker, n, r0 // s, r1 // s, f0, f1, found)
+        finish(tape, n, r0 // s, r1 // s, f0, f1, pool(tape, found) if step.pooled else found)
 
     def band(n: int, r0: int, r1: int) -> Task:
-        def run(worker: int) -> None:
-            col = team.scratch(worker, "col", (r1 - r0) * OW, K + 1)
-            fill(col, worker, n, r0, r1)
-            product(col, worker, n, r0, r1, 0, F)
+        def record(tape: Tape) -> None:
+            col = tape.scratch("col", (r1 - r0) * OW, K + 1)
+            fill(tape, col, n, r0, r1)
+            product(tape, col, n, r0, r1, 0, F)
 
-        return run
+        return record
 
-    def shared() -> np.ndarray:
-        return team.scratch(0, "shared", OH * OW, K + 1)
-
-    if small:  # the weights are the larger matrix: every worker takes some of the filters, on shared patches
-        shared()  # it has its size before workers share it
+    if N * OH * OW < 2 * TALL * workers:  # the weights are the larger matrix: every worker takes some of the filters
         phases: Phases = []
         for n in range(N):
-            cuts, shares = pieces(OH, OH, team.size), by_filters(matrix, team.size)
-            phases += [[lambda w, n=n, a=a, b=b: fill(shared()[a * OW : b * OW], w, n, a, b) for a, b in cuts]]
-            phases += [[lambda w, n=n, f=f: product(shared(), w, n, 0, OH, *f) for f in shares]]
+            cuts, shares = pieces(OH, OH, workers), by_filters(matrix, workers)
+
+            def shared(tape: Tape) -> np.ndarray:
+                return tape.shared("col", OH * OW, K + 1)
+
+            phases += [[lambda t, n=n, a=a, b=b: fill(t, shared(t)[a * OW : b * OW], n, a, b) for a, b in cuts]]
+            phases += [[lambda t, n=n, f=f: product(t, shared(t), n, 0, OH, *f) for f in shares]]
         return phases
     rows = max(COL // (K * OW), ceil(TALL, OW))
-    bands = pieces(OH // s, max(1, rows // s), 1 if N > 1 else team.size)
+    bands = pieces(OH // s, max(1, rows // s), 1 if N > 1 else workers)
     return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]
 
 
-def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
+def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation, several groups."""
     (N, _, _, C), F, (OH, OW), size, g = x.shape, y.shape[3], step.host, step.size, step.groups
     K, finish = C // g * size * size, last(weights[1])
     matrices = weights[0].reshape(K, g, F // g).swapaxes(0, 1)
 
     def task(n: int, r0: int, r1: int) -> Task:
-        L = (r1 - r0) * OW
+        R, L = r1 - r0, (r1 - r0) * OW
 
-        def run(worker: int) -> None:
-            col = team.scratch(worker, "col", g, L, K)
-            found = taps(step, x[n], r0, r1, worker, team).reshape(r1 - r0, OW, size, size, g, C // g)
-            col.reshape(g, r1 - r0, OW, size, size, C // g)[...] = found.transpose(4, 0, 1, 2, 3, 5)
-            out = team.scratch(worker, "product", r1 - r0, OW, F)
-            np.matmul(col, matrices, out=out.reshape(L, g, F // g).swapaxes(0, 1))
-            finish(worker, n, r0, r1, 0, F, out)
+        def record(tape: Tape) -> None:
+            col, out = tape.scratch("col", g, L, K), tape.scratch("product", R, OW, F)
+            found = taps(tape, step, x[n], r0, r1).reshape(R, OW, size, size, g, C // g)
+            tape(np.copyto, col.reshape(g, R, OW, size, size, C // g), found.transpose(4, 0, 1, 2, 3, 5))
+            tape(np.matmul, col, matrices, out=out.reshape(L, g, F // g).swapaxes(0, 1))
+            finish(tape, n, r0, r1, 0, F, out)
 
-        return run
+        return record
 
-    bands = pieces(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else team.size)
+    bands = pieces(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]
 
 
-def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, team: Team) -> Phases:
+def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation; as many groups as channels as filters."""
     (N, _, _, C), (OH, OW), size = x.shape, step.host, step.size
     finish = last(weights[1])
 
     def task(n: int, r0: int, r1: int) -> Task:
-        def run(worker: int) -> None:
-            found = taps(step, x[n], r0, r1, worker, team)
-            total, one = team.scratch(worker, "product", 2, r1 - r0, OW, C)
+        def record(tape: Tape) -> None:
+            found = taps(tape, step, x[n], r0, r1)
+            total, one = tape.scratch("product", 2, r1 - r0, OW, C)
             for i, w in enumerate(weights[0]):
-                np.multiply(found[:, :, i // size, i % size], w, out=one if i else total)
+                tape(np.multiply, found[:, :, i // size, i % size], w, out=one if i else total)
                 if i:
-                    total += one
-            finish(worker, n, r0, r1, 0, C, total)
+                    tape(np.add, total, one, out=total)
+            finish(tape, n, r0, r1, 0, C, total)
 
-        return run
+        return record
 
-    bands = pieces(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else team.size)
+    bands = pieces(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]

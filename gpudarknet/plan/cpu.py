@@ -17,7 +17,7 @@ from .after import finish, logistic
 from .choose import METHODS, choose
 from .convolve import Phases, pieces, pixels, window
 from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
-from .team import Task, team
+from .team import Phase, Tape, Task, team
 
 Prepared = Any  # a convolution's weights and bias, as its method wants them
 BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
@@ -44,7 +44,10 @@ class Program:
         self.arena = reserve(plan)
         self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
-            self.phases: Phases = [tasks for step in plan.steps for tasks in BIND[type(step)](self, step)]
+            self.phases = self.team.settled(self._record)
+
+    def _record(self) -> list[Phase]:
+        return [self.team.record(tasks) for step in self.plan.steps for tasks in BIND[type(step)](self, step)]
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, and the memory it takes."""
@@ -69,11 +72,11 @@ class Program:
         with self.team as workers, np.errstate(all="ignore"):
             if self.poison:
                 self.arena.fill(np.nan)
-            workers.run(self._enter(x))
-            for tasks in self.phases:
-                workers.run(tasks)
+            workers.run(workers.record(self._enter(x)))
+            for phase in self.phases:
+                workers.run(phase)
             for m, result in zip(self.plan.outputs, results, strict=True):
-                workers.run(self._leave(m, result))
+                workers.run(workers.record(self._leave(m, result)))
         return results
 
     def _enter(self, x: np.ndarray) -> list[Task]:
@@ -81,11 +84,11 @@ class Program:
         to, (N, C, H, _) = self.view(self.plan.input), x.shape
 
         def task(n: int, r: slice) -> Task:
-            def run(worker: int) -> None:
+            def record(tape: Tape) -> None:
                 for c in range(C):
-                    to[n, r, :, c] = x[n, c, r]
+                    tape(np.copyto, to[n, r, :, c], x[n, c, r])
 
-            return run
+            return record
 
         return [task(n, slice(*r)) for n in range(N) for r in pieces(H, H, self.team.size)]
 
@@ -94,7 +97,7 @@ class Program:
         y, (N, C) = self.view(m).transpose(0, 3, 1, 2), result.shape[:2]
 
         def task(n: int, c: slice) -> Task:
-            return lambda worker: np.copyto(result[n, c], y[n, c])
+            return lambda tape: tape(np.copyto, result[n, c], y[n, c])
 
         return [task(n, slice(*c)) for n in range(N) for c in pieces(C, C, self.team.size)]
 
@@ -122,21 +125,21 @@ def _convolve(program: Program, step: Convolve) -> Phases:
     if key not in program.prepared:
         w = folded(step.w)
         program.prepared[key] = method.prepare(w["kernel"], w["bias"])
-    last = partial(finish, step.after, y, program.view, program.team)
-    return method.bind(step, x, y, program.prepared[key], last, program.team)
+    last = partial(finish, step.after, y, program.view)
+    return method.bind(step, x, y, program.prepared[key], last, program.team.size)
 
 
-def _by_rows(program: Program, step: Step, work: Callable[[int, int, int, int], None], per_row: int) -> Phases:
-    """Return one phase: work(worker, n, from, to) and then `after`, for pieces of the rows of every image."""
+def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int], None], per_row: int) -> Phases:
+    """Return one phase: work(tape, n, from, to) and then `after`, for pieces of the rows of every image."""
     N, (C, H, _) = program.plan.batch, step.y.shape
-    last = finish(step.after, program.view(step.y), program.view, program.team)
+    last = finish(step.after, program.view(step.y), program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
-        def run(worker: int) -> None:
-            work(worker, n, r0, r1)
-            last(worker, n, r0, r1, 0, C)
+        def record(tape: Tape) -> None:
+            work(tape, n, r0, r1)
+            last(tape, n, r0, r1, 0, C)
 
-        return run
+        return record
 
     return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // per_row, program.team.size)]]
 
@@ -144,27 +147,24 @@ def _by_rows(program: Program, step: Step, work: Callable[[int, int, int, int], 
 def _copy(program: Program, step: Copy) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
     N, H, W, C = y.shape
-    last = finish(step.after, y, program.view, program.team)
+    last = finish(step.after, y, program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
-        return lambda worker: last(worker, n, r0, r1, 0, C, x[n, r0:r1])
+        return lambda tape: last(tape, n, r0, r1, 0, C, x[n, r0:r1])
 
     return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // (W * C), program.team.size)]]
 
 
 def _upsample(program: Program, step: Upsample) -> Phases:
     x, y, s = program.view(step.xs[0]), program.view(step.y), step.s
-    whole = step.scale == 1
 
-    def work(worker: int, n: int, r0: int, r1: int) -> None:
+    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
         for r in range(r0, r1):
-            row = y[n, r].reshape(x.shape[2], s, -1)
             if r > r0 and r % s:
-                y[n, r] = y[n, r - 1]
-            elif whole:
-                row[...] = x[n, r // s, :, None]
+                tape(np.copyto, y[n, r], y[n, r - 1])
             else:
-                np.multiply(x[n, r // s, :, None], step.scale, out=row)
+                row = y[n, r].reshape(x.shape[2], s, -1)
+                tape(np.multiply, x[n, r // s, :, None], step.scale, out=row)
 
     return _by_rows(program, step, work, y.shape[2] * y.shape[3])
 
@@ -176,44 +176,43 @@ def _maxpool(program: Program, step: MaxPool) -> Phases:
     WP = max(before + W, (OW - 1) * sx + size)
     inside = before == 0 and (OH - 1) * sy + size <= H and WP == W
 
-    def work(worker: int, n: int, r0: int, r1: int) -> None:
+    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
         top, rows = r0 * sy - before, (r1 - r0 - 1) * sy + size
         if inside:
             source = x[n, top : top + rows]
         else:
-            source = program.team.scratch(worker, "padded", rows, WP, C)
-            window(x[n], top, -before, source, -np.inf)
-        down = program.team.scratch(worker, "rows", r1 - r0, WP, C)
-        _maximum([source[p : p + (r1 - r0 - 1) * sy + 1 : sy] for p in range(size)], down)
-        _maximum([down[:, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, r0:r1])
+            source = tape.scratch("padded", rows, WP, C)
+            window(tape, x[n], top, -before, source, -np.inf)
+        down = tape.scratch("rows", r1 - r0, WP, C)
+        _maximum(tape, [source[p : p + (r1 - r0 - 1) * sy + 1 : sy] for p in range(size)], down)
+        _maximum(tape, [down[:, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, r0:r1])
 
     return _by_rows(program, step, work, sy * WP * C)
 
 
-def _maximum(parts: list[np.ndarray], out: np.ndarray) -> None:
+def _maximum(tape: Tape, parts: list[np.ndarray], out: np.ndarray) -> None:
     if len(parts) == 1:
-        out[...] = parts[0]
+        tape(np.copyto, out, parts[0])
         return
-    np.maximum(parts[0], parts[1], out=out)
+    tape(np.maximum, parts[0], parts[1], out=out)
     for part in parts[2:]:
-        np.maximum(out, part, out=out)
+        tape(np.maximum, out, part, out=out)
 
 
 def _yolo(program: Program, step: YoloHead) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
     entries = x.shape[3] // step.A
 
-    def work(worker: int, n: int, r0: int, r1: int) -> None:
+    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
         raw, out = (pixels(a[n, r0:r1]).reshape(-1, step.A, entries) for a in (x, y))
         if step.new_coords:
-            out[...] = raw
+            tape(np.copyto, out, raw)
         else:
-            t = program.team.scratch(worker, "finish", *out.shape)
-            logistic(raw, out, t, t)
-            out[..., 2:4] = raw[..., 2:4]
+            logistic(tape, raw, out, *tape.scratch("finish", 2, *out.shape))
+            tape(np.copyto, out[..., 2:4], raw[..., 2:4])
         if step.scale_x_y != 1:
-            out[..., :2] *= step.scale_x_y
-            out[..., :2] -= 0.5 * (step.scale_x_y - 1)
+            tape(np.multiply, out[..., :2], step.scale_x_y, out=out[..., :2])
+            tape(np.subtract, out[..., :2], 0.5 * (step.scale_x_y - 1), out=out[..., :2])
 
     return _by_rows(program, step, work, x.shape[2] * x.shape[3])
 
@@ -221,12 +220,12 @@ def _yolo(program: Program, step: YoloHead) -> Phases:
 def _reference(program: Program, step: Reference) -> Phases:
     xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
 
-    def run(worker: int) -> None:
+    def run() -> None:
         maps = [np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in xs]
         found, _ = step.layer.forward(be, step.w, *maps, run=Run())
         y.transpose(0, 3, 1, 2)[...] = found
 
-    return [[run]]
+    return [[lambda tape: tape(run)]]
 
 
 BIND: dict[type[Step], Callable[[Program, Any], Phases]] = {

@@ -14,6 +14,8 @@ from functools import cache
 
 import numpy as np
 
+from .team import Tape
+
 LIMIT = 10**6  # multiplications in a block
 TALLEST = 512  # rows in a block
 
@@ -27,10 +29,10 @@ def pack(weights: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weights.reshape(*weights.shape[:-1], F // b, b).swapaxes(-2, -3))
 
 
-def multiply(x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """out (..., P, F) = x (..., P, K) @ weights, which are as `pack` has them; rows of x and out may lie apart."""
+def multiply(tape: Tape, x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """Record out (..., P, F) = x (..., P, K) @ weights, which are as `pack` has them; rows of x and out may lie apart."""
     if weights.ndim == x.ndim:
-        np.matmul(x, weights, out=out)
+        tape(np.matmul, x, weights, out=out)
         return
     P, (count, K, b) = x.shape[-2], weights.shape[-3:]
     each = -(-P // -(-P // min(TALLEST, LIMIT // (b * K))))
@@ -39,7 +41,7 @@ def multiply(x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
         if start < stop:
             rows = x[..., start:stop, :].reshape(*x.shape[:-2], n, 1, -1, K)
             place = out[..., start:stop, :].reshape(*out.shape[:-2], n, -1, count, b)
-            np.matmul(rows, weights[..., None, :, :, :], out=place.swapaxes(-2, -3))
+            tape(np.matmul, rows, weights[..., None, :, :, :], out=place.swapaxes(-2, -3))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""All cores on one step: threads that take its tasks from one list, each with BLAS of its own on one thread.
+"""All cores on one step: threads that share its tasks, each with BLAS of its own on one thread.
 
 NumPy and BLAS release the interpreter's lock while they compute, so Python threads run side by side. One thread per
 core with a gemm of its own, on a piece that stays in its cache, beats one gemm on all threads: copying, activation and
@@ -11,20 +11,52 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-Task = Callable[[int], None]  # called with the number of the worker, whose scratch it may use
+T = TypeVar("T")
+
+Call = Callable[[], object]  # a function with its arguments
+Phase = list[list[Call]]  # what each worker does, one call after the other
+
+
+class Tape:
+    """Records what one worker is to do: the calls, with every view made beforehand."""
+
+    def __init__(self, team: Team, worker: int):
+        self._team, self._worker = team, worker
+        self.calls: list[Call] = []
+
+    def __call__(self, function: Callable[..., object], *args: Any, **more: Any) -> None:
+        """Record a call."""
+        self.calls.append(partial(function, *args, **more))
+
+    def scratch(self, name: str, *shape: int) -> np.ndarray:
+        """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every task."""
+        return self._team.scratch(self._worker, name, *shape)
+
+    def shared(self, name: str, *shape: int) -> np.ndarray:
+        """As `scratch`, for what one phase leaves to the next: the same memory for all workers."""
+        return self._team.scratch(0, f"shared {name}", *shape)
+
+
+Task = Callable[[Tape], None]  # records a piece of work, which any worker may be given
 
 
 class Team:
-    """`size` workers, one of them the caller. Use it inside `with team:`, which also keeps others out."""
+    """`size` workers, one of them the caller. Use it inside `with team:`, which also keeps others out.
+
+    Work is recorded once and replayed for every image: between two calls of NumPy, which compute without the interpreter's
+    lock, a worker that has its arguments at hand holds the lock so shortly that the others seldom wait for it.
+    """
 
     def __init__(self, size: int):
         self.size = size
+        self.grown = False  # whether scratch was replaced by a larger piece since this was last set
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
         self._gather()
         if hasattr(os, "register_at_fork"):
@@ -37,7 +69,7 @@ class Team:
         self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
         for signal in (*self._go, *self._done):
             signal.acquire()
-        self._tasks: list[Task] = []
+        self._phase: Phase = []
         self._error: BaseException | None = None
         self._started = False
 
@@ -56,18 +88,24 @@ class Team:
             blas_threads(self.size)
         self.lock.release()
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Do all tasks, in any order, on all workers; return when all are done."""
-        if len(tasks) == 1 or self.size == 1:
-            for task in tasks:
-                task(0)
-            return
-        self._tasks = list(reversed(tasks))
-        others = min(self.size, len(tasks)) - 1
-        for worker in range(1, others + 1):
+    def record(self, tasks: Sequence[Task]) -> Phase:
+        """Share tasks out, neighbours to one worker, whose cache may still hold what it wrote in the phase before."""
+        count, tapes = len(tasks), []
+        for worker in range(self.size):
+            tape = Tape(self, worker)
+            for task in tasks[count * worker // self.size : count * (worker + 1) // self.size]:
+                task(tape)
+            tapes.append(tape.calls)
+        return tapes
+
+    def run(self, phase: Phase) -> None:
+        """Let every worker do its part; return when all are done."""
+        self._phase = phase
+        others = [worker for worker in range(1, self.size) if phase[worker]]
+        for worker in others:
             self._go[worker].release()
         self._work(0)
-        for worker in range(1, others + 1):
+        for worker in others:
             self._done[worker].acquire()
         if self._error is not None:
             error, self._error = self._error, None
@@ -75,15 +113,10 @@ class Team:
 
     def _work(self, worker: int) -> None:
         try:
-            while True:
-                try:
-                    task = self._tasks.pop()
-                except IndexError:
-                    return
-                task(worker)
+            for call in self._phase[worker]:
+                call()
         except BaseException as e:  # handed to the caller of run
             self._error = e
-            self._tasks.clear()
 
     def _serve(self, worker: int) -> None:
         with np.errstate(all="ignore"):
@@ -93,12 +126,21 @@ class Team:
                 self._done[worker].release()
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
-        """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every call."""
+        """Return a float32 array of a worker's, with whatever is in it; it is the same memory until a larger one is asked for."""
         n = prod(shape)
         found = self._scratch.get((worker, name))
         if found is None or found.size < n:
             found = self._scratch[worker, name] = np.empty(n, np.float32)
+            self.grown = True
         return found[:n].reshape(shape)
+
+    def settled(self, make: Callable[[], T]) -> T:
+        """Return what `make` records, made again while scratch grew, so that all of it uses the same memory."""
+        while True:
+            self.grown = False
+            made = make()
+            if not self.grown:
+                return made
 
     @property
     def scratch_bytes(self) -> int:

@@ -89,18 +89,20 @@ def race(step: Convolve, batch: int) -> dict[str, float]:
     w = folded(step.w)
     best: dict[str, float] = {}
     with workers, np.errstate(all="ignore"):
-        last = partial(finish, after, y, lambda m: y, workers)
-        ways = {
-            name: method.bind(step, x, y, method.prepare(w["kernel"], w["bias"]), last, workers)
-            for name, method in METHODS.items()
-            if method.fits(step)
-        }
+        last = partial(finish, after, y, lambda m: y)
+        ready = {name: m.prepare(w["kernel"], w["bias"]) for name, m in METHODS.items() if m.fits(step)}
+        ways = workers.settled(
+            lambda: {
+                name: [workers.record(tasks) for tasks in METHODS[name].bind(step, x, y, weights, last, workers.size)]
+                for name, weights in ready.items()
+            }
+        )
         end = time.perf_counter() + SECONDS * (len(ways) > 1)
         while True:
             for name, phases in ways.items():
                 start = time.perf_counter()
-                for tasks in phases:
-                    workers.run(tasks)
+                for phase in phases:
+                    workers.run(phase)
                 best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
             if time.perf_counter() >= end:
                 return best
