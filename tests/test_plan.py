@@ -92,6 +92,7 @@ BARE = "[convolutional]\nbatch_normalize=1\nfilters={}\nsize={}\nactivation=mish
         (8, 6, 23, 16, 3, "pad=1\nstride_x=3\nstride_y=2\n"),
         (8, 6, 23, 16, 3, "pad=1\ndilation=2\n"),
         (8, 12, 23, 16, 3, "pad=1\ngroups=4\n"),
+        (12, 12, 23, 16, 3, "pad=1\nstride=2\ngroups=12\n"),
         (8, 6, 23, 16, 3, ""),
     ],
 )
@@ -263,22 +264,6 @@ def test_errors_are_whole_sentences():
     with pytest.raises(DataError) as e:
         net.predict(images(net, 1), precision="bf16")
     assert str(e.value) == "predict: unknown precision 'bf16'; choose fp32, tf32 or fp16"
-
-
-def test_an_error_in_a_task_reaches_the_caller():
-    from gpudarknet.plan.team import Team
-
-    team = Team(2)
-
-    def broken(worker):
-        raise ValueError("broken")
-
-    with team, pytest.raises(ValueError, match="broken"):
-        team.run([broken, broken, broken])
-    done = []
-    with team:
-        team.run([done.append] * 5)
-    assert len(done) == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -9,6 +9,7 @@ import pytest
 
 from gpudarknet.plan import gemm
 from gpudarknet.plan.convolve import pieces
+from gpudarknet.plan.team import Tape, Team
 from gpudarknet.plan.winograd import POINTS, transforms
 
 
@@ -19,32 +20,39 @@ def blocks(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("F", "K", "L"), [(64, 27, 1037), (48, 500, 49), (255, 40, 30), (32, 100, 1), (16, 1200, 90)])
-def test_multiply(blocks, F, K, L):
+def product(x, weights, out):
+    """Record a product and play it."""
+    tape = Tape(Team(1), 0)
+    gemm.multiply(tape, x, weights, out)
+    for call in tape.calls:
+        call()
+
+
+@pytest.mark.parametrize(("P", "K", "F"), [(1037, 27, 64), (49, 500, 48), (30, 40, 255), (1, 100, 32), (90, 1200, 16)])
+def test_multiply(blocks, P, K, F):
     rng = np.random.default_rng(0)
-    w, x = rng.random((F, K), np.float32), rng.random((K, L + 5), np.float32)[:, 2 : L + 2]
-    out = np.full((F, L + 3), np.nan, np.float32)
+    w, x = rng.random((K, F), np.float32), rng.random((P, K + 5), np.float32)[:, 2 : K + 2]
+    out = np.full((P, F + 3), np.nan, np.float32)
     packed = gemm.pack(w)
     assert packed.ndim == (3 if blocks and F % 16 == 0 else 2)
-    gemm.multiply(packed, x, out[:, 1 : L + 1])
-    np.testing.assert_allclose(out[:, 1 : L + 1], w @ x, rtol=1e-4)
-    assert np.isnan(out[:, 0]).all() and np.isnan(out[:, L + 1 :]).all()
+    product(x, packed, out[:, 1 : F + 1])
+    np.testing.assert_allclose(out[:, 1 : F + 1], x @ w, rtol=1e-4)
+    assert np.isnan(out[:, 0]).all() and np.isnan(out[:, F + 1 :]).all()
 
 
 def test_multiply_stacks(blocks):
     rng = np.random.default_rng(0)
-    w, x = rng.random((6, 32, 20), np.float32), rng.random((6, 20, 1100), np.float32)
-    out = np.empty((6, 32, 1100), np.float32)
-    gemm.multiply(gemm.pack(w), x, out)
-    np.testing.assert_allclose(out, w @ x, rtol=1e-4)
+    x, w = rng.random((6, 1100, 20), np.float32), rng.random((6, 20, 32), np.float32)
+    out = np.empty((6, 1100, 32), np.float32)
+    product(x, gemm.pack(w), out)
+    np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
-@pytest.mark.parametrize("L", [1, 511, 512, 1500])
-def test_transform(blocks, L):
+def test_the_matrix_on_the_left_may_be_transposed(blocks):
     rng = np.random.default_rng(0)
-    matrix, x, out = rng.random((16, 37), np.float32), rng.random((37, L), np.float32), np.empty((16, L), np.float32)
-    gemm.transform(matrix, x, out)
-    np.testing.assert_allclose(out, matrix @ x, rtol=1e-4)
+    x, w, out = rng.random((20, 700), np.float32).T, rng.random((20, 32), np.float32), np.empty((700, 32), np.float32)
+    product(x, gemm.pack(w), out)
+    np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
 def test_the_race_has_an_answer():

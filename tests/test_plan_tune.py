@@ -77,7 +77,7 @@ def test_choices_are_remembered_and_followed():
     assert list(json.loads(path.read_text())) == [tune.machine()]
     methods = Program(found, tune.read_choices()).methods
     assert [methods[s] for s in found.steps] == ["patches", "patches", "patches", "direct"]
-    assert Program(found).methods[found.steps[1]] == "winograd2"
+    assert Program(found).methods[found.steps[1]] == "winograd4"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
@@ -90,8 +90,8 @@ def test_a_broken_file_is_as_good_as_none(text):
 def test_a_choice_that_does_not_fit_is_not_followed():
     found = plan()
     keys = [s.key(1) for s in found.steps]
-    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd4"}).methods
-    assert [methods[s] for s in found.steps] == ["patches", "winograd2", "winograd2", "direct"]
+    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd2"}).methods
+    assert [methods[s] for s in found.steps] == ["patches", "winograd4", "winograd4", "direct"]
 
 
 def test_the_command_shows_a_plan(capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from ..ops import activation
 from .steps import Activate, Add, After, Map, Multiply, Sort
 from .team import Tape
 
-BLOCK = 1 << 15  # numbers worked on at a time: with scratch of that size they fit a core's L2
+BLOCK = 1 << 16  # numbers worked on at a time: with scratch of that size they fit a core's L2
 
 # (tape, image, rows from, to, channels from, to, the numbers (rows, W, channels) or None for those that are there)
 Finish = Callable[..., None]
@@ -78,7 +77,9 @@ def finish(
     """
     work = [_action(a, view) for a in after]
     if bias is not None:
-        tile = np.tile(np.asarray(bias, np.float32), (y.shape[2], 1))  # as long as a row of the map: numbers side by side
+        tile = np.tile(
+            np.asarray(bias, np.float32), (y.shape[2], 1)
+        )  # as long as a row of the map: numbers side by side
         work.insert(0, lambda tape, x, y, t, u, n, r, c: tape(np.add, x, tile[:, c], out=y))
 
     def record(tape: Tape, n: int, r0: int, r1: int, c0: int, c1: int, source: np.ndarray | None = None) -> None:

@@ -61,7 +61,7 @@ def choose(step: Convolve, batch: int, choices: Mapping[str, str]) -> str:
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     if not _is_winograd(step) or min(C, F) < 16:
         return "patches"
-    if H * W > 400:
+    # F(4x4) holds 4 times the weights, F(2x2) 16/9 times: of the largest ones only as many as small maps gain by
+    if H * W > 400 or F * C <= 1 << 17:
         return "winograd4"
-    # F(2x2) holds 16/9 of the weights: of the largest ones, only where small maps leave nothing else to gain by
-    return "patches" if F * C >= 1 << 19 and H * W > 300 else "winograd2"
+    return "patches" if H * W > 300 else "winograd2"

@@ -121,14 +121,24 @@ def window(tape: Tape, x: np.ndarray, top: int, left: int, out: np.ndarray, fill
     tape(np.copyto, out[a:b, c:d], x[top + a : top + b, left + c : left + d])
 
 
+FEW = 8  # channels: with fewer, runs along a row of the map are longer than along the channels
+
+
+def grid(tape: Tape, name: str, channels: int, *shape: int) -> np.ndarray:
+    """Return scratch whose last axis, made of channels, lies side by side, or apart if those are few."""
+    if channels >= FEW:
+        return tape.scratch(name, *shape)
+    return np.moveaxis(tape.scratch(name, shape[-1], *shape[:-1]), 0, -1)
+
+
 def taps(tape: Tape, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndarray:
     """View what the output's rows r0 to r1 are made from: x (H, W, C) -> (R, OW, size, size, C), zeros outside x."""
     (sy, sx), d, R, OW, reach = step.strides, step.dilation, r1 - r0, step.host[1], (step.size - 1) * step.dilation + 1
-    padded = tape.scratch("padded", (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
+    padded = grid(tape, "padded", x.shape[2], (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
     window(tape, x, r0 * sy - step.pad, -step.pad, padded)
     a, b, c = padded.strides
     shape = (R, OW, step.size, step.size, x.shape[2])
-    return np.ndarray(shape, np.float32, padded, 0, (sy * a, sx * b, d * a, d * b, c))
+    return np.lib.stride_tricks.as_strided(padded, shape, (sy * a, sx * b, d * a, d * b, c))
 
 
 def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
@@ -151,23 +161,24 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
 
     def band(n: int, r0: int, r1: int) -> Task:
         def record(tape: Tape) -> None:
-            col = tape.scratch("col", (r1 - r0) * OW, K + 1)
+            col = grid(tape, "col", C, (r1 - r0) * OW, K + 1)
             fill(tape, col, n, r0, r1)
             product(tape, col, n, r0, r1, 0, F)
 
         return record
 
+    def shared(tape: Tape) -> np.ndarray:
+        return tape.shared("col", OH * OW, K + 1)
+
+    def cut(n: int, r0: int, r1: int) -> Task:
+        return lambda tape: fill(tape, shared(tape)[r0 * OW : r1 * OW], n, r0, r1)
+
+    def share(n: int, f0: int, f1: int) -> Task:
+        return lambda tape: product(tape, shared(tape), n, 0, OH, f0, f1)
+
     if N * OH * OW < 2 * TALL * workers:  # the weights are the larger matrix: every worker takes some of the filters
-        phases: Phases = []
-        for n in range(N):
-            cuts, shares = pieces(OH, OH, workers), by_filters(matrix, workers)
-
-            def shared(tape: Tape) -> np.ndarray:
-                return tape.shared("col", OH * OW, K + 1)
-
-            phases += [[lambda t, n=n, a=a, b=b: fill(t, shared(t)[a * OW : b * OW], n, a, b) for a, b in cuts]]
-            phases += [[lambda t, n=n, f=f: product(t, shared(t), n, 0, OH, *f) for f in shares]]
-        return phases
+        cuts, shares = pieces(OH, OH, workers), by_filters(matrix, workers)
+        return [tasks for n in range(N) for tasks in ([cut(n, *r) for r in cuts], [share(n, *f) for f in shares])]
     rows = max(COL // (K * OW), ceil(TALL, OW))
     bands = pieces(OH // s, max(1, rows // s), 1 if N > 1 else workers)
     return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]

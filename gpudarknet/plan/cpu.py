@@ -69,14 +69,11 @@ class Program:
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """Run the plan on x (N, C, H, W); return fresh arrays, one per output."""
         results = [np.empty((self.plan.batch, *m.shape), np.float32) for m in self.plan.outputs]
-        with self.team as workers, np.errstate(all="ignore"):
+        with self.team as workers:
             if self.poison:
                 self.arena.fill(np.nan)
-            workers.run(workers.record(self._enter(x)))
-            for phase in self.phases:
-                workers.run(phase)
-            for m, result in zip(self.plan.outputs, results, strict=True):
-                workers.run(workers.record(self._leave(m, result)))
+            ends = [self._leave(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
+            workers.run([workers.record(self._enter(x)), *self.phases, *map(workers.record, ends)])
         return results
 
     def _enter(self, x: np.ndarray) -> list[Task]:

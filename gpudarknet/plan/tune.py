@@ -88,7 +88,7 @@ def race(step: Convolve, batch: int) -> dict[str, float]:
     after = [a for a in step.after if isinstance(a, Activate)]
     w = folded(step.w)
     best: dict[str, float] = {}
-    with workers, np.errstate(all="ignore"):
+    with workers:
         last = partial(finish, after, y, lambda m: y)
         ready = {name: m.prepare(w["kernel"], w["bias"]) for name, m in METHODS.items() if m.fits(step)}
         ways = workers.settled(
@@ -101,8 +101,7 @@ def race(step: Convolve, batch: int) -> dict[str, float]:
         while True:
             for name, phases in ways.items():
                 start = time.perf_counter()
-                for phase in phases:
-                    workers.run(phase)
+                workers.run(phases)
                 best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
             if time.perf_counter() >= end:
                 return best

@@ -170,7 +170,9 @@ class Winograd:
                 end, first = min(t + most, b), n * self.TH + t - t0
                 out = tape.scratch("tiles", end - t, m, TW * m * F)
                 for p in range(0, TW * m * F, LONG):
-                    tape(np.matmul, self.back, flat[first : first + end - t, :, p : p + LONG], out=out[..., p : p + LONG])
+                    tape(
+                        np.matmul, self.back, flat[first : first + end - t, :, p : p + LONG], out=out[..., p : p + LONG]
+                    )
                 rows = out.reshape(-1, TW * m, F)[: self.H - m * t]
                 top, bottom = m * t, min(m * end, self.H)
                 if self.pooled:
@@ -182,7 +184,13 @@ SMALL = 64  # tiles: below it one position's weights are larger than its tiles
 
 
 def winograd(
-    step: Convolve, x: np.ndarray, y: np.ndarray, weights: tuple[np.ndarray, np.ndarray], last: Last, workers: int, m: int
+    step: Convolve,
+    x: np.ndarray,
+    y: np.ndarray,
+    weights: tuple[np.ndarray, np.ndarray],
+    last: Last,
+    workers: int,
+    m: int,
 ) -> Phases:
     """3 x 3, stride 1, pad 1, one group."""
     return Winograd(step, x, y, weights, last, m).phases(workers)
