@@ -33,6 +33,14 @@ def test_phases_follow_each_other(gates, size):
     assert done == [(k, phase) for k in range(rounds) for phase in range(4) for _ in range(1 + phase)]
 
 
+def test_workers_may_have_nothing_to_do(gates):
+    team, done = Team(3), []
+    with team:
+        for k in range(200):
+            team.run([team.record([task(done.append, k)] * (1 + k % 3))])
+    assert done == [k for k in range(200) for _ in range(1 + k % 3)]
+
+
 def test_neighbours_go_to_one_worker():
     team, found = Team(2), {}
     names = [task(lambda k=k: found.update({k: threading.current_thread().name})) for k in range(6)]

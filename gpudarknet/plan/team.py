@@ -161,8 +161,9 @@ class Team:
                     self._follow(worker)
 
     def _lead(self) -> None:
-        for signal in self._begin[1:]:
-            signal.release()
+        for worker in range(1, self.size):
+            if any(phase[worker] for phase in self._phases):  # one without work might sleep through the whole run
+                self._begin[worker].release()
         for phase in self._phases:
             others = [worker for worker in range(1, self.size) if phase[worker]]
             for worker in others:
