@@ -54,6 +54,8 @@ class Progress:
     width: int
     height: int
     left: float
+    scale: float = 1.0  # the loss scale of the next iteration
+    skipped: bool = False  # a gradient overflowed, the weights stayed
     map: float | None = None  # measured after this iteration
     best: float | None = None
 
@@ -264,7 +266,8 @@ class Fit:
         self.save(k)
         return Progress(
             k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, *size,
-            left=self.pace * (stop - k), map=score, best=self.best if self.best >= 0 else None,
+            left=self.pace * (stop - k), scale=trainer.scale.value, skipped=trainer.skipped, map=score,
+            best=self.best if self.best >= 0 else None,
         )  # fmt: skip
 
     def score(self) -> float | None:

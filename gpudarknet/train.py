@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
 from .ops import activation, update
+from .scaling import LossScale
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
 Way = Any  # what a layer's forward returns beside its output
@@ -43,10 +44,19 @@ class Trainer:
     copies the faults that the head of this file describes. exact: IoU losses give their gradient where Darknet's delta is
     something else; iou_normalizer then has to be larger, as the gradient is with respect to parts of the whole image.
     gradients[i][name] is Darknet's accumulated negative gradient, which holds the momentum of the past.
+
+    precision: with fp16, maps and deltas are float16 in memory; arithmetic, weights, their gradients and the statistics of
+    batch norm stay float32. [net] loss_scale multiplies the deltas; where it is 1, a scale is found: it is halved when a
+    gradient overflows, and that step is skipped. Raises TrainError, CfgError.
     """
 
-    def __init__(self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False):
+    def __init__(
+        self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False,
+        precision: Literal["fp32", "fp16"] = "fp32",
+    ):  # fmt: skip
         schedule.check(net.net, net.config.path)
+        if precision not in ("fp32", "fp16"):
+            raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
         if not any(node.layer.learns for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
@@ -54,7 +64,15 @@ class Trainer:
         self.net, self.seed, be = net, seed, net.backend
         cfg = net.net
         net.seen = 0 if clear else net.seen
-        self.cpu_build, self.exact, self.warned = cpu_build, exact, False
+        half = precision == "fp16"
+        if half and be.xp is np and be.launch is None:
+            warnings.warn(
+                f"{net.config.path}: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32",
+                TrainWarning, stacklevel=2,
+            )  # fmt: skip
+        self.storage, self.scale = np.float16 if half else np.float32, LossScale.of(cfg.loss_scale, half)
+        self.skipped = False  # whether the last step was
+        self.cpu_build, self.exact, self.warned = cpu_build and not half, exact, False
         self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
@@ -89,7 +107,7 @@ class Trainer:
 
         The cost is the sum over the images of the mean over the layers that have a loss. N is a multiple of [net]
         subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when
-        numbers are no longer finite: the weights are then as before the step.
+        numbers are no longer finite: the weights and the momentum are then as before the step.
         """
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)
@@ -98,14 +116,19 @@ class Trainer:
         if len(truth) != N or N % parts or N == 0:
             raise DataError(f"a batch of {N} images and {len(truth)} truths; both must be one multiple of {parts}")
         size, cost = N // parts, 0.0
+        fresh: list[dict[str, Any]] = []  # this step's gradients, times the loss scale
+        for node in net.nodes:
+            fresh.append(fresh[owner(node)] if owner(node) != node.index else {})
         for part in range(parts):
             images = slice(part * size, (part + 1) * size)
             net.seen += size
             rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-            cost += self.accumulate(net.input(x[images]), truth[images], rng)
-        self.check(cost, x[:size], truth[:size])
+            cost += self.accumulate(net.input(x[images]), truth[images], rng, fresh)
+        self.skipped = not self.sound(cost, fresh, x[:size])
         self.iteration = net.seen // N
-        self.update(N)
+        if not self.skipped:
+            self.take(fresh)
+            self.update(N)
         return cost
 
     def fit(self, data: Any, folder: str | Path = "backup", base: str = "", **options: Any) -> Any:
@@ -117,8 +140,8 @@ class Trainer:
         data = loop.dataset(data, self.net) if isinstance(data, DataFile) else data
         return loop.fit(self, data, folder, base or Path(self.net.config.path).stem, **options)
 
-    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator) -> float:
-        """Run x (N, C, H, W) forward and back, add to the gradients, return the mean cost of the layers with a loss."""
+    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator, fresh: list[dict[str, Any]]) -> float:
+        """Run x (N, C, H, W) forward and back, add to fresh[i][name], return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
         cfg = net.net
         goal = Goal(net.width, net.height, net.seen, self.exact, rng)
@@ -137,16 +160,18 @@ class Trainer:
                 inputs[index] = y
             if not node.layer.learns:
                 return
-            read_by_loss = inputs.get(node.sources[0], y)
-            with np.errstate(all="ignore"):  # `check` looks for what is not finite
-                value, delta = node.layer.loss(be.to_numpy(read_by_loss), be.to_numpy(y), truth, goal)
+            read_by_loss, output = (
+                be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
+            )
+            value, delta = node.layer.loss(read_by_loss, output, truth, goal)
             costs.append(value)
-            deltas[index] = be.asarray(delta * np.float32(cfg.loss_scale), np.float32)
+            deltas[index] = be.asarray(delta * np.float32(self.scale.value), self.storage)
 
-        net.forward(x, run, keep)
-        for index, old in self.stale.items():
-            deltas[index] = old
-        backward(net.nodes, ways, deltas, self.gradients, self.first)
+        with np.errstate(all="ignore"):  # `sound` looks for what is not finite
+            net.forward(x.astype(self.storage, copy=False), run, keep)
+            for index, old in self.stale.items():
+                deltas[index] = old
+            backward(net.nodes, ways, deltas, fresh, self.first)
         return sum(costs) / len(costs)
 
     def stale_way(self, node: Node, y: Any, way: Way) -> Way:
@@ -172,6 +197,14 @@ class Trainer:
             )  # fmt: skip
         self.warned = True
 
+    def take(self, fresh: list[dict[str, Any]]) -> None:
+        """Add a step's gradients, divided by the loss scale, to those that hold the momentum."""
+        for node in self.net.nodes:
+            if owner(node) == node.index:
+                for name, value in fresh[node.index].items():
+                    self.gradients[node.index][name] += value if self.scale.value == 1 else value / self.scale.value
+        self.scale.good()
+
     def update(self, N: int) -> None:
         """Move the weights by the gradients of N images."""
         net, be, cfg = self.net, self.net.backend, self.net.net
@@ -193,15 +226,13 @@ class Trainer:
                     continue
                 if layer.update_limit < math.inf:
                     be.xp.clip(g, -layer.update_limit, layer.update_limit, out=g)
-                scale, decay = cfg.loss_scale, cfg.decay * N * cfg.loss_scale
                 lr = rate * layer.learning_rate
                 if name in self.moments[node.index]:
-                    g /= scale  # Adam's step would undo the scale, but not next to eps
                     m, v = self.moments[node.index][name]
                     update.adam(be, w[name], g, m, v, lr, cfg.B1, cfg.B2, cfg.eps, cfg.decay * N, self.iteration)
                 else:
-                    decay = decay if last in layer.decayed else 0.0
-                    update.sgd(be, w[name], g, lr / (N * scale), cfg.momentum, decay)
+                    decay = cfg.decay * N if last in layer.decayed else 0.0
+                    update.sgd(be, w[name], g, lr / N, cfg.momentum, decay)
                 if layer.clip and last == "kernel":
                     be.xp.clip(w[name], -layer.clip, layer.clip, out=w[name])
         self.follow()
@@ -225,14 +256,23 @@ class Trainer:
                 a *= cfg.ema_alpha
                 a += (1 - cfg.ema_alpha) * own[name]
 
-    def check(self, cost: float, x: Any, truth: np.ndarray) -> None:
-        """Raise TrainError, naming the layer, if the cost or a gradient is not finite."""
+    def sound(self, cost: float, fresh: list[dict[str, Any]], x: Any) -> bool:
+        """Say whether all gradients are finite; if a smaller loss scale may help, take it.
+
+        Raises TrainError, naming the layer, where the cost is not finite or the scale cannot fall.
+        """
         xp = self.net.backend.xp
-        sums = [g.sum() for own in self.gradients for g in own.values()]
-        total = float(xp.stack(sums).sum()) if sums else 0.0  # one wait for the device
+        with np.errstate(all="ignore"):
+            sums = [g.sum() for own in fresh for g in own.values()]
+            total = float(xp.stack(sums).sum()) if sums else 0.0  # one wait for the device
         if math.isfinite(cost) and math.isfinite(total):
-            return
+            return True
+        if math.isfinite(cost) and self.scale.fall():
+            return False
         net, advice = self.net, "lower learning_rate, lengthen burn_in, or check the labels"
+        advice += ", or train in fp32" if self.storage == np.float16 else ""
+        if math.isfinite(cost) and self.scale.value > 1:
+            advice = f"loss_scale={self.scale.value:g} may be too large; without the key it is found"
         bad: list[int] = []
 
         def keep(index: int, y: Any, way: Way) -> None:
@@ -240,13 +280,14 @@ class Trainer:
                 bad.append(index)
 
         rng = np.random.default_rng([self.seed, self.iteration, 2, 0])
-        net.forward(net.input(x), Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
+        x = net.input(x).astype(self.storage, copy=False)
+        net.forward(x, Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
         where = "the loss is not finite"
         if bad:
             where = f"the output of {self.place(bad[0])} is not finite"
         else:
             for index in reversed(range(len(net.nodes))):
-                names = [k for k, g in self.gradients[index].items() if not bool(xp.isfinite(g).all())]
+                names = [k for k, g in fresh[index].items() if not bool(xp.isfinite(g).all())]
                 if names:
                     where = f"the gradient of {names[0]} in {self.place(index)} is not finite"
                     break
@@ -262,6 +303,7 @@ class Trainer:
         """Write weights, gradients, moments and the place in the schedule to one .npz file, whole or not at all."""
         be = self.net.backend
         arrays = {"seen": np.array(self.net.seen), "seed": np.array(self.seed)}
+        arrays["scale"] = np.array([self.scale.value, self.scale.steady])
         for kind, groups in self.groups().items():
             for i, own in enumerate(groups):
                 for name, a in own.items():
@@ -282,6 +324,8 @@ class Trainer:
                         raise TrainError(f"{path}: belongs to another cfg ({self.place(i)} differs); remove it")
                     a[...] = be.asarray(stored)
         self.net.engine.forget()
+        if self.scale.adapts and "scale" in arrays:
+            self.scale.value, self.scale.steady = float(arrays["scale"][0]), int(arrays["scale"][1])
         self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
         self.iteration = self.net.seen // max(self.batch, 1)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}

@@ -131,11 +131,11 @@ TRAINED = {
 }
 
 
-def trained(be, name, adam):
+def trained(be, name, adam=0, precision="fp32"):
     """Train for three steps; return the costs and every weight."""
     head = f"[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nadam={adam}\nmax_batches=9\n"
     net = load_network(cfg.parse(head + TRAINED[name], name), backend=be)
-    trainer = Trainer(net, cpu_build=False)
+    trainer = Trainer(net, cpu_build=False, precision=precision)
     rng = np.random.default_rng(2)
     truth = np.zeros((2, 200, 6), np.float32)
     truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # centre x, y, width, height, class, track
@@ -149,6 +149,13 @@ def trained(be, name, adam):
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name, adam):
     for got, want in zip(trained(BE, name, adam), trained(NUMPY, name, adam), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_in_fp16(name):
+    for got, want in zip(trained(BE, name, 0, "fp16"), trained(NUMPY, name, 0, "fp16"), strict=True):
         np.testing.assert_array_equal(got, want)
 
 

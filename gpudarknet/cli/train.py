@@ -41,7 +41,7 @@ def run(args: Any, detects: bool) -> None:
     if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead) is not detects:
         kind, other = ("a classifier", "classifier") if detects else ("a detector", "detector")
         raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
-    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False)
+    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False, precision="fp16" if args.fp16 else "fp32")
     extra = {} if args.clear or weights is None else loop.resume(trainer, weights)
     faults = Faults(Path())
     data = loop.dataset(file, net, faults)
@@ -79,8 +79,8 @@ def reporter(begin: int, end: int) -> Iterator[Callable[[Progress], None]]:
                 f"loss {p.loss:.4g}  avg {p.average:.4g}  rate {p.rate:.4g}  {speed:.1f} images/s  {p.width}x{p.height}"
             )
             bar.update(task, completed=p.iteration, description=said + (f"  best mAP {p.best:.2%}" if p.best else ""))
-            if p.map is not None:
-                bar.console.print(scored(p))
+            for more in remarks(p):
+                bar.console.print(more)
 
         yield show
 
@@ -91,18 +91,22 @@ def line(p: Progress) -> str:
         f" {p.iteration}: {p.loss:f}, {p.average:f} avg loss, {p.rate:f} rate, {p.seconds:f} seconds, {p.images} images,"
         f" {p.left / 3600:f} hours left"
     )
-    return said if p.map is None else f"{said}\n{scored(p)}"
+    return "\n".join([said, *remarks(p)])
 
 
-def scored(p: Progress) -> str:
-    """Write a mAP that was measured on the way."""
-    return f" {p.iteration}: mean average precision (mAP@0.50) = {p.map:f}, best = {p.best:f}"
+def remarks(p: Progress) -> Iterator[str]:
+    """Yield what else there is to say of an iteration: a skipped step, a mAP."""
+    if p.skipped:
+        yield f" {p.iteration}: a gradient was too large for float16; the step is skipped, loss scale {p.scale:g}"
+    if p.map is not None:
+        yield f" {p.iteration}: mean average precision (mAP@0.50) = {p.map:f}, best = {p.best:f}"
 
 
 FLAGS = (
     Flag("clear", bool, False, "Begin at iteration 0 with these weights, as when fine-tuning"),
     Flag("seed", int, 0, "Where chance begins; the same seed gives the same training"),
     Flag("workers", int, 0, "Threads that prepare images; 0 means one for each core"),
+    Flag("fp16", bool, False, "Keep maps and deltas as float16, for a GPU; weights stay float32"),
     inputs.BACKEND,
     inputs.GPU,
     Flag("dont_show", bool, False, "Accepted; no window is opened"),
