@@ -257,7 +257,7 @@ def test_finish_blocks(kernels, dtype, shape, place, rng):
     b = rng.normal(0, 1, C).astype(np.float32)
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
-    sizes = (n, C, OH, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
+    sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
     kernels.launch("plan.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
@@ -492,7 +492,8 @@ def test_every_kind_of_step(tmp_path, precision, batch):
     run = program(net, batch, precision, poison=True)
     assert run.through == []
     assert {type(step).name for step in run.steps} == {"convolve", "copy", "maxpool", "upsample", "yolo", "reference"}
-    assert set(run.methods.values()) == {"gemm", "im2col, gemm", "depthwise", "in one kernel"}
+    methods = {"gemm", "im2col, gemm", "im2col by layer 1, gemm", "depthwise", "in one kernel"}
+    assert set(run.methods.values()) == methods
     first = run.run(x)
     assert distance(first, want) < TOLERANCE[precision]
     if precision == "tf32":
@@ -510,12 +511,12 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     x = network_input(net, 1, batch)
     whole = program(net, batch)
     assert whole.plan.steps[0].pooled
-    monkeypatch.setattr("gpudarknet.plan.launches.COLUMNS", 40_000)
-    monkeypatch.setattr("gpudarknet.plan.cuda.COLUMNS", 40_000)
+    monkeypatch.setattr("gpudarknet.plan.ways.COLUMNS", 40_000)
     parts = program(net, batch, poison=True)
     assert parts.methods[parts.steps[0]] == "im2col, gemm in 5 parts"
     assert len(parts.work) == batch * (5 * 2 + 1)
-    assert max(parts.columns, parts.unpooled) <= 40_000
+    assert {name for _, name in parts.scheme.needs} == {"patches", "blocks"}
+    assert all(4 * numbers <= 40_000 for numbers in parts.scheme.needs.values())
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -616,7 +617,7 @@ def test_describe():
     assert "3 x 3 / 1" in text and text.splitlines()[1].endswith("im2col, gemm")
     assert text.splitlines()[-1] == (
         "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device: "
-        "arena 0.0, patches 0.0, weights 0.0, cuBLAS 32.0"
+        "arena 0.0, weights 0.0, cuBLAS 32.0"
     )
 
 

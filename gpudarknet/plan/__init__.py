@@ -3,7 +3,9 @@
     compile.py   layers -> steps (lower.py, build.py), fused, placed in one arena (arena.py): data that can be printed (steps.py)
     cpu.py       runs a plan with NumPy: convolve.py winograd.py gemm.py after.py, on all cores (team.py)
     choose.py    which way to convolve: by rule, or as tune.py has measured on this machine (`gpudarknet plan x.cfg -tune`)
-    cuda.py      runs a plan on a GPU: launches.py steps, layers.py and as_convolution.py layers that have none, lane.py its stream
+    cuda.py      runs a plan on a GPU: launches.py steps, convolutions.py layers.py as_convolution.py what is more than a launch
+                 or two, lane.py its stream
+    scheme.py    how a plan runs there: which way each convolution goes (ways.py), what goes together, where all lies
     engine.py    the programs of one network, by shape, batch and precision
 
 What bounds the CPU. Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, whose sgemm reaches 100 GFLOP/s per core; time is
