@@ -124,8 +124,8 @@ def _patches(way: str = "") -> Callable[[Case], dict[str, int]]:
     return needs
 
 
-def _larger_than(budget: int) -> Callable[[Case], bool]:
-    return lambda case: _lays_out(case) and case.patches > budget
+def _larger_than_budget(way: str) -> Callable[[Case], bool]:
+    return lambda case: _lays_out(case) and case.patches > BUDGETS[way]
 
 
 def _lays_out(case: Case) -> bool:
@@ -148,7 +148,7 @@ WAYS: dict[str, Way] = {
     "gemm": Way(lambda case: direct(case.step)),
     "gemm by image": Way(lambda case: direct(case.step) and case.step.groups == 1 and case.batch > 1),
     "patches": Way(_lays_out, _patches()),
-    **{way: Way(_larger_than(budget), _patches(way)) for way, budget in BUDGETS.items()},
+    **{way: Way(_larger_than_budget(way), _patches(way)) for way in BUDGETS},
     "patches by image": Way(
         lambda case: _lays_out(case) and case.step.groups == 1 and case.batch > 1 and case.whole, _patches()
     ),
