@@ -2,7 +2,8 @@
 
 A batch is time steps of sequences, [step][sequence]. At inference the state is carried over from call to call, and lives
 with the weights: w["state"] is no weight, so it is neither saved nor loaded. Each is built of connected or convolutional
-layers, whose arrays have the part's name in front: "input.kernel".
+layers, whose arrays have the part's name in front: "input.kernel". The way back is the derivative; Darknet's multiplies what
+goes to the input part by the slope of the self part too.
 """
 
 from __future__ import annotations
