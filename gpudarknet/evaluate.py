@@ -45,8 +45,8 @@ def judge(
     for count, path in enumerate(paths, 1):
         try:
             (found,) = detector.find([path], thresh, nms)
-        except ImageError:
-            faults.image(path)
+        except ImageError as e:
+            faults.image(e)
             continue
         truth, wrong = read_labels(label_path(path), len(detector.names))
         for fault in wrong:

@@ -22,12 +22,12 @@ import numpy as np
 
 from . import checkpoint, evaluate
 from .augment import ClassifierAugment, DetectionAugment
-from .data import DataSet, Faults, Loader, classifier_boxes, detection_boxes, input_size, read_list
+from .data import DataSet, Faults, Loader, Sequences, classifier_boxes, detection_boxes, input_size, read_list
 from .detector import Detector
 from .errors import DataError, TrainError, TrainWarning
 from .files import atomic
 from .layers import DetectionHead
-from .names import DataFile, read_names
+from .names import DataFile, label_path, read_names
 from .network import Network
 
 if TYPE_CHECKING:
@@ -117,8 +117,16 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
     last = heads[-1]
     faults = faults or Faults()
     if isinstance(last, DetectionHead):
-        augment = DetectionAugment.of(net.net, last)
-        return DataSet(paths, augment, detection_boxes(last.classes), net.channels, faults)
+        if not any(label_path(path).is_file() for path in paths):
+            raise DataError(
+                f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
+                f" {label_path(paths[0])}"
+            )
+        cfg, sequences = net.net, None
+        if cfg.track:
+            sequences = Sequences(cfg.time_steps, cfg.batch // cfg.subdivisions, cfg.augment_speed)
+        boxes = detection_boxes(last.classes, (net.width, net.height), bool(cfg.track))
+        return DataSet(paths, DetectionAugment.of(cfg, last), boxes, net.channels, faults, sequences)
     labels = read_names(data.find("labels" if data.labels else "names"))
     classes = int(np.prod(net.nodes[net.heads[-1]].shape))
     if len(labels) != classes:

@@ -31,6 +31,7 @@ from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
 from .ops import activation, update
+from .rejection import Rejection
 from .scaling import LossScale
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
@@ -72,6 +73,7 @@ class Trainer:
             )  # fmt: skip
         self.storage, self.scale = np.float16 if half else np.float32, LossScale.of(cfg.loss_scale, half)
         self.skipped = False  # whether the last step was
+        self.rejection = Rejection()
         self.cpu_build, self.exact, self.warned = cpu_build and not half, exact, False
         self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
@@ -144,7 +146,7 @@ class Trainer:
         """Run x (N, C, H, W) forward and back, add to fresh[i][name], return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
         cfg = net.net
-        goal = Goal(net.width, net.height, net.seen, self.exact, rng)
+        goal = Goal(net.width, net.height, net.seen, self.exact, rng, self.reject)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, leaf=True)
         read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}
@@ -173,6 +175,12 @@ class Trainer:
                 deltas[index] = old
             backward(net.nodes, ways, deltas, fresh, self.first)
         return sum(costs) / len(costs)
+
+    def reject(self, delta: np.ndarray, entries: int) -> None:
+        """Set late deltas of a [yolo] to 0 where [net] wants it; entries: numbers of an anchor."""
+        cfg = self.net.net
+        keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
+        self.rejection.filter(delta, entries, self.iteration, cfg.max_batches, *keys)
 
     def stale_way(self, node: Node, y: Any, way: Way) -> Way:
         """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, [connected] learns nothing."""
@@ -304,6 +312,7 @@ class Trainer:
         be = self.net.backend
         arrays = {"seen": np.array(self.net.seen), "seed": np.array(self.seed)}
         arrays["scale"] = np.array([self.scale.value, self.scale.steady])
+        arrays["rejection"] = self.rejection.numbers()
         for kind, groups in self.groups().items():
             for i, own in enumerate(groups):
                 for name, a in own.items():
@@ -326,6 +335,8 @@ class Trainer:
         self.net.engine.forget()
         if self.scale.adapts and "scale" in arrays:
             self.scale.value, self.scale.steady = float(arrays["scale"][0]), int(arrays["scale"][1])
+        if "rejection" in arrays:
+            self.rejection = Rejection(*arrays["rejection"].tolist())
         self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
         self.iteration = self.net.seen // max(self.batch, 1)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}

@@ -65,7 +65,7 @@ def test_going_on_from_a_checkpoint(folder, capsys):
 def test_faults_of_the_data_set_are_told(folder, capsys):
     (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["detector", "train", "x.data", "x.cfg"]) == 0
-    assert capsys.readouterr().err == "warning: 1 faults of the data set are listed in bad_label.list\n"
+    assert capsys.readouterr().err == "warning: 1 label is wrong or missing; bad_label.list says which and why\n"
 
 
 def test_anchors(folder, capsys):

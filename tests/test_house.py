@@ -35,7 +35,7 @@ FLOORS = [
     {"export"},
     {"plan"},
     {"network"},
-    {"augment", "checkpoint", "scaling"},
+    {"augment", "checkpoint", "rejection", "scaling"},
     {"train", "evaluate", "detector", "data", "loop"},
     {"tiles"},
     {"__init__"},

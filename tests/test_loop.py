@@ -265,3 +265,27 @@ def test_refusals(tmp_path):
     ):
         start(cfg).fit(source, tmp_path / "file")
     assert isinstance(loop.dataset(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
+
+
+def test_tracks_make_sequences(tmp_path):
+    """A network that remembers trains on them: batches of [step][sequence], the track in the truth's sixth column."""
+    source, cfg = project(tmp_path, end=2, net="track=1\ntime_steps=3\naugment_speed=4\n")
+    cfg.write_text(cfg.read_text().replace("[dropout]", "[conv_lstm]\noutput=6\npad=1\nsize=3\n[dropout]"))
+    (tmp_path / "1.txt").write_text("0 .5 .5 .2 .2 77\n")
+    trainer = start(cfg)
+    found = loop.dataset(DataFile.read(source), trainer.net)
+    assert found.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
+    tracks = {row[5] for k in range(6) for row in found.sample(0, 0, k, (64, 32))[1].reshape(-1, 6) if row[2]}
+    assert 77 in tracks and len(tracks) > 3
+    assert np.isfinite(trainer.fit(source, tmp_path / "out").loss)
+
+
+def test_images_without_any_label(tmp_path):
+    source, cfg = project(tmp_path)
+    for path in tmp_path.glob("[0-9].txt"):
+        path.unlink()
+    with pytest.raises(DataError) as e:
+        start(cfg).fit(source, tmp_path / "out")
+    assert str(e.value) == (
+        f"{source}: none of its 4 images of `train` has a label file; {tmp_path}/0.png needs {tmp_path}/0.txt"
+    )

@@ -71,8 +71,7 @@ def measure(args: Any) -> None:
         print(text)
     for name, value in scores.items():
         print(f" COCO {name} = {100 * value:.2f} %")
-    if faults.images:
-        tell("warning", f"{len(faults.images)} images cannot be read and do not count; bad.list names them")
+    inputs.tell_faults(faults)
 
 
 def lines(report: Report, names: Sequence[str], each: Sequence[float] | None) -> Iterator[str]:
@@ -117,6 +116,7 @@ def valid(args: Any) -> None:
     with counting(len(paths)) as done:
         for judged in evaluate.judge(detector, paths, args.thresh, 0.6, faults, done=done):
             collect(judged, entries if coco else found, coco)
+    inputs.tell_faults(faults)
     folder.mkdir(parents=True, exist_ok=True)
     if coco:
         write(folder / f"{args.out or 'coco_results'}.json", json.dumps(entries, separators=(",", ":")) + "\n")
@@ -151,6 +151,7 @@ def recall(args: Any) -> None:
     _, detector, paths, faults = opened(args)
     with counting(len(paths)) as done:
         found = evaluate.recall(evaluate.judge(detector, paths, 0.001, 0.4, faults, done=done), args.iou_thresh)
+    inputs.tell_faults(faults)
     print(f"images: {len(paths)}, proposals per image: {found.proposals:.2f}")
     print(f"average IoU: {100 * found.average_iou:.2f} %, recall: {100 * found.recall:.2f} %")
 
@@ -158,12 +159,14 @@ def recall(args: Any) -> None:
 def calc_anchors(args: Any) -> None:
     """Find anchors for the boxes of `train`; write anchors.txt and counters_per_class.txt."""
     from .. import evaluate
-    from ..data import read_list
+    from ..data import Faults, read_list
 
     if args.width < 1 or args.height < 1:
         raise UsageError("detector calc_anchors: give the input's size as in the cfg, -width 416 -height 416")
     file = inputs.data_file(args.words[0])
-    truths = evaluate.truths_of(read_list(file.find("train")), file.classes)
+    faults = Faults(Path())
+    truths = evaluate.truths_of(read_list(file.find("train")), file.classes, faults)
+    inputs.tell_faults(faults)
     found = evaluate.calc_anchors(truths, args.num_of_clusters, args.width, args.height, args.seed)
     form = "{:.4f},{:.4f}" if args.width <= 32 else "{:3.0f},{:3.0f}"
     anchors = ", ".join(form.format(w, h) for w, h in found.sizes.tolist())

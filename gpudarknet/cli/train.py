@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import shelf
 from ..errors import DataError
-from . import inputs, tell
+from . import inputs
 from .arguments import Command, Flag
+from .inputs import tell_faults
 
 if TYPE_CHECKING:
     from ..loop import Progress
@@ -53,9 +54,7 @@ def run(args: Any, detects: bool) -> None:
             data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
             save_last=file.savelast or 100, save_weights=file.saveweights,
         )  # fmt: skip
-    for found, name in ((faults.images, "bad.list"), (faults.labels, "bad_label.list")):
-        if found:
-            tell("warning", f"{len(found)} faults of the data set are listed in {name}")
+    tell_faults(faults)
     print(f"{file.backup}: {Path(cfg).stem}_final.weights")
 
 
