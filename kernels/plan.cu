@@ -451,27 +451,42 @@ extern "C" __global__ void winograd_join(const T *x, const float *bias, const T 
         join_tile<1>(i, x, f, y, tiles, F, OH, OW, TH, TW, ldx, ldy, pooled);
 }
 
-template <int V>
-__device__ inline void convolve_filters(int i, const T *x, const float *weights, const float *bias, T *y, int C, int F, int H,
-                                        int W, int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldx, int ldy,
-                                        int kind, int pooled) {
-    int f = i % (F / V) * V, m = i / (F / V), s = pooled ? 2 : 1, row = m / OW % OH * s, column = m % OW * s;
+// What a number of an image counts. Bytes count v / 255, rounded as the division would be.
+__device__ inline float value(float v) { return v; }
+__device__ inline float value(half_t v) { return v; }
+__device__ inline float value(unsigned char v) {
+    const float part = 1 / 255.0f;
+    float q = v * part;
+    return fmaf(fmaf(-q, 255, v), part, q);
+}
+
+// How a convolution goes over its input, whose number (c, h, w) of an image lies at image * per_image + c * per_channel +
+// (h * W + w) * per_pixel.
+struct Windows {
+    int per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad;
+};
+
+template <int V, class S>
+__device__ inline void convolve_filters(int i, const S *x, const float *weights, const float *bias, T *y, int F,
+                                        const Windows &over, int ldy, int kind, int pooled) {
+    int OH = over.OH, OW = over.OW, f = i % (F / V) * V, m = i / (F / V), s = pooled ? 2 : 1;
+    int row = m / OW % OH * s, column = m % OW * s;
     float best[V], sum[V];
 #pragma unroll
     for (int j = 0; j < V; j++) best[j] = MINUS_INFINITY;
-    x += m / (OW * OH) * H * W * ldx;
+    x += m / (OW * OH) * over.per_image;
     for (int k = 0; k < s * s; k++) {
-        int top = (row + k / 2) * sy - pad, left = (column + k % 2) * sx - pad;
+        int top = (row + k / 2) * over.sy - over.pad, left = (column + k % 2) * over.sx - over.pad;
         const float *w = weights + f;
 #pragma unroll
         for (int j = 0; j < V; j++) sum[j] = 0;
-        for (int p = 0; p < size; p++)
-            for (int q = 0; q < size; q++, w += C * F) {
-                int h = top + p * dilation, v = left + q * dilation;
-                if (h < 0 || h >= H || v < 0 || v >= W) continue;
-                const T *pixel = x + (h * W + v) * ldx;
-                for (int c = 0; c < C; c++) {
-                    float here = pixel[c], factors[V];
+        for (int p = 0; p < over.size; p++)
+            for (int q = 0; q < over.size; q++, w += over.C * F) {
+                int h = top + p * over.dilation, v = left + q * over.dilation;
+                if (h < 0 || h >= over.H || v < 0 || v >= over.W) continue;
+                const S *pixel = x + (h * over.W + v) * over.per_pixel;
+                for (int c = 0; c < over.C; c++) {
+                    float here = value(pixel[c * over.per_channel]), factors[V];
                     load<V>(w + c * F, factors);
 #pragma unroll
                     for (int j = 0; j < V; j++) sum[j] += here * factors[j];
@@ -484,18 +499,47 @@ __device__ inline void convolve_filters(int i, const T *x, const float *weights,
     store<V>(y + m * ldy + f, best);
 }
 
-// Convolve a map of few channels, such as an image, add the bias, activate: x (N, H, W, C), weights (size, size, C, F) ->
-// y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution's. n = N*OH*OW * F, or
-// F / WIDE.
-extern "C" __global__ void convolve_few(const T *x, const float *weights, const float *bias, T *y, int n, int C, int F, int H,
-                                        int W, int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldx, int ldy,
-                                        int kind, int pooled, int wide) {
+// Convolve a map of few channels, such as an image, add the bias, activate: x (N, H, W, C), which lies as Windows says, weights
+// (size, size, C, F) -> y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution's.
+// n = N*OH*OW * F, or F / WIDE.
+extern "C" __global__ void convolve_few(const T *x, const float *weights, const float *bias, T *y, int n, int F, int per_image,
+                                        int per_channel, int per_pixel, int C, int H, int W, int OH, int OW, int size, int sy,
+                                        int sx, int dilation, int pad, int ldy, int kind, int pooled, int wide) {
     int i = thread_index();
     if (i >= n) return;
+    Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
     if (wide)
-        convolve_filters<WIDE>(i, x, weights, bias, y, C, F, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy, kind, pooled);
+        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
     else
-        convolve_filters<1>(i, x, weights, bias, y, C, F, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldy, kind, pooled);
+        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+}
+
+// As `convolve_few`, straight from a caller's float32 (N, C, H, W).
+extern "C" __global__ void convolve_floats(const float *x, const float *weights, const float *bias, T *y, int n, int F,
+                                           int per_image, int per_channel, int per_pixel, int C, int H, int W, int OH, int OW,
+                                           int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
+                                           int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
+    if (wide)
+        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    else
+        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+}
+
+// As `convolve_few`, straight from pictures (N, H, W, C), whose bytes count v / 255.
+extern "C" __global__ void convolve_bytes(const unsigned char *x, const float *weights, const float *bias, T *y, int n, int F,
+                                          int per_image, int per_channel, int per_pixel, int C, int H, int W, int OH, int OW,
+                                          int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
+                                          int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
+    if (wide)
+        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    else
+        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
 }
 
 template <int V>

@@ -171,7 +171,8 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         y = Maps(kernels, N * OH * OW, F, "even part" if F % 8 == 0 else "odd part", dtype)
         is_wide = wide(dtype, y)
         n = threads(dtype, N * OH * OW, F, is_wide)
-        sizes = (n, C, F, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, NAMES.index("leaky"), pooled, is_wide)
+        apart = (H * W * x.ld, 1, x.ld)
+        sizes = (n, F, *apart, C, H, W, OH, OW, size, *stride, dilation, pad, y.ld, NAMES.index("leaky"), pooled, is_wide)
         kernels.launch("plan.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
         close(y.result(), want.reshape(-1, F), dtype)
 

@@ -4,7 +4,7 @@
     cpu.py       runs a plan with NumPy: convolve.py winograd.py gemm.py after.py, on all cores (team.py)
     choose.py    which way to convolve: by rule, or as tune.py has measured on this machine (`gpudarknet plan x.cfg -tune`)
     cuda.py      runs a plan on a GPU: launches.py steps, convolutions.py layers.py as_convolution.py what is more than a launch
-                 or two, lane.py its stream
+                 or two, lane.py its stream; entry.py how it takes its input, pictures.py how bytes get there
     scheme.py    how a plan runs there: which way each convolution goes (ways.py), what goes together, where all lies
     engine.py    the programs of one network, by shape, batch and precision
 
@@ -29,6 +29,7 @@ from . import tune
 from .compile import compile
 from .cpu import Program
 from .engine import Engine
+from .pictures import Pictures, uploader
 from .steps import Plan
 
-__all__ = ["Engine", "Plan", "Program", "compile", "tune"]
+__all__ = ["Engine", "Pictures", "Plan", "Program", "compile", "tune", "uploader"]

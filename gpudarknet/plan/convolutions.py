@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..ops.activation import NAMES
@@ -27,17 +28,32 @@ def convolve(program: Program, step: Convolve) -> list[Work]:
 
 
 def _by_kernel(program: Program, step: Convolve) -> list[Work]:
-    x, y, (weights, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    (C, H, W), F = x.shape, y.shape[0]
+    x, read = program.view(step.xs[0]), few(program, step)
+    return [partial(read, "plan.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld))]
+
+
+def few(program: Program, step: Convolve) -> Callable[[str, Any, tuple[int, int, int]], None]:
+    """Return run(kernel, x, apart), a convolution of few channels as a function of what it reads.
+
+    apart: how many numbers of x lie between images, between channels and between pixels.
+    """
+    y, (weights, bias), F, launch = program.view(step.y), program.arrays(step), step.y.shape[0], program.be.launch
+    assert launch is not None
     first = step.after[0] if step.after else None
     kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
     program.methods[step] = "in one kernel"
     wide = kind in WIDE and program.fits(y)
     n = y.pixels * F // (program.width if wide else 1)
-    geometry = (H, W, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    sizes = (n, C, F, *geometry, x.ld, y.ld, NAMES.index(kind), step.pooled, wide)
-    work = [kernel(program, "plan.convolve_few", n, x.a, weights, bias, y.a, *sizes)]
-    return work + finish_in_place(program, rest, y)
+    geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
+    more = (*geometry, y.ld, NAMES.index(kind), step.pooled, wide)
+    after = finish_in_place(program, rest, y)
+
+    def run(kernel: str, x: Any, apart: tuple[int, int, int]) -> None:
+        launch(kernel, n, x, weights, bias, y.a, n, F, *apart, *more)
+        for work in after:
+            work()
+
+    return run
 
 
 def _depthwise(program: Program, step: Convolve) -> list[Work]:

@@ -25,6 +25,7 @@ from ..layers.convolutional import folded
 from . import launches, layers, ways
 from .as_convolution import as_convolutions
 from .convolutions import convolve
+from .entry import Entry
 from .lane import Work, lane
 from .scheme import decide
 from .steps import Convolve, Map, Plan, Reference, Step
@@ -98,10 +99,11 @@ class Program:
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
-        self.input, self.outputs = self.view(plan.input), [self.view(m) for m in plan.outputs]
+        self.entry, self.outputs = Entry(self), [self.view(m) for m in plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
-            self.work += BIND[type(step)](self, step)
+            if step is not self.entry.step:
+                self.work += BIND[type(step)](self, step)
         self.graph: Any = None
         self.eagerly = self._why_eager(graph)
         if self.lane.cuda is not None:
@@ -182,7 +184,10 @@ class Program:
         return self.prepared[self._key(step)]
 
     def run(self, x: Any) -> list[Any]:
-        """Run the plan on x (N, C, H, W), float32 on the device; return fresh arrays, one per output, on the caller's stream."""
+        """Run the plan on x; return fresh arrays, one per output, on the caller's stream.
+
+        x: float32 (N, C, H, W) on the device, or Pictures.
+        """
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
         results = [be.empty((N, *m.shape)) for m in self.plan.outputs]
@@ -191,8 +196,7 @@ class Program:
                 self._capture()
             if self.poison:
                 self.arena.fill(np.nan)
-            y, (C, P) = self.input, self.input.sizes
-            launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
+            self.entry.take(x)
             if self.graph is not None:
                 self.graph.launch(self.lane.stream)
             else:
