@@ -633,7 +633,9 @@ class FakeCuda:
 
     def __init__(self, free=1 << 30):
         self.log, self.capturing, self.failing = [], None, None
-        self.runtime = types.SimpleNamespace(memGetInfo=lambda: (free, 1 << 31))
+        self.runtime = types.SimpleNamespace(
+            memGetInfo=lambda: (free, 1 << 31), getDeviceProperties=lambda device: {"name": b"a GPU"}
+        )
         self.caller = self.Stream(name="caller")
         self.current = [self.caller]
         self.names = iter(["plan"])

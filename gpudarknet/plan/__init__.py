@@ -5,7 +5,8 @@
     choose.py    which way to convolve: by rule, or as tune.py has measured on this machine (`gpudarknet plan x.cfg -tune`)
     cuda.py      runs a plan on a GPU: launches.py steps, convolutions.py layers.py as_convolution.py what is more than a launch
                  or two, lane.py its stream; entry.py how it takes its input, pictures.py how bytes get there
-    scheme.py    how a plan runs there: which way each convolution goes (ways.py), what goes together, where all lies
+    scheme.py    how a plan runs there: which way each convolution goes (ways.py; race.py measures), what goes together, where
+                 all lies
     engine.py    the programs of one network, by shape, batch and precision
 
 What bounds the CPU. Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, whose sgemm reaches 100 GFLOP/s per core; time is
