@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from . import boxes as geometry
+from . import image
 from .data import Boxes, Faults, read_labels
 from .detector import Detector, Found
 from .errors import DataError, ImageError
 from .names import label_path
 
 THRESH, NMS = 0.005, 0.45  # what `detector map` looks at
+PROPOSAL_THRESH, PROPOSAL_NMS = 0.001, 0.4  # and `detector recall`
 COCO_SIZES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 
 
@@ -36,15 +38,17 @@ class Judged:
 def judge(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, faults: Faults | None = None,
     difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
+    find: Callable[[Detector, str, float, float], Found] | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
     """Find objects in each image and read its labels. Unreadable images are noted in `faults` and left out.
 
-    difficult: gives the label file of an image's difficult boxes. done(count) is called after each image.
+    difficult: gives the label file of an image's difficult boxes. done(count) is called after each image. find: in place of
+    the detector's own, such as `proposals`.
     """
     faults = faults or Faults()
     for count, path in enumerate(paths, 1):
         try:
-            (found,) = detector.find([path], thresh, nms)
+            found = find(detector, path, thresh, nms) if find else detector.find([path], thresh, nms)[0]
         except ImageError as e:
             faults.image(e)
             continue
@@ -202,8 +206,20 @@ class Recall:
     recall: float
 
 
+def proposals(detector: Detector, path: str, thresh: float, nms: float) -> Found:
+    """Find boxes in an image whatever their class: doubles are dropped by objectness, which stands as the one class."""
+    net, picture = detector.network, image.read(path, detector.network.channels)
+    H, W = picture.shape[:2]
+    rows = detector.rows(detector.input([picture]), thresh)
+    rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 1] > thresh)]
+    placed = geometry.to_image(rows[:, 2:6], net.width, net.height, W, H, detector.letterbox)
+    objectness = geometry.nms(placed, rows[:, 1:2], nms)
+    kept = objectness[:, 0] > 0
+    return Found(placed[kept], objectness[kept], W, H)
+
+
 def recall(images: Iterable[Judged], iou_thresh: float = 0.5) -> Recall:
-    """Measure how many truths some box of any class covers (validate_detector_recall)."""
+    """Measure how many truths some box covers, given images judged by `proposals` (validate_detector_recall)."""
     count = hit = truths = boxes = 0
     total = 0.0
     for judged in images:

@@ -83,9 +83,9 @@ def lines(report: Report, names: Sequence[str], each: Sequence[float] | None) ->
         yield f"class_id = {k}, name = {name}, ap = {100 * report.ap[k]:.2f}%   \t {counts}{more}"
     conf, fn = report.conf_thresh, int(report.truths.sum() - report.right.sum())
     rates = f"precision = {report.precision:.2f}, recall = {report.recall:.2f}, F1-score = {report.f1:.2f}"
-    yield f" for conf_thresh = {conf:g}, {rates}"
+    yield f" for conf_thresh = {conf:.2f}, {rates}"
     yield (
-        f" for conf_thresh = {conf:g}, TP = {report.right.sum()}, FP = {report.wrong.sum()}, FN = {fn},"
+        f" for conf_thresh = {conf:.2f}, TP = {report.right.sum()}, FP = {report.wrong.sum()}, FN = {fn},"
         f" average IoU = {100 * report.average_iou:.2f} %"
     )
     way = f"used {report.points} Recall-points" if report.points else "used Area-Under-Curve for each unique Recall"
@@ -150,7 +150,9 @@ def recall(args: Any) -> None:
 
     _, detector, paths, faults = opened(args)
     with counting(len(paths)) as done:
-        found = evaluate.recall(evaluate.judge(detector, paths, 0.001, 0.4, faults, done=done), args.iou_thresh)
+        settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, faults
+        judged = evaluate.judge(detector, paths, *settings, done=done, find=evaluate.proposals)
+        found = evaluate.recall(judged, args.iou_thresh)
     inputs.tell_faults(faults)
     print(f"images: {len(paths)}, proposals per image: {found.proposals:.2f}")
     print(f"average IoU: {100 * found.average_iou:.2f} %, recall: {100 * found.recall:.2f} %")
