@@ -617,7 +617,7 @@ def test_describe():
     text = program(net, 2, "fp16").describe()
     assert "3 x 3 / 1" in text and text.splitlines()[1].endswith("im2col, gemm")
     assert text.splitlines()[-1] == (
-        "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device: "
+        "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device for batch 2: "
         "arena 0.0, weights 0.0, cuBLAS 32.0"
     )
 

@@ -28,7 +28,7 @@ from .convolutions import convolve
 from .entry import Entry
 from .lane import Work, lane
 from .scheme import decide
-from .steps import Convolve, Map, Plan, Reference, Step
+from .steps import Convolve, Map, Plan, Reference, Step, table, totals
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     **launches.BIND,
@@ -231,13 +231,22 @@ class Program:
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""
+        size, scheme = self.type.itemsize, self.scheme
+        methods = dict(self.methods)
+        for writer, reader in scheme.ahead.items():
+            only = "only " if writer in scheme.unstored else ""
+            words = [methods.get(writer, ""), f"writes {only}the im2col of layer {reader.layers[0]}"]
+            methods[writer] = "; ".join(filter(None, words))
         how = "as a CUDA graph" if self.eagerly is None else f"eagerly ({self.eagerly})"
-        sizes = (self.scheme.numbers * self.type.itemsize, self.weights, WORKSPACE)
+        sizes = (scheme.numbers * size, self.weights, WORKSPACE)
         arena, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
-        return (
-            f"{self.plan.describe(self.methods)}\n"
-            f"CUDA, {self.precision}, {how}: {len(self.work)} launches; MiB on the device: "
-            f"arena {arena}, weights {weights}, cuBLAS {workspace}"
+        return "\n".join(
+            [
+                *table(self.steps, methods, lambda m: size * (scheme.offsets[m.root] + m.channel)),
+                f"{totals(self.steps, self.through)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
+                f"CUDA, {self.precision}, {how}: {len(self.work) + self.entry.launches} launches; MiB on the device for batch {self.plan.batch}: "
+                f"arena {arena}, weights {weights}, cuBLAS {workspace}",
+            ]
         )
 
 
