@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .. import backend as backends
 from .. import shelf
+from ..backend import Backend
 from . import inputs
 from .arguments import Command, Flag, UsageError
 
@@ -20,7 +22,9 @@ def plan(args: Any) -> None:
     if args.precision not in ("fp32", "tf32", "fp16"):
         raise UsageError(f"plan: unknown precision '{args.precision}'; choose fp32, tf32 or fp16")
     size = {key: value for key in ("width", "height") if (value := getattr(args, key)) is not None}
-    be = inputs.get_backend(args)
+    be, why = device(args)
+    if why and args.tune:
+        raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
     net = load_network(shelf.shipped_cfg(args.words[0]), backend=be, batch=args.batch, **size)
     found = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
     if be.cublas is None:
@@ -29,10 +33,30 @@ def plan(args: Any) -> None:
             remember(races, tune.machine())
         print(Program(found, tune.read_choices()).describe())
         return
+    if why:
+        print(cuda.Program(found, be, args.precision).describe())
+        print(f"not run: {why}")
+        return
     of = race.device(be, args.precision)
     if args.tune:
         remember(race.measure(found, be, args.precision), of)
     print(cuda.Program(found, be, args.precision, choices=tune.read_choices(of)).describe())
+
+
+def device(args: Any) -> tuple[Backend, str]:
+    """Return the backend that -device or else -backend asks for, and why it cannot run if it is a GPU that is not there."""
+    from ..plan import dry
+
+    if args.device not in (None, "cpu", "gpu"):
+        raise UsageError(f"plan: unknown device '{args.device}'; choose cpu or gpu")
+    if args.device == "cpu":
+        return backends.get("numpy"), ""
+    if args.device == "gpu":
+        why = backends.why_no_cupy()
+        if why is not None:
+            return dry.backend(), why
+        args.backend = "cupy"
+    return inputs.get_backend(args), ""
 
 
 def remember(races: Iterable[tuple[str, str, dict[str, float]]], of: str) -> None:
@@ -59,6 +83,12 @@ COMMANDS = (
             Flag("batch", int, 1, "images at a time"),
             Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
             Flag("tune", bool, False, "measure the ways to convolve first, and remember the fastest"),
+            Flag(
+                "device",
+                str,
+                None,
+                "cpu or gpu: whose plan; without a GPU, gpu shows what it would be. Default: the backend's",
+            ),
             inputs.BACKEND,
             inputs.GPU,
         ),

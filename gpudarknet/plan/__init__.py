@@ -7,7 +7,7 @@
                  or two, lane.py its stream; entry.py how it takes its input, pictures.py how bytes get there
     scheme.py    how a plan runs there: which way each convolution goes (ways.py; race.py measures), what goes together, where
                  all lies
-    engine.py    the programs of one network, by shape, batch and precision
+    engine.py    the programs of one network, by shape, batch and precision; dry.py a GPU that is not there
 
 What bounds the CPU. Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, whose sgemm reaches 100 GFLOP/s per core; time is
 that of both cores, GFLOP/s count the convolution's own operations (so Winograd may exceed what the cores can do):

@@ -28,12 +28,15 @@ def convolve(program: Program, step: Convolve) -> list[Work]:
 
 
 def _by_kernel(program: Program, step: Convolve) -> list[Work]:
-    x, read = program.view(step.xs[0]), few(program, step)
-    return [partial(read, "plan.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld))]
+    x, (convolve, after) = program.view(step.xs[0]), few(program, step)
+    return [partial(convolve, "plan.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
 
 
-def few(program: Program, step: Convolve) -> Callable[[str, Any, tuple[int, int, int]], None]:
-    """Return run(kernel, x, apart), a convolution of few channels as a function of what it reads.
+Few = Callable[[str, Any, tuple[int, int, int]], None]
+
+
+def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
+    """Return convolve(kernel, x, apart), a convolution of few channels as a function of what it reads, and what comes after.
 
     apart: how many numbers of x lie between images, between channels and between pixels.
     """
@@ -46,14 +49,11 @@ def few(program: Program, step: Convolve) -> Callable[[str, Any, tuple[int, int,
     n = y.pixels * F // (program.width if wide else 1)
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     more = (*geometry, y.ld, NAMES.index(kind), step.pooled, wide)
-    after = finish_in_place(program, rest, y)
 
-    def run(kernel: str, x: Any, apart: tuple[int, int, int]) -> None:
+    def convolve(kernel: str, x: Any, apart: tuple[int, int, int]) -> None:
         launch(kernel, n, x, weights, bias, y.a, n, F, *apart, *more)
-        for work in after:
-            work()
 
-    return run
+    return convolve, finish_in_place(program, rest, y)
 
 
 def _depthwise(program: Program, step: Convolve) -> list[Work]:

@@ -238,13 +238,14 @@ class Program:
             words = [methods.get(writer, ""), f"writes {only}the im2col of layer {reader.layers[0]}"]
             methods[writer] = "; ".join(filter(None, words))
         how = "as a CUDA graph" if self.eagerly is None else f"eagerly ({self.eagerly})"
+        launches = len(self.work) + self.entry.launches
         sizes = (scheme.numbers * size, self.weights, WORKSPACE)
         arena, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
         return "\n".join(
             [
                 *table(self.steps, methods, lambda m: size * (scheme.offsets[m.root] + m.channel)),
                 f"{totals(self.steps, self.through)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
-                f"CUDA, {self.precision}, {how}: {len(self.work) + self.entry.launches} launches; MiB on the device for batch {self.plan.batch}: "
+                f"CUDA, {self.precision}, {how}: {launches} launches; MiB on the device for batch {self.plan.batch}: "
                 f"arena {arena}, weights {weights}, cuBLAS {workspace}",
             ]
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .convolutions import few
+from .convolutions import Few, few
+from .lane import Work
 from .pictures import Pictures
 from .steps import Convolve, Step
 
@@ -17,7 +18,9 @@ class Entry:
 
     def __init__(self, program: Program):
         self.be, self.input, self.step = program.be, program.view(program.plan.input), opening(program)
-        self.convolve = None if self.step is None else few(program, self.step)
+        found: tuple[Few | None, list[Work]] = (None, []) if self.step is None else few(program, self.step)
+        self.convolve, self.after = found
+        self.launches = 0 if self.step is None else 1 + len(self.after)
 
     def take(self, x: Any) -> None:
         """Take x, Pictures or float32 (N, C, H, W) on the device: launch all that reads it, on the current stream."""
@@ -37,6 +40,8 @@ class Entry:
         else:
             x.write(y)
             self.convolve("plan.convolve_few", y.a, (P * y.ld, 1, y.ld))
+        for work in self.after:
+            work()
 
 
 def opening(program: Program) -> Convolve | None:
