@@ -24,13 +24,14 @@ from .layers import DetectionHead
 from .names import label_path, text
 
 TRIES = 100  # unreadable images in a row before a data set counts as missing
+LONGEST_LIST = 1 << 30  # bytes; Open Images' list of 1.7 million images has 0.1 GB
 TRACKS = 4000  # objects of one image that get track numbers of their own, as in Darknet
 Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) with tracks
 
 
 def read_list(path: str | Path) -> list[str]:
     """Read a list of images, one path a line; a relative path is looked up here, then beside the list. Raises DataError."""
-    lines = [line.strip() for line in text(path).split("\n")]
+    lines = [line.strip() for line in text(path, LONGEST_LIST).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")

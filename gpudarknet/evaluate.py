@@ -163,7 +163,7 @@ def average_precision(ranked: Sequence[tuple[float, int]], truths: int, points: 
 
 
 def coco(images: Sequence[Judged], names: Sequence[str]) -> tuple[dict[str, float], np.ndarray]:
-    """Return COCO's six average precisions, by name, and AP per class (C,), NaN without truths.
+    """Return COCO's six average precisions, by name, and AP per class (C,); NaN where there are no truths of a kind.
 
     Needs faster-coco-eval, which computes what pycocotools does. Sizes count in pixels of the image. Raises DataError.
     """
@@ -194,7 +194,7 @@ def coco(images: Sequence[Judged], names: Sequence[str]) -> tuple[dict[str, floa
         run.summarize()
     precision = run.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class, all sizes, most detections
     each = np.array([p[p > -1].mean() if (p > -1).any() else np.nan for p in precision.transpose(2, 0, 1)])
-    return {name: float(run.stats[i]) for i, name in enumerate(COCO_SIZES)}, each
+    return {name: float(run.stats[i]) if run.stats[i] >= 0 else np.nan for i, name in enumerate(COCO_SIZES)}, each
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,16 @@ def test_sequences(extra):
     assert len(set(begins)) == 4
 
 
+def test_a_fault_is_written_once(tmp_path):
+    """By several runs too; each run knows what it met."""
+    for _ in range(2):
+        faults = data.Faults(tmp_path)
+        for _ in range(2):
+            faults.label("a.txt:1: wrong")
+        assert faults.labels == ["a.txt:1: wrong"]
+    assert (tmp_path / "bad_label.list").read_text() == "a.txt:1: wrong\n"
+
+
 def test_a_list_of_images(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "list.txt").write_text("a.png\n\n/b/c.png\r\n")

@@ -144,6 +144,9 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
     assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(each[3])
     report = evaluate.mean_average_precision(images, 3, 0.5, 101)
     assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
+    tiny = [Judged(Found(j.found.boxes, j.found.probs, 30, 20), j.truth, NONE) for j in perfect]
+    scores, _ = evaluate.coco(tiny, ["a", "b", "c"])
+    assert scores["AP small"] == pytest.approx(1) and np.isnan(scores["AP medium"]) and np.isnan(scores["AP large"])
 
 
 def test_recall():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from ..errors import DataError
 from ..names import DataFile, label_path
 from . import inputs, tell
 from .arguments import Command, Flag, UsageError
+from .inputs import counting
 
 if TYPE_CHECKING:
     from ..data import Faults
@@ -36,20 +35,6 @@ def opened(args: Any) -> tuple[DataFile, Detector, list[str], Faults]:
     return file, detector, read_list(file.find("valid")), Faults(Path())
 
 
-@contextmanager
-def counting(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are done, where a person looks on."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda count: bar.update(task, completed=count)
-
-
 def measure(args: Any) -> None:
     """Print Darknet's report of mAP, and COCO's where its library is installed."""
     from .. import evaluate
@@ -70,7 +55,7 @@ def measure(args: Any) -> None:
     for text in lines(report, detector.names, each):
         print(text)
     for name, value in scores.items():
-        print(f" COCO {name} = {100 * value:.2f} %")
+        print(f" COCO {name} = {100 * value:.2f} %" if value == value else f" COCO {name}: no object has this size")
     inputs.tell_faults(faults)
 
 
