@@ -6,8 +6,9 @@
 Chance comes from (seed, iteration) alone, so a run that is stopped and resumed goes on as if it had never stopped.
 
 `step` alone is held to the numbers of the original program's CPU build, and that build has a fault in classifiers: layers
-that it does not mark as training, [avgpool] and [connected] among them, keep their deltas from step to step, and the
-weights of [connected] never move. `Trainer(net, cpu_build=False)` has neither fault; `fit` and the command line use that.
+that it does not mark as training, of which [avgpool], [connected] and [local] are followed here, keep their deltas from step
+to step, unless a convolution comes next, and the weights of [connected] and [local] never move. `Trainer(net,
+cpu_build=False)` has neither fault; `fit` and the command line use that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .layers import Goal, Run
 from .layers.avgpool import AvgPool
 from .layers.connected import Connected
 from .layers.convolutional import Convolutional
+from .layers.local import Local
 from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
@@ -36,6 +38,7 @@ from .scaling import LossScale
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
 Way = Any  # what a layer's forward returns beside its output
+STILL = Connected | Local  # with cpu_build, layers that learn nothing
 
 
 class Trainer:
@@ -75,7 +78,7 @@ class Trainer:
         self.skipped = False  # whether the last step was
         self.rejection = Rejection()
         self.cpu_build, self.exact, self.warned = cpu_build and not half, exact, False
-        self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
+        self.stale: dict[int, Any] = {}  # the deltas that layers kept from the step before, with cpu_build
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []
@@ -182,25 +185,38 @@ class Trainer:
         keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
         self.rejection.filter(delta, entries, self.iteration, cfg.max_batches, *keys)
 
+    def keeps_delta(self, node: Node) -> bool:
+        """Say whether a layer of Darknet's CPU build adds to its old delta; a convolution that follows replaces it."""
+        following = self.net.nodes[node.index + 1 : node.index + 2]
+        replaced = any(isinstance(after.layer, Convolutional) for after in following)
+        return isinstance(node.layer, AvgPool | STILL) and not replaced
+
     def stale_way(self, node: Node, y: Any, way: Way) -> Way:
-        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, [connected] learns nothing."""
-        if not isinstance(node.layer, AvgPool | Connected):
+        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, some layers learn nothing."""
+        if not isinstance(node.layer, AvgPool | STILL):
             return way
         kind = getattr(node.layer, "activation", "linear")
 
         def kept(dy: Any, grad: dict[str, Any]) -> Any:
-            self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
-            return way(dy, {} if isinstance(node.layer, Connected) else grad)
+            if self.keeps_delta(node):
+                self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
+            return way(dy, {} if isinstance(node.layer, STILL) else grad)
 
         return kept
 
     def warn(self) -> None:
         """Say once which layers cpu_build trains wrongly."""
-        found = sorted({n.layer.section for n in self.net.nodes if isinstance(n.layer, AvgPool | Connected)})
-        if self.cpu_build and not self.warned and found:
+        faults = []
+        for fault, nodes in (
+            ("the deltas of {} add up from step to step", [n for n in self.net.nodes if self.keeps_delta(n)]),
+            ("the weights of {} never move", [n for n in self.net.nodes if isinstance(n.layer, STILL)]),
+        ):
+            if names := sorted({f"[{node.layer.section}]" for node in nodes}):
+                faults.append(fault.format(" and ".join(names)))
+        if self.cpu_build and not self.warned and faults:
             warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, the deltas of [{'] and ['.join(found)}] add up from"
-                " step to step and [connected] learns nothing; Trainer(net, cpu_build=False) trains soundly",
+                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)}; Trainer(net, cpu_build=False)"
+                " trains soundly",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.warned = True
@@ -221,7 +237,7 @@ class Trainer:
             layer = node.layer
             if node.index < stop or owner(node) != node.index:
                 continue
-            if self.cpu_build and isinstance(layer, Connected):
+            if self.cpu_build and isinstance(layer, STILL):
                 continue
             if layer.dont_update and self.iteration <= layer.dont_update:
                 continue

@@ -216,6 +216,9 @@ SPP = (
     conv(4, stride=2) + "[maxpool]\nsize=3\nstride=1\n[route]\nlayers=-2\n[maxpool]\nsize=5\nstride=1\n"
     "[route]\nlayers=-1,-3,-4\n" + conv(6, 1)
 )  # fmt: skip
+CONNECTED = "[connected]\noutput={}\nactivation={}\n\n"
+LOCAL = "[local]\nfilters=4\nsize=3\nstride=1\npad=1\nactivation=leaky\n\n"
+CELLS = "[detection]\nclasses=3\ncoords=4\nside=3\nnum=2\nrescore=1\nsqrt=1\n"
 SQUEEZE = conv(8) + AVERAGE + conv(8, 1, 1, "logistic") + "[scale_channels]\nfrom=-3\nactivation=linear\n" + conv(4)
 
 RUNS = {
@@ -319,4 +322,16 @@ RUNS = {
         one_hot(5), sound=True,
     ),
     "sound two heads": OriginalRun(PYRAMID, boxes(4), {"learning_rate": "0.0005"}, sound=True),
+    "connected detection": OriginalRun(
+        conv(6, stride=2) + POOL + CONNECTED.format(20, "leaky") + CONNECTED.format(117, "linear") + CELLS, cells
+    ),
+    "local detection": OriginalRun(conv(6, stride=2) + POOL + LOCAL + CONNECTED.format(117, "linear") + CELLS, cells),
+    "avgpool convolution": OriginalRun(conv(4, stride=2) + AVERAGE + conv(5, 1, 1, "linear") + SOFTMAX, one_hot(5)),
+    "yolo equidistant_point": OriginalRun(yolo().body, boxes(4), DETECTOR | {"equidistant_point": "1"}),
+    "yolo sigmas": OriginalRun(
+        yolo("iou_loss=ciou").body, boxes(4), DETECTOR | {"num_sigmas_reject_badlabels": "2", "max_batches": "2"}
+    ),
+    "yolo badlabels": OriginalRun(
+        yolo("iou_loss=giou").body, boxes(4), DETECTOR | {"badlabels_rejection_percentage": "0.5", "max_batches": "2"}
+    ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Training against 94 runs of the original program: losses with their keys, the schedules, layers that several read."""
+"""Training against 100 runs of the original program: losses with their keys, the schedules, layers that several read."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def test_cpu_build_says_what_it_does_wrong():
     with pytest.warns(TrainWarning) as said:
         gd.Trainer(net).step(*batch(net))
     assert str(said[0].message) == (
-        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and [connected] learns nothing;"
-        " Trainer(net, cpu_build=False) trains soundly"
+        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and the weights of [connected]"
+        " never move; Trainer(net, cpu_build=False) trains soundly"
     )
 
 
