@@ -40,6 +40,7 @@ SIZES = {"yolov2-tiny": (416,), "yolov3-tiny": (416,), "yolov4-tiny": (416,), "y
          "yolov3": (416, 608), "yolov4": (416, 608)}  # fmt: skip
 # Parts of an output's largest number that a result may be off: float32 in another order; 11 bits of tf32 and fp16.
 TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}
+MAIN = ("graph", "eager")  # of a plan's variants those that are timed first; the others if time is left
 TIMED = 0.25  # seconds for each figure, and at least ROUNDS rounds
 ROUNDS = 5
 BUDGET = 0.8  # part of a stage's limit after which no new figure is begun
@@ -130,19 +131,22 @@ def check(network: Network) -> tuple[Result, list[str]]:
     return found, failed
 
 
-def ours(network: Network) -> Iterator[Result]:
-    """Time the plan for every batch and precision, in its variants."""
+def ours(network: Network, chosen: Callable[[str], bool]) -> Iterator[Result]:
+    """Time the plan for every batch and precision, in those of its variants that are chosen by name."""
     be = network.backend
     wait = be.xp.cuda.Device().synchronize if be.name == "cupy" else lambda: None
     for batch in BATCHES:
         x = be.asarray(seeded.picture(network, batch))
         if be.cublas is None:
-            row = {"engine": "plan, eager", "batch": batch, "precision": "fp32"}
-            yield {**row, **image_rate(lambda: network.predict(x), wait, batch)}  # noqa: B023
+            if chosen("eager"):
+                row = {"engine": "plan, eager", "batch": batch, "precision": "fp32"}
+                yield {**row, **image_rate(lambda: network.predict(x), wait, batch)}  # noqa: B023
             continue
         plan = planned(network, batch)
         for precision in PRECISIONS:
             for name, options in variants(plan, precision).items():
+                if not chosen(name):
+                    continue
                 row = {"engine": f"plan, {name}", "batch": batch, "precision": precision}
                 try:
                     program = cuda.Program(plan, be, precision, network.engine.prepared, **options)
@@ -245,13 +249,14 @@ def stage(name: str, size: int, limit: float) -> Stage:
         found, failed = check(network)
         network.engine.programs.clear()
         result: Result = {"network": name, "size": size, "check": found, "failed": failed, "rows": []}
-        sources = [ours(network)]
+        sources = [ours(network, MAIN.__contains__)]
         try:
             sources.append(theirs(network, importlib.import_module("torch")))
         except ImportError as e:
             result["torch"] = f"does not import: {e}"
-        for rows in sources:
-            until = start + limit * BUDGET * (0.5 if rows is sources[0] and len(sources) > 1 else 1)
+        sources.append(ours(network, lambda variant: variant not in MAIN))
+        for i, rows in enumerate(sources):
+            until = start + limit * BUDGET * (0.5 if i == 0 else 1)
             for row in rows:
                 result["rows"].append(row)
                 if time.monotonic() > until:
