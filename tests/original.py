@@ -327,11 +327,17 @@ RUNS = {
     ),
     "local detection": OriginalRun(conv(6, stride=2) + POOL + LOCAL + CONNECTED.format(117, "linear") + CELLS, cells),
     "avgpool convolution": OriginalRun(conv(4, stride=2) + AVERAGE + conv(5, 1, 1, "linear") + SOFTMAX, one_hot(5)),
-    "yolo equidistant_point": OriginalRun(yolo().body, boxes(4), DETECTOR | {"equidistant_point": "1"}),
     "yolo sigmas": OriginalRun(
         yolo("iou_loss=ciou").body, boxes(4), DETECTOR | {"num_sigmas_reject_badlabels": "2", "max_batches": "2"}
     ),
-    "yolo badlabels": OriginalRun(
-        yolo("iou_loss=giou").body, boxes(4), DETECTOR | {"badlabels_rejection_percentage": "0.5", "max_batches": "2"}
+    "upsample": OriginalRun(
+        conv(4, stride=2) + "[upsample]\nstride=2\nscale=0.5\n" + conv(6) + "[upsample]\nstride=-2\n" + conv(5, 1, 1, "linear")
+        + AVERAGE + SOFTMAX, one_hot(5)
+    ),
+    "windows": OriginalRun(
+        conv(6, more="dilation=2\n") + "[maxpool]\nsize=3\nstride=1\n" + conv(4, 4, 2)
+        + "[maxpool]\nsize=3\nstride_x=2\npadding=1\n" + conv(6, activation="mish", more="groups=2\nstride_y=2\n")
+        + "[maxpool]\nmaxpool_depth=1\nout_channels=5\n" + AVERAGE + SOFTMAX,
+        one_hot(5),
     ),
 }  # fmt: skip
