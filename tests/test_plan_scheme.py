@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import cupy_api
 import numpy as np
 import pytest
+from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 from test_plan_cuda import NETWORKS, TOLERANCE, distance, plan_backend, program, thin
 
 from gpudarknet import cfg, load_network
-from gpudarknet.plan import ways
+from gpudarknet.plan import lane, ways
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.scheme import Scheme, decide, padded
 from gpudarknet.plan.steps import Convolve, Map
@@ -242,3 +244,23 @@ def test_a_part_of_a_map_has_no_writer_ahead():
     scheme = decide(plan_of(cfg.parse(text)), 1, "fp16")
     assert [step.layers[0] for step in scheme.ahead] == [0]
     assert isinstance(next(iter(scheme.offsets)), Map)
+
+
+@pytest.mark.parametrize("name", ["yolov4-csp", "yolov4-tiny", "yolov2"])
+def test_programs_take_turns_on_one_lane(name, monkeypatch):
+    """Graphs of several shapes, batches and precisions, replayed by turns: none touches what another has."""
+    monkeypatch.setattr(lane, "_lanes", {})
+    be = cupy_api.backend(plan_backend().launch, FakeCublas().open)
+    nets = [load_network(thin(name), backend=be, width=W, height=H) for W, H in ((64, 32), (32, 96))]
+    inputs = [network_input(net, 1, batch) for net, batch in zip(nets, (1, 2), strict=True)]
+    programs = [(program(net, len(x), p), x) for net, x in zip(nets, inputs, strict=True) for p in ("fp32", "fp16")]
+    first = [[be.to_numpy(y) for y in run.run(be.asarray(x))] for run, x in programs]
+    assert len({id(run.lane) for run, _ in programs}) == 1
+    assert all(run.graph is not None for run, _ in programs)
+    for (run, x), want in reversed(list(zip(programs, first, strict=True))):
+        for got, y in zip(run.run(be.asarray(x)), want, strict=True):
+            np.testing.assert_array_equal(be.to_numpy(got), y)
+    for (run, x), want in zip(programs, first, strict=True):
+        alone = program(nets[run.plan.batch - 1], len(x), run.precision, graph=False, poison=True)
+        for got, y in zip(alone.run(be.asarray(x)), want, strict=True):
+            np.testing.assert_array_equal(be.to_numpy(got), y)
