@@ -26,7 +26,7 @@ def test_a_plan_is_told_as_where_it_runs(precision):
 def without_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(backend, "why_no_cupy", lambda: WHY)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.cfg").write_text(SMALL + "[crnn]\noutput=3\nhidden=4\npad=1\n")
+    (tmp_path / "x.cfg").write_text(SMALL + "[convolutional]\nfilters=3\nxnor=1\n")
 
 
 @pytest.mark.usefixtures("without_gpu")
@@ -34,7 +34,7 @@ def test_the_command(capsys):
     assert main(["plan", "x.cfg", "-device", "gpu", "-precision", "fp16", "-batch", "2"]) == 0
     *_, ran, why = capsys.readouterr().out.splitlines()
     assert ran.startswith(
-        "CUDA, fp16, eagerly (through the reference: crnn): 4 launches; MiB on the device for batch 2: arena "
+        "CUDA, fp16, eagerly (through the reference: convolutional): 4 launches; MiB on the device for batch 2: arena "
     )
     assert why == f"not run: {WHY}"
     assert main(["plan", "x.cfg", "-device", "cpu"]) == 0

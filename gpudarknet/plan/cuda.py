@@ -22,11 +22,12 @@ from ..cublas import WORKSPACE
 from ..errors import BackendError
 from ..layers import Shape
 from ..layers.convolutional import folded
-from . import launches, layers, ways
+from . import launches, layers, recurrent, ways
 from .as_convolution import as_convolutions
 from .convolutions import convolve
 from .entry import Entry
 from .lane import Work, lane
+from .recurrent import unrolled
 from .scheme import decide
 from .steps import Convolve, Map, Plan, Reference, Step, table, totals
 
@@ -34,6 +35,7 @@ BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     **launches.BIND,
     Convolve: convolve,
     Reference: layers.reference,
+    **recurrent.BIND,
 }
 
 
@@ -85,7 +87,8 @@ class Program:
         together: bool = True,
         ahead: bool = True,
     ):
-        plan = as_convolutions(plan, be)
+        self.heads = len(plan.outputs)  # what recurrent layers remember comes after them
+        plan, self.memories = unrolled(as_convolutions(plan, be), be)
         self.plan, self.be, self.precision, self.poison = plan, be, precision, poison
         self.type = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.width = 16 // self.type.itemsize
@@ -165,7 +168,7 @@ class Program:
 
     def _key(self, step: Convolve) -> tuple[Any, ...]:
         group = self.scheme.together.get(step, (step,))
-        return tuple(s.layers[0] for s in group), step.layers[0], self.type.name, self._form(step)
+        return tuple((s.layers[0], s.part) for s in group), step.layers[0], step.part, self.type.name, self._form(step)
 
     def arrays(self, step: Convolve) -> tuple[Any, Any]:
         """Return the kernel as its way wants it (ways.py), and the bias (F,) in float32.
@@ -197,6 +200,10 @@ class Program:
             if self.poison:
                 self.arena.fill(np.nan)
             self.entry.take(x)
+            for memory in self.memories:
+                for m, a in zip(memory.before, memory.arrays(be, N), strict=True):
+                    v = self.view(m)
+                    launch("plan.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
             self.replay()
             for m, v, result in zip(self.plan.outputs, self.outputs, results, strict=True):
                 C, P = v.sizes
@@ -204,7 +211,10 @@ class Program:
                     launch("plan.to_rows", result.size, v.a, result, result.size, C, v.ld)
                 else:
                     launch("plan.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, block=256)
-        return results
+            kept = iter(results[self.heads :])
+            for memory in self.memories:
+                memory.w["state"] = [next(kept) for _ in memory.after]
+        return results[: self.heads]
 
     def replay(self) -> None:
         """Run the steps on the input that was given last. For `run`, and where steps are timed."""

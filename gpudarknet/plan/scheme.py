@@ -121,7 +121,7 @@ def _ends_in_one_launch(scheme: Scheme, cases: Cases, step: Step) -> bool:
 def _place(scheme: Scheme, plan: Plan, batch: int, cases: Cases) -> None:
     """Lay maps and needs into an arena: a map from the first step that writes a part of it to the last that reads one."""
     writers = {reader: writer for writer, reader in scheme.ahead.items()}
-    lives: dict[Map, list[int]] = {plan.input: [-1, -1]}
+    lives: dict[Map, list[int]] = {m: [-1, -1] for m in (plan.input, *plan.states)}
     read = {m.root for m in plan.outputs}
     for i, step in enumerate(scheme.steps):
         reads = step.reads[1:] if step in writers else step.reads  # instead of its map it reads patches

@@ -106,8 +106,8 @@ class Step:
 class Convolve(Step):
     """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
 
-    pad: zeros before the first row and column. strides: (vertical, horizontal). pooled: keep only the maximum of each
-    2 x 2 block; `after` comes after that, which is the same for what rises with its input and four times less work.
+    pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's products it is, if that
+    has several. pooled: keep only the maximum of each 2 x 2 block; `after` comes after that, which is the same for what rises with its input and four times less work.
     """
 
     name = "convolve"
@@ -117,6 +117,7 @@ class Convolve(Step):
     dilation: int
     pad: int
     groups: int
+    part: str = ""
     pooled: bool = False
 
     @property
@@ -204,7 +205,8 @@ class Plan:
     """A network compiled for inputs (batch, C, H, W): steps in order, and where in one arena each map lies.
 
     offsets: for every root map its first float32 in the arena. numbers: the arena's size in float32. bound: the least
-    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's.
+    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's. states:
+    maps that are there before the first step, beside the input.
     """
 
     batch: int
@@ -215,6 +217,7 @@ class Plan:
     numbers: int
     bound: int
     flops: float
+    states: tuple[Map, ...] = ()
 
     @property
     def copies(self) -> list[Step]:
