@@ -1,8 +1,8 @@
 """Check a machine with a GPU in under 8 minutes: `make gpu-check`.
 
-Every kernel against its plain float64 form, five networks on CuPy against NumPy, compute-sanitizer where it is installed,
-and the ceilings that speed is measured against. The result goes to bench/results/, a part as soon as it is known. Exit code
-0: all passed, 1: something failed, 2: there is no GPU that CuPy can use.
+Every kernel against its plain float64 form, five networks and every way to convolve against NumPy, compute-sanitizer where it
+is installed, and the ceilings that speed is measured against. The result goes to bench/results/, a part as soon as it is known.
+Exit code 0: all passed, 1: something failed, 2: there is no GPU that CuPy can use.
 
     python -m bench.gpu_check                     # everything, in a checkout
     python -m bench.gpu_check STAGE [BACKEND]     # one stage, its result on stdout
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import Network, cuda, load_network, shelf
+from gpudarknet import Network, cfg, cuda, load_network, shelf
 from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
 from gpudarknet.ops import activation
@@ -47,6 +47,73 @@ NETWORKS = {  # name -> (width, height, how far float32 may go, in standard devi
 }
 PRECISIONS: dict[Any, float] = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}  # how far a whole network may be off
 PRECISE = ("yolov2", "yolov4-tiny")  # the networks that are run in each of them
+WAYS = """[net]
+width=40
+height=24
+channels=3
+[convolutional]
+filters=32
+size=3
+pad=1
+activation=leaky
+batch_normalize=1
+[convolutional]
+filters=40
+size=3
+pad=1
+activation=leaky
+[maxpool]
+size=2
+stride=2
+[convolutional]
+filters=32
+size=1
+activation=mish
+[route]
+layers=-2
+[convolutional]
+filters=32
+size=1
+activation=leaky
+[convolutional]
+filters=32
+size=3
+pad=1
+activation=swish
+[shortcut]
+from=-2
+activation=relu
+[convolutional]
+filters=24
+groups=4
+size=3
+pad=1
+activation=elu
+[convolutional]
+filters=24
+groups=24
+size=3
+pad=1
+[convolutional]
+filters=40
+size=3
+stride=2
+pad=1
+activation=leaky
+[upsample]
+stride=2
+[route]
+layers=-1,3
+[convolutional]
+filters=21
+size=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=10,12,14,16,18,20
+classes=2
+num=3
+"""  # every kind of convolution, a pool, siblings, a residual
 LARGE = {"cupy": 8192, "numpy": 128}  # side of the gemm's matrices
 BYTES = {"cupy": 1 << 28, "numpy": 1 << 16}  # of the copies
 
@@ -113,12 +180,12 @@ def pair(network: str, name: str, width: int, height: int) -> tuple[Network, Net
     """Return a shipped network with seeded weights on a backend, the same on NumPy, and an input for both."""
     import seeded
 
-    cfg = shelf.shipped_cfg(network)
+    path = shelf.shipped_cfg(network)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # resnet50's three unequal shortcuts
-        blank = load_network(cfg, backend="numpy", width=width, height=height)
+        blank = load_network(path, backend="numpy", width=width, height=height)
         weights = seeded.write_weights(blank, Path(folder) / "seeded.weights", 1)
-        here, numpy = (load_network(cfg, weights, backend=b, width=width, height=height) for b in (name, "numpy"))
+        here, numpy = (load_network(path, weights, backend=b, width=width, height=height) for b in (name, "numpy"))
     return here, numpy, seeded.network_input(blank, 1, batch=2)
 
 
@@ -162,6 +229,53 @@ def precisions(name: str) -> Result:
             if name == "cupy" and eagerly is not None:
                 failed.append(f"{network} in {precision}: not a CUDA graph, {eagerly}")
     return {"precisions": rows, "failed": failed}
+
+
+def ways(name: str) -> Result:
+    """Compare every way to convolve, forced once, with NumPy's reference engine; then all of them by what a race chooses."""
+    import seeded
+
+    from gpudarknet.plan import compile, race
+    from gpudarknet.plan.cuda import Program
+    from gpudarknet.plan.steps import Convolve
+    from gpudarknet.plan.ways import Case, possible
+
+    config = cfg.parse(WAYS)
+    with tempfile.TemporaryDirectory() as folder:
+        blank = load_network(config, backend="numpy")
+        weights = seeded.write_weights(blank, Path(folder) / "seeded.weights", 1)
+        here, numpy = (load_network(config, weights, backend=b) for b in (name, "numpy"))
+    be, rows, failed = here.backend, dict[str, float](), list[str]()
+    if be.cublas is None:
+        raise Skipped("plans run on CUDA where there is cuBLAS")
+
+    def compare(label: str, program: Program, x: np.ndarray, wanted: list[np.ndarray]) -> None:
+        for _ in range(2):  # captured, then replayed
+            got = [be.to_numpy(y) for y in program.run(be.asarray(x))]
+        off = max(float(np.linalg.norm(y - w) / np.linalg.norm(w)) for y, w in zip(got, wanted, strict=True))
+        rows[label] = max(rows.get(label, 0.0), off)
+        if not off <= PRECISIONS[program.precision]:
+            failed.append(f"{label}: {off:.2g} off, {PRECISIONS[program.precision]} allowed")
+
+    for batch in (1, 3):
+        x = seeded.network_input(blank, 1, batch)
+        wanted = numpy.predict(x, engine="reference")
+        plan = compile(here.nodes, here.weights, here.heads, here.net.input, batch)
+        for precision in PRECISIONS:
+            prepared, itemsize = dict[Any, Any](), 2 if precision == "fp16" else 4
+            for step in (s for s in plan.steps if isinstance(s, Convolve)):
+                for way in possible(Case(step, batch, itemsize)):
+                    program = Program(plan, be, precision, prepared, {step.key(batch): way})
+                    compare(f"{precision} {way}", program, x, wanted)
+            choices = {key: choice for key, choice, _ in race.measure(plan, be, precision)}
+            for together in (True, False):
+                for ahead in (True, False):
+                    program = Program(
+                        plan, be, precision, prepared, choices,
+                        poison=True, graph=ahead, together=together, ahead=ahead,
+                    )  # fmt: skip
+                    compare(f"{precision} raced", program, x, wanted)
+    return {"relative": rows, "failed": failed}
 
 
 def small(name: str) -> Result:
@@ -269,9 +383,10 @@ def gemm(dtype: str) -> Callable[[str], Result]:
 
 STAGES = (
     Stage("versions", versions, 30),
-    Stage("kernels", kernels, 100),
-    Stage("networks", networks, 90),
-    Stage("precisions", precisions, 45),
+    Stage("kernels", kernels, 90),
+    Stage("networks", networks, 75),
+    Stage("precisions", precisions, 35),
+    Stage("ways", ways, 40),
     Stage("memcheck", sanitizer("memcheck"), 60),
     Stage("racecheck", sanitizer("racecheck"), 60),
     Stage("launches", launches, 20),

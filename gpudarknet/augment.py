@@ -1,7 +1,7 @@
 """Change training images at random, with their boxes or labels (load_data_detection, load_data_augment in src/data.c).
 
-An image is uint8 (H, W, C). Boxes are rows (K, 5) of x, y, w, h relative to the image, and class. All chance comes from the
-generator that is handed in.
+An image is uint8 (H, W, C). Boxes are rows (K, 5) of x, y, w, h relative to the image, and class; a sixth number, the track,
+goes with them. All chance comes from the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class DetectionAugment:
                 boxes = np.concatenate([boxes, more])
         truth = np.zeros((self.boxes, 6), np.float32)
         boxes = boxes[: self.boxes]
-        truth[: len(boxes), :5] = boxes
+        truth[: len(boxes), : boxes.shape[1]] = boxes
         x = np.ascontiguousarray(picture.transpose(2, 0, 1)).astype(np.float32)
         x *= np.float32(1 / 255)
         return x, truth.reshape(-1)
@@ -123,6 +123,8 @@ class DetectionAugment:
         """
         import cv2
 
+        # one number for each image, however much chance it needs: frames of a sequence are changed alike
+        rng = np.random.default_rng(int(rng.integers(1 << 62)))
         oh, ow = picture.shape[:2]
         flip = self.flip and rng.random() < 0.5
         cut = self.margins(rng, ow, oh, W / H)
@@ -219,25 +221,23 @@ def fitted(boxes: Boxes, cut: Margins, ow: int, oh: int, flip: bool, rng: np.ran
     """Move boxes with the crop and the flip, clip them to it, shuffle them; those outside have no size or no centre left."""
     boxes = boxes[rng.permutation(len(boxes))]
     sx, sy = (ow - cut.left - cut.right) / ow, (oh - cut.top - cut.bottom) / oh
-    x, y, w, h, classes = boxes.astype(np.float64).T
+    x, y, w, h = boxes[:, :4].astype(np.float64).T
     left, right = (x - w / 2) / sx - cut.left / ow / sx, (x + w / 2) / sx - cut.left / ow / sx
     top, bottom = (y - h / 2) / sy - cut.top / oh / sy, (y + h / 2) / sy - cut.top / oh / sy
     if flip:
         left, right = 1 - right, 1 - left
     left, right, top, bottom = (np.clip(v, 0, 1) for v in (left, right, top, bottom))
-    return np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top, classes], axis=1).astype(
-        np.float32
-    )
+    placed = np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], axis=1)
+    return np.concatenate([placed, boxes[:, 4:]], axis=1).astype(np.float32)
 
 
 def shifted(boxes: Boxes, dx: int, dy: int, bounds: tuple[int, int, int, int], W: int, H: int) -> Boxes:
     """Move boxes by (dx, dy) pixels of a W x H image and clip them to bounds (left, top, right, bottom)."""
-    x, y, w, h, classes = boxes.astype(np.float64).T
+    x, y, w, h = boxes[:, :4].astype(np.float64).T
     left, right = (np.clip((x + s * w / 2) * W + dx, bounds[0], bounds[2]) for s in (-1, 1))
     top, bottom = (np.clip((y + s * h / 2) * H + dy, bounds[1], bounds[3]) for s in (-1, 1))
-    out = np.stack(
-        [(left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H, classes], axis=1
-    )
+    placed = np.stack([(left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H], axis=1)
+    out = np.concatenate([placed, boxes[:, 4:]], axis=1)
     kept = (right - left > 1) & (bottom - top > 1) & (right - left < W) & (bottom - top < H)
     return out[kept].astype(np.float32)
 
@@ -252,14 +252,14 @@ def blurred(picture: Picture, boxes: Boxes, blur: int, rng: np.random.Generator)
         return picture
     if choice == 1 or blur == 1:
         out = cv2.GaussianBlur(picture, (BLUR, BLUR), 0).reshape(picture.shape)
-        for x, y, w, h, _ in boxes:
+        for x, y, w, h in boxes[:, :4]:
             here = (
                 slice(int((y - h / 2) * H), int((y + h / 2) * H)),
                 slice(int((x - w / 2) * W), int((x + w / 2) * W)),
             )
             out[here] = picture[here]
         return out
-    smallest = min((min(w * W, h * H) for _, _, w, h, _ in boxes), default=math.inf)
+    smallest = min((min(w * W, h * H) for w, h in boxes[:, 2:4]), default=math.inf)
     side = int(min(blur, smallest / 8)) // 2 * 2 + 1
     return np.asarray(cv2.GaussianBlur(picture, (side, side), 0)).reshape(picture.shape)
 

@@ -29,10 +29,9 @@ class Net:
 
     section: ClassVar[str] = "net"
     ignored: ClassVar[frozenset[str]] = frozenset(
-        "sequential_subdivisions dynamic_minibatch augment_speed try_fix_nan weights_reject_freq equidistant_point"
-        " badlabels_rejection_percentage num_sigmas_reject_badlabels contrastive contrastive_jit_flip contrastive_color"
-        " unsupervised attention adversarial_lr max_chart_loss use_cuda_graph optimized_memory"
-        " workspace_size_limit_MB show_receptive_field track".split()
+        "sequential_subdivisions dynamic_minibatch try_fix_nan weights_reject_freq contrastive contrastive_jit_flip"
+        " contrastive_color unsupervised attention adversarial_lr max_chart_loss use_cuda_graph optimized_memory"
+        " workspace_size_limit_MB show_receptive_field".split()
     )
     unsupported: ClassVar[frozenset[str]] = frozenset()
     fallback: ClassVar[dict[str, str]] = {"policy": "constant"}
@@ -67,7 +66,12 @@ class Net:
     eps: float = 1e-6
     loss_scale: float = 1.0
     ema_alpha: float = 0.0
+    equidistant_point: int = 0
+    badlabels_rejection_percentage: float = 0.0
+    num_sigmas_reject_badlabels: float = 0.0
 
+    track: int = 0
+    augment_speed: int = 2
     angle: float = 0.0
     aspect: float = 1.0
     saturation: float = 1.0

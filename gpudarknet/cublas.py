@@ -44,6 +44,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "cublasSetStream_v2": [c_void_p, c_void_p],
     "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
     "cublasSetMathMode": [c_void_p, c_int],
+    "cublasGetVersion_v2": [c_void_p, c_void_p],
     "cublasGemmEx": [c_void_p, *_SIZES, c_void_p, *_MATRIX, *_MATRIX, c_void_p, *_MATRIX, c_int, c_int],
     "cublasGemmStridedBatchedEx": [
         c_void_p, *_SIZES, c_void_p, *_STRIDED, *_STRIDED, c_void_p, *_STRIDED, c_int, c_int, c_int,
@@ -90,6 +91,12 @@ class Handle:
             byref(self._one), w, kind, ldw, apart_w, a, kind, lda, apart_a,
             byref(self._zero), y, kind, ldy, apart_y, count, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
+
+    def version(self) -> int:
+        """Return cuBLAS's version: 120901 is 12.9.1."""
+        found = c_int()
+        self._call("cublasGetVersion_v2", self._handle, byref(found))
+        return found.value
 
     def _call(self, name: str, *args: Any) -> None:
         function = getattr(self.library, name)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,14 @@ from .layers import DetectionHead
 from .names import label_path, text
 
 TRIES = 100  # unreadable images in a row before a data set counts as missing
-Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class
+LONGEST_LIST = 1 << 30  # bytes; Open Images' list of 1.7 million images has 0.1 GB
+TRACKS = 4000  # objects of one image that get track numbers of their own, as in Darknet
+Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) with tracks
 
 
 def read_list(path: str | Path) -> list[str]:
     """Read a list of images, one path a line; a relative path is looked up here, then beside the list. Raises DataError."""
-    lines = [line.strip() for line in text(path).split("\n")]
+    lines = [line.strip() for line in text(path, LONGEST_LIST).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
@@ -36,16 +39,22 @@ def read_list(path: str | Path) -> list[str]:
     return [line if os.path.isabs(line) or os.path.exists(line) else str(beside / line) for line in lines]
 
 
-def read_labels(path: str | Path, classes: int | None = None) -> tuple[Boxes, list[str]]:
+def read_labels(
+    path: str | Path, classes: int | None = None, size: tuple[int, int] | None = None, tracks: bool = False
+) -> tuple[Boxes, list[str]]:
     """Read a label file, lines `class x y w h`: boxes (K, 5) as x, y, w, h, class, and what is wrong with it.
 
     A missing file means an image without objects. As in Darknet reading ends at the first line that is not five numbers;
     boxes of an unknown class or outside the image are dropped, sizes above 1 become 1. Each fault is one line `path:line: ...`.
+    size: the network's input (width, height), to tell of boxes that are too small for it. tracks: boxes are (K, 6), with the
+    number of the object's track: a sixth number on the line, else one that only this line of this file has.
     """
+    columns = 6 if tracks else 5
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return np.zeros((0, 5), np.float32), []
+    except OSError as e:
+        return np.zeros((0, columns), np.float32), [f"{path}: cannot be read ({e.strerror}); its image counts as empty"]
+    own = zlib.crc32(str(path).encode(errors="replace")) % TRACKS * TRACKS
     found: list[tuple[float, ...]] = []
     faults: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -54,10 +63,12 @@ def read_labels(path: str | Path, classes: int | None = None) -> tuple[Boxes, li
             continue
         try:
             k, x, y, w, h = (float(word) for word in words[:5])
+            track = int(words[5]) if tracks and len(words) > 5 else own + number - 1
             if not np.isfinite([k, x, y, w, h]).all():
                 raise ValueError
         except ValueError:
-            faults.append(f"{path}:{number}: expected 'class x y width height', found '{line.strip()[:40]}'")
+            wanted = "class x y width height" + " [track]" * tracks
+            faults.append(f"{path}:{number}: expected '{wanted}', found '{line.strip()[:40]}'; the rest is not read")
             break
         if k != int(k) or k < 0 or (classes is not None and k >= classes):
             faults.append(f"{path}:{number}: class {k:g} is not one of 0 to {(classes or 1) - 1}")
@@ -70,36 +81,47 @@ def read_labels(path: str | Path, classes: int | None = None) -> tuple[Boxes, li
                 faults.append(
                     f"{path}:{number}: size {w:g} x {h:g} is above 1 and is taken for 1; numbers are relative"
                 )
-            found.append((x, y, min(w, 1.0), min(h, 1.0), k))
-    return np.array(found, np.float32).reshape(-1, 5), faults
+            if size and (w * size[0] < 1 or h * size[1] < 1):
+                faults.append(
+                    f"{path}:{number}: box of {w * size[0]:.2g} x {h * size[1]:.2g} pixels in an input of {size[0]} x"
+                    f" {size[1]} is less than one pixel and is not learned"
+                )
+            found.append((x, y, min(w, 1.0), min(h, 1.0), k, track)[:columns])
+    return np.array(found, np.float32).reshape(-1, columns), faults
 
 
 @dataclass
 class Faults:
-    """What was wrong with a data set, each once; also appended to files, as Darknet's bad.list."""
+    """What was wrong with a data set, each once; also appended to Darknet's files bad.list and bad_label.list."""
 
     folder: Path | None = None
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    known: dict[str, set[str]] = field(default_factory=dict)  # the lines of each file
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def image(self, path: str) -> None:
-        """Note an image that cannot be read."""
-        self.note(self.images, path, "bad.list")
+    def image(self, fault: ImageError) -> None:
+        """Note an image that cannot be read, and why."""
+        self.note(self.images, str(fault), "bad.list")
 
     def label(self, fault: str) -> None:
         """Note a fault of a label file."""
         self.note(self.labels, fault, "bad_label.list")
 
-    def note(self, known: list[str], line: str, file: str) -> None:
-        """Keep a line, and append it to its file."""
+    def note(self, found: list[str], line: str, file: str) -> None:
+        """Keep a line, and append it to its file, where an earlier run may have written it."""
         with self.lock:
-            if line in known:
-                return
-            known.append(line)
-            if self.folder is not None:
-                with open(self.folder / file, "a", encoding="utf-8", errors="surrogateescape") as out:
+            path = None if self.folder is None else self.folder / file
+            if file not in self.known:
+                there = path is not None and path.is_file()
+                text = path.read_text(encoding="utf-8", errors="surrogateescape") if path and there else ""
+                self.known[file] = set(text.splitlines())
+            if line not in self.known[file] and path is not None:
+                with open(path, "a", encoding="utf-8", errors="surrogateescape") as out:
                     out.write(line + "\n")
+            if line not in found:
+                found.append(line)
+            self.known[file].add(line)
 
 
 class Augment(Protocol):
@@ -108,6 +130,24 @@ class Augment(Protocol):
     def sample(
         self, draw: Callable[[np.random.Generator], tuple[np.ndarray, Boxes]], rng: np.random.Generator, W: int, H: int
     ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """How a batch is laid out with [net] track=1: parts of [step][sequence], as recurrent layers read them.
+
+    The steps of a sequence are images that follow each other in the list, 1 to `speed` apart.
+    """
+
+    steps: int
+    count: int  # sequences of a part
+    speed: int
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return which sequence of the batch sample `number` belongs to, and which of its steps it is."""
+        part, within = divmod(number, self.steps * self.count)
+        step, sequence = divmod(within, self.count)
+        return part * self.count + sequence, step
 
 
 @dataclass
@@ -119,28 +159,47 @@ class DataSet:
     boxes: Callable[[str, Faults], Boxes]
     channels: int = 3
     faults: Faults = field(default_factory=Faults)
+    sequences: Sequences | None = None
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
         """Draw a random image that can be read, uint8 (H, W, C), with its boxes. Raises DataError where none can."""
-        for _ in range(TRIES):
-            path = self.paths[int(rng.integers(len(self.paths)))]
+        return self.first(int(rng.integers(len(self.paths))) for _ in range(TRIES))
+
+    def first(self, numbers: Iterable[int]) -> tuple[np.ndarray, Boxes]:
+        """Read the first image that can be read, of these numbers of the list."""
+        for number in numbers:
+            path = self.paths[number % len(self.paths)]
             try:
                 return image.read(path, self.channels), self.boxes(path, self.faults)
-            except ImageError:
-                self.faults.image(path)
-        raise DataError(f"{path}: cannot be read, like {TRIES - 1} more images of the list; check its paths")
+            except ImageError as e:
+                fault = e
+                self.faults.image(e)
+        raise DataError(f"{fault}; {TRIES - 1} more images of the list cannot be read either")
 
     def sample(self, seed: int, iteration: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,)."""
-        rng = np.random.default_rng([seed, iteration, number, 4])
-        return self.augment.sample(self.draw, rng, *size)
+        """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,).
+
+        The steps of a sequence are cropped, flipped and coloured alike.
+        """
+        if self.sequences is None:
+            return self.augment.sample(self.draw, np.random.default_rng([seed, iteration, number, 4]), *size)
+        sequence, step = self.sequences.place(number)
+        chance, speed = np.random.default_rng([seed, iteration, sequence, 5]), self.sequences.speed
+
+        def draw(rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
+            begin, pace = int(chance.integers(len(self.paths))), int(chance.integers(1, max(speed, 1) + 1))
+            return self.first(range(begin + step * pace, begin + step * pace + TRIES))
+
+        return self.augment.sample(draw, np.random.default_rng([seed, iteration, sequence, 4]), *size)
 
 
-def detection_boxes(classes: int) -> Callable[[str, Faults], Boxes]:
-    """Give the reader of an image's boxes for a detector of so many classes."""
+def detection_boxes(
+    classes: int, size: tuple[int, int] | None = None, tracks: bool = False
+) -> Callable[[str, Faults], Boxes]:
+    """Give the reader of an image's boxes for a detector of so many classes; the rest as for `read_labels`."""
 
     def read(path: str, faults: Faults) -> Boxes:
-        boxes, wrong = read_labels(label_path(path), classes)
+        boxes, wrong = read_labels(label_path(path), classes, size, tracks)
         for fault in wrong:
             faults.label(fault)
         return boxes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from . import boxes, image
 from .backend import Backend
 from .cfg import Config
-from .errors import DataError
+from .errors import DataError, ImageError
 from .layers import DetectionHead
 from .names import read_names
 from .network import Network, load_network
 from .ops import resize
+from .plan import uploader
 
 Image = Any  # whatever `image.as_image` takes: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
 HIDDEN = "dont_show"  # a class whose name begins so is found, but not shown
@@ -124,30 +126,73 @@ class Detector:
         """
         return self.detect_batch([image], thresh, nms)[0]
 
-    def detect_batch(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[Detections]:
-        """Find the objects in several images, of any sizes, with one forward pass; one list for each image."""
-        return [self.detections(found) for found in self.find(images, thresh, nms)]
+    def detect_batch(
+        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+    ) -> list[Detections]:
+        """Find the objects in several images, of any sizes, with one forward pass; one list for each image.
 
-    def find(self, images: Sequence[Image], thresh: float = 0.25, nms: float = 0.45) -> list[Found]:
+        batch: give the network at most so many at once, as `detect_stream` does.
+        """
+        return [self.detections(found) for found in self.find(images, thresh, nms, batch)]
+
+    def detect_stream(
+        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int = 8
+    ) -> Iterator[Detections]:
+        """Find the objects in images as they come, without end if need be: a generator of one list for each, in order.
+
+        The network gets `batch` images at once. On a GPU it works on them while the next are read and sent there, so it gives
+        a batch's results when it has read the next; with NumPy, before. An image that cannot be read raises ImageError after the
+        results of the batches before.
+        """
+        return (self.detections(found) for found in self._found(images, thresh, nms, batch))
+
+    def find(
+        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+    ) -> list[Found]:
         """As `detect_batch`, but give boxes with all their class probabilities, as arrays."""
-        pictures = [image.as_image(source, self.network.channels) for source in images]
-        if not pictures:
-            return []
-        rows = self.rows(self.input(pictures), thresh)
-        return [self.suppress(rows[rows[:, 0] == i, 1:], picture, nms) for i, picture in enumerate(pictures)]
+        return list(self._found(images, thresh, nms, batch))
+
+    def _found(self, images: Iterable[Image], thresh: float, nms: float, batch: int | None) -> Iterator[Found]:
+        net, source, computing = self.network, iter(images), list[tuple[list[np.ndarray], list[Any]]]()
+
+        def results() -> Iterator[Found]:
+            while computing:
+                pictures, outputs = computing.pop(0)
+                rows = net.detections(outputs, thresh)
+                yield from (self.suppress(rows[rows[:, 0] == i, 1:], p, nms) for i, p in enumerate(pictures))
+
+        while taken := list(islice(source, batch)):
+            try:
+                pictures = [image.as_image(one, net.channels) for one in taken]
+            except ImageError:
+                yield from results()
+                raise
+            x = self.send(pictures)
+            yield from results()
+            computing.append((pictures, net.predict(x)))
+            if net.backend.cublas is None:  # it has computed already
+                yield from results()
+        yield from results()
+
+    def send(self, pictures: Sequence[np.ndarray]) -> Any:
+        """Bring uint8 images (H, W, C) to the network as `rows` takes them: as `input` does, on a GPU as bytes on their way."""
+        be = self.network.backend
+        return (
+            self.input(pictures) if be.cublas is None else uploader(be).send(pictures, list(map(self._fit, pictures)))
+        )
+
+    def _fit(self, picture: np.ndarray) -> tuple[int, int]:
+        (H, W), net = picture.shape[:2], self.network
+        return boxes.fit(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
 
     def input(self, pictures: Sequence[np.ndarray]) -> Any:
         """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1, where the network is."""
         net, be = self.network, self.network.backend
-        fitted = []
-        for picture in pictures:
-            H, W = picture.shape[:2]
-            new_w, new_h = boxes.fit(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
-            fitted.append(resize.network_input(be, be.asarray(picture), net.width, net.height, new_w, new_h))
+        fitted = [resize.network_input(be, be.asarray(p), net.width, net.height, *self._fit(p)) for p in pictures]
         return be.xp.stack(fitted)
 
     def rows(self, x: Any, thresh: float) -> np.ndarray:
-        """Run the network on x (N, C, H, W); return boxes (K, 6 + classes) as `Network.detections` does."""
+        """Run the network on what `send` or `input` gives; return boxes (K, 6 + classes) as `Network.detections` does."""
         return self.network.detections(self.network.predict(x), thresh)
 
     def suppress(self, rows: np.ndarray, picture: np.ndarray, nms: float) -> Found:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from . import boxes as geometry
+from . import image
 from .data import Boxes, Faults, read_labels
 from .detector import Detector, Found
 from .errors import DataError, ImageError
 from .names import label_path
 
 THRESH, NMS = 0.005, 0.45  # what `detector map` looks at
+PROPOSAL_THRESH, PROPOSAL_NMS = 0.001, 0.4  # and `detector recall`
 COCO_SIZES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 
 
@@ -36,17 +38,19 @@ class Judged:
 def judge(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, faults: Faults | None = None,
     difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
+    find: Callable[[Detector, str, float, float], Found] | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
     """Find objects in each image and read its labels. Unreadable images are noted in `faults` and left out.
 
-    difficult: gives the label file of an image's difficult boxes. done(count) is called after each image.
+    difficult: gives the label file of an image's difficult boxes. done(count) is called after each image. find: in place of
+    the detector's own, such as `proposals`.
     """
     faults = faults or Faults()
     for count, path in enumerate(paths, 1):
         try:
-            (found,) = detector.find([path], thresh, nms)
-        except ImageError:
-            faults.image(path)
+            found = find(detector, path, thresh, nms) if find else detector.find([path], thresh, nms)[0]
+        except ImageError as e:
+            faults.image(e)
             continue
         truth, wrong = read_labels(label_path(path), len(detector.names))
         for fault in wrong:
@@ -159,7 +163,7 @@ def average_precision(ranked: Sequence[tuple[float, int]], truths: int, points: 
 
 
 def coco(images: Sequence[Judged], names: Sequence[str]) -> tuple[dict[str, float], np.ndarray]:
-    """Return COCO's six average precisions, by name, and AP per class (C,), NaN without truths.
+    """Return COCO's six average precisions, by name, and AP per class (C,); NaN where there are no truths of a kind.
 
     Needs faster-coco-eval, which computes what pycocotools does. Sizes count in pixels of the image. Raises DataError.
     """
@@ -190,7 +194,7 @@ def coco(images: Sequence[Judged], names: Sequence[str]) -> tuple[dict[str, floa
         run.summarize()
     precision = run.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class, all sizes, most detections
     each = np.array([p[p > -1].mean() if (p > -1).any() else np.nan for p in precision.transpose(2, 0, 1)])
-    return {name: float(run.stats[i]) for i, name in enumerate(COCO_SIZES)}, each
+    return {name: float(run.stats[i]) if run.stats[i] >= 0 else np.nan for i, name in enumerate(COCO_SIZES)}, each
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,20 @@ class Recall:
     recall: float
 
 
+def proposals(detector: Detector, path: str, thresh: float, nms: float) -> Found:
+    """Find boxes in an image whatever their class: doubles are dropped by objectness, which stands as the one class."""
+    net, picture = detector.network, image.read(path, detector.network.channels)
+    H, W = picture.shape[:2]
+    rows = detector.rows(detector.input([picture]), thresh)
+    rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 1] > thresh)]
+    placed = geometry.to_image(rows[:, 2:6], net.width, net.height, W, H, detector.letterbox)
+    objectness = geometry.nms(placed, rows[:, 1:2], nms)
+    kept = objectness[:, 0] > 0
+    return Found(placed[kept], objectness[kept], W, H)
+
+
 def recall(images: Iterable[Judged], iou_thresh: float = 0.5) -> Recall:
-    """Measure how many truths some box of any class covers (validate_detector_recall)."""
+    """Measure how many truths some box covers, given images judged by `proposals` (validate_detector_recall)."""
     count = hit = truths = boxes = 0
     total = 0.0
     for judged in images:

@@ -7,27 +7,28 @@ chart_base.csv and, with matplotlib, chart_base.png. Each appears whole or not a
 
 from __future__ import annotations
 
-import csv
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import checkpoint, evaluate
+from .accuracy import accuracy
 from .augment import ClassifierAugment, DetectionAugment
-from .data import DataSet, Faults, Loader, classifier_boxes, detection_boxes, input_size, read_list
+from .chart import History
+from .data import DataSet, Faults, Loader, Sequences, classifier_boxes, detection_boxes, input_size, read_list
 from .detector import Detector
 from .errors import DataError, TrainError, TrainWarning
-from .files import atomic
+from .files import sweep
 from .layers import DetectionHead
-from .names import DataFile, read_names
+from .names import DataFile, label_path
 from .network import Network
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SAVE_SECONDS = 600.0  # a checkpoint at least so often
 DRAW_SECONDS = 20.0  # a picture of the chart at most so often
 MAP_EPOCHS = 4  # epochs between two mAPs, and at least MAP_LEAST iterations
 MAP_LEAST = 100
+EMA_LEAST = 2000  # iterations; the average runs from their half to 1000 before their end
 
 
 @dataclass(frozen=True)
@@ -54,58 +56,10 @@ class Progress:
     width: int
     height: int
     left: float
+    scale: float = 1.0  # the loss scale of the next iteration
+    skipped: bool = False  # a gradient overflowed, the weights stayed
     map: float | None = None  # measured after this iteration
     best: float | None = None
-
-
-@dataclass
-class History:
-    """The curve: rows (iteration, loss, average, rate, map or "")."""
-
-    path: Path
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    HEAD = ("iteration", "loss", "average", "rate", "map")
-
-    @classmethod
-    def upto(cls, path: Path, iteration: int) -> History:
-        """Read what an interrupted run has written, up to an iteration."""
-        rows: list[tuple[Any, ...]] = []
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = [tuple(row) for row in csv.reader(file)][1:]
-        return cls(path, [row for row in rows if row and int(row[0]) <= iteration])
-
-    def write(self, picture: bool) -> None:
-        """Write the CSV file and, where matplotlib is installed, the picture beside it."""
-        with atomic(self.path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.HEAD)
-            writer.writerows(self.rows)
-        if picture:
-            draw_chart(self.path.with_suffix(".png"), self.rows)
-
-
-def draw_chart(path: Path, rows: list[tuple[Any, ...]]) -> None:
-    """Draw loss and mAP over the iterations; do nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot(xlabel="iteration", ylabel="average loss")
-    found = np.array([[float(row[0]), float(row[2])] for row in rows]).reshape(-1, 2)
-    axes.plot(found[:, 0], found[:, 1], color="tab:blue", linewidth=1)
-    if len(found):
-        top = np.percentile(found[:, 1], 95) * 1.2
-        axes.set_ylim(0, top if top > 0 else 1)
-    axes.grid(alpha=0.3)
-    scores = [(float(row[0]), 100 * float(row[4])) for row in rows if row[4] != ""]
-    if scores:
-        right = axes.twinx()
-        right.set(ylabel="mAP, %", ylim=(0, 100))
-        right.plot(*zip(*scores, strict=True), color="tab:red", marker=".")
-    with atomic(path) as beside:
-        figure.savefig(beside, dpi=100)
 
 
 def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataSet:
@@ -115,9 +69,17 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
     last = heads[-1]
     faults = faults or Faults()
     if isinstance(last, DetectionHead):
-        augment = DetectionAugment.of(net.net, last)
-        return DataSet(paths, augment, detection_boxes(last.classes), net.channels, faults)
-    labels = read_names(data.find("labels" if data.labels else "names"))
+        if not any(label_path(path).is_file() for path in paths):
+            raise DataError(
+                f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
+                f" {label_path(paths[0])}"
+            )
+        cfg, sequences = net.net, None
+        if cfg.track:
+            sequences = Sequences(cfg.time_steps, cfg.batch // cfg.subdivisions, cfg.augment_speed)
+        boxes = detection_boxes(last.classes, (net.width, net.height), bool(cfg.track))
+        return DataSet(paths, DetectionAugment.of(cfg, last), boxes, net.channels, faults, sequences)
+    labels = data.read_labels()
     classes = int(np.prod(net.nodes[net.heads[-1]].shape))
     if len(labels) != classes:
         raise DataError(f"{data.path}: has {len(labels)} labels, but {net.config.path} tells {classes} classes apart")
@@ -125,13 +87,16 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
     return DataSet(paths, sorts, classifier_boxes(labels), net.channels, faults)
 
 
-def validation(data: DataFile) -> Callable[[Network], float]:
-    """Give the function that measures mAP@0.5 on the images of `valid` of a .data file."""
-    paths, names = read_list(data.find("valid")), data.read_names()
+def validation(data: DataFile, iou_thresh: float = 0.5, points: int = 0) -> Callable[[Network], float]:
+    """Give the function that measures, on the images of `valid` of a .data file, mAP, or a classifier's top-1 accuracy."""
+    paths = read_list(data.find("valid"))
 
     def measure(net: Network) -> float:
+        if not isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
+            return accuracy(net, paths, classifier_boxes(data.read_labels())).first
+        names = data.read_names()
         judged = evaluate.judge(Detector(net, names=names), paths)
-        return evaluate.mean_average_precision(judged, len(names)).mean
+        return evaluate.mean_average_precision(judged, len(names), iou_thresh, points).mean
 
     return measure
 
@@ -149,6 +114,8 @@ def resume(trainer: Trainer, weights: str | Path) -> dict[str, np.ndarray]:
     """
     path, seen = state_path(Path(weights)), trainer.net.seen
     if not path.is_file():
+        if trainer.iteration:
+            warnings.warn(f"{path}: is not there, so momentum begins at 0", TrainWarning, stacklevel=2)
         return {}
     if int(checkpoint.read(path).get("seen", 0)) < seen:
         warnings.warn(
@@ -162,25 +129,34 @@ def fit(
     trainer: Trainer, data: DataSet, folder: str | Path, base: str, *,
     measure: Callable[[Network], float] | None = None, report: Callable[[Progress], None] = lambda progress: None,
     extra: dict[str, np.ndarray] | None = None, save_last: int = 100, save_weights: int = 0, workers: int = 0,
-    iterations: int | None = None,
+    iterations: int | None = None, score: str = "mAP",
 ) -> Progress | None:  # fmt: skip
     """Train until max_batches, or for so many iterations more; write the files that the head of this module names.
 
     measure(network) gives the mAP that chooses base_best.weights; extra is what `resume` returned; save_weights says how often
-    a numbered file is kept (0: every 1000 iterations, 10,000 in a training of more than 10,000). Ctrl-C ends the iteration,
-    saves it and raises KeyboardInterrupt. Returns the last Progress. Raises TrainError, DataError.
+    a numbered file is kept (0: every 1000 iterations, 10,000 in a training of more than 10,000); score is what the chart
+    calls what `measure` gives. Ctrl-C ends the iteration, saves it and raises KeyboardInterrupt. Returns the last Progress.
+    Raises TrainError, DataError.
     """
     net, folder = trainer.net, Path(folder)
     end = net.net.max_batches
     if end < 1:
         raise TrainError(f"{net.config.path}: [net] max_batches={end} says how many iterations to train; set it")
+    if net.net.ema_alpha and end < EMA_LEAST:
+        warnings.warn(
+            f"{net.config.path}: ema_alpha has no effect below max_batches={EMA_LEAST}: the average is made from half of the"
+            " training on, until 1000 iterations before its end",
+            TrainWarning, stacklevel=3,
+        )  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise TrainError(
             f"{folder}: is no folder for weights ({e.strerror}); change backup in the .data file"
         ) from None
-    run = Fit(trainer, data, folder, base, measure, save_last, save_weights or (1000 if end <= 10000 else 10000))
+    run = Fit(
+        trainer, data, folder, base, measure, save_last, save_weights or (1000 if end <= 10000 else 10000), score
+    )  # fmt: skip
     run.take(extra or {})
     stop = end if iterations is None else min(end, trainer.iteration + iterations)
     size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
@@ -227,8 +203,9 @@ class Fit:
 
     def __init__(
         self, trainer: Trainer, data: DataSet, folder: Path, base: str, measure: Callable[[Network], float] | None,
-        save_last: int, save_weights: int,
+        save_last: int, save_weights: int, score_name: str,
     ):  # fmt: skip
+        self.score_name = score_name
         self.trainer, self.folder, self.base, self.measure = trainer, folder, base, measure
         self.save_last, self.save_weights = save_last, save_weights
         self.size = trainer.net.width, trainer.net.height
@@ -239,6 +216,14 @@ class Fit:
         self.pace = float("nan")  # seconds per iteration, a running average
         self.saved = self.drawn = time.monotonic()
         self.history = History.upto(folder / f"chart_{base}.csv", trainer.iteration)
+        for name in (
+            f"{base}_last.weights",
+            f"{base}_last.npz",
+            f"{base}_best.weights",
+            f"chart_{base}.csv",
+            f"chart_{base}.png",
+        ):
+            sweep(folder / name)
 
     def take(self, extra: dict[str, np.ndarray]) -> None:
         """Take over what a checkpoint says beside the trainer's state."""
@@ -264,7 +249,8 @@ class Fit:
         self.save(k)
         return Progress(
             k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, *size,
-            left=self.pace * (stop - k), map=score, best=self.best if self.best >= 0 else None,
+            left=self.pace * (stop - k), scale=trainer.scale.value, skipped=trainer.skipped, map=score,
+            best=self.best if self.best >= 0 else None,
         )  # fmt: skip
 
     def score(self) -> float | None:
@@ -291,11 +277,14 @@ class Fit:
             net.save_weights(self.folder / f"{self.base}_ema.weights")
 
     def checkpoint(self, final: bool = False) -> None:
-        """Write the sidecar, which is enough to go on, then the weights, then the chart."""
+        """Write the chart, then the sidecar, which is enough to go on, then the weights.
+
+        The chart is first: a run that goes on drops the rows of iterations that its sidecar does not know.
+        """
+        now = time.monotonic()
+        picture = final or now - self.drawn > DRAW_SECONDS
+        self.history.write(picture, self.score_name)
         weights = self.folder / f"{self.base}_last.weights"
         self.trainer.save(state_path(weights), {"average": self.average, "best": self.best})
         self.trainer.net.save_weights(weights)
-        now = time.monotonic()
-        picture = final or now - self.drawn > DRAW_SECONDS
-        self.history.write(picture)
         self.saved, self.drawn = now, now if picture else self.drawn

@@ -78,6 +78,10 @@ class DataFile:
         """Return where its class names are. Raises DataError where it does not say."""
         return self.find("names" if self.names or not self.labels else "labels")
 
+    def read_labels(self) -> tuple[str, ...]:
+        """Read the words that tell the class of a classifier's image by its path: `labels`, else the names."""
+        return read_names(self.find("labels" if self.labels else "names"))
+
     def read_names(self) -> tuple[str, ...]:
         """Read its class names."""
         return read_names(self.names_path())
@@ -91,13 +95,13 @@ def label_path(image: str | Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def text(path: str | Path) -> str:
-    """Read a small text file. Raises DataError where it is missing, large or binary."""
+def text(path: str | Path, largest: int = LARGEST) -> str:
+    """Read a text file of up to `largest` bytes. Raises DataError where it is missing, larger or binary."""
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(largest + 1)
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    if len(data) > LARGEST or b"\0" in data:
+    if len(data) > largest or b"\0" in data:
         raise DataError(f"{path}: is not a text file (binary data); check the order of the files")
     return data.decode("utf-8-sig", errors="replace")

@@ -16,7 +16,7 @@ from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, Run
 from .layers.softmax import Cost
-from .plan import Engine
+from .plan import Engine, Pictures
 from .weights import Arrays
 from .weights import initial as initial_weights
 from .weights import read as read_weights
@@ -117,17 +117,19 @@ class Network:
         A network without detection heads has one output: its last layer that is no [cost]. The arrays are the caller's.
         engine: the compiled plan, or the layers one by one, which define what is right. precision, for the plan on
         a GPU: fp32; tf32, with products of 11 bits; fp16 in memory too, with sums in fp32. Results are float32, and NumPy
-        always computes in fp32. x on the GPU is not copied. Call `engine.forget()` after changing weights by hand. Raises
-        DataError, BackendError.
+        always computes in fp32. x on the GPU is not copied, and a plan there also takes the Pictures of a Detector. Call
+        `engine.forget()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
         if precision not in ("fp32", "tf32", "fp16"):
             raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
-        x = self.input(x)
         be = self.backend
-        if engine == "plan" and (be.cublas is not None or (be.xp is np and be.launch is None)):
-            sizes = (self.net.input, x.shape[0])
+        planned = engine == "plan" and (be.cublas is not None or (be.xp is np and be.launch is None))
+        if not (planned and isinstance(x, Pictures)):
+            x = self.input(x)
+        if planned:
+            sizes = (self.net.input, len(x))
             return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 

@@ -84,12 +84,16 @@ def _crop(size: int, wanted: int) -> NDArray[np.intp]:
     return np.clip(np.arange(wanted) + int((size - wanted) / 2), 0, size - 1)
 
 
+def step(size: int, wanted: int) -> np.float32:
+    """Return how far `wanted` samples on `size` pixels lie apart: first on first, last on last."""
+    return np.float32(size - 1) / np.float32(max(wanted - 1, 1))
+
+
 def taps(size: int, wanted: int, at: NDArray[np.intp] | None = None) -> Taps:
     """Place `wanted` samples on `size` pixels, first on first and last on last; only those numbered `at`, if given."""
     if at is None:
         at = np.arange(wanted)
-    step = np.float32(size - 1) / np.float32(max(wanted - 1, 1))
-    position = at.astype(np.float32) * step
+    position = at.astype(np.float32) * step(size, wanted)
     last = at == wanted - 1
     low = np.where(last, size - 1, np.minimum(position.astype(np.intp), size - 1))
     part = np.where(last, np.float32(0), position - low.astype(np.float32))

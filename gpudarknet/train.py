@@ -6,8 +6,9 @@
 Chance comes from (seed, iteration) alone, so a run that is stopped and resumed goes on as if it had never stopped.
 
 `step` alone is held to the numbers of the original program's CPU build, and that build has a fault in classifiers: layers
-that it does not mark as training, [avgpool] and [connected] among them, keep their deltas from step to step, and the
-weights of [connected] never move. `Trainer(net, cpu_build=False)` has neither fault; `fit` and the command line use that.
+that it does not mark as training, of which [avgpool], [connected] and [local] are followed here, keep their deltas from step
+to step, unless a convolution comes next, and the weights of [connected] and [local] never move. `Trainer(net,
+cpu_build=False)` has neither fault; `fit` and the command line use that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,13 +28,17 @@ from .layers import Goal, Run
 from .layers.avgpool import AvgPool
 from .layers.connected import Connected
 from .layers.convolutional import Convolutional
+from .layers.local import Local
 from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
 from .ops import activation, update
+from .rejection import Rejection
+from .scaling import LossScale
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
 Way = Any  # what a layer's forward returns beside its output
+STILL = Connected | Local  # with cpu_build, layers that learn nothing
 
 
 class Trainer:
@@ -43,10 +48,19 @@ class Trainer:
     copies the faults that the head of this file describes. exact: IoU losses give their gradient where Darknet's delta is
     something else; iou_normalizer then has to be larger, as the gradient is with respect to parts of the whole image.
     gradients[i][name] is Darknet's accumulated negative gradient, which holds the momentum of the past.
+
+    precision: with fp16, maps and deltas are float16 in memory; arithmetic, weights, their gradients and the statistics of
+    batch norm stay float32. [net] loss_scale multiplies the deltas; where it is 1, a scale is found: it is halved when a
+    gradient overflows, and that step is skipped. Raises TrainError, CfgError.
     """
 
-    def __init__(self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False):
+    def __init__(
+        self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False,
+        precision: Literal["fp32", "fp16"] = "fp32",
+    ):  # fmt: skip
         schedule.check(net.net, net.config.path)
+        if precision not in ("fp32", "fp16"):
+            raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
         if not any(node.layer.learns for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
@@ -54,8 +68,17 @@ class Trainer:
         self.net, self.seed, be = net, seed, net.backend
         cfg = net.net
         net.seen = 0 if clear else net.seen
-        self.cpu_build, self.exact, self.warned = cpu_build, exact, False
-        self.stale: dict[int, Any] = {}  # the deltas that [avgpool] and [connected] kept, with cpu_build
+        half = precision == "fp16"
+        if half and be.xp is np and be.launch is None:
+            warnings.warn(
+                f"{net.config.path}: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32",
+                TrainWarning, stacklevel=2,
+            )  # fmt: skip
+        self.storage, self.scale = np.float16 if half else np.float32, LossScale.of(cfg.loss_scale, half)
+        self.skipped = False  # whether the last step was
+        self.rejection = Rejection()
+        self.cpu_build, self.exact, self.warned = cpu_build and not half, exact, False
+        self.stale: dict[int, Any] = {}  # the deltas that layers kept from the step before, with cpu_build
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []
@@ -89,7 +112,7 @@ class Trainer:
 
         The cost is the sum over the images of the mean over the layers that have a loss. N is a multiple of [net]
         subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when
-        numbers are no longer finite: the weights are then as before the step.
+        numbers are no longer finite: the weights and the momentum are then as before the step.
         """
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)
@@ -98,14 +121,19 @@ class Trainer:
         if len(truth) != N or N % parts or N == 0:
             raise DataError(f"a batch of {N} images and {len(truth)} truths; both must be one multiple of {parts}")
         size, cost = N // parts, 0.0
+        fresh: list[dict[str, Any]] = []  # this step's gradients, times the loss scale
+        for node in net.nodes:
+            fresh.append(fresh[owner(node)] if owner(node) != node.index else {})
         for part in range(parts):
             images = slice(part * size, (part + 1) * size)
             net.seen += size
             rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-            cost += self.accumulate(net.input(x[images]), truth[images], rng)
-        self.check(cost, x[:size], truth[:size])
+            cost += self.accumulate(net.input(x[images]), truth[images], rng, fresh)
+        self.skipped = not self.sound(cost, fresh, x[:size])
         self.iteration = net.seen // N
-        self.update(N)
+        if not self.skipped:
+            self.take(fresh)
+            self.update(N)
         return cost
 
     def fit(self, data: Any, folder: str | Path = "backup", base: str = "", **options: Any) -> Any:
@@ -117,11 +145,11 @@ class Trainer:
         data = loop.dataset(data, self.net) if isinstance(data, DataFile) else data
         return loop.fit(self, data, folder, base or Path(self.net.config.path).stem, **options)
 
-    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator) -> float:
-        """Run x (N, C, H, W) forward and back, add to the gradients, return the mean cost of the layers with a loss."""
+    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator, fresh: list[dict[str, Any]]) -> float:
+        """Run x (N, C, H, W) forward and back, add to fresh[i][name], return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
         cfg = net.net
-        goal = Goal(net.width, net.height, net.seen, self.exact, rng)
+        goal = Goal(net.width, net.height, net.seen, self.exact, rng, self.reject)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, leaf=True)
         read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}
@@ -137,40 +165,69 @@ class Trainer:
                 inputs[index] = y
             if not node.layer.learns:
                 return
-            read_by_loss = inputs.get(node.sources[0], y)
-            with np.errstate(all="ignore"):  # `check` looks for what is not finite
-                value, delta = node.layer.loss(be.to_numpy(read_by_loss), be.to_numpy(y), truth, goal)
+            read_by_loss, output = (
+                be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
+            )
+            value, delta = node.layer.loss(read_by_loss, output, truth, goal)
             costs.append(value)
-            deltas[index] = be.asarray(delta * np.float32(cfg.loss_scale), np.float32)
+            deltas[index] = be.asarray(delta * np.float32(self.scale.value), self.storage)
 
-        net.forward(x, run, keep)
-        for index, old in self.stale.items():
-            deltas[index] = old
-        backward(net.nodes, ways, deltas, self.gradients, self.first)
+        with np.errstate(all="ignore"):  # `sound` looks for what is not finite
+            net.forward(x.astype(self.storage, copy=False), run, keep)
+            for index, old in self.stale.items():
+                deltas[index] = old
+            backward(net.nodes, ways, deltas, fresh, self.first)
         return sum(costs) / len(costs)
 
+    def reject(self, delta: np.ndarray, entries: int) -> None:
+        """Set late deltas of a [yolo] to 0 where [net] wants it; entries: numbers of an anchor."""
+        cfg = self.net.net
+        keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
+        self.rejection.filter(delta, entries, self.iteration, cfg.max_batches, *keys)
+
+    def keeps_delta(self, node: Node) -> bool:
+        """Say whether a layer of Darknet's CPU build adds to its old delta; a convolution that follows replaces it."""
+        following = self.net.nodes[node.index + 1 : node.index + 2]
+        replaced = any(isinstance(after.layer, Convolutional) for after in following)
+        return isinstance(node.layer, AvgPool | STILL) and not replaced
+
     def stale_way(self, node: Node, y: Any, way: Way) -> Way:
-        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, [connected] learns nothing."""
-        if not isinstance(node.layer, AvgPool | Connected):
+        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, some layers learn nothing."""
+        if not isinstance(node.layer, AvgPool | STILL):
             return way
         kind = getattr(node.layer, "activation", "linear")
 
         def kept(dy: Any, grad: dict[str, Any]) -> Any:
-            self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
-            return way(dy, {} if isinstance(node.layer, Connected) else grad)
+            if self.keeps_delta(node):
+                self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
+            return way(dy, {} if isinstance(node.layer, STILL) else grad)
 
         return kept
 
     def warn(self) -> None:
         """Say once which layers cpu_build trains wrongly."""
-        found = sorted({n.layer.section for n in self.net.nodes if isinstance(n.layer, AvgPool | Connected)})
-        if self.cpu_build and not self.warned and found:
+        faults = []
+        for fault, nodes in (
+            ("the deltas of {} add up from step to step", [n for n in self.net.nodes if self.keeps_delta(n)]),
+            ("the weights of {} never move", [n for n in self.net.nodes if isinstance(n.layer, STILL)]),
+        ):
+            if names := sorted({f"[{node.layer.section}]" for node in nodes}):
+                faults.append(fault.format(" and ".join(names)))
+        if self.cpu_build and not self.warned and faults:
             warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, the deltas of [{'] and ['.join(found)}] add up from"
-                " step to step and [connected] learns nothing; Trainer(net, cpu_build=False) trains soundly",
+                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)}; Trainer(net, cpu_build=False)"
+                " trains soundly",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.warned = True
+
+    def take(self, fresh: list[dict[str, Any]]) -> None:
+        """Add a step's gradients, divided by the loss scale, to those that hold the momentum."""
+        for node in self.net.nodes:
+            if owner(node) == node.index:
+                for name, value in fresh[node.index].items():
+                    self.gradients[node.index][name] += value if self.scale.value == 1 else value / self.scale.value
+        self.scale.good()
 
     def update(self, N: int) -> None:
         """Move the weights by the gradients of N images."""
@@ -180,7 +237,7 @@ class Trainer:
             layer = node.layer
             if node.index < stop or owner(node) != node.index:
                 continue
-            if self.cpu_build and isinstance(layer, Connected):
+            if self.cpu_build and isinstance(layer, STILL):
                 continue
             if layer.dont_update and self.iteration <= layer.dont_update:
                 continue
@@ -193,15 +250,13 @@ class Trainer:
                     continue
                 if layer.update_limit < math.inf:
                     be.xp.clip(g, -layer.update_limit, layer.update_limit, out=g)
-                scale, decay = cfg.loss_scale, cfg.decay * N * cfg.loss_scale
                 lr = rate * layer.learning_rate
                 if name in self.moments[node.index]:
-                    g /= scale  # Adam's step would undo the scale, but not next to eps
                     m, v = self.moments[node.index][name]
                     update.adam(be, w[name], g, m, v, lr, cfg.B1, cfg.B2, cfg.eps, cfg.decay * N, self.iteration)
                 else:
-                    decay = decay if last in layer.decayed else 0.0
-                    update.sgd(be, w[name], g, lr / (N * scale), cfg.momentum, decay)
+                    decay = cfg.decay * N if last in layer.decayed else 0.0
+                    update.sgd(be, w[name], g, lr / N, cfg.momentum, decay)
                 if layer.clip and last == "kernel":
                     be.xp.clip(w[name], -layer.clip, layer.clip, out=w[name])
         self.follow()
@@ -225,14 +280,23 @@ class Trainer:
                 a *= cfg.ema_alpha
                 a += (1 - cfg.ema_alpha) * own[name]
 
-    def check(self, cost: float, x: Any, truth: np.ndarray) -> None:
-        """Raise TrainError, naming the layer, if the cost or a gradient is not finite."""
+    def sound(self, cost: float, fresh: list[dict[str, Any]], x: Any) -> bool:
+        """Say whether all gradients are finite; if a smaller loss scale may help, take it.
+
+        Raises TrainError, naming the layer, where the cost is not finite or the scale cannot fall.
+        """
         xp = self.net.backend.xp
-        sums = [g.sum() for own in self.gradients for g in own.values()]
-        total = float(xp.stack(sums).sum()) if sums else 0.0  # one wait for the device
+        with np.errstate(all="ignore"):
+            sums = [g.sum() for own in fresh for g in own.values()]
+            total = float(xp.stack(sums).sum()) if sums else 0.0  # one wait for the device
         if math.isfinite(cost) and math.isfinite(total):
-            return
+            return True
+        if math.isfinite(cost) and self.scale.fall():
+            return False
         net, advice = self.net, "lower learning_rate, lengthen burn_in, or check the labels"
+        advice += ", or train in fp32" if self.storage == np.float16 else ""
+        if math.isfinite(cost) and self.scale.value > 1:
+            advice = f"loss_scale={self.scale.value:g} may be too large; without the key it is found"
         bad: list[int] = []
 
         def keep(index: int, y: Any, way: Way) -> None:
@@ -240,13 +304,14 @@ class Trainer:
                 bad.append(index)
 
         rng = np.random.default_rng([self.seed, self.iteration, 2, 0])
-        net.forward(net.input(x), Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
+        x = net.input(x).astype(self.storage, copy=False)
+        net.forward(x, Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
         where = "the loss is not finite"
         if bad:
             where = f"the output of {self.place(bad[0])} is not finite"
         else:
             for index in reversed(range(len(net.nodes))):
-                names = [k for k, g in self.gradients[index].items() if not bool(xp.isfinite(g).all())]
+                names = [k for k, g in fresh[index].items() if not bool(xp.isfinite(g).all())]
                 if names:
                     where = f"the gradient of {names[0]} in {self.place(index)} is not finite"
                     break
@@ -262,6 +327,8 @@ class Trainer:
         """Write weights, gradients, moments and the place in the schedule to one .npz file, whole or not at all."""
         be = self.net.backend
         arrays = {"seen": np.array(self.net.seen), "seed": np.array(self.seed)}
+        arrays["scale"] = np.array([self.scale.value, self.scale.steady])
+        arrays["rejection"] = self.rejection.numbers()
         for kind, groups in self.groups().items():
             for i, own in enumerate(groups):
                 for name, a in own.items():
@@ -282,6 +349,10 @@ class Trainer:
                         raise TrainError(f"{path}: belongs to another cfg ({self.place(i)} differs); remove it")
                     a[...] = be.asarray(stored)
         self.net.engine.forget()
+        if self.scale.adapts and "scale" in arrays:
+            self.scale.value, self.scale.steady = float(arrays["scale"][0]), int(arrays["scale"][1])
+        if "rejection" in arrays:
+            self.rejection = Rejection(*arrays["rejection"].tolist())
         self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
         self.iteration = self.net.seen // max(self.batch, 1)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}

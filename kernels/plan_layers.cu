@@ -182,3 +182,21 @@ extern "C" __global__ void softmax(const T *x, const int *groups, T *y, int n, i
     for (int k = first; k < last; k += 32)
         y[place(k, image, P, ldy)] = expf(x[place(k, image, P, ldx)] / temperature - shift) / sum;
 }
+
+// Blend maps (n / C pixels, C): y = a b + c d, or where d is null a b + (1 - a) c.
+extern "C" __global__ void blend(const T *a, const T *b, const T *c, const T *d, T *y, int n, int C, int lda, int ldb, int ldc,
+                                 int ldd, int ldy) {
+    int i = thread_index();
+    if (i >= n) return;
+    int k = i % C, pixel = i / C;
+    float part = a[pixel * lda + k], other = d ? (float)d[pixel * ldd + k] : 1 - part;
+    y[pixel * ldy + k] = part * b[pixel * ldb + k] + other * c[pixel * ldc + k];
+}
+
+// Keep numbers within +-limit: x (n / C pixels, C) -> y.
+extern "C" __global__ void clip(const T *x, T *y, int n, int C, float limit, int ldx, int ldy) {
+    int i = thread_index();
+    if (i >= n) return;
+    float v = x[i / C * ldx + i % C];
+    y[i / C * ldy + i % C] = v > limit ? limit : v < -limit ? -limit : v;
+}

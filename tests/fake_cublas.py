@@ -24,6 +24,7 @@ HEADER = {
     "cublasSetStream_v2": [("handle", A), ("stream", A)],
     "cublasSetWorkspace_v2": [("handle", A), ("workspace", A), ("bytes", c_size_t)],
     "cublasSetMathMode": [("handle", A), ("mode", AT)],
+    "cublasGetVersion_v2": [("handle", A), ("version", A)],
     "cublasGemmEx": [
         ("handle", A), ("transa", AT), ("transb", AT), ("m", c_int), ("n", c_int), ("k", c_int), ("alpha", A),
         ("A", A), ("Atype", AT), ("lda", c_int), ("B", A), ("Btype", AT), ("ldb", c_int), ("beta", A),
@@ -71,6 +72,8 @@ class FakeCublas:
                 self.workspace = 0
             elif name == "cublasSetWorkspace_v2":
                 self.workspace = given["bytes"]
+            elif name == "cublasGetVersion_v2":
+                c_int.from_address(given["version"]).value = 120901
             elif "Gemm" in name:
                 return gemm(**given)
             return 0

@@ -37,18 +37,19 @@ def library() -> ctypes.CDLL | None:
             nvrtc.nvrtcCreateProgram.argtypes = [POINTER(c_void_p), c_char_p, c_char_p, c_int, c_void_p, c_void_p]
             nvrtc.nvrtcCompileProgram.argtypes = [c_void_p, c_int, POINTER(c_char_p)]
             nvrtc.nvrtcDestroyProgram.argtypes = [POINTER(c_void_p)]
-            for what in ("ProgramLog", "CUBIN"):
+            for what in ("ProgramLog", "CUBIN", "PTX"):
                 getattr(nvrtc, f"nvrtcGet{what}Size").argtypes = [c_void_p, POINTER(c_size_t)]
                 getattr(nvrtc, f"nvrtcGet{what}").argtypes = [c_void_p, c_char_p]
             return nvrtc
     return None
 
 
-def compile(text: str, architecture: int) -> tuple[bytes, str]:
-    """Compile CUDA text for sm_ARCHITECTURE; return the cubin (empty if it does not compile) and the messages."""
+def compile(text: str, architecture: int, what: str = "CUBIN") -> tuple[bytes, str]:
+    """Compile CUDA text for an architecture; return the cubin or the PTX (empty if it does not compile) and the messages."""
     nvrtc, program = library(), c_void_p()
     assert nvrtc is not None
-    options = [option.encode() for option in (*OPTIONS, f"--gpu-architecture=sm_{architecture}")]
+    kind = "sm" if what == "CUBIN" else "compute"
+    options = [option.encode() for option in (*OPTIONS, f"--gpu-architecture={kind}_{architecture}")]
     assert nvrtc.nvrtcCreateProgram(byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
 
@@ -60,9 +61,9 @@ def compile(text: str, architecture: int) -> tuple[bytes, str]:
         return buffer.raw
 
     log = get("ProgramLog").rstrip(b"\0").decode().strip()
-    cubin = b"" if failed else get("CUBIN")
+    made = b"" if failed else get(what)
     nvrtc.nvrtcDestroyProgram(byref(program))
-    return cubin, log
+    return made, log
 
 
 def usage(cubin: bytes) -> dict[str, Usage]:

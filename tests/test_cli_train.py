@@ -7,6 +7,7 @@ import json
 import pytest
 from test_loop import project
 
+from gpudarknet import image
 from gpudarknet.cli import main
 
 
@@ -50,6 +51,53 @@ def test_train_then_measure(folder, capsys):
     assert "images: 4, proposals per image: " in capsys.readouterr().out
 
 
+def test_train_a_classifier_and_measure_it(folder, capsys):
+    (folder / "c.cfg").write_text(
+        "[net]\nwidth=24\nheight=24\nchannels=3\nbatch=2\nmax_batches=2\n[convolutional]\nfilters=3\nsize=3\nstride=4\n"
+        "activation=linear\n[avgpool]\n[softmax]\n"
+    )
+    for number, name in enumerate(("red", "green", "blue", "cow")):
+        (folder / f"{number}.png").rename(folder / f"{name}_.png")
+    (folder / "list.txt").write_text("red_.png\ngreen_.png\nblue_.png\ncow_.png\nnone.png\n")
+    assert main(["classifier", "train", "x.data", "c.cfg", "-topk"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[3].startswith(" 2: top-1 accuracy = ") and (folder / "backup" / "c_best.weights").is_file()
+    assert main(["classifier", "valid", "x.data", "c.cfg", "backup/c_final.weights", "-t", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("3 images, top 1: ") and out.endswith(", top 3: 1.000000\n")
+    assert err.splitlines() == [
+        "warning: 1 image cannot be read; bad.list says which and why",
+        "warning: 1 label is wrong or missing; bad_label.list says which and why",
+    ]
+    assert (folder / "bad.list").read_text().splitlines() == [f"{folder}/none.png: there is no such file; check the path"]
+    (folder / "list.txt").write_text("cow_.png\n")
+    assert main(["classifier", "valid", "x.data", "c.cfg", "backup/c_final.weights"]) == 2
+    assert capsys.readouterr().err == (
+        "error: cow_.png: none of 1 images can be read and has a label's name in its path\n"
+    )
+
+
+def test_flags_of_training(folder, capsys):
+    """The line that Darknet's README gives, other mAPs, the pictures of a batch."""
+    assert (
+        main("detector train x.data x.cfg -dont_show -mjpeg_port 8090 -gpus 0 -map -iou_thresh 0.3 -points 11".split())
+        == 0
+    )
+    assert " 3: mean average precision (mAP@0.30) = " in capsys.readouterr().out
+    assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
+    assert "aug_0.jpg to aug_1.jpg: what the next iteration sees\n" in capsys.readouterr().out
+    assert image.read("aug_1.jpg").shape == (32, 64, 3)
+
+
+def test_nothing_left_to_train(folder, capsys):
+    main(["detector", "train", "x.data", "x.cfg"])
+    capsys.readouterr()
+    assert main(["detector", "train", "x.data", "x.cfg", "backup/x_last.weights"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: backup/x_last.weights: is at iteration 3 of 3, nothing is left to do; -clear begins at 0 with it\n"
+    )
+
+
 def test_going_on_from_a_checkpoint(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     text = (folder / "x.cfg").read_text()
@@ -65,7 +113,7 @@ def test_going_on_from_a_checkpoint(folder, capsys):
 def test_faults_of_the_data_set_are_told(folder, capsys):
     (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["detector", "train", "x.data", "x.cfg"]) == 0
-    assert capsys.readouterr().err == "warning: 1 faults of the data set are listed in bad_label.list\n"
+    assert capsys.readouterr().err == "warning: 1 label is wrong or missing; bad_label.list says which and why\n"
 
 
 def test_anchors(folder, capsys):

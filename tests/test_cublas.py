@@ -119,6 +119,7 @@ def test_a_status_names_the_call(library, name):
         a = np.zeros((2, 2), np.float32)
         handle.gemm("fp32", address(a), address(a), address(a), 2, 2, 2, 2, 2, 2)
         handle.gemms("fp32", 1, address(a), address(a), address(a), 2, 2, 2, 2, 2, 2, 0, 0, 0)
+        handle.version()
 
 
 @pytest.fixture

@@ -131,11 +131,11 @@ TRAINED = {
 }
 
 
-def trained(be, name, adam):
+def trained(be, name, adam=0, precision="fp32"):
     """Train for three steps; return the costs and every weight."""
     head = f"[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nadam={adam}\nmax_batches=9\n"
     net = load_network(cfg.parse(head + TRAINED[name], name), backend=be)
-    trainer = Trainer(net, cpu_build=False)
+    trainer = Trainer(net, cpu_build=False, precision=precision)
     rng = np.random.default_rng(2)
     truth = np.zeros((2, 200, 6), np.float32)
     truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # centre x, y, width, height, class, track
@@ -149,6 +149,13 @@ def trained(be, name, adam):
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name, adam):
     for got, want in zip(trained(BE, name, adam), trained(NUMPY, name, adam), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_in_fp16(name):
+    for got, want in zip(trained(BE, name, 0, "fp16"), trained(NUMPY, name, 0, "fp16"), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -184,13 +191,13 @@ def test_plan_is_captured_and_replayed(name, tmp_path):
 
 def test_plan_that_needs_a_layers_own_forward_runs_eagerly(kernels):
     cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
-    text = "[net]\nwidth=6\nheight=4\nchannels=4\n[crnn]\noutput=3\nhidden=4\npad=1\n[convolutional]\nfilters=5\n"
+    text = "[net]\nwidth=6\nheight=4\nchannels=4\n[convolutional]\nfilters=6\nxnor=1\n[convolutional]\nfilters=5\n"
     nets = [load_network(cfg.parse(text), backend=be) for be in (cuda, NUMPY)]
     x = np.random.default_rng(0).random((2, 4, 4, 6), dtype=np.float32)
     (got,), (want,) = (net.predict(x) for net in nets)
     np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
     (program,) = nets[0].engine.programs.values()
-    assert program.eagerly == "through the reference: crnn"
+    assert program.eagerly == "through the reference: convolutional"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

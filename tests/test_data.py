@@ -199,10 +199,74 @@ def test_labels(tmp_path):
         f"{path}:3: size 1.5 x 0.2 is above 1 and is taken for 1; numbers are relative",
         f"{path}:4: class 7 is not one of 0 to 2",
         f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; numbers are relative, 0 to 1",
-        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'",
+        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest is not read",
+    ]
+    path.write_text("0 0.5 0.5 0.1 0.001\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")
+    boxes, faults = data.read_labels(path, 3, (416, 320))
+    np.testing.assert_allclose(boxes, [[0.5, 0.5, 0.1, 0.001, 0]])
+    assert faults == [
+        f"{path}:1: box of 42 x 0.32 pixels in an input of 416 x 320 is less than one pixel and is not learned",
+        f"{path}:2: box 0.5 0.5 0 0.1 is not inside the image; numbers are relative, 0 to 1",
+        f"{path}:3: expected 'class x y width height', found '0 0.5 nan 0.1 0.1'; the rest is not read",
     ]
     boxes, faults = data.read_labels(tmp_path / "none.txt", 3)
-    assert boxes.shape == (0, 5) and faults == []
+    assert boxes.shape == (0, 5)
+    assert faults == [f"{tmp_path}/none.txt: cannot be read (No such file or directory); its image counts as empty"]
+
+
+def test_tracks(tmp_path):
+    """A sixth number is the track; without one each line of each file has its own. Only where tracks are asked for."""
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    for name in (path, other):
+        name.write_text("0 .5 .5 .1 .1 17\n1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n")
+    (boxes, _), (more, _) = (data.read_labels(name, 3, tracks=True) for name in (path, other))
+    assert boxes.shape == (3, 6) and boxes[0, 5] == more[0, 5] == 17
+    assert boxes[2, 5] - boxes[1, 5] == 1 and len({*boxes[1:, 5], *more[1:, 5]}) == 4
+    assert data.read_labels(path, 3)[0].shape == (3, 5)
+    path.write_text("0 .5 .5 .1 .1 a\n")
+    assert data.read_labels(path, 3, tracks=True)[1] == [
+        f"{path}:1: expected 'class x y width height [track]', found '0 .5 .5 .1 .1 a'; the rest is not read"
+    ]
+
+
+@pytest.mark.parametrize("extra", [{}, dict(mosaic=True, jitter=0.2, flip=True), dict(mixup=True, jitter=0.2, blur=3)])
+def test_sequences(extra):
+    """Two parts of three steps of two sequences, 1 to 2 images apart; all steps of one change alike."""
+    paths, read = [str(k) for k in range(50)], []
+
+    class Frames(data.DataSet):
+        def first(self, numbers):
+            read.append(numbers[0])
+            rng = np.random.default_rng(numbers[0])  # other boxes in every frame
+            boxes = np.concatenate([rng.uniform(0.2, 0.6, (int(rng.integers(5)), 5)) * [1, 1, 1, 1, 0]])
+            return spots()[0], boxes.astype(np.float32)
+
+    source = Frames(paths, DetectionAugment(**STILL | extra), None, sequences=data.Sequences(3, 2, 2))
+    samples, frames = [], []
+    for number in range(12):
+        read.clear()
+        samples.append(source.sample(1, 7, number, (64, 48))[0])
+        frames.append(list(read))
+    begins = []
+    for part in (0, 6):
+        for sequence in (0, 1):
+            steps = np.array(frames[part + sequence : part + 6 : 2])  # [step, image of the sample]
+            assert set((steps[1] - steps[0]).tolist()) <= {1, 2} and (steps[2] - steps[1] == steps[1] - steps[0]).all()
+            begins.append(steps[0, 0])
+            if "blur" not in extra:  # which spares the boxes
+                for k in (2, 4):
+                    np.testing.assert_array_equal(samples[part + sequence], samples[part + sequence + k])
+    assert len(set(begins)) == 4
+
+
+def test_a_fault_is_written_once(tmp_path):
+    """By several runs too; each run knows what it met."""
+    for _ in range(2):
+        faults = data.Faults(tmp_path)
+        for _ in range(2):
+            faults.label("a.txt:1: wrong")
+        assert faults.labels == ["a.txt:1: wrong"]
+    assert (tmp_path / "bad_label.list").read_text() == "a.txt:1: wrong\n"
 
 
 def test_a_list_of_images(tmp_path, monkeypatch):
@@ -250,13 +314,14 @@ def test_unreadable_images_are_passed_over(tmp_path):
     )
     with data.Loader(source, 6, lambda k: (64, 32)) as loader:
         assert loader.get(0)[0].shape == (6, 3, 32, 64)
-    assert source.faults.images == [str(broken)]
-    assert (tmp_path / "bad.list").read_text() == f"{broken}\n"
+    reason = f"{broken}: ends before the picture does; fetch or save the file again"
+    assert source.faults.images == [reason]
+    assert (tmp_path / "bad.list").read_text() == f"{reason}\n"
     assert (tmp_path / "bad_label.list").read_text() == f"{tmp_path}/0.txt:1: class 9 is not one of 0 to 2\n"
     nothing = data.DataSet([str(broken)], DetectionAugment(**STILL), data.detection_boxes(3))
     with data.Loader(nothing, 1, lambda k: (64, 32)) as loader, pytest.raises(DataError) as e:
         loader.get(0)
-    assert str(e.value) == f"{broken}: cannot be read, like 99 more images of the list; check its paths"
+    assert str(e.value) == f"{reason}; 99 more images of the list cannot be read either"
 
 
 def test_classes_by_path():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+import seeded
 
+import gpudarknet as gd
 from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
 from gpudarknet.detector import Detector, Found
@@ -139,6 +144,9 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
     assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(each[3])
     report = evaluate.mean_average_precision(images, 3, 0.5, 101)
     assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
+    tiny = [Judged(Found(j.found.boxes, j.found.probs, 30, 20), j.truth, NONE) for j in perfect]
+    scores, _ = evaluate.coco(tiny, ["a", "b", "c"])
+    assert scores["AP small"] == pytest.approx(1) and np.isnan(scores["AP medium"]) and np.isnan(scores["AP large"])
 
 
 def test_recall():
@@ -148,6 +156,69 @@ def test_recall():
     assert found.proposals == 12
     assert found.recall == pytest.approx(np.mean(np.concatenate(best) > 0.5))
     assert found.average_iou == pytest.approx(np.mean(np.concatenate(best)))
+
+
+# What the original program says of eight pictures that the network takes as they are
+
+ORIGINAL = json.loads((Path(__file__).parent / "data" / "map.json").read_text())
+BODY = """[net]
+width=64
+height=48
+channels=3
+[convolutional]
+filters=8
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+filters=24
+size=3
+stride=2
+pad=1
+activation=linear
+"""
+HEADS = {
+    "yolo": "[yolo]\nmask=0,1,2\nanchors=8,10, 14,20, 22,16, 30,34, 40,28, 44,46\nclasses=3\nnum=6\n",
+    "region": "[region]\nanchors=0.8,1.1, 1.9,1.4, 2.6,3.1\nclasses=3\nnum=3\ncoords=4\nsoftmax=1\n",
+}
+
+
+def detector_and_pictures(head, folder):
+    """Write cfg, weights, pictures and labels; return the detector and the pictures' paths."""
+    (folder / "x.cfg").write_text(BODY + HEADS[head])
+    net = gd.load_network(folder / "x.cfg", backend="numpy")
+    weights = seeded.write_weights(net, folder / "x.weights", {"yolo": 3, "region": 4}[head], 2.0)
+    paths = []
+    for i, rows in enumerate(ORIGINAL[head]["labels"]):
+        blocks = np.random.default_rng(100 + i).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        paths.append(str(folder / f"i{i}.png"))
+        cv2.imwrite(paths[-1], np.kron(blocks, np.ones((8, 8, 1), np.uint8)))
+        (folder / f"i{i}.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+    return Detector(folder / "x.cfg", weights, ["a", "b", "c"], "numpy"), paths
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_map_is_the_original_programs(head, tmp_path):
+    detector, paths = detector_and_pictures(head, tmp_path)
+    images = list(evaluate.judge(detector, paths))
+    for r in ORIGINAL[head]["map"]:
+        report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"], r["thresh"])
+        assert [report.detections, report.truths.sum()] == r["counts"]
+        assert [list(report.right), list(report.wrong)] == [r["right"], r["wrong"]]
+        assert report.ap * 100 == pytest.approx(r["ap"], abs=0.006)  # printed with two digits
+        assert report.mean == pytest.approx(r["mean"], abs=2e-6)
+        assert report.average_iou * 100 == pytest.approx(r["average_iou"], abs=0.006)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_recall_is_the_original_programs(head, tmp_path):
+    detector, paths = detector_and_pictures(head, tmp_path)
+    images = evaluate.judge(detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, find=evaluate.proposals)
+    found = evaluate.recall(images)
+    assert (found.proposals, 100 * found.average_iou, 100 * found.recall) == pytest.approx(
+        ORIGINAL[head]["recall"], abs=0.006
+    )
 
 
 # Anchors
@@ -203,5 +274,5 @@ def test_judge_reads_images_and_labels(tmp_path):
     assert len(images) == 1 and counted == [1]
     assert images[0].truth.tolist() == [[0.5, 0.5, pytest.approx(0.2), pytest.approx(0.2), 1]]
     assert len(images[0].difficult) == 2 and len(images[0].found.boxes) > 0
-    assert faults.images == [paths[1]] and len(faults.labels) == 1
+    assert faults.images[0].startswith(f"{paths[1]}: ") and len(faults.labels) == 1
     assert evaluate.truths_of(paths, 2).shape == (1, 5)

@@ -10,6 +10,7 @@ import numpy as np
 import op_cases
 import pytest
 from conftest import backend_for
+from test_plan_cuda import plan_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -18,6 +19,8 @@ from bench import gpu_check, stages  # noqa: E402
 from bench.stages import Stage  # noqa: E402
 from gpudarknet import backend  # noqa: E402
 from gpudarknet.op import OPS  # noqa: E402
+from gpudarknet.plan import race  # noqa: E402
+from gpudarknet.plan.ways import WAYS  # noqa: E402
 
 
 def test_it_takes_less_than_eight_minutes():
@@ -67,6 +70,23 @@ def test_precisions_and_graphs_are_checked(monkeypatch):
     monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 1e-9})
     (failed,) = gpu_check.precisions("numpy")["failed"]
     assert failed.startswith("yolov4-tiny in fp32: ")
+
+
+def test_every_way_to_convolve_is_checked(monkeypatch):
+    get = backend.get
+    monkeypatch.setattr(backend, "get", lambda name: plan_backend() if name == "host-cuda" else get(name))
+    monkeypatch.setattr(race, "SECONDS", 0)
+    monkeypatch.setattr(gpu_check, "WAYS", gpu_check.WAYS.replace("=40\nheight=24", "=16\nheight=8"))
+    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 2e-5, "fp16": 1e-2})
+    result = gpu_check.ways("host-cuda")
+    assert result["failed"] == []
+    large = {"patches of 64 MiB", "patches of 16 MiB"}
+    for precision in ("fp32", "fp16"):
+        assert {f"{precision} {way}" for way in [*WAYS, "raced"] if way not in large} == {
+            label for label in result["relative"] if label.startswith(precision)
+        }
+    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 1e-9})
+    assert gpu_check.ways("host-cuda")["failed"][0].startswith("fp32 kernel: ")
 
 
 @pytest.mark.parametrize("name", ["versions", "launches", "copies", "gemm-fp32", "gemm-fp16"])

@@ -47,9 +47,27 @@ def test_a_stage(quick, monkeypatch, capsys):
     ]
     assert result["torch"].startswith("does not import")
     rows = [(row["engine"], row["batch"], row["precision"]) for row in result["rows"]]
-    engines = ("plan, graph", "plan, eager")
-    assert rows == [(e, batch, p) for batch in (1, 2) for p in gpu_plan.PRECISIONS for e in engines]
+    main, others = ("plan, graph", "plan, eager"), ("plan, one by one", "plan, patches")
+    assert rows == [(e, batch, p) for batch in (1, 2) for p in gpu_plan.PRECISIONS for e in main] + [
+        (e, batch, p) for batch in (1, 2) for p in gpu_plan.PRECISIONS for e in (others if p == "fp32" else others[:1])
+    ]
+    assert set(result["check"]) >= {"fp32", "fp32, one by one", "fp32, patches", "fp16, eager"}
     assert all(row["images_s"] > 0 and row["latency_ms"] > 0 for row in result["rows"])
+
+
+def test_the_stage_that_tunes(quick, monkeypatch):
+    network = load_network(thin("yolov3-tiny"), backend=plan_backend(), width=32, height=32)
+    gpu_plan.seeded.fill(network)
+    monkeypatch.setattr(gpu_plan, "opened", lambda name, backend, size: network)
+    monkeypatch.setattr(gpu_plan.race, "SECONDS", 0)
+    result = gpu_plan.tuned("yolov3-tiny", 32, 600).run("cupy")
+    assert result["failed"] == []
+    assert [(row["batch"], row["precision"]) for row in result["rows"]] == [
+        (1, "fp32"), (1, "fp16"), (8, "fp32"), (8, "fp16"),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["choices"].keys() == row["microseconds"].keys() and row["rule"]["images_s"] > 0
+        assert all(choice in row["microseconds"][key] for key, choice in row["choices"].items())
 
 
 def test_a_wrong_plan_fails(quick, monkeypatch):

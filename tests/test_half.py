@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from test_gradients import CASES, JOINS, RECURRENT, arrays
 
+import gpudarknet as gd
+from gpudarknet import cfg
+from gpudarknet.errors import TrainError, TrainWarning
 from gpudarknet.layers import SECTIONS, Run
+from gpudarknet.scaling import LossScale
 
 LAYERS = {name: ((shape,), keys) for name, (shape, keys) in CASES.items()} | JOINS
 LAYERS["crnn"] = (((3, 4, 5),), dict(output=5, hidden=4, pad=1, activation="tanh"))  # no kink to be rounded across
@@ -44,3 +48,177 @@ def test_layer(be, name, train):
     assert grad.keys() == wanted_grad.keys()
     for got, want in [*zip(maps, wanted, strict=True), *((grad[k], wanted_grad[k]) for k in grad)]:
         assert np.linalg.norm(got.astype(np.float32) - want) <= 0.02 * np.linalg.norm(want)
+
+
+# Whole networks
+
+NET = "[net]\nwidth=12\nheight=10\nchannels=3\nbatch=4\nlearning_rate=0.02\nmomentum=0.9\ndecay=0.001\n{}\n"
+# without kinks and maxima, which rounding may move: what is left is rounding itself
+BODY = """[convolutional]
+batch_normalize=1
+filters=6
+size=3
+pad=1
+activation=mish
+[convolutional]
+batch_normalize=1
+filters=6
+size=3
+pad=1
+activation=mish
+[shortcut]
+from=-2
+activation=linear
+[local_avgpool]
+size=2
+stride=2
+[convolutional]
+filters=5
+size=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+HUGE = "[upsample]\nstride=1\nscale=100000\n"
+imitated = pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
+
+
+def trained(be, precision, steps, net="", body=BODY):
+    """Train on batches that are always the same; return the trainer and the costs."""
+    trainer = gd.Trainer(
+        gd.load_network(cfg.parse(NET.format(net) + body), backend=be, seed=1), cpu_build=False, precision=precision
+    )
+    rng, costs = np.random.default_rng(2), []
+    for _ in range(steps):
+        x = rng.random((4, *trainer.net.net.input), np.float32)
+        costs.append(trainer.step(x, np.eye(5)[rng.integers(5, size=4)]))
+    return trainer, np.array(costs)
+
+
+def moved(trainer, first):
+    """Return by how much training has moved the weights, as one array."""
+    be = trainer.net.backend
+    now = [be.to_numpy(a).reshape(-1) for own in trainer.net.weights for a in own.values()]
+    return np.concatenate(now) - np.concatenate([a.reshape(-1) for own in first.weights for a in own.values()])
+
+
+@imitated
+def test_a_training_follows_the_one_in_float32(be):
+    """Costs within 0.1 %, and all weights within 0.5 % of the way they went, over ten steps."""
+    half, costs = trained(be, "fp16", 10)
+    whole, wanted = trained("numpy", "fp32", 10)
+    np.testing.assert_allclose(costs, wanted, rtol=1e-3)
+    first = gd.load_network(cfg.parse(NET.format("") + BODY), backend="numpy", seed=1)
+    way = moved(whole, first)
+    assert np.linalg.norm(moved(half, first) - way) < 0.005 * np.linalg.norm(way)
+    assert {a.dtype.name for own in half.net.weights for a in own.values()} == {"float32"}
+    assert {g.dtype.name for own in half.gradients for g in own.values()} == {"float32"}
+
+
+@imitated
+def test_small_gradients_vanish_without_a_scale(be):
+    """Deltas of 1e-8 round to 0 in float16; times 2^20 they do not, and the gradient is that of float32."""
+    body = BODY.replace("filters=5", "filters=6")
+    body = body.replace("[avgpool]\n[softmax]", "[yolo]\nclasses=1\nnum=1\nmax=1\ndelta_normalizer=1e-8")
+
+    def gradient(precision, scale):
+        text = NET.format(f"loss_scale={scale}").replace("momentum=0.9\ndecay=0.001", "momentum=1\ndecay=0")
+        trainer = gd.Trainer(gd.load_network(cfg.parse(text + body), backend=be, seed=1), precision=precision)
+        trainer.scale.adapts = False
+        trainer.scale.value = scale
+        x = np.random.default_rng(2).random((4, 3, 10, 12), np.float32)
+        trainer.step(x, np.tile(np.float32([0.4, 0.6, 0.3, 0.2, 0, 0]), (4, 1)))
+        return be.to_numpy(trainer.gradients[0]["kernel"])
+
+    wanted = gradient("fp32", 1)
+    assert np.abs(wanted).max() > 1e-10 and not gradient("fp16", 1).any()
+    got = gradient("fp16", 2**20)
+    assert np.linalg.norm(got - wanted) < 0.005 * np.linalg.norm(wanted)
+
+
+@imitated
+def test_a_step_that_overflows_is_skipped_and_the_scale_falls(be):
+    """The weights stay, the momentum stays, the iteration counts; a good step follows."""
+    trainer, _ = trained(be, "fp16", 2)
+    trainer.scale.value = 2.0**22  # the deltas of softmax, up to 1, become infinite
+    before = [{k: be.to_numpy(a).copy() for k, a in own.items()} for own in trainer.gradients]
+    kernel = be.to_numpy(trainer.net.weights[0]["kernel"]).copy()
+    x, truth = np.random.default_rng(2).random((4, 3, 10, 12), np.float32), np.eye(5)[:4]
+    scales = []
+    while True:
+        trainer.step(x, truth)
+        if not trainer.skipped:
+            break
+        scales.append(trainer.scale.value)
+        np.testing.assert_array_equal(be.to_numpy(trainer.net.weights[0]["kernel"]), kernel)
+        for own, old in zip(trainer.gradients, before, strict=True):
+            for k, g in own.items():
+                np.testing.assert_array_equal(be.to_numpy(g), old[k])
+    assert scales[0] == 2.0**21 and scales == sorted(scales, reverse=True) and scales[-1] <= 2.0**17
+    assert trainer.iteration == 3 + len(scales)
+    assert not np.array_equal(be.to_numpy(trainer.net.weights[0]["kernel"]), kernel)
+
+
+def test_the_scale_rises_in_time():
+    scale = LossScale.of(1.0, half=True)
+    assert (scale.value, scale.adapts) == (4096, True)
+    for _ in range(1000):
+        scale.good()
+    assert (scale.value, scale.steady) == (8192, 0)
+    scale.good()
+    assert scale.fall() and (scale.value, scale.steady) == (4096, 0)
+    scale.value = 1.0
+    assert not scale.fall()
+    given = LossScale.of(128.0, half=True)
+    assert (given.value, given.adapts, given.fall()) == (128, False, False)
+
+
+@imitated
+def test_a_given_scale_that_is_too_large():
+    with pytest.raises(TrainError) as e:
+        trained("numpy", "fp16", 1, "loss_scale=1000000")
+    assert str(e.value) == (
+        "cfg: iteration 1: the gradient of bias in layer 4 [convolutional] is not finite; loss_scale=1e+06 may be too large;"
+        " without the key it is found"
+    )
+
+
+@imitated
+def test_an_output_too_large_for_float16():
+    with pytest.raises(TrainError) as e:
+        trained("numpy", "fp16", 1, body=BODY.replace("[convolutional]", HUGE + "[convolutional]", 1))
+    assert str(e.value) == (
+        "cfg: iteration 1: the output of layer 0 [upsample] is not finite; lower learning_rate, lengthen burn_in, or check"
+        " the labels, or train in fp32"
+    )
+
+
+def test_a_loss_scale_changes_nothing_in_float32():
+    """A power of two is exact both ways, for SGD and for Adam."""
+    for kind in ("", "adam=1"):
+        plain, _ = trained("numpy", "fp32", 3, kind)
+        scaled, _ = trained("numpy", "fp32", 3, f"loss_scale=64\n{kind}")
+        for own, other in zip(plain.net.weights, scaled.net.weights, strict=True):
+            for name, a in own.items():
+                np.testing.assert_array_equal(a, other[name])
+
+
+@imitated
+def test_a_checkpoint_holds_the_scale(tmp_path):
+    trainer, _ = trained("numpy", "fp16", 3)
+    trainer.scale.fall()
+    trainer.save(tmp_path / "state.npz")
+    other, _ = trained("numpy", "fp16", 0)
+    other.load(tmp_path / "state.npz")
+    assert other.scale == trainer.scale and other.scale.value == 2048
+
+
+def test_words():
+    net = gd.load_network(cfg.parse(NET.format("") + BODY), backend="numpy")
+    with pytest.raises(TrainError) as e:
+        gd.Trainer(net, precision="half")
+    assert str(e.value) == "Trainer: unknown precision 'half'; choose fp32 or fp16"
+    with pytest.warns(TrainWarning) as said:
+        trainer = gd.Trainer(net, precision="fp16")
+    assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32"
+    assert trainer.cpu_build is False  # Darknet's CPU build has no float16

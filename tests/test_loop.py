@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from test_data import files
 
 import gpudarknet as gd
-from gpudarknet import data, loop
+from gpudarknet import chart, data, loop
 from gpudarknet.errors import DataError, TrainError, TrainWarning
 from gpudarknet.names import DataFile
 
@@ -101,7 +102,7 @@ def test_a_whole_training_leaves_its_files(tmp_path):
 
 def test_a_chart(tmp_path):
     pytest.importorskip("matplotlib")
-    loop.draw_chart(tmp_path / "c.png", [(1, 5.0, 5.0, 0.1, ""), ("2", "4.0", "4.9", "0.1", "0.25")])
+    chart.draw_chart(tmp_path / "c.png", [(1, 5.0, 5.0, 0.1, ""), ("2", "4.0", "4.9", "0.1", "0.25")])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -125,9 +126,19 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
 
 
 KILLED = """
-import sys, gpudarknet as gd
+import os, signal, sys, gpudarknet as gd
 from gpudarknet import loop
-cfg, data, out, resume = sys.argv[1:]
+cfg, data, out, resume, fatal = sys.argv[1:]
+calls = 0
+def dying(function):
+    def run(*args):
+        global calls
+        calls += 1
+        if calls == int(fatal):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return run
+os.fsync, os.replace = dying(os.fsync), dying(os.replace)
 weights = f"{out}/x_last.weights" if resume == "1" else None
 net = gd.load_network(cfg, weights, "numpy")
 trainer = gd.Trainer(net, clear=weights is None, cpu_build=False)
@@ -142,7 +153,7 @@ def test_killed_and_resumed_equals_never_killed(tmp_path):
     start(cfg).fit(source, tmp_path / "a", save_last=1)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", KILLED, str(cfg), str(source), str(tmp_path / "b")]
-    child = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, env=env, text=True)
+    child = subprocess.Popen([*command, "0", "0"], stdout=subprocess.PIPE, env=env, text=True)
     for line in child.stdout:
         if int(line) == 5:
             time.sleep(0.004)
@@ -152,10 +163,36 @@ def test_killed_and_resumed_equals_never_killed(tmp_path):
     assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / "b" / "x_final.weights").exists()
     gd.load_network(cfg, tmp_path / "b" / "x_last.weights", "numpy")
-    subprocess.run([*command, "1"], check=True, stdout=subprocess.DEVNULL, env=env)
-    a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")
+    subprocess.run([*command, "1", "0"], check=True, stdout=subprocess.DEVNULL, env=env)
+    same_end(tmp_path)
+
+
+def same_end(folder):
+    """Compare what the runs in a and b have left."""
+    a, b = (arrays(folder / run / "x_last.npz") for run in "ab")
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)
+    for name in ("x_final.weights", "x_last.weights", "chart_x.csv"):
+        assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes()
+    assert not list((folder / "b").glob(".*"))
+
+
+def test_killed_while_it_writes(tmp_path):
+    """SIGKILL at each step of writing the third checkpoint: chart, state and weights are each synced and then renamed."""
+    source, cfg = project(tmp_path, end=4)
+    start(cfg).fit(source, tmp_path / "a", save_last=1)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path])}
+    for fatal in range(13, 19):
+        out = tmp_path / "b"
+        command = [sys.executable, "-c", KILLED, str(cfg), str(source), str(out)]
+        done = subprocess.run([*command, "0", str(fatal)], stdout=subprocess.DEVNULL, env=env, check=False)
+        assert done.returncode == -signal.SIGKILL and list(out.glob(".*"))  # the half file
+        weights = out / "x_last.weights"
+        trainer = start(cfg, weights)
+        assert trainer.iteration == 2
+        trainer.fit(source, out, save_last=1, extra=loop.resume(trainer, weights))
+        same_end(tmp_path)
+        shutil.rmtree(out)
 
 
 def test_an_interruption_saves_where_it_stands(tmp_path):
@@ -217,7 +254,20 @@ def test_a_sidecar_of_other_weights_is_left(tmp_path):
         str(said[0].message)
         == f"{weights.with_suffix('.npz')}: is older than {weights} and is not used; momentum begins at 0"
     )
-    assert loop.resume(other, tmp_path / "none.weights") == {}
+    with pytest.warns(TrainWarning) as said:
+        assert loop.resume(other, tmp_path / "none.weights") == {}
+    assert str(said[0].message) == f"{tmp_path}/none.npz: is not there, so momentum begins at 0"
+    assert loop.resume(start(cfg), tmp_path / "none.weights") == {}  # nothing has been trained that could have momentum
+
+
+def test_an_average_needs_time(tmp_path):
+    source, cfg = project(tmp_path, net="ema_alpha=0.9")
+    with pytest.warns(TrainWarning) as said:
+        start(cfg).fit(source, tmp_path / "out", iterations=1)
+    assert str(said[0].message) == (
+        f"{cfg}: ema_alpha has no effect below max_batches=2000: the average is made from half of the training on, until 1000"
+        " iterations before its end"
+    )
 
 
 def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
@@ -265,3 +315,27 @@ def test_refusals(tmp_path):
     ):
         start(cfg).fit(source, tmp_path / "file")
     assert isinstance(loop.dataset(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
+
+
+def test_tracks_make_sequences(tmp_path):
+    """A network that remembers trains on them: batches of [step][sequence], the track in the truth's sixth column."""
+    source, cfg = project(tmp_path, end=2, net="track=1\ntime_steps=3\naugment_speed=4\n")
+    cfg.write_text(cfg.read_text().replace("[dropout]", "[conv_lstm]\noutput=6\npad=1\nsize=3\n[dropout]"))
+    (tmp_path / "1.txt").write_text("0 .5 .5 .2 .2 77\n")
+    trainer = start(cfg)
+    found = loop.dataset(DataFile.read(source), trainer.net)
+    assert found.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
+    tracks = {row[5] for k in range(6) for row in found.sample(0, 0, k, (64, 32))[1].reshape(-1, 6) if row[2]}
+    assert 77 in tracks and len(tracks) > 3
+    assert np.isfinite(trainer.fit(source, tmp_path / "out").loss)
+
+
+def test_images_without_any_label(tmp_path):
+    source, cfg = project(tmp_path)
+    for path in tmp_path.glob("[0-9].txt"):
+        path.unlink()
+    with pytest.raises(DataError) as e:
+        start(cfg).fit(source, tmp_path / "out")
+    assert str(e.value) == (
+        f"{source}: none of its 4 images of `train` has a label file; {tmp_path}/0.png needs {tmp_path}/0.txt"
+    )

@@ -171,7 +171,9 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         y = Maps(kernels, N * OH * OW, F, "even part" if F % 8 == 0 else "odd part", dtype)
         is_wide = wide(dtype, y)
         n = threads(dtype, N * OH * OW, F, is_wide)
-        sizes = (n, C, F, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, NAMES.index("leaky"), pooled, is_wide)
+        apart = (H * W * x.ld, 1, x.ld)
+        geometry = (C, H, W, OH, OW, size, *stride, dilation, pad)
+        sizes = (n, F, *apart, *geometry, y.ld, NAMES.index("leaky"), pooled, is_wide)
         kernels.launch("plan.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
         close(y.result(), want.reshape(-1, F), dtype)
 
@@ -257,7 +259,7 @@ def test_finish_blocks(kernels, dtype, shape, place, rng):
     b = rng.normal(0, 1, C).astype(np.float32)
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
-    sizes = (n, C, OH, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
+    sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
     kernels.launch("plan.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
@@ -492,7 +494,8 @@ def test_every_kind_of_step(tmp_path, precision, batch):
     run = program(net, batch, precision, poison=True)
     assert run.through == []
     assert {type(step).name for step in run.steps} == {"convolve", "copy", "maxpool", "upsample", "yolo", "reference"}
-    assert set(run.methods.values()) == {"gemm", "im2col, gemm", "depthwise", "in one kernel"}
+    methods = {"gemm", "im2col, gemm", "im2col by layer 1, gemm", "depthwise", "in one kernel"}
+    assert set(run.methods.values()) == methods
     first = run.run(x)
     assert distance(first, want) < TOLERANCE[precision]
     if precision == "tf32":
@@ -510,12 +513,12 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     x = network_input(net, 1, batch)
     whole = program(net, batch)
     assert whole.plan.steps[0].pooled
-    monkeypatch.setattr("gpudarknet.plan.launches.COLUMNS", 40_000)
-    monkeypatch.setattr("gpudarknet.plan.cuda.COLUMNS", 40_000)
+    monkeypatch.setattr("gpudarknet.plan.ways.COLUMNS", 40_000)
     parts = program(net, batch, poison=True)
     assert parts.methods[parts.steps[0]] == "im2col, gemm in 5 parts"
     assert len(parts.work) == batch * (5 * 2 + 1)
-    assert max(parts.columns, parts.unpooled) <= 40_000
+    assert {name for _, name in parts.scheme.needs} == {"patches", "blocks"}
+    assert all(4 * numbers <= 40_000 for numbers in parts.scheme.needs.values())
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -552,7 +555,7 @@ def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
 
 
 SMALL = "[net]\nwidth=12\nheight=8\nchannels=5\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
-THROUGH = "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\nxnor=1\n[crnn]\noutput=3\nhidden=4\npad=1\n"
+THROUGH = "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\nxnor=1\n"
 
 
 def test_other_layers_run_through_the_reference(tmp_path):
@@ -562,7 +565,7 @@ def test_other_layers_run_through_the_reference(tmp_path):
     run = program(net, 2)
     assert distance(run.run(x), want) < 2e-6
     assert run.eagerly == "backend host-cuda has no CUDA streams"
-    assert run.through == ["convolutional", "crnn"]
+    assert run.through == ["convolutional"]
 
 
 def test_what_no_output_needs_is_not_computed():
@@ -615,8 +618,8 @@ def test_describe():
     text = program(net, 2, "fp16").describe()
     assert "3 x 3 / 1" in text and text.splitlines()[1].endswith("im2col, gemm")
     assert text.splitlines()[-1] == (
-        "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device: "
-        "arena 0.0, patches 0.0, weights 0.0, cuBLAS 32.0"
+        "CUDA, fp16, eagerly (backend host-cuda has no CUDA streams): 3 launches; MiB on the device for batch 2: "
+        "arena 0.0, weights 0.0, cuBLAS 32.0"
     )
 
 
@@ -631,7 +634,9 @@ class FakeCuda:
 
     def __init__(self, free=1 << 30):
         self.log, self.capturing, self.failing = [], None, None
-        self.runtime = types.SimpleNamespace(memGetInfo=lambda: (free, 1 << 31))
+        self.runtime = types.SimpleNamespace(
+            memGetInfo=lambda: (free, 1 << 31), getDeviceProperties=lambda device: {"name": b"a GPU"}
+        )
         self.caller = self.Stream(name="caller")
         self.current = [self.caller]
         self.names = iter(["plan"])
@@ -820,7 +825,7 @@ def test_layers_of_the_reference_are_not_captured(fake):
     _, be = fake()
     net = load_network(cfg.parse(SMALL + THROUGH), backend=be)
     run = program(net, 1)
-    assert run.eagerly == "through the reference: convolutional, crnn"
+    assert run.eagerly == "through the reference: convolutional"
     assert program(load_network(cfg.parse(SMALL), backend=be), 1, graph=False).eagerly == "asked for"
 
 

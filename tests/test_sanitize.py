@@ -47,7 +47,12 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "some"), [("test_ops", "2x3x5x7"), ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)")]
+    ("file", "some"),
+    [
+        ("test_ops", "2x3x5x7"),
+        ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)"),
+        ("test_plan_ways", "(3x13x6x8 or finish_two or test_winograd)"),
+    ],
 )
 def test_kernels(file, some):
     done = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", f"host-cuda and {some}")

@@ -95,8 +95,8 @@ def test_cpu_build_says_what_it_does_wrong():
     with pytest.warns(TrainWarning) as said:
         gd.Trainer(net).step(*batch(net))
     assert str(said[0].message) == (
-        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and [connected] learns nothing;"
-        " Trainer(net, cpu_build=False) trains soundly"
+        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and the weights of [connected]"
+        " never move; Trainer(net, cpu_build=False) trains soundly"
     )
 
 
@@ -214,6 +214,34 @@ def test_shared_weights_learn_from_all_their_users():
     assert trainer.gradients[1] is trainer.gradients[0]
     trainer.step(*batch(net))
     assert net.weights[0] is net.weights[1]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "[rnn]\noutput=6\nhidden=7\n",
+        "[gru]\noutput=6\n",
+        "[lstm]\noutput=6\n",
+        "[crnn]\noutput=6\nhidden=7\nsize=3\npad=1\n",
+        "[conv_lstm]\noutput=6\nsize=3\npad=1\n",
+    ],
+)
+def test_a_recurrent_layer_learns_as_the_first(first):
+    """Nobody asks for the gradient of its input; its weights move as behind a layer that does nothing."""
+    text = NET + "time_steps=2\n{}" + LAST + END
+    alone, behind = network(text.format(first)), network(text.format(CONV.replace("4", "3") + first))
+    unit = behind.weights[0]["kernel"]
+    unit[...] = 0
+    unit[range(3), range(3), 1, 1] = 1  # passes the images, which are positive
+    for name, a in alone.weights[0].items():
+        behind.weights[1][name][...] = a
+    behind.weights[2].update({k: a.copy() for k, a in alone.weights[1].items()})
+    before = copy(alone)
+    for net in (alone, behind):
+        gd.Trainer(net, cpu_build=False).step(*batch(net, N=8))
+    assert all(changed(alone, before)[0])
+    for name, a in alone.weights[0].items():
+        np.testing.assert_allclose(a, behind.weights[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_average_of_the_weights():

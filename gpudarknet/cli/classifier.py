@@ -1,4 +1,4 @@
-"""`classifier predict` and `classify`: say what an image shows."""
+"""`classifier predict` and `classify`: say what an image shows; `classifier valid`: how often that is right."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..names import DataFile, read_names
 from ..network import Network, load_network
 from . import fail, inputs
 from .arguments import Command, Flag, UsageError
+from .inputs import counting
 
 IMAGENET = Path("cfg/imagenet1k.data")  # where Darknet's `classify` looks
 
@@ -80,12 +81,34 @@ def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> I
             yield f"{i}, {names[i]}: {p[i]:f}, parent: {names[parent] if parent >= 0 else 'Root'} "
 
 
-FLAGS = (Flag("t", int, 0, "How many classes to print"), inputs.BACKEND, inputs.GPU)
+def valid(args: Any) -> None:
+    """Print how many of the images of `valid` are classified rightly; an image's path tells its class."""
+    from ..accuracy import accuracy
+    from ..data import Faults, classifier_boxes, read_list
+
+    data, cfg, weights = args.words
+    file, faults = inputs.data_file(data), Faults(Path())
+    network = load_network(shelf.shipped_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
+    if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
+        raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector map`")
+    known, paths = file.read_labels(), read_list(file.find("valid"))
+    with counting(len(paths)) as done:
+        found = accuracy(network, paths, classifier_boxes(known), args.t or file.top, faults, done)
+    print(f"{found.images} images, top 1: {found.first:f}, top {found.top}: {found.among:f}")
+    inputs.tell_faults(faults)
+
+
+FLAGS = (Flag("t", int, 0, "How many classes"), inputs.BACKEND, inputs.GPU)
 MORE = "Prints the most probable classes. Without an image, paths are read from standard input, one a line"
 COMMANDS = (
     Command(
         "classifier predict", ("x.data", "x.cfg", "x.weights", "[image ...]"),
         "Say what images show", predict, FLAGS, f"{MORE}. -t 0, the default, means the .data file's key top, else 1",
+    ),
+    Command(
+        "classifier valid", ("x.data", "x.cfg", "x.weights"), "Measure accuracy on the images of `valid`", valid, FLAGS,
+        "An image's class is the label that its path contains. It counts as right where that class is the most probable one, and"
+        " where it is among the -t most probable; -t 0, the default, means the .data file's key top, else 1",
     ),
     Command(
         "classify", ("x.cfg", "x.weights", "[image ...]"), "Say what images show, of ImageNet's 1000 classes", classify, FLAGS,

@@ -71,7 +71,7 @@ def look(detector: Detector, path: str, args: Any) -> tuple[Found, image.Picture
         found = tiles.find(detector, picture, args.thresh, args.nms)
         print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
         return found, picture
-    x = detector.input([picture])
+    x = detector.send([picture])
     begin = time.perf_counter()
     rows = detector.rows(x, args.thresh)
     taken = time.perf_counter() - begin

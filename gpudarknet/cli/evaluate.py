@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from ..errors import DataError
 from ..names import DataFile, label_path
 from . import inputs, tell
 from .arguments import Command, Flag, UsageError
+from .inputs import counting
 
 if TYPE_CHECKING:
     from ..data import Faults
@@ -36,20 +35,6 @@ def opened(args: Any) -> tuple[DataFile, Detector, list[str], Faults]:
     return file, detector, read_list(file.find("valid")), Faults(Path())
 
 
-@contextmanager
-def counting(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are done, where a person looks on."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda count: bar.update(task, completed=count)
-
-
 def measure(args: Any) -> None:
     """Print Darknet's report of mAP, and COCO's where its library is installed."""
     from .. import evaluate
@@ -70,9 +55,8 @@ def measure(args: Any) -> None:
     for text in lines(report, detector.names, each):
         print(text)
     for name, value in scores.items():
-        print(f" COCO {name} = {100 * value:.2f} %")
-    if faults.images:
-        tell("warning", f"{len(faults.images)} images cannot be read and do not count; bad.list names them")
+        print(f" COCO {name} = {100 * value:.2f} %" if value == value else f" COCO {name}: no object has this size")
+    inputs.tell_faults(faults)
 
 
 def lines(report: Report, names: Sequence[str], each: Sequence[float] | None) -> Iterator[str]:
@@ -84,9 +68,9 @@ def lines(report: Report, names: Sequence[str], each: Sequence[float] | None) ->
         yield f"class_id = {k}, name = {name}, ap = {100 * report.ap[k]:.2f}%   \t {counts}{more}"
     conf, fn = report.conf_thresh, int(report.truths.sum() - report.right.sum())
     rates = f"precision = {report.precision:.2f}, recall = {report.recall:.2f}, F1-score = {report.f1:.2f}"
-    yield f" for conf_thresh = {conf:g}, {rates}"
+    yield f" for conf_thresh = {conf:.2f}, {rates}"
     yield (
-        f" for conf_thresh = {conf:g}, TP = {report.right.sum()}, FP = {report.wrong.sum()}, FN = {fn},"
+        f" for conf_thresh = {conf:.2f}, TP = {report.right.sum()}, FP = {report.wrong.sum()}, FN = {fn},"
         f" average IoU = {100 * report.average_iou:.2f} %"
     )
     way = f"used {report.points} Recall-points" if report.points else "used Area-Under-Curve for each unique Recall"
@@ -117,6 +101,7 @@ def valid(args: Any) -> None:
     with counting(len(paths)) as done:
         for judged in evaluate.judge(detector, paths, args.thresh, 0.6, faults, done=done):
             collect(judged, entries if coco else found, coco)
+    inputs.tell_faults(faults)
     folder.mkdir(parents=True, exist_ok=True)
     if coco:
         write(folder / f"{args.out or 'coco_results'}.json", json.dumps(entries, separators=(",", ":")) + "\n")
@@ -150,7 +135,10 @@ def recall(args: Any) -> None:
 
     _, detector, paths, faults = opened(args)
     with counting(len(paths)) as done:
-        found = evaluate.recall(evaluate.judge(detector, paths, 0.001, 0.4, faults, done=done), args.iou_thresh)
+        settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, faults
+        judged = evaluate.judge(detector, paths, *settings, done=done, find=evaluate.proposals)
+        found = evaluate.recall(judged, args.iou_thresh)
+    inputs.tell_faults(faults)
     print(f"images: {len(paths)}, proposals per image: {found.proposals:.2f}")
     print(f"average IoU: {100 * found.average_iou:.2f} %, recall: {100 * found.recall:.2f} %")
 
@@ -158,12 +146,14 @@ def recall(args: Any) -> None:
 def calc_anchors(args: Any) -> None:
     """Find anchors for the boxes of `train`; write anchors.txt and counters_per_class.txt."""
     from .. import evaluate
-    from ..data import read_list
+    from ..data import Faults, read_list
 
     if args.width < 1 or args.height < 1:
         raise UsageError("detector calc_anchors: give the input's size as in the cfg, -width 416 -height 416")
     file = inputs.data_file(args.words[0])
-    truths = evaluate.truths_of(read_list(file.find("train")), file.classes)
+    faults = Faults(Path())
+    truths = evaluate.truths_of(read_list(file.find("train")), file.classes, faults)
+    inputs.tell_faults(faults)
     found = evaluate.calc_anchors(truths, args.num_of_clusters, args.width, args.height, args.seed)
     form = "{:.4f},{:.4f}" if args.width <= 32 else "{:3.0f},{:3.0f}"
     anchors = ", ".join(form.format(w, h) for w, h in found.sizes.tolist())

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import backend as backends
 from .. import fetch, shelf
 from ..backend import Backend
 from ..errors import BackendError, WeightsError
 from ..names import DataFile
+from . import tell
 from .arguments import Flag
+
+if TYPE_CHECKING:
+    from ..data import Faults
 
 BACKEND = Flag(
     "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy where there is a GPU, else numpy"
@@ -49,6 +53,30 @@ def fetched(name: str) -> Path:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{name}.weights", total=None)
         return fetch.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
+
+
+def tell_faults(faults: Faults) -> None:
+    """Say how many images and labels could not be used, and where they are listed."""
+    for found, what, file in (
+        (faults.images, "image cannot be read", "bad.list"), (faults.labels, "label is wrong or missing", "bad_label.list")
+    ):  # fmt: skip
+        if found:
+            many = what.replace("image", "images").replace("label is", "labels are")
+            tell("warning", f"{len(found)} {what if len(found) == 1 else many}; {file} says which and why")
+
+
+@contextmanager
+def counting(total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many images are done, where a person looks on."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def get_backend(args: Any) -> Backend:

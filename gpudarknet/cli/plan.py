@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from .. import backend as backends
 from .. import shelf
+from ..backend import Backend
+from . import inputs
 from .arguments import Command, Flag, UsageError
 
 
 def plan(args: Any) -> None:
-    """Print the plan that the CPU runs: steps, what is fused into them, the arena, memory; with -tune, measure first."""
+    """Print the plan that the backend runs: steps, what is fused into them, memory; with -tune, measure first."""
     from ..network import load_network
-    from ..plan import Program, compile, tune
+    from ..plan import Program, compile, cuda, race, tune
 
     if args.batch < 1:
         raise UsageError(f"plan: -batch is a number of images from 1 on, found {args.batch}")
+    if args.precision not in ("fp32", "tf32", "fp16"):
+        raise UsageError(f"plan: unknown precision '{args.precision}'; choose fp32, tf32 or fp16")
     size = {key: value for key in ("width", "height") if (value := getattr(args, key)) is not None}
-    net = load_network(shelf.shipped_cfg(args.words[0]), backend="numpy", batch=args.batch, **size)
+    be, why = device(args)
+    if why and args.tune:
+        raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
+    net = load_network(shelf.shipped_cfg(args.words[0]), backend=be, batch=args.batch, **size)
     found = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
+    if be.cublas is None:
+        if args.tune:
+            races = ((key, min(times, key=times.__getitem__), times) for key, times in tune.measure(found))
+            remember(races, tune.machine())
+        print(Program(found, tune.read_choices()).describe())
+        return
+    if why:
+        print(cuda.Program(found, be, args.precision).describe())
+        print(f"not run: {why}")
+        return
+    of = race.device(be, args.precision)
     if args.tune:
-        choices = {}
-        for key, times in tune.measure(found):
-            choices[key] = min(times, key=times.__getitem__)
-            ways = ", ".join(f"{name} {1000 * t:.2f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
-            print(f"{key}: {ways}")
-        print(f"{tune.write_choices(choices)}: {len(choices)} choices for {tune.machine()}")
-    print(Program(found, tune.read_choices()).describe())
+        remember(race.measure(found, be, args.precision), of)
+    print(cuda.Program(found, be, args.precision, choices=tune.read_choices(of)).describe())
+
+
+def device(args: Any) -> tuple[Backend, str]:
+    """Return the backend that -device or else -backend asks for, and why it cannot run if it is a GPU that is not there."""
+    from ..plan import dry
+
+    if args.device not in (None, "cpu", "gpu"):
+        raise UsageError(f"plan: unknown device '{args.device}'; choose cpu or gpu")
+    if args.device == "cpu":
+        return backends.get("numpy"), ""
+    if args.device == "gpu":
+        why = backends.why_no_cupy()
+        if why is not None:
+            return dry.backend(), why
+        args.backend = "cupy"
+    return inputs.get_backend(args), ""
+
+
+def remember(races: Iterable[tuple[str, str, dict[str, float]]], of: str) -> None:
+    """Print races as they are run, (key, choice, seconds by way), and remember the choices for a device."""
+    from ..plan import tune
+
+    choices = {}
+    for key, choice, times in races:
+        choices[key] = choice
+        ways = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
+        print(f"{key}: {ways}")
+    print(f"{tune.write_choices(choices, of)}: {len(choices)} choices for {of}")
 
 
 COMMANDS = (
@@ -38,7 +81,16 @@ COMMANDS = (
             Flag("width", int, None, "pixels; default: the cfg's"),
             Flag("height", int, None, "pixels; default: the cfg's"),
             Flag("batch", int, 1, "images at a time"),
+            Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
             Flag("tune", bool, False, "measure the ways to convolve first, and remember the fastest"),
+            Flag(
+                "device",
+                str,
+                None,
+                "cpu or gpu: whose plan; without a GPU, gpu shows what it would be. Default: the backend's",
+            ),
+            inputs.BACKEND,
+            inputs.GPU,
         ),
     ),
 )

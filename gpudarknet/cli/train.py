@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,12 @@ from .. import shelf
 from ..errors import DataError
 from . import inputs, tell
 from .arguments import Command, Flag
+from .inputs import tell_faults
 
 if TYPE_CHECKING:
+    from ..data import DataSet
     from ..loop import Progress
+    from ..train import Trainer
 
 
 def detector(args: Any) -> None:
@@ -37,33 +40,63 @@ def run(args: Any, detects: bool) -> None:
 
     file, cfg = inputs.data_file(args.words[0]), shelf.shipped_cfg(args.words[1])
     weights = inputs.weights_file(args.words[2]) if len(args.words) > 2 else None
+    args.i = args.gpus or args.i
     net = load_network(cfg, weights, inputs.get_backend(args), seed=args.seed)
     if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead) is not detects:
         kind, other = ("a classifier", "classifier") if detects else ("a detector", "detector")
         raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
-    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False)
+    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False, precision="fp16" if args.fp16 else "fp32")
     extra = {} if args.clear or weights is None else loop.resume(trainer, weights)
     faults = Faults(Path())
     data = loop.dataset(file, net, faults)
-    measure = loop.validation(file) if detects and args.map else None
+    measure, said = None, f"mean average precision (mAP@{args.iou_thresh:.2f})" if detects else "top-1 accuracy"
+    if detects and args.map:
+        measure = loop.validation(file, args.iou_thresh, args.points)
+    elif not detects and args.topk:
+        measure = loop.validation(file)
     begin, end = trainer.iteration, net.net.max_batches
     print(f"{Path(cfg).stem}: {len(data.paths)} images, batch {trainer.batch}, iterations {begin + 1} to {end}")
-    with reporter(begin, end) as report:
+    if begin >= end > 0:
+        tell(
+            "warning", f"{weights}: is at iteration {begin} of {end}, nothing is left to do; -clear begins at 0 with it"
+        )
+    if args.show_imgs:
+        show(data, trainer, file.read_names() if detects else ())
+    with reporter(begin, end, said) as report:
         trainer.fit(
             data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
-            save_last=file.savelast or 100, save_weights=file.saveweights,
+            save_last=file.savelast or 100, save_weights=file.saveweights, score="mAP" if detects else "accuracy",
         )  # fmt: skip
-    for found, name in ((faults.images, "bad.list"), (faults.labels, "bad_label.list")):
-        if found:
-            tell("warning", f"{len(found)} faults of the data set are listed in {name}")
+    tell_faults(faults)
     print(f"{file.backup}: {Path(cfg).stem}_final.weights")
 
 
+def show(data: DataSet, trainer: Trainer, names: Sequence[str]) -> None:
+    """Write the images of the next iteration as they will be trained on, with their boxes, to aug_0.jpg and so on."""
+    import numpy as np
+
+    from .. import image
+    from ..detector import Detection
+
+    W, H = trainer.net.width, trainer.net.height
+    for number in range(trainer.batch):
+        x, truth = data.sample(trainer.seed, trainer.iteration, number, (W, H))
+        marks = []
+        for cx, cy, w, h, k, *_ in truth.reshape(-1, 6).tolist() if names else ():
+            if w:
+                box = round((cx - w / 2) * W), round((cy - h / 2) * H), round(w * W), round(h * H)
+                marks.append(Detection(names[int(k)], int(k), 1.0, box, (cx, cy, w, h)))
+        picture = np.rint(x.transpose(1, 2, 0) * 255).astype(np.uint8)
+        picture = picture.repeat(3, axis=2) if picture.shape[2] == 1 else picture
+        image.write(f"aug_{number}.jpg", image.draw(picture, marks, names))
+    print(f"aug_0.jpg to aug_{trainer.batch - 1}.jpg: what the next iteration sees")
+
+
 @contextmanager
-def reporter(begin: int, end: int) -> Iterator[Callable[[Progress], None]]:
+def reporter(begin: int, end: int, score: str) -> Iterator[Callable[[Progress], None]]:
     """Give what shows the progress: one live line where a person looks on, else Darknet's line for each iteration."""
     if not sys.stderr.isatty():
-        yield lambda p: print(line(p), flush=True)
+        yield lambda p: print(line(p, score), flush=True)
         return
     from rich import progress
     from rich.console import Console
@@ -78,33 +111,40 @@ def reporter(begin: int, end: int) -> Iterator[Callable[[Progress], None]]:
             said = (
                 f"loss {p.loss:.4g}  avg {p.average:.4g}  rate {p.rate:.4g}  {speed:.1f} images/s  {p.width}x{p.height}"
             )
-            bar.update(task, completed=p.iteration, description=said + (f"  best mAP {p.best:.2%}" if p.best else ""))
-            if p.map is not None:
-                bar.console.print(scored(p))
+            bar.update(task, completed=p.iteration, description=said + (f"  best {p.best:.2%}" if p.best else ""))
+            for more in remarks(p, score):
+                bar.console.print(more)
 
         yield show
 
 
-def line(p: Progress) -> str:
-    """Write an iteration as Darknet does."""
+def line(p: Progress, score: str) -> str:
+    """Write an iteration as Darknet does; score: what was measured."""
     said = (
         f" {p.iteration}: {p.loss:f}, {p.average:f} avg loss, {p.rate:f} rate, {p.seconds:f} seconds, {p.images} images,"
         f" {p.left / 3600:f} hours left"
     )
-    return said if p.map is None else f"{said}\n{scored(p)}"
+    return "\n".join([said, *remarks(p, score)])
 
 
-def scored(p: Progress) -> str:
-    """Write a mAP that was measured on the way."""
-    return f" {p.iteration}: mean average precision (mAP@0.50) = {p.map:f}, best = {p.best:f}"
+def remarks(p: Progress, score: str) -> Iterator[str]:
+    """Yield what else there is to say of an iteration: a skipped step, what was measured."""
+    if p.skipped:
+        yield f" {p.iteration}: a gradient was too large for float16; the step is skipped, loss scale {p.scale:g}"
+    if p.map is not None:
+        yield f" {p.iteration}: {score} = {p.map:f}, best = {p.best:f}"
 
 
 FLAGS = (
     Flag("clear", bool, False, "Begin at iteration 0 with these weights, as when fine-tuning"),
     Flag("seed", int, 0, "Where chance begins; the same seed gives the same training"),
     Flag("workers", int, 0, "Threads that prepare images; 0 means one for each core"),
+    Flag("fp16", bool, False, "Keep maps and deltas as float16, for a GPU; weights stay float32"),
+    Flag("show_imgs", bool, False, "Also write the first batch, as augmented, with its boxes to aug_0.jpg and so on"),
     inputs.BACKEND,
     inputs.GPU,
+    Flag("gpus", int, 0, "The same as -i; training uses one GPU"),
+    Flag("mjpeg_port", int, 0, "Accepted; there is no server, the chart is a file"),
     Flag("dont_show", bool, False, "Accepted; no window is opened"),
 )
 MORE = (
@@ -115,9 +155,20 @@ MORE = (
 COMMANDS = (
     Command(
         "detector train", ("x.data", "x.cfg", "[x.weights]"), "Train a detector", detector,
-        (Flag("map", bool, False, "Measure mAP on the images of `valid` on the way, and keep the best weights"), *FLAGS), MORE,
+        (
+            Flag("map", bool, False, "Measure mAP on the images of `valid` on the way, and keep the best weights"),
+            Flag("iou_thresh", float, 0.5, "-map: a box is right if it overlaps its object by more than this"),
+            Flag("points", int, 0, "-map: recall points: 0 for the area under the curve, 11 or 101"),
+            *FLAGS,
+        ),
+        MORE,
     ),
     Command(
-        "classifier train", ("x.data", "x.cfg", "[x.weights]"), "Train a classifier", classifier, FLAGS, MORE,
+        "classifier train", ("x.data", "x.cfg", "[x.weights]"), "Train a classifier", classifier,
+        (
+            Flag("topk", bool, False, "Measure accuracy on the images of `valid` on the way, and keep the best weights"),
+            *FLAGS,
+        ),
+        MORE,
     ),
 )  # fmt: skip

@@ -43,7 +43,8 @@ class Run:
 class Goal:
     """What a loss knows beside output and truth: the network input's size in pixels, images seen before, chance.
 
-    exact: give the gradient of an IoU loss where Darknet's delta differs from it.
+    exact: give the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, entries of an anchor) sets
+    deltas of [yolo] to 0, in place.
     """
 
     width: int
@@ -51,6 +52,7 @@ class Goal:
     seen: int = 0
     exact: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    reject: Callable[[np.ndarray, int], None] | None = None
 
 
 class ShapeError(ValueError):

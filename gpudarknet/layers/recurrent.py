@@ -2,13 +2,14 @@
 
 A batch is time steps of sequences, [step][sequence]. At inference the state is carried over from call to call, and lives
 with the weights: w["state"] is no weight, so it is neither saved nor loaded. Each is built of connected or convolutional
-layers, whose arrays have the part's name in front: "input.kernel".
+layers, whose arrays have the part's name in front: "input.kernel". The way back is the derivative; Darknet's multiplies what
+goes to the input part by the slope of the self part too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..ops import activation as act
@@ -64,6 +65,7 @@ class Recurrent(Layer):
         kept = w.get("state") if not run.train else None
         state = kept if kept is not None and kept[0].shape == fresh[0].shape else fresh
         ys, ways = [], []
+        run = replace(run, leaf=False)  # the state's gradient is needed even where the input's is not
 
         def call(name: str, value: Any) -> Any:
             y, back = parts[name].forward(be, arrays[name], value, run=run)

@@ -90,6 +90,8 @@ class AnchorLoss:
             if not self.gaussian:
                 positive *= self.d[:, :, 4:5] != 0
             self.d[:, :, : head.box - 1] /= np.maximum(positive, 1)
+        if self.goal.reject is not None and not self.gaussian:
+            self.goal.reject(self.d, self.d.shape[2])
         return self.cost(likenesses), self.d
 
     def background(self, n: int, boxes: np.ndarray, classes: np.ndarray) -> None:

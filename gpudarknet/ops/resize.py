@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..op import op
-from ..resize import GREY, resize, taps
+from ..resize import GREY, resize, step
 
 
 @op
@@ -25,10 +25,19 @@ def network_input(be: Any, picture: Any, net_w: int, net_h: int, new_w: int, new
 
 @network_input.kernel
 def network_input_cuda(be: Any, picture: Any, net_w: int, net_h: int, new_w: int, new_h: int) -> Any:
-    h, w, C = picture.shape
-    rows, cols = taps(h, new_h), taps(w, new_w)
-    low = be.asarray(np.concatenate([rows.low, cols.low]), np.int32)
-    part = be.asarray(np.concatenate([rows.part, cols.part]), np.float32)
+    C = picture.shape[2]
     y = be.empty((C, net_h, net_w))
-    be.launch("resize.network_input", y.size, picture, low, part, y, y.size, C, h, w, net_h, net_w, new_h, new_w)
+    write(be, picture[None], y, (net_w, net_h), (new_w, new_h), (y.size, net_h * net_w, 1))
     return y
+
+
+def write(
+    be: Any, pictures: Any, y: Any, net: tuple[int, int], new: tuple[int, int], apart: tuple[int, int, int]
+) -> None:
+    """Write pictures uint8 (N, h, w, C) as network input into y, on the device. Sizes are (width, height).
+
+    apart: how many numbers of y lie between images, between channels and between pixels.
+    """
+    (N, h, w, C), (W, H), (new_w, new_h) = pictures.shape, net, new
+    sizes = (N * H * W * C, C, h, w, H, W, new_h, new_w, step(h, new_h), step(w, new_w))
+    be.launch("resize.network_input", sizes[0], pictures, y, *sizes, *apart)

@@ -3,8 +3,11 @@
     compile.py   layers -> steps (lower.py, build.py), fused, placed in one arena (arena.py): data that can be printed (steps.py)
     cpu.py       runs a plan with NumPy: convolve.py winograd.py gemm.py after.py, on all cores (team.py)
     choose.py    which way to convolve: by rule, or as tune.py has measured on this machine (`gpudarknet plan x.cfg -tune`)
-    cuda.py      runs a plan on a GPU: launches.py steps, layers.py and as_convolution.py layers without, lane.py its stream
-    engine.py    the programs of one network, by shape, batch and precision
+    cuda.py      runs a plan on a GPU: launches.py steps, convolutions.py layers.py as_convolution.py recurrent.py what is more
+                 than a launch or two, lane.py its stream; entry.py how it takes its input, pictures.py how bytes get there
+    scheme.py    how a plan runs there: which way each convolution goes (ways.py; race.py measures), what goes together, where
+                 all lies
+    engine.py    the programs of one network, by shape, batch and precision; dry.py a GPU that is not there
 
 What bounds the CPU. Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, whose sgemm reaches 100 to 115 GFLOP/s per core;
 time is that of both cores, GFLOP/s count the convolution's own operations (so Winograd may exceed what the cores can do):
@@ -29,6 +32,7 @@ from . import tune
 from .compile import compile
 from .cpu import Program
 from .engine import Engine
+from .pictures import Pictures, uploader
 from .steps import Plan
 
-__all__ = ["Engine", "Plan", "Program", "compile", "tune"]
+__all__ = ["Engine", "Pictures", "Plan", "Program", "compile", "tune", "uploader"]

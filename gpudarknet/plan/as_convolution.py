@@ -19,10 +19,11 @@ from .steps import Activate, Convolve, Plan, Reference, Step
 
 def as_convolutions(plan: Plan, be: Backend) -> Plan:
     """Return the plan with [connected], [batchnorm] and downsampling as convolutions."""
-    return replace(plan, steps=[_as_convolution(step, be) for step in plan.steps])
+    return replace(plan, steps=[as_convolution(step, be) for step in plan.steps])
 
 
-def _as_convolution(step: Step, be: Backend) -> Step:
+def as_convolution(step: Step, be: Backend) -> Step:
+    """Return the step as a convolution if its layer is one of these, else the step."""
     layer = step.layer if isinstance(step, Reference) else None
     if not isinstance(step, Reference):
         return step

@@ -8,9 +8,10 @@ of their own begin at 128 bytes or better and have ld rounded up to 16 bytes, so
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,14 +22,21 @@ from ..cublas import WORKSPACE
 from ..errors import BackendError
 from ..layers import Shape
 from ..layers.convolutional import folded
-from . import launches, layers
+from . import launches, layers, recurrent, ways
 from .as_convolution import as_convolutions
-from .build import layout
+from .convolutions import convolve
+from .entry import Entry
 from .lane import Work, lane
-from .launches import COLUMNS, depthwise, direct, few, rounded, weight_bytes
-from .steps import Convolve, Map, Plan, Reference, Step
+from .recurrent import unrolled
+from .scheme import decide
+from .steps import Convolve, Map, Plan, Reference, Step, table, totals
 
-BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {**launches.BIND, Reference: layers.reference}
+BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
+    **launches.BIND,
+    Convolve: convolve,
+    Reference: layers.reference,
+    **recurrent.BIND,
+}
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,21 @@ class View:
         """Say whether all its pixels can be read in steps of `width` numbers."""
         return not (self.shape[0] % width or self.ld % width or self.start % width)
 
+    def images(self, first: int, count: int) -> View:
+        """Return the view of some of its images."""
+        P = self.sizes[1]
+        a = self.a[first * P * self.ld :][: (count * P - 1) * self.ld + self.shape[0]]
+        return View(a, self.shape, self.ld, count * P, self.start)
+
 
 class Program:
     """A plan bound to an arena on the device and to prepared weights; `run` may be called from any thread.
 
-    precision: fp32, tf32 (fp32 in memory, TF32 in products) or fp16 (in memory; sums are fp32). prepared: (layer, type) -> its
-    arrays, which programs of one network share. poison fills the arena with NaN before each run, so that reading what no step
-    wrote shows in the results. graph=False runs every step eagerly. Raises BackendError where memory does not suffice.
+    precision: fp32, tf32 (fp32 in memory, TF32 in products) or fp16 (in memory; sums are fp32). prepared: (layers, type, form) ->
+    their arrays, which programs of one network share. choices: measured ways to convolve, as race.py makes them. poison fills
+    the arena with NaN before each run, so that reading what no step wrote shows in the results. graph=False runs every step
+    eagerly; together=False and ahead=False leave out what scheme.py says of them. Raises BackendError where memory does not
+    suffice.
     """
 
     def __init__(
@@ -65,58 +81,43 @@ class Program:
         be: Backend,
         precision: str = "fp32",
         prepared: dict[Any, tuple[Any, Any]] | None = None,
+        choices: Mapping[str, str] | None = None,
         poison: bool = False,
         graph: bool = True,
+        together: bool = True,
+        ahead: bool = True,
     ):
-        plan = as_convolutions(plan, be)
+        self.heads = len(plan.outputs)  # what recurrent layers remember comes after them
+        plan, self.memories = unrolled(as_convolutions(plan, be), be)
         self.plan, self.be, self.precision, self.poison = plan, be, precision, poison
         self.type = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.width = 16 // self.type.itemsize
         self.prepared = {} if prepared is None else prepared
-        self.steps = living(plan)
-        self.offsets, self.numbers, _ = layout(self.steps, plan.input, plan.outputs, plan.batch, padded)
-        self.columns, self.unpooled = self._columns(plan.batch), self._unpooled(plan.batch)
-        self.weights = sum(weight_bytes(s, self.type.itemsize) for s in self._convolutions())
+        self._decide = partial(decide, plan, precision=precision, choices=choices, together=together, ahead=ahead)
+        self.scheme = self._decide(plan.batch)
+        self.steps = self.scheme.steps
+        self.writers = {reader: writer for writer, reader in self.scheme.ahead.items()}
+        self.weights = sum(ways.weight_bytes(s, self._form(s), self.type.itemsize) for s in self.scheme.ways)
         self._allocate()
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
-        self.input, self.outputs = self.view(plan.input), [self.view(m) for m in plan.outputs]
+        self.entry, self.outputs = Entry(self), [self.view(m) for m in plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
-            self.work += BIND[type(step)](self, step)
+            if step is not self.entry.step:
+                self.work += BIND[type(step)](self, step)
         self.graph: Any = None
         self.eagerly = self._why_eager(graph)
         if self.lane.cuda is not None:
             self.lane.cuda.get_current_stream().synchronize()  # the weights are there, whichever stream runs first
 
-    def _convolutions(self) -> list[Convolve]:
-        return [s for s in self.steps if isinstance(s, Convolve)]
-
-    def _columns(self, batch: int) -> int:
-        """Return the bytes for patches, of which there may be less than a convolution has."""
-        laid_out = [s for s in self._convolutions() if not (direct(s) or depthwise(s) or few(s))]
-        rows = [batch * prod(s.host) * rounded(s.xs[0].shape[0] * s.size**2) for s in laid_out]
-        return min(max(rows, default=0) * self.type.itemsize, COLUMNS)
-
-    def _unpooled(self, batch: int) -> int:
-        """Return the bytes for maps whose blocks are to be pooled, for as many images as are done at a time."""
-        pooled = [s for s in self._convolutions() if s.pooled and not few(s)]
-        return max((self._block_bytes(s) * self.images_at_a_time(s, batch) for s in pooled), default=0)
-
-    def _block_bytes(self, step: Convolve) -> int:
-        return prod(step.host) * rounded(step.y.shape[0]) * self.type.itemsize
-
-    def images_at_a_time(self, step: Convolve, batch: int) -> int:
-        """Return for how many images of a batch there is room before blocks are pooled."""
-        return max(1, min(batch, COLUMNS // self._block_bytes(step)))
-
     def _needed(self, batch: int) -> int:
         """Return the bytes on the device for a batch of this network, beside what programs share."""
-        arena = self.numbers * self.type.itemsize * batch // self.plan.batch
+        scheme = self.scheme if batch == self.plan.batch else self._decide(batch)
         results = 4 * batch * sum(prod(m.shape) for m in self.plan.outputs)
-        ready = all(self._key(s) in self.prepared for s in self._convolutions())
-        return arena + results + self._columns(batch) + self._unpooled(batch) + (0 if ready else self.weights)
+        ready = all(self._key(s) in self.prepared for s in self.scheme.ways)
+        return scheme.numbers * self.type.itemsize + results + (0 if ready else self.weights)
 
     def _allocate(self) -> None:
         batch, (C, H, W), be = self.plan.batch, self.plan.input.shape, self.be
@@ -129,10 +130,7 @@ class Program:
                 fit = bisect_right(range(batch), free, key=self._needed) - 1
                 way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
                 raise BackendError(f"{place}, {free:,} are free; {way}")
-            self.arena = be.empty((self.numbers,), self.type)
-            self.col, self.blocks = (
-                be.empty((max(1, size // self.type.itemsize),), self.type) for size in (self.columns, self.unpooled)
-            )
+            self.arena = be.empty((self.scheme.numbers,), self.type)
         except MemoryError as e:  # CuPy's is one; memory may be free in pieces only
             raise BackendError(f"{place}: {e}; take a smaller batch") from None
 
@@ -148,41 +146,51 @@ class Program:
     def view(self, m: Map) -> View:
         """Return a map's memory."""
         C, H, W = m.shape
-        ld, pixels, first = rounded(m.root.shape[0]), self.plan.batch * H * W, self.offsets[m.root] + m.channel
+        ld, pixels = ways.rounded(m.root.shape[0]), self.plan.batch * H * W
+        first = self.scheme.offsets[m.root] + m.channel
         return View(self.arena[first : first + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel)
+
+    def memory(self, step: Step, name: str) -> Any:
+        """Return memory that a step needs beside its maps."""
+        first = self.scheme.offsets[step, name]
+        return self.arena[first : first + self.scheme.needs[step, name]]
+
+    def case(self, step: Convolve) -> ways.Case:
+        """Return what a way to convolve depends on."""
+        return ways.Case(step, self.plan.batch, self.type.itemsize)
 
     def fits(self, *views: View) -> bool:
         """Say whether kernels can move 16 bytes at a time in all of these."""
         return all(view.fits(self.width) for view in views)
 
-    def _key(self, step: Convolve) -> tuple[int, str]:
-        return step.layers[0], self.type.name
+    def _form(self, step: Convolve) -> str:
+        return ways.WAYS[self.scheme.ways[step]].form
+
+    def _key(self, step: Convolve) -> tuple[Any, ...]:
+        group = self.scheme.together.get(step, (step,))
+        return tuple((s.layers[0], s.part) for s in group), step.layers[0], step.part, self.type.name, self._form(step)
 
     def arrays(self, step: Convolve) -> tuple[Any, Any]:
-        """Return the kernel as its kernels on the device want it, and the bias (F,) in float32.
+        """Return the kernel as its way wants it (ways.py), and the bias (F,) in float32.
 
-        Rows (F, size*size*C/groups), both rounded up to 8 (F not for groups); (size*size, C) for depthwise convolutions; float32
-        (size*size*C, F) for those of few channels.
+        Of convolutions that one gemm does, the kernels lie in one array, which every one of them returns.
         """
-        key, be = self._key(step), self.be
-        if key not in self.prepared:
-            w = folded({name: be.to_numpy(a) for name, a in step.w.items()})
-            kernel = w["kernel"].transpose(0, 2, 3, 1).reshape(len(w["kernel"]), -1)  # (F, size, size, C/groups)
-            if few(step):
-                self.prepared[key] = be.asarray(kernel.T, np.float32), be.asarray(w["bias"], np.float32)
-                return self.prepared[key]
-            if depthwise(step):
-                packed = np.ascontiguousarray(kernel.T)  # (size*size, C)
-            else:
-                F, K = kernel.shape
-                packed = np.zeros((rounded(F) if step.groups == 1 else F, rounded(K)), np.float32)
-                packed[:F, :K] = kernel
-            with np.errstate(over="ignore"):  # what float16 cannot hold is inf there
-                self.prepared[key] = be.asarray(packed.astype(self.type)), be.asarray(w["bias"], np.float32)
-        return self.prepared[key]
+        if self._key(step) not in self.prepared:
+            group = self.scheme.together.get(step, (step,))
+            arrays = [folded({name: self.be.to_numpy(a) for name, a in s.w.items()}) for s in group]
+            kernels = [
+                ways.weights(s, self._form(s), w["kernel"], self.type) for s, w in zip(group, arrays, strict=True)
+            ]
+            kernel = self.be.asarray(np.concatenate(kernels) if len(group) > 1 else kernels[0])
+            for s, w in zip(group, arrays, strict=True):
+                self.prepared[self._key(s)] = kernel, self.be.asarray(w["bias"], np.float32)
+        return self.prepared[self._key(step)]
 
     def run(self, x: Any) -> list[Any]:
-        """Run the plan on x (N, C, H, W), float32 on the device; return fresh arrays, one per output, on the caller's stream."""
+        """Run the plan on x; return fresh arrays, one per output, on the caller's stream.
+
+        x: float32 (N, C, H, W) on the device, or Pictures.
+        """
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
         results = [be.empty((N, *m.shape)) for m in self.plan.outputs]
@@ -190,21 +198,30 @@ class Program:
             if self.graph is None and self.eagerly is None:
                 self._capture()
             if self.poison:
-                for a in (self.arena, self.col, self.blocks):
-                    a.fill(np.nan)
-            y, (C, P) = self.input, self.input.sizes
-            launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
-            if self.graph is not None:
-                self.graph.launch(self.lane.stream)
-            else:
-                self._eager()
+                self.arena.fill(np.nan)
+            self.entry.take(x)
+            for memory in self.memories:
+                for m, a in zip(memory.before, memory.arrays(be, N), strict=True):
+                    v = self.view(m)
+                    launch("plan.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
+            self.replay()
             for m, v, result in zip(self.plan.outputs, self.outputs, results, strict=True):
                 C, P = v.sizes
                 if m in self.rows:
                     launch("plan.to_rows", result.size, v.a, result, result.size, C, v.ld)
                 else:
                     launch("plan.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, block=256)
-        return results
+            kept = iter(results[self.heads :])
+            for memory in self.memories:
+                memory.w["state"] = [next(kept) for _ in memory.after]
+        return results[: self.heads]
+
+    def replay(self) -> None:
+        """Run the steps on the input that was given last. For `run`, and where steps are timed."""
+        if self.graph is not None:
+            self.graph.launch(self.lane.stream)
+        else:
+            self._eager()
 
     def _eager(self) -> None:
         for launch in self.work:
@@ -224,31 +241,24 @@ class Program:
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""
+        size, scheme = self.type.itemsize, self.scheme
+        methods = dict(self.methods)
+        for writer, reader in scheme.ahead.items():
+            only = "only " if writer in scheme.unstored else ""
+            words = [methods.get(writer, ""), f"writes {only}the im2col of layer {reader.layers[0]}"]
+            methods[writer] = "; ".join(filter(None, words))
         how = "as a CUDA graph" if self.eagerly is None else f"eagerly ({self.eagerly})"
-        sizes = (self.numbers * self.type.itemsize, self.columns + self.unpooled, self.weights, WORKSPACE)
-        arena, patches, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
-        return (
-            f"{self.plan.describe(self.methods)}\n"
-            f"CUDA, {self.precision}, {how}: {len(self.work)} launches; MiB on the device: "
-            f"arena {arena}, patches {patches}, weights {weights}, cuBLAS {workspace}"
+        launches = len(self.work) + self.entry.launches
+        sizes = (scheme.numbers * size, self.weights, WORKSPACE)
+        arena, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
+        return "\n".join(
+            [
+                *table(self.steps, methods, lambda m: size * (scheme.offsets[m.root] + m.channel)),
+                f"{totals(self.steps, self.through)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
+                f"CUDA, {self.precision}, {how}: {launches} launches; MiB on the device for batch {self.plan.batch}: "
+                f"arena {arena}, weights {weights}, cuBLAS {workspace}",
+            ]
         )
-
-
-def padded(m: Map) -> int:
-    """Return how many numbers an image of a map takes."""
-    C, H, W = m.shape
-    return rounded(C) * H * W
-
-
-def living(plan: Plan) -> list[Step]:
-    """Return the steps on which an output depends: a [cost] at the end of a classifier is nobody's."""
-    needed = {m.root for m in plan.outputs}
-    kept: list[Step] = []
-    for step in reversed(plan.steps):
-        if step.y.root in needed:
-            kept.append(step)
-            needed.update(m.root for m in step.reads)
-    return kept[::-1]
 
 
 def free_bytes(be: Backend) -> int | None:

@@ -11,7 +11,7 @@ from ..backend import Backend
 from ..errors import BackendError
 from ..graph import Node
 from ..layers import Shape
-from . import cuda
+from . import cuda, race
 from .compile import compile
 from .cpu import Prepared, Program
 from .steps import Plan
@@ -66,13 +66,14 @@ class Engine:
             return found
 
     def _on_cuda(self, plan: Plan, be: Backend, precision: str) -> cuda.Program:
+        choices = read_choices(race.device(be, precision))
         try:
-            return cuda.Program(plan, be, precision, self.prepared)
+            return cuda.Program(plan, be, precision, self.prepared, choices)
         except BackendError:
             if not self.programs:
                 raise
             self.programs.clear()  # the arenas of other shapes and batches may be what is in the way
-            return cuda.Program(plan, be, precision, self.prepared)
+            return cuda.Program(plan, be, precision, self.prepared, choices)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"programs": {}, "prepared": {}}

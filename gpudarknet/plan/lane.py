@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..backend import Backend
 from ..cublas import WORKSPACE
+from ..errors import BackendError
 
 Work = Callable[[], None]
 
@@ -30,7 +32,12 @@ class Lane:
             # A non-blocking one: others can be captured only without the null stream's waiting.
             self.stream = self.cuda.Stream(non_blocking=True)
             self.ready, self.done = (self.cuda.Event(disable_timing=True) for _ in range(2))
-        self.workspace = be.empty((WORKSPACE,), "uint8")
+        try:
+            self.workspace = be.empty((WORKSPACE,), "uint8")
+        except MemoryError as e:  # CuPy's is one
+            raise BackendError(
+                f"cuBLAS: no room for its workspace on the device: {e}; free some of its memory"
+            ) from None
         self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
 
     @contextmanager
@@ -49,6 +56,28 @@ class Lane:
             finally:
                 self.stream.record(self.done)
                 caller.wait_event(self.done)
+
+    def seconds(self, work: Work, at_least: float, rounds: int, most: int) -> float:
+        """Return the least seconds that work takes on this stream over some rounds, in each of which it is queued often enough
+        to take `at_least` seconds, but not more than `most` times."""
+        with self.turn():
+            once = max(self._time(work, 1), 1e-6)
+            calls = max(1, min(most, int(at_least / once)))
+            return min(self._time(work, calls) for _ in range(rounds))
+
+    def _time(self, work: Work, calls: int) -> float:
+        if self.cuda is None:
+            start = time.perf_counter()
+            for _ in range(calls):
+                work()
+            return (time.perf_counter() - start) / calls
+        before, after = self.cuda.Event(), self.cuda.Event()
+        before.record(self.stream)
+        for _ in range(calls):
+            work()
+        after.record(self.stream)
+        after.synchronize()
+        return float(self.cuda.get_elapsed_time(before, after)) / 1e3 / calls
 
     def capture(self, work: Work) -> Any:
         """Record work as a CUDA graph, after two runs that load every kernel: loading is not allowed while recording."""

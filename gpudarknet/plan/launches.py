@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ops.activation import NAMES
-from .lane import Work, address
+from .lane import Work
 from .steps import (
     Activate,
     Add,
@@ -24,41 +24,8 @@ from .steps import (
 if TYPE_CHECKING:
     from .cuda import Program, View
 
-ROUND = 8  # channels: 16 bytes of float16
-FEW = 4  # channels
-COLUMNS = 256 << 20  # bytes of patches at a time, at most
 WIDE = frozenset({"linear", "leaky", "relu", "mish", "swish", "logistic"})  # what `finish` can do to 16 bytes at once
 JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as plan.cu numbers them
-
-
-def rounded(channels: int) -> int:
-    """Return the channels rounded up to what 16-byte accesses need."""
-    return -(-channels // ROUND) * ROUND
-
-
-def direct(step: Convolve) -> bool:
-    """Say whether a convolution's input is its matrix of patches."""
-    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not depthwise(step) and not few(step)
-
-
-def depthwise(step: Convolve) -> bool:
-    """Say whether every channel has a kernel of its own."""
-    return step.groups == step.xs[0].shape[0] == step.y.shape[0] and step.groups > 1
-
-
-def few(step: Convolve) -> bool:
-    """Say whether its input has so few channels, as an image has, that one kernel does best without patches."""
-    return step.groups == 1 and step.xs[0].shape[0] <= FEW
-
-
-def weight_bytes(step: Convolve, itemsize: int) -> int:
-    """Return the bytes of a convolution's arrays on the device."""
-    F, C = step.y.shape[0], step.xs[0].shape[0] // step.groups
-    row = C * step.size**2
-    if few(step):
-        return 4 * F * (row + 1)
-    size = F * row if depthwise(step) else (rounded(F) if step.groups == 1 else F) * rounded(row)
-    return size * itemsize + 4 * F
 
 
 def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
@@ -68,93 +35,22 @@ def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
     return lambda: launch(name, threads, *args)
 
 
-def _convolve(program: Program, step: Convolve) -> list[Work]:
-    y = program.view(step.y)
-    _, bias = program.arrays(step)
-    if few(step):
-        return _convolve_few(program, step)
-    if not step.pooled:
-        work = _products(program, step, 0, y.pixels, y.a, y.ld)
-        return work + finish(program, step.after, y, y, bias)
-    (F, OH, OW), work = y.shape, []
-    ((kind, _, _), *_), rest = passes(step.after), step.after[1:]  # nothing but activations comes after a pool
-    wide = kind in WIDE and program.fits(y)
-    images, ld = program.images_at_a_time(step, program.plan.batch), rounded(F)
-    for first in range(0, program.plan.batch, images):
-        count = min(images, program.plan.batch - first)
-        pixels = count * OH * OW
-        out = program.blocks[: (4 * pixels - 1) * ld + F]
-        work += _products(program, step, 4 * OH * OW * first, 4 * pixels, out, ld)
-        part = y.a[first * OH * OW * y.ld :][: (pixels - 1) * y.ld + F]
-        n = pixels * F // (program.width if wide else 1)
-        sizes = (n, F, OH, OW, ld, y.ld, NAMES.index(kind), wide)
-        work.append(kernel(program, "plan.finish_blocks", n, out, bias, part, *sizes))
-    return work + _finish_in_place(program, rest, y)
-
-
-def _convolve_few(program: Program, step: Convolve) -> list[Work]:
-    x, y, (weights, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    (C, H, W), F = x.shape, y.shape[0]
-    first = step.after[0] if step.after else None
-    kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
-    program.methods[step] = "in one kernel"
-    wide = kind in WIDE and program.fits(y)
-    n = y.pixels * F // (program.width if wide else 1)
-    geometry = (H, W, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    sizes = (n, C, F, *geometry, x.ld, y.ld, NAMES.index(kind), step.pooled, wide)
-    work = [kernel(program, "plan.convolve_few", n, x.a, weights, bias, y.a, *sizes)]
-    return work + _finish_in_place(program, rest, y)
-
-
-def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
-    """Return the work of convolving without bias: out (pixels, F), the pixels from `start` on of the result's map."""
-    x, (OH, OW), (weights, _) = program.view(step.xs[0]), step.host, program.arrays(step)
-    (C, H, W), F, g, taps = x.shape, step.y.shape[0], step.groups, step.size**2
-    G, K = C // g, C // g * taps
-    if g == 1 and (step.pooled or step.y.whole is None):
-        F = ld  # zeros into what lies between pixels: tensor cores like multiples of 8, heads have 255
-    geometry = (H, W, OH, OW, step.size, *step.strides, step.dilation, step.pad)
-    if depthwise(step):
-        program.methods[step] = "depthwise"
-        wide = program.fits(x, program.view(step.y))
-        n = pixels * C // (program.width if wide else 1)
-        return [kernel(program, "plan.depthwise", n, x.a, weights, out, n, C, *geometry, x.ld, ld, wide)]
-    if direct(step):
-        program.methods[step] = "gemm"
-        return [_product(program, address(out), ld, address(x.a), weights, pixels, F, K, x.ld, g)]
-    ldcol, size, work = rounded(C * taps), program.type.itemsize, []
-    rows = min(pixels, max(1, COLUMNS // (ldcol * size)))
-    parts = range(0, pixels, rows)
-    program.methods[step] = "im2col, gemm" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
-    wide = program.fits(x) and G % program.width == 0
-    for first in parts:
-        count = min(rows, pixels - first)
-        n = count * step.size * C // (program.width if wide else 1)
-        col = program.col[: (count - 1) * ldcol + C * taps]
-        sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, wide)
-        work.append(kernel(program, "plan.im2col", n, x.a, col, *sizes))
-        at = address(out) + first * ld * size
-        work.append(_product(program, at, ld, address(col), weights, count, F, K, ldcol, g))
-    return work
-
-
-def _product(
-    program: Program, y: int, ldy: int, a: int, weights: Any, M: int, F: int, K: int, lda: int, groups: int
-) -> Work:
-    """Return the work of y (M, F) = a (M, K) @ weights (F, K).T, for each of the groups of columns; y, a: addresses."""
-    handle, w, ldw, precision = program.lane.handle, address(weights), weights.shape[1], program.precision
-    if groups == 1:
-        return lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw)
-    N = F // groups
-    return lambda: handle.gemms(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, N, K, N * ldw)
-
-
 Pass = tuple[str, Add | Sort | Multiply | None, str]
 
 
 def passes(after: Sequence[After]) -> list[Pass]:
     """Group what is done to a result as `finish` does it: an activation, a join, an activation; at least once."""
-    todo, found = list(after), list[Pass]()
+    one, rest = first_pass(after)
+    found = [one]
+    while rest:
+        one, rest = first_pass(rest)
+        found.append(one)
+    return found
+
+
+def first_pass(after: Sequence[After]) -> tuple[Pass, list[After]]:
+    """Return the first pass, and what is left to do after it."""
+    todo, join = list(after), None
 
     def activation() -> str:
         first = todo[0] if todo else None
@@ -163,41 +59,84 @@ def passes(after: Sequence[After]) -> list[Pass]:
         todo.pop(0)
         return first.kind
 
-    while todo or not found:
-        before, join, last = activation(), None, "linear"
-        if todo and not isinstance(todo[0], Activate):
-            join, last = todo.pop(0), activation()
-        found.append((before, join, last))  # type: ignore[arg-type]
-    return found
+    before, last = activation(), "linear"
+    if todo and not isinstance(todo[0], Activate):
+        join, last = todo.pop(0), activation()
+    return (before, join, last), todo  # type: ignore[return-value]
 
 
-def finish(program: Program, after: Sequence[After], x: View, y: View, bias: Any = None) -> list[Work]:
-    """Return the work of y = after(x + bias)."""
+def pass_arguments(
+    program: Program, one: Pass, sizes: tuple[int, int]
+) -> tuple[View | None, tuple[int, ...], tuple[Any, ...]]:
+    """Return the map that is joined, (Co, Po, ldo), and the numbers before .. after, as kernels take them."""
+    first, join, last = one
+    eps, slope = (join.eps, join.slope) if isinstance(join, Sort) else (0.0, 0.0)
+    numbers = (NAMES.index(first), JOINS[type(join)] if join else 0, eps, slope, NAMES.index(last))
+    if join is None:
+        return None, (*sizes, 0), numbers
+    other = program.view(join.other)
+    return other, (*other.sizes, other.ld), numbers
+
+
+def smooth(one: Pass, width: int, views: Sequence[View], other: View | None) -> bool:
+    """Say whether a pass can be done to `width` channels at a time."""
+    joined = other is None or other.shape[0] == 1 or other.fits(width)
+    return {one[0], one[2]} <= WIDE and joined and all(view.fits(width) for view in views)
+
+
+def finish(
+    program: Program, after: Sequence[After], x: View, y: View, bias: Any = None, step: Step | None = None
+) -> list[Work]:
+    """Return the work of y = after(x + bias); if this is the last that `step` does, also of the patches that it writes."""
     work: list[Work] = []
-    C, P = y.sizes
-    for first, join, last in passes(after):
-        other = program.view(join.other) if join is not None else None
-        Co, Po = other.sizes if other is not None else (C, P)
-        eps, slope = (join.eps, join.slope) if isinstance(join, Sort) else (0.0, 0.0)
-        wide = {first, last} <= WIDE and program.fits(x, y) and (other is None or Co == 1 or program.fits(other))
-        n = y.pixels * C // (program.width if wide else 1)
-        work.append(
-            kernel(
-                program, "plan.finish", n, x.a, bias, other.a if other else None, y.a, n, C, P, Co, Po,
-                x.ld, other.ld if other else 0, y.ld,
-                NAMES.index(first), JOINS[type(join)] if join else 0, eps, slope, NAMES.index(last), wide,
-            )
-        )  # fmt: skip
+    todo = passes(after)
+    for i, one in enumerate(todo):
+        reader = program.scheme.ahead.get(step) if step is not None and i == len(todo) - 1 else None
+        (C, H, W), (other, (Co, Po, ldo), numbers) = y.shape, pass_arguments(program, one, y.sizes)
+        wide = smooth(one, program.width, (x, y), other)
+        joined = other.a if other else None
+        if reader is None:
+            n = y.pixels * C // (program.width if wide else 1)
+            sizes = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *numbers, wide)
+            work.append(kernel(program, "plan.finish", n, x.a, bias, joined, y.a, *sizes))
+        else:
+            where = patches(program, reader, H, W)
+            wide = wide and where.fits
+            n = where.places * C // (program.width if wide else 1)
+            out = None if step in program.scheme.unstored else y.a
+            more = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *numbers, *where.numbers, wide)
+            work.append(kernel(program, "plan.finish_patches", n, x.a, bias, joined, out, where.col, *more))
         x, bias = y, None
     return work
 
 
-def _finish_in_place(program: Program, after: Sequence[After], y: View) -> list[Work]:
-    return finish(program, after, y, y) if after else []
+class Where(NamedTuple):
+    """Where a map of H x W goes that a convolution's patches are made of, as kernels take it."""
+
+    col: Any
+    places: int  # pixels with the border
+    numbers: tuple[int, ...]
+    fits: bool  # 16 bytes at a time
+
+
+def patches(program: Program, reader: Convolve, H: int, W: int) -> Where:
+    """Return where the patches of a convolution lie that are written ahead."""
+    (OH, OW), reach, batch = reader.host, (reader.size - 1) * reader.dilation + 1, program.plan.batch
+    C, (sy, sx) = reader.xs[0].shape[0], reader.strides
+    G, ldcol, col = C // reader.groups, program.case(reader).ldcol, program.memory(reader, "patches")
+    HP, WP = max(H + reader.pad, (OH - 1) * sy + reach), max(W + reader.pad, (OW - 1) * sx + reach)
+    numbers = (HP, WP, G, OH, OW, reader.size, sy, sx, reader.dilation, reader.pad, ldcol)
+    used = col[: (batch * OH * OW - 1) * ldcol + C * reader.size**2]
+    return Where(used, batch * HP * WP, numbers, G % program.width == 0)
+
+
+def finish_in_place(program: Program, after: Sequence[After], y: View, step: Step | None = None) -> list[Work]:
+    """Return the work of y = after(y), none if there is nothing to do."""
+    return finish(program, after, y, y, step=step) if after else []
 
 
 def _copy(program: Program, step: Copy) -> list[Work]:
-    return finish(program, step.after, program.view(step.xs[0]), program.view(step.y))
+    return finish(program, step.after, program.view(step.xs[0]), program.view(step.y), step=step)
 
 
 def _maxpool(program: Program, step: MaxPool) -> list[Work]:
@@ -205,7 +144,7 @@ def _maxpool(program: Program, step: MaxPool) -> list[Work]:
     (C, H, W), (_, OH, OW), wide = x.shape, y.shape, program.fits(x, y)
     n = y.pixels * C // (program.width if wide else 1)
     sizes = (n, C, H, W, OH, OW, step.size, *step.strides, step.padding // 2, x.ld, y.ld, wide)
-    return [kernel(program, "plan.maxpool", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.maxpool", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
 
 
 def _upsample(program: Program, step: Upsample) -> list[Work]:
@@ -213,18 +152,17 @@ def _upsample(program: Program, step: Upsample) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     sizes = (n, *x.shape, step.s, step.scale, x.ld, y.ld, wide)
-    return [kernel(program, "plan.upsample", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.upsample", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
 
 
 def _yolo(program: Program, step: YoloHead) -> list[Work]:
     x, y = program.view(step.xs[0]), program.view(step.y)
     C, n = x.shape[0], y.pixels * y.shape[0]
     sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    return [kernel(program, "plan.yolo", n, x.a, y.a, *sizes), *_finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.yolo", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
 
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
-    Convolve: _convolve,
     Copy: _copy,
     MaxPool: _maxpool,
     Upsample: _upsample,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
@@ -106,8 +106,8 @@ class Step:
 class Convolve(Step):
     """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
 
-    pad: zeros before the first row and column. strides: (vertical, horizontal). pooled: keep only the maximum of each
-    2 x 2 block; `after` comes after that, which is the same for what rises with its input and four times less work.
+    pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's products it is, if that
+    has several. pooled: keep only the maximum of each 2 x 2 block; `after` comes after that, which is the same for what rises with its input and four times less work.
     """
 
     name = "convolve"
@@ -117,6 +117,7 @@ class Convolve(Step):
     dilation: int
     pad: int
     groups: int
+    part: str = ""
     pooled: bool = False
 
     @property
@@ -204,7 +205,8 @@ class Plan:
     """A network compiled for inputs (batch, C, H, W): steps in order, and where in one arena each map lies.
 
     offsets: for every root map its first float32 in the arena. numbers: the arena's size in float32. bound: the least
-    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's.
+    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's. states:
+    maps that are there before the first step, beside the input.
     """
 
     batch: int
@@ -215,11 +217,12 @@ class Plan:
     numbers: int
     bound: int
     flops: float
+    states: tuple[Map, ...] = ()
 
     @property
     def copies(self) -> list[Step]:
         """The steps that only move numbers, because a map has to be in two places."""
-        return [s for s in self.steps if isinstance(s, Copy) and not s.after]
+        return _copies(self.steps)
 
     def place(self, m: Map) -> tuple[int, int]:
         """Return where the map of image 0 begins and how far apart pixels are, in float32."""
@@ -227,21 +230,36 @@ class Plan:
 
     def describe(self, methods: Mapping[Any, str] | None = None) -> str:
         """Return the plan as text: a line per step, then totals. methods: how the interpreter does each convolution."""
-        lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'after':<22}{'C x H x W':>16} {'offset':>11}  how"]
-        for s in self.steps:
-            layers = ",".join(map(str, s.layers))
-            after, shape = " ".join(map(str, s.after)), "x".join(map(str, s.y.shape))
-            how = (methods or {}).get(s, "")
-            inside = " in place" if s.y.whole is not None else ""
-            line = f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {4 * self.place(s.y)[0]:>11}"
-            lines.append(f"{line}  {how}{inside}".rstrip())
         outputs = sum(prod(s.y.shape) for s in self.steps) * self.batch
-        fused = sum(len(s.layers) - 1 for s in self.steps)
-        other = sorted({s.layer.section for s in self.steps if isinstance(s, Reference)})
-        lines += [
-            f"{len(self.steps)} steps; {fused} layers fused into the step before; {len(self.copies)} copies; "
-            f"through the reference: {', '.join(other) or 'none'}",
-            f"arena {4 * self.numbers / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.bound / 2**20:.1f} needed; "
-            f"all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
-        ]
-        return "\n".join(lines)
+        other = {s.layer.section for s in self.steps if isinstance(s, Reference)}
+        return "\n".join(
+            [
+                *table(self.steps, methods or {}, lambda m: 4 * self.place(m)[0]),
+                totals(self.steps, other),
+                f"arena {4 * self.numbers / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.bound / 2**20:.1f} "
+                f"needed; all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
+            ]
+        )
+
+
+def table(steps: Sequence[Step], methods: Mapping[Any, str], offset: Callable[[Map], int]) -> list[str]:
+    """Return a line per step, and one above. methods: how a step is done; offset: the first byte of a map in the arena."""
+    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'after':<22}{'C x H x W':>16} {'offset':>11}  how"]
+    for s in steps:
+        layers = ",".join(map(str, s.layers))
+        after, shape = " ".join(map(str, s.after)), "x".join(map(str, s.y.shape))
+        inside = " in place" if s.y.whole is not None else ""
+        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {offset(s.y):>11}"
+        lines.append(f"{line}  {methods.get(s, '')}{inside}".rstrip())
+    return lines
+
+
+def totals(steps: Sequence[Step], through: Collection[str]) -> str:
+    """Count steps. through: sections that run by their layer's own `forward`."""
+    fused, copied = sum(len(s.layers) - 1 for s in steps), len(_copies(steps))
+    other = ", ".join(sorted(set(through))) or "none"
+    return f"{len(steps)} steps; {fused} layers fused into the step before; {copied} copies; through the reference: {other}"
+
+
+def _copies(steps: Sequence[Step]) -> list[Step]:
+    return [s for s in steps if isinstance(s, Copy) and not s.after]

@@ -47,17 +47,20 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_choices() -> dict[str, str]:
-    """Return this machine's measured choices, a convolution's key -> the name of a method; none if there are none."""
+def read_choices(of: str | None = None) -> dict[str, str]:
+    """Return measured choices, a convolution's key -> the name of a method; none if there are none.
+
+    of: the device that they hold for; default: this machine.
+    """
     try:
-        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))[machine()]
+        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))[of or machine()]
         return {str(key): str(name) for key, name in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def write_choices(choices: dict[str, str]) -> Path:
-    """Add choices to those of this machine; return the file."""
+def write_choices(choices: dict[str, str], of: str | None = None) -> Path:
+    """Add choices to those of a device, default this machine; return the file."""
     path = cache_folder() / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,7 +68,7 @@ def write_choices(choices: dict[str, str]) -> Path:
     except (OSError, ValueError):
         known = {}
     known = known if isinstance(known, dict) else {}
-    known[machine()] = read_choices() | choices
+    known[of or machine()] = read_choices(of) | choices
     with atomic(path) as beside:
         beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
     return path

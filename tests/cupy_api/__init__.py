@@ -56,6 +56,13 @@ class Array:
         streams.refuse("ndarray.get")
         return self._host.copy()
 
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        """Copy from the host, on a stream."""
+        streams.refuse("ndarray.set")
+        if not isinstance(arr, np.ndarray) or (arr.shape, arr.dtype) != (self._host.shape, self._host.dtype):
+            raise NotCuPy("ndarray.set: wants an array of the host of the same shape and type")
+        self._host[...] = arr
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # Python and NumPy look for protocols; CuPy's are below

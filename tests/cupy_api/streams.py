@@ -6,6 +6,7 @@ waiting. Array functions are refused too, because what they record would not be 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -30,10 +31,11 @@ def refuse(what: str) -> None:
 
 class Event:
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False):
-        pass
+        self.timed, self.at = not disable_timing, 0.0
 
     def record(self, stream: Stream | None = None) -> None:
         refuse("Event.record on another stream")
+        self.at = time.perf_counter()
 
     def synchronize(self) -> None:
         refuse("Event.synchronize")
@@ -97,13 +99,20 @@ class Device:
         refuse("Device.synchronize")
 
 
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Return milliseconds."""
+    if not (start_event.timed and end_event.timed):
+        raise RuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event.at - start_event.at)
+
+
 NULL = Stream(null=True)
 FREE = 1 << 34  # bytes
 
 # What stands for cupy.cuda.
 cuda = SimpleNamespace(
-    Device=Device, Event=Event, Graph=Graph, Stream=Stream,
-    get_current_stream=lambda: (Stream.current or [NULL])[-1],
-    runtime=SimpleNamespace(memGetInfo=lambda: (FREE, 2 * FREE)),
+    alloc_pinned_memory=bytearray, Device=Device, Event=Event, Graph=Graph, Stream=Stream,
+    get_current_stream=lambda: (Stream.current or [NULL])[-1], get_elapsed_time=get_elapsed_time,
+    runtime=SimpleNamespace(memGetInfo=lambda: (FREE, 2 * FREE), getDeviceProperties=lambda device: {"name": b"a GPU"}),
 )  # fmt: skip
 pool = SimpleNamespace(free_bytes=lambda: 0)

@@ -270,6 +270,7 @@ static inline float rsqrtf(float a) { return 1 / sqrtf(a); }
 #define __expf expf  // glibc has a function of that name
 #define __logf logf
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline int __popc(unsigned a) { return __builtin_popcount(a); }
 static inline int __ffs(int a) { return __builtin_ffs(a); }
 static inline int __float_as_int(float a) { int i; return memcpy(&i, &a, 4), i; }

@@ -1,0 +1,224 @@
+"""Pictures on their way to a plan on a GPU, without one: what it makes of bytes, and what waits for what."""
+
+from __future__ import annotations
+
+import conftest
+import cupy_api
+import numpy as np
+import pytest
+import tiny
+from cupy_api import streams
+from fake_cublas import FakeCublas
+from seeded import network_input, write_weights
+from test_plan_cuda import TOLERANCE, distance, plan_backend, program
+
+from gpudarknet import Detector, cfg, load_network
+from gpudarknet.backend import Backend
+from gpudarknet.boxes import fit
+from gpudarknet.errors import ImageError
+from gpudarknet.plan import pictures as pictures_module
+from gpudarknet.plan.pictures import Uploader
+
+W, H = 12, 8
+NET = f"[net]\nwidth={W}\nheight={H}\nchannels={{channels}}\n"
+CONVOLUTION = "[convolutional]\nfilters={filters}\nsize=3\nstride={stride}\npad=1\nactivation=leaky\n"
+POOL = "[maxpool]\nsize=2\nstride=2\n"
+STARTS = {  # how a network begins -> whether its first convolution reads the input as it comes
+    "convolution": (3, CONVOLUTION.format(filters=8, stride=1), True),
+    "stride": (3, CONVOLUTION.format(filters=5, stride=2), True),
+    "pooled": (3, CONVOLUTION.format(filters=16, stride=1) + POOL, True),
+    "activated later": (3, CONVOLUTION.format(filters=8, stride=1) + "[activation]\nactivation=tanh\n", True),
+    "grey": (1, CONVOLUTION.format(filters=4, stride=1), True),
+    "pool": (3, POOL, False),
+    "read twice": (3, CONVOLUTION.format(filters=3, stride=1) + "[sam]\nfrom=-1\n[route]\nlayers=-1,0\n", True),
+}
+END = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n"
+
+
+@pytest.fixture(params=["host-cuda", "captured", "cuda"])
+def device(request):
+    """Kernels and a cuBLAS made of NumPy, with poisoned memory or with CuPy's streams and graphs; and a GPU."""
+    if request.param == "host-cuda":
+        return plan_backend()
+    if request.param == "captured":
+        return cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
+    return conftest.backend_for("cuda")
+
+
+def bytes_of(channels, *sizes, seed=1):
+    """Pictures of some (width, height); every value of a byte is among them."""
+    rng = np.random.default_rng(seed)
+    made = [rng.integers(0, 256, (h, w, channels), dtype=np.uint8) for w, h in sizes]
+    made[0].reshape(-1)[:256] = np.arange(256)[: made[0].size]
+    return made
+
+
+SIZES = {
+    "as the network": [(W, H)] * 3,
+    "one size": [(17, 21)] * 3,
+    "many sizes": [(W, H), (7, 5), (7, 5), (1, 1), (40, 11), (W, H)],
+}
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("start", STARTS)
+def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
+    channels, body, direct = STARTS[start]
+    config, images = cfg.parse(NET.format(channels=channels) + body + END), bytes_of(channels, *SIZES[sizes])
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
+    net = load_network(config, weights, backend=device)
+    fitted = [fit(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
+    floats = np.stack([pictures_module.resize.network_input.definition(plan_backend(), p, W, H, *new)
+                       for p, new in zip(images, fitted, strict=True)])  # fmt: skip
+    for precision in ("fp32", "fp16"):
+        run = program(net, len(images), precision, poison=device.name == "host-cuda")
+        assert (run.entry.step is not None) == direct
+        pictures = Uploader(device).send(images, fitted)
+        assert len(pictures) == len(images)
+        (got,), (again,) = run.run(pictures), run.run(pictures)
+        (want,) = run.run(device.asarray(floats))
+        got, again, want = map(device.to_numpy, (got, again, want))
+        np.testing.assert_array_equal(got, again)
+        if precision == "fp32" and device.name == "host-cuda":  # a GPU joins products and sums where C++ here may not
+            np.testing.assert_array_equal(got, want)
+        assert distance([got], [want]) < TOLERANCE[precision]
+
+
+def test_an_input_on_the_device_is_read_where_it_is():
+    """The first convolution reads it, or else the launch that lays it out: nothing copies it, and results stay there."""
+    given = []
+
+    def launch(kernel, threads, *args, block=256):
+        given.append((kernel, args[0].ctypes.data))
+        conftest.HOST_CUDA.launch(kernel, threads, *args, block=block)
+
+    be = cupy_api.backend(launch, FakeCublas().open)
+    for start, kernel in (("convolution", "plan.convolve_floats"), ("pool", "plan.from_nchw")):
+        net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
+        x = be.asarray(network_input(net, 1))
+        given.clear()
+        (y,) = net.predict(x)
+        assert (kernel, x.data.ptr) in given and isinstance(y, cupy_api.Array)
+
+
+# --- detectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detectors(tmp_path, device):
+    """Return the tiny detector on the device, and on NumPy."""
+    tiny.files(tmp_path)
+    return [Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be) for be in (device, "numpy")]
+
+
+def same(got, want):
+    assert [[d.label for d in one] for one in got] == [[d.label for d in one] for one in want]
+    for one, other in zip(got, want, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5) and a.box == pytest.approx(b.box, abs=1e-3)
+
+
+def shown():
+    """Seven pictures in which different things are found, of three sizes."""
+    plain = tiny.picture()
+    return [plain, plain[:, ::-1], np.zeros((45, 17, 3), np.uint8), plain[::-1], np.full((96, 40, 3), (255, 0, 0), np.uint8),
+            plain, plain[:, ::-1]]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 8])
+def test_a_stream_gives_each_image_its_own_in_order(detectors, batch):
+    there, here = detectors
+    want = [here.detect(one) for one in shown()]
+    same(list(there.detect_stream(iter(shown()), batch=batch)), want)
+    same(there.detect_batch((one for one in shown()), batch=batch), want)
+    same(there.detect_batch(shown()), want)
+    assert list(there.detect_stream([])) == []
+
+
+def test_what_is_no_picture_comes_after_the_results_before(detectors):
+    for detector in detectors:
+        stream = detector.detect_stream([tiny.picture(), "no.png"], batch=1)
+        assert len(next(stream)) == 3
+        with pytest.raises(ImageError):
+            next(stream)
+
+
+# --- streams -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Write down what is asked of streams and events."""
+    said, names = [], {}
+
+    def name(thing):
+        return names.setdefault(id(thing), (thing, f"{type(thing).__name__.lower()} {len(names)}"))[1]
+
+    def note(kind, method, text):
+        original = getattr(kind, method)
+
+        def noted(self, *args, **kw):
+            said.append(text(self, *args, **kw))
+            return original(self, *args, **kw)
+
+        monkeypatch.setattr(kind, method, noted)
+
+    note(streams.Stream, "wait_event", lambda stream, event: f"{name(stream)} waits for {name(event)}")
+    note(streams.Stream, "record", lambda stream, event=None: f"{name(stream)} records {name(event)}")
+    note(streams.Event, "synchronize", lambda event: f"host waits for {name(event)}")
+    note(cupy_api.Array, "set", lambda array, arr, stream=None: f"{name(stream)} copies {arr.size}")
+    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    return said, name
+
+
+def test_two_batches_are_on_their_way_in_turn(log):
+    said, name = log
+    be = cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
+    up, ours = Uploader(be), streams.cuda.get_current_stream()
+    first = up.send(bytes_of(3, (4, 2)), [(W, H)])
+    sent, read, copy = name(first.slot.sent), name(first.slot.read), name(up.stream)
+    fresh = [f"{name(ours)} records {read}", f"{copy} waits for {read}", f"{copy} copies 24", f"{copy} records {sent}"]
+    assert said == fresh
+    second = up.send(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
+    assert second.slot is not first.slot
+    said.clear()
+    with first.read():
+        said.append("work")
+    assert said == [f"{name(ours)} waits for {sent}", "work", f"{name(ours)} records {read}"]
+    used = first.slot
+    del first
+    said.clear()
+    third = up.send(bytes_of(3, (2, 2)), [(W, H)])
+    assert third.slot is used  # it may be overwritten when it has been sent, there, and when it has been read, here
+    assert said == [f"host waits for {sent}", f"{copy} waits for {read}", f"{copy} copies 12", f"{copy} records {sent}"]
+    del second
+    large = up.send(bytes_of(3, (9, 9)), [(W, H)])
+    assert large.slot.host.size == 243 and up.free == []
+
+
+def test_the_next_batch_goes_up_while_one_is_computed(log, tmp_path, monkeypatch):
+    said, name = log
+    be = cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
+    tiny.files(tmp_path)
+    detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
+    net, steps = detector.network, []
+    predict, detections, copied = net.predict, net.detections, Uploader._copy
+    monkeypatch.setattr(net, "predict", lambda x: steps.append("compute") or predict(x))
+    monkeypatch.setattr(net, "detections", lambda *args: steps.append("results") or detections(*args))
+    monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("send") or copied(*args))
+    images = detector.detect_stream(iter(shown()[:5]), batch=2)
+    next(images)
+    assert steps == ["send", "compute", "send", "results"]
+    list(images)
+    assert steps[4:] == ["compute", "send", "results", "compute", "results"]
+    (uploader,) = pictures_module._uploaders.values()
+    assert len(uploader.free) <= 2
+
+
+def test_an_uploader_belongs_to_a_device(monkeypatch):
+    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    be = plan_backend()
+    assert pictures_module.uploader(be) is pictures_module.uploader(be)
+    other = Backend("host-cuda", np, be.launch, FakeCublas().open)
+    assert pictures_module.uploader(other) is not pictures_module.uploader(be)
