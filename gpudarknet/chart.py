@@ -27,7 +27,8 @@ class History:
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [tuple(row) for row in csv.reader(file)][1:]
-        return cls(path, [row for row in rows if row and int(row[0]) <= iteration])
+        whole = [row for row in rows if len(row) == len(cls.HEAD) and row[0].isdecimal()]
+        return cls(path, [row for row in whole if int(row[0]) <= iteration])
 
     def write(self, picture: bool, score: str) -> None:
         """Write the CSV file and, where matplotlib is installed, the picture beside it; score: what was measured."""

@@ -51,7 +51,7 @@ def read_labels(
     """
     columns = 6 if tracks else 5
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as e:
         return np.zeros((0, columns), np.float32), [f"{path}: cannot be read ({e.strerror}); its image counts as empty"]
     own = zlib.crc32(str(path).encode(errors="replace")) % TRACKS * TRACKS

@@ -160,7 +160,7 @@ def fit(
     run.take(extra or {})
     stop = end if iterations is None else min(end, trainer.iteration + iterations)
     size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
-    trainer.cpu_build = False
+    trainer.faults = None
     first, last = trainer.iteration, None
     with Loader(data, trainer.batch, size, trainer.seed, workers) as loader, patience() as interrupted:
         try:

@@ -26,6 +26,10 @@ class Rejection:
         """Return its state (4,)."""
         return np.array(astuple(self))
 
+    def take(self, numbers: np.ndarray) -> None:
+        """Go on from the state of another."""
+        self.highest, self.mean, self.spread, self.limit = numbers.tolist()
+
     def filter(
         self, d: np.ndarray, entries: int, iteration: int, end: int, sigmas: float, percent: float, point: int
     ) -> None:

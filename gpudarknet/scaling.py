@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 START = 4096.0  # a delta of 1 leaves float16 room for sums sixteen times as large
 PATIENCE = 1000  # good iterations after which a larger scale is tried
 LEAST = 1.0
@@ -38,3 +40,12 @@ class LossScale:
             return False
         self.value, self.steady = self.value / 2, 0
         return True
+
+    def numbers(self) -> np.ndarray:
+        """Return its state (2,)."""
+        return np.array([self.value, self.steady])
+
+    def take(self, numbers: np.ndarray) -> None:
+        """Go on from the state of another; a scale that [net] gives stays."""
+        if self.adapts:
+            self.value, self.steady = float(numbers[0]), int(numbers[1])

@@ -5,10 +5,8 @@
 
 Chance comes from (seed, iteration) alone, so a run that is stopped and resumed goes on as if it had never stopped.
 
-`step` alone is held to the numbers of the original program's CPU build, and that build has a fault in classifiers: layers
-that it does not mark as training, of which [avgpool], [connected] and [local] are followed here, keep their deltas from step
-to step, unless a convolution comes next, and the weights of [connected] and [local] never move. `Trainer(net,
-cpu_build=False)` has neither fault; `fit` and the command line use that.
+`step` alone is held to the numbers of the original program's CPU build, which trains some classifiers wrongly (cpu_build.py).
+`Trainer(net, cpu_build=False)` is sound; `fit` and the command line always are.
 """
 
 from __future__ import annotations
@@ -22,32 +20,30 @@ from typing import Any, Literal
 import numpy as np
 
 from . import checkpoint, loop, schedule
+from .cpu_build import CpuBuild
 from .errors import DataError, TrainError, TrainWarning
 from .graph import Node, owner
 from .layers import Goal, Run
-from .layers.avgpool import AvgPool
-from .layers.connected import Connected
 from .layers.convolutional import Convolutional
-from .layers.local import Local
 from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
-from .ops import activation, update
+from .ops import update
 from .rejection import Rejection
 from .scaling import LossScale
 
 FIXED = ("mean", "variance")  # statistics, which no gradient moves
 Way = Any  # what a layer's forward returns beside its output
-STILL = Connected | Local  # with cpu_build, layers that learn nothing
 
 
 class Trainer:
     """A network in training: its gradients, its optimiser, its place in the schedule.
 
     It begins a new training at iteration 0; with clear=False it goes on where the weights' count of images says. cpu_build
-    copies the faults that the head of this file describes. exact: IoU losses give their gradient where Darknet's delta is
-    something else; iou_normalizer then has to be larger, as the gradient is with respect to parts of the whole image.
-    gradients[i][name] is Darknet's accumulated negative gradient, which holds the momentum of the past.
+    copies faults of Darknet's CPU build (cpu_build.py) and warns where there are any; `fit` switches it off. exact: IoU losses
+    give their gradient where Darknet's delta is something else; iou_normalizer then has to be larger, as the gradient is with
+    respect to parts of the whole image. gradients[i][name] is Darknet's accumulated negative gradient, which holds the
+    momentum of the past.
 
     precision: with fp16, maps and deltas are float16 in memory; arithmetic, weights, their gradients and the statistics of
     batch norm stay float32. [net] loss_scale multiplies the deltas; where it is 1, a scale is found: it is halved when a
@@ -77,8 +73,8 @@ class Trainer:
         self.storage, self.scale = np.float16 if half else np.float32, LossScale.of(cfg.loss_scale, half)
         self.skipped = False  # whether the last step was
         self.rejection = Rejection()
-        self.cpu_build, self.exact, self.warned = cpu_build and not half, exact, False
-        self.stale: dict[int, Any] = {}  # the deltas that layers kept from the step before, with cpu_build
+        self.exact = exact
+        self.faults = CpuBuild(net) if cpu_build and not half else None  # that build has no float16
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []
@@ -116,7 +112,8 @@ class Trainer:
         """
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)
-        self.warn()
+        if self.faults:
+            self.faults.warn()
         truth = np.asarray(truth, np.float32).reshape(len(truth), -1)
         if len(truth) != N or N % parts or N == 0:
             raise DataError(f"a batch of {N} images and {len(truth)} truths; both must be one multiple of {parts}")
@@ -136,11 +133,19 @@ class Trainer:
             self.update(N)
         return cost
 
-    def fit(self, data: Any, folder: str | Path = "backup", base: str = "", **options: Any) -> Any:
+    def fit(
+        self, data: Any, folder: str | Path = "backup", base: str = "", resume: str | Path | None = None, **options: Any
+    ) -> Any:
         """Train until max_batches on a `data.DataSet`, a .data file or its path; files go to `folder` as base_last.weights...
 
-        base is the cfg's name if it is not given. The options are those of `loop.fit`, which does it.
+        base is the cfg's name if it is not given. resume: a checkpoint, base_last.weights or .npz, from which to go on bit for
+        bit. The options are those of `loop.fit`, which does it.
         """
+        if resume is not None:
+            state = loop.state_path(Path(resume))
+            if not state.is_file():
+                raise TrainError(f"{state}: is not there, so nothing can be resumed; check the path")
+            options["extra"] = self.load(state)
         data = DataFile.read(data) if isinstance(data, str | Path) else data
         data = loop.dataset(data, self.net) if isinstance(data, DataFile) else data
         return loop.fit(self, data, folder, base or Path(self.net.config.path).stem, **options)
@@ -160,7 +165,7 @@ class Trainer:
 
         def keep(index: int, y: Any, way: Way) -> None:
             node = net.nodes[index]
-            ways.append(self.stale_way(node, y, way) if self.cpu_build else way)
+            ways.append(self.faults.way(node, y, way) if self.faults else way)
             if index in read:
                 inputs[index] = y
             if not node.layer.learns:
@@ -174,8 +179,7 @@ class Trainer:
 
         with np.errstate(all="ignore"):  # `sound` looks for what is not finite
             net.forward(x.astype(self.storage, copy=False), run, keep)
-            for index, old in self.stale.items():
-                deltas[index] = old
+            deltas |= self.faults.kept if self.faults else {}
             backward(net.nodes, ways, deltas, fresh, self.first)
         return sum(costs) / len(costs)
 
@@ -184,42 +188,6 @@ class Trainer:
         cfg = self.net.net
         keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
         self.rejection.filter(delta, entries, self.iteration, cfg.max_batches, *keys)
-
-    def keeps_delta(self, node: Node) -> bool:
-        """Say whether a layer of Darknet's CPU build adds to its old delta; a convolution that follows replaces it."""
-        following = self.net.nodes[node.index + 1 : node.index + 2]
-        replaced = any(isinstance(after.layer, Convolutional) for after in following)
-        return isinstance(node.layer, AvgPool | STILL) and not replaced
-
-    def stale_way(self, node: Node, y: Any, way: Way) -> Way:
-        """Give the way back of a layer as Darknet's CPU build goes it: the delta stays, some layers learn nothing."""
-        if not isinstance(node.layer, AvgPool | STILL):
-            return way
-        kind = getattr(node.layer, "activation", "linear")
-
-        def kept(dy: Any, grad: dict[str, Any]) -> Any:
-            if self.keeps_delta(node):
-                self.stale[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
-            return way(dy, {} if isinstance(node.layer, STILL) else grad)
-
-        return kept
-
-    def warn(self) -> None:
-        """Say once which layers cpu_build trains wrongly."""
-        faults = []
-        for fault, nodes in (
-            ("the deltas of {} add up from step to step", [n for n in self.net.nodes if self.keeps_delta(n)]),
-            ("the weights of {} never move", [n for n in self.net.nodes if isinstance(n.layer, STILL)]),
-        ):
-            if names := sorted({f"[{node.layer.section}]" for node in nodes}):
-                faults.append(fault.format(" and ".join(names)))
-        if self.cpu_build and not self.warned and faults:
-            warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)}; Trainer(net, cpu_build=False)"
-                " trains soundly",
-                TrainWarning, stacklevel=3,
-            )  # fmt: skip
-        self.warned = True
 
     def take(self, fresh: list[dict[str, Any]]) -> None:
         """Add a step's gradients, divided by the loss scale, to those that hold the momentum."""
@@ -237,7 +205,7 @@ class Trainer:
             layer = node.layer
             if node.index < stop or owner(node) != node.index:
                 continue
-            if self.cpu_build and isinstance(layer, STILL):
+            if self.faults and self.faults.still(layer):
                 continue
             if layer.dont_update and self.iteration <= layer.dont_update:
                 continue
@@ -321,55 +289,16 @@ class Trainer:
         """Name a layer in a message."""
         return f"layer {index} [{self.net.nodes[index].layer.section}]"
 
-    # The sidecar: everything that a run needs to go on as if it had never stopped
-
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
-        """Write weights, gradients, moments and the place in the schedule to one .npz file, whole or not at all."""
-        be = self.net.backend
-        arrays = {"seen": np.array(self.net.seen), "seed": np.array(self.seed)}
-        arrays["scale"] = np.array([self.scale.value, self.scale.steady])
-        arrays["rejection"] = self.rejection.numbers()
-        for kind, groups in self.groups().items():
-            for i, own in enumerate(groups):
-                for name, a in own.items():
-                    arrays[f"{kind}/{i}/{name}"] = be.to_numpy(a)
-        arrays |= {f"extra/{k}": np.asarray(v) for k, v in (extra or {}).items()}
-        checkpoint.write(path, arrays)
+        """Write all that a run needs to go on as if it had never stopped to one .npz file, whole or not at all."""
+        more = {f"extra/{k}": np.asarray(v) for k, v in (extra or {}).items()}
+        checkpoint.write(path, checkpoint.state(self) | more)
 
     def load(self, path: str | Path) -> dict[str, np.ndarray]:
         """Take over what `save` wrote; return its extra. Raises TrainError for a file of another network."""
-        be, arrays = self.net.backend, checkpoint.read(path)
-        if self.average is None and any(name.startswith("average/") for name in arrays):
-            self.average = [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in self.net.weights]
-        for kind, groups in self.groups().items():
-            for i, own in enumerate(groups):
-                for name, a in own.items():
-                    stored = arrays.get(f"{kind}/{i}/{name}")
-                    if stored is None or stored.shape != a.shape:
-                        raise TrainError(f"{path}: belongs to another cfg ({self.place(i)} differs); remove it")
-                    a[...] = be.asarray(stored)
-        self.net.engine.forget()
-        if self.scale.adapts and "scale" in arrays:
-            self.scale.value, self.scale.steady = float(arrays["scale"][0]), int(arrays["scale"][1])
-        if "rejection" in arrays:
-            self.rejection = Rejection(*arrays["rejection"].tolist())
-        self.net.seen, self.seed = int(arrays["seen"]), int(arrays["seed"])
-        self.iteration = self.net.seen // max(self.batch, 1)
+        arrays = checkpoint.read(path)
+        checkpoint.restore(self, arrays, path)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}
-
-    def groups(self) -> dict[str, Sequence[dict[str, Any]]]:
-        """Return what a checkpoint holds beside numbers: kind -> for each layer, name -> array."""
-        xp = self.net.backend.xp
-        own = [owner(n) == n.index for n in self.net.nodes]
-        arrays = [{k: a for k, a in w.items() if isinstance(a, xp.ndarray)} if mine else {}
-                  for w, mine in zip(self.net.weights, own, strict=True)]  # fmt: skip
-        found: dict[str, Sequence[dict[str, Any]]] = {
-            "weights": arrays,
-            "gradients": [g if mine else {} for g, mine in zip(self.gradients, own, strict=True)],
-            "m": [{k: m for k, (m, _) in pairs.items()} for pairs in self.moments],
-            "v": [{k: v for k, (_, v) in pairs.items()} for pairs in self.moments],
-        }
-        return found | ({"average": self.average} if self.average is not None else {})
 
 
 def trained(name: str, a: Any) -> bool:

@@ -69,7 +69,9 @@ def test_train_a_classifier_and_measure_it(folder, capsys):
         "warning: 1 image cannot be read; bad.list says which and why",
         "warning: 1 label is wrong or missing; bad_label.list says which and why",
     ]
-    assert (folder / "bad.list").read_text().splitlines() == [f"{folder}/none.png: there is no such file; check the path"]
+    assert (folder / "bad.list").read_text().splitlines() == [
+        f"{folder}/none.png: there is no such file; check the path"
+    ]
     (folder / "list.txt").write_text("cow_.png\n")
     assert main(["classifier", "valid", "x.data", "c.cfg", "backup/c_final.weights"]) == 2
     assert capsys.readouterr().err == (
@@ -87,6 +89,14 @@ def test_flags_of_training(folder, capsys):
     assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
     assert "aug_0.jpg to aug_1.jpg: what the next iteration sees\n" in capsys.readouterr().out
     assert image.read("aug_1.jpg").shape == (32, 64, 3)
+
+
+def test_a_checkpoint_that_will_be_lost_is_told(folder, capsys):
+    main(["detector", "train", "x.data", "x.cfg"])
+    assert capsys.readouterr().err == ""
+    main(["detector", "train", "x.data", "x.cfg"])
+    said = f"warning: {folder}/backup/x_last.weights: will be overwritten; to go on from it, give it after the cfg\n"
+    assert capsys.readouterr().err == said
 
 
 def test_nothing_left_to_train(folder, capsys):

@@ -201,7 +201,7 @@ def test_labels(tmp_path):
         f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; numbers are relative, 0 to 1",
         f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest is not read",
     ]
-    path.write_text("0 0.5 0.5 0.1 0.001\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")
+    path.write_text("\ufeff0 0.5 0.5 0.1 0.001\r\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")
     boxes, faults = data.read_labels(path, 3, (416, 320))
     np.testing.assert_allclose(boxes, [[0.5, 0.5, 0.1, 0.001, 0]])
     assert faults == [

@@ -36,7 +36,7 @@ FLOORS = [
     {"plan"},
     {"network"},
     {"augment", "chart", "checkpoint", "rejection", "scaling"},
-    {"train", "accuracy", "evaluate", "detector", "data", "loop"},
+    {"train", "cpu_build", "accuracy", "evaluate", "detector", "data", "loop"},
     {"tiles"},
     {"__init__"},
     {"cv2dnn", "darknet", "bench"},

@@ -114,9 +114,13 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
     start(cfg).fit(source, tmp_path / "b", iterations=2)
     for _ in range(2):
         weights = tmp_path / "b" / "x_last.weights"
+        trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=5))  # the other way to go on
+        trainer.fit(source, tmp_path / "c", resume=weights, iterations=2)
         trainer = start(cfg, weights)
         found = loop.resume(trainer, weights)
         trainer.fit(source, tmp_path / "b", iterations=2, extra=found)
+        for name in ("x_last.npz", "x_last.weights"):
+            assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")
     assert a.keys() == b.keys() and len(a) > 15
     for name, value in a.items():
@@ -310,6 +314,9 @@ def test_refusals(tmp_path):
     assert str(e.value) == f"{cfg}: [net] max_batches=0 says how many iterations to train; set it"
     cfg.write_text(cfg.read_text().replace("max_batches=0", "max_batches=5"))
     (tmp_path / "file").write_text("")
+    with pytest.raises(TrainError) as e:
+        start(cfg).fit(source, tmp_path / "out", resume=tmp_path / "x_last.weights")
+    assert str(e.value) == f"{tmp_path}/x_last.npz: is not there, so nothing can be resumed; check the path"
     with pytest.raises(
         TrainError, match=r"file: is no folder for weights \(File exists\); change backup in the .data file$"
     ):

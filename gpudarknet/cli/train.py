@@ -60,6 +60,9 @@ def run(args: Any, detects: bool) -> None:
         tell(
             "warning", f"{weights}: is at iteration {begin} of {end}, nothing is left to do; -clear begins at 0 with it"
         )
+    last = Path(file.backup, f"{Path(cfg).stem}_last.weights")
+    if begin == 0 and not args.clear and last.is_file():
+        tell("warning", f"{last}: will be overwritten; to go on from it, give it after the cfg")
     if args.show_imgs:
         show(data, trainer, file.read_names() if detects else ())
     with reporter(begin, end, said) as report:
@@ -100,18 +103,20 @@ def reporter(begin: int, end: int, score: str) -> Iterator[Callable[[Progress], 
         return
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
 
-    text = progress.TextColumn("{task.description}")
-    columns = (progress.MofNCompleteColumn(), progress.BarColumn(), text, progress.TimeRemainingColumn())
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    fixed = Column(no_wrap=True)  # on a narrow screen it is the bar that shrinks
+    columns = (
+        progress.MofNCompleteColumn(table_column=fixed), progress.TimeRemainingColumn(table_column=fixed),
+        progress.TextColumn("{task.description}", table_column=fixed), progress.BarColumn(bar_width=None),
+    )  # fmt: skip
+    with progress.Progress(*columns, console=Console(stderr=True, highlight=False), expand=True) as bar:
         task = bar.add_task("", total=end, completed=begin)
 
         def show(p: Progress) -> None:
             speed = p.images / p.iteration / p.seconds
-            said = (
-                f"loss {p.loss:.4g}  avg {p.average:.4g}  rate {p.rate:.4g}  {speed:.1f} images/s  {p.width}x{p.height}"
-            )
-            bar.update(task, completed=p.iteration, description=said + (f"  best {p.best:.2%}" if p.best else ""))
+            said = f"loss {p.loss:.4g} avg {p.average:.4g} rate {p.rate:.3g} {speed:.4g} images/s"
+            bar.update(task, completed=p.iteration, description=said + (f" best {p.best:.1%}" if p.best else ""))
             for more in remarks(p, score):
                 bar.console.print(more)
 
