@@ -123,8 +123,6 @@ class DetectionAugment:
         """
         import cv2
 
-        # one number for each image, however much chance it needs: frames of a sequence are changed alike
-        rng = np.random.default_rng(int(rng.integers(1 << 62)))
         oh, ow = picture.shape[:2]
         flip = self.flip and rng.random() < 0.5
         cut = self.margins(rng, ow, oh, W / H)

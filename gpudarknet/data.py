@@ -187,6 +187,8 @@ class DataSet:
         chance, speed = np.random.default_rng([seed, iteration, sequence, 5]), self.sequences.speed
 
         def draw(rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
+            # from here on all steps have the same chance, however much of it their boxes have taken
+            rng.bit_generator.state = np.random.default_rng(int(chance.integers(1 << 62))).bit_generator.state
             begin, pace = int(chance.integers(len(self.paths))), int(chance.integers(1, max(speed, 1) + 1))
             return self.first(range(begin + step * pace, begin + step * pace + TRIES))
 
