@@ -193,6 +193,16 @@ def test_a_truth_on_the_right_edge_stays_in_its_row():
     assert delta[0, 4].argmax() == 2
 
 
+def test_anchors_beyond_num_do_not_compete_unless_the_mask_names_them():
+    """The truth fits the third of three listed anchors; with num=2 it goes to the second, the better one of two."""
+    y, truth = np.full((1, 12, 2, 3), 0.5, np.float32), np.array([[0.4, 0.2, 0.5, 0.5, 0, 0]], np.float32)
+    delta = SECTIONS["yolo"](classes=1, num=2, anchors=(8, 8, 20, 20, 48, 32)).loss(y, y, truth, GOAL)[1]
+    assert (delta.reshape(2, 6, 2, 3)[1, :4] != 0).any() and not (delta.reshape(2, 6, 2, 3)[0, :4] != 0).any()
+    masked = SECTIONS["yolo"](classes=1, num=2, mask=(0, 2), anchors=(8, 8, 20, 20, 48, 32))
+    assert masked.shape((12, 2, 3)) == (12, 2, 3)
+    assert (masked.loss(y, y, truth, GOAL)[1].reshape(2, 6, 2, 3)[1, :4] != 0).any()
+
+
 def test_delta_normalizer_and_class_map():
     keys = dict(classes=3, num=1, anchors=(30, 30))
     y = np.random.default_rng(0).random((1, 8, 2, 3), np.float32)

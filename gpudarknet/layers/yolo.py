@@ -49,8 +49,8 @@ class AnchorHead(DetectionHead):
 
     @property
     def count(self) -> int:
-        """How many anchors there are: num, or more where the cfg lists more (some published ones do, and mask them)."""
-        return max(self.num, len(self.anchors or ()) // 2)
+        """How many anchors there are: num, or more where mask names further ones that the cfg lists (a published one does)."""
+        return max(self.num, min(max(self.used, default=-1) + 1, len(self.anchors or ()) // 2))
 
     @property
     def used(self) -> tuple[int, ...]:
