@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
-from test_plan_cuda import NETWORKS, TOLERANCE, distance, plan_backend, program, thin
+from test_plan_cuda import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance, plan_backend, program, thin
 
 from gpudarknet import cfg, load_network
+from gpudarknet import cuda as source
+from gpudarknet.backend import Backend
 from gpudarknet.plan import lane, ways
 from gpudarknet.plan.compile import compile
+from gpudarknet.plan.convolutions import QUAD
 from gpudarknet.plan.scheme import Scheme, decide, padded
 from gpudarknet.plan.steps import Convolve, Map
 
@@ -264,3 +267,51 @@ def test_programs_take_turns_on_one_lane(name, monkeypatch):
         alone = program(nets[run.plan.batch - 1], len(x), run.precision, graph=False, poison=True)
         for got, y in zip(alone.run(be.asarray(x)), want, strict=True):
             np.testing.assert_array_equal(be.to_numpy(got), y)
+
+
+class Aligned:
+    """A launcher that runs nothing, but checks what a CPU does not mind: accesses of 16 bytes need addresses of their own kind.
+
+    Memory of a GPU begins at 256 bytes; so it is the place in the arena that counts.
+    """
+
+    def __init__(self):
+        self.arena, self.wide = None, set()
+
+    def __call__(self, kernel, threads, *args, block=256):
+        file, _, name = kernel.partition(".")
+        wanted = source.parameters(file)[name]
+        given = {p.name: a for p, a in zip(wanted, args, strict=True)}
+        if not given.get("wide"):
+            return
+        self.wide.add(name)
+        for p in wanted:
+            a = given[p.name]
+            if p.type == "T" and a is not None:
+                step = 16 if not name.startswith("winograd") else QUAD * a.itemsize
+                assert (a.ctypes.data - self.arena.ctypes.data) % step == 0 or not self.inside(a), f"{kernel}: {p.name}"
+        for ld in (value for key, value in given.items() if key.startswith("ld") and value):
+            assert ld % (QUAD if name.startswith("winograd") else 16 // self.arena.itemsize) == 0, kernel
+
+    def inside(self, a):
+        return 0 <= a.ctypes.data - self.arena.ctypes.data < self.arena.nbytes
+
+
+ODD = {"every kind": ALL_KINDS, "neighbours": NEIGHBOURS, "siblings": SIBLINGS.format(6, 5, 1)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", [*NETWORKS, *ODD])
+def test_wide_accesses_are_aligned(name, precision):
+    check, (W, H) = Aligned(), NETWORKS.get(name, (None, None))
+    config = cfg.parse(ODD[name]) if name in ODD else thin(name)
+    net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open), width=W, height=H)
+    for way in ("patches", "winograd"):
+        steps = compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps
+        choices = {step.key(3): way for step in steps if isinstance(step, Convolve)}
+        run = program(net, 3, precision, choices=choices)
+        check.arena = run.arena
+        with np.errstate(all="ignore"):  # gemms of what nobody has computed
+            for work in run.work:
+                work()
+    assert check.wide or name == "neighbours"
