@@ -17,6 +17,13 @@ from gpudarknet.ops import norm, yolo
 
 # name -> (channels of its input, its section). Its input is a part of a map of twice these channels, its output of another.
 LAYERS = {
+    "antialiasing 3 x 3": (5, "[convolutional]\nfilters=6\nsize=3\nstride=2\npad=1\nantialiasing=1\nactivation=leaky"),
+    "antialiasing 2 x 2": (
+        5,
+        "[convolutional]\nfilters=8\nstride=2\nantialiasing=2\nbatch_normalize=1\nactivation=mish",
+    ),
+    "antialiasing of one channel": (2, "[convolutional]\nfilters=1\nsize=3\npad=1\nstride=2\nantialiasing=1"),
+    "antialiasing of a pool": (6, "[maxpool]\nsize=3\nstride=2\nantialiasing=1"),
     "avgpool": (5, "[avgpool]"),
     "batchnorm": (6, "[batchnorm]"),
     "batchnorm of one channel": (1, "[batchnorm]"),

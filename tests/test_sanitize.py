@@ -51,6 +51,9 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("test_ops", "2x3x5x7"),
         ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)"),
+        ("test_plan_layers", "fp16-3"),
+        ("test_plan_pictures", "many"),
+        ("test_plan_recurrent", "fp16-3-joined"),
         ("test_plan_ways", "(3x13x6x8 or finish_two or test_winograd)"),
     ],
 )

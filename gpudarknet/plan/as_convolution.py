@@ -1,4 +1,4 @@
-"""Layers that are a kind of convolution: on a GPU what is made for convolutions serves them too.
+"""Layers that are a kind of convolution, or end in one: on a GPU what is made for convolutions serves them too.
 
 On the CPU a [connected] layer stays what it is: its weights are used where they lie, not copied.
 """
@@ -13,30 +13,65 @@ import numpy as np
 from ..backend import Backend
 from ..layers.batchnorm import BatchNorm
 from ..layers.connected import Connected
+from ..layers.convolutional import Convolutional
+from ..layers.maxpool import MaxPool
+from ..layers.parts import BLURS
 from ..layers.upsample import Upsample
-from .steps import Activate, Convolve, Plan, Reference, Step
+from ..ops.activation import NORMALIZERS
+from . import steps
+from .steps import Activate, After, Convolve, Map, Plan, Reference, Step
 
 
 def as_convolutions(plan: Plan, be: Backend) -> Plan:
-    """Return the plan with [connected], [batchnorm] and downsampling as convolutions."""
-    return replace(plan, steps=[as_convolution(step, be) for step in plan.steps])
+    """Return the plan with [connected], [batchnorm], downsampling and the blur of antialiasing as convolutions."""
+    return replace(plan, steps=[more for step in plan.steps for more in rewritten(step, be)])
 
 
-def as_convolution(step: Step, be: Backend) -> Step:
-    """Return the step as a convolution if its layer is one of these, else the step."""
+def rewritten(step: Step, be: Backend) -> list[Step]:
+    """Return the steps that take the place of one: itself, if its layer is none of these."""
     layer = step.layer if isinstance(step, Reference) else None
     if not isinstance(step, Reference):
-        return step
+        return [step]
     C = step.y.shape[0]
     if isinstance(layer, Connected):
-        return _connected(step, layer, be)
+        return [_connected(step, layer, be)]
     if isinstance(layer, BatchNorm):
-        return _convolution(step, 1, C, {**step.w, "kernel": np.ones((C, 1, 1, 1), np.float32)})
+        return [_channelwise(step, 1, (1, 1), 0, {**step.w, "kernel": np.ones((C, 1, 1, 1), np.float32)})]
     if isinstance(layer, Upsample):  # by a negative stride: other ones are steps
         s = -layer.stride
-        w = {"kernel": np.full((C, 1, s, s), layer.scale, np.float32), "bias": np.zeros(C, np.float32)}
-        return _convolution(step, s, C, w)
-    return step
+        return [_channelwise(step, s, (s, s), 0, fixed(np.full((s, s), layer.scale), C))]
+    if isinstance(layer, Convolutional) and layer.antialiasing:
+        if layer.xnor or layer.binary or layer.activation in NORMALIZERS:
+            return [step]
+        sharp = Map((C, *layer.host(step.xs[0].shape)))
+        return [plain(step, layer, step.w, step.xs[0], sharp), _blurred(step, sharp, layer.antialiasing, layer.strides)]
+    if isinstance(layer, MaxPool) and layer.antialiasing and not (layer.maxpool_depth or layer.maxpool_zero_nonmax):
+        sharp = Map(layer.pooled(step.xs[0].shape, layer.inner))
+        pool = steps.MaxPool(
+            layers=step.layers, xs=step.xs, y=sharp, size=layer.side, strides=layer.inner, padding=layer.total
+        )
+        return [pool, _blurred(step, sharp, layer.antialiasing, layer.strides)]
+    return [step]
+
+
+def plain(step: Step, layer: Convolutional, w: dict[str, Any], x: Map, y: Map, part: str = "") -> Convolve:
+    """Return the convolution of x with w, and its activation."""
+    D = layer.spread
+    return Convolve(
+        layers=step.layers, xs=(x,), y=y, after=activated(layer.activation), w=w, part=part,
+        size=layer.size, strides=layer.inner, dilation=D, pad=layer.border * D, groups=layer.groups,
+    )  # fmt: skip
+
+
+def activated(kind: str) -> list[After]:
+    """Return what activates a step's result."""
+    return [] if kind == "linear" else [Activate(kind)]
+
+
+def fixed(kernel: np.ndarray, C: int) -> dict[str, Any]:
+    """Return the weights of a convolution of C channels, each with the same kernel (s, s)."""
+    same = np.broadcast_to(kernel.astype(np.float32), (C, 1, *kernel.shape))
+    return {"kernel": same, "bias": np.zeros(C, np.float32)}
 
 
 def _connected(step: Reference, layer: Connected, be: Backend) -> Convolve:
@@ -47,12 +82,25 @@ def _connected(step: Reference, layer: Connected, be: Backend) -> Convolve:
         whole = np.zeros((K, C, size, size), np.float32)
         whole[:, :, :H, :W] = be.to_numpy(kernel)
         kernel = whole
-    return _convolution(step, size, 1, {**step.w, "kernel": kernel}, layer.activation)
-
-
-def _convolution(step: Reference, size: int, groups: int, w: dict[str, Any], activation: str = "linear") -> Convolve:
-    after = [*([] if activation == "linear" else [Activate(activation)]), *step.after]
     return Convolve(
-        layers=step.layers, xs=step.xs, y=step.y, after=after, w=w,
-        size=size, strides=(size, size), dilation=1, pad=0, groups=groups,
+        layers=step.layers, xs=step.xs, y=step.y, after=[*activated(layer.activation), *step.after],
+        w={**step.w, "kernel": kernel}, size=size, strides=(1, 1), dilation=1, pad=0, groups=1,
     )  # fmt: skip
+
+
+def _channelwise(
+    step: Step, size: int, strides: tuple[int, int], pad: int, w: dict[str, Any], x: Map | None = None, part: str = ""
+) -> Convolve:
+    """Return the convolution of each channel with a kernel of its own."""
+    xs = step.xs if x is None else (x,)
+    return Convolve(
+        layers=step.layers, xs=xs, y=step.y, after=list(step.after), w=w, part=part,
+        size=size, strides=strides, dilation=1, pad=pad, groups=step.y.shape[0],
+    )  # fmt: skip
+
+
+def _blurred(step: Step, sharp: Map, kind: int, strides: tuple[int, int]) -> Convolve:
+    """Return the blur of a map by antialiasing: 1 is 3 x 3, 2 is 2 x 2 (layers/parts.py)."""
+    kernel = BLURS[kind == 2]
+    size = len(kernel)
+    return _channelwise(step, size, strides, size // 3, fixed(kernel, step.y.shape[0]), sharp, "blur")

@@ -18,7 +18,7 @@ from ..layers.conv_lstm import ConvLstm
 from ..layers.convolutional import Convolutional
 from ..layers.recurrent import Crnn, Gru, Lstm, Recurrent, Rnn
 from ..ops.activation import NORMALIZERS
-from .as_convolution import as_convolution
+from .as_convolution import plain, rewritten
 from .lane import Work
 from .launches import kernel
 from .steps import Activate, Add, After, Convolve, Copy, Map, Multiply, Plan, Reference, Step
@@ -63,7 +63,7 @@ def unrolled(plan: Plan, be: Backend) -> tuple[Plan, list[Memory]]:
     """Return the plan with recurrent layers as steps, and what it remembers: more outputs, after its own."""
     steps, memories = list[Step](), list[Memory]()
     for step in plan.steps:
-        if isinstance(step, Reference) and type(step.layer) in WRITERS and plain(step.layer):
+        if isinstance(step, Reference) and type(step.layer) in WRITERS and ordinary(step.layer):
             sheet = Sheet(step, be)
             memories.append(WRITERS[type(step.layer)](sheet, step.layer))
             steps += sheet.steps
@@ -75,7 +75,7 @@ def unrolled(plan: Plan, be: Backend) -> tuple[Plan, list[Memory]]:
     ), memories
 
 
-def plain(layer: Layer) -> bool:
+def ordinary(layer: Layer) -> bool:
     """Say whether steps can do all of its activations and products."""
     kinds = {getattr(layer, "activation", "linear"), getattr(layer, "lstm_activation", "linear")}
     return not kinds & set(NORMALIZERS) and not getattr(layer, "xnor", 0)
@@ -96,13 +96,9 @@ class Sheet:
         layer, w = self.parts[part], {k[len(part) + 1 :]: a for k, a in self.step.w.items() if k.startswith(f"{part}.")}
         y = Map(layer.shape(x.shape)) if y is None else y
         if isinstance(layer, Convolutional):
-            D, kind = layer.spread, layer.activation
-            convolution: Step = Convolve(
-                layers=self.step.layers, xs=(x,), y=y, after=[Activate(kind)] if kind != "linear" else [], w=w,
-                size=layer.size, strides=layer.strides, dilation=D, pad=layer.border * D, groups=layer.groups,
-            )  # fmt: skip
+            convolution: Step = plain(self.step, layer, w, x, y)
         else:
-            convolution = as_convolution(Reference(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
+            (convolution,) = rewritten(Reference(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
         assert isinstance(convolution, Convolve)
         convolution.part = part
         convolution.after += [a for a in after if a != Activate("linear")]
