@@ -88,12 +88,17 @@ class Network:
         return x
 
     def forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
-        """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use."""
+        """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use.
+
+        Of float16 x all maps are float16, but those of layers with a loss.
+        """
         if run.train:
             self.engine.forget()  # its weights are about to change
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
+            if x.dtype == np.float16:  # losses read float32: a probability below 6e-8 would be 0, and its logarithm infinite
+                xs = [a.astype(np.float32 if node.layer.learns else np.float16, copy=False) for a in xs]
             own = run
             if run.leaf or node.index < run.frozen:
                 leaf = run.leaf and all(source < run.frozen for source in node.sources)

@@ -25,6 +25,7 @@ from .errors import DataError, TrainError, TrainWarning
 from .graph import Node, owner
 from .layers import Goal, Run
 from .layers.convolutional import Convolutional
+from .layers.empty import Contrastive
 from .layers.softmax import Cost
 from .names import DataFile
 from .network import Network
@@ -62,6 +63,12 @@ class Trainer:
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
             )
         self.net, self.seed, be = net, seed, net.backend
+        for node in net.nodes:
+            if isinstance(node.layer, Contrastive):
+                warnings.warn(
+                    f"{net.config.path}: the loss of {self.place(node.index)} is not offered; what only it reads does not learn",
+                    TrainWarning, stacklevel=2,
+                )  # fmt: skip
         cfg = net.net
         net.seen = 0 if clear else net.seen
         half = precision == "fp16"

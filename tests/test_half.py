@@ -137,6 +137,23 @@ def test_small_gradients_vanish_without_a_scale(be):
 
 
 @imitated
+@pytest.mark.parametrize(
+    "end", ["[softmax]", "[softmax]\n[cost]", "[softmax]\n[connected]\noutput=5\nactivation=linear\n[softmax]"]
+)
+def test_a_probability_that_float16_cannot_hold(be, end):
+    """The loss of a class with p = 1e-9 is 20, not infinite; what reads a head's output gets float16 again."""
+    body = "[connected]\noutput=5\nactivation=linear\n" + end + "\n"
+    text = NET.format("").replace("width=12\nheight=10\nchannels=3", "width=1\nheight=1\nchannels=1") + body
+    costs = []
+    for precision in ("fp32", "fp16"):
+        net = gd.load_network(cfg.parse(text), backend=be, seed=1)
+        net.weights[0]["bias"] += be.asarray(np.float32([21, 0, 0, 0, 0]))
+        trainer = gd.Trainer(net, cpu_build=False, precision=precision)
+        costs.append(trainer.step(np.ones((4, 1, 1, 1), np.float32), np.eye(5)[1:]))
+    assert costs[1] == pytest.approx(costs[0], rel=1e-3) and costs[0] > 20
+
+
+@imitated
 def test_a_step_that_overflows_is_skipped_and_the_scale_falls(be):
     """The weights stay, the momentum stays, the iteration counts; a good step follows."""
     trainer, _ = trained(be, "fp16", 2)

@@ -206,6 +206,13 @@ def test_clip_bounds_kernels():
     assert np.abs(net.weights[0]["kernel"]).max() == np.float32(0.05)
 
 
+def test_a_loss_that_is_not_offered_is_told():
+    net = network(NET + CONV + "[contrastive]\n[route]\nlayers=-2\n" + LAST + END)
+    with pytest.warns(TrainWarning) as said:
+        gd.Trainer(net, cpu_build=False)
+    assert str(said[0].message) == "cfg: the loss of layer 1 [contrastive] is not offered; what only it reads does not learn"
+
+
 def test_shared_weights_learn_from_all_their_users():
     """Twice the same convolution, shared: the step is that of both uses; the array stays one array."""
     first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
