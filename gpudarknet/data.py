@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -97,7 +97,8 @@ class Faults:
     folder: Path | None = None
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    known: dict[str, set[str]] = field(default_factory=dict)  # the lines of each file
+    met: set[tuple[str, str]] = field(default_factory=set)  # (file, line)
+    old: dict[str, set[str]] = field(default_factory=dict)  # file -> lines that earlier runs have written
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def image(self, fault: ImageError) -> None:
@@ -109,19 +110,26 @@ class Faults:
         self.note(self.labels, fault, "bad_label.list")
 
     def note(self, found: list[str], line: str, file: str) -> None:
-        """Keep a line, and append it to its file, where an earlier run may have written it."""
+        """Keep a line, and append it to its file; where that cannot be written, only the count is left."""
         with self.lock:
-            path = None if self.folder is None else self.folder / file
-            if file not in self.known:
-                there = path is not None and path.is_file()
-                text = path.read_text(encoding="utf-8", errors="surrogateescape") if path and there else ""
-                self.known[file] = set(text.splitlines())
-            if line not in self.known[file] and path is not None:
-                with open(path, "a", encoding="utf-8", errors="surrogateescape") as out:
-                    out.write(line + "\n")
-            if line not in found:
-                found.append(line)
-            self.known[file].add(line)
+            if (file, line) in self.met:
+                return
+            self.met.add((file, line))
+            found.append(line)
+            try:
+                if self.folder is not None:
+                    self.append(self.folder / file, line)
+            except OSError:
+                self.folder = None
+
+    def append(self, path: Path, line: str) -> None:
+        """Append a line to a file that does not have it."""
+        form: dict[str, Any] = dict(encoding="utf-8", errors="surrogateescape")
+        if path.name not in self.old:
+            self.old[path.name] = set(path.read_text(**form).splitlines()) if path.is_file() else set()
+        if line not in self.old[path.name]:
+            with open(path, "a", **form) as out:
+                out.write(line + "\n")
 
 
 class Augment(Protocol):

@@ -267,6 +267,9 @@ def test_a_fault_is_written_once(tmp_path):
             faults.label("a.txt:1: wrong")
         assert faults.labels == ["a.txt:1: wrong"]
     assert (tmp_path / "bad_label.list").read_text() == "a.txt:1: wrong\n"
+    nowhere = data.Faults(tmp_path / "none")  # a folder that cannot be written to stops no training
+    nowhere.label("a.txt:1: wrong")
+    assert nowhere.labels == ["a.txt:1: wrong"]
 
 
 def test_a_list_of_images(tmp_path, monkeypatch):
