@@ -180,7 +180,12 @@ class Trainer:
             read_by_loss, output = (
                 be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
             )
-            value, delta = node.layer.loss(read_by_loss, output, truth, goal)
+            try:
+                value, delta = node.layer.loss(read_by_loss, output, truth, goal)
+            except ValueError as e:
+                raise DataError(
+                    f"a truth of {truth.shape[1]} numbers for each image does not fit {self.place(index)} of {net.config.path}"
+                ) from e
             costs.append(value)
             deltas[index] = be.asarray(delta * np.float32(self.scale.value), self.storage)
 

@@ -288,6 +288,12 @@ def test_refusals():
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
     with pytest.raises(DataError, match=r"^a batch of 3 images and 3 truths; both must be one multiple of 2$"):
         gd.Trainer(net, cpu_build=False).step(*batch(net, N=3))
+    net = network(NET + CONV + LAST + END)
+    with pytest.raises(DataError, match=r"^a truth of 3 numbers for each image does not fit layer 3 \[softmax\] of cfg$"):
+        gd.Trainer(net, cpu_build=False).step(*batch(net, K=3))
+    net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
+    with pytest.raises(DataError, match=r"^a truth of 5 numbers for each image does not fit layer 2 \[yolo\] of cfg$"):
+        gd.Trainer(net, cpu_build=False).step(*batch(net))
     net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
     with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales, as many of one as of "):
         gd.Trainer(net)
