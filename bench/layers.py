@@ -69,17 +69,19 @@ def plan(
     program: Any = network.engine.program(network.nodes, network.weights, network.heads, *sizes)
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
-    bind: Any = cpu.BIND if on_cpu else cuda.BIND
     steps = program.plan.steps if on_cpu else program.steps
     with program.team if on_cpu else program.lane.turn():
-        bound = [bind[type(step)](program, step) for step in steps]
+        bound = program.work if on_cpu else [cuda.BIND[type(step)](program, step) for step in steps]
 
     def once() -> list[float]:
         now = [time.perf_counter()]
-        with program.team if on_cpu else program.lane.turn(), np.errstate(all="ignore"):
+        with program.team if on_cpu else program.lane.turn():
             for work in bound:
-                for piece in work:
-                    program.team.run(piece) if on_cpu else piece()
+                if on_cpu:
+                    program.team.run(work)
+                else:
+                    for launch in work:
+                        launch()
                 finish()
                 now.append(time.perf_counter())
         return now

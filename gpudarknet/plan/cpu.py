@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,10 @@ class Program:
         self.arena = reserve(plan)
         self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
-            self.phases = self.team.settled(self._record)
+            self.work = self.team.settled(self._record)
 
-    def _record(self) -> list[Phase]:
-        return [self.team.record(tasks) for step in self.plan.steps for tasks in BIND[type(step)](self, step)]
+    def _record(self) -> list[list[Phase]]:
+        return [[self.team.record(tasks) for tasks in BIND[type(step)](self, step)] for step in self.plan.steps]
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, and the memory it takes."""
@@ -73,7 +74,7 @@ class Program:
             if self.poison:
                 self.arena.fill(np.nan)
             ends = [self._leave(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
-            workers.run([workers.record(self._enter(x)), *self.phases, *map(workers.record, ends)])
+            workers.run([workers.record(self._enter(x)), *chain(*self.work), *map(workers.record, ends)])
         return results
 
     def _enter(self, x: np.ndarray) -> list[Task]:
