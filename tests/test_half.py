@@ -7,7 +7,7 @@ import pytest
 from test_gradients import CASES, JOINS, RECURRENT, arrays
 
 import gpudarknet as gd
-from gpudarknet import cfg
+from gpudarknet import cfg, shelf
 from gpudarknet.errors import TrainError, TrainWarning
 from gpudarknet.layers import SECTIONS, Run
 from gpudarknet.scaling import LossScale
@@ -239,3 +239,20 @@ def test_words():
         trainer = gd.Trainer(net, precision="fp16")
     assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32"
     assert trainer.faults is None  # Darknet's CPU build has no float16
+
+
+@imitated
+def test_a_network_that_ships():
+    """yolov4-tiny on two small images: the scale is found in a few steps, the cost is that of float32."""
+    costs = {}
+    for precision in ("fp32", "fp16"):
+        net = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
+        trainer = gd.Trainer(net, cpu_build=False, precision=precision)
+        truth = np.zeros((2, 200, 6), np.float32)
+        truth[:, 0] = 0.4, 0.6, 0.3, 0.2, 7, 0
+        costs[precision] = trainer.step(np.random.default_rng(0).random((2, 3, 64, 96), np.float32), truth)
+        before = net.weights[0]["kernel"].copy()
+        for _ in range(6):
+            trainer.step(np.random.default_rng(0).random((2, 3, 64, 96), np.float32), truth)
+        assert not trainer.skipped and not np.array_equal(net.weights[0]["kernel"], before)
+    assert costs["fp16"] == pytest.approx(costs["fp32"], rel=1e-3)

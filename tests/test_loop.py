@@ -332,7 +332,8 @@ def test_tracks_make_sequences(tmp_path):
     trainer = start(cfg)
     found = loop.dataset(DataFile.read(source), trainer.net)
     assert found.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
-    tracks = {row[5] for k in range(6) for row in found.sample(0, 0, k, (64, 32))[1].reshape(-1, 6) if row[2]}
+    truths = [found.sample(0, k, number, (64, 32))[1].reshape(-1, 6) for k in range(10) for number in range(6)]
+    tracks = {row[5] for truth in truths for row in truth if row[2]}
     assert 77 in tracks and len(tracks) > 3
     assert np.isfinite(trainer.fit(source, tmp_path / "out").loss)
 
