@@ -200,3 +200,9 @@ extern "C" __global__ void clip(const T *x, T *y, int n, int C, float limit, int
     float v = x[i / C * ldx + i % C];
     y[i / C * ldy + i % C] = v > limit ? limit : v < -limit ? -limit : v;
 }
+
+// Take 1 of what is 0 or above, -1 of all else: x (n / C pixels, C) -> y.
+extern "C" __global__ void sign(const T *x, T *y, int n, int C, int ldx, int ldy) {
+    int i = thread_index();
+    if (i < n) y[i / C * ldy + i % C] = x[i / C * ldx + i % C] >= 0 ? 1.0f : -1.0f;
+}

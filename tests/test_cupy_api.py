@@ -191,13 +191,16 @@ def test_plan_is_captured_and_replayed(name, tmp_path):
 
 def test_plan_that_needs_a_layers_own_forward_runs_eagerly(kernels):
     cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
-    text = "[net]\nwidth=6\nheight=4\nchannels=4\n[convolutional]\nfilters=6\nxnor=1\n[convolutional]\nfilters=5\n"
+    heads = (
+        2 * "[convolutional]\nfilters=6\n[region]\nclasses=1\n"
+    )  # the second reads the first, which is no map with channels
+    text = f"[net]\nwidth=6\nheight=4\nchannels=4\n{heads}"
     nets = [load_network(cfg.parse(text), backend=be) for be in (cuda, NUMPY)]
     x = np.random.default_rng(0).random((2, 4, 4, 6), dtype=np.float32)
-    (got,), (want,) = (net.predict(x) for net in nets)
-    np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
+    for got, want in zip(*(net.predict(x) for net in nets), strict=True):
+        np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
     (program,) = nets[0].engine.programs.values()
-    assert program.eagerly == "through the reference: convolutional"
+    assert program.eagerly == "through the reference: region"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

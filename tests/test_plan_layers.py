@@ -53,6 +53,12 @@ LAYERS = {
     ),
     "normalised shortcut": (5, "[shortcut]\nfrom=-2\nactivation=normalize_channels"),
     "normalised connected": (5, "[connected]\noutput=6\nactivation=normalize_channels_softmax"),
+    "binary": (5, "[convolutional]\nfilters=6\nsize=3\npad=1\nbinary=1\nactivation=leaky"),
+    "xnor": (5, "[convolutional]\nfilters=6\nsize=3\npad=1\nxnor=1\nbatch_normalize=1\nactivation=leaky"),
+    "xnor, grouped and blurred": (
+        4,
+        "[convolutional]\nfilters=8\nsize=3\npad=1\nxnor=1\ngroups=2\nstride=2\nantialiasing=1",
+    ),
     "reorg": (8, "[reorg]\nstride=2"),
     "reorg, reverse": (12, "[reorg]\nstride=2\nreverse=1"),
     "reorg3d": (5, "[reorg3d]\nstride=2"),

@@ -20,6 +20,7 @@ LAYERS = {
     "rnn, normalised": "[rnn]\nhidden=8\noutput=8\nactivation=tanh\nbatch_normalize=1\nshortcut=1\nlogistic=1\n",
     "crnn": "[crnn]\nhidden=6\noutput=5\nsize=3\npad=1\nactivation=leaky\nbatch_normalize=1\n",
     "crnn, shortcut": "[crnn]\nhidden=8\noutput=3\nsize=1\nactivation=relu\nshortcut=1\nlogistic=2\n",
+    "crnn, xnor": "[crnn]\nhidden=8\noutput=6\nsize=3\npad=1\nactivation=leaky\nxnor=1\n",
     "gru": "[gru]\noutput=7\n",
     "gru, normalised": "[gru]\noutput=16\nbatch_normalize=1\n",
     "lstm": "[lstm]\noutput=8\n",

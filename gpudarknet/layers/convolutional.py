@@ -122,7 +122,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         F = self.filters
         kernel, x_read = w["kernel"], x
         if self.binary or self.xnor:
-            kernel = xp.where(kernel > 0, 1, -1) * xp.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
+            kernel = binarised(xp, kernel)
         if self.xnor:
             x_read = xp.where(x >= 0, 1, -1).astype(x.dtype)
         flat = kernel.astype(x.dtype, copy=False).reshape(g, F // g, C // g * size * size)
@@ -153,8 +153,15 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         return y, backward
 
 
-def folded(w: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def binarised(xp: Any, kernel: Any) -> Any:
+    """Return the signs of a kernel (F, C, size, size), times the mean size of each filter's numbers."""
+    return xp.where(kernel > 0, 1, -1) * xp.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
+
+
+def folded(w: dict[str, np.ndarray], binary: bool = False) -> dict[str, np.ndarray]:
     """Return bias (F,) and kernel (F, ...) that do what w does at inference, batch norm included; computed in double."""
+    if binary:
+        w = {**w, "kernel": binarised(np, w["kernel"]).astype(np.float32)}
     if "scale" not in w:
         return {"bias": w["bias"], "kernel": w["kernel"]}
     gain = w["scale"].astype(np.float64) / np.sqrt(w["variance"].astype(np.float64) + 1e-5)

@@ -3,8 +3,9 @@
     compile.py   layers -> steps (lower.py, build.py), fused, placed in one arena (arena.py): data that can be printed (steps.py)
     cpu.py       runs a plan with NumPy: convolve.py winograd.py gemm.py after.py, on all cores (team.py)
     choose.py    which way to convolve: by rule, or as tune.py has measured on this machine (`gpudarknet plan x.cfg -tune`)
-    cuda.py      runs a plan on a GPU: launches.py steps, convolutions.py layers.py as_convolution.py recurrent.py what is more
-                 than a launch or two, lane.py its stream; entry.py how it takes its input, pictures.py how bytes get there
+    cuda.py      runs a plan on a GPU: launches.py elementwise.py steps, convolutions.py layers.py what is more than a launch or
+                 two, as_convolution.py recurrent.py layers made of these, lane.py its stream; entry.py how it takes its input,
+                 pictures.py how bytes get there
     scheme.py    how a plan runs there: which way each convolution goes (ways.py; race.py measures), what goes together, where
                  all lies
     engine.py    the programs of one network, by shape, batch and precision; dry.py a GPU that is not there

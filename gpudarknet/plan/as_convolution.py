@@ -19,11 +19,12 @@ from ..layers.parts import BLURS
 from ..layers.upsample import Upsample
 from ..ops.activation import NORMALIZERS
 from . import steps
+from .elementwise import Sign
 from .steps import Activate, After, Convolve, Map, Plan, Reference, Step
 
 
 def as_convolutions(plan: Plan, be: Backend) -> Plan:
-    """Return the plan with [connected], [batchnorm], downsampling and the blur of antialiasing as convolutions."""
+    """Return the plan with [connected], [batchnorm], downsampling, XNOR and the blur of antialiasing as convolutions."""
     return replace(plan, steps=[more for step in plan.steps for more in rewritten(step, be)])
 
 
@@ -40,11 +41,12 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
     if isinstance(layer, Upsample):  # by a negative stride: other ones are steps
         s = -layer.stride
         return [_channelwise(step, s, (s, s), 0, fixed(np.full((s, s), layer.scale), C))]
-    if isinstance(layer, Convolutional) and layer.antialiasing:
-        if layer.xnor or layer.binary or layer.activation in NORMALIZERS:
-            return [step]
+    if isinstance(layer, Convolutional) and layer.activation not in NORMALIZERS:
+        if not layer.antialiasing:
+            return convolved(step, layer, step.w, step.xs[0], step.y)
         sharp = Map((C, *layer.host(step.xs[0].shape)))
-        return [plain(step, layer, step.w, step.xs[0], sharp), _blurred(step, sharp, layer.antialiasing, layer.strides)]
+        convolution = convolved(step, layer, step.w, step.xs[0], sharp)
+        return [*convolution, _blurred(step, sharp, layer.antialiasing, layer.strides)]
     if isinstance(layer, MaxPool) and layer.antialiasing and not (layer.maxpool_depth or layer.maxpool_zero_nonmax):
         sharp = Map(layer.pooled(step.xs[0].shape, layer.inner))
         pool = steps.MaxPool(
@@ -54,13 +56,17 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
     return [step]
 
 
-def plain(step: Step, layer: Convolutional, w: dict[str, Any], x: Map, y: Map, part: str = "") -> Convolve:
-    """Return the convolution of x with w, and its activation."""
-    D = layer.spread
-    return Convolve(
-        layers=step.layers, xs=(x,), y=y, after=activated(layer.activation), w=w, part=part,
-        size=layer.size, strides=layer.inner, dilation=D, pad=layer.border * D, groups=layer.groups,
+def convolved(step: Step, layer: Convolutional, w: dict[str, Any], x: Map, y: Map) -> list[Step]:
+    """Return the convolution of x with w and its activation, and what comes before: XNOR layers see signs alone."""
+    D, found = layer.spread, list[Step]()
+    if layer.xnor:
+        found.append(Sign(layers=step.layers, xs=(x,), y=Map(x.shape)))
+        x = found[0].y
+    convolution = Convolve(
+        layers=step.layers, xs=(x,), y=y, after=activated(layer.activation), w=w, binary=bool(layer.xnor or layer.binary),
+        size=layer.size, strides=layer.inner, dilation=D, pad=layer.border * D, groups=layer.parts,
     )  # fmt: skip
+    return [*found, convolution]
 
 
 def activated(kind: str) -> list[After]:

@@ -22,7 +22,7 @@ from ..cublas import WORKSPACE
 from ..errors import BackendError
 from ..layers import Shape
 from ..layers.convolutional import folded
-from . import launches, layers, recurrent, ways
+from . import elementwise, launches, layers, ways
 from .as_convolution import as_convolutions
 from .convolutions import convolve
 from .entry import Entry
@@ -35,7 +35,7 @@ BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     **launches.BIND,
     Convolve: convolve,
     Reference: layers.reference,
-    **recurrent.BIND,
+    **elementwise.BIND,
 }
 
 
@@ -177,7 +177,7 @@ class Program:
         """
         if self._key(step) not in self.prepared:
             group = self.scheme.together.get(step, (step,))
-            arrays = [folded({name: self.be.to_numpy(a) for name, a in s.w.items()}) for s in group]
+            arrays = [folded({name: self.be.to_numpy(a) for name, a in s.w.items()}, s.binary) for s in group]
             kernels = [
                 ways.weights(s, self._form(s), w["kernel"], self.type) for s, w in zip(group, arrays, strict=True)
             ]

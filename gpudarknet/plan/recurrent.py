@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,9 @@ from ..layers.conv_lstm import ConvLstm
 from ..layers.convolutional import Convolutional
 from ..layers.recurrent import Crnn, Gru, Lstm, Recurrent, Rnn
 from ..ops.activation import NORMALIZERS
-from .as_convolution import plain, rewritten
-from .lane import Work
-from .launches import kernel
+from .as_convolution import convolved, rewritten
+from .elementwise import Blend, Clip
 from .steps import Activate, Add, After, Convolve, Copy, Map, Multiply, Plan, Reference, Step
-
-if TYPE_CHECKING:
-    from .cuda import Program
 
 
 @dataclass(eq=False)
@@ -44,21 +40,6 @@ class Memory:
         return [be.zeros(shape) for shape in shapes]
 
 
-@dataclass(eq=False, kw_only=True)
-class Blend(Step):
-    """Multiply and add maps of one shape: y = a b + c d, or of three maps a b + (1 - a) c."""
-
-    name = "blend"
-
-
-@dataclass(eq=False, kw_only=True)
-class Clip(Step):
-    """Keep numbers within +-limit."""
-
-    name = "clip"
-    limit: float
-
-
 def unrolled(plan: Plan, be: Backend) -> tuple[Plan, list[Memory]]:
     """Return the plan with recurrent layers as steps, and what it remembers: more outputs, after its own."""
     steps, memories = list[Step](), list[Memory]()
@@ -76,9 +57,9 @@ def unrolled(plan: Plan, be: Backend) -> tuple[Plan, list[Memory]]:
 
 
 def ordinary(layer: Layer) -> bool:
-    """Say whether steps can do all of its activations and products."""
+    """Say whether steps can do all of its activations."""
     kinds = {getattr(layer, "activation", "linear"), getattr(layer, "lstm_activation", "linear")}
-    return not kinds & set(NORMALIZERS) and not getattr(layer, "xnor", 0)
+    return not kinds & set(NORMALIZERS)
 
 
 class Sheet:
@@ -96,13 +77,14 @@ class Sheet:
         layer, w = self.parts[part], {k[len(part) + 1 :]: a for k, a in self.step.w.items() if k.startswith(f"{part}.")}
         y = Map(layer.shape(x.shape)) if y is None else y
         if isinstance(layer, Convolutional):
-            convolution: Step = plain(self.step, layer, w, x, y)
+            more = convolved(self.step, layer, w, x, y)
         else:
-            (convolution,) = rewritten(Reference(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
+            more = rewritten(Reference(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
+        convolution = more[-1]
         assert isinstance(convolution, Convolve)
         convolution.part = part
         convolution.after += [a for a in after if a != Activate("linear")]
-        self.steps.append(convolution)
+        self.steps += more
         return y
 
     def add(
@@ -168,20 +150,3 @@ WRITERS: dict[type[Layer], Callable[[Sheet, Any], Memory]] = {
     Lstm: _lstm,
     Rnn: _rnn,
 }
-
-
-def _blend(program: Program, step: Blend) -> list[Work]:
-    y, (a, b, c, *rest) = program.view(step.y), [program.view(m) for m in step.xs]
-    d, ldd = (rest[0].a, rest[0].ld) if rest else (None, 0)
-    n = y.pixels * y.shape[0]
-    sizes = (n, y.shape[0], a.ld, b.ld, c.ld, ldd, y.ld)
-    return [kernel(program, "plan_layers.blend", n, a.a, b.a, c.a, d, y.a, *sizes)]
-
-
-def _clip(program: Program, step: Clip) -> list[Work]:
-    x, y = program.view(step.xs[0]), program.view(step.y)
-    n = y.pixels * y.shape[0]
-    return [kernel(program, "plan_layers.clip", n, x.a, y.a, n, y.shape[0], step.limit, x.ld, y.ld)]
-
-
-BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {Blend: _blend, Clip: _clip}

@@ -107,8 +107,8 @@ class Convolve(Step):
     """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
 
     pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's products it is, if that
-    has several. pooled: keep only the maximum of each 2 x 2 block; `after` comes after that, which is the same for what rises
-    with its input and four times less work.
+    has several. binary: of the kernel, take signs and each filter's mean size. pooled: keep only the maximum of each 2 x 2
+    block; `after` comes after that, which is the same for what rises with its input and four times less work.
     """
 
     name = "convolve"
@@ -119,6 +119,7 @@ class Convolve(Step):
     pad: int
     groups: int
     part: str = ""
+    binary: bool = False
     pooled: bool = False
 
     @property
