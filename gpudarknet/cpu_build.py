@@ -16,6 +16,7 @@ from .layers.avgpool import AvgPool
 from .layers.base import Layer
 from .layers.connected import Connected
 from .layers.convolutional import Convolutional
+from .layers.dropout import Dropout
 from .layers.local import Local
 from .network import Network
 from .ops import activation
@@ -34,10 +35,9 @@ class CpuBuild:
         return isinstance(layer, STILL)
 
     def keeps(self, node: Node) -> bool:
-        """Say whether a layer adds to its old delta."""
-        following = self.net.nodes[node.index + 1 : node.index + 2]
-        replaced = any(isinstance(after.layer, Convolutional) for after in following)
-        return isinstance(node.layer, AvgPool | STILL) and not replaced
+        """Say whether a layer adds to its old delta. ([dropout] has none of its own.)"""
+        after = (n.layer for n in self.net.nodes[node.index + 1 :] if not isinstance(n.layer, Dropout))
+        return isinstance(node.layer, AvgPool | STILL) and not isinstance(next(after, None), Convolutional)
 
     def way(self, node: Node, y: Any, way: Any) -> Any:
         """Give the way back of a layer as this build goes it: the delta is kept, some layers get no gradient."""
