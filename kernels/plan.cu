@@ -595,13 +595,14 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W
         repeat<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
 }
 
-// Activate a yolo map x (N, P, A*E) -> y: sigmoid of x, y, objectness and classes, not with new_coords; then x and y become
-// scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
-extern "C" __global__ void yolo(const T *x, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx, int ldy) {
+// Activate a yolo map x (N, P, A*E) + bias (A*E), which may be null -> y: sigmoid of x, y, objectness and classes, not with
+// new_coords; then x and y become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
+extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, pixel = i / C, entry = c % E;
     float v = x[pixel * ldx + c];
+    if (bias) v += bias[c];
     if (!new_coords && entry != 2 && entry != 3) v = sigmoid(v);
     if (entry < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[pixel * ldy + c] = v;

@@ -304,9 +304,12 @@ def test_yolo(kernels, dtype, place, scale, new_coords):
         Maps(kernels, N * H * W, A * E, place, dtype, np.random.default_rng(1)),
         Maps(kernels, N * H * W, A * E, place, dtype),
     )
-    n = N * H * W * A * E
-    kernels.launch("plan.yolo", n, x.a, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
-    close(y.result(), rows(yolo.yolo_activate(NUMPY, x.nchw(N, H, W), A, scale, new_coords)), dtype)
+    n, b = N * H * W * A * E, np.random.default_rng(2).normal(0, 1, A * E).astype(np.float32)
+    for bias in (None, b):
+        given = None if bias is None else kernels.asarray(bias)
+        kernels.launch("plan.yolo", n, x.a, given, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
+        seen = x.nchw(N, H, W) + (0 if bias is None else bias.reshape(-1, 1, 1))
+        close(y.result(), rows(yolo.yolo_activate(NUMPY, seen, A, scale, new_coords)), dtype)
 
 
 @pytest.mark.parametrize(

@@ -73,16 +73,16 @@ def test_nothing_lies_where_something_else_is_alive(name, precision):
 
 
 @pytest.mark.parametrize(
-    ("name", "pairs", "ahead", "patches"),
+    ("name", "pairs", "ahead", "patches", "heads"),
     [
-        ("yolov3", 0, 36, 37),
-        ("yolov4", 5, 40, 43),
-        ("yolov4-csp", 9, 40, 43),
-        ("yolov7-tiny", 9, 19, 22),
-        ("yolov2", 0, 11, 14),
+        ("yolov3", 0, 36, 37, 3),
+        ("yolov4", 5, 40, 43, 3),
+        ("yolov4-csp", 9, 40, 43, 0),
+        ("yolov7-tiny", 9, 19, 22, 0),
+        ("yolov2", 0, 11, 14, 0),
     ],
 )
-def test_what_goes_together_and_ahead(name, pairs, ahead, patches):
+def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
     from gpudarknet import shelf
 
     plan = plan_of(shelf.shipped_cfg(name))
@@ -90,6 +90,7 @@ def test_what_goes_together_and_ahead(name, pairs, ahead, patches):
     groups = set(scheme.together.values())
     assert (len(groups), {len(group) for group in groups} | {2}) == (pairs, {2})
     assert (len(scheme.ahead), list(scheme.ways.values()).count("patches")) == (ahead, patches)
+    assert len(scheme.unbiased) == heads
     plain = decide(plan, 1, "fp16", together=False, ahead=False)
     assert not (plain.together or plain.ahead or plain.unstored) and set(plain.steps) == set(scheme.steps)
     for group in groups:  # they follow each other, after what they read

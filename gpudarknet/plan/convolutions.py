@@ -179,11 +179,11 @@ def _product(program: Program, step: Convolve, y: int, ldy: int, a: int, lda: in
 
 
 def _winograd(program: Program, step: Convolve) -> list[Work]:
-    x, y, (weights, bias), case = (
+    x, y, case, (weights, bias) = (
         program.view(step.xs[0]),
         program.view(step.y),
-        program.arrays(step),
         program.case(step),
+        program.arrays(step),
     )
     (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.host, case.tiles
     one, rest = first_pass(step.after)

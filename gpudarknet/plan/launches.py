@@ -87,7 +87,12 @@ def smooth(one: Pass, width: int, views: Sequence[View], other: View | None) -> 
 def finish(
     program: Program, after: Sequence[After], x: View, y: View, bias: Any = None, step: Step | None = None
 ) -> list[Work]:
-    """Return the work of y = after(x + bias); if this is the last that `step` does, also of the patches that it writes."""
+    """Return the work of y = after(x + bias); if this is the last that `step` does, also of the patches that it writes.
+
+    Nothing is to be done where the reader adds the bias.
+    """
+    if step in program.scheme.unbiased.values():
+        return []
     work: list[Work] = []
     todo = passes(after)
     for i, one in enumerate(todo):
@@ -157,9 +162,10 @@ def _upsample(program: Program, step: Upsample) -> list[Work]:
 
 def _yolo(program: Program, step: YoloHead) -> list[Work]:
     x, y = program.view(step.xs[0]), program.view(step.y)
-    C, n = x.shape[0], y.pixels * y.shape[0]
+    C, n, writer = x.shape[0], y.pixels * y.shape[0], program.scheme.unbiased.get(step)
+    bias = None if writer is None else program.arrays(writer)[1]
     sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    return [kernel(program, "plan.yolo", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.yolo", n, x.a, bias, y.a, *sizes), *finish_in_place(program, step.after, y)]
 
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {

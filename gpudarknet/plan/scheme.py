@@ -3,6 +3,7 @@
 A launch costs about as long as the work of a small layer, and at large batches moving numbers is what takes time. Hence:
 
 * Convolutions of 1 x 1 that read the same map are one gemm, into a map that joins them, and each part is finished into its place.
+* A head adds the bias of the convolution before it.
 * What is done last writes the patches that the next convolution reads, all positions of each pixel, and the map itself only if
   somebody else reads it. That saves an im2col, which would read every pixel as often as a kernel has rows.
 
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import arena, ways
-from .steps import ALIGNMENT, Activate, Convolve, Copy, Map, Plan, Step
+from .steps import ALIGNMENT, Activate, Convolve, Copy, Map, Plan, Step, YoloHead
 from .ways import WAYS, Case, choose, rounded
 
 Need = tuple[Step, str]  # whose memory, and what for
@@ -28,8 +29,8 @@ class Scheme:
 
     steps: those on which an output depends, in their order. ways: of each convolution, its name in WAYS. together: a convolution
     -> those that one gemm does, itself among them. ahead: a step -> the convolution whose patches it writes; unstored: those of
-    them whose map nobody else reads. needs: memory beside maps, in numbers. offsets: where maps and needs lie in an arena of
-    `numbers`.
+    them whose map nobody else reads. unbiased: a head -> the convolution whose bias it adds. needs: memory beside maps, in
+    numbers. offsets: where maps and needs lie in an arena of `numbers`.
     """
 
     steps: list[Step]
@@ -37,6 +38,7 @@ class Scheme:
     together: dict[Convolve, tuple[Convolve, ...]] = field(default_factory=dict)
     ahead: dict[Step, Convolve] = field(default_factory=dict)
     unstored: set[Step] = field(default_factory=set)
+    unbiased: dict[Step, Convolve] = field(default_factory=dict)
     needs: dict[Need, int] = field(default_factory=dict)
     offsets: dict[Map | Need, int] = field(default_factory=dict)
     numbers: int = 0
@@ -57,7 +59,8 @@ def decide(
     if together:
         _put_together(scheme, cases)
     if ahead:
-        scheme.ahead = dict(_writers_ahead(scheme, cases))
+        scheme.ahead = _writers_ahead(scheme, cases)
+    scheme.unbiased = _unbiased(scheme, plan)
     _place(scheme, plan, batch, cases)
     return scheme
 
@@ -108,6 +111,18 @@ def _writers_ahead(scheme: Scheme, cases: Cases) -> dict[Step, Convolve]:
         if whole and writer is not None and writer not in found and _ends_in_one_launch(scheme, cases, writer):
             found[writer] = step
     return found
+
+
+def _unbiased(scheme: Scheme, plan: Plan) -> dict[Step, Convolve]:
+    """Return the heads that are the only readers of convolutions after which nothing is left to do but to add the bias."""
+    read = [m.root for m in (*plan.outputs, *(m for step in scheme.steps for m in step.reads))]
+    heads = {step.xs[0]: step for step in scheme.steps if isinstance(step, YoloHead)}
+    return {
+        heads[step.y]: step
+        for step, way in scheme.ways.items()
+        if step.y in heads and read.count(step.y.root) == 1 and not step.after and step not in scheme.together
+        and way not in ("kernel", "winograd") and not step.pooled
+    }  # fmt: skip
 
 
 def _ends_in_one_launch(scheme: Scheme, cases: Cases, step: Step) -> bool:
