@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 from test_loop import project
 
 from gpudarknet import image
 from gpudarknet.cli import main
+from gpudarknet.train import Trainer
 
 
 @pytest.fixture
@@ -89,6 +92,25 @@ def test_flags_of_training(folder, capsys):
     assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
     assert "aug_0.jpg to aug_1.jpg: what the next iteration sees\n" in capsys.readouterr().out
     assert image.read("aug_1.jpg").shape == (32, 64, 3)
+
+
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+    step = Trainer.step
+
+    def disturbed(self, x, truth):
+        if self.iteration == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, x, truth)
+
+    monkeypatch.setattr(Trainer, "step", disturbed)
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 130
+    out, err = capsys.readouterr()
+    last = folder / "backup" / "x_last.weights"
+    assert out.splitlines()[-1] == f"stopped after iteration 2 of 3; {last} goes on from there" and err == ""
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert main(["detector", "train", "x.data", "x.cfg", str(last), "-backend", "numpy"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(" 3: ")
 
 
 def test_a_checkpoint_that_will_be_lost_is_told(folder, capsys):

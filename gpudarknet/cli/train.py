@@ -65,11 +65,16 @@ def run(args: Any, detects: bool) -> None:
         tell("warning", f"{last}: will be overwritten; to go on from it, give it after the cfg")
     if args.show_imgs:
         show(data, trainer, file.read_names() if detects else ())
-    with reporter(begin, end, said) as report:
-        trainer.fit(
-            data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
-            save_last=file.savelast or 100, save_weights=file.saveweights, score="mAP" if detects else "accuracy",
-        )  # fmt: skip
+    try:
+        with reporter(begin, end, said) as report:
+            trainer.fit(
+                data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
+                save_last=file.savelast or 100, save_weights=file.saveweights, score="mAP" if detects else "accuracy",
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if trainer.iteration > begin:
+            print(f"stopped after iteration {trainer.iteration} of {end}; {last} goes on from there")
+        raise
     tell_faults(faults)
     print(f"{file.backup}: {Path(cfg).stem}_final.weights")
 
