@@ -27,7 +27,7 @@ ROUND = 8  # channels: 16 bytes of float16
 FEW = 4  # channels
 COLUMNS = 256 << 20  # bytes that a convolution has for its work, if one image needs no more
 MIB = 1 << 20
-WORTH = 32  # channels and filters from which transforms cost little beside products
+WORTH = 64  # channels and filters from which transforms cost little beside products
 
 
 def rounded(channels: int) -> int:
