@@ -45,11 +45,13 @@ class Colours:
         dsat, dexp = rand_scale(rng, self.saturation), rand_scale(rng, self.exposure)
         if (dhue, dsat, dexp) == (0, 1, 1):
             return picture
+        values = np.arange(256, dtype=np.float32).reshape(256, 1)  # tables: what becomes of each value
         if picture.shape[2] != 3:
-            return np.clip(picture * dexp + 0.5, 0, 255).astype(np.uint8)
-        hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV).astype(np.float32)
-        hsv = hsv * np.array([1, dsat, dexp], np.float32) + np.array([179 * dhue, 0, 0], np.float32)
-        return np.asarray(cv2.cvtColor(np.clip(np.rint(hsv), 0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB))
+            return np.clip(values[:, 0] * dexp + 0.5, 0, 255).astype(np.uint8)[picture]
+        tables = values * np.array([1, dsat, dexp], np.float32) + np.array([179 * dhue, 0, 0], np.float32)
+        tables = np.clip(np.rint(tables), 0, 255).astype(np.uint8)
+        hsv = cv2.LUT(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV), tables[None])
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class DetectionAugment:
         truth = np.zeros((self.boxes, 6), np.float32)
         boxes = boxes[: self.boxes]
         truth[: len(boxes), : boxes.shape[1]] = boxes
-        x = np.ascontiguousarray(picture.transpose(2, 0, 1)).astype(np.float32)
-        x *= np.float32(1 / 255)
+        x = np.empty((picture.shape[2], H, W), np.float32)
+        np.multiply(picture.transpose(2, 0, 1), np.float32(1 / 255), out=x)
         return x, truth.reshape(-1)
 
     def one(
@@ -133,7 +135,7 @@ class DetectionAugment:
             cut, swidth, sheight = Margins(0, 0, 0, 0), ow, oh
         sized = cv2.resize(crop(picture, cut), (W, H), interpolation=cv2.INTER_LINEAR)
         sized = sized.reshape(H, W, -1)
-        sized = np.ascontiguousarray(sized[:, ::-1]) if flip else sized
+        sized = cv2.flip(sized, 1).reshape(H, W, -1) if flip else sized
         sized = self.colours.change(sized, rng)
         boxes = fitted(boxes, cut, ow, oh, flip, rng)
         keep = (boxes[:, 2] >= 1 / W) & (boxes[:, 3] >= 1 / H) & (boxes[:, 4] >= 0) & (boxes[:, 4] < self.classes)
@@ -206,13 +208,14 @@ def crop(picture: Picture, cut: Margins) -> Picture:
     if min(cut.left, cut.right, cut.top, cut.bottom) >= 0:
         return picture[cut.top : oh - cut.bottom, cut.left : ow - cut.right]
     w, h = ow - cut.left - cut.right, oh - cut.top - cut.bottom
-    mean = np.rint(cv2.mean(picture)[: picture.shape[2]]).astype(np.uint8)  # NumPy takes a hundred times as long
-    out = np.empty((h, w, picture.shape[2]), np.uint8)
-    out[...] = mean
+    mean = np.rint(cv2.mean(picture)[: picture.shape[2]])  # NumPy takes a hundred times as long
     x, y = max(0, -cut.left), max(0, -cut.top)
     part = picture[max(0, cut.top) : oh - max(0, cut.bottom), max(0, cut.left) : ow - max(0, cut.right)]
-    out[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return out
+    if not part.size:
+        return np.full((h, w, picture.shape[2]), mean, np.uint8)
+    border = y, h - y - part.shape[0], x, w - x - part.shape[1]
+    out = cv2.copyMakeBorder(part, *border, cv2.BORDER_CONSTANT, value=mean.tolist())
+    return np.asarray(out).reshape(h, w, -1)
 
 
 def fitted(boxes: Boxes, cut: Margins, ow: int, oh: int, flip: bool, rng: np.random.Generator) -> Boxes:
