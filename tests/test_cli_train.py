@@ -35,7 +35,7 @@ def test_train_then_measure(folder, capsys):
     assert (folder / "backup" / "x_final.weights").is_file()
     weights = ["x.data", "x.cfg", "backup/x_final.weights"]
 
-    assert main(["detector", "map", *weights, "-points", "11"]) == 0
+    assert main(["detector", "map", *weights, "-points", "11", "-letter_box", "-dont_show"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(" detections_count = ") and out[0].endswith(", unique_truth_count = 12")
     assert out[1].startswith("class_id = 0, name = red, ap = ") and "(TP = " in out[1]

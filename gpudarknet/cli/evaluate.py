@@ -168,7 +168,12 @@ def calc_anchors(args: Any) -> None:
 
 
 WORDS = ("x.data", "x.cfg", "x.weights")
-BOTH = (inputs.BACKEND, inputs.GPU)
+BOTH = (
+    inputs.BACKEND,
+    inputs.GPU,
+    Flag("letter_box", bool, False, "Accepted; letter_box in [net] decides, as in Darknet"),
+    Flag("dont_show", bool, False, "Accepted; no window is opened"),
+)
 IOU = Flag("iou_thresh", float, 0.5, "A box is right if it overlaps its object by more than this")
 COMMANDS = (
     Command(
