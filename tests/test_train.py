@@ -210,7 +210,10 @@ def test_a_loss_that_is_not_offered_is_told():
     net = network(NET + CONV + "[contrastive]\n[route]\nlayers=-2\n" + LAST + END)
     with pytest.warns(TrainWarning) as said:
         gd.Trainer(net, cpu_build=False)
-    assert str(said[0].message) == "cfg: the loss of layer 1 [contrastive] is not offered; what only it reads does not learn"
+    assert (
+        str(said[0].message)
+        == "cfg: the loss of layer 1 [contrastive] is not offered; what only it reads does not learn"
+    )
 
 
 def test_shared_weights_learn_from_all_their_users():
@@ -289,7 +292,9 @@ def test_refusals():
     with pytest.raises(DataError, match=r"^a batch of 3 images and 3 truths; both must be one multiple of 2$"):
         gd.Trainer(net, cpu_build=False).step(*batch(net, N=3))
     net = network(NET + CONV + LAST + END)
-    with pytest.raises(DataError, match=r"^a truth of 3 numbers for each image does not fit layer 3 \[softmax\] of cfg$"):
+    with pytest.raises(
+        DataError, match=r"^a truth of 3 numbers for each image does not fit layer 3 \[softmax\] of cfg$"
+    ):
         gd.Trainer(net, cpu_build=False).step(*batch(net, K=3))
     net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
     with pytest.raises(DataError, match=r"^a truth of 5 numbers for each image does not fit layer 2 \[yolo\] of cfg$"):
@@ -343,6 +348,27 @@ def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     for step in (2, 3):
         trainer.step(*batch(resumed, step))
     np.testing.assert_array_equal(flat(resumed), flat(straight))
+
+
+def test_a_checkpoint_holds_the_average(tmp_path):
+    """Stopped while the average is made; it becomes the weights 1000 iterations before the end, the same bits."""
+    text = NET + "max_batches=2006\nema_alpha=0.5\n" + CONV + LAST + END
+
+    def late(seed=1):
+        net = network(text, seed)
+        net.seen = 1001 * 4
+        return gd.Trainer(net, clear=False, cpu_build=False)
+
+    straight, stopped, resumed = late(), late(), late(99)
+    for trainer, steps in ((straight, range(5)), (stopped, range(3)), (resumed, range(3, 5))):
+        if trainer is resumed:
+            trainer.load(tmp_path / "state.npz")
+        for step in steps:
+            trainer.step(*batch(trainer.net, step))
+        trainer.save(tmp_path / "state.npz")
+    assert resumed.iteration == 1006 and stopped.average is not None
+    np.testing.assert_array_equal(flat(resumed.net), flat(straight.net))
+    np.testing.assert_array_equal(resumed.net.weights[0]["kernel"], resumed.average[0]["kernel"])
 
 
 def test_a_checkpoint_of_another_network(tmp_path):
