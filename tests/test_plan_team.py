@@ -8,15 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from gpudarknet.plan import team as module
-from gpudarknet.plan.team import Gate, Team, cores
-
-
-@pytest.fixture(params=["spins", "sleeps"])
-def gates(request, monkeypatch):
-    """With spin locks, where there are any, and without."""
-    if request.param == "sleeps":
-        monkeypatch.setattr(module, "_spinning", lambda: None)
+from gpudarknet.plan.team import Team, cores
 
 
 def task(call, *args):
@@ -24,7 +16,7 @@ def task(call, *args):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_phases_follow_each_other(gates, size):
+def test_phases_follow_each_other(size):
     team, done = Team(size), []
     rounds = 40
     with team:
@@ -33,7 +25,7 @@ def test_phases_follow_each_other(gates, size):
     assert done == [(k, phase) for k in range(rounds) for phase in range(4) for _ in range(1 + phase)]
 
 
-def test_workers_may_have_nothing_to_do(gates):
+def test_workers_may_have_nothing_to_do():
     team, done = Team(3), []
     with team:
         for k in range(200):
@@ -50,7 +42,7 @@ def test_neighbours_go_to_one_worker():
     assert found[0] != found[5]
 
 
-def test_an_error_reaches_the_caller_and_ends_the_work(gates):
+def test_an_error_reaches_the_caller_and_ends_the_work():
     team, done = Team(2), []
 
     def broken():
@@ -65,7 +57,7 @@ def test_an_error_reaches_the_caller_and_ends_the_work(gates):
     assert len(done) == 5
 
 
-def test_an_interrupted_caller_waits_for_the_workers(monkeypatch):
+def test_an_interrupted_caller_waits_for_the_workers():
     team, done = Team(2), []
 
     class Interrupted:
@@ -84,33 +76,12 @@ def test_an_interrupted_caller_waits_for_the_workers(monkeypatch):
             self.lock.release()
 
     with team:
-        team._end = Interrupted(team._end)
+        team._done[1] = Interrupted(team._done[1])
         slow = team.record([task(time.sleep, 0.05)] * 2)
         with pytest.raises(KeyboardInterrupt):
             team.run([slow, team.record([task(done.append, 1)] * 2)])
         team.run([team.record([task(done.append, 2)] * 2)])
     assert done == [2, 2]
-
-
-def test_a_gate_lets_one_pass_each_time(gates):
-    gate, passed = Gate(), []
-
-    def wait():
-        for k in range(3):
-            gate.wait()
-            passed.append(k)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    for k in range(3):
-        time.sleep(0.01)
-        assert passed == list(range(k))
-        gate.open()
-        end = time.monotonic() + 10
-        while len(passed) == k and time.monotonic() < end:
-            time.sleep(0.001)
-    thread.join()
-    assert passed == [0, 1, 2]
 
 
 def test_scratch_is_settled_before_it_is_used():

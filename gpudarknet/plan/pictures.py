@@ -122,7 +122,9 @@ class Uploader:
             if slot.host.size >= total:
                 return slot
             slot.read.synchronize()  # the device's memory goes back to CuPy's pool
-        size = 1 << (total - 1).bit_length()  # a power of two: pictures of many sizes soon find one that is large enough
+        size = (
+            1 << (total - 1).bit_length()
+        )  # a power of two: pictures of many sizes soon find one that is large enough
         pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
         sent, read = (self.cuda.Event(disable_timing=True) for _ in range(2))
         slot = Slot(pinned, self.be.empty((size,), np.uint8), sent, read)

@@ -47,27 +47,6 @@ class Tape:
 Task = Callable[[Tape], None]  # records a piece of work, which any worker may be given
 
 
-class Gate:
-    """Lets one thread wait until another opens it, once each time.
-
-    The thread does not sleep but spins, without the interpreter's lock: waking up takes longer than many a phase (25 to 100
-    microseconds on a virtual machine). Where the C library has no spin locks, the gate is a lock.
-    """
-
-    def __init__(self) -> None:
-        libraries = _spinning()
-        if libraries is None:
-            lock = threading.Lock()
-            self.wait, self.open = lock.acquire, lock.release
-        else:
-            spin, at_once = libraries
-            self._word = ctypes.create_string_buffer(64)  # a cache line of its own
-            at_once.pthread_spin_init(self._word, 0)
-            self.wait = partial(spin.pthread_spin_lock, self._word)
-            self.open = partial(at_once.pthread_spin_unlock, self._word)
-        self.wait()
-
-
 class Team:
     """`size` workers, one of them the caller. Use it inside `with team:`, which also keeps others out.
 
@@ -86,23 +65,22 @@ class Team:
     def _gather(self) -> None:
         """Begin, or begin again in a forked process: with no thread, and nothing to do."""
         self.lock = threading.RLock()
-        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time.
-        self._begin = [threading.Lock() for _ in range(self.size)]
-        self._end = threading.Lock()
-        for signal in (*self._begin, self._end):
+        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time, and
+        # to spin in place of waiting gains 3 % where all cores are free, but takes three times as long where one is not.
+        self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
+        for signal in (*self._go, *self._done):
             signal.acquire()
-        self._go, self._done = ([Gate() for _ in range(self.size)] for _ in range(2))
-        self._phases: Sequence[Phase] = []
+        self._phase: Phase = []
         self._error: BaseException | None = None
         self._started = False
 
     def __enter__(self) -> Team:
         self.lock.acquire()
+        if not self._started:
+            self._started = True
+            for worker in range(1, self.size):
+                threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"plan-{worker}").start()
         if self.size > 1:
-            if not self._started:
-                self._started = True
-                for worker in range(self.size):
-                    threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"plan-{worker}").start()
             blas_threads(1)
         return self
 
@@ -123,25 +101,31 @@ class Team:
 
     def run(self, phases: Sequence[Phase]) -> None:
         """Do one phase after the other, each on all workers. Raises what a call raised; then no later one has run."""
-        self._phases, self._error = phases, None
-        if self.size == 1:
-            with np.errstate(all="ignore"):
-                for (calls,) in phases:
-                    self._work(calls)
-        else:
-            self._begin[0].release()
-            try:
-                self._end.acquire()
-            except BaseException as e:  # Ctrl-C: the workers come to an end first
-                self._error = e
-                self._end.acquire()
+        self._error = None
+        with np.errstate(all="ignore"):
+            for self._phase in phases:
+                others = [worker for worker in range(1, self.size) if self._phase[worker]]
+                for worker in others:
+                    self._go[worker].release()
+                self._work(0)
+                for worker in others:
+                    self._wait(self._done[worker])
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
-    def _work(self, calls: Sequence[Call]) -> None:
+    def _wait(self, signal: threading.Lock) -> None:
+        """Wait for a worker, also if Ctrl-C comes meanwhile: nobody may begin while it is at work."""
+        while True:
+            try:
+                signal.acquire()
+                return
+            except BaseException as e:
+                self._error = e
+
+    def _work(self, worker: int) -> None:
         try:
-            for call in calls:
+            for call in self._phase[worker]:
                 if self._error is not None:
                     return
                 call()
@@ -151,33 +135,9 @@ class Team:
     def _serve(self, worker: int) -> None:
         with np.errstate(all="ignore"):
             while True:
-                self._begin[worker].acquire()
-                if worker == 0:
-                    try:
-                        self._lead()
-                    finally:
-                        self._end.release()
-                else:
-                    self._follow(worker)
-
-    def _lead(self) -> None:
-        for worker in range(1, self.size):
-            if any(phase[worker] for phase in self._phases):  # one without work might sleep through the whole run
-                self._begin[worker].release()
-        for phase in self._phases:
-            others = [worker for worker in range(1, self.size) if phase[worker]]
-            for worker in others:
-                self._go[worker].open()
-            self._work(phase[0])
-            for worker in others:
-                self._done[worker].wait()
-
-    def _follow(self, worker: int) -> None:
-        for phase in self._phases:
-            if phase[worker]:
-                self._go[worker].wait()
-                self._work(phase[worker])
-                self._done[worker].open()
+                self._go[worker].acquire()
+                self._work(worker)
+                self._done[worker].release()
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
         """Return a float32 array of a worker's, with whatever is in it; it is the same memory until a larger one is asked for."""
@@ -200,16 +160,6 @@ class Team:
     def scratch_bytes(self) -> int:
         """The memory of all workers' scratch, which all networks share."""
         return sum(a.nbytes for a in self._scratch.values())
-
-
-@cache
-def _spinning() -> tuple[Any, Any] | None:
-    """Return the C library with spin locks, called without the interpreter's lock and with it; None if it has none."""
-    try:
-        found = ctypes.CDLL(None), ctypes.PyDLL(None)
-        return found if all(hasattr(library, "pthread_spin_lock") for library in found) else None
-    except (OSError, TypeError):  # TypeError: Windows has no library without a name
-        return None
 
 
 @cache
