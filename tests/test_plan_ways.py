@@ -237,6 +237,10 @@ def test_a_measured_choice_is_followed_where_it_fits():
     assert choose(Case(step, 1, 4), "fp32", {key: "winograd"}) == "patches"
 
 
+def test_parts_are_as_equal_as_can_be():
+    assert [ways.share(10, room) for room in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
+
+
 def test_every_way_can_be_bound():
     assert list(BY_WAY) == list(WAYS)
 

@@ -50,6 +50,12 @@ def direct(step: Convolve) -> bool:
     return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not depthwise(step) and not few(step)
 
 
+def share(count: int, room: int) -> int:
+    """Return how many of `count` are done at a time where there is room for so many, in parts as equal as can be."""
+    parts = -(-count // max(1, room))
+    return -(-count // max(1, parts))
+
+
 @dataclass(frozen=True)
 class Case:
     """A convolution of a batch, its numbers of `itemsize` bytes."""
@@ -76,7 +82,7 @@ class Case:
 
     def images(self, bytes_each: int) -> int:
         """Return for how many images at a time there is room."""
-        return max(1, min(self.batch, COLUMNS // bytes_each))
+        return share(self.batch, COLUMNS // bytes_each)
 
     @property
     def pooled_images(self) -> int:
@@ -97,7 +103,7 @@ class Case:
     def rows(self, way: str) -> int:
         """Return how many patches a way lays out at a time."""
         budget = min(BUDGETS.get(way, COLUMNS), COLUMNS)
-        return min(self.batch * prod(self.step.host), max(1, budget // (self.ldcol * self.itemsize)))
+        return share(self.batch * prod(self.step.host), budget // (self.ldcol * self.itemsize))
 
     @property
     def whole(self) -> bool:
