@@ -74,6 +74,8 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
                 f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
                 f" {label_path(paths[0])}"
             )
+        if (data.names or data.labels) and last.labels == last.classes:  # with a map, names may be those of either side
+            data.check_names(last.classes, net.config.path)
         cfg, sequences = net.net, None
         if cfg.track:
             sequences = Sequences(cfg.time_steps, cfg.batch // cfg.subdivisions, cfg.augment_speed)
@@ -89,12 +91,11 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
 
 def validation(data: DataFile, iou_thresh: float = 0.5, points: int = 0) -> Callable[[Network], float]:
     """Give the function that measures, on the images of `valid` of a .data file, mAP, or a classifier's top-1 accuracy."""
-    paths = read_list(data.find("valid"))
+    paths, names, words = read_list(data.find("valid")), data.read_names(), data.read_labels()
 
     def measure(net: Network) -> float:
         if not isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
-            return accuracy(net, paths, classifier_boxes(data.read_labels())).first
-        names = data.read_names()
+            return accuracy(net, paths, classifier_boxes(words)).first
         judged = evaluate.judge(Detector(net, names=names), paths)
         return evaluate.mean_average_precision(judged, len(names), iou_thresh, points).mean
 

@@ -86,6 +86,14 @@ class DataFile:
         """Read its class names."""
         return read_names(self.names_path())
 
+    def check_names(self, classes: int, cfg: str) -> None:
+        """Raise DataError unless there are as many names as a cfg has classes."""
+        count = len(self.read_names())
+        if count != classes:
+            raise DataError(
+                f"{self.names_path()}: has {count} names, {cfg} has {classes} classes; they must be as many"
+            )
+
 
 def label_path(image: str | Path) -> Path:
     """Return where an image's labels are: the same place with .txt, and `labels` for the image folders of COCO and VOC."""

@@ -160,6 +160,20 @@ def test_anchors(folder, capsys):
     assert (folder / "anchors.png").is_file()
 
 
+def test_names_that_do_not_fit(folder, capsys):
+    """Before the training, not at its first mAP; and a mean over classes that do not exist would be wrong."""
+    main(["detector", "train", "x.data", "x.cfg"])
+    (folder / "x.names").write_text("red\ngreen\nblue\ncow\n")
+    capsys.readouterr()
+    said = f"error: {folder}/x.names: has 4 names, x.cfg has 3 classes; they must be as many\n"
+    for words in (["train", "x.data", "x.cfg"], ["map", "x.data", "x.cfg", "backup/x_final.weights"]):
+        assert main(["detector", *words]) == 2
+        assert capsys.readouterr().err == said
+    (folder / "x.data").write_text((folder / "x.data").read_text().replace("names=", "map="))
+    assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 2
+    assert capsys.readouterr().err == "error: x.data: has no key 'names'; add a line names=FILE\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
