@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class Detector:
 
     names: a path of a .names file, a list, or None, which makes labels such as "class 7". letterbox: keep the image's
     proportions and fill the rest with grey, instead of stretching it; `letter_box=1` in the cfg's [net] says so too. batch,
-    width and height are those of `load_network`. Raises DataError for a network without detection heads, and for too few names.
+    width and height are those of `load_network`, precision that of `Network.predict`. Raises DataError for a network without
+    detection heads, and for too few names.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Detector:
         batch: int = 1,
         width: int | None = None,
         height: int | None = None,
+        precision: Literal["fp32", "tf32", "fp16"] = "fp32",
     ):
         if isinstance(names, (str, Path)):
             names, where = read_names(names), str(names)
@@ -116,6 +118,7 @@ class Detector:
         self.head = last_head(network)
         self.names = labels(names, self.head.labels, where, network.config.path)
         self.letterbox = letterbox or bool(network.net.letter_box)
+        self.precision = precision
 
     def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> Detections:
         """Find the objects in one image, the most confident first.
@@ -169,7 +172,7 @@ class Detector:
                 raise
             x = self.send(pictures)
             yield from results()
-            computing.append((pictures, net.predict(x)))
+            computing.append((pictures, net.predict(x, precision=self.precision)))
             if net.backend.cublas is None:  # it has computed already
                 yield from results()
         yield from results()
@@ -193,7 +196,7 @@ class Detector:
 
     def rows(self, x: Any, thresh: float) -> np.ndarray:
         """Run the network on what `send` or `input` gives; return boxes (K, 6 + classes) as `Network.detections` does."""
-        return self.network.detections(self.network.predict(x), thresh)
+        return self.network.detections(self.network.predict(x, precision=self.precision), thresh)
 
     def suppress(self, rows: np.ndarray, picture: np.ndarray, nms: float) -> Found:
         """Drop doubles among one image's boxes (K, 5 + classes) and bring the rest to the image's proportions."""

@@ -15,7 +15,7 @@ from test_plan_cuda import TOLERANCE, distance, plan_backend, program
 from gpudarknet import Detector, cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.boxes import fit
-from gpudarknet.errors import ImageError
+from gpudarknet.errors import DataError, ImageError
 from gpudarknet.plan import pictures as pictures_module
 from gpudarknet.plan.pictures import Uploader
 
@@ -136,6 +136,19 @@ def test_a_stream_gives_each_image_its_own_in_order(detectors, batch):
     assert list(there.detect_stream([])) == []
 
 
+def test_a_detector_has_a_precision(tmp_path, device):
+    tiny.files(tmp_path)
+    files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], device
+    want, *others = (Detector(*files, precision=precision) for precision in ("fp32", "tf32", "fp16"))
+    for other in others:
+        for a, b in zip(other.detect(tiny.picture()), want.detect(tiny.picture()), strict=True):
+            assert a.label == b.label and a.confidence == pytest.approx(b.confidence, abs=2e-2)
+    assert {key[2] for key in others[-1].network.engine.programs} == {"fp16"}
+    with pytest.raises(DataError) as error:
+        Detector(*files, precision="int8").detect(tiny.picture())
+    assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"
+
+
 def test_what_is_no_picture_comes_after_the_results_before(detectors):
     for detector in detectors:
         stream = detector.detect_stream([tiny.picture(), "no.png"], batch=1)
@@ -204,7 +217,7 @@ def test_the_next_batch_goes_up_while_one_is_computed(log, tmp_path, monkeypatch
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
     net, steps = detector.network, []
     predict, detections, copied = net.predict, net.detections, Uploader._copy
-    monkeypatch.setattr(net, "predict", lambda x: steps.append("compute") or predict(x))
+    monkeypatch.setattr(net, "predict", lambda x, **how: steps.append("compute") or predict(x, **how))
     monkeypatch.setattr(net, "detections", lambda *args: steps.append("results") or detections(*args))
     monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("send") or copied(*args))
     images = detector.detect_stream(iter(shown()[:5]), batch=2)
