@@ -1,4 +1,4 @@
-"""The same network in PyTorch: one function per layer, batch norm folded, for timing next to ours."""
+"""The same network in PyTorch: one function per layer, for timing next to ours; batch norm folded, but not to train."""
 
 from __future__ import annotations
 
@@ -92,7 +92,40 @@ def build(network: Network, torch: Any, device: str, dtype: Any, layout: Any = N
 
     layout: torch's memory format for kernels, None for its default.
     """
-    steps = [step(torch, node.layer, network.weights[node.index], device, dtype, layout) for node in network.nodes]
+    weights = network.weights
+    return joined(network, [step(torch, n.layer, weights[n.index], device, dtype, layout) for n in network.nodes])
+
+
+def trainable(network: Network, torch: Any, layout: Any) -> tuple[Callable[[Any], list[Any]], list[Any]]:
+    """Return forward(x) with batch norm by the batch's statistics, and the parameters that it learns; float32, on the CPU."""
+    parameters: list[Any] = []
+    steps = []
+    for node in network.nodes:
+        layer, w = node.layer, {name: np.asarray(a) for name, a in network.weights[node.index].items()}
+        if layer.section == "convolutional":
+            steps.append(convolution(torch, layer, w, parameters, layout))
+        else:
+            steps.append(step(torch, layer, w, "cpu", torch.float32, layout))
+    return joined(network, steps), parameters
+
+
+def convolution(torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any], layout: Any) -> Callable[[Any], Any]:
+    """Return a [convolutional] that learns; its parameters are appended."""
+    F, act = torch.nn.functional, activation(torch, layer.activation)
+    learned = {name: tensor(torch, w[name]) for name in ("kernel", "bias", "scale") if name in w}
+    learned["kernel"] = learned["kernel"].contiguous(memory_format=layout)
+    for value in learned.values():
+        parameters.append(value.requires_grad_())
+    kernel, bias, scale = (learned.get(name) for name in ("kernel", "bias", "scale"))
+    geometry = (layer.strides, layer.border * layer.spread, layer.spread, layer.groups)
+    if scale is None:
+        return lambda x: act(F.conv2d(x, kernel, bias, *geometry))
+    mean, variance = tensor(torch, w["mean"]), tensor(torch, w["variance"])
+    return lambda x: act(F.batch_norm(F.conv2d(x, kernel, None, *geometry), mean, variance, scale, bias, True, 0.01, 1e-5))
+
+
+def joined(network: Network, steps: list[Callable[..., Any]]) -> Callable[[Any], list[Any]]:
+    """Return forward(x), which runs a function for each layer and gives the outputs of the heads."""
     sources = [node.sources for node in network.nodes]
 
     def forward(x: Any) -> list[Any]:

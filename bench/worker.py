@@ -2,7 +2,7 @@
 
 Lines of JSON: the first on stdin is a Job; {"ready": ...} or {"failed": why} answers it. Then each {"seconds": s, "fewest": n}
 is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and {"copy": mib} measure the machine and
-{"layers": Job} a network's layers, for one answer. What libraries print on stdout goes to stderr, so that it cannot mix with
+{"layers": Job} a network's layers, for one answer; {"train": Job} is a Job that trains. What libraries print on stdout goes to stderr, so that it cannot mix with
 the answers.
 """
 
@@ -39,7 +39,12 @@ def main() -> None:
         answer(records=layers.measure(Job(**first["layers"])))
         return
     try:
-        ready = start(Job(**first))
+        if "train" in first:
+            from . import train
+
+            ready = train.start(Job(**first["train"]))
+        else:
+            ready = start(Job(**first))
         answer(ready=True, version=ready.version, note=ready.note)
         for text in sys.stdin:
             turn = json.loads(text)

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from gpudarknet.plan.team import Team, cores
+from gpudarknet.cores import cores
+from gpudarknet.plan.team import Team
 
 
 def task(call, *args):

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ops import conv
-from ..ops.product import product
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, total, uniform, windows, zeros
-from .parts import activated, biased, blurred, blurred_shape, normalised
+from ..ops import convolution
+from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, windows, zeros
+from .parts import blurred, blurred_shape, finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,39 +115,27 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
         (x,) = xs
-        xp, g, size = be.xp, self.parts, self.size
-        N, C, H, W = x.shape
-        OH, OW = self.host((C, H, W))
-        F = self.filters
+        xp = be.xp
+        OH, OW = self.host(x.shape[1:])
         kernel, x_read = w["kernel"], x
         if self.binary or self.xnor:
             kernel = binarised(xp, kernel)
         if self.xnor:
             x_read = xp.where(x >= 0, 1, -1).astype(x.dtype)
-        flat = kernel.astype(x.dtype, copy=False).reshape(g, F // g, C // g * size * size)
-        D = self.spread
-        patch = (size, self.inner, D, self.border * D, OH, OW)
-
-        col = conv.im2col(be, x_read, *patch).reshape(N, g, C // g * size * size, OH * OW)
-        z = product(be, flat, col).reshape(N, F, OH, OW)
-        del col  # backward lays the patches out again: they are size^2 times the input
-        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
-        y, activated_backward = activated(be, z, self.activation)
+        kernel = kernel.astype(x.dtype, copy=False)
+        geometry = (self.parts, self.inner, self.spread, self.border * self.spread)
+        z = convolution.convolve(be, x_read, kernel, *geometry, OH, OW)
+        y, finished_backward = finished(be, w, z, run, self.batch_normalize, self.activation)
         if self.antialiasing:
             y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
-            dz = normalised_backward(activated_backward(dy), grad).reshape(N, g, F // g, OH * OW)
-            col = conv.im2col(be, x_read, *patch).reshape(N, g, C // g * size * size, OH * OW)
-            dkernel = total(product(be, dz, col.transpose(0, 1, 3, 2)), axis=0)
-            accumulate(grad, "kernel", dkernel.reshape(kernel.shape))
-            if run.leaf:
-                return (None,)
-            dcol = product(be, flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
-            dx = conv.col2im(be, dcol, H, W, self.inner, D, self.border * D)
-            return ((dx * ((x > -1) & (x < 1)) if self.xnor else dx),)
+            dz = finished_backward(dy, grad)
+            dx, dkernel = convolution.convolve_backward(be, dz, x_read, kernel, *geometry, int(run.leaf))
+            accumulate(grad, "kernel", dkernel)
+            return (dx * ((x > -1) & (x < 1)) if self.xnor and dx is not None else dx,)
 
         return y, backward
 

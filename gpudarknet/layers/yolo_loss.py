@@ -130,15 +130,16 @@ class AnchorLoss:
         head, o, (H, W) = self.head, self.head.box - 1, self.v.shape[3:]
         shape = np.zeros((len(self.sizes), 4), np.float32)
         shape[:, 2:] = self.sizes
-        for box, k in zip(boxes, classes, strict=True):
+        centred = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # all truths with all anchors: (T, 1, 4) with (A, 4)
+        bests = iou(shape, centred).argmax(axis=1).tolist()
+        likes = LIKENESS[head.iou_thresh_kind](shape, centred) if head.iou_thresh < 1 else None
+        used = sorted(set(head.used))
+        for t, (box, k, best) in enumerate(zip(boxes, classes.tolist(), bests, strict=True)):
             point = box[:2] - self.corner * box[2:]
             i, j = (min(max(int(p * size), 0), size - 1) for p, size in zip(point, (W, H), strict=True))
-            centred = box * np.array([0, 0, 1, 1], np.float32)
-            best = int(iou(shape, centred).argmax())
             anchors = [best] if best in head.used else []
-            if head.iou_thresh < 1:
-                like = LIKENESS[head.iou_thresh_kind](shape, centred)
-                anchors += [m for m in sorted(set(head.used)) if m != best and like[m] > head.iou_thresh]
+            if likes is not None:
+                anchors += [m for m in used if m != best and likes[t, m] > head.iou_thresh]
             for anchor in anchors:
                 target = Target(n, head.used.index(anchor), j, i, box, int(k), float(self.multipliers[k]))
                 at = n, target.a, o, j, i

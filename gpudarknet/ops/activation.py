@@ -42,7 +42,10 @@ def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
 
 
 def _either(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
-    return xp.where(condition, like.dtype.type(a), like.dtype.type(b))  # of Python numbers `where` would make doubles
+    chosen = condition.astype(like.dtype)  # NumPy's `where` takes eight times as long: it jumps at every number
+    chosen *= a - b
+    chosen += b
+    return chosen
 
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
@@ -112,7 +115,7 @@ def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     return activate_backward(be, dy, x, y, kind)
 
 
-@op
+@op(by_image=True)
 def activate(be: Any, x: Any, kind: str) -> Any:
     """Apply an elementwise activation, x of any shape -> y of the same shape.   (src/activations.c)"""
     return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
@@ -125,7 +128,7 @@ def activate_cuda(be: Any, x: Any, kind: str) -> Any:
     return y
 
 
-@op
+@op(by_image=True)
 def activate_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     """Multiply dy by f' at (x, y), all of one shape; x may be None for functions that do not need it."""
     return (dy * FUNCTIONS[kind][1](be.xp, x, y)).astype(dy.dtype, copy=False)
@@ -138,7 +141,7 @@ def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     return dx
 
 
-@op
+@op(by_image=True)
 def normalize_channels(be: Any, x: Any, mode: int) -> Any:
     """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax less its maximum.
 
@@ -160,7 +163,7 @@ def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
     return y
 
 
-@op
+@op(by_image=True)
 def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
     """Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y.
 

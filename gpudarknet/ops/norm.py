@@ -17,6 +17,12 @@ def _per_channel(v: Any) -> Any:
     return v.reshape(-1, 1, 1)
 
 
+def _dot(be: Any, a: Any, b: Any) -> Any:
+    """Return (C,): the sum of a * b, both (N, C, H, W), over all but the channels. BLAS does each channel of an image."""
+    N, C, H, W = a.shape
+    return be.xp.matmul(a.reshape(N, C, 1, H * W), b.reshape(N, C, H * W, 1)).reshape(N, C).sum(axis=0)
+
+
 @op
 def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
     """Normalise each channel: x (N, C, H, W), the others (C,) -> (x - mean) / sqrt(variance + 1e-5) * scale + bias."""
@@ -38,7 +44,8 @@ def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias:
 def batch_statistics(be: Any, x: Any) -> Any:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
-    return mean, ((x - _per_channel(mean)) ** 2).mean(axis=(0, 2, 3))
+    apart = x - _per_channel(mean)
+    return mean, _dot(be, apart, apart) / (x.size // x.shape[1])
 
 
 @batch_statistics.kernel
@@ -56,14 +63,15 @@ def batch_statistics_cuda(be: Any, x: Any) -> Any:
 @op(sums=(1, 2))
 def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
     """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
-    axes = (0, 2, 3)
-    invstd = 1 / be.xp.sqrt(variance + EPS)
-    normalised = (x - _per_channel(mean)) * _per_channel(invstd)
-    dbias = dy.sum(axis=axes)
-    dscale = (dy * normalised).sum(axis=axes)
-    m = x.size // x.shape[1]
-    dx = dy - _per_channel(dbias / m) - normalised * _per_channel(dscale / m)
-    return dx * _per_channel(scale * invstd), dscale, dbias
+    m, invstd = x.size // x.shape[1], 1 / be.xp.sqrt(variance + EPS)
+    apart = x - _per_channel(mean)
+    dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, apart) * invstd
+    dx = apart  # dx = scale * invstd * (dy - mean of dy - normalised * mean of dy * normalised)
+    dx *= _per_channel(-invstd * dscale / m)
+    dx += dy
+    dx -= _per_channel(dbias / m)
+    dx *= _per_channel(scale * invstd)
+    return dx, dscale, dbias
 
 
 @batch_norm_backward.kernel

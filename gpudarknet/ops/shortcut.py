@@ -85,7 +85,17 @@ def shortcut_backward_cuda(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     return tuple(dxs), dv
 
 
-@op
+def _rectified(xp: Any, x: Any, slope: float) -> Any:
+    """R(x): x where it is positive, else slope * x."""
+    return (xp.maximum if slope <= 1 else xp.minimum)(x, slope * x)
+
+
+def _steepness(x: Any, slope: float) -> Any:
+    """R'(x): 1 where x is positive, else slope."""
+    return (x > 0).astype(x.dtype) * (1 - slope) + slope
+
+
+@op(by_image=True)
 def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Second-order response transform: a (N, C, H, W), b (N, Cb, Hb, Wb) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
 
@@ -94,7 +104,7 @@ def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     xp, n = be.xp, min(a[0].size, b[0].size)
     y = a.copy()
     p, q = _rows(a)[:, :n], _rows(b)[:, :n]
-    product = xp.where(p > 0, p, slope * p) * xp.where(q > 0, q, slope * q)
+    product = _rectified(xp, p, slope) * _rectified(xp, q, slope)
     _rows(y)[:, :n] += q + xp.sqrt(xp.maximum(product, 0) + eps)
     return y
 
@@ -106,7 +116,7 @@ def sort_shortcut_cuda(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any
     return y
 
 
-@op
+@op(by_image=True)
 def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Return (da, db) of `sort_shortcut`: da = dy (1 + R'(a) R(b) / (2 sqrt(R(a) R(b) + eps))) where R(a) R(b) > 0, else dy.
 
@@ -114,12 +124,12 @@ def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: 
     """
     xp, n = be.xp, min(a[0].size, b[0].size)
     p, q, d = _rows(a)[:, :n], _rows(b)[:, :n], _rows(dy)[:, :n]
-    rp, rq = xp.where(p > 0, p, slope * p), xp.where(q > 0, q, slope * q)
+    rp, rq = _rectified(xp, p, slope), _rectified(xp, q, slope)
     product = rp * rq
-    half = xp.where(product > 0, d / (2 * xp.sqrt(xp.maximum(product, 0) + eps)), 0)
+    half = (product > 0) * d / (2 * xp.sqrt(xp.maximum(product, 0) + eps))
     da, db = dy.copy(), be.zeros(b.shape, dy.dtype)
-    _rows(da)[:, :n] += half * rq * xp.where(p > 0, 1, slope)
-    _rows(db)[:, :n] = d + half * rp * xp.where(q > 0, 1, slope)
+    _rows(da)[:, :n] += half * rq * _steepness(p, slope)
+    _rows(db)[:, :n] = d + half * rp * _steepness(q, slope)
     return da, db
 
 

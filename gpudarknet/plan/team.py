@@ -7,16 +7,16 @@ gemm all run on all cores, and nobody waits inside a gemm.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import prod
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from ..cores import blas_threads, usable
 
 T = TypeVar("T")
 
@@ -165,54 +165,4 @@ class Team:
 @cache
 def team() -> Team:
     """Return this process's team: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
-    control = _blas_control()
-    return Team(1 if control is None else max(1, min(control[1](), cores())))
-
-
-def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many cores this process may use, a container's share of time counted."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        time, period = map(int, quota.read_text().split())
-    except (OSError, ValueError):  # not Linux, or "max"
-        return count
-    return max(1, min(count, time // period))
-
-
-def blas_threads(count: int) -> None:
-    """Let BLAS use `count` threads, where it can be told."""
-    control = _blas_control()
-    if control is not None:
-        control[0](count)
-
-
-@cache
-def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
-    """Find OpenBLAS's (set, get) of the thread count in the library that NumPy has loaded."""
-    for path in _blas_libraries():
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:
-            continue
-        for prefix in ("scipy_", ""):
-            for suffix in ("64_", ""):
-                try:
-                    setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
-                    getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
-                except AttributeError:
-                    continue
-                setter.argtypes, setter.restype = [ctypes.c_int], None
-                getter.argtypes, getter.restype = [], ctypes.c_int
-                return setter, getter
-    return None
-
-
-def _blas_libraries() -> list[Path]:
-    """Return the OpenBLAS that NumPy brings, then others that this process has loaded."""
-    home = Path(np.__file__).parent
-    found = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
-    maps = Path("/proc/self/maps")
-    if not found and maps.exists():
-        names = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "openblas" in line}
-        found = [Path(name) for name in sorted(names)]
-    return found
+    return Team(usable())

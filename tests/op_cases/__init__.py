@@ -94,4 +94,4 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape)
 
 
-from . import activation, conv, norm, pool, product, reorg, resample, resize, route, shortcut, update, yolo  # noqa: E402, F401
+from . import activation, conv, convolution, norm, pool, product, reorg, resample, resize, route, shortcut, update, yolo  # noqa: E402, F401

@@ -1,0 +1,175 @@
+"""All cores on one operation of training: threads that take its tasks from one list, each with BLAS of its own on one thread.
+
+NumPy and BLAS release the interpreter's lock while they compute, so Python threads run side by side, as long as each call
+takes longer than waiting for that lock: some ten microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+Task = Callable[[], None]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+
+
+class Crew:
+    """`size` workers, one of them the caller."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._gather()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._gather)  # threads do not survive a fork, nor who held a lock
+
+    def _gather(self) -> None:
+        """Begin, or begin again in a forked process: with no thread, and nothing to do."""
+        self.lock = threading.Lock()
+        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time.
+        self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
+        for signal in (*self._go, *self._done):
+            signal.acquire()
+        self._tasks: list[Task] = []
+        self._error: BaseException | None = None
+        self._started = False
+        self._within = threading.local()
+
+    @property
+    def busy(self) -> bool:
+        """Whether who asks is within a task."""
+        return getattr(self._within, "task", False)
+
+    def share(self, tasks: Sequence[Task]) -> None:
+        """Do all tasks, in any order, on all workers; return when all are done. Raises what a task raised.
+
+        Within a task, do them one after the other, as the other workers have their own.
+        """
+        if self.busy or self.size == 1 or len(tasks) == 1:
+            for task in tasks:
+                task()
+            return
+        with self.lock:
+            if not self._started:
+                self._started = True
+                for worker in range(1, self.size):
+                    threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"crew-{worker}").start()
+            blas_threads(1)
+            try:
+                self._run(tasks)
+            finally:
+                blas_threads(self.size)
+
+    def _run(self, tasks: Sequence[Task]) -> None:
+        self._tasks = list(reversed(tasks))
+        others = range(1, min(self.size, len(tasks)))
+        for worker in others:
+            self._go[worker].release()
+        self._work()
+        for worker in others:
+            self._done[worker].acquire()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self) -> None:
+        self._within.task = True
+        try:
+            while True:
+                try:
+                    task = self._tasks.pop()
+                except IndexError:
+                    return
+                task()
+        except BaseException as e:  # handed to the caller of share
+            self._error = e
+            self._tasks.clear()
+        finally:
+            self._within.task = False
+
+    def _serve(self, worker: int) -> None:
+        with np.errstate(all="ignore"):
+            while True:
+                self._go[worker].acquire()
+                self._work()
+                self._done[worker].release()
+
+
+@cache
+def crew() -> Crew:
+    """Return this process's crew: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
+    return Crew(usable())
+
+
+def usable() -> int:
+    """Return how many threads with a BLAS of their own this process may use at a time."""
+    control = _blas_control()
+    return 1 if control is None else max(1, min(control[1](), cores()))
+
+
+@cache
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is GNU's.
+
+    A step of training asks for what the last one gave back. To get it from the system again, page by page, takes a fifth
+    of a step, and threads that ask together take longer.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for what, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
+            mallopt(what, value)
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many cores this process may use, a container's share of time counted."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        time, period = map(int, quota.read_text().split())
+    except (OSError, ValueError):  # not Linux, or "max"
+        return count
+    return max(1, min(count, time // period))
+
+
+def blas_threads(count: int) -> None:
+    """Let BLAS use `count` threads, where it can be told."""
+    control = _blas_control()
+    if control is not None:
+        control[0](count)
+
+
+@cache
+def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
+    """Find OpenBLAS's (set, get) of the thread count in the library that NumPy has loaded."""
+    for path in _blas_libraries():
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        for prefix in ("scipy_", ""):
+            for suffix in ("64_", ""):
+                try:
+                    setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
+                    getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
+                except AttributeError:
+                    continue
+                setter.argtypes, setter.restype = [ctypes.c_int], None
+                getter.argtypes, getter.restype = [], ctypes.c_int
+                return setter, getter
+    return None
+
+
+def _blas_libraries() -> list[Path]:
+    """Return the OpenBLAS that NumPy brings, then others that this process has loaded."""
+    home = Path(np.__file__).parent
+    found = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
+    maps = Path("/proc/self/maps")
+    if not found and maps.exists():
+        names = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "openblas" in line}
+        found = [Path(name) for name in sorted(names)]
+    return found
