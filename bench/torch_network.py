@@ -121,7 +121,9 @@ def convolution(torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any]
     if scale is None:
         return lambda x: act(F.conv2d(x, kernel, bias, *geometry))
     mean, variance = tensor(torch, w["mean"]), tensor(torch, w["variance"])
-    return lambda x: act(F.batch_norm(F.conv2d(x, kernel, None, *geometry), mean, variance, scale, bias, True, 0.01, 1e-5))
+    return lambda x: act(
+        F.batch_norm(F.conv2d(x, kernel, None, *geometry), mean, variance, scale, bias, True, 0.01, 1e-5)
+    )
 
 
 def joined(network: Network, steps: list[Callable[..., Any]]) -> Callable[[Any], list[Any]]:

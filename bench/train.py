@@ -105,7 +105,9 @@ def turns(jobs: list[Job], seconds: float) -> dict[Job, Sample | str]:
     return found
 
 
-def compare(name: str, batch: int, width: int, height: int, seconds: float, tell: Callable[[str], None]) -> float | None:
+def compare(
+    name: str, batch: int, width: int, height: int, seconds: float, tell: Callable[[str], None]
+) -> float | None:
     """Time one network; tell of every job, and return our best images/s over PyTorch's best, None without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         options = suite.Options(width=width, height=height)

@@ -2,8 +2,8 @@
 
 Lines of JSON: the first on stdin is a Job; {"ready": ...} or {"failed": why} answers it. Then each {"seconds": s, "fewest": n}
 is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and {"copy": mib} measure the machine and
-{"layers": Job} a network's layers, for one answer; {"train": Job} is a Job that trains. What libraries print on stdout goes to stderr, so that it cannot mix with
-the answers.
+{"layers": Job} a network's layers, for one answer; {"train": Job} is a Job that trains. What libraries print on stdout goes to
+stderr, so that it cannot mix with the answers.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ from .errors import BackendError, DataError
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array module, and how to launch a kernel on its arrays.

@@ -15,7 +15,7 @@ import numpy as np
 
 from .cores import Task
 
-PIECE = 1 << 16  # numbers of each map in a piece: 256 kB
+PIECE = 1 << 18  # numbers of each map: 1 MB; smaller ones wait for the interpreter's lock more than they gain
 
 
 def cut(length: int, most: int) -> list[tuple[int, int]]:
@@ -29,11 +29,12 @@ def spread(share: Callable[[Sequence[Task]], None], work: Callable[..., Any], ar
 
     share(tasks) does the work. Vectors (C,) are cut with the channels; whatever else there is, each piece gets whole.
     """
-    sizes = next(a for a in args if getattr(a, "ndim", 0) > 3).shape
+    sizes = next((a.shape for a in args if getattr(a, "ndim", 0) > 3), (1,) * 4)
     parts = cut(sizes[axis], PIECE * sizes[axis] // max(prod(sizes), 1))
-    if len(parts) == 1:
+    if len(parts) < 2:
         return work(*args)
-    lock, whole = Lock(), []  # made for the first piece, which shows how many results there are
+    lock = Lock()
+    whole: list[Any] = []  # made for the first piece, which shows how many results there are
 
     def piece(a: Any, part: slice) -> Any:
         if isinstance(a, (list, tuple)):

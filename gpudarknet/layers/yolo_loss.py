@@ -130,7 +130,7 @@ class AnchorLoss:
         head, o, (H, W) = self.head, self.head.box - 1, self.v.shape[3:]
         shape = np.zeros((len(self.sizes), 4), np.float32)
         shape[:, 2:] = self.sizes
-        centred = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # all truths with all anchors: (T, 1, 4) with (A, 4)
+        centred = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # (T, 1, 4): all truths with all anchors
         bests = iou(shape, centred).argmax(axis=1).tolist()
         likes = LIKENESS[head.iou_thresh_kind](shape, centred) if head.iou_thresh < 1 else None
         used = sorted(set(head.used))

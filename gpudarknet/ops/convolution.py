@@ -81,7 +81,7 @@ class Geometry:
     def join(self, phases: Any, x: Any) -> None:
         """Put back into x (N, C, H, W) what `part` took from it for all rows; leave what no tap meets."""
         for k, taps in enumerate(self.taps):
-            there, here = self.overlap(taps, *x.shape[2:], 0, self.OH)
+            there, here = self.overlap(taps, x.shape[2], x.shape[3], 0, self.OH)
             x[here] = phases[:, k][there]
 
     def overlap(self, taps: Taps, H: int, W: int, first: int, rows: int) -> tuple[Any, Any]:
@@ -143,7 +143,8 @@ def common(origin: int, stride: int, count: int, pixels: int) -> tuple[slice, sl
 def multiply(be: Any, a: Any, b: Any, out: Any) -> None:
     """out (..., M, L) = a (..., M, K) @ b (..., K, L), in blocks of rows that are small enough, where there are such."""
     M, K = a.shape[-2:]
-    blocks = next((n for n in (1, 2, 3, 4, 6, 8, 9, 12) if M % n == 0 and M // n * K * b.shape[-1] <= SMALL and M // n >= 16), 1)
+    fit = (n for n in (1, 2, 3, 4, 6, 8, 9, 12) if M % n == 0 and M // n * K * b.shape[-1] <= SMALL and M // n >= 16)
+    blocks = next(fit, 1)
     if blocks > 1:
         a, out = (v.reshape(*v.shape[:-2], blocks, M // blocks, v.shape[-1]) for v in (a, out))
         b = b[..., None, :, :]
@@ -151,7 +152,9 @@ def multiply(be: Any, a: Any, b: Any, out: Any) -> None:
 
 
 @op
-def convolve(be: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int) -> Any:
+def convolve(
+    be: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int
+) -> Any:
     """Convolve (cross-correlate) x (N, C, H, W) with kernel (F, C/groups, size, size) -> (N, F, OH, OW).
 
     `stride` is (vertical, horizontal); `pad` counts zeros before the first row and column.
@@ -240,7 +243,7 @@ def convolve_backward(
                 images = slice(n, min(n + few, n1))
                 line = way.part(be, x[images, c0:c1], 0, OH)
                 sent = [band(line, images, *rows) for rows in bands]
-                if leaf:
+                if dx is None:
                     continue
                 phases = sent[0]
                 if len(bands) > 1:
@@ -252,7 +255,8 @@ def convolve_backward(
         return run
 
     be.share([task(k, *n, *c) for k, n in enumerate(images) for c in blocks])
-    total = sums.sum(axis=0).reshape(groups, each, size, size, filters) if thin else sums.sum(axis=0).transpose(0, 3, 1, 2, 4)
+    total = sums.sum(axis=0)
+    total = total.reshape(groups, each, size, size, filters) if thin else total.transpose(0, 3, 1, 2, 4)
     return dx, be.xp.ascontiguousarray(total.transpose(0, 4, 1, 2, 3)).reshape(kernel.shape)
 
 
