@@ -107,6 +107,12 @@ class Namespace:
     cuda = streams.cuda
     get_default_memory_pool = staticmethod(lambda: streams.pool)
 
+    @property
+    def lib(self) -> Any:
+        """cupy.lib.stride_tricks, which has one function."""
+        strided = called("as_strided", np.lib.stride_tricks.as_strided, ["x", "shape", "strides"])
+        return SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=strided))
+
     def __getattr__(self, name: str) -> Any:
         if name not in CUPY["functions"]:
             raise NotCuPy(f"cupy has no {name}")
