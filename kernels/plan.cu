@@ -188,14 +188,17 @@ extern "C" __global__ void finish(const T *x, const float *bias, const T *other,
         finish_channels<1>(i, x, f, y, C, ldx, ldy);
 }
 
-// The patches of a map, as `im2col` lays them out: col (N, OH, OW, C/G, size, size, G), ld numbers from one to the next.
+// The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
+// G), ld numbers from one to the next.
 struct Patches {
     T *col;
-    int G, OH, OW, size, sy, sx, dilation, pad, ld;
+    int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
 };
 
 // Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
 template <int V> __device__ inline void put(const Patches &to, int image, int h, int w, int c, const float (&v)[V]) {
+    c -= to.first;
+    if (c < 0 || c >= to.count) return;
     T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;
     for (int p = 0; p < to.size; p++) {
         int i = h + to.pad - p * to.dilation;
@@ -224,15 +227,16 @@ __device__ inline void finish_and_put(int i, const T *x, const Finish &f, T *y, 
 
 // Finish a step as `finish` does, and write the patches that the next convolution reads: x (N, H, W, C) -> y (N, H, W, C), which
 // may be null, and col as `im2col` lays it out. There is a thread for each place of the map with its border, (N, HP, WP),
-// which begins at (-pad, -pad): it writes that pixel, or zeros, into all patches that hold it. n = N*HP*WP * C, or C / WIDE.
+// which begins at (-pad, -pad): it writes that pixel, or zeros, into all patches that hold it; patches are of the channels from
+// `first` on, `count` of them. n = N*HP*WP * C, or C / WIDE.
 extern "C" __global__ void finish_patches(const T *x, const float *bias, const T *other, T *y, T *col, int n, int C, int H, int W,
                                           int Co, int Po, int ldx, int ldo, int ldy, int before, int join, float eps, float slope,
-                                          int after, int HP, int WP, int G, int OH, int OW, int size, int sy, int sx, int dilation,
-                                          int pad, int ldcol, int wide) {
+                                          int after, int HP, int WP, int first, int count, int G, int OH, int OW, int size, int sy,
+                                          int sx, int dilation, int pad, int ldcol, int wide) {
     int i = thread_index();
     if (i >= n) return;
     Finish f{bias, other, H * W, Co, Po, ldo, before, join, eps, slope, after};
-    Patches to{col, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
+    Patches to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
     if (wide)
         finish_and_put<WIDE>(i, x, f, y, to, C, H, W, HP, WP, ldx, ldy);
     else
@@ -341,11 +345,11 @@ __device__ inline void finish_block_and_put(int i, const T *x, const float *bias
 
 // Both at once, as `finish_patches` does for `finish`: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
 extern "C" __global__ void finish_blocks_patches(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W, int ldx,
-                                                 int ldy, int kind, int HP, int WP, int G, int OH, int OW, int size, int sy, int sx,
-                                                 int dilation, int pad, int ldcol, int wide) {
+                                                 int ldy, int kind, int HP, int WP, int first, int count, int G, int OH, int OW,
+                                                 int size, int sy, int sx, int dilation, int pad, int ldcol, int wide) {
     int i = thread_index();
     if (i >= n) return;
-    Patches to{col, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
+    Patches to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
     if (wide)
         finish_block_and_put<WIDE>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
     else
@@ -597,7 +601,8 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W
 
 // Activate a yolo map x (N, P, A*E) + bias (A*E), which may be null -> y: sigmoid of x, y, objectness and classes, not with
 // new_coords; then x and y become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
-extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx, int ldy) {
+extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx,
+                                int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, pixel = i / C, entry = c % E;

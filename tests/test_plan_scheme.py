@@ -18,7 +18,7 @@ from gpudarknet.plan import lane, ways
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.convolutions import QUAD
 from gpudarknet.plan.scheme import Scheme, decide, padded
-from gpudarknet.plan.steps import Convolve, Map
+from gpudarknet.plan.steps import Convolve
 
 pytestmark = pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
 
@@ -243,11 +243,21 @@ def test_what_does_not_fit_at_once_is_not_done_ahead_or_together(monkeypatch):
     assert not decide(plan_of(cfg.parse(SIBLINGS.format(16, 8, 3))), 1).together
 
 
-def test_a_part_of_a_map_has_no_writer_ahead():
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("filters", [16, 20])
+def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
+    """Layer 3 reads half the channels of layer 1, whose map nobody else reads; layer 5 those of a map with two writers."""
     text = READ_TWICE.replace("[shortcut]\nfrom=-2\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n")
+    text = text.replace("filters=16\nsize=3", f"filters={filters}\nsize=3")
+    text += "[route]\nlayers=-1,-1\ngroups=2\n[convolutional]\nfilters=6\nsize=3\npad=1\n"
     scheme = decide(plan_of(cfg.parse(text)), 1, "fp16")
-    assert [step.layers[0] for step in scheme.ahead] == [0]
-    assert isinstance(next(iter(scheme.offsets)), Map)
+    assert [(a.layers[0], b.layers[0]) for a, b in scheme.ahead.items()] == [(0, 1), (1, 3)]
+    assert {step.layers[0] for step in scheme.unstored} == {0, 1}
+    weights = write_weights(load_network(cfg.parse(text), backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(cfg.parse(text), weights, backend=plan_backend())
+    x = network_input(net, 1, 2)
+    want = load_network(cfg.parse(text), weights, backend="numpy").predict(x, engine="reference")
+    assert distance(program(net, 2, precision, poison=True).run(x), want) < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("name", ["yolov4-csp", "yolov4-tiny", "yolov2"])

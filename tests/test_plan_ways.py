@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from seeded import network_input, write_weights
@@ -65,36 +67,38 @@ def laid_out(x, shape, window, groups):
     return found.transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
 
 
-def geometry(shape, window, groups, ldcol):
+def geometry(shape, window, groups, ldcol, first, count):
     """What kernels that write patches ahead are told of them, and how many places of the map they visit."""
-    (N, H, W, C), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
+    (N, H, W, _), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
     reach = (size - 1) * dilation + 1
     HP, WP = max(H + pad, (OH - 1) * stride[0] + reach), max(W + pad, (OW - 1) * stride[1] + reach)
-    return (HP, WP, C // groups, OH, OW, size, *stride, dilation, pad, ldcol), N * HP * WP
+    return (HP, WP, first, count, count // groups, OH, OW, size, *stride, dilation, pad, ldcol), N * HP * WP
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_finishing_writes_patches(kernels, dtype, shape, place, rng, window):
     N, H, W, C = shape[0], shape[1] + 1, shape[2] + 2, shape[3]
     OH, OW = outputs(H, W, *window)
-    for groups in {1, 4} if C % 4 == 0 else {1}:
+    for groups, (first, count) in product({1, 4} if C % 8 == 0 else {1}, ((0, C), (C // 2, C - C // 2))):
         x, other = (Maps(kernels, N * H * W, C, place, dtype, rng) for _ in range(2))
         y = Maps(kernels, N * H * W, C, "even part", dtype)
-        is_wide = wide(dtype, x, other, y) and C // groups % (16 // np.dtype(dtype).itemsize) == 0
+        V = 16 // np.dtype(dtype).itemsize
+        is_wide = wide(dtype, x, other, y) and count // groups % V == 0 and first % V == 0
         b = kernels.asarray(rng.normal(0, 1, C), np.float32)
         bias = kernels.to_numpy(b).astype(np.float64)
         want = finished(x.numbers, bias, other.numbers, "leaky", "add", 0.0, 0.0, "relu")
         for stored in (True, False):
             places = "even part" if is_wide else "odd part"
-            col = Maps(kernels, N * OH * OW, C * window[0] ** 2, places, dtype)
-            where, count = geometry((N, H, W, C), window, groups, col.ld)
-            n = threads(dtype, count, C, is_wide)
+            col = Maps(kernels, N * OH * OW, count * window[0] ** 2, places, dtype)
+            where, visited = geometry((N, H, W, C), window, groups, col.ld, first, count)
+            n = threads(dtype, visited, C, is_wide)
             pointers = (x.a, b, other.a, y.a if stored else None, col.a)
             numbers = (NAMES.index("leaky"), NUMBERS["add"], 0.0, 0.0, NAMES.index("relu"))
             sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, is_wide)
             kernels.launch("plan.finish_patches", n, *pointers, *sizes)
             close(y.result(), want, dtype)
-            np.testing.assert_array_equal(col.result(), laid_out(y.result(), (N, H, W, C), window, groups))
+            part = np.ascontiguousarray(y.result()[:, first : first + count])
+            np.testing.assert_array_equal(col.result(), laid_out(part, (N, H, W, count), window, groups))
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -107,8 +111,8 @@ def test_finishing_blocks_writes_patches(kernels, dtype, shape, place, rng, wind
     largest = x.numbers.reshape(N, H, 2, W, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     for stored in (True, False):
         col = Maps(kernels, N * OH * OW, C * window[0] ** 2, "even part" if is_wide else "odd part", dtype)
-        where, count = geometry((N, H, W, C), window, 1, col.ld)
-        n = threads(dtype, count, C, is_wide)
+        where, visited = geometry((N, H, W, C), window, 1, col.ld, 0, C)
+        n = threads(dtype, visited, C, is_wide)
         pointers = (x.a, kernels.asarray(b), y.a if stored else None, col.a)
         sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, is_wide)
         kernels.launch("plan.finish_blocks_patches", n, *pointers, *sizes)

@@ -127,12 +127,13 @@ class Where(NamedTuple):
 def patches(program: Program, reader: Convolve, H: int, W: int) -> Where:
     """Return where the patches of a convolution lie that are written ahead."""
     (OH, OW), reach, batch = reader.host, (reader.size - 1) * reader.dilation + 1, program.plan.batch
-    C, (sy, sx) = reader.xs[0].shape[0], reader.strides
+    x, (sy, sx) = reader.xs[0], reader.strides
+    C, first = x.shape[0], x.channel - program.writers[reader].y.channel
     G, ldcol, col = C // reader.groups, program.case(reader).ldcol, program.memory(reader, "patches")
     HP, WP = max(H + reader.pad, (OH - 1) * sy + reach), max(W + reader.pad, (OW - 1) * sx + reach)
-    numbers = (HP, WP, G, OH, OW, reader.size, sy, sx, reader.dilation, reader.pad, ldcol)
+    numbers = (HP, WP, first, C, G, OH, OW, reader.size, sy, sx, reader.dilation, reader.pad, ldcol)
     used = col[: (batch * OH * OW - 1) * ldcol + C * reader.size**2]
-    return Where(used, batch * HP * WP, numbers, G % program.width == 0)
+    return Where(used, batch * HP * WP, numbers, G % program.width == 0 and first % program.width == 0)
 
 
 def finish_in_place(program: Program, after: Sequence[After], y: View, step: Step | None = None) -> list[Work]:

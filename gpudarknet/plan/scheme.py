@@ -106,7 +106,8 @@ def _writers_ahead(scheme: Scheme, cases: Cases) -> dict[Step, Convolve]:
     found: dict[Step, Convolve] = {}
     writers = {step.y: step for step in scheme.steps}
     for step, way in scheme.ways.items():
-        writer = writers.get(step.xs[0])
+        x = step.xs[0]
+        writer = writers.get(x) or (writers.get(x.whole) if x.whole is not None else None)  # of more channels, maybe
         whole = way in ("patches", "patches by image") and cases[step].whole
         if whole and writer is not None and writer not in found and _ends_in_one_launch(scheme, cases, writer):
             found[writer] = step
