@@ -8,8 +8,8 @@
     ... by image       as many gemms in one call as there are images, instead of one tall one
     winograd           F(2 x 2, 3 x 3): 16 gemms in one call, with 4/9 of the products (Lavin and Gray 2015, arXiv 1509.09308)
 
-A measured choice comes first (race.py). Without one: Winograd in fp32, where multiplying takes the time; patches in tf32 and
-fp16, where moving numbers does.
+A measured choice comes first (race.py). Without one: Winograd in fp32, where multiplying takes the time, if there are enough
+channels (WORTH); patches in tf32 and fp16, where moving numbers does.
 """
 
 from __future__ import annotations
