@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import skimage.data
 import sklearn.datasets
-from threadpoolctl import threadpool_limits
 
 import gpudarknet as gd
 from gpudarknet import evaluate, image, loop, names, shelf
@@ -190,10 +189,7 @@ def main() -> None:
         net = gd.load_network(shelf.shipped_cfg("digits"), args.measure)
     else:
         begin = time.perf_counter()
-        with threadpool_limits(
-            1, "blas"
-        ):  # products are too small to share; and so no bit depends on the count of cores
-            net = train(data, args.seed, args.iterations)
+        net = train(data, args.seed, args.iterations)
         print(f"{data.backup}/digits_last.weights: {(time.perf_counter() - begin) / 60:.1f} minutes of training")
     found = measure(net, data)
     for name, ap in zip(data.read_names(), found.ap, strict=True):
