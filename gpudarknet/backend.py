@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from . import pieces
 from .cores import Task, crew, keep_memory
 from .errors import BackendError, DataError
 
@@ -78,11 +77,6 @@ class Backend:
         except (TypeError, ValueError, BufferError) as e:
             raise DataError(f"cannot use a {given} as an array: {e}") from None
 
-    @property
-    def threaded(self) -> bool:
-        """Whether this program shares the work among the cores: with NumPy, where it has not done so already."""
-        return self.xp is np and self.launch is None and not crew().busy
-
     def prepare(self) -> None:
         """Prepare for work that is the same again and again: training."""
         if self.xp is np and self.launch is None:
@@ -93,23 +87,12 @@ class Backend:
 
         Tasks must not depend on the number of cores, since results would too.
         """
-        if self.threaded:
+        if self.xp is np and self.launch is None:
             with np.errstate(all="ignore"):
                 crew().share(tasks)
         else:
             for task in tasks:
                 task()
-
-    def by_image(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Return work(*args), one array or several; the images of all maps (N, C, H, W) have nothing to do with each other.
-
-        On NumPy `work` gets a few images at a time, so that they stay in cache, on all cores.
-        """
-        return pieces.spread(self.share, work, args, 0) if self.threaded else work(*args)
-
-    def by_channel(self, work: Callable[..., Any], *args: Any) -> Any:
-        """As `by_image`, where channels have nothing to do with each other; arrays are maps (N, C, H, W) or (C,)."""
-        return pieces.spread(self.share, work, args, 1) if self.threaded else work(*args)
 
     def to_numpy(self, a: Any) -> np.ndarray:
         """Bring an array of this backend to the host, as NumPy."""

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,12 @@ class Crew:
                 self._go[worker].acquire()
                 self._work()
                 self._done[worker].release()
+
+
+def cut(length: int, most: int) -> list[tuple[int, int]]:
+    """Cut a length into nearly equal (from, to), none longer than `most`. It does not depend on the cores, nor do results."""
+    count = -(-length // max(1, most))
+    return list(pairwise(length * i // count for i in range(count + 1)))
 
 
 @cache

@@ -11,14 +11,11 @@ made in `Op.__call__` and nowhere else.
 
 Arithmetic is float32, in kernels and in definitions: float16 is only how maps are stored. A definition therefore never sees
 it: it gets float32 copies, and what it returns is rounded, except sums (`@op(sums=(1,))` names results that stay float32).
-
-On NumPy, `@op(by_image=True)` runs the definition on a few images at a time, on all cores: images do not depend on each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -29,8 +26,8 @@ OPS: dict[str, Op] = {}
 class Op:
     """A named operation: `definition` says what it means, `twin` (optional) is its CUDA form, `sums` the float32 results."""
 
-    def __init__(self, definition: Callable[..., Any], sums: tuple[int, ...] = (), by_image: bool = False):
-        self.definition, self.sums, self.by_image = definition, sums, by_image
+    def __init__(self, definition: Callable[..., Any], sums: tuple[int, ...] = ()):
+        self.definition, self.sums = definition, sums
         self.twin: Callable[..., Any] | None = None
         self.name = f"{definition.__module__.rpartition('.')[2]}.{definition.__name__}"
         self.__doc__, self.__wrapped__ = definition.__doc__, definition
@@ -42,15 +39,11 @@ class Op:
         if self.twin is not None and be.launch is not None:
             return self.twin(be, *args)
         if not any(map(is_half, args)):
-            return self.define(be, *args)
-        found = self.define(be, *(stored(a, np.float16, np.float32) for a in args))
+            return self.definition(be, *args)
+        found = self.definition(be, *(stored(a, np.float16, np.float32) for a in args))
         if not self.sums:
             return stored(found, np.float32, np.float16)
         return tuple(r if k in self.sums else stored(r, np.float32, np.float16) for k, r in enumerate(found))
-
-    def define(self, be: Any, *args: Any) -> Any:
-        """Run the definition."""
-        return be.by_image(partial(self.definition, be), *args) if self.by_image else self.definition(be, *args)
 
     def kernel(self, twin: Callable[..., Any]) -> Callable[..., Any]:
         """Register the CUDA form of this op (a decorator)."""
@@ -78,11 +71,7 @@ def stored(value: Any, before: Any, after: Any) -> Any:
 @overload
 def op(definition: Callable[..., Any]) -> Op: ...
 @overload
-def op(*, sums: tuple[int, ...] = ..., by_image: bool = ...) -> Callable[[Callable[..., Any]], Op]: ...
-def op(definition: Callable[..., Any] | None = None, *, sums: tuple[int, ...] = (), by_image: bool = False) -> Any:
-    """Make a definition an op (a decorator).
-
-    sums: its results, counted from 0, that stay float32 beside float16 maps. by_image: what it does to an image does not
-    depend on the others, and all its maps are (N, C, ...).
-    """
-    return Op(definition) if definition is not None else partial(Op, sums=sums, by_image=by_image)
+def op(*, sums: tuple[int, ...]) -> Callable[[Callable[..., Any]], Op]: ...
+def op(definition: Callable[..., Any] | None = None, *, sums: tuple[int, ...] = ()) -> Any:
+    """Make a definition an op (a decorator). sums: its results, counted from 0, that stay float32 beside float16 maps."""
+    return Op(definition) if definition is not None else lambda given: Op(given, sums)

@@ -11,4 +11,6 @@ def test_a_small_network(monkeypatch):
     said = []
     ratio = train.compare("digits", 2, 64, 32, 0.01, said.append)
     assert ratio is None
-    assert said and all("digits 64 x 32, batch 2: gpudarknet, threads: " in text and "images/s" in text for text in said)
+    assert said and all(
+        "digits 64 x 32, batch 2: gpudarknet, threads: " in text and "images/s" in text for text in said
+    )

@@ -1,4 +1,4 @@
-"""Threads that share work: all of it is done, errors come back, and neither threads nor pieces change a bit of a training."""
+"""Threads that share work: all of it is done, errors come back, and threads change no bit of a training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import backend, cores, pieces
+from gpudarknet import backend
 from gpudarknet.cores import Crew
 
 CFG = """
@@ -69,25 +69,14 @@ def test_an_error_in_a_task_reaches_the_caller():
     assert len(done) == 5
 
 
-def test_pieces_make_the_whole(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 8)
-    be, x, v = backend.get("numpy"), np.arange(5 * 7 * 2 * 3).reshape(5, 7, 2, 3), np.arange(7)
-    np.testing.assert_array_equal(be.by_image(lambda x, k: k * x, x, 2), 2 * x)
-    y, sums = be.by_channel(lambda x, v: (x + v[:, None, None], x.sum(axis=(0, 2, 3)) * v), x, v)
-    np.testing.assert_array_equal(y, x + v[:, None, None])
-    np.testing.assert_array_equal(sums, x.sum(axis=(0, 2, 3)) * v)
-
-
 def test_training_does_not_depend_on_the_number_of_threads(monkeypatch, tmp_path):
-    monkeypatch.setattr(pieces, "PIECE", 1 << 10)
     (tmp_path / "x.cfg").write_text(CFG)
     rng = np.random.default_rng(4)
     x, truth = rng.random((6, 3, 32, 48), np.float32), np.zeros((6, 12), np.float32)
     truth[:, :5] = rng.uniform(0.2, 0.6, (6, 5)) * [1, 1, 1, 1, 0]
     found = []
-    for size in (1, 2, 3):
-        monkeypatch.setattr(cores, "crew", lambda crew=Crew(size): crew)
-        monkeypatch.setattr(backend, "crew", cores.crew)
+    for crew in (Crew(1), Crew(2), Crew(3)):
+        monkeypatch.setattr(backend, "crew", lambda crew=crew: crew)
         net = gd.load_network(tmp_path / "x.cfg", backend="numpy", seed=5)
         trainer = gd.Trainer(net)
         costs = [trainer.step(x, truth) for _ in range(3)]

@@ -25,7 +25,7 @@ SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path i
 # From the ground up, as in ARCHITECTURE.md. A module imports from its own floor and from those below.
 FLOORS = [
     {"errors", "files"},
-    {"op", "cuda", "cublas", "cores", "pieces", "shelf", "boxes", "resize", "drawing", "image", "video"},
+    {"op", "cuda", "cublas", "cores", "shelf", "boxes", "resize", "drawing", "image", "video"},
     {"ops", "backend"},
     {"layers"},
     {"cfg"},

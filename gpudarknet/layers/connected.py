@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ops.product import product
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
-from .parts import finished
+from .parts import activated, biased, normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,11 @@ class Connected(Layer, section="connected", aliases=("conn",)):
         (x,) = xs
         flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
         z = product(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
-        y, finished_backward = finished(be, w, z, run, self.batch_normalize, self.activation)
+        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
+        y, activated_backward = activated(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
-            dz = finished_backward(dy, grad).reshape(-1, self.output)
+            dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
             accumulate(grad, "kernel", product(be, dz.T, flat))
             return (None if run.leaf else product(be, dz, kernel).reshape(x.shape),)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import convolution
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, windows, zeros
-from .parts import blurred, blurred_shape, finished
+from .parts import activated, biased, blurred, blurred_shape, normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +125,15 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         kernel = kernel.astype(x.dtype, copy=False)
         geometry = (self.parts, self.inner, self.spread, self.border * self.spread)
         z = convolution.convolve(be, x_read, kernel, *geometry, OH, OW)
-        y, finished_backward = finished(be, w, z, run, self.batch_normalize, self.activation)
+        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
+        y, activated_backward = activated(be, z, self.activation)
         if self.antialiasing:
             y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
-            dz = finished_backward(dy, grad)
+            dz = normalised_backward(activated_backward(dy), grad)
             dx, dkernel = convolution.convolve_backward(be, dz, x_read, kernel, *geometry, int(run.leaf))
             accumulate(grad, "kernel", dkernel)
             return (dx * ((x > -1) & (x < 1)) if self.xnor and dx is not None else dx,)

@@ -30,66 +30,38 @@ def biased(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
     return z, backward
 
 
-def normalised(be: Any, w: dict[str, Any], x: Any, run: Run, kind: str = "linear") -> tuple[Any, Any]:
-    """Normalise x (N, C, H, W) by its own statistics in training, by the rolling ones at inference; then activate it.
+def normalised(be: Any, w: dict[str, Any], x: Any, run: Run) -> tuple[Any, Any]:
+    """Normalise x (N, C, H, W) by its own statistics in training, by the rolling ones at inference.
 
     Training follows cuDNN, the build that Darknet's published weights were made with: biased variance inside, unbiased
-    variance into the rolling one, rate 0.01. backward(dy, grad) adds to grad["scale"] and grad["bias"].
+    variance into the rolling one, rate 0.01. backward(dz, grad) adds to grad["scale"] and grad["bias"].
     """
+    xp = be.xp
     if not run.train:
-        return constant_normalised(be, w, x, kind)
-    if kind in activation.NORMALIZERS:  # each takes all channels together
-        z, normalised_backward = normalised(be, w, x, run)
-        y, activated_backward = activated(be, z, kind)
-        return y, lambda dy, grad: normalised_backward(activated_backward(dy), grad)
-    scale, bias = w["scale"], w["bias"]
-    keep = kind in activation.NEEDS_INPUT
+        y = norm.batch_norm(be, x, w["mean"], w["variance"], w["scale"], w["bias"])
 
-    def forward(x: Any, scale: Any, bias: Any) -> tuple[Any, ...]:
-        mean, variance = norm.batch_statistics(be, x)
-        z = norm.batch_norm(be, x, mean, variance, scale, bias)
-        return activation.apply(be, z, kind), mean, variance, *([z] if keep else [])
+        def backward(dy: Any, grad: dict[str, Any]) -> Any:  # the statistics are constants here
+            gain = w["scale"] / xp.sqrt(w["variance"] + norm.EPS)
+            invstd = (1 / xp.sqrt(w["variance"] + norm.EPS)).reshape(-1, 1, 1)
+            accumulate(grad, "scale", (dy * (x - w["mean"].reshape(-1, 1, 1)) * invstd).sum(axis=(0, 2, 3)))
+            accumulate(grad, "bias", total(dy, axis=(0, 2, 3)))
+            return (dy * gain.reshape(-1, 1, 1)).astype(dy.dtype, copy=False)
 
-    y, mean, variance, *kept = be.by_channel(forward, x, scale, bias)
+        return y, backward
+
+    mean, variance = norm.batch_statistics(be, x)
     m = x.size // x.shape[1]
     w["mean"][...] = 0.99 * w["mean"] + 0.01 * mean
     w["variance"][...] = 0.99 * w["variance"] + 0.01 * variance * (m / max(m - 1, 1))
-
-    def backward(dy: Any, x: Any, mean: Any, variance: Any, scale: Any, y: Any, *kept: Any) -> tuple[Any, ...]:
-        dz = activation.apply_backward(be, dy, kept[0] if keep else None, y, kind)
-        return norm.batch_norm_backward(be, dz, x, mean, variance, scale)
+    y = norm.batch_norm(be, x, mean, variance, w["scale"], w["bias"])
 
     def backward_train(dy: Any, grad: dict[str, Any]) -> Any:
-        dx, dscale, dbias = be.by_channel(backward, dy, x, mean, variance, scale, y, *kept)
+        dx, dscale, dbias = norm.batch_norm_backward(be, dy, x, mean, variance, w["scale"])
         accumulate(grad, "scale", dscale)
         accumulate(grad, "bias", dbias)
         return dx
 
     return y, backward_train
-
-
-def constant_normalised(be: Any, w: dict[str, Any], x: Any, kind: str) -> tuple[Any, Any]:
-    """Normalise x (N, C, H, W) by the rolling statistics, which are constants to the way back; then activate it."""
-    xp, scale = be.xp, w["scale"]
-    y, activated_backward = activated(be, norm.batch_norm(be, x, w["mean"], w["variance"], scale, w["bias"]), kind)
-
-    def backward(dy: Any, grad: dict[str, Any]) -> Any:
-        dz = activated_backward(dy)
-        invstd = (1 / xp.sqrt(w["variance"] + norm.EPS)).reshape(-1, 1, 1)
-        accumulate(grad, "scale", (dz * (x - w["mean"].reshape(-1, 1, 1)) * invstd).sum(axis=(0, 2, 3)))
-        accumulate(grad, "bias", total(dz, axis=(0, 2, 3)))
-        return (dz * scale.reshape(-1, 1, 1) * invstd).astype(dz.dtype, copy=False)
-
-    return y, backward
-
-
-def finished(be: Any, w: dict[str, Any], z: Any, run: Run, batch_normalize: int, kind: str) -> tuple[Any, Any]:
-    """Normalise z (N, F, OH, OW) or add the bias, in place; then activate it. backward(dy, grad) returns dz."""
-    if batch_normalize:
-        return normalised(be, w, z, run, kind)
-    z, biased_backward = biased(be, w, z)
-    y, activated_backward = activated(be, z, kind)
-    return y, lambda dy, grad: biased_backward(activated_backward(dy), grad)
 
 
 BLURS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1 and antialiasing=2

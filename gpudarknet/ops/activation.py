@@ -115,7 +115,7 @@ def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     return activate_backward(be, dy, x, y, kind)
 
 
-@op(by_image=True)
+@op
 def activate(be: Any, x: Any, kind: str) -> Any:
     """Apply an elementwise activation, x of any shape -> y of the same shape.   (src/activations.c)"""
     return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
@@ -128,7 +128,7 @@ def activate_cuda(be: Any, x: Any, kind: str) -> Any:
     return y
 
 
-@op(by_image=True)
+@op
 def activate_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     """Multiply dy by f' at (x, y), all of one shape; x may be None for functions that do not need it."""
     return (dy * FUNCTIONS[kind][1](be.xp, x, y)).astype(dy.dtype, copy=False)
@@ -141,7 +141,7 @@ def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
     return dx
 
 
-@op(by_image=True)
+@op
 def normalize_channels(be: Any, x: Any, mode: int) -> Any:
     """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax less its maximum.
 
@@ -163,7 +163,7 @@ def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
     return y
 
 
-@op(by_image=True)
+@op
 def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
     """Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y.
 

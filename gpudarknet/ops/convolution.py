@@ -1,6 +1,6 @@
 """Convolution and its gradients, as products of a kernel with a map that is shifted (src/convolutional_layer.c).
 
-On the CPU the work is cut into pieces that stay in cache, which the cores share (see `pieces`).
+On the CPU the work is cut into pieces that stay in cache, which the cores share.
 
 The padded map is first parted into its phases, one for each place in a stride: then whatever the stride, a tap of the kernel
 meets a run of consecutive numbers of one phase, S for each row of the output, of which OW count. So the matrix that a tap
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cores import Task
+from ..cores import Task, cut
 from ..op import op
-from ..pieces import cut
 from .conv import col2im_cuda, im2col_cuda
 from .product import product
 

@@ -95,7 +95,7 @@ def _steepness(x: Any, slope: float) -> Any:
     return (x > 0).astype(x.dtype) * (1 - slope) + slope
 
 
-@op(by_image=True)
+@op
 def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Second-order response transform: a (N, C, H, W), b (N, Cb, Hb, Wb) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
 
@@ -116,7 +116,7 @@ def sort_shortcut_cuda(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any
     return y
 
 
-@op(by_image=True)
+@op
 def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Return (da, db) of `sort_shortcut`: da = dy (1 + R'(a) R(b) / (2 sqrt(R(a) R(b) + eps))) where R(a) R(b) > 0, else dy.
 
