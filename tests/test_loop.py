@@ -277,7 +277,7 @@ def test_an_average_needs_time(tmp_path):
 def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
     """Forty iterations on four images: not a measure of anything, only that the parts are joined the right way."""
     source, cfg = project(tmp_path, end=40)
-    (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.01").replace("mosaic=1", ""))
+    (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.003").replace("mosaic=1", ""))
     seen = []
     measure = loop.validation(DataFile.read(source))
     start(cfg).fit(source, tmp_path / "out", report=seen.append, measure=measure)
