@@ -97,7 +97,8 @@ class Network:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
-            if x.dtype == np.float16:  # losses read float32: a probability below 6e-8 would be 0, and its logarithm infinite
+            # Losses read float32: a probability below 6e-8 would be 0, and its logarithm infinite.
+            if x.dtype == np.float16:
                 xs = [a.astype(np.float32 if node.layer.learns else np.float16, copy=False) for a in xs]
             own = run
             if run.leaf or node.index < run.frozen:
