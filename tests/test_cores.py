@@ -60,10 +60,10 @@ def test_a_task_may_share_in_its_turn():
 
 def test_an_error_in_a_task_reaches_the_caller():
     def broken():
-        raise ValueError("broken")
+        raise IndexError("broken")
 
     crew, done = Crew(2), []
-    with pytest.raises(ValueError, match="broken"):
+    with pytest.raises(IndexError, match="broken"):
         crew.share([broken] * 3)
     crew.share([lambda: done.append(1)] * 5)
     assert len(done) == 5

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from gpudarknet.cores import Crew
 from gpudarknet.plan import gemm
 from gpudarknet.plan.convolve import pieces
 from gpudarknet.plan.team import Tape, Team
@@ -22,7 +23,7 @@ def blocks(request, monkeypatch):
 
 def product(x, weights, out):
     """Record a product and play it."""
-    tape = Tape(Team(1), 0)
+    tape = Tape(Team(Crew(1)), 0)
     gemm.multiply(tape, x, weights, out)
     for call in tape.calls:
         call()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
+from ..cores import Phase
 from ..errors import BackendError
 from ..layers import Run
 from ..layers.convolutional import folded
@@ -18,7 +19,7 @@ from .after import finish, logistic
 from .choose import METHODS, choose
 from .convolve import Phases, pieces, pixels, window
 from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
-from .team import Phase, Tape, Task, team
+from .team import Tape, Task, team
 
 Prepared = Any  # a convolution's weights and bias, as its method wants them
 BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
