@@ -509,19 +509,25 @@ __device__ inline void convolve_filters(int i, const S *x, const float *weights,
     store<V>(y + m * ldy + f, best);
 }
 
+template <class S>
+__device__ inline void convolve_each(const S *x, const float *weights, const float *bias, T *y, int n, int F, const Windows &over,
+                                     int ldy, int kind, int pooled, int wide) {
+    int i = thread_index();
+    if (i >= n) return;
+    if (wide)
+        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    else
+        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+}
+
 // Convolve a map of few channels, such as an image, add the bias, activate: x (N, H, W, C), which lies as Windows says, weights
 // (size, size, C, F) -> y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution's.
 // n = N*OH*OW * F, or F / WIDE.
 extern "C" __global__ void convolve_few(const T *x, const float *weights, const float *bias, T *y, int n, int F, int per_image,
                                         int per_channel, int per_pixel, int C, int H, int W, int OH, int OW, int size, int sy,
                                         int sx, int dilation, int pad, int ldy, int kind, int pooled, int wide) {
-    int i = thread_index();
-    if (i >= n) return;
     Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
-    if (wide)
-        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
-    else
-        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    convolve_each(x, weights, bias, y, n, F, over, ldy, kind, pooled, wide);
 }
 
 // As `convolve_few`, straight from a caller's float32 (N, C, H, W).
@@ -529,13 +535,8 @@ extern "C" __global__ void convolve_floats(const float *x, const float *weights,
                                            int per_image, int per_channel, int per_pixel, int C, int H, int W, int OH, int OW,
                                            int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
                                            int wide) {
-    int i = thread_index();
-    if (i >= n) return;
     Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
-    if (wide)
-        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
-    else
-        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    convolve_each(x, weights, bias, y, n, F, over, ldy, kind, pooled, wide);
 }
 
 // As `convolve_few`, straight from pictures (N, H, W, C), whose bytes count v / 255.
@@ -543,13 +544,8 @@ extern "C" __global__ void convolve_bytes(const unsigned char *x, const float *w
                                           int per_image, int per_channel, int per_pixel, int C, int H, int W, int OH, int OW,
                                           int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
                                           int wide) {
-    int i = thread_index();
-    if (i >= n) return;
     Windows over{per_image, per_channel, per_pixel, C, H, W, OH, OW, size, sy, sx, dilation, pad};
-    if (wide)
-        convolve_filters<WIDE>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
-    else
-        convolve_filters<1>(i, x, weights, bias, y, F, over, ldy, kind, pooled);
+    convolve_each(x, weights, bias, y, n, F, over, ldy, kind, pooled, wide);
 }
 
 template <int V>
