@@ -136,9 +136,13 @@ class Crew:
                 self._done[worker].release()
 
 
-def cut(length: int, most: int) -> list[tuple[int, int]]:
-    """Cut a length into nearly equal (from, to), none longer than `most`. It does not depend on the cores, nor do results."""
+def cut(length: int, most: int, workers: int = 1) -> list[tuple[int, int]]:
+    """Cut a length into nearly equal (from, to), none longer than `most`, their count a multiple of the workers if it can be.
+
+    Where results depend on the pieces, leave the workers out: then they do not depend on the cores.
+    """
     count = -(-length // max(1, most))
+    count = min(length, -(-count // workers) * workers)
     return list(pairwise(length * i // count for i in range(count + 1)))
 
 

@@ -7,9 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gpudarknet.cores import Crew
+from gpudarknet.cores import Crew, cut
 from gpudarknet.plan import gemm
-from gpudarknet.plan.convolve import pieces
 from gpudarknet.plan.team import Tape, Team
 from gpudarknet.plan.winograd import POINTS, transforms
 
@@ -71,7 +70,7 @@ def test_winograds_transforms_are_a_convolution(m):
 
 @pytest.mark.parametrize(("length", "most", "workers"), [(10, 3, 2), (1, 5, 4), (7, 7, 2), (416, 23, 2), (5, 0, 3)])
 def test_pieces_cover_everything_once(length, most, workers):
-    cut = pieces(length, most, workers)
-    assert cut[0][0] == 0 and cut[-1][1] == length
-    assert all(a[1] == b[0] for a, b in pairwise(cut))
-    assert max(b - a for a, b in cut) <= max(1, most) and (len(cut) % workers == 0 or len(cut) == length)
+    pieces = cut(length, most, workers)
+    assert pieces[0][0] == 0 and pieces[-1][1] == length
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert max(b - a for a, b in pieces) <= max(1, most) and (len(pieces) % workers == 0 or len(pieces) == length)

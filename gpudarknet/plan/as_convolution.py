@@ -30,10 +30,9 @@ def as_convolutions(plan: Plan, be: Backend) -> Plan:
 
 def rewritten(step: Step, be: Backend) -> list[Step]:
     """Return the steps that take the place of one: itself, if its layer is none of these."""
-    layer = step.layer if isinstance(step, Reference) else None
     if not isinstance(step, Reference):
         return [step]
-    C = step.y.shape[0]
+    layer, C = step.layer, step.y.shape[0]
     if isinstance(layer, Connected):
         return [_connected(step, layer, be)]
     if isinstance(layer, BatchNorm):

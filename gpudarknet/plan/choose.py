@@ -31,10 +31,6 @@ def _is_direct(s: Convolve) -> bool:
     return (s.size, s.strides, s.pad, s.groups) == (1, (1, 1), 0, 1)
 
 
-def _is_depthwise(s: Convolve) -> bool:
-    return s.groups > 1 and s.groups == s.xs[0].shape[0] == s.y.shape[0]
-
-
 def _is_winograd(s: Convolve) -> bool:
     return (s.size, s.strides, s.dilation, s.pad, s.groups) == (3, (1, 1), 1, 1, 1)
 
@@ -42,7 +38,7 @@ def _is_winograd(s: Convolve) -> bool:
 METHODS: dict[str, Method] = {
     "patches": Method(lambda s: s.groups == 1, with_bias, patches),
     "grouped": Method(lambda s: s.groups > 1, in_rows, grouped),
-    "depthwise": Method(_is_depthwise, in_rows, depthwise),
+    "depthwise": Method(lambda s: s.depthwise, in_rows, depthwise),
     "direct": Method(_is_direct, packed, direct),
     "winograd2": Method(_is_winograd, partial(kernels, m=2), partial(winograd, m=2)),
     "winograd4": Method(_is_winograd, partial(kernels, m=4), partial(winograd, m=4)),
@@ -57,7 +53,7 @@ def choose(step: Convolve, batch: int, choices: Mapping[str, str]) -> str:
     if _is_direct(step):
         return "direct"
     if step.groups > 1:
-        return "depthwise" if _is_depthwise(step) else "grouped"
+        return "depthwise" if step.depthwise else "grouped"
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     if not _is_winograd(step) or min(C, F) < 16:
         return "patches"

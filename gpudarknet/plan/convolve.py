@@ -11,10 +11,9 @@ winograd   3 x 3, stride 1: in `winograd.py`.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
+from ..cores import cut
 from .after import Last
 from .gemm import multiply, pack
 from .steps import Convolve
@@ -28,14 +27,6 @@ TALL = 192  # pixels that one gemm should have at least: below it reading the we
 def ceil(a: int, b: int) -> int:
     """Return a / b, rounded up."""
     return -(-a // b)
-
-
-def pieces(length: int, most: int, workers: int) -> list[tuple[int, int]]:
-    """Cut a length into nearly equal (from, to), none longer than `most`, their count a multiple of the workers."""
-    count = ceil(length, max(1, most))
-    count = min(length, ceil(count, workers) * workers)
-    edges = [length * i // count for i in range(count + 1)]
-    return list(pairwise(edges))
 
 
 def pixels(a: np.ndarray) -> np.ndarray:
@@ -70,7 +61,7 @@ def in_rows(kernel: np.ndarray, bias: np.ndarray) -> Weights:
 def by_filters(weights: np.ndarray, workers: int) -> list[tuple[int, int]]:
     """Cut the filters of a prepared matrix into (from, to), one piece per worker, where its blocks allow."""
     count, b = (weights.shape[-3], weights.shape[-1]) if weights.ndim == 3 else (weights.shape[-1], 1)
-    return [(b * f0, b * f1) for f0, f1 in pieces(count, count, workers)]
+    return [(b * f0, b * f1) for f0, f1 in cut(count, count, workers)]
 
 
 def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
@@ -93,7 +84,7 @@ def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last:
         return record
 
     if N * H * W >= workers * 2 * TALL:
-        parts = pieces(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
+        parts = cut(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
         return [[task(n, *r, 0, F) for n in range(N) for r in parts]]
     return [[task(n, 0, H, *f) for n in range(N) for f in by_filters(matrix, workers)]]
 
@@ -170,17 +161,17 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
     def shared(tape: Tape) -> np.ndarray:
         return tape.shared("col", OH * OW, K + 1)
 
-    def cut(n: int, r0: int, r1: int) -> Task:
+    def lay_out(n: int, r0: int, r1: int) -> Task:
         return lambda tape: fill(tape, shared(tape)[r0 * OW : r1 * OW], n, r0, r1)
 
     def share(n: int, f0: int, f1: int) -> Task:
         return lambda tape: product(tape, shared(tape), n, 0, OH, f0, f1)
 
     if N * OH * OW < 2 * TALL * workers:  # the weights are the larger matrix: every worker takes some of the filters
-        cuts, shares = pieces(OH, OH, workers), by_filters(matrix, workers)
-        return [tasks for n in range(N) for tasks in ([cut(n, *r) for r in cuts], [share(n, *f) for f in shares])]
+        cuts, shares = cut(OH, OH, workers), by_filters(matrix, workers)
+        return [tasks for n in range(N) for tasks in ([lay_out(n, *r) for r in cuts], [share(n, *f) for f in shares])]
     rows = max(COL // (K * OW), ceil(TALL, OW))
-    bands = pieces(OH // s, max(1, rows // s), 1 if N > 1 else workers)
+    bands = cut(OH // s, max(1, rows // s), 1 if N > 1 else workers)
     return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]
 
 
@@ -202,7 +193,7 @@ def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
 
         return record
 
-    bands = pieces(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
+    bands = cut(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]
 
 
@@ -223,5 +214,5 @@ def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, la
 
         return record
 
-    bands = pieces(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
+    bands = cut(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]

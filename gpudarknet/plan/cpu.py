@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
-from ..cores import Phase
+from ..cores import Phase, cut
 from ..errors import BackendError
 from ..layers import Run
 from ..layers.convolutional import folded
 from .after import finish, logistic
 from .choose import METHODS, choose
-from .convolve import Phases, pieces, pixels, window
+from .convolve import Phases, pixels, window
 from .steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
 from .team import Tape, Task, team
 
@@ -89,7 +89,7 @@ class Program:
 
             return record
 
-        return [task(n, slice(*r)) for n in range(N) for r in pieces(H, H, self.team.size)]
+        return [task(n, slice(*r)) for n in range(N) for r in cut(H, H, self.team.size)]
 
     def _leave(self, m: Map, result: np.ndarray) -> list[Task]:
         """Return the tasks that bring a map into the order of results (N, C, H, W)."""
@@ -98,7 +98,7 @@ class Program:
         def task(n: int, c: slice) -> Task:
             return lambda tape: tape(np.copyto, result[n, c], y[n, c])
 
-        return [task(n, slice(*c)) for n in range(N) for c in pieces(C, C, self.team.size)]
+        return [task(n, slice(*c)) for n in range(N) for c in cut(C, C, self.team.size)]
 
 
 def reserve(plan: Plan) -> np.ndarray:
@@ -140,7 +140,7 @@ def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int],
 
         return record
 
-    return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // per_row, program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in cut(H, BLOCK // per_row, program.team.size)]]
 
 
 def _copy(program: Program, step: Copy) -> Phases:
@@ -151,7 +151,7 @@ def _copy(program: Program, step: Copy) -> Phases:
     def task(n: int, r0: int, r1: int) -> Task:
         return lambda tape: last(tape, n, r0, r1, 0, C, x[n, r0:r1])
 
-    return [[task(n, *r) for n in range(N) for r in pieces(H, BLOCK // (W * C), program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in cut(H, BLOCK // (W * C), program.team.size)]]
 
 
 def _upsample(program: Program, step: Upsample) -> Phases:

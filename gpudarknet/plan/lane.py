@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ..backend import Backend
 from ..cublas import WORKSPACE
 from ..errors import BackendError
 
 Work = Callable[[], None]
+T = TypeVar("T")
 
 
 def address(a: Any) -> int:
@@ -101,9 +102,14 @@ _lock = threading.Lock()
 
 def lane(be: Backend) -> Lane:
     """Return the lane of the current device."""
+    return of_device(be, _lanes, Lane)
+
+
+def of_device(be: Backend, kept: dict[tuple[Any, int], T], make: Callable[[Backend], T]) -> T:
+    """Return what is kept for the current device, made where there is nothing yet."""
     cuda = getattr(be.xp, "cuda", None)
     key = (be.cublas, 0 if cuda is None else cuda.Device().id)
     with _lock:
-        if key not in _lanes:
-            _lanes[key] = Lane(be)
-        return _lanes[key]
+        if key not in kept:
+            kept[key] = make(be)
+        return kept[key]

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..ops import resize
+from .lane import of_device
 
 if TYPE_CHECKING:
     from .cuda import View
@@ -122,9 +123,8 @@ class Uploader:
             if slot.host.size >= total:
                 return slot
             slot.read.synchronize()  # the device's memory goes back to CuPy's pool
-        size = (
-            1 << (total - 1).bit_length()
-        )  # a power of two: pictures of many sizes soon find one that is large enough
+        # A power of two: pictures of many sizes soon find one that is large enough.
+        size = 1 << (total - 1).bit_length()
         pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
         sent, read = (self.cuda.Event(disable_timing=True) for _ in range(2))
         slot = Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
@@ -133,14 +133,8 @@ class Uploader:
 
 
 _uploaders: dict[tuple[Any, int], Uploader] = {}
-_lock = threading.Lock()
 
 
 def uploader(be: Backend) -> Uploader:
     """Return the uploader of the current device."""
-    cuda = getattr(be.xp, "cuda", None)
-    key = (be.cublas, 0 if cuda is None else cuda.Device().id)
-    with _lock:
-        if key not in _uploaders:
-            _uploaders[key] = Uploader(be)
-        return _uploaders[key]
+    return of_device(be, _uploaders, Uploader)

@@ -123,6 +123,11 @@ class Convolve(Step):
     pooled: bool = False
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every channel has a kernel of its own."""
+        return self.groups > 1 and self.groups == self.xs[0].shape[0] == self.y.shape[0]
+
+    @property
     def host(self) -> tuple[int, int]:
         """The convolution's own (OH, OW), before blocks are pooled."""
         _, H, W = self.y.shape

@@ -35,11 +35,6 @@ def rounded(channels: int) -> int:
     return -(-channels // ROUND) * ROUND
 
 
-def depthwise(step: Convolve) -> bool:
-    """Say whether every channel has a kernel of its own."""
-    return step.groups == step.xs[0].shape[0] == step.y.shape[0] and step.groups > 1
-
-
 def few(step: Convolve) -> bool:
     """Say whether its input has so few channels, as an image has, that one kernel does best without patches."""
     return step.groups == 1 and step.xs[0].shape[0] <= FEW
@@ -47,7 +42,7 @@ def few(step: Convolve) -> bool:
 
 def direct(step: Convolve) -> bool:
     """Say whether a convolution's input is its matrix of patches."""
-    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not depthwise(step) and not few(step)
+    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not step.depthwise and not few(step)
 
 
 def share(count: int, room: int) -> int:
@@ -135,7 +130,7 @@ def _larger_than_budget(way: str) -> Callable[[Case], bool]:
 
 
 def _lays_out(case: Case) -> bool:
-    return not direct(case.step) and not depthwise(case.step)
+    return not direct(case.step) and not case.step.depthwise
 
 
 def _is_winograd(case: Case) -> bool:
@@ -150,7 +145,7 @@ def _tiles(case: Case) -> dict[str, int]:
 BUDGETS = {f"patches of {n} MiB": n * MIB for n in (64, 16)}
 WAYS: dict[str, Way] = {
     "kernel": Way(lambda case: few(case.step), form="few"),
-    "depthwise": Way(lambda case: depthwise(case.step), form="depthwise"),
+    "depthwise": Way(lambda case: case.step.depthwise, form="depthwise"),
     "gemm": Way(lambda case: direct(case.step)),
     "gemm by image": Way(lambda case: direct(case.step) and case.step.groups == 1 and case.batch > 1),
     "patches": Way(_lays_out, _patches()),
@@ -175,7 +170,7 @@ def choose(case: Case, precision: str, choices: Mapping[str, str]) -> str:
         return found
     if few(step):
         return "kernel"
-    if depthwise(step):
+    if step.depthwise:
         return "depthwise"
     if direct(step):
         return "gemm"

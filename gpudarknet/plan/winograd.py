@@ -16,8 +16,9 @@ from functools import cache, partial
 
 import numpy as np
 
+from ..cores import cut
 from .after import Last
-from .convolve import Phases, ceil, pieces, pool
+from .convolve import Phases, ceil, pool
 from .gemm import multiply, pack
 from .steps import Convolve
 from .team import Tape
@@ -79,8 +80,8 @@ class Winograd:
         rows = self.N * self.TH
         if rows * self.TW > SMALL:
             most = max(1, TILES // (self.Q * max(self.C, self.F) * self.TW))
-            return [[partial(self.band, *t) for t in pieces(rows, most, workers)]]
-        tall, positions = pieces(rows, rows, workers), pieces(self.Q, self.Q, workers)
+            return [[partial(self.band, *t) for t in cut(rows, most, workers)]]
+        tall, positions = cut(rows, rows, workers), cut(self.Q, self.Q, workers)
         return [
             [partial(self.cut, *t) for t in tall],
             [partial(self.products, *i) for i in positions],
