@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config, items):
     """Mark what runs on a device, and leave it out where there is none; say why if an emulated one was asked for."""
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if "cuda" in params or "emulator" in getattr(item, "fixturenames", ()):
+        if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(item, "fixturenames", ()):
             item.add_marker("cuda")
     if config.getoption("--cuda-emulator"):
         why = cuda_emulator.why_not()
