@@ -16,6 +16,7 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -76,6 +77,21 @@ class Backend:
             return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError, BufferError) as e:
             raise DataError(f"cannot use a {given} as an array: {e}") from None
+
+    def current_device(self) -> int | None:
+        """Return the number of this thread's current GPU; None where arrays are the host's."""
+        cuda = getattr(self.xp, "cuda", None)
+        return None if cuda is None else int(cuda.Device().id)
+
+    def use_device(self, device: int | None) -> AbstractContextManager[Any]:
+        """Make a GPU the current one for a block; do nothing for None, the host."""
+        return nullcontext() if device is None else self.xp.cuda.Device(device)
+
+    def synchronize(self) -> None:
+        """Wait until the current stream has done what it was given; NumPy has at once."""
+        cuda = getattr(self.xp, "cuda", None)
+        if cuda is not None:
+            cuda.get_current_stream().synchronize()
 
     def prepare(self) -> None:
         """Prepare for work that is the same again and again: training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,8 @@ class Network:
     """A network on one backend.
 
     net: the [net] record. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
-    heads: the layers whose outputs are results. seen: images it was trained on.
+    heads: the layers whose outputs are results. seen: images it was trained on. device: the GPU that was the current one when
+    the network was made; it stays there, whichever is current when it is used.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Network:
         seen: int = 0,
     ):
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
-        self.nodes = nodes
+        self.nodes, self.device = nodes, be.current_device()
         self.engine = Engine()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
+        be.synchronize()  # they are there, whichever stream uses them first
         for node in self.nodes:
             self.weights[node.index] = self.weights[owner(node)]
         heads = [n.index for n in self.nodes if n.layer.head]
@@ -64,6 +67,10 @@ class Network:
         """Width of an input image in pixels."""
         return self.net.input[2]
 
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Make this network's GPU the current one for a block; do nothing on NumPy."""
+        return self.backend.use_device(self.device)
+
     def resize(self, width: int, height: int) -> None:
         """Take images of another size, in pixels, from now on. Raises CfgError if the layers or the weights do not allow it."""
         config = replace(self.config, net=replace(self.net, width=width, height=height))
@@ -79,7 +86,8 @@ class Network:
 
     def input(self, x: Any) -> Any:
         """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
-        x = self.backend.asarray(x, np.float32)
+        with self.on_device():
+            x = self.backend.asarray(x, np.float32)
         if x.ndim != 4 or x.shape[1:] != self.net.input or x.shape[0] < 1:
             raise DataError(
                 f"input has shape {tuple(x.shape)}; {self.config.path} takes (N, C, H, W) = "
@@ -94,6 +102,10 @@ class Network:
         """
         if run.train:
             self.engine.forget()  # its weights are about to change
+        with self.on_device():
+            self._forward(x, run, keep)
+
+    def _forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
@@ -136,7 +148,8 @@ class Network:
             x = self.input(x)
         if planned:
             sizes = (self.net.input, len(x))
-            return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
+            with self.on_device():
+                return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
@@ -164,10 +177,11 @@ class Network:
             raise DataError(
                 f"{self.config.path}: has no [yolo], [region] or [detection] layer; it classifies, use predict"
             )
-        rows = [
-            head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
-            for head, y in zip(heads, outputs, strict=True)
-        ]
+        with self.on_device():
+            rows = [
+                head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
+                for head, y in zip(heads, outputs, strict=True)
+            ]
         return np.concatenate(rows)
 
     def table(self) -> str:

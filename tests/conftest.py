@@ -1,6 +1,7 @@
 """The fixture `be`: every numeric test runs on each backend that this machine can offer.
 
-"cuda" is a GPU, or with --cuda-emulator the real CuPy on an emulated one (cuda_emulator/); without either such tests are left out.
+"cuda" is a GPU, or with --cuda-emulator the real CuPy on an emulated one (cuda_emulator/); without either, such tests are
+left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from gpudarknet.backend import Backend
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cuda-emulator", action="store_true", help="run tests of CUDA with the real CuPy on an emulated device")
+    parser.addoption(
+        "--cuda-emulator", action="store_true", help="run tests of CUDA with the real CuPy on an emulated device"
+    )
 
 
 def pytest_configure(config):
@@ -30,7 +33,9 @@ def pytest_collection_modifyitems(config, items):
     """Mark what runs on a device, and leave it out where there is none; say why if an emulated one was asked for."""
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(item, "fixturenames", ()):
+        if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(
+            item, "fixturenames", ()
+        ):
             item.add_marker("cuda")
     if config.getoption("--cuda-emulator"):
         why = cuda_emulator.why_not()

@@ -19,13 +19,12 @@ import ctypes
 import glob
 import os
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from . import patch
 from .build import Build, Missing, build, check_machine, cupy, headers
@@ -233,7 +232,6 @@ def reset() -> str | None:
     return library().emulator_message().decode() if library().emulator_reset() else None
 
 
-
 @contextlib.contextmanager
 def guarded_allocations() -> Iterator[None]:
     """Give every array of a block pages of its own, so that one number beyond its end is caught, in place of CuPy's pool."""
@@ -244,5 +242,3 @@ def guarded_allocations() -> Iterator[None]:
         yield
     finally:
         track_pool(cupy)
-
-

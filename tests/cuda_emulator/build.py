@@ -94,7 +94,7 @@ def build(wheel: CuPy) -> Build:
     """Build what is not yet built. Raises Missing, and RuntimeError with the compiler's messages."""
     check_machine()
     include = headers(wheel)
-    files = sorted(path for path in SOURCE.rglob("*") if path.is_file()) + [SHIM / "shim.h", Path(__file__)]
+    files = [*sorted(path for path in SOURCE.rglob("*") if path.is_file()), SHIM / "shim.h", Path(__file__)]
     digest = hashlib.sha256("\0".join([str(COMPILER), wheel.version, str(wheel.cuda), str(include)]).encode())
     for path in files:
         digest.update(path.read_bytes())
@@ -135,10 +135,11 @@ def build(wheel: CuPy) -> Build:
 def libraries(wheel: CuPy, include: Path, work: Path) -> None:
     """Compile the libraries into work/lib."""
     lib, n = work / "lib", wheel.cuda
-    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-Wall", "-Werror",
-             f"-I{SOURCE / 'host'}", f"-I{include}"]
+    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-Wall", "-Werror", f"-I{SOURCE / 'host'}", f"-I{include}"]
     script, missing = work / "cublas.map", work / "missing.cpp"
-    script.write_text(f"libcublas.so.{n} {{ global: cublas*; emulator*; local: *; }};\n")  # the versions that CuPy asks for
+    script.write_text(
+        f"libcublas.so.{n} {{ global: cublas*; emulator*; local: *; }};\n"
+    )  # the versions that CuPy asks for
     missing.write_text(refusals(wheel))
 
     def library(name: str, *arguments: str) -> None:
@@ -155,7 +156,14 @@ def libraries(wheel: CuPy, include: Path, work: Path) -> None:
         nvrtc = pool.submit(library, f"libnvrtc.so.{n}", source("nvrtc"))
         empty = pool.submit(library, f"libcublasLt.so.{n}", "-x", "c++", os.devnull)
         library("libcuda.so.1", *pool.map(object, ("memory", "streams", "modules")), "-ldl")
-        library(f"libcublas.so.{n}", source("cublas"), str(missing), f"-Wl,--version-script={script}", f"-L{lib}", "-l:libcuda.so.1")
+        library(
+            f"libcublas.so.{n}",
+            source("cublas"),
+            str(missing),
+            f"-Wl,--version-script={script}",
+            f"-L{lib}",
+            "-l:libcuda.so.1",
+        )
         nvrtc.result(), empty.result()
 
 

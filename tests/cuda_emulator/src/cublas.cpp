@@ -139,14 +139,18 @@ Status gemms(void *h, int ta, int tb, int m, int n, int k, const void *alpha, co
     note("gemm %s %d x %d x %d, %d times, stream %p", kind, m, n, k, batch, (void *)stream);
     Product one{ta != 0, tb != 0, m, n, k, *(const float *)alpha, *(const float *)beta, A, B, C, tf32};
     int device = handle->device;
+    void *workspace = handle->workspace;
+    size_t workspace_size = handle->workspace_size;
     cudaError_t status = push(stream, [=]() mutable {
         for (int i = 0; i < batch; i++) {
             one.a.p = A.p + i * a_stride * A.itemsize(), one.b.p = B.p + i * b_stride * B.itemsize(), one.c.p = C.p + i * c_stride * C.itemsize();
             one.run(device);
         }
-        // cuBLAS may use all of its workspace.
-        if (handle->workspace && why_not(handle->workspace, handle->workspace_size, device).empty())
-            memset(handle->workspace, PATTERN, std::min<size_t>(handle->workspace_size, 4096));
+        if (workspace) {  // cuBLAS may write to all of it
+            std::string why = why_not(workspace, workspace_size, device);
+            if (!why.empty()) return fail_kernel(cudaErrorIllegalAddress, "cuBLAS: its workspace " + why);
+            memset(workspace, PATTERN, std::min<size_t>(workspace_size, 4096));
+        }
     });
     return status ? EXECUTION_FAILED : SUCCESS;
 }

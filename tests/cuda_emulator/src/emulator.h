@@ -20,7 +20,7 @@ using Work = std::function<void()>;
 
 struct Graph {
     std::vector<Work> nodes;
-    std::shared_ptr<long> pending = std::make_shared<long>(0);  // launches of this executable graph that have not finished
+    std::shared_ptr<int> at_work = std::make_shared<int>();  // held by every launch that has not finished
 };
 
 struct Stream {

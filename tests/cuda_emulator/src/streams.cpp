@@ -373,11 +373,9 @@ EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t s) {
     Graph *graph = (Graph *)handle;
     note("graph of %zu nodes, stream %p", graph->nodes.size(), (void *)stream);
     count("graph launches"), count("graph nodes", graph->nodes.size());
-    auto pending = graph->pending;
-    ++*pending;
     for (auto &node : graph->nodes)
         if (cudaError_t status = push(stream, node)) return status;
-    return push(stream, [pending] { --*pending; });
+    return push(stream, [at_work = graph->at_work] {});
 }
 EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     ENTER(cudaGraphDestroy);
@@ -387,7 +385,7 @@ EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t handle) {
     ENTER(cudaGraphExecDestroy);
     Graph *graph = (Graph *)handle;
-    if (*graph->pending) fail_kernel(cudaErrorIllegalAddress, "a graph was destroyed while it was at work");
+    if (graph->at_work.use_count() > 1) fail_kernel(cudaErrorIllegalAddress, "a graph was destroyed while it was at work");
     delete graph;
     return cudaSuccess;
 }
