@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import seeded
 from planted import plant
 
 from gpudarknet import Detector, backend, cfg, cublas, load_network
+from gpudarknet.cuda import launcher
 from gpudarknet.plan import convolutions, cuda, lane, launches, pictures
 from gpudarknet.plan.compile import compile
 
@@ -58,7 +60,7 @@ anchors=4,6, 8,8, 12,16
 classes=2
 num=3
 """
-SCHEDULES = (0, 1, 2, 3)  # as late as possible; at random
+SCHEDULES = (0, 1, 2, 3, 4, 5)  # as late as possible; some streams at once, others late
 
 
 @pytest.fixture
@@ -104,7 +106,8 @@ def run_everything(files, schedule):
     import cupy
 
     config, weights = files
-    be, numpy = backend.get("cupy"), load_network(config, weights, backend="numpy")
+    be = replace(backend.get("cupy"), launch=launcher())  # of kernels that nobody has launched
+    numpy = load_network(config, weights, backend="numpy")
     cuda_emulator.configure(schedule=schedule)
     try:
         _streams_and_arrays(be, cupy, files, numpy)
@@ -158,6 +161,8 @@ def _threads(be, cupy, files, numpy):
             for _ in range(2):
                 (y,) = detector.network.predict(detector.send(batch))
                 compare(y.get(), wanted(numpy, batch), "a thread's result")
+                if y.device.id != 1:
+                    raise Wrong("a network has left its device")
         except BaseException as e:
             failed.append(e)
 
@@ -168,6 +173,13 @@ def _threads(be, cupy, files, numpy):
         thread.join()
     if failed:
         raise failed[0]
+    (program,) = detector.network.engine.programs.values()
+    with cupy.cuda.Device(1):
+        x = be.asarray(np.ones((2, 3, 24, 32), np.float32))
+        be.synchronize()
+    results = program.run(x), program.run(x)
+    with cupy.cuda.Device(1):
+        compare(results[0][0].get(), results[1][0].get(), "a program, from a thread with another device")
 
 
 def _dropped_programs(be, cupy, files, numpy):
@@ -252,11 +264,14 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # after an error what is freed says so too
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(fresh, files, monkeypatch, name):
     plant(monkeypatch, *FAULTS[name])
     found = None
-    for schedule in SCHEDULES:
+    for schedule in range(20):
         try:
             run_everything(files, schedule)
         except Exception as e:

@@ -24,7 +24,7 @@ struct Graph {
 };
 
 struct Stream {
-    int device = 0;
+    int device = 0, number = 0;
     bool blocking = true;  // waits for the legacy default stream, and that one for it
     bool is_default = false;
     std::deque<Work> queue;

@@ -71,10 +71,18 @@ cudaError_t begin(const char *call) {
     return sticky ? last = sticky : cudaSuccess;
 }
 
+static Stream *new_stream() {
+    static int number = 0;
+    Stream *stream = new Stream;
+    stream->device = current_device, stream->number = number++;
+    streams.insert(stream);
+    return stream;
+}
+
 Stream *stream_of(cudaStream_t handle) {
     if ((size_t)handle <= 2) {  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
         Stream *&stream = defaults[current_device];
-        if (!stream) stream = new Stream, stream->device = current_device, stream->is_default = true, streams.insert(stream);
+        if (!stream) stream = new_stream(), stream->is_default = true;
         return stream;
     }
     return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
@@ -93,14 +101,12 @@ void run_everything() {
     for (Stream *stream : streams) run(stream, stream->pushed);
 }
 
+// By the seed, some streams run at once, some as late as they may, and some now and then.
 static void run_at_random() {
-    for (int steps = dice() % 3; steps > 0; steps--) {
-        std::vector<Stream *> busy;
-        for (Stream *stream : streams)
-            if (!stream->queue.empty()) busy.push_back(stream);
-        if (busy.empty()) return;
-        Stream *stream = busy[dice() % busy.size()];
-        run(stream, stream->done + 1);
+    for (Stream *stream : streams) {
+        int pace = std::minstd_rand(settings.schedule * 7919 + stream->number)() / 16807 % 3;
+        if (pace == 0) run(stream, stream->pushed);
+        if (pace == 1 && !stream->queue.empty()) run(stream, stream->done + dice() % 3);
     }
 }
 
@@ -157,9 +163,8 @@ Stream *capturing(int device) {
 }
 
 static cudaError_t new_stream(cudaStream_t *handle, bool blocking) {
-    Stream *stream = new Stream;
-    stream->device = current_device, stream->blocking = blocking;
-    streams.insert(stream);
+    Stream *stream = new_stream();
+    stream->blocking = blocking;
     *handle = (cudaStream_t)stream;
     return cudaSuccess;
 }
