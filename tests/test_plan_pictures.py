@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import conftest
-import cupy_api
 import numpy as np
 import pytest
 import tiny
-from cupy_api import streams
 from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 from test_plan_cuda import TOLERANCE, distance, plan_backend, program
@@ -35,13 +35,11 @@ STARTS = {  # how a network begins -> whether its first convolution reads the in
 END = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n"
 
 
-@pytest.fixture(params=["host-cuda", "captured", "cuda"])
+@pytest.fixture(params=["host-cuda", "cuda"])
 def device(request):
-    """Kernels and a cuBLAS made of NumPy, with poisoned memory or with CuPy's streams and graphs; and a GPU."""
+    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
     if request.param == "host-cuda":
         return plan_backend()
-    if request.param == "captured":
-        return cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
     return conftest.backend_for("cuda")
 
 
@@ -85,21 +83,25 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
         assert distance([got], [want]) < TOLERANCE[precision]
 
 
-def test_an_input_on_the_device_is_read_where_it_is():
+def test_an_input_on_the_device_is_read_where_it_is(emulator):
     """The first convolution reads it, or else the launch that lays it out: nothing copies it, and results stay there."""
-    given = []
+    given, cupy = [], conftest.backend_for("cuda")
 
     def launch(kernel, threads, *args, block=256):
-        given.append((kernel, args[0].ctypes.data))
-        conftest.HOST_CUDA.launch(kernel, threads, *args, block=block)
+        given.append((kernel, getattr(args[0], "data", None) and args[0].data.ptr))
+        cupy.launch(kernel, threads, *args, block=block)
 
-    be = cupy_api.backend(launch, FakeCublas().open)
+    be = replace(cupy, launch=launch)
     for start, kernel in (("convolution", "plan.convolve_floats"), ("pool", "plan.from_nchw")):
         net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
         x = be.asarray(network_input(net, 1))
+        net.predict(x)
         given.clear()
-        (y,) = net.predict(x)
-        assert (kernel, x.data.ptr) in given and isinstance(y, cupy_api.Array)
+        with emulator.counting() as done:
+            (y,) = net.predict(x)
+        assert (kernel, x.data.ptr) in given and isinstance(y, be.xp.ndarray)
+        assert not [name for name in done if name.startswith("bytes")] and not done["waits"]
+        assert done["graph launches"] == 1 and done["launches"] == 2  # the input, and the result
 
 
 # --- detectors ---------------------------------------------------------------------------------------------------------
@@ -157,62 +159,30 @@ def test_what_is_no_picture_comes_after_the_results_before(detectors):
             next(stream)
 
 
-# --- streams -----------------------------------------------------------------------------------------------------------
+# --- streams: what waits for what is held by test_cuda_launching.py -----------------------------------------------------------
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """Write down what is asked of streams and events."""
-    said, names = [], {}
-
-    def name(thing):
-        return names.setdefault(id(thing), (thing, f"{type(thing).__name__.lower()} {len(names)}"))[1]
-
-    def note(kind, method, text):
-        original = getattr(kind, method)
-
-        def noted(self, *args, **kw):
-            said.append(text(self, *args, **kw))
-            return original(self, *args, **kw)
-
-        monkeypatch.setattr(kind, method, noted)
-
-    note(streams.Stream, "wait_event", lambda stream, event: f"{name(stream)} waits for {name(event)}")
-    note(streams.Stream, "record", lambda stream, event=None: f"{name(stream)} records {name(event)}")
-    note(streams.Event, "synchronize", lambda event: f"host waits for {name(event)}")
-    note(cupy_api.Array, "set", lambda array, arr, stream=None: f"{name(stream)} copies {arr.size}")
-    monkeypatch.setattr(pictures_module, "_uploaders", {})
-    return said, name
-
-
-def test_two_batches_are_on_their_way_in_turn(log):
-    said, name = log
-    be = cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
-    up, ours = Uploader(be), streams.cuda.get_current_stream()
-    first = up.send(bytes_of(3, (4, 2)), [(W, H)])
-    sent, read, copy = name(first.slot.sent), name(first.slot.read), name(up.stream)
-    fresh = [f"{name(ours)} records {read}", f"{copy} waits for {read}", f"{copy} copies 24", f"{copy} records {sent}"]
-    assert said == fresh
-    second = up.send(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
+def test_two_batches_are_on_their_way_in_turn(emulator):
+    up = Uploader(conftest.backend_for("cuda"))
+    with emulator.counting() as done:
+        first = up.send(bytes_of(3, (4, 2)), [(W, H)])
+        second = up.send(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
     assert second.slot is not first.slot
-    said.clear()
-    with first.read():
-        said.append("work")
-    assert said == [f"{name(ours)} waits for {sent}", "work", f"{name(ours)} records {read}"]
+    assert done["bytes host to device"] == 48 and not done["waits"]
     used = first.slot
     del first
-    said.clear()
-    third = up.send(bytes_of(3, (2, 2)), [(W, H)])
-    assert third.slot is used  # it may be overwritten when it has been sent, there, and when it has been read, here
-    assert said == [f"host waits for {sent}", f"{copy} waits for {read}", f"{copy} copies 12", f"{copy} records {sent}"]
+    with emulator.counting() as done:
+        third = up.send(bytes_of(3, (2, 2)), [(W, H)])
+    assert third.slot is used  # it may be overwritten when it has been sent and read
+    assert done["bytes host to device"] == 12 and done["waits"] == 1  # for pinned memory; the rest waits on the device
     del second
     large = up.send(bytes_of(3, (9, 9)), [(W, H)])
     assert large.slot.host.size == 256 and up.free == []
 
 
-def test_the_next_batch_goes_up_while_one_is_computed(log, tmp_path, monkeypatch):
-    said, name = log
-    be = cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
+def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):
+    be = conftest.backend_for("cuda")
+    monkeypatch.setattr(pictures_module, "_uploaders", {})
     tiny.files(tmp_path)
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
     net, steps = detector.network, []

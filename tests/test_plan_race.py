@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cupy_api
 import numpy as np
 import pytest
-from fake_cublas import FakeCublas
+from conftest import backend_for
 from test_plan_cuda import plan_backend
 
 from gpudarknet import backend, cfg, load_network
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
-from gpudarknet.plan import compile, cuda, lane, race, tune
+from gpudarknet.plan import compile, cuda, race, tune
 
 NET = """[net]
 channels=3
@@ -59,12 +58,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(params=["without streams", "with streams"])
-def be(request, monkeypatch):
-    if request.param == "without streams":
-        return plan_backend()
-    monkeypatch.setattr(lane, "_lanes", {})
-    return cupy_api.backend(plan_backend().launch, FakeCublas().open)
+@pytest.fixture(params=["host-cuda", "cuda"])
+def be(request):
+    """Kernels and a cuBLAS made of NumPy, without streams; and a GPU."""
+    return plan_backend() if request.param == "host-cuda" else backend_for("cuda")
 
 
 def plan(net, batch=1):
@@ -87,7 +84,12 @@ def test_a_way_must_be_clearly_faster_than_the_rules():
 
 
 def test_a_device_is_named_with_its_cublas(be):
-    assert race.device(be, "fp16") == f"{'host-cuda' if be.name == 'host-cuda' else 'a GPU'}, cuBLAS 12.9.1, fp16"
+    name, version = "host-cuda", 120901
+    if be.name == "cupy":
+        name = be.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        version = be.xp.cuda.cublas.getVersion(be.xp.cuda.device.get_cublas_handle())
+    numbers = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    assert race.device(be, "fp16") == f"{name}, cuBLAS {numbers}, fp16"
 
 
 def test_choices_are_remembered_and_followed(be):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import conftest
-import cupy_api
 import numpy as np
 import pytest
-from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 from test_plan_cuda import TOLERANCE, distance, plan_backend, program
 
@@ -32,13 +30,11 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=["host-cuda", "captured", "cuda"])
+@pytest.fixture(params=["host-cuda", "cuda"])
 def device(request):
-    """Kernels and a cuBLAS made of NumPy, with poisoned memory or with CuPy's streams and graphs; and a GPU."""
+    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
     if request.param == "host-cuda":
         return plan_backend()
-    if request.param == "captured":
-        return cupy_api.backend(conftest.backend_for("host-cuda").launch, FakeCublas().open)
     return conftest.backend_for("cuda")
 
 

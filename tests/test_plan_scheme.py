@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import cupy_api
 import numpy as np
 import pytest
+from conftest import backend_for
 from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 from test_plan_cuda import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance, plan_backend, program, thin
@@ -14,7 +14,7 @@ from test_plan_cuda import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance,
 from gpudarknet import cfg, load_network
 from gpudarknet import cuda as source
 from gpudarknet.backend import Backend
-from gpudarknet.plan import lane, ways
+from gpudarknet.plan import ways
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.convolutions import QUAD
 from gpudarknet.plan.scheme import Scheme, decide, padded
@@ -261,10 +261,10 @@ def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["yolov4-csp", "yolov4-tiny", "yolov2"])
-def test_programs_take_turns_on_one_lane(name, monkeypatch):
+@pytest.mark.parametrize("device", ["cuda"])
+def test_programs_take_turns_on_one_lane(name, device):
     """Graphs of several shapes, batches and precisions, replayed by turns: none touches what another has."""
-    monkeypatch.setattr(lane, "_lanes", {})
-    be = cupy_api.backend(plan_backend().launch, FakeCublas().open)
+    be = backend_for(device)
     nets = [load_network(thin(name), backend=be, width=W, height=H) for W, H in ((64, 32), (32, 96))]
     inputs = [network_input(net, 1, batch) for net, batch in zip(nets, (1, 2), strict=True)]
     programs = [(program(net, len(x), p), x) for net, x in zip(nets, inputs, strict=True) for p in ("fp32", "fp16")]

@@ -204,8 +204,9 @@ class Program:
             if self.poison:
                 self.arena.fill(np.nan)
             self.entry.take(x)
-            for memory in self.memories:
-                for m, a in zip(memory.before, memory.arrays(be, N), strict=True):
+            remembered = [memory.arrays(be, N) for memory in self.memories]
+            for memory, arrays in zip(self.memories, remembered, strict=True):
+                for m, a in zip(memory.before, arrays, strict=True):
                     v = self.view(m)
                     launch("plan.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
             self.replay()
@@ -218,6 +219,7 @@ class Program:
             kept = iter(states)
             for memory in self.memories:
                 memory.w["state"] = [next(kept) for _ in memory.after]
+        del remembered  # not before the caller's stream, to which it may belong, waits for the plan
         return results
 
     def replay(self) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from ..backend import Backend
@@ -32,7 +32,7 @@ class Lane:
     def __init__(self, be: Backend):
         assert be.cublas is not None
         self.be, self.device = be, be.current_device()
-        self.cuda = getattr(be.xp, "cuda", None)
+        self.cuda: Any = getattr(be.xp, "cuda", None)
         self.lock = threading.RLock()
         self.stream: Any = None
         self._retired: deque[Any] = deque()  # graphs that nobody will launch any more
@@ -42,7 +42,8 @@ class Lane:
             self.stream = self.cuda.Stream(non_blocking=True)
             self.ready, self.done = (self.cuda.Event(disable_timing=True) for _ in range(2))
         try:
-            self.workspace = be.empty((WORKSPACE,), "uint8")
+            with self.stream or nullcontext():
+                self.workspace = be.empty((WORKSPACE,), "uint8")
         except MemoryError as e:  # CuPy's is one
             raise BackendError(
                 f"cuBLAS: no room for its workspace on the device: {e}; free some of its memory"

@@ -1,41 +1,27 @@
-"""The array code runs on what CuPy has: its functions, methods, keyword arguments, and no array of the host in between.
-
-Ops and layers run on `cupy_api.xp`, their kernels through host-cuda, and must give what NumPy gives.
-"""
+"""What layers, losses, training and plans compute with CuPy's arrays and the kernels is what NumPy computes."""
 
 from __future__ import annotations
 
-import cupy_api
 import numpy as np
 import pytest
 import seeded
 from conftest import backend_for
-from cupy_api import NotCuPy, signatures, streams, xp
-from fake_cublas import FakeCublas
-from op_cases import CASES
 from test_gradients import CASES as LAYERS
 from test_gradients import EXACT, JOINS
 from test_gradients import arrays as draw
-from test_ops import compare, run
 
 from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
 from gpudarknet.layers import SECTIONS, Run
 from gpudarknet.train import Trainer
 
-BE = Backend("cupy", xp)
 NUMPY = Backend("numpy", np)
 
 
-@pytest.fixture
-def kernels():
-    """CuPy's arrays through the kernels: what a GPU runs, computed on a CPU."""
-    return cupy_api.backend(backend_for("host-cuda").launch)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_op(case):
-    compare(run(BE, case, case.args), case.want(case.args), case, case.rtol, case.atol)
+@pytest.fixture(params=["cuda"])
+def cuda(request):
+    """CuPy, on a GPU or an emulated one."""
+    return backend_for(request.param)
 
 
 def forward_and_back(be, section, inputs, keys, train):
@@ -63,16 +49,9 @@ ALL |= {
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", ALL)
-def test_layer(name, train):
+def test_layer(cuda, name, train):
     case = (name.split()[0], *ALL[name], train)
-    for got, want in zip(forward_and_back(BE, *case), forward_and_back(NUMPY, *case), strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_layer_through_kernels(kernels, name):
-    case = (name.split()[0], *ALL[name], True)
-    for got, want in zip(forward_and_back(kernels, *case), forward_and_back(NUMPY, *case), strict=True):
+    for got, want in zip(forward_and_back(cuda, *case), forward_and_back(NUMPY, *case), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)  # the order of float32 sums, twice
 
 
@@ -107,14 +86,8 @@ def outputs(be, name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_head(name):
-    for got, want in zip(outputs(BE, name), outputs(NUMPY, name), strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_head_through_kernels(kernels, name):
-    for got, want in zip(outputs(kernels, name), outputs(NUMPY, name), strict=True):
+def test_head(cuda, name):
+    for got, want in zip(outputs(cuda, name), outputs(NUMPY, name), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -147,27 +120,22 @@ def trained(be, name, adam=0, precision="fp32"):
 
 @pytest.mark.parametrize("adam", [0, 1])
 @pytest.mark.parametrize("name", TRAINED)
-def test_training(name, adam):
-    for got, want in zip(trained(BE, name, adam), trained(NUMPY, name, adam), strict=True):
-        np.testing.assert_array_equal(got, want)
+def test_training(cuda, name, adam):
+    # Three steps of float32 sums in another order; Adam divides by the root of squares, which are small at first.
+    rtol, atol = (1e-2, 1e-4) if adam else (1e-4, 1e-5)
+    for got, want in zip(trained(cuda, name, adam), trained(NUMPY, name, adam), strict=True):
+        np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
 
 
 @pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_in_fp16(name):
-    for got, want in zip(trained(BE, name, 0, "fp16"), trained(NUMPY, name, 0, "fp16"), strict=True):
-        np.testing.assert_array_equal(got, want)
+def test_training_in_fp16(cuda, name):
+    for got, want in zip(trained(cuda, name, 0, "fp16"), trained(NUMPY, name, 0, "fp16"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=5e-2, atol=5e-3)  # 11 bits, rounded in other places
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_training_through_kernels(kernels, name):
-    for got, want in zip(trained(kernels, name, 0), trained(NUMPY, name, 0), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # three steps of float32 sums in another order
-
-
-def seeded_pair(name, width, height, tmp_path):
-    """Return a shipped network with seeded weights on CuPy's arrays and cuBLAS, the same on NumPy, and an input."""
-    cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
+def seeded_pair(cuda, name, width, height, tmp_path):
+    """Return a shipped network with seeded weights on CuPy, the same on NumPy, and an input."""
     cfg_path = shelf.shipped_cfg(name)
     blank = load_network(cfg_path, backend="numpy", width=width, height=height)
     weights = seeded.write_weights(blank, tmp_path / "seeded.weights", 3)
@@ -177,9 +145,9 @@ def seeded_pair(name, width, height, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50's unequal shortcuts
 @pytest.mark.parametrize("name", ["yolov4-tiny", "yolov2-tiny", "resnet50-sort"])
-def test_plan_is_captured_and_replayed(name, tmp_path):
+def test_plan_is_captured_and_replayed(cuda, name, tmp_path):
     """The second run replays what the first one recorded, on new numbers; capture allows kernels and cuBLAS only."""
-    net, reference, x = seeded_pair(name, 32, 64, tmp_path)
+    net, reference, x = seeded_pair(cuda, name, 32, 64, tmp_path)
     for scale in (1, 0.5):
         x = x * np.float32(scale)
         got = [net.backend.to_numpy(y) for y in net.predict(net.backend.asarray(x))]
@@ -189,8 +157,7 @@ def test_plan_is_captured_and_replayed(name, tmp_path):
     assert program.eagerly is None and program.graph is not None
 
 
-def test_plan_that_needs_a_layers_own_forward_runs_eagerly(kernels):
-    cuda = cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
+def test_plan_that_needs_a_layers_own_forward_runs_eagerly(cuda):
     heads = (
         2 * "[convolutional]\nfilters=6\n[region]\nclasses=1\n"
     )  # the second reads the first, which is no map with channels
@@ -204,68 +171,8 @@ def test_plan_that_needs_a_layers_own_forward_runs_eagerly(kernels):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
-def test_plan_in_less_precision(precision, tmp_path):
-    net, reference, x = seeded_pair("yolov4-tiny", 64, 32, tmp_path)
+def test_plan_in_less_precision(cuda, precision, tmp_path):
+    net, reference, x = seeded_pair(cuda, "yolov4-tiny", 64, 32, tmp_path)
     got = [net.backend.to_numpy(y) for y in net.predict(x, precision=precision)]
     for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
         assert np.linalg.norm(y - want) < 1e-2 * np.linalg.norm(want)
-
-
-def test_capture_refuses_memory_and_copies():
-    stream = streams.Stream(non_blocking=True)
-    stream.begin_capture()
-    for wrong in (lambda: A.get(), lambda: xp.empty(3), lambda: A + 1, lambda: stream.synchronize()):
-        with pytest.raises(streams.CaptureError, match="operation not permitted when stream is capturing"):
-            wrong()
-    assert A[1:].shape == (1, 3)
-    stream.end_capture()
-
-
-A = BE.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (lambda: A + np.ones(3), "__add__: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
-        (lambda: np.ones(3) * A, "__rmul__: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
-        (lambda: xp.maximum(A, np.ones(3)), "maximum: Unsupported type <class 'numpy.ndarray'>; use be.asarray"),
-        (lambda: np.asarray(A), "Implicit conversion to a NumPy array is not allowed; use be.to_numpy"),
-        (lambda: np.concatenate([A, A]), "Implicit conversion to a NumPy array is not allowed; use be.to_numpy"),
-        (lambda: xp.nanargmedian(A), "cupy has no nanargmedian"),
-        (lambda: xp.sum(A, where=A > 0), "cupy.sum has no argument where"),
-        (lambda: A.sum(initial=0), "cupy.ndarray.sum has no argument initial"),
-        (lambda: xp.exp(A, where=A > 0), "cupy.exp has no argument where"),
-        (lambda: A.setflags(write=False), "cupy.ndarray has no setflags"),
-        (lambda: xp.multiply.at(A, 0, 2), "cupy.multiply.at does not exist"),
-    ],
-)
-def test_what_cupy_lacks_is_refused(wrong, message):
-    with pytest.raises(NotCuPy) as e:
-        wrong()
-    assert str(e.value) == message
-
-
-def test_what_numpy_alone_can_do_is_refused():
-    with pytest.raises(TypeError):
-        np.exp(A)
-    with pytest.raises(TypeError):
-        range(A.sum())
-
-
-def test_reductions_stay_on_the_device():
-    assert isinstance(A.sum(), cupy_api.Array) and float(A.sum()) == 15
-    assert isinstance(A[0, 1], cupy_api.Array)
-
-
-def test_streams_have_cupys_names():
-    for name, members in cupy_api.CUPY["cuda"].items():
-        ours = {m for m in vars(getattr(streams, name)) if not m.startswith("_")} - {"ptr", "current", "recording"}
-        assert ours <= set(members), name
-
-
-def test_signatures_are_those_of_the_installed_cupy():
-    cupy = pytest.importorskip("cupy")
-    table = signatures.read(cupy)
-    assert set(cupy_api.CUPY["functions"]) <= set(table["functions"])
-    assert set(cupy_api.CUPY["members"]) <= set(table["members"])
