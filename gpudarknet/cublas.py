@@ -110,25 +110,42 @@ class Handle:
 
 @cache
 def load() -> ctypes.CDLL:
-    """Load libcublas: the one that this process, and so CuPy, has loaded; else what cuda.pathfinder finds; else by name.
+    """Load libcublas: CuPy's own; else what this process has loaded; else what cuda.pathfinder finds; else by name.
 
     Raises BackendError, which says what was tried.
     """
     tried = []
-    for path in (*loaded(), *found(), "libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll"):
+    names = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+    for path in (*linked(), *loaded(), *found(), *names):
         try:
-            return ctypes.CDLL(path)
-        except OSError as e:
+            library = ctypes.CDLL(path)
+            library.cublasGemmEx  # noqa: B018  # AttributeError where a system does not look into what a module is linked to
+            return library
+        except (OSError, AttributeError) as e:
             tried.append(str(e).splitlines()[0])
     raise BackendError(f'cuBLAS: cannot be loaded ({"; ".join(tried)}); pip install "gpudarknet[cuda12]" brings it')
 
 
+def linked() -> list[str]:
+    """Return CuPy's module that is linked to cuBLAS: functions looked up in it are those of the library that CuPy uses.
+
+    A process may hold several, for example cuBLAS 12 of a PyTorch beside the cuBLAS 13 of its CuPy.
+    """
+    try:
+        from cupy_backends.cuda.libs import cublas
+
+        return [cublas.__file__]
+    except ImportError:
+        return []
+
+
 def loaded(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Return the libcublas files that this process has loaded; on other systems than Linux none."""
+    """Return the libcublas files that this process has loaded, the newest first; on other systems than Linux none."""
     if not maps.exists():
         return []
     lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
-    return sorted({line.split(maxsplit=5)[5] for line in lines if re.search(r"/libcublas\.so[.\d]*$", line)})
+    files = {line.split(maxsplit=5)[5] for line in lines if re.search(r"/libcublas\.so[.\d]*$", line)}
+    return sorted(files, key=lambda file: ([int(n) for n in re.findall(r"\d+", Path(file).name)], file), reverse=True)
 
 
 def found() -> list[str]:

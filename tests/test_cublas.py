@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
 import sys
 import types
 
+import host_cuda
 import numpy as np
 import pytest
 from fake_cublas import FakeCublas
@@ -131,9 +133,10 @@ def libraries(monkeypatch):
         asked.append(name)
         if name not in there:
             raise OSError(f"{name}: cannot open shared object file\nand more")
-        return f"<{name}>"
+        return types.SimpleNamespace(name=name, cublasGemmEx=None)
 
     monkeypatch.setattr(ctypes, "CDLL", open_library)
+    monkeypatch.setattr(cublas, "linked", list)
     cublas.load.cache_clear()
     yield there, asked
     cublas.load.cache_clear()
@@ -144,7 +147,7 @@ def test_the_library_that_is_loaded_comes_first(libraries, monkeypatch):
     monkeypatch.setattr(cublas, "loaded", lambda: ["/a/libcublas.so.12"])
     monkeypatch.setattr(cublas, "found", lambda: ["/b/libcublas.so.13"])
     there.update({"/a/libcublas.so.12", "/b/libcublas.so.13", "libcublas.so.12"})
-    assert cublas.load() == "</a/libcublas.so.12>"
+    assert cublas.load().name == "/a/libcublas.so.12"
     assert asked == ["/a/libcublas.so.12"]
 
 
@@ -153,7 +156,7 @@ def test_without_a_loaded_library_it_is_found_or_named(libraries, monkeypatch):
     monkeypatch.setattr(cublas, "loaded", list)
     monkeypatch.setattr(cublas, "found", lambda: ["/b/libcublas.so.13"])
     there.add("libcublas.so.12")
-    assert cublas.load() == "<libcublas.so.12>"
+    assert cublas.load().name == "libcublas.so.12"
     assert asked == ["/b/libcublas.so.13", "libcublas.so.13", "libcublas.so.12"]
 
 
@@ -167,8 +170,48 @@ def test_no_library_is_an_error_that_says_what_was_tried(libraries, monkeypatch)
         cublas.load()
 
 
+@pytest.mark.skipif(host_cuda.COMPILER is None or sys.platform != "linux", reason="needs g++, and Linux's linker")
+def test_cupys_own_library_beats_another_that_was_loaded_before(monkeypatch, tmp_path):
+    """PyTorch brings cuBLAS 12, CuPy is linked to 13: its module finds the functions of 13."""
+
+    def build(name, source, *flags):
+        (tmp_path / "source.c").write_text(source)
+        options = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
+        subprocess.run(
+            [host_cuda.COMPILER, "-x", "c", "source.c", "-x", "none", *options, *flags, "-o", name],
+            cwd=tmp_path, check=True,
+        )  # fmt: skip
+        return str(tmp_path / name)
+
+    for major in (12, 13):
+        ctypes.CDLL(build(f"libcublas.so.{major}", f"int cublasGemmEx(void) {{ return {major}; }}"))
+    module = types.ModuleType("cupy_backends.cuda.libs.cublas")
+    module.__file__ = build("cublas.cpython.so", "int module;", "libcublas.so.13")
+    for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"], "cublas", module, raising=False)
+    monkeypatch.setattr(cublas, "loaded", lambda: [str(tmp_path / "libcublas.so.12")])
+    cublas.load.cache_clear()
+    try:
+        assert cublas.load().cublasGemmEx() == 13
+        module.__file__ = build(
+            "unlinked.so", "int module;"
+        )  # as Windows sees the module: without what it is linked to
+        cublas.load.cache_clear()
+        assert cublas.load().cublasGemmEx() == 12
+    finally:
+        cublas.load.cache_clear()
+
+
+def test_without_cupys_module_nothing_is_linked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", None)
+    assert cublas.linked() == []
+
+
 MAPS = """7f0a0000-7f0b0000 r--p 00000000 00:2a 42    /opt/my venv/nvidia/cublas/lib/libcublas.so.12
 7f0b0000-7f0c0000 r-xp 00010000 00:2a 42    /opt/my venv/nvidia/cublas/lib/libcublas.so.12
+7f0b8000-7f0bc000 r-xp 00010000 00:2a 45    /opt/cuda/lib64/libcublas.so.9
+7f0b8000-7f0bc000 r-xp 00010000 00:2a 45    /usr/lib/libcublas.so.13
 7f0c0000-7f0d0000 r-xp 00010000 00:2a 43    /opt/my venv/nvidia/cublas/lib/libcublasLt.so.12
 7f0d0000-7f0e0000 rw-p 00000000 00:00 0
 7f0e0000-7f0f0000 r-xp 00010000 00:2a 44    /opt/cupy_backends/cuda/libs/cublas.cpython-311-x86_64-linux-gnu.so
@@ -177,7 +220,12 @@ MAPS = """7f0a0000-7f0b0000 r--p 00000000 00:2a 42    /opt/my venv/nvidia/cublas
 
 def test_the_loaded_library_is_read_off_the_process(tmp_path):
     (tmp_path / "maps").write_text(MAPS)
-    assert cublas.loaded(tmp_path / "maps") == ["/opt/my venv/nvidia/cublas/lib/libcublas.so.12"]
+    newest_first = [
+        "/usr/lib/libcublas.so.13",
+        "/opt/my venv/nvidia/cublas/lib/libcublas.so.12",
+        "/opt/cuda/lib64/libcublas.so.9",
+    ]
+    assert cublas.loaded(tmp_path / "maps") == newest_first
     assert cublas.loaded(tmp_path / "nothing") == []
 
 
