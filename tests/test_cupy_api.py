@@ -29,8 +29,8 @@ NUMPY = Backend("numpy", np)
 
 @pytest.fixture
 def kernels():
-    """CuPy's arrays through the kernels: what a GPU runs, computed on a CPU."""
-    return cupy_api.backend(backend_for("host-cuda").launch)
+    """CuPy's arrays through the kernels and cuBLAS: what a GPU runs, computed on a CPU."""
+    return cupy_api.backend(backend_for("host-cuda").launch, FakeCublas().open)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
