@@ -10,11 +10,14 @@ kernels", which is what the tests on machines without a GPU do.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,11 +27,14 @@ from typing import Any
 import numpy as np
 
 from .cores import Task, crew, keep_memory
-from .errors import BackendError, DataError
+from .errors import BackendError, BackendWarning, DataError
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
+NO_CUPY = "CuPy is not installed"
+NO_DRIVER = "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all"
+NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ def host_array(a: Any) -> np.ndarray:
 def get(name: str | Backend = "auto") -> Backend:
     """Return a backend. An argument beats the variable GPUDARKNET_BACKEND, which beats detection.
 
-    "auto" quietly gives NumPy on a machine without CUDA. "onnxruntime" is NumPy whose networks predict with ONNX Runtime.
+    "auto" quietly gives NumPy on a machine without a GPU, or without CuPy; it warns where both are there and do not work,
+    once. "onnxruntime" is NumPy whose networks predict with ONNX Runtime.
     Raises BackendError, which says why and what to install, when "cupy" or "onnxruntime" is asked for and cannot run.
     """
     if isinstance(name, Backend):
@@ -139,6 +146,7 @@ def get(name: str | Backend = "auto") -> Backend:
         return _cupy()
     if asked == "cupy":
         raise BackendError(f"{place}: 'cupy' cannot run here: {why}")
+    _warn_unused(why)
     return Backend("numpy", np)
 
 
@@ -157,28 +165,65 @@ def why_no_cupy() -> str | None:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as e:
-        detail = "CuPy is not installed" if e.name == "cupy" else f"CuPy does not import ({_line(e)})"
+        detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({_line(e)})"
         return f"{detail}; {INSTALL}"
+    runtime = cupy.cuda.runtime
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
+        count = runtime.getDeviceCount()
     except Exception as e:
-        if "Insufficient" in str(e):
-            return (
-                f"the NVIDIA driver is too old for this CuPy ({_line(e)}); update the driver or install a CuPy for it"
-            )
+        if "Insufficient" in str(e):  # which the runtime also says where there is no driver at all
+            known = runtime.driverGetVersion()
+            have = f"it has CUDA {_cuda(known)}, CuPy {_cuda(runtime.runtimeGetVersion())}"
+            old = f"the NVIDIA driver is too old for this CuPy: {have}; update the driver or install a CuPy for it"
+            return old if known else NO_DRIVER
         if "NoDevice" in str(e):
-            return "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            return NO_DEVICE
+        if "DriverMismatch" in str(e):
+            return f"the NVIDIA driver was replaced while it was in use ({_line(e)}); restart the machine"
         return f"there is no working NVIDIA driver ({_line(e)}); install it, nvidia-smi must list a GPU"
     if count == 0:
-        return "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        return NO_DEVICE
     try:
         cupy.RawKernel('extern "C" __global__ void probe() {}', "probe").compile()
         cupy.zeros((2, 2), np.float32) @ cupy.zeros((2, 2), np.float32)
     except Exception as e:
         if "header" in str(e).lower():
             return f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them"
+        if any(word in str(e).lower() for word in ("out of memory", "unavailable")):
+            return f"the GPU is taken by other programs ({_line(e)}); end some, nvidia-smi lists them"
         return f"a first kernel and gemm fail on the device ({_line(e)}); {INSTALL}"
     return None
+
+
+def _cuda(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs that the driver shows; it is asked itself, so CuPy need not be there."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return []
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    found = []
+    for k in range(count.value):
+        failed = driver.cuDeviceGet(ctypes.byref(device), k) or driver.cuDeviceGetName(name, len(name), device)
+        found.append("NVIDIA GPU" if failed else name.value.decode(errors="replace"))
+    return found
+
+
+@cache
+def _warn_unused(why: str) -> None:
+    """Warn, once, where a GPU lies idle although CuPy was installed for it."""
+    if not why.startswith(NO_CUPY) and (names := gpus()):
+        warnings.warn(
+            f"backend: 'auto' takes NumPy, often 100 times slower, and leaves the {names[0]} idle: {why};"
+            " backend='numpy' says that this is meant",
+            BackendWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 def _line(error: Exception) -> str:
@@ -205,7 +250,7 @@ def diagnose() -> list[tuple[str, str]]:
         rows.append(("GPU", f"{device['name'].decode()}, {device['totalGlobalMem'] / 2**30:.0f} GiB, "
                             f"sm_{device['major']}{device['minor']}"))  # fmt: skip
     else:
-        rows.append(("GPU", f"not used: {why}"))
+        rows.append(("GPU", ", ".join([*gpus(), f"not used: {why}"])))
     return rows + blas()
 
 

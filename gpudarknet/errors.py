@@ -31,6 +31,10 @@ class TrainError(DarknetError):
     """Training cannot begin, or cannot go on: a checkpoint that does not fit, numbers that are not finite."""
 
 
+class BackendWarning(UserWarning):
+    """There is a GPU, but it is not used."""
+
+
 class CfgWarning(UserWarning):
     """A .cfg file holds something that changes nothing, for example a key that no layer reads."""
 

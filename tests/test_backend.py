@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import types
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpudarknet import backend
-from gpudarknet.errors import BackendError, DataError
+from gpudarknet.errors import BackendError, BackendWarning, DataError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
+    monkeypatch.setattr(backend, "gpus", list)
     backend.why_no_cupy.cache_clear()
+    backend._warn_unused.cache_clear()
     yield
     backend.why_no_cupy.cache_clear()
+    backend._warn_unused.cache_clear()
 
 
-def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None) -> None:
-    """Put a module in the place of cupy whose device count or first kernel behaves as told."""
+def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None, driver: int = 12040) -> None:
+    """Put a module in the place of cupy whose device count, first kernel or driver's version is as told."""
 
     def answer() -> int:
         if isinstance(count, Exception):
@@ -37,7 +43,10 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object
                 raise kernel
 
     cupy = types.ModuleType("cupy")
-    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=answer))  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        getDeviceCount=answer, driverGetVersion=lambda: driver, runtimeGetVersion=lambda: 12090
+    )
+    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
     cupy.RawKernel = RawKernel  # type: ignore[attr-defined]
     cupy.zeros = np.zeros  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -79,21 +88,46 @@ class CUDARuntimeError(RuntimeError):
     """As CuPy names its own."""
 
 
+TOO_OLD = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+INSTALL = backend.INSTALL
+NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 WHY = {
-    "no driver": (dict(count=CUDARuntimeError("cudaErrorUnknown: no driver")), "there is no working NVIDIA driver"),
+    "no working driver": (
+        dict(count=CUDARuntimeError("cudaErrorUnknown: unknown error")),
+        "there is no working NVIDIA driver (cudaErrorUnknown: unknown error); install it, nvidia-smi must list a GPU",
+    ),
+    "no driver": (
+        dict(count=TOO_OLD, driver=0),
+        "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all",
+    ),
     "old driver": (
-        dict(count=CUDARuntimeError("cudaErrorInsufficientDriver: too old")),
-        "the NVIDIA driver is too old",
+        dict(count=TOO_OLD, driver=11040),
+        "the NVIDIA driver is too old for this CuPy: it has CUDA 11.4, CuPy 12.9; update the driver or install a CuPy for it",
     ),
-    "no device": (
-        dict(count=CUDARuntimeError("cudaErrorNoDevice: none")),
-        "the driver shows no CUDA device; check nvidia-smi",
+    "replaced driver": (
+        dict(count=CUDARuntimeError("cudaErrorSystemDriverMismatch: unsupported combination")),
+        "the NVIDIA driver was replaced while it was in use (cudaErrorSystemDriverMismatch: unsupported combination); "
+        "restart the machine",
     ),
-    "zero devices": (dict(count=0), "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    "no headers": (dict(kernel=RuntimeError("Failed to find CUDA headers")), "CuPy finds no CUDA headers"),
+    "no device": (dict(count=CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")), NO_DEVICE),
+    "zero devices": (dict(count=0), NO_DEVICE),
+    "no headers": (
+        dict(kernel=RuntimeError("Failed to find CUDA headers\nand more")),
+        f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them",
+    ),
     "no compiler": (
-        dict(kernel=RuntimeError("nvrtc is gone")),
-        "a first kernel and gemm fail on the device (nvrtc is gone)",
+        dict(kernel=RuntimeError("nvrtc is gone\nand more")),
+        f"a first kernel and gemm fail on the device (nvrtc is gone); {INSTALL}",
+    ),
+    "full device": (
+        dict(kernel=MemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes).")),
+        "the GPU is taken by other programs (Out of memory allocating 512 bytes (allocated so far: 0 bytes).); "
+        "end some, nvidia-smi lists them",
+    ),
+    "taken device": (
+        dict(kernel=CUDARuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")),
+        "the GPU is taken by other programs (cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable); "
+        "end some, nvidia-smi lists them",
     ),
 }
 
@@ -101,12 +135,92 @@ WHY = {
 @pytest.mark.parametrize("name", WHY)
 def test_cupy_that_cannot_run_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault, message = WHY[name]
-    fake_cupy(monkeypatch, **fault)
+    fake_cupy(monkeypatch, **fault)  # type: ignore[arg-type]
     with pytest.raises(BackendError) as e:
         backend.get("cupy")
-    assert str(e.value).startswith(f"backend: 'cupy' cannot run here: {message}")
-    assert "\n" not in str(e.value)
+    assert str(e.value) == f"backend: 'cupy' cannot run here: {message}"
     assert backend.get("auto").name == "numpy"
+
+
+def test_the_real_cupy_tells_no_driver_from_an_old_one() -> None:
+    """On a machine without NVIDIA's driver, where CuPy is installed."""
+    runtime = pytest.importorskip("cupy").cuda.runtime
+    if runtime.driverGetVersion() != 0:
+        pytest.skip("there is a driver")
+    assert backend.why_no_cupy() == backend.NO_DRIVER
+
+
+def test_a_gpu_that_lies_idle_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cupy(monkeypatch, kernel=RuntimeError("nvrtc is gone"))
+    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
+    message = (
+        "backend: 'auto' takes NumPy, often 100 times slower, and leaves the NVIDIA H200 idle: a first kernel and gemm fail on "
+        f"the device (nvrtc is gone); {INSTALL}; backend='numpy' says that this is meant"
+    )
+    with pytest.warns(BackendWarning) as caught:
+        assert backend.get().name == "numpy"
+    assert [str(w.message) for w in caught] == [message]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings(record=True) as again:
+        warnings.simplefilter("always")
+        assert backend.get("auto").name == "numpy"
+    assert again == []
+
+
+def test_nobody_is_warned_who_has_no_gpu_no_cupy_or_wants_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cupy(monkeypatch, count=TOO_OLD, driver=0)
+    backend.get("auto")  # warnings are errors here
+    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200"])
+    backend._warn_unused.cache_clear()
+    backend.get("numpy")
+    monkeypatch.setenv(backend.VARIABLE, "numpy")
+    backend.get("auto")
+    monkeypatch.delenv(backend.VARIABLE)
+    no_cupy(monkeypatch)
+    backend.why_no_cupy.cache_clear()
+    backend.get("auto")
+
+
+class Driver:
+    """NVIDIA's libcuda with two devices, of which the second gives no name."""
+
+    def __init__(self, init: int = 0):
+        self.cuInit = lambda flags: init
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return 0
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        name.value = b"NVIDIA H200"
+        return device.value
+
+
+def test_the_driver_is_asked_for_gpus_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    no_cupy(monkeypatch)
+    backend.why_no_cupy.cache_clear()
+
+    def load(driver: Any) -> None:
+        def answer(name: str) -> Any:
+            assert name in ("libcuda.so.1", "nvcuda.dll")
+            if driver is None:
+                raise OSError("cannot open shared object file")
+            return driver
+
+        monkeypatch.setattr(ctypes, "CDLL", answer)
+
+    load(None)
+    assert backend.gpus() == []
+    load(Driver(init=100))  # CUDA_ERROR_NO_DEVICE
+    assert backend.gpus() == []
+    load(Driver())
+    assert backend.gpus() == ["NVIDIA H200", "NVIDIA GPU"]
+    assert dict(backend.diagnose())["GPU"] == (f"NVIDIA H200, NVIDIA GPU, not used: CuPy is not installed; {INSTALL}")
 
 
 def test_cupy_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
