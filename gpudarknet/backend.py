@@ -32,6 +32,8 @@ from .errors import BackendError, BackendWarning, DataError
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
+CUDA_DEVICES = (2, 13)  # DLPack's types of memory: CUDA's, plain and managed; 1 and 3 are the host's, 3 pinned
+UNUSABLE = (TypeError, ValueError, BufferError, RuntimeError)  # what arrays say that cannot be taken
 NO_CUPY = "CuPy is not installed"
 NO_DRIVER = "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all"
 NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
@@ -69,19 +71,24 @@ class Backend:
     def asarray(self, a: Any, dtype: Any = None) -> Any:
         """Bring anything array-like here, as a C-contiguous array: lists, NumPy, CuPy, and what has DLPack.
 
-        An array that is already here, contiguous and of that type is returned as it is. Raises DataError for what is
-        not an array.
+        An array that is already here, contiguous and of that type is returned as it is; others on the GPU are not copied if they
+        are. What lies on another device is brought to the current one. Raises DataError for what is not an array, needs its
+        gradient, or has numbers unknown here.
         """
         xp, given = self.xp, type(a).__name__
+        if xp is np or not (isinstance(a, xp.ndarray) or on_gpu(a)):
+            a = host_array(a)
+        elif not isinstance(a, xp.ndarray):
+            try:
+                a = xp.asarray(a) if hasattr(a, "__cuda_array_interface__") else xp.from_dlpack(a)
+            except UNUSABLE as e:
+                raise DataError(_refusal(a, e)) from None
+        if not isinstance(a, np.ndarray) and a.device.id != xp.cuda.Device().id:
+            a = a.copy()  # to the current device
         try:
-            if not isinstance(a, xp.ndarray):
-                if xp is np:
-                    a = host_array(a)
-                elif not isinstance(a, np.ndarray) and not hasattr(a, "__cuda_array_interface__"):
-                    a = xp.from_dlpack(a) if hasattr(a, "__dlpack__") else host_array(a)
             return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
-        except (TypeError, ValueError, BufferError) as e:
-            raise DataError(f"cannot use a {given} as an array: {e}") from None
+        except (TypeError, ValueError) as e:
+            raise DataError(f"cannot use a {given} as an array: {_line(e)}") from None
 
     def prepare(self) -> None:
         """Prepare for work that is the same again and again: training."""
@@ -105,17 +112,42 @@ class Backend:
         return a if isinstance(a, np.ndarray) else a.get()
 
 
+def on_gpu(a: Any) -> bool:
+    """Say whether an array of another library lies in CUDA's memory. Raises DataError for one that cannot be read."""
+    try:
+        if hasattr(a, "__cuda_array_interface__"):
+            return True
+        return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] in CUDA_DEVICES
+    except UNUSABLE as e:
+        raise DataError(_refusal(a, e)) from None
+
+
 def host_array(a: Any) -> np.ndarray:
-    """View, or copy from a device, any array-like object as NumPy: `__dlpack__` and `__cuda_array_interface__` too."""
+    """View, or copy from a device, any array-like object as NumPy: `__dlpack__` and `__cuda_array_interface__` too.
+
+    Raises DataError for what is not an array, and for one that needs its gradient or has numbers which NumPy has not.
+    """
     if isinstance(a, np.ndarray):
         return a
-    if hasattr(a, "__cuda_array_interface__"):
-        import cupy  # the array lives on a GPU, so its library and a driver are here
+    device = on_gpu(a)
+    try:
+        if device:
+            try:
+                import cupy
+            except ImportError:
+                raise TypeError("it lies in GPU memory, and CuPy is not installed; copy it to the host first") from None
+            return (cupy.asarray if hasattr(a, "__cuda_array_interface__") else cupy.from_dlpack)(a).get()
+        if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+            return np.from_dlpack(a)
+        return np.asarray(a)
+    except UNUSABLE as e:
+        raise DataError(_refusal(a, e)) from None
 
-        return cupy.asnumpy(cupy.asarray(a))
-    if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
-        return np.from_dlpack(a)
-    return np.asarray(a)
+
+def _refusal(a: Any, error: Exception) -> str:
+    """Say why an array cannot be taken; of another library's, what mostly helps."""
+    said = f"cannot use a {type(a).__name__} as an array: {_line(error)}"
+    return said + ("; detach it, and convert bfloat16 to float32" if hasattr(a, "__dlpack_device__") else "")
 
 
 def get(name: str | Backend = "auto") -> Backend:

@@ -8,10 +8,12 @@ import types
 import warnings
 from typing import Any
 
+import cupy_api
 import numpy as np
 import pytest
 
 from gpudarknet import backend
+from gpudarknet.backend import Backend
 from gpudarknet.errors import BackendError, BackendWarning, DataError
 
 
@@ -246,6 +248,110 @@ def test_asarray_takes_lists_and_keeps_what_fits() -> None:
 def test_what_is_no_array_is_refused() -> None:
     with pytest.raises(DataError, match=r"^cannot use a list as an array: "):
         backend.get("numpy").asarray(["a", "b"], np.float32)
+
+
+class Tensor:
+    """An array of another library, on a device of DLPack's numbering: 1 the CPU, 2 CUDA, 3 the CPU's pinned memory."""
+
+    def __init__(self, array: np.ndarray, kind: int = 1):
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.array.__dlpack__(**how)
+
+
+class Gradient(Tensor):
+    """As PyTorch's that require their gradient."""
+
+    def __array__(self, *args: Any, **kw: Any) -> Any:
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.\nmore"
+        )
+
+
+class Bfloat16(Tensor):
+    def __dlpack__(self, **how: Any) -> Any:
+        raise BufferError("Unsupported dtype in DLTensor.")
+
+
+class CudaGradient(Tensor):
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+
+
+BACKENDS = [Backend("numpy", np), Backend("cupy", cupy_api.xp)]
+A = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.mark.parametrize("be", BACKENDS, ids=lambda be: be.name)
+@pytest.mark.parametrize("kind", [1, 3])
+def test_asarray_takes_what_other_libraries_have_on_the_cpu(be: Backend, kind: int) -> None:
+    for a in (A, A[:, ::2], A.T, read_only(A)):
+        got = be.asarray(Tensor(a, kind))
+        assert type(got) is be.xp.ndarray and got.flags.c_contiguous
+        np.testing.assert_array_equal(be.to_numpy(got), a)
+    assert be.asarray(Tensor(A, kind), np.float16).dtype == np.float16
+
+
+def read_only(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def test_memory_of_the_gpu_is_not_copied() -> None:
+    got = BACKENDS[1].asarray(Tensor(A, 2))
+    assert got.data.ptr == A.ctypes.data
+
+
+def test_an_array_of_another_device_is_brought_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    be, other = BACKENDS[1], types.SimpleNamespace(id=1)
+    here, there = (be.asarray(A) for _ in range(2))
+    monkeypatch.setattr(
+        cupy_api.Array, "device", property(lambda self: other if self is there else types.SimpleNamespace(id=0))
+    )
+    assert be.asarray(here) is here or be.asarray(here).data.ptr == here.data.ptr
+    got = be.asarray(there)
+    assert got.data.ptr != there.data.ptr
+    np.testing.assert_array_equal(be.to_numpy(got), A)
+
+
+HELP = "; detach it, and convert bfloat16 to float32"
+REFUSED = {
+    "gradient": (Gradient(A), "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."),
+    "bfloat16": (Bfloat16(A), "Unsupported dtype in DLTensor."),
+    "gradient on the GPU": (CudaGradient(A, 2), "Can't get __cuda_array_interface__ on Variable that requires grad."),
+}
+
+
+@pytest.mark.parametrize("be", BACKENDS, ids=lambda be: be.name)
+@pytest.mark.parametrize("name", REFUSED)
+def test_arrays_that_cannot_be_taken_are_refused(be: Backend, name: str) -> None:
+    a, message = REFUSED[name]
+    with pytest.raises(DataError) as e:
+        be.asarray(a)
+    assert str(e.value) == f"cannot use a {type(a).__name__} as an array: {message}{HELP}"
+
+
+def test_an_array_of_the_gpu_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_cupy(monkeypatch)
+    message = f"it lies in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
+    with pytest.raises(DataError) as e:
+        backend.get("numpy").asarray(Tensor(A, 2))
+    assert str(e.value) == f"cannot use a Tensor as an array: {message}"
+
+
+def test_pytorch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    for be in BACKENDS:
+        np.testing.assert_array_equal(be.to_numpy(be.asarray(torch.from_numpy(A).T)), A.T)
+        for wrong in (torch.zeros(2, requires_grad=True), torch.zeros(2, dtype=torch.bfloat16)):
+            with pytest.raises(DataError, match=f"^cannot use a Tensor as an array: .*{HELP}$"):
+                be.asarray(wrong)
 
 
 def test_diagnosis_names_backend_blas_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

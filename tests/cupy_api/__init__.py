@@ -21,7 +21,7 @@ from . import streams
 from .signatures import TABLE
 
 CUPY = json.loads(TABLE.read_text(encoding="utf-8"))
-FROM_HOST = {"asarray", "array", "ascontiguousarray", "from_dlpack"}
+FROM_HOST = {"asarray", "array", "ascontiguousarray"}
 VIEWS = {"__getitem__", "__len__", "__repr__", "__iter__", "ndarray.reshape", "ndarray.transpose", "ndarray.view",
          "ndarray.ravel"}  # fmt: skip
 FREE = {"__class__", "__doc__", "__module__", "__hash__", "__slots__", "__new__", "__init__", "__init_subclass__",
@@ -45,6 +45,11 @@ class Array:
 
     def __array__(self, *args: Any, **kw: Any) -> Any:
         raise NotCuPy("Implicit conversion to a NumPy array is not allowed; use be.to_numpy")
+
+    @property
+    def device(self) -> Any:
+        """The device it lies on: there is one."""
+        return streams.Device()
 
     @property
     def data(self) -> Any:
@@ -106,6 +111,18 @@ class Namespace:
     __name__ = "cupy"
     cuda = streams.cuda
     get_default_memory_pool = staticmethod(lambda: streams.pool)
+
+    @staticmethod
+    def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> Array:
+        """Take memory of CUDA only, as CuPy does; what says that it has some has the host's here."""
+        kind, _ = array.__dlpack_device__()
+        if kind == 1:
+            raise TypeError(
+                "CPU arrays cannot be directly imported to CuPy. Use `cupy.array(numpy.from_dlpack(input))`."
+            )
+        if kind not in (2, 13):
+            raise TypeError(f"Unsupported array type: {kind}")
+        return Array(array.array)
 
     @property
     def lib(self) -> Any:
