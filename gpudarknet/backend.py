@@ -16,9 +16,11 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -27,13 +29,18 @@ from typing import Any
 import numpy as np
 
 from .cores import Task, crew, keep_memory
-from .errors import BackendError, BackendWarning, DataError
+from .errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
 CUDA_DEVICES = (2, 13)  # DLPack's types of memory: CUDA's, plain and managed; 1 and 3 are the host's, 3 pinned
 UNUSABLE = (TypeError, ValueError, BufferError, RuntimeError)  # what arrays say that cannot be taken
+# What CuPy's memory pool, CUDA's runtime and its driver say when a device's memory is full.
+FULL = re.compile(
+    r"Out of memory allocating ([\d,]+) bytes(?:.*limit set to: ([\d,]+) bytes)?"
+    r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+)
 NO_CUPY = "CuPy is not installed"
 NO_DRIVER = "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all"
 NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
@@ -55,11 +62,17 @@ class Backend:
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Allocate an array without writing to it."""
-        return self.xp.empty(shape, dtype)
+        with self.guard():
+            return self.xp.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Allocate an array of zeros."""
-        return self.xp.zeros(shape, dtype)
+        with self.guard():
+            return self.xp.zeros(shape, dtype)
+
+    def guard(self) -> Guard:
+        """Return a context whose work raises OutOfMemoryError where CuPy says that the device's memory is full."""
+        return Guard(self)
 
     def strided(self, a: Any, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """View a contiguous array from number `begin` on with any shape, and strides in numbers; places may overlap."""
@@ -83,10 +96,11 @@ class Backend:
                 a = xp.asarray(a) if hasattr(a, "__cuda_array_interface__") else xp.from_dlpack(a)
             except UNUSABLE as e:
                 raise DataError(_refusal(a, e)) from None
-        if not isinstance(a, np.ndarray) and a.device.id != xp.cuda.Device().id:
-            a = a.copy()  # to the current device
         try:
-            return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
+            with self.guard():
+                if not isinstance(a, np.ndarray) and a.device.id != xp.cuda.Device().id:
+                    a = a.copy()  # to the current device
+                return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError) as e:
             raise DataError(f"cannot use a {given} as an array: {_line(e)}") from None
 
@@ -109,7 +123,33 @@ class Backend:
 
     def to_numpy(self, a: Any) -> np.ndarray:
         """Bring an array of this backend to the host, as NumPy."""
-        return a if isinstance(a, np.ndarray) else a.get()
+        if isinstance(a, np.ndarray):
+            return a
+        with self.guard():  # what is not contiguous is copied on the device first
+            return a.get()
+
+
+class Guard:
+    """Says what CuPy says of full memory in one line: how much was asked for, how much is free, and what to do."""
+
+    __slots__ = ("be",)
+
+    def __init__(self, be: Backend):
+        self.be = be
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, (MemoryError, RuntimeError)) and (full := FULL.search(str(error))):
+            facts = [f"{full[1]} bytes asked for"] if full[1] else []
+            with suppress(Exception):  # after some errors the device says nothing more
+                facts.append("{:,} free of {:,}".format(*self.be.xp.cuda.runtime.memGetInfo()))
+            facts += [f"CuPy is limited to {full[2]}"] if full[2] else []
+            said = ": ".join(filter(None, ["the device's memory is full", ", ".join(facts)]))
+            raise OutOfMemoryError(
+                f"{said}; make batch, width or height smaller, or end other programs there"
+            ) from error
 
 
 def on_gpu(a: Any) -> bool:

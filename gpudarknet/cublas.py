@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BackendError
+from .errors import BackendError, OutOfMemoryError
 
 LARGEST_BATCH = 65_535  # matrices in one call: kernels of cuBLAS count them with a grid's z
 WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; without one, every captured graph gets its own
@@ -37,6 +37,7 @@ R_32F, R_16F = 0, 2
 COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
 DEFAULT_ALGORITHM = -1
 NO_HALF_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: parts of a sum are added as float32 too
+ALLOC_FAILED = 3
 STATUS = {
     1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 11: "MAPPING_ERROR",
     13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR", 15: "NOT_SUPPORTED", 16: "LICENSE_ERROR",
@@ -122,9 +123,10 @@ class Handle:
         function.argtypes, function.restype = ARGUMENTS[name], c_int
         status = function(*args)
         if status:
-            raise BackendError(
-                f"{name}: cuBLAS says {STATUS.get(status, 'unknown')} ({status}); backend='numpy' goes without it"
-            )
+            said = f"{name}: cuBLAS says {STATUS.get(status, 'unknown')} ({status})"
+            if status == ALLOC_FAILED:
+                raise OutOfMemoryError(f"{said}: the device's memory is full; end other programs there")
+            raise BackendError(f"{said}; backend='numpy' goes without it")
 
 
 class Matrices:

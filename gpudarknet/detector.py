@@ -191,8 +191,9 @@ class Detector:
     def input(self, pictures: Sequence[np.ndarray]) -> Any:
         """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1, where the network is."""
         net, be = self.network, self.network.backend
-        fitted = [resize.network_input(be, be.asarray(p), net.width, net.height, *self._fit(p)) for p in pictures]
-        return be.xp.stack(fitted)
+        with be.guard():
+            fitted = [resize.network_input(be, be.asarray(p), net.width, net.height, *self._fit(p)) for p in pictures]
+            return be.xp.stack(fitted)
 
     def rows(self, x: Any, thresh: float) -> np.ndarray:
         """Run the network on what `send` or `input` gives; return boxes (K, 6 + classes) as `Network.detections` does."""

@@ -19,6 +19,10 @@ class BackendError(DarknetError):
     """The array module that was asked for cannot run here."""
 
 
+class OutOfMemoryError(BackendError, MemoryError):
+    """The memory of the device is full."""
+
+
 class ImageError(DarknetError):
     """A picture or a video cannot be read or written."""
 

@@ -104,7 +104,10 @@ class Network:
             if run.leaf or node.index < run.frozen:
                 leaf = run.leaf and all(source < run.frozen for source in node.sources)
                 own = replace(run, train=run.train and node.index >= run.frozen, leaf=leaf)
-            with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
+            with (
+                self.backend.guard(),
+                np.errstate(all="ignore"),
+            ):  # inf and NaN travel as on a GPU; training looks for them
                 y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=own)
             outputs[node.index] = y
             keep(node.index, y, backward)
@@ -136,7 +139,8 @@ class Network:
             x = self.input(x)
         if planned:
             sizes = (self.net.input, len(x))
-            return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
+            with be.guard():
+                return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
@@ -164,10 +168,11 @@ class Network:
             raise DataError(
                 f"{self.config.path}: has no [yolo], [region] or [detection] layer; it classifies, use predict"
             )
-        rows = [
-            head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
-            for head, y in zip(heads, outputs, strict=True)
-        ]
+        with self.backend.guard():
+            rows = [
+                head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
+                for head, y in zip(heads, outputs, strict=True)
+            ]
         return np.concatenate(rows)
 
     def table(self) -> str:

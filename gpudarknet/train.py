@@ -119,6 +119,10 @@ class Trainer:
         subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when
         numbers are no longer finite: the weights and the momentum are then as before the step.
         """
+        with self.net.backend.guard():
+            return self._step(x, truth)
+
+    def _step(self, x: Any, truth: Any) -> float:
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)
         if self.faults:

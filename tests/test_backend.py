@@ -12,9 +12,10 @@ import cupy_api
 import numpy as np
 import pytest
 
-from gpudarknet import backend
+import gpudarknet as gd
+from gpudarknet import backend, cfg
 from gpudarknet.backend import Backend
-from gpudarknet.errors import BackendError, BackendWarning, DataError
+from gpudarknet.errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 
 
 @pytest.fixture(autouse=True)
@@ -352,6 +353,144 @@ def test_pytorch_tensors() -> None:
         for wrong in (torch.zeros(2, requires_grad=True), torch.zeros(2, dtype=torch.bfloat16)):
             with pytest.raises(DataError, match=f"^cannot use a Tensor as an array: .*{HELP}$"):
                 be.asarray(wrong)
+
+
+class CuPyOutOfMemory(MemoryError):
+    """As CuPy names its own."""
+
+
+SAID = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
+SIZES = "8,589,934,592 free of 17,179,869,184"  # as the fixture says it
+WAY = "make batch, width or height smaller, or end other programs there"
+FULL = f"the device's memory is full: 1,843,200 bytes asked for, {SIZES}; {WAY}"
+
+
+class Full(type(cupy_api.xp)):  # type: ignore[misc]
+    """The array module of CuPy, on a device that has no room for what these functions return."""
+
+    def __init__(self, *names: str, error: Exception | None = None):
+        self.names, self.error = names, error or CuPyOutOfMemory(SAID)
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*args: Any, **kw: Any) -> Any:
+            raise self.error
+
+        return fail if name in self.names else super().__getattr__(name)
+
+
+def full(*names: str, error: Exception | None = None) -> Backend:
+    return Backend("cupy", Full(*names, error=error))
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy_api.streams.cuda.runtime, "memGetInfo", lambda: (1 << 33, 1 << 34))
+
+
+ALLOCATING = {
+    "empty": lambda be: be.empty((3, 4)),
+    "zeros": lambda be: be.zeros((3, 4)),
+    "asarray": lambda be: be.asarray(A),
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATING)
+def test_full_memory_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(OutOfMemoryError) as e:
+        ALLOCATING[name](full(name))
+    assert str(e.value) == FULL
+    assert isinstance(e.value, BackendError) and isinstance(e.value, MemoryError)
+    assert str(e.value.__cause__) == SAID
+
+
+def test_full_memory_is_told_by_a_copy_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(self: Any) -> Any:
+        raise CuPyOutOfMemory(SAID)
+
+    be = BACKENDS[1]
+    a = be.asarray(A)
+    monkeypatch.setattr(cupy_api.Array, "get", get)
+    with pytest.raises(OutOfMemoryError) as e:
+        be.to_numpy(a)
+    assert str(e.value) == FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CuPyOutOfMemory(
+                "Out of memory allocating 512 bytes (allocated so far: 64 bytes, limit set to: 100 bytes)."
+            ),
+            f"the device's memory is full: 512 bytes asked for, {SIZES}, CuPy is limited to 100; {WAY}",
+        ),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"the device's memory is full: {SIZES}; {WAY}"),
+        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"the device's memory is full: {SIZES}; {WAY}"),
+    ],
+)
+def test_full_memory_is_told_whoever_says_so(error: Exception, message: str) -> None:
+    with pytest.raises(OutOfMemoryError) as e:
+        full("empty", error=error).empty((3, 4))
+    assert str(e.value) == message
+
+
+def test_full_memory_is_told_by_a_device_that_says_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(cupy_api.streams.cuda.runtime, "memGetInfo", fail)
+    with pytest.raises(OutOfMemoryError) as e:
+        full("empty", error=CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")).empty((3, 4))
+    assert str(e.value) == f"the device's memory is full; {WAY}"
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    """The host's memory, too, and what else CUDA says."""
+    for error in (MemoryError("Unable to allocate 5.00 GiB"), CUDARuntimeError("cudaErrorIllegalAddress: illegal")):
+        with pytest.raises(type(error)) as e:
+            full("empty", error=error).empty((3, 4))
+        assert e.value is error
+
+
+NET = """[net]
+width=6
+height=4
+channels=3
+batch=2
+max_batches=9
+[convolutional]
+filters=18
+activation=mish
+[yolo]
+mask=0,1,2
+anchors=1,2, 3,4, 5,6
+num=3
+classes=1
+"""
+
+
+def network(be: Backend) -> gd.Network:
+    return gd.load_network(cfg.parse(NET), backend=be)
+
+
+X, TRUTH = np.zeros((2, 3, 4, 6), np.float32), np.zeros((2, 200, 6), np.float32)
+USES = {
+    "weights": ("ascontiguousarray", lambda be: network(be)),
+    "the reference engine": ("exp", lambda be: network(be).predict(X, engine="reference")),
+    "a trace": ("exp", lambda be: network(be).trace(X)),
+    "boxes": ("nonzero", lambda be: network(be).detections([be.zeros((2, 18, 4, 6))], 0.1)),
+    "a detector's input": ("stack", lambda be: gd.Detector(network(be)).input([np.zeros((8, 9, 3), np.uint8)])),
+    "forward in training": ("exp", lambda be: gd.Trainer(network(be), cpu_build=False).step(X, TRUTH)),
+    "the sums of a step": ("stack", lambda be: gd.Trainer(network(be), cpu_build=False).step(X, TRUTH)),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_full_memory_is_told_wherever_it_is_met(name: str) -> None:
+    function, use = USES[name]
+    with pytest.raises(OutOfMemoryError) as e:
+        use(full(function))
+    assert str(e.value) == FULL
 
 
 def test_diagnosis_names_backend_blas_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
