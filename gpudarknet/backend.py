@@ -273,12 +273,12 @@ def _cuda(version: int) -> str:
 
 def gpus() -> list[str]:
     """Return the names of the NVIDIA GPUs that the driver shows; it is asked itself, so CuPy need not be there."""
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return []
-    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return []
+    except (OSError, AttributeError):  # no driver, or something else of that name
         return []
     found = []
     for k in range(count.value):
