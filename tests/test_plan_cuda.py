@@ -868,7 +868,9 @@ def test_memory_that_is_free_in_pieces_only(fake):
         raise MemoryError("Out of memory allocating 18,432 bytes")
 
     be.xp.empty = refuse
-    message = "needs 79,888 bytes on the device: Out of memory allocating 18,432 bytes; take a smaller batch"
+    full = "the device's memory is full: 18,432 bytes asked for, 1,073,741,824 free of 2,147,483,648"
+    way = "make batch, width or height smaller, or end other programs there; take a smaller batch"
+    message = f"needs 79,888 bytes on the device: {full}; {way}"
     with pytest.raises(BackendError) as error:
         program(net, 3)
     assert str(error.value) == f"batch 3 of 5 x 8 x 12 in fp32 {message}"
