@@ -20,7 +20,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -98,11 +98,26 @@ class Backend:
                 raise DataError(_refusal(a, e)) from None
         try:
             with self.guard():
-                if not isinstance(a, np.ndarray) and a.device.id != xp.cuda.Device().id:
+                if not isinstance(a, np.ndarray) and a.device.id != self.current_device():
                     a = a.copy()  # to the current device
                 return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError) as e:
             raise DataError(f"cannot use a {given} as an array: {_line(e)}") from None
+
+    def current_device(self) -> int | None:
+        """Return the number of this thread's current GPU; None where arrays are the host's."""
+        cuda = getattr(self.xp, "cuda", None)
+        return None if cuda is None else int(cuda.Device().id)
+
+    def use_device(self, device: int | None) -> AbstractContextManager[Any]:
+        """Make a GPU the current one for a block; do nothing for None, the host."""
+        return nullcontext() if device is None else self.xp.cuda.Device(device)
+
+    def synchronize(self) -> None:
+        """Wait until the current stream has done what it was given; NumPy has at once."""
+        cuda = getattr(self.xp, "cuda", None)
+        if cuda is not None:
+            cuda.get_current_stream().synchronize()
 
     def prepare(self) -> None:
         """Prepare for work that is the same again and again: training."""
@@ -144,9 +159,9 @@ class Guard:
         if isinstance(error, (MemoryError, RuntimeError)) and (full := FULL.search(str(error))):
             facts = [f"{full[1]} bytes asked for"] if full[1] else []
             with suppress(Exception):  # after some errors the device says nothing more
-                facts.append("{:,} free of {:,}".format(*self.be.xp.cuda.runtime.memGetInfo()))
+                facts.append("{:,} free of {:,} on the device".format(*self.be.xp.cuda.runtime.memGetInfo()))
             facts += [f"CuPy is limited to {full[2]}"] if full[2] else []
-            said = ": ".join(filter(None, ["the device's memory is full", ", ".join(facts)]))
+            said = ": ".join(filter(None, ["CUDA is out of memory", ", ".join(facts)]))
             raise OutOfMemoryError(
                 f"{said}; make batch, width or height smaller, or end other programs there"
             ) from error

@@ -259,7 +259,7 @@ def borrowed(be: Any) -> Iterator[Any]:
     No two threads have one at a time; there are as many as threads ever multiplied at once. Plans have their own.
     """
     cuda = getattr(be.xp, "cuda", None)
-    idle = _idle.setdefault((be.cublas, 0 if cuda is None else cuda.Device().id), [])
+    idle = _idle.setdefault((be.cublas, be.current_device() or 0), [])
     stream = None if cuda is None else cuda.get_current_stream()
     try:
         loan = idle.pop()

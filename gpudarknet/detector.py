@@ -180,9 +180,10 @@ class Detector:
     def send(self, pictures: Sequence[np.ndarray]) -> Any:
         """Bring uint8 images (H, W, C) to the network as `rows` takes them: as `input` does, on a GPU as bytes on their way."""
         be = self.network.backend
-        return (
-            self.input(pictures) if be.cublas is None else uploader(be).send(pictures, list(map(self._fit, pictures)))
-        )
+        if be.cublas is None:
+            return self.input(pictures)
+        with self.network.on_device():
+            return uploader(be).send(pictures, list(map(self._fit, pictures)))
 
     def _fit(self, picture: np.ndarray) -> tuple[int, int]:
         (H, W), net = picture.shape[:2], self.network
@@ -191,7 +192,7 @@ class Detector:
     def input(self, pictures: Sequence[np.ndarray]) -> Any:
         """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1, where the network is."""
         net, be = self.network, self.network.backend
-        with be.guard():
+        with net.on_device():
             fitted = [resize.network_input(be, be.asarray(p), net.width, net.height, *self._fit(p)) for p in pictures]
             return be.xp.stack(fitted)
 

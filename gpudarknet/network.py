@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,8 @@ class Network:
     """A network on one backend.
 
     net: the [net] record. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
-    heads: the layers whose outputs are results. seen: images it was trained on.
+    heads: the layers whose outputs are results. seen: images it was trained on. device: the GPU that was the current one when
+    the network was made; it stays there, whichever is current when it is used.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Network:
         seen: int = 0,
     ):
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
-        self.nodes = nodes
+        self.nodes, self.device = nodes, be.current_device()
         self.engine = Engine()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
+        be.synchronize()  # they are there, whichever stream uses them first
         for node in self.nodes:
             self.weights[node.index] = self.weights[owner(node)]
         heads = [n.index for n in self.nodes if n.layer.head]
@@ -64,6 +67,12 @@ class Network:
         """Width of an input image in pixels."""
         return self.net.input[2]
 
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Make this network's GPU the current one for a block, and full memory there an OutOfMemoryError; do nothing on NumPy."""
+        with self.backend.use_device(self.device), self.backend.guard():
+            yield
+
     def resize(self, width: int, height: int) -> None:
         """Take images of another size, in pixels, from now on. Raises CfgError if the layers or the weights do not allow it."""
         config = replace(self.config, net=replace(self.net, width=width, height=height))
@@ -79,7 +88,8 @@ class Network:
 
     def input(self, x: Any) -> Any:
         """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
-        x = self.backend.asarray(x, np.float32)
+        with self.on_device():
+            x = self.backend.asarray(x, np.float32)
         if x.ndim != 4 or x.shape[1:] != self.net.input or x.shape[0] < 1:
             raise DataError(
                 f"input has shape {tuple(x.shape)}; {self.config.path} takes (N, C, H, W) = "
@@ -94,6 +104,10 @@ class Network:
         """
         if run.train:
             self.engine.forget()  # its weights are about to change
+        with self.on_device():
+            self._forward(x, run, keep)
+
+    def _forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
@@ -104,10 +118,7 @@ class Network:
             if run.leaf or node.index < run.frozen:
                 leaf = run.leaf and all(source < run.frozen for source in node.sources)
                 own = replace(run, train=run.train and node.index >= run.frozen, leaf=leaf)
-            with (
-                self.backend.guard(),
-                np.errstate(all="ignore"),
-            ):  # inf and NaN travel as on a GPU; training looks for them
+            with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
                 y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=own)
             outputs[node.index] = y
             keep(node.index, y, backward)
@@ -139,7 +150,7 @@ class Network:
             x = self.input(x)
         if planned:
             sizes = (self.net.input, len(x))
-            with be.guard():
+            with self.on_device():
                 return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 
@@ -168,7 +179,7 @@ class Network:
             raise DataError(
                 f"{self.config.path}: has no [yolo], [region] or [detection] layer; it classifies, use predict"
             )
-        with self.backend.guard():
+        with self.on_device():
             rows = [
                 head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
                 for head, y in zip(heads, outputs, strict=True)

@@ -87,15 +87,16 @@ class Trainer:
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []
-        for node in net.nodes:
-            whose = owner(node)
-            own = {} if whose != node.index else {
-                name: be.zeros(a.shape) for name, a in net.weights[node.index].items() if trained(name, a)
-            }  # fmt: skip
-            self.gradients.append(self.gradients[whose] if whose != node.index else own)
-        self.moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
-                        if cfg.adam and isinstance(node.layer, Convolutional) else {}
-                        for node, own in zip(net.nodes, self.gradients, strict=True)]  # fmt: skip
+        with net.on_device():
+            for node in net.nodes:
+                whose = owner(node)
+                own = {} if whose != node.index else {
+                    name: be.zeros(a.shape) for name, a in net.weights[node.index].items() if trained(name, a)
+                }  # fmt: skip
+                self.gradients.append(self.gradients[whose] if whose != node.index else own)
+            self.moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
+                            if cfg.adam and isinstance(node.layer, Convolutional) else {}
+                            for node, own in zip(net.nodes, self.gradients, strict=True)]  # fmt: skip
         self.average: list[dict[str, Any]] | None = None  # of the weights, with ema_alpha
         only = [node.index for node in net.nodes if node.layer.train_only_bn]
         self.only_bn = max(only, default=-1)  # it holds for all earlier layers too
@@ -119,10 +120,6 @@ class Trainer:
         subdivisions, which are run one after the other. Raises DataError for shapes that do not fit; TrainError when
         numbers are no longer finite: the weights and the momentum are then as before the step.
         """
-        with self.net.backend.guard():
-            return self._step(x, truth)
-
-    def _step(self, x: Any, truth: Any) -> float:
         net, parts = self.net, self.net.net.subdivisions
         N = len(x)
         if self.faults:
@@ -134,16 +131,17 @@ class Trainer:
         fresh: list[dict[str, Any]] = []  # this step's gradients, times the loss scale
         for node in net.nodes:
             fresh.append(fresh[owner(node)] if owner(node) != node.index else {})
-        for part in range(parts):
-            images = slice(part * size, (part + 1) * size)
-            net.seen += size
-            rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-            cost += self.accumulate(net.input(x[images]), truth[images], rng, fresh)
-        self.skipped = not self.sound(cost, fresh, x[:size])
-        self.iteration = net.seen // N
-        if not self.skipped:
-            self.take(fresh)
-            self.update(N)
+        with net.on_device():
+            for part in range(parts):
+                images = slice(part * size, (part + 1) * size)
+                net.seen += size
+                rng = np.random.default_rng([self.seed, self.iteration, 2, part])
+                cost += self.accumulate(net.input(x[images]), truth[images], rng, fresh)
+            self.skipped = not self.sound(cost, fresh, x[:size])
+            self.iteration = net.seen // N
+            if not self.skipped:
+                self.take(fresh)
+                self.update(N)
         return cost
 
     def fit(
@@ -315,7 +313,8 @@ class Trainer:
     def load(self, path: str | Path) -> dict[str, np.ndarray]:
         """Take over what `save` wrote; return its extra. Raises TrainError for a file of another network."""
         arrays = checkpoint.read(path)
-        checkpoint.restore(self, arrays, path)
+        with self.net.on_device():
+            checkpoint.restore(self, arrays, path)
         return {name[6:]: a for name, a in arrays.items() if name.startswith("extra/")}
 
 

@@ -360,9 +360,9 @@ class CuPyOutOfMemory(MemoryError):
 
 
 SAID = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
-SIZES = "8,589,934,592 free of 17,179,869,184"  # as the fixture says it
+SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture says it
 WAY = "make batch, width or height smaller, or end other programs there"
-FULL = f"the device's memory is full: 1,843,200 bytes asked for, {SIZES}; {WAY}"
+FULL = f"CUDA is out of memory: 1,843,200 bytes asked for, {SIZES}; {WAY}"
 
 
 class Full(type(cupy_api.xp)):  # type: ignore[misc]
@@ -422,10 +422,10 @@ def test_full_memory_is_told_by_a_copy_to_the_host(monkeypatch: pytest.MonkeyPat
             CuPyOutOfMemory(
                 "Out of memory allocating 512 bytes (allocated so far: 64 bytes, limit set to: 100 bytes)."
             ),
-            f"the device's memory is full: 512 bytes asked for, {SIZES}, CuPy is limited to 100; {WAY}",
+            f"CUDA is out of memory: 512 bytes asked for, {SIZES}, CuPy is limited to 100; {WAY}",
         ),
-        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"the device's memory is full: {SIZES}; {WAY}"),
-        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"the device's memory is full: {SIZES}; {WAY}"),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
+        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
     ],
 )
 def test_full_memory_is_told_whoever_says_so(error: Exception, message: str) -> None:
@@ -441,7 +441,7 @@ def test_full_memory_is_told_by_a_device_that_says_no_more(monkeypatch: pytest.M
     monkeypatch.setattr(cupy_api.streams.cuda.runtime, "memGetInfo", fail)
     with pytest.raises(OutOfMemoryError) as e:
         full("empty", error=CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")).empty((3, 4))
-    assert str(e.value) == f"the device's memory is full; {WAY}"
+    assert str(e.value) == f"CUDA is out of memory; {WAY}"
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -868,7 +868,7 @@ def test_memory_that_is_free_in_pieces_only(fake):
         raise MemoryError("Out of memory allocating 18,432 bytes")
 
     be.xp.empty = refuse
-    full = "the device's memory is full: 18,432 bytes asked for, 1,073,741,824 free of 2,147,483,648"
+    full = "CUDA is out of memory: 18,432 bytes asked for, 1,073,741,824 free of 2,147,483,648 on the device"
     way = "make batch, width or height smaller, or end other programs there; take a smaller batch"
     message = f"needs 79,888 bytes on the device: {full}; {way}"
     with pytest.raises(BackendError) as error:

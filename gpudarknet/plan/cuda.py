@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -93,24 +92,28 @@ class Program:
         self.type = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.width = 16 // self.type.itemsize
         self.prepared = {} if prepared is None else prepared
+        self.graph: Any = None
         self._decide = partial(decide, plan, precision=precision, choices=choices, together=together, ahead=ahead)
         self.scheme = self._decide(plan.batch)
         self.steps = self.scheme.steps
         self.writers = {reader: writer for writer, reader in self.scheme.ahead.items()}
         self.weights = sum(ways.weight_bytes(s, self._form(s), self.type.itemsize) for s in self.scheme.ways)
+        self.lane = lane(be)
+        with self.lane.turn():
+            self._bind(graph)
+
+    def _bind(self, graph: bool) -> None:
+        """Allocate memory, and bind the steps to it."""
         self._allocate()
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
-        self.entry, self.outputs = Entry(self), [self.view(m) for m in plan.outputs]
+        self.entry, self.outputs = Entry(self), [self.view(m) for m in self.plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
             if step is not self.entry.step:
                 self.work += BIND[type(step)](self, step)
-        self.graph: Any = None
         self.eagerly = self._why_eager(graph)
-        if self.lane.cuda is not None:
-            self.lane.cuda.get_current_stream().synchronize()  # the weights are there, whichever stream runs first
 
     def _needed(self, batch: int) -> int:
         """Return the bytes on the device for a batch of this network, beside what programs share."""
@@ -124,7 +127,6 @@ class Program:
         needed = self._needed(batch)
         place = f"batch {batch} of {C} x {H} x {W} in {self.precision} needs {needed:,} bytes on the device"
         try:
-            self.lane = lane(be)
             free = free_bytes(be)
             if free is not None and needed > free:
                 fit = bisect_right(range(batch), free, key=self._needed) - 1
@@ -193,8 +195,10 @@ class Program:
         """
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
-        results = [be.empty((N, *m.shape)) for m in self.plan.outputs]
+        with be.use_device(self.lane.device):
+            results = [be.empty((N, *m.shape)) for m in self.plan.outputs[: self.heads]]
         with self.lane.turn():
+            states = [be.empty((N, *m.shape)) for m in self.plan.outputs[self.heads :]]
             if self.graph is None and self.eagerly is None:
                 self._capture()
             if self.poison:
@@ -205,16 +209,16 @@ class Program:
                     v = self.view(m)
                     launch("plan.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
             self.replay()
-            for m, v, result in zip(self.plan.outputs, self.outputs, results, strict=True):
+            for m, v, result in zip(self.plan.outputs, self.outputs, results + states, strict=True):
                 C, P = v.sizes
                 if m in self.rows:
                     launch("plan.to_rows", result.size, v.a, result, result.size, C, v.ld)
                 else:
                     launch("plan.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, block=256)
-            kept = iter(results[self.heads :])
+            kept = iter(states)
             for memory in self.memories:
                 memory.w["state"] = [next(kept) for _ in memory.after]
-        return results[: self.heads]
+        return results
 
     def replay(self) -> None:
         """Run the steps on the input that was given last. For `run`, and where steps are timed."""
@@ -236,8 +240,7 @@ class Program:
 
     def __del__(self) -> None:
         if getattr(self, "graph", None) is not None:
-            with suppress(Exception):  # at the end of the process CUDA may be gone
-                self.lane.stream.synchronize()  # the graph may still be at work
+            self.lane.retire(self.graph)
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""

@@ -127,9 +127,8 @@ class Uploader:
         size = 1 << (total - 1).bit_length()
         pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
         sent, read = (self.cuda.Event(disable_timing=True) for _ in range(2))
-        slot = Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
-        self.cuda.get_current_stream().record(read)  # after what the pool's memory was used for before
-        return slot
+        with self.stream:  # in whose order CuPy's pool gives the memory again
+            return Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
 
 
 _uploaders: dict[tuple[Any, int], Uploader] = {}

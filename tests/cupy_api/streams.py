@@ -95,6 +95,15 @@ class Graph:
 class Device:
     id = 0
 
+    def __init__(self, device: int | None = None):
+        assert device in (None, 0)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
     def synchronize(self) -> None:
         refuse("Device.synchronize")
 

@@ -1,0 +1,493 @@
+// Devices, streams, events, graphs, and the order in which work runs.
+#include "emulator.h"
+
+#include <chrono>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+namespace emulator {
+
+std::recursive_mutex mutex;
+thread_local int current_device = 0;
+std::string message;
+Settings settings;
+
+static std::map<std::string, long> counters;
+static std::set<Stream *> streams;
+static std::map<int, Stream *> defaults;  // the legacy default stream of each device
+static cudaError_t sticky = cudaSuccess;
+static thread_local cudaError_t last = cudaSuccess;
+static std::minstd_rand dice;
+
+struct Injection {
+    long calls_left;
+    cudaError_t status;
+};
+static std::map<std::string, Injection> injections;
+
+void count(const std::string &what, long by) { counters[what] += by; }
+
+static std::string words(const char *format, va_list args) {
+    char text[512];
+    vsnprintf(text, sizeof text, format, args);
+    return text;
+}
+
+void note(const char *format, ...) {
+    if (!settings.verbose) return;
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "[CUDA emulator] %s\n", words(format, args).c_str());
+    va_end(args);
+}
+
+cudaError_t problem(cudaError_t status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    message = words(format, args);
+    va_end(args);
+    note("error %d: %s", status, message.c_str());
+    return last = status;
+}
+
+void fail_kernel(cudaError_t status, const std::string &what) {
+    if (sticky) return;
+    message = what, sticky = status;
+    fprintf(stderr, "[CUDA emulator] %s\n", what.c_str());
+}
+
+cudaError_t sticky_error() { return sticky; }
+
+cudaError_t begin(const char *call) {
+    count(call);
+    auto found = injections.find(call);
+    if (found != injections.end() && --found->second.calls_left == 0) {
+        cudaError_t status = found->second.status;
+        injections.erase(found);
+        return problem(status, "%s was told to fail", call);
+    }
+    return sticky ? last = sticky : cudaSuccess;
+}
+
+static Stream *new_stream() {
+    static int number = 0;
+    Stream *stream = new Stream;
+    stream->device = current_device, stream->number = number++;
+    streams.insert(stream);
+    return stream;
+}
+
+Stream *stream_of(cudaStream_t handle) {
+    if ((size_t)handle <= 2) {  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
+        Stream *&stream = defaults[current_device];
+        if (!stream) stream = new_stream(), stream->is_default = true;
+        return stream;
+    }
+    return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
+}
+
+void run(Stream *stream, long until) {
+    while (stream->done < until && !stream->queue.empty()) {
+        Work work = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        stream->done++;
+        if (!sticky) work();
+    }
+}
+
+void run_everything() {
+    for (Stream *stream : streams) run(stream, stream->pushed);
+}
+
+// By the seed, some streams run at once, some as late as they may, and some now and then.
+static void run_at_random() {
+    for (Stream *stream : streams) {
+        int pace = std::minstd_rand(settings.schedule * 7919 + stream->number)() / 16807 % 3;
+        if (pace == 0) run(stream, stream->pushed);
+        if (pace == 1 && !stream->queue.empty()) run(stream, stream->done + dice() % 3);
+    }
+}
+
+static void enqueue(Stream *stream, Work work) { stream->queue.push_back(std::move(work)), stream->pushed++; }
+
+static void wait_for(Stream *stream, Stream *other) {
+    long position = other->pushed;
+    if (other->done < position) enqueue(stream, [=] { run(other, position); });
+}
+
+void wait_for_device(Stream *stream, int device) {
+    for (Stream *other : streams)
+        if (other->device == device) wait_for(stream, other);
+}
+
+void make_device_wait(int device, Stream *stream) {
+    for (Stream *other : streams)
+        if (other->device == device && !other->capture) wait_for(other, stream);
+}
+
+// The legacy default stream waits for all blocking streams of its device, and they for it.
+static cudaError_t wait_for_implied(Stream *stream) {
+    if (!stream->blocking) return cudaSuccess;
+    for (Stream *other : streams) {
+        if (other == stream || !other->blocking || other->device != stream->device) continue;
+        if (!stream->is_default && !other->is_default) continue;
+        if (other->capture) {
+            other->invalidated = true;
+            return problem(cudaErrorStreamCaptureImplicit, "work on the default stream while a blocking stream is captured");
+        }
+        wait_for(stream, other);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t push(Stream *stream, Work work) {
+    if (sticky) return sticky;
+    if (stream->capture) {
+        if (stream->invalidated) return problem(cudaErrorStreamCaptureInvalidated, "the capture is invalid already");
+        stream->capture->nodes.push_back(std::move(work));
+        return cudaSuccess;
+    }
+    if (cudaError_t status = wait_for_implied(stream)) return status;
+    enqueue(stream, std::move(work));
+    if (settings.schedule == EAGER || stream->queue.size() > 20000) run(stream, stream->pushed);
+    if (settings.schedule > 0) run_at_random();
+    return cudaSuccess;
+}
+
+Stream *capturing(int device) {
+    for (Stream *stream : streams)
+        if (stream->capture && (device < 0 || stream->device == device)) return stream;
+    return nullptr;
+}
+
+static cudaError_t new_stream(cudaStream_t *handle, bool blocking) {
+    Stream *stream = new_stream();
+    stream->blocking = blocking;
+    *handle = (cudaStream_t)stream;
+    return cudaSuccess;
+}
+
+static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+static const char *error_name(int status) {
+    switch (status) {
+#define NAME(error) case error: return #error;
+        NAME(cudaSuccess) NAME(cudaErrorInvalidValue) NAME(cudaErrorMemoryAllocation) NAME(cudaErrorInitializationError)
+        NAME(cudaErrorInsufficientDriver) NAME(cudaErrorNoDevice) NAME(cudaErrorInvalidDevice) NAME(cudaErrorInvalidResourceHandle)
+        NAME(cudaErrorNotReady) NAME(cudaErrorIllegalAddress) NAME(cudaErrorLaunchFailure) NAME(cudaErrorNotSupported)
+        NAME(cudaErrorPeerAccessUnsupported) NAME(cudaErrorPeerAccessAlreadyEnabled) NAME(cudaErrorPeerAccessNotEnabled)
+        NAME(cudaErrorStreamCaptureUnsupported) NAME(cudaErrorStreamCaptureInvalidated) NAME(cudaErrorStreamCaptureUnmatched)
+        NAME(cudaErrorStreamCaptureUnjoined) NAME(cudaErrorStreamCaptureIsolation) NAME(cudaErrorStreamCaptureImplicit)
+        NAME(cudaErrorSymbolNotFound) NAME(cudaErrorInvalidConfiguration) NAME(cudaErrorInvalidKernelImage) NAME(cudaErrorUnknown)
+#undef NAME
+    }
+    return "cudaErrorUnknown";
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+// ---- devices
+
+static cudaError_t driver() {
+    if (settings.driver_version < CUDART_VERSION / 1000 * 1000) return problem(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version");
+    return settings.devices ? cudaSuccess : problem(cudaErrorNoDevice, "no CUDA-capable device is detected");
+}
+
+EXPORT cudaError_t cudaGetDeviceCount(int *n) {
+    ENTER(cudaGetDeviceCount);
+    *n = 0;
+    if (cudaError_t status = driver()) return status;
+    *n = settings.devices;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetDevice(int *device) {
+    *device = current_device;
+    return driver();
+}
+EXPORT cudaError_t cudaSetDevice(int device) {
+    ENTER(cudaSetDevice);
+    if (device < 0 || device >= settings.devices) return problem(cudaErrorInvalidDevice, "device %d of %ld", device, settings.devices);
+    current_device = device;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaDeviceSynchronize() {
+    ENTER(cudaDeviceSynchronize);
+    count("waits");
+    if (Stream *stream = capturing(current_device)) {
+        stream->invalidated = true;
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize while capturing");
+    }
+    for (Stream *stream : streams)
+        if (stream->device == current_device) run(stream, stream->pushed);
+    check_patterns();
+    return sticky;
+}
+EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+    switch (attribute) {
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+        case cudaDevAttrWarpSize: *value = 32; break;
+        case cudaDevAttrMultiProcessorCount: *value = 132; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
+        case cudaDevAttrMemoryPoolsSupported: *value = 0; break;
+        case cudaDevAttrClockRate: *value = 0; break;
+        default: *value = 1;
+    }
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // version 2 of it in CUDA 12, by a macro
+    ENTER(cudaGetDeviceProperties);
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "CUDA emulator (no GPU)");
+    p->totalGlobalMem = settings.memory, p->sharedMemPerBlock = 48 << 10, p->regsPerBlock = 1 << 16, p->warpSize = 32;
+    p->maxThreadsPerBlock = 1024, p->maxThreadsDim[0] = 1024, p->maxGridSize[0] = 2147483647, p->major = 9;
+    p->multiProcessorCount = 132, p->sharedMemPerMultiprocessor = 228 << 10, p->maxThreadsPerMultiProcessor = 2048;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaDriverGetVersion(int *version) {
+    *version = settings.driver_version;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaRuntimeGetVersion(int *version) {
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetLastError() {
+    cudaError_t status = last;
+    last = sticky;
+    return status;
+}
+EXPORT const char *cudaGetErrorName(cudaError_t status) { return error_name(status); }
+EXPORT const char *cudaGetErrorString(cudaError_t) { return message.c_str(); }
+EXPORT cudaError_t cudaProfilerStart() { return cudaSuccess; }
+EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
+
+// ---- streams
+
+EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    ENTER(cudaStreamCreate);
+    return new_stream(stream, true);
+}
+EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+    ENTER(cudaStreamCreateWithFlags);
+    return new_stream(stream, !(flags & cudaStreamNonBlocking));
+}
+EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int) {
+    ENTER(cudaStreamCreateWithPriority);
+    return new_stream(stream, !(flags & cudaStreamNonBlocking));
+}
+EXPORT cudaError_t cudaStreamDestroy(cudaStream_t handle) {
+    ENTER(cudaStreamDestroy);
+    Stream *stream = stream_of(handle);
+    if (!stream || stream->is_default) return problem(cudaErrorInvalidResourceHandle, "destroys a stream that does not exist");
+    run(stream, stream->pushed);  // CUDA lets it finish
+    streams.erase(stream);        // not deleted: events may still name it
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
+    ENTER(cudaStreamSynchronize);
+    Stream *stream = stream_of(handle);
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "waits for a stream that does not exist");
+    count("waits");
+    if (stream->capture) {
+        stream->invalidated = true;
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamSynchronize of a stream that is captured");
+    }
+    if (cudaError_t status = wait_for_implied(stream)) return status;
+    run(stream, stream->pushed);
+    return sticky;
+}
+EXPORT cudaError_t cudaStreamQuery(cudaStream_t handle) {
+    ENTER(cudaStreamQuery);
+    Stream *stream = stream_of(handle);
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "asks for a stream that does not exist");
+    if (stream->capture) {
+        stream->invalidated = true;
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamQuery of a stream that is captured");
+    }
+    return stream->done < stream->pushed ? cudaErrorNotReady : cudaSuccess;
+}
+EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
+    ENTER(cudaStreamWaitEvent);
+    Stream *stream = stream_of(handle);
+    Event *event = (Event *)e;
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "a wait on a stream that does not exist");
+    if (stream->capture) {
+        if (event->captured) return cudaSuccess;
+        stream->invalidated = true;
+        return problem(cudaErrorStreamCaptureIsolation, "a captured stream waits for an event from outside the capture");
+    }
+    if (event->captured) return problem(cudaErrorNotSupported, "the emulator captures one stream at a time");
+    if (Stream *other = event->stream; other && other != stream && other->done < event->position) {
+        long position = event->position;
+        enqueue(stream, [=] { run(other, position); });
+    }
+    return cudaSuccess;
+}
+
+// ---- capture and graphs
+
+EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+    ENTER(cudaStreamBeginCapture);
+    Stream *stream = stream_of(handle);
+    if (!stream || stream->is_default) return problem(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
+    if (stream->capture) return problem(cudaErrorIllegalState, "the stream is captured already");
+    count("captures");
+    stream->capture = std::make_unique<Graph>(), stream->invalidated = false;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph) {
+    ENTER(cudaStreamEndCapture);
+    Stream *stream = stream_of(handle);
+    *graph = nullptr;
+    if (!stream || !stream->capture) return problem(cudaErrorIllegalState, "end of a capture that has not begun");
+    std::unique_ptr<Graph> made = std::move(stream->capture);
+    if (stream->invalidated) return problem(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture");
+    *graph = (cudaGraph_t)made.release();
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *status) {
+    ENTER(cudaStreamIsCapturing);
+    Stream *stream = stream_of(handle);
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "asks for a stream that does not exist");
+    *status = !stream->capture ? cudaStreamCaptureStatusNone : stream->invalidated ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long) {
+    ENTER(cudaGraphInstantiate);
+    Graph *copy = new Graph;
+    copy->nodes = ((Graph *)graph)->nodes;
+    *made = (cudaGraphExec_t)copy;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
+    ENTER(cudaGraphUpload);
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t s) {
+    ENTER(cudaGraphLaunch);
+    Stream *stream = stream_of(s);
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "launches a graph on a stream that does not exist");
+    if (stream->capture) return problem(cudaErrorNotSupported, "the emulator has no graphs inside graphs");
+    Graph *graph = (Graph *)handle;
+    note("graph of %zu nodes, stream %p", graph->nodes.size(), (void *)stream);
+    count("graph launches"), count("graph nodes", graph->nodes.size());
+    for (auto &node : graph->nodes)
+        if (cudaError_t status = push(stream, node)) return status;
+    return push(stream, [at_work = graph->at_work] {});
+}
+EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    ENTER(cudaGraphDestroy);
+    delete (Graph *)graph;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t handle) {
+    ENTER(cudaGraphExecDestroy);
+    Graph *graph = (Graph *)handle;
+    if (graph->at_work.use_count() > 1) fail_kernel(cudaErrorIllegalAddress, "a graph was destroyed while it was at work");
+    delete graph;
+    return cudaSuccess;
+}
+
+// ---- events
+
+EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+    ENTER(cudaEventCreateWithFlags);
+    Event *event = new Event;
+    event->device = current_device, event->timing = !(flags & cudaEventDisableTiming);
+    *e = (cudaEvent_t)event;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+EXPORT cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    ENTER(cudaEventDestroy);
+    auto keep = std::shared_ptr<Event>((Event *)e);  // work that is queued may still write its time
+    if (Stream *stream = keep->stream; stream && stream->done < stream->pushed) enqueue(stream, [keep] {});
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
+    ENTER(cudaEventRecord);
+    Stream *stream = stream_of(handle);
+    Event *event = (Event *)e;
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "an event is recorded on a stream that does not exist");
+    if (event->device != stream->device) return problem(cudaErrorInvalidResourceHandle, "an event of device %d is recorded on a stream of device %d", event->device, stream->device);
+    event->captured = stream->capture != nullptr;
+    if (event->captured) return cudaSuccess;
+    if (cudaError_t status = push(stream, [event] { if (event->timing) event->seconds = now(); })) return status;
+    event->stream = stream, event->position = stream->pushed;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    ENTER(cudaEventSynchronize);
+    Event *event = (Event *)e;
+    count("waits");
+    if (event->captured) return problem(cudaErrorStreamCaptureUnsupported, "waits for an event that was recorded while capturing");
+    if (event->stream) run(event->stream, event->position);
+    return sticky;
+}
+EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
+    ENTER(cudaEventQuery);
+    Event *event = (Event *)e;
+    return event->stream && event->stream->done < event->position ? cudaErrorNotReady : cudaSuccess;
+}
+EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    ENTER(cudaEventElapsedTime);
+    Event *a = (Event *)from, *b = (Event *)to;
+    if (!a->timing || !b->timing || !a->stream || !b->stream) return problem(cudaErrorInvalidResourceHandle, "an event without a time");
+    if (a->stream->done < a->position || b->stream->done < b->position) return cudaErrorNotReady;
+    *ms = (b->seconds - a->seconds) * 1e3;
+    return cudaSuccess;
+}
+#if CUDART_VERSION < 13000
+EXPORT cudaError_t cudaEventElapsedTime_v2(float *ms, cudaEvent_t from, cudaEvent_t to) { return cudaEventElapsedTime(ms, from, to); }
+#endif
+
+// ---- what tests ask for, through __init__.py
+
+EXPORT int emulator_set(const char *name, long value) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
+        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}};
+    auto found = known.find(name);
+    if (found == known.end()) return 0;
+    *found->second = value;
+    if (found->second == &settings.schedule && value > 0) dice.seed(value);
+    return 1;
+}
+EXPORT long emulator_get(const char *name) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    const std::map<std::string, long> known = {{"devices", settings.devices}, {"memory", settings.memory},
+        {"driver_version", settings.driver_version}, {"peer_access", settings.peer_access}, {"schedule", settings.schedule}, {"verbose", settings.verbose}};
+    return known.at(name);
+}
+// One line for each counter: "name\tvalue\n".
+EXPORT const char *emulator_counters() {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    static std::string text;
+    text.clear();
+    for (auto &counter : counters) text += counter.first + "\t" + std::to_string(counter.second) + "\n";
+    return text.c_str();
+}
+EXPORT void emulator_fail(const char *call, long nth, int status) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    if (nth > 0) injections[call] = {nth, (cudaError_t)status};
+    else injections.erase(call);
+}
+// Whether a sticky error was there; forget it, and what was queued behind it.
+EXPORT int emulator_reset() {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    run_everything();  // after a sticky error nothing of it is done
+    check_patterns();
+    int status = sticky;
+    sticky = last = cudaSuccess;
+    for (Stream *stream : streams) stream->capture.reset(), stream->invalidated = false;
+    injections.clear();
+    return status;
+}
+EXPORT const char *emulator_message() { return message.c_str(); }

@@ -1,0 +1,285 @@
+"""How plans are launched: streams, events, captures, devices and memory, on the emulated CUDA, which finds what is missing.
+
+`run_everything` uses a network in the ways that users do: several threads and streams, images and arrays, several batches under
+way at once, programs that are dropped while others work. It must give what NumPy gives, whatever the order in which the
+emulator runs work; and with each of FAULTS planted, it must not.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import seeded
+from planted import plant
+
+from gpudarknet import Detector, backend, cfg, cublas, load_network
+from gpudarknet.cuda import launcher
+from gpudarknet.plan import convolutions, cuda, lane, launches, pictures
+from gpudarknet.plan.compile import compile
+
+CFG = """[net]
+width=32
+height=24
+channels=3
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=24
+size=3
+pad=1
+stride=2
+batch_normalize=1
+activation=leaky
+[convolutional]
+filters=16
+size=1
+activation=mish
+[route]
+layers=-2
+[convolutional]
+filters=16
+size=1
+activation=leaky
+[shortcut]
+from=-3
+activation=leaky
+[convolutional]
+filters=21
+size=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=4,6, 8,8, 12,16
+classes=2
+num=3
+"""
+SCHEDULES = (0, 1, 2, 3, 4, 5)  # as late as possible; some streams at once, others late
+
+
+@pytest.fixture
+def fresh(emulator, monkeypatch):
+    """Forget streams, handles and image buffers of other tests, and keep those of this one from others."""
+    monkeypatch.setattr(lane, "_lanes", {})
+    monkeypatch.setattr(pictures, "_uploaders", {})
+    return emulator
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a parsed cfg and the path of its weights."""
+    config = cfg.parse(CFG, "launching.cfg")
+    path = tmp_path_factory.mktemp("launching") / "seeded.weights"
+    seeded.write_weights(load_network(config, backend="numpy"), path, 5)
+    return config, path
+
+
+def images(seed, count=2):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def wanted(net, batch):
+    """What NumPy gives for a batch of images."""
+    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    return net.predict(x, engine="reference")[0]
+
+
+class Wrong(Exception):
+    """A result differs from NumPy's."""
+
+
+def compare(got, want, what):
+    if not np.abs(got - want).max() < 1e-4:
+        raise Wrong(what)
+
+
+def run_everything(files, schedule):
+    """Use a network on the emulated device; raise Wrong, or what CUDA says."""
+    import cuda_emulator
+    import cupy
+
+    config, weights = files
+    be = replace(backend.get("cupy"), launch=launcher())  # of kernels that nobody has launched
+    numpy = load_network(config, weights, backend="numpy")
+    cuda_emulator.configure(schedule=schedule)
+    try:
+        _streams_and_arrays(be, cupy, files, numpy)
+        _batches_under_way(be, cupy, files, numpy)
+        _threads(be, cupy, files, numpy)
+        _dropped_programs(be, cupy, files, numpy)
+        _guarded(be, cuda_emulator, files, numpy)
+    finally:
+        cuda_emulator.configure(schedule=0)
+
+
+def _streams_and_arrays(be, cupy, files, numpy):
+    """Arrays that are made on a stream of the caller's just before, and used there just after; then from another stream."""
+    net = load_network(*files, backend=be)
+    x = np.random.default_rng(0).random((2, 3, 24, 32), dtype=np.float32)
+    want = numpy.predict(x, engine="reference")[0]
+    one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    for stream, scale in ((one, 1), (one, 2), (other, 4)):
+        with stream:
+            there = be.asarray(x * np.float32(scale)) / np.float32(scale)
+            (y,) = net.predict(there)
+            del there
+            noise = cupy.full((2, 3, 24, 32), 7, np.float32)  # takes the memory of `there`
+            doubled = (y + y).get(stream=stream)
+        compare(doubled / 2, want, "an array on the caller's stream")
+        del noise
+    (program,) = net.engine.programs.values()
+    if program.eagerly is not None:
+        raise Wrong(f"not a graph: {program.eagerly}")
+
+
+def _batches_under_way(be, cupy, files, numpy):
+    """Batches of images, of which several are sent before a result is read, in slots that grow and are used again."""
+    detector = Detector(load_network(*files, backend=be))
+    for counts in ((2, 2, 2, 2, 2, 2), (1, 1, 2, 3, 1, 3)):
+        batches = [images(10 * i + n, n) for i, n in enumerate(counts)]
+        outputs = [detector.network.predict(detector.send(batch)) for batch in batches]
+        for batch, (y,) in zip(batches, outputs, strict=True):
+            compare(y.get(), wanted(numpy, batch), "images under way")
+
+
+def _threads(be, cupy, files, numpy):
+    """Threads with streams of their own, on one network, which lies on the second device."""
+    with cupy.cuda.Device(1):
+        detector = Detector(load_network(*files, backend=be))
+    failed = []
+
+    def work(seed):
+        try:
+            batch = images(seed)
+            for _ in range(2):
+                (y,) = detector.network.predict(detector.send(batch))
+                compare(y.get(), wanted(numpy, batch), "a thread's result")
+                if y.device.id != 1:
+                    raise Wrong("a network has left its device")
+        except BaseException as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    (program,) = detector.network.engine.programs.values()
+    with cupy.cuda.Device(1):
+        x = be.asarray(np.ones((2, 3, 24, 32), np.float32))
+        be.synchronize()
+    results = program.run(x), program.run(x)
+    with cupy.cuda.Device(1):
+        compare(results[0][0].get(), results[1][0].get(), "a program, from a thread with another device")
+
+
+def _dropped_programs(be, cupy, files, numpy):
+    """Programs that are dropped with work under way, while others begin."""
+    net = load_network(*files, backend=be)
+    batch = images(3)
+    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    plan = compile(net.nodes, net.weights, net.heads, net.net.input, 2)
+    one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    results = []
+    for i, graph in enumerate((False, True, False, True)):
+        with one:
+            program = cuda.Program(plan, be, graph=graph, prepared={})
+        with other if i % 2 else one:
+            there = be.asarray(x)
+            results.append(program.run(there)[0])
+            results.append(program.run(there)[0])
+        del program, there
+        gc.collect()
+        with one:
+            noise = [cupy.full((1 << 12,), 7, np.float32) for _ in range(8)]  # takes memory that was freed
+        del noise
+    other.synchronize()
+    one.synchronize()
+    for y in results:
+        compare(y.get(), wanted(numpy, batch), "a program that was dropped")
+
+
+def _guarded(be, cuda_emulator, files, numpy):
+    """Every array in pages of its own."""
+    with cuda_emulator.guarded_allocations():
+        net = load_network(*files, backend=be)
+        lane._lanes.clear()
+        batch = images(4)
+        x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        for graph in (False, True):
+            plan = compile(net.nodes, net.weights, net.heads, net.net.input, 2)
+            program = cuda.Program(plan, be, graph=graph)
+            for _ in range(2):
+                compare(program.run(be.asarray(x))[0].get(), wanted(numpy, batch), "guarded memory")
+            del program
+        del net
+        gc.collect()
+    lane._lanes.clear()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_results_are_numpys_in_any_order(fresh, files, schedule):
+    run_everything(files, schedule)
+    assert fresh.reset() is None
+
+
+FAULTS = {
+    # the waits
+    "computing does not wait until images are there": (pictures, "stream.wait_event(self.slot.sent)", "pass"),
+    "images are overwritten before they are read": (pictures, "self.stream.wait_event(slot.read)", "pass"),
+    "reading images is not recorded": (pictures, "stream.record(self.slot.read)", "pass"),
+    "pinned memory is written before it is sent": (pictures, "slot.sent.synchronize()", "pass"),
+    "a plan does not wait for the caller's stream": (lane, "self.stream.wait_event(self.ready)", "pass"),
+    "the caller's stream does not wait for a plan": (lane, "caller.wait_event(self.done)", "pass"),
+    # wrong streams
+    "a graph is launched on another stream": (cuda, "self.graph.launch(self.lane.stream)", "self.graph.launch(self.lane.cuda.Stream(non_blocking=True))"),
+    "images go up on the caller's stream's back": (pictures, "there.set(slot.host[:total], stream=self.stream)", "there.set(slot.host[:total], stream=self.cuda.Stream(non_blocking=True))"),
+    "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
+    "eager steps run on the caller's stream": (lane, "with self.stream:", "with caller:"),
+    # memory
+    "a slot is free as soon as it is sent": (pictures, "return Pictures(self.be, runs, slot, self.free)", "self.free.append(slot); return Pictures(self.be, runs, slot, self.free)"),
+    "device memory of a slot is dropped while it is read": (pictures, "slot.read.synchronize()", "pass"),
+    "a graph is destroyed at work": (cuda, "self.lane.retire(self.graph)", "self.graph = None"),
+    "the workspace of cuBLAS is freed": (lane, "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))", "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE)); self.workspace = None"),
+    "the arena is too small": (cuda, "self.arena = be.empty((self.scheme.numbers,), self.type)", "self.arena = be.empty((self.scheme.numbers // 2,), self.type)"),
+    "the arena is another stream's": (cuda, "with self.lane.turn():\n            self._bind(graph)", "self._bind(graph)"),
+    "weights are of the host": (convolutions, "address(x.a), x.ld, y.pixels, images)]", "x.a.get().ctypes.data, x.ld, y.pixels, images)]"),
+    "a captured step allocates": (cuda, "for launch in self.work:\n            launch()", "for launch in self.work:\n            launch()\n        copied = self.arena.copy()\n        self.arena[...] = copied"),
+    "a kernel reads what was freed": (launches, "return lambda: launch(name, threads, *args)", "return lambda: launch(name, threads, *[a.copy() if i == 0 and hasattr(a, 'ndim') else a for i, a in enumerate(args)])"),
+    "a wrong leading dimension": (convolutions, "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)]", "address(y.a), y.ld, address(x.a), x.ld + 8, y.pixels, images)]"),
+    # captures and devices
+    "kernels are first launched while capturing": (lane, "        work()\n        work()\n        try:", "        try:"),
+    "a device is waited for while capturing": (cuda, "for launch in self.work:\n            launch()", "for launch in self.work:\n            launch()\n        self.lane.stream.synchronize()"),
+    "work goes to the thread's device": (lane, "self.be.use_device(self.device)", "self.be.use_device(None)"),
+    "images go up on the thread's device": (backend, "return nullcontext() if device is None else self.xp.cuda.Device(device)", "return nullcontext()"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # after an error what is freed says so too
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(fresh, files, monkeypatch, name):
+    plant(monkeypatch, *FAULTS[name])
+    found = None
+    for schedule in range(20):
+        try:
+            run_everything(files, schedule)
+        except Exception as e:
+            found = f"{type(e).__name__}: {e}"
+        found = fresh.reset() or found
+        if found:
+            break
+    gc.collect()
+    fresh.reset()
+    assert found is not None
+    print(f"{name}: {found}")
