@@ -19,6 +19,10 @@ class BackendError(DarknetError):
     """The array module that was asked for cannot run here."""
 
 
+class OutOfMemoryError(BackendError, MemoryError):
+    """The memory of the device is full."""
+
+
 class ImageError(DarknetError):
     """A picture or a video cannot be read or written."""
 
@@ -29,6 +33,10 @@ class DataError(DarknetError):
 
 class TrainError(DarknetError):
     """Training cannot begin, or cannot go on: a checkpoint that does not fit, numbers that are not finite."""
+
+
+class BackendWarning(UserWarning):
+    """There is a GPU, but it is not used."""
 
 
 class CfgWarning(UserWarning):

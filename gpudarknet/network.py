@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -67,9 +67,11 @@ class Network:
         """Width of an input image in pixels."""
         return self.net.input[2]
 
-    def on_device(self) -> AbstractContextManager[Any]:
-        """Make this network's GPU the current one for a block; do nothing on NumPy."""
-        return self.backend.use_device(self.device)
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Make this network's GPU the current one for a block, and full memory there an OutOfMemoryError; do nothing on NumPy."""
+        with self.backend.use_device(self.device), self.backend.guard():
+            yield
 
     def resize(self, width: int, height: int) -> None:
         """Take images of another size, in pixels, from now on. Raises CfgError if the layers or the weights do not allow it."""

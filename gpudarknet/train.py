@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import checkpoint, loop, schedule
+from .backend import host_array
 from .cpu_build import CpuBuild
 from .errors import DataError, TrainError, TrainWarning
 from .graph import Node, owner
@@ -123,7 +124,7 @@ class Trainer:
         N = len(x)
         if self.faults:
             self.faults.warn()
-        truth = np.asarray(truth, np.float32).reshape(len(truth), -1)
+        truth = np.asarray(host_array(truth), np.float32).reshape(len(truth), -1)
         if len(truth) != N or N % parts or N == 0:
             raise DataError(f"a batch of {N} images and {len(truth)} truths; both must be one multiple of {parts}")
         size, cost = N // parts, 0.0

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import sys
 import types
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import backend_for
 
-from gpudarknet import backend
-from gpudarknet.errors import BackendError, DataError
+import gpudarknet as gd
+from gpudarknet import backend, cfg
+from gpudarknet.backend import Backend
+from gpudarknet.errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
+    monkeypatch.setattr(backend, "gpus", list)
     backend.why_no_cupy.cache_clear()
+    backend._warn_unused.cache_clear()
     yield
     backend.why_no_cupy.cache_clear()
+    backend._warn_unused.cache_clear()
 
 
-def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None) -> None:
-    """Put a module in the place of cupy whose device count or first kernel behaves as told."""
+def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None, driver: int = 12040) -> None:
+    """Put a module in the place of cupy whose device count, first kernel or driver's version is as told."""
 
     def answer() -> int:
         if isinstance(count, Exception):
@@ -37,7 +47,10 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object
                 raise kernel
 
     cupy = types.ModuleType("cupy")
-    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=answer))  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        getDeviceCount=answer, driverGetVersion=lambda: driver, runtimeGetVersion=lambda: 12090
+    )
+    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
     cupy.RawKernel = RawKernel  # type: ignore[attr-defined]
     cupy.zeros = np.zeros  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -79,21 +92,46 @@ class CUDARuntimeError(RuntimeError):
     """As CuPy names its own."""
 
 
+TOO_OLD = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+INSTALL = backend.INSTALL
+NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 WHY = {
-    "no driver": (dict(count=CUDARuntimeError("cudaErrorUnknown: no driver")), "there is no working NVIDIA driver"),
+    "no working driver": (
+        dict(count=CUDARuntimeError("cudaErrorUnknown: unknown error")),
+        "there is no working NVIDIA driver (cudaErrorUnknown: unknown error); install it, nvidia-smi must list a GPU",
+    ),
+    "no driver": (
+        dict(count=TOO_OLD, driver=0),
+        "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all",
+    ),
     "old driver": (
-        dict(count=CUDARuntimeError("cudaErrorInsufficientDriver: too old")),
-        "the NVIDIA driver is too old",
+        dict(count=TOO_OLD, driver=11040),
+        "the NVIDIA driver is too old for this CuPy: it has CUDA 11.4, CuPy 12.9; update the driver or install a CuPy for it",
     ),
-    "no device": (
-        dict(count=CUDARuntimeError("cudaErrorNoDevice: none")),
-        "the driver shows no CUDA device; check nvidia-smi",
+    "replaced driver": (
+        dict(count=CUDARuntimeError("cudaErrorSystemDriverMismatch: unsupported combination")),
+        "the NVIDIA driver was replaced while it was in use (cudaErrorSystemDriverMismatch: unsupported combination); "
+        "restart the machine",
     ),
-    "zero devices": (dict(count=0), "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    "no headers": (dict(kernel=RuntimeError("Failed to find CUDA headers")), "CuPy finds no CUDA headers"),
+    "no device": (dict(count=CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")), NO_DEVICE),
+    "zero devices": (dict(count=0), NO_DEVICE),
+    "no headers": (
+        dict(kernel=RuntimeError("Failed to find CUDA headers\nand more")),
+        f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them",
+    ),
     "no compiler": (
-        dict(kernel=RuntimeError("nvrtc is gone")),
-        "a first kernel and gemm fail on the device (nvrtc is gone)",
+        dict(kernel=RuntimeError("nvrtc is gone\nand more")),
+        f"a first kernel and gemm fail on the device (nvrtc is gone); {INSTALL}",
+    ),
+    "full device": (
+        dict(kernel=MemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes).")),
+        "the GPU is taken by other programs (Out of memory allocating 512 bytes (allocated so far: 0 bytes).); "
+        "end some, nvidia-smi lists them",
+    ),
+    "taken device": (
+        dict(kernel=CUDARuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")),
+        "the GPU is taken by other programs (cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable); "
+        "end some, nvidia-smi lists them",
     ),
 }
 
@@ -101,12 +139,92 @@ WHY = {
 @pytest.mark.parametrize("name", WHY)
 def test_cupy_that_cannot_run_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault, message = WHY[name]
-    fake_cupy(monkeypatch, **fault)
+    fake_cupy(monkeypatch, **fault)  # type: ignore[arg-type]
     with pytest.raises(BackendError) as e:
         backend.get("cupy")
-    assert str(e.value).startswith(f"backend: 'cupy' cannot run here: {message}")
-    assert "\n" not in str(e.value)
+    assert str(e.value) == f"backend: 'cupy' cannot run here: {message}"
     assert backend.get("auto").name == "numpy"
+
+
+def test_the_real_cupy_tells_no_driver_from_an_old_one() -> None:
+    """On a machine without NVIDIA's driver, where CuPy is installed."""
+    runtime = pytest.importorskip("cupy").cuda.runtime
+    if runtime.driverGetVersion() != 0:
+        pytest.skip("there is a driver")
+    assert backend.why_no_cupy() == backend.NO_DRIVER
+
+
+def test_a_gpu_that_lies_idle_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cupy(monkeypatch, kernel=RuntimeError("nvrtc is gone"))
+    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
+    message = (
+        "backend: 'auto' takes NumPy, often 100 times slower, and leaves the NVIDIA H200 idle: a first kernel and gemm fail on "
+        f"the device (nvrtc is gone); {INSTALL}; backend='numpy' says that this is meant"
+    )
+    with pytest.warns(BackendWarning) as caught:
+        assert backend.get().name == "numpy"
+    assert [str(w.message) for w in caught] == [message]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings(record=True) as again:
+        warnings.simplefilter("always")
+        assert backend.get("auto").name == "numpy"
+    assert again == []
+
+
+def test_nobody_is_warned_who_has_no_gpu_no_cupy_or_wants_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cupy(monkeypatch, count=TOO_OLD, driver=0)
+    backend.get("auto")  # warnings are errors here
+    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200"])
+    backend._warn_unused.cache_clear()
+    backend.get("numpy")
+    monkeypatch.setenv(backend.VARIABLE, "numpy")
+    backend.get("auto")
+    monkeypatch.delenv(backend.VARIABLE)
+    no_cupy(monkeypatch)
+    backend.why_no_cupy.cache_clear()
+    backend.get("auto")
+
+
+class Driver:
+    """NVIDIA's libcuda with two devices, of which the second gives no name."""
+
+    def __init__(self, init: int = 0):
+        self.cuInit = lambda flags: init
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return 0
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        name.value = b"NVIDIA H200"
+        return device.value
+
+
+def test_the_driver_is_asked_for_gpus_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    no_cupy(monkeypatch)
+    backend.why_no_cupy.cache_clear()
+
+    def load(driver: Any) -> None:
+        def answer(name: str) -> Any:
+            assert name in ("libcuda.so.1", "nvcuda.dll")
+            if driver is None:
+                raise OSError("cannot open shared object file")
+            return driver
+
+        monkeypatch.setattr(ctypes, "CDLL", answer)
+
+    load(None)
+    assert backend.gpus() == []
+    load(Driver(init=100))  # CUDA_ERROR_NO_DEVICE
+    assert backend.gpus() == []
+    load(Driver())
+    assert backend.gpus() == ["NVIDIA H200", "NVIDIA GPU"]
+    assert dict(backend.diagnose())["GPU"] == (f"NVIDIA H200, NVIDIA GPU, not used: CuPy is not installed; {INSTALL}")
 
 
 def test_cupy_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +250,241 @@ def test_asarray_takes_lists_and_keeps_what_fits() -> None:
 def test_what_is_no_array_is_refused() -> None:
     with pytest.raises(DataError, match=r"^cannot use a list as an array: "):
         backend.get("numpy").asarray(["a", "b"], np.float32)
+
+
+class Tensor:
+    """An array of another library, on a device of DLPack's numbering: 1 the CPU, 2 CUDA, 3 the CPU's pinned memory."""
+
+    def __init__(self, array: np.ndarray, kind: int = 1):
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.array.__dlpack__(**how)
+
+
+class Gradient(Tensor):
+    """As PyTorch's that require their gradient."""
+
+    def __array__(self, *args: Any, **kw: Any) -> Any:
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.\nmore"
+        )
+
+
+class Bfloat16(Tensor):
+    def __dlpack__(self, **how: Any) -> Any:
+        raise BufferError("Unsupported dtype in DLTensor.")
+
+
+class CudaGradient(Tensor):
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+
+
+A = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.mark.parametrize("kind", [1, 3])
+def test_asarray_takes_what_other_libraries_have_on_the_cpu(be: Backend, kind: int) -> None:
+    for a in (A, A[:, ::2], A.T, read_only(A)):
+        got = be.asarray(Tensor(a, kind))
+        assert type(got) is be.xp.ndarray and got.flags.c_contiguous
+        np.testing.assert_array_equal(be.to_numpy(got), a)
+    assert be.asarray(Tensor(A, kind), np.float16).dtype == np.float16
+
+
+def read_only(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+@pytest.mark.parametrize("device", ["cuda"])
+def test_memory_of_the_gpu_is_not_copied(device: str) -> None:
+    be = backend_for(device)
+    there = be.asarray(A)
+    assert be.asarray(Tensor(there, 2)).data.ptr == there.data.ptr
+    assert be.asarray(there) is there
+
+
+def test_an_array_of_another_device_is_brought_over(emulator: Any) -> None:
+    be = backend_for("cuda")
+    with be.use_device(1):
+        there = be.asarray(A)
+    for a in (there, Tensor(there, 2)):
+        got = be.asarray(a)
+        assert got.device.id == 0
+        np.testing.assert_array_equal(be.to_numpy(got), A)
+
+
+HELP = "; detach it, and convert bfloat16 to float32"
+REFUSED = {
+    "gradient": (Gradient(A), "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."),
+    "bfloat16": (Bfloat16(A), "Unsupported dtype in DLTensor."),
+    "gradient on the GPU": (CudaGradient(A, 2), "Can't get __cuda_array_interface__ on Variable that requires grad."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arrays_that_cannot_be_taken_are_refused(be: Backend, name: str) -> None:
+    a, message = REFUSED[name]
+    with pytest.raises(DataError) as e:
+        be.asarray(a)
+    assert str(e.value) == f"cannot use a {type(a).__name__} as an array: {message}{HELP}"
+
+
+def test_an_array_of_the_gpu_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_cupy(monkeypatch)
+    message = f"it lies in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
+    with pytest.raises(DataError) as e:
+        backend.get("numpy").asarray(Tensor(A, 2))
+    assert str(e.value) == f"cannot use a Tensor as an array: {message}"
+
+
+def test_pytorch_tensors(be: Backend) -> None:
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(be.to_numpy(be.asarray(torch.from_numpy(A).T)), A.T)
+    for wrong in (torch.zeros(2, requires_grad=True), torch.zeros(2, dtype=torch.bfloat16)):
+        with pytest.raises(DataError, match=f"^cannot use a Tensor as an array: .*{HELP}$"):
+            be.asarray(wrong)
+
+
+class CuPyOutOfMemory(MemoryError):
+    """As CuPy names its own."""
+
+
+SAID = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
+SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture says it
+WAY = "make batch, width or height smaller, or end other programs there"
+FULL = f"CUDA is out of memory: 1,843,200 bytes asked for, {SIZES}; {WAY}"
+
+
+class Full:
+    """As CuPy's module, on a device that has no room for anything; it has as much as SIZES says."""
+
+    __name__ = "cupy"
+    ndarray = type("ndarray", (), {"get": lambda self: self.fail()})
+
+    def __init__(self, error: Exception):
+        runtime = types.SimpleNamespace(memGetInfo=lambda: (1 << 33, 1 << 34))
+        self.error, self.cuda = error, types.SimpleNamespace(runtime=runtime)
+
+    def fail(self, *args: Any, **kw: Any) -> Any:
+        raise self.error
+
+    empty = zeros = asarray = ascontiguousarray = fail
+
+
+def full(error: Exception | None = None) -> Backend:
+    return Backend("cupy", Full(error or CuPyOutOfMemory(SAID)))  # type: ignore[arg-type]
+
+
+ALLOCATING = {
+    "empty": lambda be: be.empty((3, 4)),
+    "zeros": lambda be: be.zeros((3, 4)),
+    "asarray": lambda be: be.asarray(A),
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATING)
+def test_full_memory_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(OutOfMemoryError) as e:
+        ALLOCATING[name](full())
+    assert str(e.value) == FULL
+    assert isinstance(e.value, BackendError) and isinstance(e.value, MemoryError)
+    assert str(e.value.__cause__) == SAID
+
+
+def test_full_memory_is_told_by_a_copy_to_the_host() -> None:
+    be = full()
+    with pytest.raises(OutOfMemoryError) as e:
+        be.to_numpy(types.SimpleNamespace(get=be.xp.fail))  # type: ignore[attr-defined]
+    assert str(e.value) == FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CuPyOutOfMemory(
+                "Out of memory allocating 512 bytes (allocated so far: 64 bytes, limit set to: 100 bytes)."
+            ),
+            f"CUDA is out of memory: 512 bytes asked for, {SIZES}, CuPy is limited to 100; {WAY}",
+        ),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
+        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
+    ],
+)
+def test_full_memory_is_told_whoever_says_so(error: Exception, message: str) -> None:
+    with pytest.raises(OutOfMemoryError) as e:
+        full(error).empty((3, 4))
+    assert str(e.value) == message
+
+
+def test_full_memory_is_told_by_a_device_that_says_no_more() -> None:
+    be = full(CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"))
+    del be.xp.cuda.runtime.memGetInfo
+    with pytest.raises(OutOfMemoryError) as e:
+        be.empty((3, 4))
+    assert str(e.value) == f"CUDA is out of memory; {WAY}"
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    """The host's memory, too, and what else CUDA says."""
+    for error in (MemoryError("Unable to allocate 5.00 GiB"), CUDARuntimeError("cudaErrorIllegalAddress: illegal")):
+        with pytest.raises(type(error)) as e:
+            full(error).empty((3, 4))
+        assert e.value is error
+
+
+NET = """[net]
+width=6
+height=4
+channels=3
+batch=2
+max_batches=9
+[convolutional]
+filters=18
+activation=mish
+[yolo]
+mask=0,1,2
+anchors=1,2, 3,4, 5,6
+num=3
+classes=1
+"""
+
+
+X, TRUTH = np.zeros((2, 3, 4, 6), np.float32), np.zeros((2, 200, 6), np.float32)
+USES: dict[str, Any] = {
+    "weights": lambda net, be: gd.load_network(cfg.parse(NET), backend=be),
+    "a plan": lambda net, be: net.predict(X),
+    "the reference engine": lambda net, be: net.predict(X, engine="reference"),
+    "a trace": lambda net, be: net.trace(X),
+    "a detector's images": lambda net, be: gd.Detector(net).send([np.zeros((8, 9, 3), np.uint8)]),
+    "a detector's input": lambda net, be: gd.Detector(net).input([np.zeros((8, 9, 3), np.uint8)]),
+    "gradients": lambda net, be: gd.Trainer(net, cpu_build=False),
+}
+
+
+@pytest.mark.parametrize("name", [*USES, "boxes", "training"])
+def test_full_memory_is_told_wherever_it_is_met(emulator: Any, name: str) -> None:
+    be = backend_for("cuda")
+    net = gd.load_network(cfg.parse(NET), backend=be)
+    use, trainer, outputs = USES.get(name), gd.Trainer(net, cpu_build=False), net.predict(X, engine="reference")
+    be.xp.get_default_memory_pool().free_all_blocks()
+    with emulator.configured(memory=4096), pytest.raises(OutOfMemoryError) as e:
+        if use is not None:
+            use(net, be)
+        elif name == "boxes":
+            net.detections(outputs, 0.1)
+        else:
+            trainer.step(X, TRUTH)
+    told = r".*CUDA is out of memory: [\d,]+ bytes asked for, 0 free of 4,096 on the device"
+    assert re.fullmatch(f"{told}; {WAY}|.* bytes on the device, 0 are free; .*", str(e.value)), e.value
 
 
 def test_diagnosis_names_backend_blas_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..cublas import address
 from ..ops.activation import NAMES
-from .lane import Work, address
+from .lane import Work
 from .launches import WIDE, finish, finish_in_place, first_pass, kernel, pass_arguments, patches, smooth
 from .steps import Activate, Convolve
 from .ways import BUDGETS, rounded

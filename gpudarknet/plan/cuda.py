@@ -18,7 +18,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..cublas import WORKSPACE
-from ..errors import BackendError
+from ..errors import OutOfMemoryError
 from ..layers import Shape
 from ..layers.convolutional import folded
 from . import elementwise, launches, layers, ways
@@ -126,15 +126,15 @@ class Program:
         batch, (C, H, W), be = self.plan.batch, self.plan.input.shape, self.be
         needed = self._needed(batch)
         place = f"batch {batch} of {C} x {H} x {W} in {self.precision} needs {needed:,} bytes on the device"
+        free = free_bytes(be)
+        if free is not None and needed > free:
+            fit = bisect_right(range(batch), free, key=self._needed) - 1
+            way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
+            raise OutOfMemoryError(f"{place}, {free:,} are free; {way}")
         try:
-            free = free_bytes(be)
-            if free is not None and needed > free:
-                fit = bisect_right(range(batch), free, key=self._needed) - 1
-                way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
-                raise BackendError(f"{place}, {free:,} are free; {way}")
             self.arena = be.empty((self.scheme.numbers,), self.type)
-        except MemoryError as e:  # CuPy's is one; memory may be free in pieces only
-            raise BackendError(f"{place}: {e}; take a smaller batch") from None
+        except MemoryError as e:  # memory may be free in pieces only
+            raise OutOfMemoryError(f"{place}: {e.__cause__ or e}; take a smaller batch") from None
 
     def _why_eager(self, graph: bool) -> str | None:
         if not graph:

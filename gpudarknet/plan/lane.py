@@ -10,16 +10,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from ..backend import Backend
-from ..cublas import WORKSPACE
-from ..errors import BackendError
+from ..cublas import WORKSPACE, address
+from ..errors import OutOfMemoryError
 
 Work = Callable[[], None]
 T = TypeVar("T")
-
-
-def address(a: Any) -> int:
-    """Return where an array of CuPy or NumPy begins, in its device's memory."""
-    return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
 
 
 class Lane:
@@ -45,8 +40,8 @@ class Lane:
             with self.stream or nullcontext():
                 self.workspace = be.empty((WORKSPACE,), "uint8")
         except MemoryError as e:  # CuPy's is one
-            raise BackendError(
-                f"cuBLAS: no room for its workspace on the device: {e}; free some of its memory"
+            raise OutOfMemoryError(
+                f"cuBLAS: no room for its workspace on the device: {e.__cause__ or e}; free some of its memory"
             ) from None
         self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
 
