@@ -3,23 +3,21 @@ what CuPy is asked for."""
 
 from __future__ import annotations
 
-import ctypes
 import re
-import types
 from functools import cache
 
 import conftest
 import numpy as np
 import pytest
-from fake_cublas import HEADER, FakeCublas
+from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 
 from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
-from gpudarknet.errors import BackendError
+from gpudarknet.errors import OutOfMemoryError
 from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
 from gpudarknet.ops.activation import NAMES
-from gpudarknet.plan import cuda, lane
+from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.launches import JOINS, WIDE, passes
 from gpudarknet.plan.steps import Activate, Add, Map, Multiply, Sort
@@ -630,248 +628,128 @@ def test_describe():
 # --- streams, graphs and memory ----------------------------------------------------------------------------------------
 
 
-class FakeCuda:
-    """What is used of cupy.cuda, with the signatures of CuPy 14; it writes down the order of calls.
-
-    While a stream is captured, kernels and gemms are only remembered, as on a GPU, and the graph replays them.
-    """
-
-    def __init__(self, free=1 << 30):
-        self.log, self.capturing, self.failing = [], None, None
-        self.runtime = types.SimpleNamespace(
-            memGetInfo=lambda: (free, 1 << 31), getDeviceProperties=lambda device: {"name": b"a GPU"}
-        )
-        self.caller = self.Stream(name="caller")
-        self.current = [self.caller]
-        self.names = iter(["plan"])
-
-    def Device(self):
-        return types.SimpleNamespace(id=0)
-
-    def get_current_stream(self):
-        return self.current[-1]
-
-    def Event(self, block=False, disable_timing=False, interprocess=False):
-        assert disable_timing
-        return object()
-
-    def Stream(self, null=False, non_blocking=False, ptds=False, priority=None, name=None):
-        assert name or non_blocking
-        return FakeStream(self, name or next(self.names))
-
-    def do(self, what, work):
-        """Called for every kernel and gemm."""
-        if self.capturing is None:
-            self.log.append(f"{self.current[-1].name}: {what}")
-            work()
-        else:
-            if self.failing:
-                raise RuntimeError(self.failing)
-            self.capturing.append((what, work))
+def on_device(text):
+    """Return a network on CuPy, with the reference on NumPy."""
+    be = conftest.backend_for("cuda")
+    return load_network(cfg.parse(text), backend=be), load_network(cfg.parse(text), backend="numpy")
 
 
-class FakeStream:
-    def __init__(self, cuda, name):
-        self.cuda, self.name, self.ptr = cuda, name, 0x57
-
-    def __enter__(self):
-        self.cuda.current.append(self)
-
-    def __exit__(self, *error):
-        self.cuda.current.pop()
-
-    def record(self, event=None):
-        self.cuda.log.append(f"{self.name}: record")
-        return event
-
-    def wait_event(self, event):
-        self.cuda.log.append(f"{self.name}: wait")
-
-    def synchronize(self):
-        self.cuda.log.append(f"{self.name}: synchronize")
-
-    def begin_capture(self, mode=None):
-        self.cuda.log.append(f"{self.name}: begin_capture")
-        self.cuda.capturing = []
-
-    def end_capture(self):
-        self.cuda.log.append(f"{self.name}: end_capture")
-        work, self.cuda.capturing = self.cuda.capturing, None
-        return FakeGraph(self.cuda, work)
-
-
-class FakeGraph:
-    def __init__(self, cuda, work):
-        self.cuda, self.work = cuda, work
-
-    def upload(self, stream=None):
-        self.cuda.log.append(f"upload to {stream.name}")
-
-    def launch(self, stream=None):
-        self.cuda.log.append(f"launch {len(self.work)} on {stream.name}")
-        for _, work in self.work:
-            work()
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    """Return (cuda, backend) made of a FakeCuda, NumPy and host-cuda."""
-    made = []
-
-    def make(**options):
-        fake, on_host = FakeCuda(**options), conftest.backend_for("host-cuda").launch
-        pool_ = types.SimpleNamespace(free_bytes=lambda: 1000)
-        members = ("ndarray", "zeros", "asarray", "ascontiguousarray", "stack")
-        xp = types.SimpleNamespace(
-            cuda=fake, get_default_memory_pool=lambda: pool_, **{m: getattr(np, m) for m in members}
-        )
-        xp.empty = lambda shape, dtype: conftest.HOST_CUDA.empty(shape, dtype)
-
-        class Deferred(FakeCublas):
-            def _function(self, name):
-                run = super()._function(name)
-
-                def call(*args):
-                    if "Gemm" not in name:
-                        return run(*args)
-                    # cuBLAS reads alpha and beta when it is called, not when the graph runs
-                    parameters = [p for p, _ in HEADER[name]]
-                    held = [hold(a) if p in ("alpha", "beta") else a for p, a in zip(parameters, args, strict=True)]
-                    fake.do(name, lambda: run(*(h if isinstance(h, int) else h.address for h in held)))
-                    return 0
-
-                return call
-
-        def launch(kernel, threads, *args, block=256):
-            fake.do(kernel, lambda: on_host(kernel, threads, *args, block=block))
-
-        made.append(Deferred())
-        return fake, Backend("cupy", xp, launch, made[-1].open)
-
-    monkeypatch.setattr(lane, "_lanes", {})
-    return make
-
-
-def hold(at):
-    """Keep the float that lies at an address."""
-    copy = ctypes.c_float(ctypes.c_float.from_address(at).value)
-    return types.SimpleNamespace(copy=copy, address=ctypes.addressof(copy))
-
-
-def right(x):
-    """What SMALL makes of x."""
-    (y,) = load_network(cfg.parse(SMALL), backend="numpy").predict(x, engine="reference")
-    return y
-
-
-STEPS = ["plan: plan.im2col", "plan: cublasGemmEx", "plan: plan.finish"]
-
-
-def test_a_plan_is_captured_after_two_warm_ups_and_replayed(fake):
-    fake_cuda, be = fake()
-    net = load_network(cfg.parse(SMALL), backend=be)
-    x = network_input(net, 1, 2)
-    want = right(x)
-    fake_cuda.log.clear()
-    (got,) = net.predict(x)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    assert fake_cuda.log == [
-        "caller: synchronize",  # the weights are there
-        "caller: record", "plan: wait",  # the input is there
-        *STEPS, *STEPS,
-        "plan: begin_capture", "plan: end_capture", "upload to plan",
-        "plan: plan.from_nchw", "launch 3 on plan", "plan: plan.to_nchw",
-        "plan: record", "caller: wait",  # the result is there for what the caller does next
-    ]  # fmt: skip
-    fake_cuda.log.clear()
-    x2 = network_input(net, 2, 2)
-    (second,) = net.predict(x2)
-    assert fake_cuda.log == [
-        "caller: record", "plan: wait",
-        "plan: plan.from_nchw", "launch 3 on plan", "plan: plan.to_nchw",
-        "plan: record", "caller: wait",
-    ]  # fmt: skip
-    np.testing.assert_allclose(second, right(x2), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)  # the first result is the caller's
+def test_a_plan_is_captured_after_two_warm_ups_and_replayed(emulator):
+    net, numpy = on_device(SMALL)
+    x, x2 = (network_input(net, seed, 2) for seed in (1, 2))
+    there, there2 = net.input(x), net.input(x2)
+    with emulator.counting() as first:
+        (got,) = net.predict(there)
+    assert (first["captures"], first["gemms"], first["graph launches"], first["graph nodes"]) == (1, 3, 1, 3)
+    with emulator.counting() as second:
+        (got2,) = net.predict(there2)
+    # The input is laid out, the graph replayed, the result brought to the order of NumPy's arrays; nobody waits.
+    assert (second["launches"], second["graph launches"], second["graph nodes"]) == (2, 1, 3)
+    assert not (second["gemms"] or second["captures"] or second["waits"] or second["allocations"])
+    for y, given in ((got, x), (got2, x2)):
+        np.testing.assert_allclose(y.get(), numpy.predict(given, engine="reference")[0], rtol=1e-5, atol=1e-6)
     (run,) = net.engine.programs.values()
     assert "CUDA, fp32, as a CUDA graph: 3 launches" in run.describe()
 
 
-def test_programs_share_one_stream_and_handle(fake):
-    fake_cuda, be = fake()
-    net, other = (load_network(cfg.parse(SMALL), backend=be) for _ in range(2))
-    for n, batch, precision in ((net, 1, "fp32"), (net, 2, "fp16"), (other, 1, "fp32")):
+def test_programs_share_one_stream_and_handle(emulator):
+    nets = [on_device(SMALL)[0] for _ in range(2)]
+    for n, batch, precision in ((nets[0], 1, "fp32"), (nets[0], 2, "fp16"), (nets[1], 1, "fp32")):
         n.predict(network_input(n, 1, batch), precision=precision)
-    runs = [run for n in (net, other) for run in n.engine.programs.values()]
+    runs = [run for n in nets for run in n.engine.programs.values()]
     assert len(runs) == 3 and len({id(run.lane) for run in runs}) == 1
 
 
-def test_where_capture_fails_the_plan_runs_eagerly(fake):
-    fake_cuda, be = fake()
-    net = load_network(cfg.parse(SMALL), backend=be)
+def test_a_capture_that_something_spoils_is_tried_again(emulator):
+    net, numpy = on_device(SMALL)
     x = network_input(net, 1)
-    want = right(x)
-    fake_cuda.failing = "cudaErrorStreamCaptureUnsupported: operation not permitted\nmore"
-    for _ in range(2):
-        fake_cuda.log.clear()
-        np.testing.assert_allclose(net.predict(x)[0], want, rtol=1e-5, atol=1e-6)
-    assert fake_cuda.log == [
-        "caller: record", "plan: wait",
-        "plan: plan.from_nchw", *STEPS, "plan: plan.to_nchw",
-        "plan: record", "caller: wait",
-    ]  # fmt: skip
+    with emulator.failing("cublasGemmEx", nth=3):  # two are warm-ups
+        (got,) = net.predict(x)
     (run,) = net.engine.programs.values()
-    why = "capture failed: cudaErrorStreamCaptureUnsupported: operation not permitted"
-    assert run.eagerly == why and f"CUDA, fp32, eagerly ({why}): 3 launches" in run.describe()
+    assert run.eagerly is None and run.graph is not None
+    np.testing.assert_allclose(got.get(), numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
 
 
-def test_layers_of_the_reference_are_not_captured(fake):
-    _, be = fake()
-    net = load_network(cfg.parse(SMALL + THROUGH), backend=be)
-    run = program(net, 1)
+def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
+    net, numpy = on_device(SMALL)
+    x = network_input(net, 1)
+    eagerly = cuda.Program._eager
+
+    def wait(self):
+        eagerly(self)
+        self.lane.stream.synchronize()  # which is not allowed while capturing
+
+    monkeypatch.setattr(cuda.Program, "_eager", wait)
+    for _ in range(2):
+        got = net.predict(x)[0].get()
+        np.testing.assert_allclose(got, numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
+    (run,) = net.engine.programs.values()
+    assert run.eagerly.startswith("capture failed: cudaErrorStreamCaptureUnsupported: ")
+    assert f"CUDA, fp32, eagerly ({run.eagerly}): 3 launches" in run.describe()
+
+
+def test_layers_of_the_reference_are_not_captured(emulator):
+    run = program(on_device(SMALL + THROUGH)[0], 1)
     assert run.eagerly == "through the reference: region"
-    assert program(load_network(cfg.parse(SMALL), backend=be), 1, graph=False).eagerly == "asked for"
+    assert program(on_device(SMALL)[0], 1, graph=False).eagerly == "asked for"
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(fake):
-    _, be = fake(free=139_000)
-    net = load_network(cfg.parse(SMALL), backend=be)
+@pytest.fixture
+def room(emulator):
+    """Return room(net, bytes): let so many be free on the device, and say what a plan then says is free."""
+    import cupy
+
+    before = emulator.library().emulator_get(b"memory")
+
+    def leave(size):
+        pool = cupy.get_default_memory_pool()
+        cupy.cuda.Device().synchronize()
+        pool.free_all_blocks()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        emulator.configure(memory=total - free + size)
+        return size + pool.free_bytes()
+
+    yield leave
+    emulator.configure(memory=before)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room):
+    net, _ = on_device(SMALL)
     net.predict(network_input(net, 1))
     net.engine.programs.clear()
     # An image: 96 pixels, two maps of 8 channels, patches of 45 numbers in 48, a result of 4 channels.
     each = 4 * 96 * (2 * 8 + 48 + 4)
-    for batch, way in ((6, "a batch of 5 would fit"), (600, "a batch of 5 would fit")):
-        with pytest.raises(BackendError) as error:
-            net.predict(network_input(net, 1, batch))
+    x = net.input(network_input(net, 1, 600))
+    free = room(140_000)
+    fit = free // each
+    for batch in (fit + 1, 600):
+        with pytest.raises(OutOfMemoryError) as error:
+            net.predict(x[:batch])
         assert str(error.value) == (
-            f"batch {batch} of 5 x 8 x 12 in fp32 needs {batch * each:,} bytes on the device, 140,000 are free; {way}"
+            f"batch {batch} of 5 x 8 x 12 in fp32 needs {batch * each:,} bytes on the device, {free:,} are free; "
+            f"a batch of {fit} would fit"
         )
-    net.predict(network_input(net, 1, 5))
-    assert [key[1] for key in net.engine.programs] == [5]
-    _, be = fake(free=0)
-    net = load_network(cfg.parse(SMALL), backend=be)
+    net.engine.forget()
     weights = 4 * (8 * 48 + 4)  # a kernel of 4 filters, in 8 rows
-    with pytest.raises(BackendError) as error:
-        net.predict(network_input(net, 1))
-    assert str(error.value) == (
-        f"batch 1 of 5 x 8 x 12 in fp32 needs {each + weights:,} bytes on the device, 1,000 are free; "
+    free = room(0)
+    with pytest.raises(OutOfMemoryError) as error:
+        net.predict(x[:1])
+    assert free < each and str(error.value) == (
+        f"batch 1 of 5 x 8 x 12 in fp32 needs {each + weights:,} bytes on the device, {free:,} are free; "
         "not one image would fit; make them smaller"
     )
 
 
-def test_memory_that_is_free_in_pieces_only(fake):
-    _, be = fake()
-    net = load_network(cfg.parse(SMALL), backend=be)
+def test_memory_that_is_free_in_pieces_only(room, emulator, monkeypatch):
+    net, _ = on_device(SMALL)
     net.predict(network_input(net, 1))
-
-    def refuse(shape, dtype):
-        raise MemoryError("Out of memory allocating 18,432 bytes")
-
-    be.xp.empty = refuse
-    message = "needs 79,888 bytes on the device: Out of memory allocating 18,432 bytes; take a smaller batch"
-    with pytest.raises(BackendError) as error:
-        program(net, 3)
-    assert str(error.value) == f"batch 3 of 5 x 8 x 12 in fp32 {message}"
+    x = net.input(network_input(net, 1, 600))
+    room(0)
+    monkeypatch.setattr(cuda, "free_bytes", lambda be: 1 << 30)
+    with pytest.raises(OutOfMemoryError) as error:
+        net.predict(x)
+    message = r"needs [\d,]+ bytes on the device: Out of memory allocating [\d,]+ bytes .*; take a smaller batch"
+    assert re.fullmatch(f"batch 600 of 5 x 8 x 12 in fp32 {message}", str(error.value)), error.value
 
 
 # --- on a GPU, where there is one ----------------------------------------------------------------------------------------
@@ -880,8 +758,9 @@ def test_memory_that_is_free_in_pieces_only(fake):
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 @pytest.mark.parametrize("name", ["yolov2", "yolov4-tiny", "yolov4-csp", "resnet50-sort"])
-def test_on_a_gpu(name, precision, tmp_path):
-    be, (W, H), config = conftest.backend_for("cuda"), NETWORKS[name], thin(name)
+@pytest.mark.parametrize("device", ["cuda"])
+def test_on_a_gpu(device, name, precision, tmp_path):
+    be, (W, H), config = conftest.backend_for(device), NETWORKS[name], thin(name)
     reference = load_network(config, backend="numpy", width=W, height=H)
     weights = write_weights(reference, tmp_path / "seeded.weights", 5)
     reference, net = (load_network(config, weights, backend=b, width=W, height=H) for b in ("numpy", be))
