@@ -156,6 +156,8 @@ class Guard:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OutOfMemoryError):  # it has been said
+            return
         if isinstance(error, (MemoryError, RuntimeError)) and (full := FULL.search(str(error))):
             facts = [f"{full[1]} bytes asked for"] if full[1] else []
             with suppress(Exception):  # after some errors the device says nothing more
