@@ -26,6 +26,7 @@ LARGEST = 2**31 - 1  # kernels count with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
+INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -51,13 +52,21 @@ def files() -> list[str]:
 
 @cache
 def source(file: str, T: str = "float") -> str:
-    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file.
+    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file with what it includes.
 
-    The header is not included but put before, because CuPy's cache of compiled kernels looks at this text alone: it
-    would miss a change of an included file. #line keeps compilers' messages right.
+    Headers are written out here, because CuPy's cache of compiled kernels looks at this text alone: it would miss a change
+    of an included file. #line keeps compilers' messages right.
     """
-    common, text = ((folder() / name).read_text(encoding="utf-8") for name in ("common.cuh", f"{file}.cu"))
-    return f'#line 1 "common.cuh"\n{common}\nusing T = {T};\n#line 1 "{file}.cu"\n{text}'
+    return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
+
+
+def _text(name: str) -> str:
+    """Return the text of a file, with the headers that it includes in their places."""
+    lines = (folder() / name).read_text(encoding="utf-8").split("\n")
+    for i, line in enumerate(lines):
+        if header := INCLUDE.fullmatch(line):
+            lines[i] = f'{_text(header[1])}\n#line {i + 2} "{name}"'
+    return "\n".join([f'#line 1 "{name}"', *lines])
 
 
 @cache

@@ -174,7 +174,7 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         apart = (H * W * x.ld, 1, x.ld)
         geometry = (C, H, W, OH, OW, size, *stride, dilation, pad)
         sizes = (n, F, *apart, *geometry, y.ld, NAMES.index("leaky"), pooled, is_wide)
-        kernels.launch("plan.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
+        kernels.launch("direct.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
         close(y.result(), want.reshape(-1, F), dtype)
 
 
@@ -189,7 +189,7 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, is_wide)
-    kernels.launch("plan.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
+    kernels.launch("direct.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
     patches = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
 
@@ -220,7 +220,7 @@ def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="line
     n = threads(dtype, N * P, C, is_wide)
     numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), is_wide)
     pointers = (be.asarray(b) if bias else None, other.a if join else None)
-    be.launch("plan.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
+    be.launch("epilogue.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
     close(y.result(), want, dtype)
 
 
@@ -248,7 +248,7 @@ def test_finish_works_in_place(kernels, dtype, shape, place, rng):
     is_wide = wide(dtype, x)
     n = threads(dtype, N * H * W, C, is_wide)
     numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, is_wide)
-    kernels.launch("plan.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
+    kernels.launch("epilogue.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
     bias = kernels.to_numpy(b).astype(np.float64)
     close(x.result(), activation.FUNCTIONS["mish"][0](np, x.numbers + bias), dtype)
 
@@ -260,7 +260,7 @@ def test_finish_blocks(kernels, dtype, shape, place, rng):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
-    kernels.launch("plan.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
+    kernels.launch("epilogue.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
 

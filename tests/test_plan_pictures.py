@@ -94,7 +94,7 @@ def test_an_input_on_the_device_is_read_where_it_is():
         conftest.HOST_CUDA.launch(kernel, threads, *args, block=block)
 
     be = cupy_api.backend(launch, FakeCublas().open)
-    for start, kernel in (("convolution", "plan.convolve_floats"), ("pool", "plan.from_nchw")):
+    for start, kernel in (("convolution", "direct.convolve_floats"), ("pool", "plan.from_nchw")):
         net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
         x = be.asarray(network_input(net, 1))
         given.clear()

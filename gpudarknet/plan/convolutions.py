@@ -29,7 +29,7 @@ def convolve(program: Program, step: Convolve) -> list[Work]:
 
 def _by_kernel(program: Program, step: Convolve) -> list[Work]:
     x, (convolve, after) = program.view(step.xs[0]), few(program, step)
-    return [partial(convolve, "plan.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
+    return [partial(convolve, "direct.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
 
 
 Few = Callable[[str, Any, tuple[int, int, int]], None]
@@ -62,7 +62,7 @@ def _depthwise(program: Program, step: Convolve) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    work = [kernel(program, "plan.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
+    work = [kernel(program, "direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
     return work + finish(program, step.after, y, y, bias, step)
 
 
@@ -102,7 +102,7 @@ def _finish_two(program: Program, first: Convolve, second: Convolve, joined: Any
     (C1, C2), wide = (v.shape[0] for v in views), set(kinds) <= WIDE and program.fits(*views)
     n = views[0].pixels * (C1 + C2) // (program.width if wide else 1)
     sizes = (n, C1, C2, rounded(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), wide)
-    return kernel(program, "plan.finish_two", n, joined, *biases, *(v.a for v in views), *sizes)
+    return kernel(program, "epilogue.finish_two", n, joined, *biases, *(v.a for v in views), *sizes)
 
 
 def _by_patches(program: Program, step: Convolve) -> list[Work]:
@@ -129,12 +129,12 @@ def _finish_blocks(
     wide = kind in WIDE and program.fits(y)
     if reader is None:
         n = y.pixels * C // (program.width if wide else 1)
-        return kernel(program, "plan.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
+        return kernel(program, "epilogue.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
     where = patches(program, reader, H, W)
     wide = wide and where.fits
     n, out = where.places * C // (program.width if wide else 1), None if step in program.scheme.unstored else y.a
     sizes = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *where.numbers, wide)
-    return kernel(program, "plan.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
+    return kernel(program, "epilogue.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
 
 
 def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
@@ -200,14 +200,14 @@ def _winograd(program: Program, step: Convolve) -> list[Work]:
         quads = source.fits(QUAD)
         n = tiles * C // (QUAD if quads else 1)
         sizes = (n, tiles, C, H, W, TH, TW, x.ld, ldc, quads)
-        work.append(kernel(program, "plan.winograd_cut", n, source.a, cut, *sizes))
+        work.append(kernel(program, "winograd.winograd_cut", n, source.a, cut, *sizes))
         work.append(_positions(handle, program.precision, address(made), address(cut), weights, tiles, ldf, C, ldc))
         other, (Co, Po, ldo), numbers = pass_arguments(program, one, y.sizes)
         joined = other.images(first, count).a if other else None
         quads = smooth(one, QUAD, (result,), other)
         n = tiles * F // (QUAD if quads else 1)
         sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, ldf, ldo, y.ld, *numbers, step.pooled, quads)
-        work.append(kernel(program, "plan.winograd_join", n, made, bias, joined, result.a, *sizes))
+        work.append(kernel(program, "winograd.winograd_join", n, made, bias, joined, result.a, *sizes))
     return work + finish_in_place(program, rest, y)
 
 

@@ -103,14 +103,14 @@ def finish(
         if reader is None:
             n = y.pixels * C // (program.width if wide else 1)
             sizes = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *numbers, wide)
-            work.append(kernel(program, "plan.finish", n, x.a, bias, joined, y.a, *sizes))
+            work.append(kernel(program, "epilogue.finish", n, x.a, bias, joined, y.a, *sizes))
         else:
             where = patches(program, reader, H, W)
             wide = wide and where.fits
             n = where.places * C // (program.width if wide else 1)
             out = None if step in program.scheme.unstored else y.a
             more = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *numbers, *where.numbers, wide)
-            work.append(kernel(program, "plan.finish_patches", n, x.a, bias, joined, out, where.col, *more))
+            work.append(kernel(program, "epilogue.finish_patches", n, x.a, bias, joined, out, where.col, *more))
         x, bias = y, None
     return work
 
