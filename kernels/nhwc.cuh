@@ -66,12 +66,15 @@ struct Finish {
     int after;
 };
 
-// Finish the channels c on of pixel m.
+// Finish the channels c on of pixel m. A loop, so that the long `activate` is there once.
 template <int V> __device__ inline void finish_values(const Finish &f, int m, int c, float (&v)[V]) {
-    float o[V];
     if (f.bias) add_bias<V>(f.bias + c, v);
-    activate<V>(f.before, v);
-    if (f.join != NOTHING) {
+#pragma unroll 1
+    for (int kind = f.before, joined = 0;; kind = f.after, joined = 1) {
+        activate<V>(kind, v);
+        if (joined) return;
+        if (f.join == NOTHING) continue;
+        float o[V];
         const T *other = f.other + (f.Po == 1 ? m / f.P : m) * f.ldo;
         if (f.Co == 1) {
 #pragma unroll
@@ -86,5 +89,4 @@ template <int V> __device__ inline void finish_values(const Finish &f, int m, in
             if (f.join == MULTIPLY) v[k] *= o[k];
         }
     }
-    activate<V>(f.after, v);
 }

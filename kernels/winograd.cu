@@ -80,16 +80,17 @@ __device__ inline void join_tile(int i, const T *x, const Finish &f, T *y, int t
     if (pooled) {
 #pragma unroll
         for (int a = 1; a < 4; a++) keep_larger<V>(v[0], v[a]);
-        finish_values<V>(f, t, c, v[0]);
-        store<V>(y + t * ldy + c, v[0]);
-        return;
     }
+    // A loop, so that the long `finish_values` is there once. It works on v[0], and the others move up.
+#pragma unroll 1
+    for (int a = 0; a < (pooled ? 1 : 4); a++) {
+        int h = row + a / 2, w = column + a % 2, m = pooled ? t : (image * OH + h) * OW + w;
+        if (pooled || (h < OH && w < OW)) {
+            finish_values<V>(f, m, c, v[0]);
+            store<V>(y + m * ldy + c, v[0]);
+        }
 #pragma unroll
-    for (int a = 0; a < 4; a++) {
-        int h = row + a / 2, w = column + a % 2, m = (image * OH + h) * OW + w;
-        if (h >= OH || w >= OW) continue;
-        finish_values<V>(f, m, c, v[a]);
-        store<V>(y + m * ldy + c, v[a]);
+        for (int k = 0; k < V; k++) v[0][k] = v[1][k], v[1][k] = v[2][k], v[2][k] = v[3][k];
     }
 }
 
