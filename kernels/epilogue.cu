@@ -1,4 +1,4 @@
-// What is done to a step's result, in one pass: bias, activation, a join, 2 x 2 pools, the next convolution's patches.
+// What is done to a step's result in one pass: bias, activation, a join, and the patches of the next convolution.
 // Launched by gpudarknet/plan/.
 
 #include "nhwc.cuh"
@@ -23,29 +23,6 @@ extern "C" __global__ void finish(const T *x, const float *bias, const T *other,
         finish_channels<WIDE>(i, x, f, y, C, ldx, ldy);
     else
         finish_channels<1>(i, x, f, y, C, ldx, ldy);
-}
-
-// The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
-// G), ld numbers from one to the next.
-struct Patches {
-    T *col;
-    int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
-};
-
-// Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
-template <int V> __device__ inline void put(const Patches &to, int image, int h, int w, int c, const float (&v)[V]) {
-    c -= to.first;
-    if (c < 0 || c >= to.count) return;
-    T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;
-    for (int p = 0; p < to.size; p++) {
-        int i = h + to.pad - p * to.dilation;
-        if (i < 0 || i % to.sy || i / to.sy >= to.OH) continue;
-        for (int q = 0; q < to.size; q++) {
-            int j = w + to.pad - q * to.dilation;
-            if (j < 0 || j % to.sx || j / to.sx >= to.OW) continue;
-            store<V>(col + ((image * to.OH + i / to.sy) * to.OW + j / to.sx) * to.ld + (p * to.size + q) * to.G, v);
-        }
-    }
 }
 
 template <int V>
@@ -80,22 +57,16 @@ extern "C" __global__ void finish_patches(const T *x, const float *bias, const T
         finish_and_put<1>(i, x, f, y, to, C, H, W, HP, WP, ldx, ldy);
 }
 
-template <int V> __device__ inline void finish_part(const T *x, const float *bias, T *y, int kind) {
-    float v[V];
-    load<V>(x, v);
-    add_bias<V>(bias, v);
-    activate<V>(kind, v);
-    store<V>(y, v);
-}
-
 template <int V>
 __device__ inline void finish_either(int i, const T *x, const float *bias1, const float *bias2, T *y1, T *y2, int C1, int C2,
                                      int start, int ldx, int ld1, int ld2, int kind1, int kind2) {
-    int C = C1 + C2, c = i % (C / V) * V, m = i / (C / V);
-    if (c < C1)
-        finish_part<V>(x + m * ldx + c, bias1 + c, y1 + m * ld1 + c, kind1);
-    else
-        finish_part<V>(x + m * ldx + start + c - C1, bias2 + c - C1, y2 + m * ld2 + c - C1, kind2);
+    int C = C1 + C2, c = i % (C / V) * V, m = i / (C / V), second = c >= C1;
+    if (second) c -= C1;
+    float v[V];
+    load<V>(x + m * ldx + (second ? start : 0) + c, v);
+    add_bias<V>((second ? bias2 : bias1) + c, v);
+    activate<V>(second ? kind2 : kind1, v);
+    store<V>((second ? y2 + m * ld2 : y1 + m * ld1) + c, v);
 }
 
 // Finish two convolutions that one gemm has done: x (pixels, ldx) -> y1 (pixels, C1) = kind1(x[:, :C1] + bias1) and
@@ -108,66 +79,4 @@ extern "C" __global__ void finish_two(const T *x, const float *bias1, const floa
         finish_either<WIDE>(i, x, bias1, bias2, y1, y2, C1, C2, start, ldx, ld1, ld2, kind1, kind2);
     else
         finish_either<1>(i, x, bias1, bias2, y1, y2, C1, C2, start, ldx, ld1, ld2, kind1, kind2);
-}
-
-// Return, in best, the channels c on of pixel m of a map with OW columns: the maximum of its block of x, finished.
-template <int V>
-__device__ inline void finish_block(const T *x, const float *bias, int m, int c, int OW, int ldx, int kind, float (&best)[V]) {
-    int corner = (m / OW * 2 * OW + m % OW) * 2;
-    float v[V];
-    load<V>(x + corner * ldx + c, best);
-#pragma unroll
-    for (int tap = 1; tap < 4; tap++) {
-        load<V>(x + (corner + tap / 2 * 2 * OW + tap % 2) * ldx + c, v);
-        keep_larger<V>(best, v);
-    }
-    add_bias<V>(bias + c, best);
-    activate<V>(kind, best);
-}
-
-template <int V>
-__device__ inline void finish_block_channels(int i, const T *x, const float *bias, T *y, int C, int OW, int ldx, int ldy,
-                                             int kind) {
-    int c = i % (C / V) * V, m = i / (C / V);
-    float best[V];
-    finish_block<V>(x, bias, m, c, OW, ldx, kind, best);
-    store<V>(y + m * ldy + c, best);
-}
-
-// Keep the maximum of each 2 x 2 block, then add the bias and activate: x (N, 2*OH, 2*OW, C) -> y (N, OH, OW, C).
-// n = N*OH*OW * C, or C / WIDE.
-extern "C" __global__ void finish_blocks(const T *x, const float *bias, T *y, int n, int C, int OW, int ldx, int ldy, int kind,
-                                         int wide) {
-    int i = thread_index();
-    if (i >= n) return;
-    if (wide)
-        finish_block_channels<WIDE>(i, x, bias, y, C, OW, ldx, ldy, kind);
-    else
-        finish_block_channels<1>(i, x, bias, y, C, OW, ldx, ldy, kind);
-}
-
-template <int V>
-__device__ inline void finish_block_and_put(int i, const T *x, const float *bias, T *y, const Patches &to, int C, int H, int W,
-                                            int HP, int WP, int ldx, int ldy, int kind) {
-    int c = i % (C / V) * V, at = i / (C / V), w = at % WP - to.pad, h = at / WP % HP - to.pad, image = at / (WP * HP);
-    float v[V] = {};
-    if (h >= 0 && h < H && w >= 0 && w < W) {
-        int m = (image * H + h) * W + w;
-        finish_block<V>(x, bias, m, c, W, ldx, kind, v);
-        if (y) store<V>(y + m * ldy + c, v);
-    }
-    put<V>(to, image, h, w, c, v);
-}
-
-// Both at once, as `finish_patches` does for `finish`: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
-extern "C" __global__ void finish_blocks_patches(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W, int ldx,
-                                                 int ldy, int kind, int HP, int WP, int first, int count, int G, int OH, int OW,
-                                                 int size, int sy, int sx, int dilation, int pad, int ldcol, int wide) {
-    int i = thread_index();
-    if (i >= n) return;
-    Patches to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
-    if (wide)
-        finish_block_and_put<WIDE>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
-    else
-        finish_block_and_put<1>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
 }

@@ -66,15 +66,12 @@ struct Finish {
     int after;
 };
 
-// Finish the channels c on of pixel m. A loop, so that the long `activate` is there once.
+// Finish the channels c on of pixel m.
 template <int V> __device__ inline void finish_values(const Finish &f, int m, int c, float (&v)[V]) {
+    float o[V];
     if (f.bias) add_bias<V>(f.bias + c, v);
-#pragma unroll 1
-    for (int kind = f.before, joined = 0;; kind = f.after, joined = 1) {
-        activate<V>(kind, v);
-        if (joined) return;
-        if (f.join == NOTHING) continue;
-        float o[V];
+    activate<V>(f.before, v);
+    if (f.join != NOTHING) {
         const T *other = f.other + (f.Po == 1 ? m / f.P : m) * f.ldo;
         if (f.Co == 1) {
 #pragma unroll
@@ -87,6 +84,30 @@ template <int V> __device__ inline void finish_values(const Finish &f, int m, in
             if (f.join == ADD) v[k] += o[k];
             if (f.join == SORT) v[k] += o[k] + sqrtf(fmaxf(rectify(v[k], f.slope) * rectify(o[k], f.slope), 0) + f.eps);
             if (f.join == MULTIPLY) v[k] *= o[k];
+        }
+    }
+    activate<V>(f.after, v);
+}
+
+// The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
+// G), ld numbers from one to the next.
+struct Patches {
+    T *col;
+    int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
+};
+
+// Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
+template <int V> __device__ inline void put(const Patches &to, int image, int h, int w, int c, const float (&v)[V]) {
+    c -= to.first;
+    if (c < 0 || c >= to.count) return;
+    T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;
+    for (int p = 0; p < to.size; p++) {
+        int i = h + to.pad - p * to.dilation;
+        if (i < 0 || i % to.sy || i / to.sy >= to.OH) continue;
+        for (int q = 0; q < to.size; q++) {
+            int j = w + to.pad - q * to.dilation;
+            if (j < 0 || j % to.sx || j / to.sx >= to.OW) continue;
+            store<V>(col + ((image * to.OH + i / to.sy) * to.OW + j / to.sx) * to.ld + (p * to.size + q) * to.G, v);
         }
     }
 }

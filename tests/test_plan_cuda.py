@@ -260,7 +260,7 @@ def test_finish_blocks(kernels, dtype, shape, place, rng):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
-    kernels.launch("epilogue.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
+    kernels.launch("epilogue_pool.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
 

@@ -115,7 +115,7 @@ def test_finishing_blocks_writes_patches(kernels, dtype, shape, place, rng, wind
         n = threads(dtype, visited, C, is_wide)
         pointers = (x.a, kernels.asarray(b), y.a if stored else None, col.a)
         sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, is_wide)
-        kernels.launch("epilogue.finish_blocks_patches", n, *pointers, *sizes)
+        kernels.launch("epilogue_pool.finish_blocks_patches", n, *pointers, *sizes)
         close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
         np.testing.assert_array_equal(col.result(), laid_out(y.result(), (N, H, W, C), window, 1))
 

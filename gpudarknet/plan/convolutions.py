@@ -1,4 +1,4 @@
-"""What convolutions are on a GPU, each in its way (ways.py): launches of kernels/plan.cu and products by cuBLAS."""
+"""What convolutions are on a GPU, each in its way (ways.py): launches of kernels and products by cuBLAS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .ways import BUDGETS, rounded
 if TYPE_CHECKING:
     from .cuda import Program, View
 
-QUAD = 4  # channels that Winograd's kernels do at a time, as plan.cu has it
+QUAD = 4  # channels that Winograd's kernels do at a time, as winograd.cu has it
 
 
 def convolve(program: Program, step: Convolve) -> list[Work]:
@@ -45,6 +45,7 @@ def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
     first = step.after[0] if step.after else None
     kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
     program.methods[step] = "in one kernel"
+    program.kernels |= {"direct.convolve_few", "direct.convolve_floats", "direct.convolve_bytes"}
     wide = kind in WIDE and program.fits(y)
     n = y.pixels * F // (program.width if wide else 1)
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
@@ -129,12 +130,12 @@ def _finish_blocks(
     wide = kind in WIDE and program.fits(y)
     if reader is None:
         n = y.pixels * C // (program.width if wide else 1)
-        return kernel(program, "epilogue.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
+        return kernel(program, "epilogue_pool.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
     where = patches(program, reader, H, W)
     wide = wide and where.fits
     n, out = where.places * C // (program.width if wide else 1), None if step in program.scheme.unstored else y.a
     sizes = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *where.numbers, wide)
-    return kernel(program, "epilogue.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
+    return kernel(program, "epilogue_pool.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
 
 
 def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:

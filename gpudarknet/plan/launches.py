@@ -1,10 +1,11 @@
-"""What a plan's steps are on a GPU: launches of kernels/plan.cu and products by cuBLAS, on maps that lie pixel by pixel."""
+"""What a plan's steps are on a GPU: launches of kernels and products by cuBLAS, on maps that lie pixel by pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..cuda import STORAGE, Launcher
 from ..ops.activation import NAMES
 from .lane import Work
 from .steps import (
@@ -25,14 +26,22 @@ if TYPE_CHECKING:
     from .cuda import Program, View
 
 WIDE = frozenset({"linear", "leaky", "relu", "mish", "swish", "logistic"})  # what `finish` can do to 16 bytes at once
-JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as plan.cu numbers them
+JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as nhwc.cuh numbers them
 
 
 def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
     """Return the work of launching a kernel."""
     launch = program.be.launch
     assert launch is not None
+    program.kernels.add(name)
     return lambda: launch(name, threads, *args)
+
+
+def compile_kernels(program: Program) -> None:
+    """Have all kernels that a program launches compiled at once, but for those of layers that run by their `forward`."""
+    if isinstance(program.be.launch, Launcher):
+        files = {name.partition(".")[0] for name in program.kernels}
+        program.be.launch.compile(sorted(files), STORAGE[program.type.name])
 
 
 Pass = tuple[str, Add | Sort | Multiply | None, str]
