@@ -1,4 +1,4 @@
-"""Plans on CUDA without a GPU: every kernel of plan.cu, networks through host-cuda and a cuBLAS made of NumPy, and the order of
+"""Plans on CUDA without a GPU: every kernel of plans, networks through host-cuda and a cuBLAS made of NumPy, and the order of
 what CuPy is asked for."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from seeded import network_input, write_weights
 
 from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
+from gpudarknet.cuda import Launcher, bind
 from gpudarknet.errors import BackendError
 from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
 from gpudarknet.ops.activation import NAMES
@@ -352,12 +353,14 @@ def program(net, batch, precision="fp32", be=None, **options):
     return cuda.Program(plan, be or net.backend, precision, **options)
 
 
-def thin(name):
+def thin_text(name):
     """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
     text = shelf.shipped_cfg(name).read_text()
-    return cfg.parse(
-        re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
-    )
+    return re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
+
+
+def thin(name):
+    return cfg.parse(thin_text(name))
 
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
@@ -506,6 +509,39 @@ def test_every_kind_of_step(tmp_path, precision, batch):
     for got, again in zip(first, run.run(x), strict=True):
         assert got is not again and not np.shares_memory(got, again)
         np.testing.assert_array_equal(got, again)
+
+
+class Compiling(Launcher):
+    """A launcher that runs kernels on the host: launched and asked are pairs (file, T)."""
+
+    def __init__(self):
+        self.on_host, self.launched, self.asked = conftest.backend_for("host-cuda").launch, [], set()
+
+    def compile(self, files, T):
+        self.asked |= {(file, T) for file in files}
+
+    def __call__(self, kernel, threads, *args, block=256):
+        T, _ = bind(kernel, args, np.ndarray)
+        file = kernel.partition(".")[0]
+        assert (file, T) in self.asked, kernel
+        self.launched.append((file, T))
+        self.on_host(kernel, threads, *args, block=block)
+
+
+@pytest.mark.parametrize(("precision", "T"), [("fp32", "float"), ("fp16", "half_t")])
+@pytest.mark.parametrize(
+    "text", [ALL_KINDS, thin_text("yolov4-tiny"), thin_text("yolov3")], ids=["all", "v4-tiny", "v3"]
+)
+def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, precision, T):
+    launch, config = Compiling(), cfg.parse(text)
+    be = conftest.Poisoned("host-cuda", np, launch, LIBRARY.open)
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(config, weights, backend=be, width=64, height=32)
+    run = program(net, 1, precision)
+    assert launch.asked == set()  # not for a program that is only described
+    run.run(network_input(net, 1))
+    assert launch.asked == set(launch.launched)
+    assert {T} == {storage for _, storage in launch.asked}
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -130,7 +130,9 @@ def _finish_blocks(
     wide = kind in WIDE and program.fits(y)
     if reader is None:
         n = y.pixels * C // (program.width if wide else 1)
-        return kernel(program, "epilogue_pool.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
+        return kernel(
+            program, "epilogue_pool.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide
+        )
     where = patches(program, reader, H, W)
     wide = wide and where.fits
     n, out = where.places * C // (program.width if wide else 1), None if step in program.scheme.unstored else y.a
