@@ -57,16 +57,22 @@ extern "C" __global__ void finish_patches(const T *x, const float *bias, const T
         finish_and_put<1>(i, x, f, y, to, C, H, W, HP, WP, ldx, ldy);
 }
 
+template <int V> __device__ inline void finish_part(const T *x, const float *bias, T *y, int kind) {
+    float v[V];
+    load<V>(x, v);
+    add_bias<V>(bias, v);
+    activate<V>(kind, v);
+    store<V>(y, v);
+}
+
 template <int V>
 __device__ inline void finish_either(int i, const T *x, const float *bias1, const float *bias2, T *y1, T *y2, int C1, int C2,
                                      int start, int ldx, int ld1, int ld2, int kind1, int kind2) {
-    int C = C1 + C2, c = i % (C / V) * V, m = i / (C / V), second = c >= C1;
-    if (second) c -= C1;
-    float v[V];
-    load<V>(x + m * ldx + (second ? start : 0) + c, v);
-    add_bias<V>((second ? bias2 : bias1) + c, v);
-    activate<V>(second ? kind2 : kind1, v);
-    store<V>((second ? y2 + m * ld2 : y1 + m * ld1) + c, v);
+    int C = C1 + C2, c = i % (C / V) * V, m = i / (C / V);
+    if (c < C1)
+        finish_part<V>(x + m * ldx + c, bias1 + c, y1 + m * ld1 + c, kind1);
+    else
+        finish_part<V>(x + m * ldx + start + c - C1, bias2 + c - C1, y2 + m * ld2 + c - C1, kind2);
 }
 
 // Finish two convolutions that one gemm has done: x (pixels, ldx) -> y1 (pixels, C1) = kind1(x[:, :C1] + bias1) and
