@@ -800,7 +800,7 @@ def right(x):
     return y
 
 
-STEPS = ["plan: plan.im2col", "plan: cublasGemmEx", "plan: plan.finish"]
+STEPS = ["plan: plan.im2col", "plan: cublasGemmEx", "plan: epilogue.finish"]
 
 
 def test_a_plan_is_captured_after_two_warm_ups_and_replayed(fake):
