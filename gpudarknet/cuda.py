@@ -2,22 +2,28 @@
 
 A kernel is called by the name "file.kernel". Its file is compiled once per storage type `T`: an array declared
 `T *` is float32 or float16 in memory, arithmetic is float. What a call passes is checked against the kernel's
-parameters, because CUDA itself checks nothing. CuPy is imported by `launcher()` and nowhere else, so that tests read
+parameters, because CUDA itself checks nothing. CuPy is imported by `Launcher` and nowhere else, so that tests read
 kernels on any machine.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .cores import cores
 from .errors import BackendError
 
+LOG = logging.getLogger("gpudarknet")
+NOTICE_AFTER = 0.5  # seconds of waiting for compiled kernels
 OPTIONS = ("--std=c++17",)
 STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
@@ -26,6 +32,7 @@ LARGEST = 2**31 - 1  # kernels count with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
+INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -51,13 +58,21 @@ def files() -> list[str]:
 
 @cache
 def source(file: str, T: str = "float") -> str:
-    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file.
+    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file with what it includes.
 
-    The header is not included but put before, because CuPy's cache of compiled kernels looks at this text alone: it
-    would miss a change of an included file. #line keeps compilers' messages right.
+    Headers are written out here, because CuPy's cache of compiled kernels looks at this text alone: it would miss a change
+    of an included file. #line keeps compilers' messages right.
     """
-    common, text = ((folder() / name).read_text(encoding="utf-8") for name in ("common.cuh", f"{file}.cu"))
-    return f'#line 1 "common.cuh"\n{common}\nusing T = {T};\n#line 1 "{file}.cu"\n{text}'
+    return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
+
+
+def _text(name: str) -> str:
+    """Return the text of a file, with the headers that it includes in their places."""
+    lines = (folder() / name).read_text(encoding="utf-8").split("\n")
+    for i, line in enumerate(lines):
+        if header := INCLUDE.fullmatch(line):
+            lines[i] = f'{_text(header[1])}\n#line {i + 2} "{name}"'
+    return "\n".join([f'#line 1 "{name}"', *lines])
 
 
 @cache
@@ -118,22 +133,67 @@ def grid(kernel: str, threads: int, block: int) -> int:
     return blocks
 
 
-def launcher() -> Callable[..., None]:
-    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
-    import cupy
+class Launcher:
+    """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
 
-    @cache
-    def module(file: str, T: str) -> Any:
-        return cupy.RawModule(code=source(file, T), options=OPTIONS)
+    A file is compiled when one of its kernels is first called, or before, beside others, by `compile`. CuPy keeps what is
+    compiled on the disk, for later processes.
+    """
 
-    @cache
-    def function(kernel: str, T: str) -> Any:
-        file, _, name = kernel.partition(".")
-        return module(file, T).get_function(name)
+    def __init__(self) -> None:
+        import cupy
 
-    def launch(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
-        T, values = bind(kernel, args, cupy.ndarray)
+        self.cupy: Any = cupy
+        self.lock = threading.Lock()
+        self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
+        self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, good for every device
+
+    def __call__(self, kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:
-            function(kernel, T)((grid(kernel, threads, block),), (block,), values)
+            function = self.functions.get((kernel, T)) or self._function(kernel, T)
+            function((grid(kernel, threads, block),), (block,), values)
 
-    return launch
+    def _function(self, kernel: str, T: str) -> Any:
+        file, _, name = kernel.partition(".")
+        function = self.compile([file], T)[0].get_function(name)
+        return self.functions.setdefault((kernel, T), function)
+
+    def compile(self, files: Sequence[str], T: str) -> list[Any]:
+        """Return the modules of files for the current device, compiled side by side where they are not there yet.
+
+        NVRTC works on several programs at a time, and CuPy lets go of the interpreter's lock meanwhile. Whoever asks for
+        what another thread has begun waits for that. Says what it waits for, if that takes longer than a look into CuPy's
+        cache on the disk.
+        """
+        device = self.cupy.cuda.runtime.getDevice()
+        with self.lock:
+            new = [key for file in files if (key := (device, file, T)) not in self.modules]
+            if new:
+                pool = ThreadPoolExecutor(min(len(new), cores()), "nvrtc")
+                self.modules |= {key: pool.submit(self._compile, *key) for key in new}
+                pool.shutdown(wait=False)
+            wanted = {file: self.modules[device, file, T] for file in files}
+        if wait(wanted.values(), NOTICE_AFTER).not_done:
+            names = ", ".join(file for file, module in wanted.items() if not module.done())
+            dtype = next(dtype for dtype, storage in STORAGE.items() if storage == T)
+            LOG.info("compiling CUDA kernels %s for %s (once per machine, some seconds)", names, dtype)
+        try:
+            return [module.result() for module in wanted.values()]
+        except BaseException:
+            with self.lock:  # so that the next call tries again
+                for key, module in list(self.modules.items()):
+                    if module.done() and module.exception() is not None:
+                        del self.modules[key]
+            raise
+
+    def _compile(self, device: int, file: str, T: str) -> Any:
+        self.cupy.cuda.Device(device).use()  # a new thread begins at device 0
+        module = self.cupy.RawModule(code=source(file, T), options=OPTIONS)
+        module.compile()
+        return module
+
+
+def launcher() -> Launcher:
+    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
+    return Launcher()

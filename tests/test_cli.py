@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 import gpudarknet
-from gpudarknet import __version__
+from gpudarknet import __version__, cli
 from gpudarknet.cli import main
 
 RUN = ["detector", "test", "tiny.data", "tiny.cfg", "tiny.weights", "tiny.png"]
@@ -48,6 +49,15 @@ def refused(capsys, *words: str) -> str:
     )
     assert sorted(Path.cwd().rglob("*")) == before
     return last.removeprefix("error: ")
+
+
+def test_what_the_package_logs_is_shown_while_a_command_runs(capsys, monkeypatch):
+    logger = logging.getLogger("gpudarknet")
+    before = logger.level, list(logger.handlers)
+    monkeypatch.setattr(cli, "run", lambda words: logger.info("compiling CUDA kernels %s", "plan\nfor float16") or 0)
+    assert main(["info"]) == 0
+    assert capsys.readouterr() == ("", "info: compiling CUDA kernels plan for float16\n")
+    assert (logger.level, logger.handlers) == before
 
 
 def test_detector_test_prints_as_darknet_does(capsys):

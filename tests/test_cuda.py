@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import logging
 import re
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +21,17 @@ def test_kernels_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
     (wheel / "kernels").mkdir(parents=True)
     monkeypatch.setattr(cuda, "__file__", str(wheel / "cuda.py"))
     assert cuda.folder() == wheel / "kernels"
+
+
+def test_headers_are_written_out_where_they_are_included(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
+    for name, text in (("common.cuh", "a\n"), ("more.cuh", "b\n"), ("probe.cu", '// c\n#include "more.cuh"\nd\n')):
+        (tmp_path / name).write_text(text)
+    cuda.source.cache_clear()
+    assert cuda.source("probe") == (
+        '#line 1 "common.cuh"\na\n\nusing T = float;\n#line 1 "probe.cu"\n// c\n#line 1 "more.cuh"\nb\n\n#line 3 "probe.cu"\nd\n'
+    )
+    cuda.source.cache_clear()
 
 
 def test_source_is_header_then_type_then_file():
@@ -122,23 +136,127 @@ def test_what_an_int_cannot_count_is_refused():
     assert cuda.grid("norm.softmax", 2**31 - 256, 256) == 2**23 - 1
 
 
-def test_launcher_compiles_each_file_once_per_type_and_casts(monkeypatch):
-    calls = []
+class FakeCupy(types.SimpleNamespace):
+    """CuPy as far as a launcher needs it. `compiling(code)` runs for each compilation; calls: what was compiled and launched."""
 
-    class RawModule:
-        def __init__(self, code, options):
-            calls.append(("compile", code, options))
+    def __init__(self, compiling=lambda code: None):
+        self.calls, self.device, outer = [], threading.local(), self
 
-        def get_function(self, name):
-            return lambda grid, block, args: calls.append((name, grid, block, [type(a) for a in args]))
+        class RawModule:
+            def __init__(self, code, options):
+                self.code, self.options = code, options
 
-    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(RawModule=RawModule, ndarray=np.ndarray))
-    launch = cuda.launcher()
+            def compile(self):
+                compiling(self.code)
+                outer.calls.append(("compile", self.code, self.options, outer.device.id))
+
+            def get_function(self, name):
+                return lambda grid, block, args: outer.calls.append((name, grid, block, [type(a) for a in args]))
+
+        runtime = types.SimpleNamespace(getDevice=lambda: getattr(self.device, "id", 0))
+        self.cuda = types.SimpleNamespace(
+            runtime=runtime, Device=lambda i: types.SimpleNamespace(use=lambda: self.use(i))
+        )
+        self.RawModule, self.ndarray = RawModule, np.ndarray
+
+    def use(self, device):
+        self.device.id = device
+
+    def compiled(self):
+        """The texts that were compiled, in any order."""
+        return sorted(call[1] for call in self.calls if call[0] == "compile")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Return (cupy, launch) for FakeCupy's arguments; two threads compile."""
+
+    def make(*args):
+        cupy = FakeCupy(*args)
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.setattr(cuda, "cores", lambda: 2)
+        return cupy, cuda.launcher()
+
+    return make
+
+
+def test_launcher_compiles_each_file_once_per_type_and_casts(fake):
+    cupy, launch = fake()
     for x in (F32, F16, F32):
         launch("resample.upsample", 257, x, x, 6, 1, 3, 2, 1.0)
     launch("resample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128)
     launch("resample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
     types_ = [np.ndarray, np.ndarray, np.int32, np.int32, np.int32, np.int32, np.float32]
     up, down = ("upsample", (2,), (256,), types_), ("downsample", (2,), (128,), types_)
-    compiled = [("compile", cuda.source("resample", T), ("--std=c++17",)) for T in ("float", "half_t")]
-    assert calls == [compiled[0], up, compiled[1], up, up, down]
+    compiled = [("compile", cuda.source("resample", T), ("--std=c++17",), 0) for T in ("float", "half_t")]
+    assert cupy.calls == [compiled[0], up, compiled[1], up, up, down]
+
+
+def test_files_are_compiled_side_by_side_and_once(fake):
+    together = threading.Barrier(2)  # nobody passes before two are there
+    cupy, launch = fake(lambda code: together.wait(timeout=30))
+    launch.compile(["plan", "epilogue", "winograd", "direct"], "half_t")
+    texts = sorted(cuda.source(file, "half_t") for file in ("plan", "epilogue", "winograd", "direct"))
+    assert cupy.compiled() == texts
+    launch.compile(["winograd", "plan"], "half_t")
+    launch("plan.to_rows", 6, F16, F32, 6, 3, 3)
+    assert cupy.compiled() == texts
+    assert cupy.calls[-1][0] == "to_rows"
+
+
+def test_every_device_has_modules_of_its_own(fake):
+    cupy, launch = fake()
+    for device in (1, 0, 1):
+        cupy.use(device)
+        launch.compile(["reorg"], "float")
+    assert [call[3] for call in cupy.calls] == [1, 0]
+
+
+def test_two_threads_that_want_the_same_file_compile_it_once(fake):
+    begun, asked = threading.Event(), threading.Event()
+
+    def compiling(code):
+        begun.set()
+        assert asked.wait(timeout=30)
+
+    cupy, launch = fake(compiling)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(launch.compile, ["reorg"], "float")
+        assert begun.wait(timeout=30)
+        second = threads.submit(launch.compile, ["reorg", "route"], "float")
+        asked.set()
+        assert first.result(timeout=30)[0] is second.result(timeout=30)[0]
+    assert cupy.compiled() == sorted(cuda.source(file) for file in ("reorg", "route"))
+
+
+def test_what_does_not_compile_is_tried_again(fake):
+    errors = [RuntimeError("out of disk")]
+
+    def compiling(code):
+        if code == cuda.source("reorg") and errors:
+            raise errors.pop()
+
+    cupy, launch = fake(compiling)
+    with pytest.raises(RuntimeError, match=r"^out of disk$"):
+        launch.compile(["reorg", "route"], "float")
+    launch.compile(["reorg", "route"], "float")
+    assert cupy.compiled() == sorted(cuda.source(file) for file in ("reorg", "route"))
+
+
+def test_a_long_compilation_is_announced(fake, caplog, monkeypatch):
+    monkeypatch.setattr(cuda, "NOTICE_AFTER", 0.01)
+    announced = threading.Event()
+    caplog.handler.addFilter(lambda record: announced.set() or True)
+    caplog.set_level(logging.INFO, "gpudarknet")
+    _, launch = fake(lambda code: announced.wait(timeout=30))
+    launch.compile(["epilogue", "winograd"], "half_t")
+    message = "compiling CUDA kernels epilogue, winograd for float16 (once per machine, some seconds)"
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [("gpudarknet", "INFO", message)]
+
+
+def test_what_is_there_at_once_is_not_announced(fake, caplog, monkeypatch):
+    monkeypatch.setattr(cuda, "NOTICE_AFTER", 30)
+    caplog.set_level(logging.INFO, "gpudarknet")
+    _, launch = fake()
+    launch.compile(["epilogue", "winograd"], "half_t")
+    assert caplog.records == []

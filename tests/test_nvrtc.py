@@ -33,16 +33,19 @@ def test_compiles_for_every_architecture(file, T):
             assert registers * BLOCK <= 65536, f"a block of {kernel} does not fit on sm_{architecture}"
 
 
-WIDE = ("im2col", "depthwise", "finish", "finish_patches", "finish_two", "finish_blocks", "finish_blocks_patches", "maxpool",
-        "upsample")  # fmt: skip
+WIDE = {
+    "plan": ("im2col", "maxpool", "upsample"), "direct": ("depthwise",), "epilogue": ("finish", "finish_patches", "finish_two"),
+    "epilogue_pool": ("finish_blocks", "finish_blocks_patches"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("T", cuda.STORAGE.values())
-def test_plans_move_16_bytes_at_a_time(T):
-    ptx, log = nvrtc.compile(cuda.source("plan", T), 90, "PTX")
+@pytest.mark.parametrize("file", WIDE)
+def test_plans_move_16_bytes_at_a_time(file, T):
+    ptx, log = nvrtc.compile(cuda.source(file, T), 90, "PTX")
     assert log == ""
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", ptx.decode(), re.DOTALL))
-    for kernel in WIDE:
+    for kernel in WIDE[file]:
         for access in ("ld", "st"):
             found = re.findall(rf"{access}\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)", bodies[kernel])
             assert found, f"{kernel} has no {access} of 16 bytes"

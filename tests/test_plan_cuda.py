@@ -1,4 +1,4 @@
-"""Plans on CUDA without a GPU: every kernel of plan.cu, networks through host-cuda and a cuBLAS made of NumPy, and the order of
+"""Plans on CUDA without a GPU: every kernel of plans, networks through host-cuda and a cuBLAS made of NumPy, and the order of
 what CuPy is asked for."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from seeded import network_input, write_weights
 
 from gpudarknet import cfg, load_network, shelf
 from gpudarknet.backend import Backend
+from gpudarknet.cuda import Launcher, bind
 from gpudarknet.errors import OutOfMemoryError
 from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
 from gpudarknet.ops.activation import NAMES
@@ -172,7 +173,7 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         apart = (H * W * x.ld, 1, x.ld)
         geometry = (C, H, W, OH, OW, size, *stride, dilation, pad)
         sizes = (n, F, *apart, *geometry, y.ld, NAMES.index("leaky"), pooled, is_wide)
-        kernels.launch("plan.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
+        kernels.launch("direct.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
         close(y.result(), want.reshape(-1, F), dtype)
 
 
@@ -187,7 +188,7 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, is_wide)
-    kernels.launch("plan.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
+    kernels.launch("direct.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
     patches = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
 
@@ -218,7 +219,7 @@ def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="line
     n = threads(dtype, N * P, C, is_wide)
     numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), is_wide)
     pointers = (be.asarray(b) if bias else None, other.a if join else None)
-    be.launch("plan.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
+    be.launch("epilogue.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
     close(y.result(), want, dtype)
 
 
@@ -246,7 +247,7 @@ def test_finish_works_in_place(kernels, dtype, shape, place, rng):
     is_wide = wide(dtype, x)
     n = threads(dtype, N * H * W, C, is_wide)
     numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, is_wide)
-    kernels.launch("plan.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
+    kernels.launch("epilogue.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
     bias = kernels.to_numpy(b).astype(np.float64)
     close(x.result(), activation.FUNCTIONS["mish"][0](np, x.numbers + bias), dtype)
 
@@ -258,7 +259,7 @@ def test_finish_blocks(kernels, dtype, shape, place, rng):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
-    kernels.launch("plan.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
+    kernels.launch("epilogue_pool.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
 
@@ -350,12 +351,14 @@ def program(net, batch, precision="fp32", be=None, **options):
     return cuda.Program(plan, be or net.backend, precision, **options)
 
 
-def thin(name):
+def thin_text(name):
     """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
     text = shelf.shipped_cfg(name).read_text()
-    return cfg.parse(
-        re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
-    )
+    return re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
+
+
+def thin(name):
+    return cfg.parse(thin_text(name))
 
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
@@ -504,6 +507,39 @@ def test_every_kind_of_step(tmp_path, precision, batch):
     for got, again in zip(first, run.run(x), strict=True):
         assert got is not again and not np.shares_memory(got, again)
         np.testing.assert_array_equal(got, again)
+
+
+class Compiling(Launcher):
+    """A launcher that runs kernels on the host: launched and asked are pairs (file, T)."""
+
+    def __init__(self):
+        self.on_host, self.launched, self.asked = conftest.backend_for("host-cuda").launch, [], set()
+
+    def compile(self, files, T):
+        self.asked |= {(file, T) for file in files}
+
+    def __call__(self, kernel, threads, *args, block=256):
+        T, _ = bind(kernel, args, np.ndarray)
+        file = kernel.partition(".")[0]
+        assert (file, T) in self.asked, kernel
+        self.launched.append((file, T))
+        self.on_host(kernel, threads, *args, block=block)
+
+
+@pytest.mark.parametrize(("precision", "T"), [("fp32", "float"), ("fp16", "half_t")])
+@pytest.mark.parametrize(
+    "text", [ALL_KINDS, thin_text("yolov4-tiny"), thin_text("yolov3")], ids=["all", "v4-tiny", "v3"]
+)
+def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, precision, T):
+    launch, config = Compiling(), cfg.parse(text)
+    be = conftest.Poisoned("host-cuda", np, launch, LIBRARY.open)
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(config, weights, backend=be, width=64, height=32)
+    run = program(net, 1, precision)
+    assert launch.asked == set()  # not for a program that is only described
+    run.run(network_input(net, 1))
+    assert launch.asked == set(launch.launched)
+    assert {T} == {storage for _, storage in launch.asked}
 
 
 @pytest.mark.parametrize("batch", [1, 3])

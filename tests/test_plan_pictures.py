@@ -92,7 +92,7 @@ def test_an_input_on_the_device_is_read_where_it_is(emulator):
         cupy.launch(kernel, threads, *args, block=block)
 
     be = replace(cupy, launch=launch)
-    for start, kernel in (("convolution", "plan.convolve_floats"), ("pool", "plan.from_nchw")):
+    for start, kernel in (("convolution", "direct.convolve_floats"), ("pool", "plan.from_nchw")):
         net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
         x = be.asarray(network_input(net, 1))
         net.predict(x)

@@ -95,7 +95,7 @@ def test_finishing_writes_patches(kernels, dtype, shape, place, rng, window):
             pointers = (x.a, b, other.a, y.a if stored else None, col.a)
             numbers = (NAMES.index("leaky"), NUMBERS["add"], 0.0, 0.0, NAMES.index("relu"))
             sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, is_wide)
-            kernels.launch("plan.finish_patches", n, *pointers, *sizes)
+            kernels.launch("epilogue.finish_patches", n, *pointers, *sizes)
             close(y.result(), want, dtype)
             part = np.ascontiguousarray(y.result()[:, first : first + count])
             np.testing.assert_array_equal(col.result(), laid_out(part, (N, H, W, count), window, groups))
@@ -115,7 +115,7 @@ def test_finishing_blocks_writes_patches(kernels, dtype, shape, place, rng, wind
         n = threads(dtype, visited, C, is_wide)
         pointers = (x.a, kernels.asarray(b), y.a if stored else None, col.a)
         sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, is_wide)
-        kernels.launch("plan.finish_blocks_patches", n, *pointers, *sizes)
+        kernels.launch("epilogue_pool.finish_blocks_patches", n, *pointers, *sizes)
         close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
         np.testing.assert_array_equal(col.result(), laid_out(y.result(), (N, H, W, C), window, 1))
 
@@ -131,7 +131,7 @@ def test_finish_two(kernels, dtype, place, channels):
     n = threads(dtype, pixels, C1 + C2, is_wide)
     kinds = NAMES.index("mish"), NAMES.index("leaky")
     pointers = (x.a, *map(kernels.asarray, (b1, b2)), y1.a, y2.a)
-    kernels.launch("plan.finish_two", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, is_wide)
+    kernels.launch("epilogue.finish_two", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, is_wide)
     close(y1.result(), activation.FUNCTIONS["mish"][0](np, x.numbers[:, :C1] + b1), dtype)
     close(y2.result(), activation.FUNCTIONS["leaky"][0](np, x.numbers[:, start:] + b2), dtype)
 
@@ -149,7 +149,7 @@ def test_winograd(kernels, dtype, place, sizes, form):
     is_wide = not (C % QUAD or x.ld % QUAD or x.start % QUAD)
     n = tiles * C // (QUAD if is_wide else 1)
     there = kernels.asarray(cut.reshape(-1)[: cut.size - ldc + C])
-    kernels.launch("plan.winograd_cut", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, is_wide)
+    kernels.launch("winograd.winograd_cut", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, is_wide)
     cut.reshape(-1)[: cut.size - ldc + C] = kernels.to_numpy(there)
     assert (cut[:, C:] == 7).all()
 
@@ -172,7 +172,7 @@ def test_winograd(kernels, dtype, place, sizes, form):
     pointers = (kernels.asarray(made.reshape(-1)[: made.size - ldf + F]), kernels.asarray(b, np.float32))
     lds = (ldf, other.ld, y.ld)
     kernels.launch(
-        "plan.winograd_join", n, *pointers, None if pooled else other.a, y.a,
+        "winograd.winograd_join", n, *pointers, None if pooled else other.a, y.a,
         n, tiles, F, H, W, TH, TW, Co, Po, *lds, *numbers, pooled, is_wide,
     )  # fmt: skip
     patches = conv.im2col(NUMPY, x.nchw(N, H, W), 3, (1, 1), 1, 1, H, W)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import DarknetError
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)  # no name of a file or a class may end in a traceback
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of a broken picture is in our own error
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), log_to_stderr():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show_warning
@@ -132,3 +134,18 @@ def show_warning(
 ) -> None:
     """Print a warning as one line."""
     tell("warning", str(message))
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Print what the package logs, such as what it waits for, while the block runs."""
+    logger, handler = logging.getLogger("gpudarknet"), logging.Handler()
+    handler.emit = lambda record: tell(record.levelname.lower(), record.getMessage())  # type: ignore[method-assign]
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

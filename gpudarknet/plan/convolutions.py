@@ -1,4 +1,4 @@
-"""What convolutions are on a GPU, each in its way (ways.py): launches of kernels/plan.cu and products by cuBLAS."""
+"""What convolutions are on a GPU, each in its way (ways.py): launches of kernels and products by cuBLAS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .ways import BUDGETS, rounded
 if TYPE_CHECKING:
     from .cuda import Program, View
 
-QUAD = 4  # channels that Winograd's kernels do at a time, as plan.cu has it
+QUAD = 4  # channels that Winograd's kernels do at a time, as winograd.cu has it
 
 
 def convolve(program: Program, step: Convolve) -> list[Work]:
@@ -30,7 +30,7 @@ def convolve(program: Program, step: Convolve) -> list[Work]:
 
 def _by_kernel(program: Program, step: Convolve) -> list[Work]:
     x, (convolve, after) = program.view(step.xs[0]), few(program, step)
-    return [partial(convolve, "plan.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
+    return [partial(convolve, "direct.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
 
 
 Few = Callable[[str, Any, tuple[int, int, int]], None]
@@ -46,6 +46,7 @@ def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
     first = step.after[0] if step.after else None
     kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
     program.methods[step] = "in one kernel"
+    program.kernels |= {"direct.convolve_few", "direct.convolve_floats", "direct.convolve_bytes"}
     wide = kind in WIDE and program.fits(y)
     n = y.pixels * F // (program.width if wide else 1)
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
@@ -63,7 +64,7 @@ def _depthwise(program: Program, step: Convolve) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    work = [kernel(program, "plan.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
+    work = [kernel(program, "direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
     return work + finish(program, step.after, y, y, bias, step)
 
 
@@ -103,7 +104,7 @@ def _finish_two(program: Program, first: Convolve, second: Convolve, joined: Any
     (C1, C2), wide = (v.shape[0] for v in views), set(kinds) <= WIDE and program.fits(*views)
     n = views[0].pixels * (C1 + C2) // (program.width if wide else 1)
     sizes = (n, C1, C2, rounded(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), wide)
-    return kernel(program, "plan.finish_two", n, joined, *biases, *(v.a for v in views), *sizes)
+    return kernel(program, "epilogue.finish_two", n, joined, *biases, *(v.a for v in views), *sizes)
 
 
 def _by_patches(program: Program, step: Convolve) -> list[Work]:
@@ -130,12 +131,14 @@ def _finish_blocks(
     wide = kind in WIDE and program.fits(y)
     if reader is None:
         n = y.pixels * C // (program.width if wide else 1)
-        return kernel(program, "plan.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide)
+        return kernel(
+            program, "epilogue_pool.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide
+        )
     where = patches(program, reader, H, W)
     wide = wide and where.fits
     n, out = where.places * C // (program.width if wide else 1), None if step in program.scheme.unstored else y.a
     sizes = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *where.numbers, wide)
-    return kernel(program, "plan.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
+    return kernel(program, "epilogue_pool.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
 
 
 def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
@@ -201,14 +204,14 @@ def _winograd(program: Program, step: Convolve) -> list[Work]:
         quads = source.fits(QUAD)
         n = tiles * C // (QUAD if quads else 1)
         sizes = (n, tiles, C, H, W, TH, TW, x.ld, ldc, quads)
-        work.append(kernel(program, "plan.winograd_cut", n, source.a, cut, *sizes))
+        work.append(kernel(program, "winograd.winograd_cut", n, source.a, cut, *sizes))
         work.append(_positions(handle, program.precision, address(made), address(cut), weights, tiles, ldf, C, ldc))
         other, (Co, Po, ldo), numbers = pass_arguments(program, one, y.sizes)
         joined = other.images(first, count).a if other else None
         quads = smooth(one, QUAD, (result,), other)
         n = tiles * F // (QUAD if quads else 1)
         sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, ldf, ldo, y.ld, *numbers, step.pooled, quads)
-        work.append(kernel(program, "plan.winograd_join", n, made, bias, joined, result.a, *sizes))
+        work.append(kernel(program, "winograd.winograd_join", n, made, bias, joined, result.a, *sizes))
     return work + finish_in_place(program, rest, y)
 
 

@@ -1,4 +1,4 @@
-"""Run a plan on a GPU: maps pixel by pixel (NHWC), cuBLAS for the products, kernels/plan.cu for the rest, one CUDA graph.
+"""Run a plan on a GPU: maps pixel by pixel (NHWC), cuBLAS for the products, own kernels for the rest, one CUDA graph.
 
 A map of the plan has its channels side by side, `ld` numbers from one pixel to the next: a convolution is a gemm of patches
 (pixels, size * size * channels) with the kernel, and a part of a larger map is an address with that map's ld. Maps with memory
@@ -108,6 +108,7 @@ class Program:
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
+        self.kernels = {"plan.from_nchw", "plan.to_nchw", "plan.to_rows"}  # what it launches; launches.py adds to them
         self.entry, self.outputs = Entry(self), [self.view(m) for m in self.plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
@@ -196,6 +197,8 @@ class Program:
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
         with be.use_device(self.lane.device):
+            if self.graph is None:
+                launches.compile_kernels(self)
             results = [be.empty((N, *m.shape)) for m in self.plan.outputs[: self.heads]]
         with self.lane.turn():
             states = [be.empty((N, *m.shape)) for m in self.plan.outputs[self.heads :]]

@@ -33,13 +33,13 @@ class Entry:
             else:
                 launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
         elif not isinstance(x, Pictures):
-            self.convolve("plan.convolve_floats", x, (C * P, P, 1))
+            self.convolve("direct.convolve_floats", x, (C * P, P, 1))
         elif (whole := x.whole(W, H)) is not None:
             with x.read():
-                self.convolve("plan.convolve_bytes", whole, (P * C, 1, C))
+                self.convolve("direct.convolve_bytes", whole, (P * C, 1, C))
         else:
             x.write(y)
-            self.convolve("plan.convolve_few", y.a, (P * y.ld, 1, y.ld))
+            self.convolve("direct.convolve_few", y.a, (P * y.ld, 1, y.ld))
         for work in self.after:
             work()
 

@@ -1,10 +1,11 @@
-"""What a plan's steps are on a GPU: launches of kernels/plan.cu and products by cuBLAS, on maps that lie pixel by pixel."""
+"""What a plan's steps are on a GPU: launches of kernels and products by cuBLAS, on maps that lie pixel by pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..cuda import STORAGE, Launcher
 from ..ops.activation import NAMES
 from .lane import Work
 from .steps import (
@@ -25,14 +26,22 @@ if TYPE_CHECKING:
     from .cuda import Program, View
 
 WIDE = frozenset({"linear", "leaky", "relu", "mish", "swish", "logistic"})  # what `finish` can do to 16 bytes at once
-JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as plan.cu numbers them
+JOINS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as nhwc.cuh numbers them
 
 
 def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
     """Return the work of launching a kernel."""
     launch = program.be.launch
     assert launch is not None
+    program.kernels.add(name)
     return lambda: launch(name, threads, *args)
+
+
+def compile_kernels(program: Program) -> None:
+    """Have all kernels that a program launches compiled at once, but for those of layers that run by their `forward`."""
+    if isinstance(program.be.launch, Launcher):
+        files = {name.partition(".")[0] for name in program.kernels}
+        program.be.launch.compile(sorted(files), STORAGE[program.type.name])
 
 
 Pass = tuple[str, Add | Sort | Multiply | None, str]
@@ -103,14 +112,14 @@ def finish(
         if reader is None:
             n = y.pixels * C // (program.width if wide else 1)
             sizes = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *numbers, wide)
-            work.append(kernel(program, "plan.finish", n, x.a, bias, joined, y.a, *sizes))
+            work.append(kernel(program, "epilogue.finish", n, x.a, bias, joined, y.a, *sizes))
         else:
             where = patches(program, reader, H, W)
             wide = wide and where.fits
             n = where.places * C // (program.width if wide else 1)
             out = None if step in program.scheme.unstored else y.a
             more = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *numbers, *where.numbers, wide)
-            work.append(kernel(program, "plan.finish_patches", n, x.a, bias, joined, out, where.col, *more))
+            work.append(kernel(program, "epilogue.finish_patches", n, x.a, bias, joined, out, where.col, *more))
         x, bias = y, None
     return work
 

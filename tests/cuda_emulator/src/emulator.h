@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -31,6 +32,7 @@ struct Stream {
     long pushed = 0, done = 0;
     std::unique_ptr<Graph> capture;
     bool invalidated = false;  // the capture
+    std::thread::id capturer;  // the thread that captures
 };
 
 struct Event {

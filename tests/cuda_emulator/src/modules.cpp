@@ -49,7 +49,8 @@ std::string bad_argument(const Function &function, const std::vector<std::vector
 
 EXPORT CUresult cuModuleLoadData(CUmodule *made, const void *image) {
     ENTER_DRIVER(cuModuleLoadData);
-    if (capturing(current_device)) return driver_status(problem(cudaErrorStreamCaptureUnsupported, "a module is loaded while capturing"));
+    if (Stream *stream = capturing(current_device); stream && stream->capturer == std::this_thread::get_id())
+        return driver_status(problem(cudaErrorStreamCaptureUnsupported, "a module is loaded while capturing"));
     size_t size;
     memcpy(&size, (const char *)image + 8, sizeof size);
     if (memcmp(image, "EMULATED", 8)) return driver_status(problem(cudaErrorInvalidKernelImage, "this cubin was not made by the emulator"));

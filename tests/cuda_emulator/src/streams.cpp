@@ -339,7 +339,7 @@ EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCapture
     if (!stream || stream->is_default) return problem(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
     if (stream->capture) return problem(cudaErrorIllegalState, "the stream is captured already");
     count("captures");
-    stream->capture = std::make_unique<Graph>(), stream->invalidated = false;
+    stream->capture = std::make_unique<Graph>(), stream->invalidated = false, stream->capturer = std::this_thread::get_id();
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph) {

@@ -1,0 +1,113 @@
+// What kernels share whose maps lie pixel by pixel: access to several channels at a time, and what is done to a result.
+//
+// A map (N, H, W, C) has its channels side by side and `ld` numbers from one pixel to the next: maps that are joined lie in
+// one larger map, each with its channels and that map's ld. P = H*W. With `wide`, every thread does the 16 bytes of channels
+// that one access moves, where Python has seen that pointers, C and ld allow it; else it does one channel.
+
+constexpr int WIDE = 16 / sizeof(T);
+
+template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
+
+template <int V, class S> __device__ inline void load(const S *p, float (&v)[V]) {
+    Pack<V, S> pack = *(const Pack<V, S> *)p;
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] = pack.v[k];
+}
+
+template <int V> __device__ inline void store(T *p, const float (&v)[V]) {
+    Pack<V, T> pack;
+#pragma unroll
+    for (int k = 0; k < V; k++) pack.v[k] = v[k];
+    *(Pack<V, T> *)p = pack;
+}
+
+template <int V> __device__ inline void add_bias(const float *bias, float (&v)[V]) {
+    float b[V];
+    load<V>(bias, b);
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] += b[k];
+}
+
+template <int V> __device__ inline void keep_larger(float (&best)[V], const float (&v)[V]) {
+#pragma unroll
+    for (int k = 0; k < V; k++)
+        if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
+}
+
+// Only these functions are there in 16-byte form; Python takes the others one by one.
+template <int V> __device__ inline void activate(int kind, float (&v)[V]) {
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        if (V == 1)
+            v[k] = function(kind, v[k]);
+        else if (kind == LEAKY)
+            v[k] = function(LEAKY, v[k]);
+        else if (kind == RELU)
+            v[k] = function(RELU, v[k]);
+        else if (kind == MISH)
+            v[k] = function(MISH, v[k]);
+        else if (kind == SWISH)
+            v[k] = function(SWISH, v[k]);
+        else if (kind == LOGISTIC)
+            v[k] = function(LOGISTIC, v[k]);
+    }
+}
+
+__device__ inline float rectify(float x, float slope) { return x > 0 ? x : slope * x; }
+
+enum Join { NOTHING, ADD, SORT, MULTIPLY };
+
+// What is done to a result: after(join(before(v + bias), other)). P: pixels of an image of the result, Po: of `other`.
+struct Finish {
+    const float *bias;
+    const T *other;
+    int P, Co, Po, ldo, before, join;
+    float eps, slope;
+    int after;
+};
+
+// Finish the channels c on of pixel m.
+template <int V> __device__ inline void finish_values(const Finish &f, int m, int c, float (&v)[V]) {
+    float o[V];
+    if (f.bias) add_bias<V>(f.bias + c, v);
+    activate<V>(f.before, v);
+    if (f.join != NOTHING) {
+        const T *other = f.other + (f.Po == 1 ? m / f.P : m) * f.ldo;
+        if (f.Co == 1) {
+#pragma unroll
+            for (int k = 0; k < V; k++) o[k] = other[0];
+        } else {
+            load<V>(other + c, o);
+        }
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            if (f.join == ADD) v[k] += o[k];
+            if (f.join == SORT) v[k] += o[k] + sqrtf(fmaxf(rectify(v[k], f.slope) * rectify(o[k], f.slope), 0) + f.eps);
+            if (f.join == MULTIPLY) v[k] *= o[k];
+        }
+    }
+    activate<V>(f.after, v);
+}
+
+// The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
+// G), ld numbers from one to the next.
+struct Patches {
+    T *col;
+    int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
+};
+
+// Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
+template <int V> __device__ inline void put(const Patches &to, int image, int h, int w, int c, const float (&v)[V]) {
+    c -= to.first;
+    if (c < 0 || c >= to.count) return;
+    T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;
+    for (int p = 0; p < to.size; p++) {
+        int i = h + to.pad - p * to.dilation;
+        if (i < 0 || i % to.sy || i / to.sy >= to.OH) continue;
+        for (int q = 0; q < to.size; q++) {
+            int j = w + to.pad - q * to.dilation;
+            if (j < 0 || j % to.sx || j / to.sx >= to.OW) continue;
+            store<V>(col + ((image * to.OH + i / to.sy) * to.OW + j / to.sx) * to.ld + (p * to.size + q) * to.G, v);
+        }
+    }
+}
