@@ -6,11 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs lint gpu-check clean
+.PHONY: help demo test test-cuda bench docs lint gpu-check clean
 
 help:
 	@echo 'make demo       fetch yolov4-tiny, find the objects in a photograph, say where the picture is'
 	@echo 'make test       run all tests; those of the CUDA kernels need g++, and no GPU'
+	@echo 'make test-cuda  run the tests of CUDA with the real CuPy: on a GPU, or on an emulated one'
 	@echo 'make bench      measure this machine for 4 minutes: FPS, GFLOPS, peers; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       ruff and mypy'
@@ -23,7 +24,11 @@ demo: $(VENV)/demo
 	@echo 'The picture with its boxes: $(CURDIR)/predictions.jpg'
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
+
+# One BLAS thread in each of pytest's processes; the first run compiles 600 kernels with g++.
+test-cuda: $(VENV)/emulator
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m cuda --cuda-emulator
 
 bench: $(VENV)/bench
 	@mkdir -p build
@@ -41,7 +46,7 @@ gpu-check: $(VENV)/test
 	$(BIN)/python -m bench.gpu_check
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build tests/cuda_emulator/build
 
 # Debian splits venv from Python; as root we install it, else we say how.
 $(BIN)/python:
@@ -51,7 +56,7 @@ $(BIN)/python:
 
 # A stamp per set of extras; both are out of date when pyproject.toml changes. Without libGL (a server, a container)
 # opencv-python does not load; its build without windows does.
-$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/docs $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
+$(VENV)/demo $(VENV)/test $(VENV)/emulator $(VENV)/bench $(VENV)/docs $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { echo 'no libGL here: opencv-python-headless takes the place of opencv-python'; \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless && \

@@ -233,6 +233,73 @@ def test_results_are_numpys_in_any_order(fresh, files, schedule):
     assert fresh.reset() is None
 
 
+# --- one by one, what real GPUs would have shown -------------------------------------------------------------------------
+
+
+def test_a_network_stays_on_its_device(fresh, files):
+    """Whatever the thread's current device is: a new thread begins at device 0."""
+    import cupy
+
+    be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
+    with be.use_device(1):
+        detector = Detector(load_network(*files, backend=be))
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(detector.network.predict(detector.send(batch))))
+    thread.start()
+    thread.join()
+    (y,) = found
+    assert y.device.id == 1 and cupy.cuda.Device().id == 0
+    np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
+    assert all(a.device.id == 1 for own in detector.network.weights for a in own.values())
+    detector.network.predict(np.zeros((1, 3, 24, 32), np.float32), engine="reference")
+    detector.detect_batch(batch)
+
+
+def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
+    be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
+    one, other = (load_network(*files, backend=be) for _ in range(2))
+    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    one.predict(x)
+    eagerly, runs = cuda.Program._eager, []
+
+    def drop(self):
+        runs.append(self)
+        if len(runs) == 3:  # after two warm-ups: while capturing
+            one.engine.forget()
+            gc.collect()
+        eagerly(self)
+
+    monkeypatch.setattr(cuda.Program, "_eager", drop)
+    (y,) = other.predict(x)
+    (program,) = other.engine.programs.values()
+    assert len(runs) == 3 and program.eagerly is None
+    np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
+
+
+def test_an_eager_program_may_be_dropped_at_work(fresh, files):
+    """Its memory goes only to what comes later on the stream that it runs on."""
+    import cupy
+
+    be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
+    net = load_network(*files, backend=be)
+    plan = compile(net.nodes, net.weights, net.heads, net.net.input, 2)
+    one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    with one:
+        program = cuda.Program(plan, be, graph=False)
+    with other:
+        (y,) = program.run(be.asarray(np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)))
+    size = program.arena.size
+    del program
+    with one:
+        noise = cupy.full((size,), 7, np.float32)
+        one.synchronize()
+    with other:
+        np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
+    del noise
+
+
+# --- planted faults ------------------------------------------------------------------------------------------------------
+
 EAGERLY = "for launch in self.work:\n            launch()"
 WORK = "return lambda: launch(name, threads, *args)"
 GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)]"

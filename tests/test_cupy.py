@@ -176,3 +176,20 @@ def test_plan_in_less_precision(cuda, precision, tmp_path):
     got = [net.backend.to_numpy(y) for y in net.predict(x, precision=precision)]
     for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
         assert np.linalg.norm(y - want) < 1e-2 * np.linalg.norm(want)
+
+
+def test_products_of_float16_are_not_made_in_float32(emulator):
+    """Training in fp16 and the reference engine give cuBLAS float16: no copies to float32, no arrays of pointers."""
+    cuda, x = backend_for("cuda"), np.random.default_rng(3).random((2, 3, 8, 12), dtype=np.float32)
+    head = "[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nmax_batches=9\n"
+    body = BODY + "[connected]\noutput=6\nactivation=leaky\n" + "[connected]\noutput=5\n[softmax]\n[cost]\n"
+    net = load_network(cfg.parse(head + body), backend=cuda)
+    trainer = Trainer(net, cpu_build=False, precision="fp16")
+    half = net.input(x).astype(np.float16)
+    for work in (
+        lambda: trainer.step(x, np.eye(5, dtype=np.float32)[1:3]),
+        lambda: net.forward(half, Run(), lambda *out: None),
+    ):
+        with emulator.counting() as done:
+            work()
+        assert done["gemms"] == done["gemms fp16"] > 2
