@@ -1,0 +1,162 @@
+"""Check a machine with a GPU, and measure it: `make gpu-check`, which is `python -m bench.gpu_check`.
+
+Exit code 0: all passed, 1: something failed, 2: there is no GPU that CuPy can use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from . import parts
+from .case import Context, Row, Stage
+from .environment import commit
+from .runner import ROOT, Runner
+
+LOG = 200_000  # characters of what processes print that a run adds to the log at most
+
+
+@dataclass
+class Report:
+    """Writes rows: to stdout and to a file of the part, at once. counts: rows by outcome."""
+
+    fields: Row
+    file: TextIO
+    rows: list[Row] = field(default_factory=list)
+
+    def __call__(self, row: Row) -> None:
+        """Write a row."""
+        self.rows.append(row)
+        line = json.dumps({"record": "gpu-check", **self.fields, **row}, allow_nan=False)
+        print(line, flush=True)
+        self.file.write(line + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def summary(self, interrupted: str) -> Row:
+        """Return the last row: what failed, in words."""
+        failed = [row["case"] for row in self.rows if row.get("failed")]
+        left = [row["case"] for row in self.rows if row.get("outcome") == "not run"]
+        skipped = [row["case"] for row in self.rows if row.get("outcome") == "skipped"]
+        count = sum("outcome" in row for row in self.rows)
+        words = f"{len(failed)} of {count} cases failed: {', '.join(failed)}" if failed else f"all of {count} cases passed"
+        if not failed and skipped or left:
+            words = words.replace("all of", f"{count - len(skipped) - len(left)} of")
+        words += f"; {len(skipped)} skipped for want of something: {', '.join(skipped)}" if skipped else ""
+        words += f"; {len(left)} not run for want of time: {', '.join(left)}" if left else ""
+        words += f"; cut short: {interrupted}" if interrupted else ""
+        return {"case": "end", "passed": not failed and not interrupted, "summary": words}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--part", choices=sorted(parts.PARTS), help="A: is it right, how fast are the main networks (4 "
+                        "minutes); B: the rest (5 minutes); default: A, then B")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
+    parser.add_argument("--only", default="", metavar="CASE", help="a row by its name, or those whose names begin so")
+    parser.add_argument("--small", action="store_true", help="small networks, few repetitions; an emulated device implies it")
+    parser.add_argument("--list", action="store_true", help="show the names of all rows")
+    parser.add_argument("--backend", choices=("cupy", "numpy"), default="cupy", help="numpy tries the check without a GPU")
+    args = parser.parse_args(words)
+    chosen = {name: parts.PARTS[name] for name in ([args.part] if args.part else sorted(parts.PARTS))}
+    context = Context(args.backend, args.small)
+    if args.list:
+        show(chosen, context, args.only)
+        return 0
+    found = probed(args.backend, parts.PROBE * context.time_scale)
+    if found["why"] is not None:
+        print(f"gpu-check: no GPU to check: {found['why']}", file=sys.stderr)
+        return 2
+    context = Context(args.backend, args.small or found["emulated"])
+    chosen = {
+        name: kept for name, stages in chosen.items() if (kept := [s for s in stages if s.chosen(context, args.only)])
+    }
+    if not chosen:
+        parser.error(f"--only {args.only}: no row has this name; --list shows them")
+    args.out.mkdir(parents=True, exist_ok=True)
+    good = [run(part, stages, context, found, args.out, args.only) for part, stages in chosen.items()]
+    return 0 if all(good) else 1
+
+
+def show(chosen: dict[str, tuple[Stage, ...]], context: Context, only: str) -> None:
+    """Print the names of all rows."""
+    for part, stages in chosen.items():
+        print(f"part {part}: {parts.PROBE + sum(stage.limit for stage in stages):g} s at most")
+        for stage in stages:
+            for case in stage.chosen(context, only):
+                print(f"  {stage.name}/{case.name}")
+
+
+def probed(backend: str, limit: float) -> Row:
+    """Return what `environment.probe` finds, in a process of its own: this one never touches the device."""
+    code = f"import json; from bench.gpu_check.environment import probe; print(json.dumps(probe({backend!r})))"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return {"why": f"CuPy did not answer within {limit:g} s"}
+    try:
+        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    except (ValueError, IndexError):
+        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"why": f"CuPy could not be tried: {last[-1]}"}
+
+
+def run(
+    part: str, stages: Sequence[Stage], context: Context, found: Row, folder: Path, only: str, command: Any = ()
+) -> bool:
+    """Run stages; write their rows into a file of the folder, which is added to if it exists; return whether all passed."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    base = "-".join([f"{now:%Y-%m-%d}", *str(found["device"]).lower().split(), "gpu-check"])
+    fields: Row = {"part": part, **({"emulated": True} if found.get("emulated") else {})}
+    name, changed = commit()
+    interrupted = ""
+    with (
+        open(folder / f"{base}-{part.lower()}.jsonl", "a", encoding="utf-8") as rows,
+        open(folder / f"{base}.log", "a", encoding="utf-8") as log,
+    ):
+        report, room = Report(fields, rows), LOG
+
+        def tell(text: str) -> None:
+            nonlocal room
+            log.write(text[: max(room, 0)] + "\n")
+            log.flush()
+            room -= len(text)
+
+        report({
+            "case": "start", "date": now.isoformat(timespec="seconds"), "commit": name, "changed": changed,
+            "backend": context.backend, "small": context.small, "only": only,
+            **{key: value for key, value in found.items() if key not in ("why", "emulated")},
+        })  # fmt: skip
+        command = command or (sys.executable, "-X", "faulthandler", "-m", "bench.gpu_check.child")
+        runner = Runner(command, context, report, tell)
+        before = signal.signal(signal.SIGTERM, interrupt)  # what `timeout` sends
+        try:
+            for stage in stages:
+                runner.run(stage, only)
+        except KeyboardInterrupt as e:
+            interrupted = str(e) or "interrupted"
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        end = report.summary(interrupted)
+        report(end)
+        print(f"gpu-check: part {part}: {end['summary']}", flush=True)
+    return bool(end["passed"])
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Turn a signal into an exception, so that children are ended and the last row is written."""
+    raise KeyboardInterrupt(f"by {signal.Signals(number).name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
