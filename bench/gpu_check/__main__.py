@@ -9,9 +9,11 @@ import argparse
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,18 +45,20 @@ class Report:
         os.fsync(self.file.fileno())
 
     def summary(self, interrupted: str) -> Row:
-        """Return the last row: what failed, in words."""
-        failed = [row["case"] for row in self.rows if row.get("failed")]
-        left = [row["case"] for row in self.rows if row.get("outcome") == "not run"]
-        skipped = [row["case"] for row in self.rows if row.get("outcome") == "skipped"]
-        count = sum("outcome" in row for row in self.rows)
-        words = f"{len(failed)} of {count} cases failed: {', '.join(failed)}" if failed else f"all of {count} cases passed"
-        if not failed and skipped or left:
-            words = words.replace("all of", f"{count - len(skipped) - len(left)} of")
-        words += f"; {len(skipped)} skipped for want of something: {', '.join(skipped)}" if skipped else ""
-        words += f"; {len(left)} not run for want of time: {', '.join(left)}" if left else ""
-        words += f"; cut short: {interrupted}" if interrupted else ""
-        return {"case": "end", "passed": not failed and not interrupted, "summary": words}
+        """Return the last row: in words what failed, what was skipped and why, what is left."""
+        cases = [row for row in self.rows if "outcome" in row]
+        failed = [f"{row['case']} ({row['failed'][0]})" for row in cases if row.get("failed")]
+        skipped = Counter(row["skipped"] for row in cases if row["outcome"] == "skipped")
+        left = Counter(row["case"].split("/")[0] for row in cases if row["outcome"] == "not run")
+        passed = sum(row["outcome"] == "passed" for row in cases)
+        words = [f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}" if failed else
+                 f"{'all' if passed == len(cases) else passed} of {len(cases)} cases passed"]  # fmt: skip
+        for title, found in (("skipped", skipped), ("not run for want of time", left)):
+            if found:
+                reasons = ", ".join(name + (f" ({count})" if count > 1 else "") for name, count in found.items())
+                words.append(f"{found.total()} {title}: {reasons}")
+        words += [f"cut short: {interrupted}"] if interrupted else []
+        return {"case": "end", "passed": not failed and not interrupted, "summary": "; ".join(words)}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -116,7 +120,7 @@ def run(
 ) -> bool:
     """Run stages; write their rows into a file of the folder, which is added to if it exists; return whether all passed."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    base = "-".join([f"{now:%Y-%m-%d}", *str(found["device"]).lower().split(), "gpu-check"])
+    base = "-".join([f"{now:%Y-%m-%d}", *re.findall(r"\w+", str(found["device"]).lower()), "gpu-check"])
     fields: Row = {"part": part, **({"emulated": True} if found.get("emulated") else {})}
     name, changed = commit()
     interrupted = ""
@@ -139,7 +143,7 @@ def run(
         })  # fmt: skip
         command = command or (sys.executable, "-X", "faulthandler", "-m", "bench.gpu_check.child")
         runner = Runner(command, context, report, tell)
-        before = signal.signal(signal.SIGTERM, interrupt)  # what `timeout` sends
+        before = signal.signal(signal.SIGTERM, interrupt)  # which `timeout` sends
         try:
             for stage in stages:
                 runner.run(stage, only)
