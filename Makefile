@@ -14,7 +14,7 @@ help:
 	@echo 'make bench      measure this machine for 4 minutes: FPS, GFLOPS, peers; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make gpu-check  on a machine with a GPU: kernels, networks and ceilings; the result goes to bench/results/'
+	@echo 'make gpu-check  on a machine with a GPU: is all right, how fast is it; PART=A (4 minutes) or B (5), OUT=folder of the results'
 	@echo 'make clean      remove .venv and everything that was built'
 
 demo: $(VENV)/demo
@@ -38,7 +38,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 gpu-check: $(VENV)/test
-	$(BIN)/python -m bench.gpu_check
+	$(BIN)/python -m bench.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out '$(OUT)')
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build

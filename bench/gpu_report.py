@@ -22,12 +22,22 @@ Row = dict[str, Any]
 RECORD = "gpu-check"  # the kind of its records
 BEGIN = "<!-- GPU results: written by `gpudarknet bench report`, not by hand -->"
 END = "<!-- end of the GPU results -->"
-NONE = (
-    "**No run on a GPU has been committed yet, so no figure of one is given here.** So far the kernels' source has been run on a\n"
-    "CPU and compiled for sm_75 to sm_120, and everything that calls CuPy has been run on an array module that has CuPy's\n"
-    "functions, streams and graphs and nothing more.\n"
+NONE = """\
+**No run on a GPU has been committed yet, so no figure of one is given here.** So far the kernels' source has been run on a CPU
+and compiled for sm_75 to sm_120, and everything that calls CuPy has been run on an array module that has CuPy's functions,
+streams and graphs and nothing more.
+"""
+HEADS = (
+    "network",
+    "input",
+    "precision",
+    "batch",
+    "graph",
+    "PyTorch's graph",
+    "ours / PyTorch's",
+    "predict",
+    "one predict, ms",
 )
-HEADS = ("network", "input", "precision", "batch", "graph", "PyTorch's graph", "ours / PyTorch's", "predict", "one predict, ms")
 AGAIN = "run `make gpu-check` again"
 
 
@@ -125,16 +135,16 @@ def lines(path: Path) -> Iterator[tuple[int, Row]]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not text; give files that `make gpu-check` wrote") from None
     every = text.splitlines()
-    for number, line in enumerate(every, 1):
+    for count, line in enumerate(every, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            if number == len(every) and not text.endswith("\n"):
+            if count == len(every) and not text.endswith("\n"):
                 return
-            raise DataError(f"{path}:{number}: is not JSON; {AGAIN}") from None
+            raise DataError(f"{path}:{count}: is not JSON; {AGAIN}") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: is not a JSON object; {AGAIN}")
-        yield number, row
+            raise DataError(f"{path}:{count}: is not a JSON object; {AGAIN}")
+        yield count, row
 
 
 def check(device: Device) -> None:
@@ -178,7 +188,9 @@ def about(device: Device) -> str:
     head, rows = device.head, device.rows
     torch = next((row["torch"] for row in rows.values() if row.get("engine") == "torch-graph" and "torch" in row), None)
     files = ", ".join(f"`{Path(run.path).name}`" for run in device.runs.values())
-    changed = ", with changes that are not committed" if any(run.head["changed"] for run in device.runs.values()) else ""
+    changed = (
+        ", with changes that are not committed" if any(run.head["changed"] for run in device.runs.values()) else ""
+    )
     short = [f"part {run.part}" for run in device.runs.values() if run.cut_short]
     words = [
         f"{device.name}, driver {head['driver']}, commit {head['commit'][:12]}{changed}, {head['date'][:10]}: images a second,",

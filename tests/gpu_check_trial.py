@@ -82,7 +82,12 @@ STAGES = [
     Stage("long", lambda context: [Case(str(i), waiting) for i in range(200)], 60),
     Stage("numbers", numbers, 60),
     Stage("good", listed(passing, passing), 60),
-    Stage("environment", lambda context: [Case("variable", lambda: {"value": os.environ["TRIAL"]})], 60, env={"TRIAL": "a"}),
+    Stage(
+        "environment",
+        lambda context: [Case("variable", lambda: {"value": os.environ["TRIAL"]})],
+        60,
+        env={"TRIAL": "a"},
+    ),
 ]
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def test_a_case_that_hangs_costs_its_own_time_only():
     assert outcomes(found) == {"passing": "passed", "hanging": "timed out", "passing-2": "passed"}
     assert found["hanging"]["failed"] == ["the time of the case was over"]
     assert found["hanging"]["stdout"] == "about to hang\n"  # what it printed before it was killed
-    assert "Timeout" in found["hanging"]["stderr"] and "in hanging" in found["hanging"]["stderr"]  # faulthandler's traceback
+    assert (
+        "Timeout" in found["hanging"]["stderr"] and "in hanging" in found["hanging"]["stderr"]
+    )  # faulthandler's traceback
     assert found["passing"]["process"] != found["passing-2"]["process"]
 
 

@@ -68,9 +68,13 @@ def main(words: Sequence[str] | None = None) -> int:
                         "minutes); B: the rest (5 minutes); default: A, then B")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
     parser.add_argument("--only", default="", metavar="CASE", help="a row by its name, or those whose names begin so")
-    parser.add_argument("--small", action="store_true", help="small networks, few repetitions; an emulated device implies it")
+    parser.add_argument(
+        "--small", action="store_true", help="small networks, few repetitions; an emulated device implies it"
+    )
     parser.add_argument("--list", action="store_true", help="show the names of all rows")
-    parser.add_argument("--backend", choices=("cupy", "numpy"), default="cupy", help="numpy tries the check without a GPU")
+    parser.add_argument(
+        "--backend", choices=("cupy", "numpy"), default="cupy", help="numpy tries the check without a GPU"
+    )
     args = parser.parse_args(words)
     chosen = {name: parts.PARTS[name] for name in ([args.part] if args.part else sorted(parts.PARTS))}
     context = Context(args.backend, args.small)

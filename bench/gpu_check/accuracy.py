@@ -75,7 +75,9 @@ def compare(context: Context, name: str, precision: Any) -> Row:
         maps = max([maps, *(distance(g, w) for g, w in zip(got_heads, want_heads, strict=True))])
         for one, others, which in ((want, got, "is not found"), (got, want, "is found only there")):
             for label, score, box in one:
-                near = [(float(boxes.iou(box, b)), abs(score - s)) for l, s, b in others if l == label]
+                near = [
+                    (float(boxes.iou(box, b)), abs(score - s)) for other_label, s, b in others if other_label == label
+                ]
                 iou, apart = max(near, default=(0.0, score))
                 if iou < 0.5 and score < THRESH + SURE:
                     continue  # at the threshold a rounding decides
@@ -90,12 +92,12 @@ def compare(context: Context, name: str, precision: Any) -> Row:
             "failed": failed}  # fmt: skip
 
 
-def seen(by: Detector, picture: np.ndarray, precision: Any) -> tuple[list[tuple[int, float, np.ndarray]], list[np.ndarray]]:
+def seen(
+    by: Detector, picture: np.ndarray, precision: Any
+) -> tuple[list[tuple[int, float, np.ndarray]], list[np.ndarray]]:
     """Return the objects in an image as (class, score, box), and the heads' maps."""
     be = by.network.backend
     by.precision = precision
     maps = [be.to_numpy(y) for y in by.network.predict(by.input([picture]), precision=precision)]
     found = by.detect(picture, THRESH)
     return [(d.class_id, d.confidence, np.asarray(d.relative)) for d in found], maps
-
-

@@ -102,7 +102,11 @@ def run_case(name: str, case: Case, context: Context) -> Row:
             error, row["traceback"] = e.__cause__, traceback.format_exc()[-TAIL:]
     except Exception as e:
         error, last = e, (str(e).strip().splitlines() or [""])[0]
-        row |= {"outcome": "failed", "failed": [f"{type(e).__name__}: {last}"], "traceback": traceback.format_exc()[-TAIL:]}
+        row |= {
+            "outcome": "failed",
+            "failed": [f"{type(e).__name__}: {last}"],
+            "traceback": traceback.format_exc()[-TAIL:],
+        }
     row["seconds"] = round(time.perf_counter() - begin, 3)
     if (row["outcome"] == "failed" or error is not None) and (why := context.unusable(error)):
         row["unusable"] = why

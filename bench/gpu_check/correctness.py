@@ -163,7 +163,9 @@ def check_network(context: Context, name: str) -> Row:
     found = zip(*outputs(name, context), strict=True)
     distances = [float(np.abs(got - want).max() / (want.std() or 1)) for got, want in found]
     worst = float(np.max(distances))  # NaN if any is
-    failed = [] if worst <= tolerance else [f"output {int(np.argmax(distances))} is {worst:.2g} standard deviations off"]
+    failed = (
+        [] if worst <= tolerance else [f"output {int(np.argmax(distances))} is {worst:.2g} standard deviations off"]
+    )
     return {"outputs": len(distances), "worst": worst, "tolerance": tolerance, "failed": failed}
 
 

@@ -1,6 +1,6 @@
 """Say what the machine is: versions, the device, its clock and temperature, the commit. Whatever is missing is said, too.
 
-    python -m bench.gpu_check.environment       # whether there is a GPU, as JSON; in a process of its own, which may hang
+python -m bench.gpu_check.environment       # whether there is a GPU, as JSON; in a process of its own, which may hang
 """
 
 from __future__ import annotations

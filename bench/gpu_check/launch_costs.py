@@ -85,9 +85,7 @@ class Handle:
 def kernel_bytes(name: str, args: tuple[Any, ...]) -> float:
     """Return the bytes of a kernel's arrays; of what im2col reads, only the part that makes its rows."""
     file, _, own = name.partition(".")
-    sizes = {
-        p.name: a.nbytes for p, a in zip(kernels.parameters(file)[own], args, strict=True) if hasattr(a, "nbytes")
-    }
+    sizes = {p.name: a.nbytes for p, a in zip(kernels.parameters(file)[own], args, strict=True) if hasattr(a, "nbytes")}
     moved = sum(sizes.values())
     if name == "plan.im2col":
         names = [p.name for p in kernels.parameters(file)[own]]

@@ -71,7 +71,13 @@ def many_frames(context: Context) -> Row:
     ]
     if after["free_bytes"] < before["free_bytes"] - SLACK:
         failed.append(f"free memory fell from {before['free_bytes']:,} to {after['free_bytes']:,} bytes")
-    return {"frames": done, "frame_us": round(1e6 * seconds / done, 1), "before": before, "after": after, "failed": failed}
+    return {
+        "frames": done,
+        "frame_us": round(1e6 * seconds / done, 1),
+        "before": before,
+        "after": after,
+        "failed": failed,
+    }
 
 
 def threads(context: Context) -> Iterable[Case]:

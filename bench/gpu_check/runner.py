@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Child:
     def start(cls, command: Sequence[str], env: dict[str, str]) -> Child:
         """Start a command; the descriptor on which it is to report is its last argument."""
         rows, writing = os.pipe()
-        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115: `close` does
         process = subprocess.Popen(
             [*command, "--rows", str(writing)],
             cwd=ROOT,
@@ -92,10 +93,8 @@ class Child:
 
     def kill(self) -> None:
         """End it and what it has started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def close(self) -> None:
@@ -156,7 +155,10 @@ class Runner:
                 self.emit(row)
         name, problem = child.current or f"{stage}/process", ("", "")
         if child.late:
-            problem = "timed out", "the time of the case was over" if time.monotonic() < until else "the stage's time was over"
+            problem = (
+                "timed out",
+                "the time of the case was over" if time.monotonic() < until else "the stage's time was over",
+            )
         elif not wait(child.process, max(1.0, min(GRACE, until - time.monotonic()))):
             problem = "timed out", "the process did not end when its cases were done"
         elif not unusable and (child.process.returncode or not child.done):

@@ -166,7 +166,9 @@ def variant(context: Context, subject: Subject, name: str) -> Row:
     program = cuda.Program(plan, be, subject.precision, prepared, **options)  # type: ignore[arg-type]
     got = [be.to_numpy(y) for y in program.run(x)]
     apart = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
-    failed = [] if apart <= 2 * TOLERANCE[subject.precision] else [f"{apart:.2g} of the largest number from the usual form"]
+    failed = (
+        [] if apart <= 2 * TOLERANCE[subject.precision] else [f"{apart:.2g} of the largest number from the usual form"]
+    )
     row = {**subject.fields(), "engine": name, "apart": apart, "failed": failed}
     return {**row, **image_rate(lambda: program.run(x), wait, subject.batch, context), **replayed(program, context)}
 

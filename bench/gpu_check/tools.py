@@ -80,7 +80,11 @@ def profiled(context: Context, kernel: str) -> Row:
     if done.returncode:
         if any(word in said for word in REFUSED):
             raise Skipped(f"ncu may not count here: {said.strip().splitlines()[-1]}")
-        return {"failed": [f"ncu: exit code {done.returncode}"], "stdout": done.stdout[-TAIL:], "stderr": done.stderr[-TAIL:]}
+        return {
+            "failed": [f"ncu: exit code {done.returncode}"],
+            "stdout": done.stdout[-TAIL:],
+            "stderr": done.stderr[-TAIL:],
+        }
     return {"launches": measured(done.stdout)}
 
 

@@ -71,7 +71,14 @@ def ours(context: Context, precision: Any) -> Row:
     if context.backend == "cupy":
         row["pool_bytes"] = net.backend.xp.get_default_memory_pool().total_bytes()
     failed = [] if np.isfinite(costs).all() else ["costs that are not finite"]
-    return {"network": NETWORK, "precision": precision, "batch": batch, "costs": [costs[0], costs[-1]], **row, "failed": failed}
+    return {
+        "network": NETWORK,
+        "precision": precision,
+        "batch": batch,
+        "costs": [costs[0], costs[-1]],
+        **row,
+        "failed": failed,
+    }
 
 
 def torch(context: Context, precision: str) -> Row:

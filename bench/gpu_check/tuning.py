@@ -39,7 +39,13 @@ def tune(context: Context, subject: Subject) -> Row:
         if time.monotonic() > until:
             whole = False
             break
-    row: Row = {**subject.fields(), "microseconds": microseconds, "choices": choices, "all_measured": whole, "failed": []}
+    row: Row = {
+        **subject.fields(),
+        "microseconds": microseconds,
+        "choices": choices,
+        "all_measured": whole,
+        "failed": [],
+    }
     outputs = []
     for kind, chosen in (("rule", {}), ("measured", choices)):
         program = cuda.Program(plan, be, precision, network.engine.prepared, chosen)  # type: ignore[arg-type]
