@@ -33,7 +33,9 @@ def fill(network: Network, seed: int = 1) -> None:
     for node in network.nodes:
         for name, shape, _ in node.layer.weights(*node.inputs):
             kernel = np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
-            a = draw.get(name.rpartition(".")[2], lambda shape, k=kernel: rng.normal(0, k, shape))(shape)
+            a = draw.get(
+                name.rpartition(".")[2], lambda shape, k=kernel: np.float32(k) * rng.standard_normal(shape, np.float32)
+            )(shape)
             if node.index in added and name in ("scale", "bias"):
                 a = ADDED * a
             network.weights[node.index][name] = network.backend.asarray(a, np.float32)

@@ -71,10 +71,12 @@ def run(
     share = stage.limit / 2 if len(cases) > 1 else stage.limit  # one that hangs leaves time for others
     for name in names:
         left = limit - (time.monotonic() - start)
-        if not stage.checks and left < (1 - BUDGET) * stage.limit * context.time_scale and name != names[0]:
+        scale, own = context.time_scale, cases[name].limit
+        needed = (1 - BUDGET) * stage.limit if own is None else min(own, (1 - BUDGET) * stage.limit)
+        if not stage.checks and left < needed * scale and name != names[0]:
             report({"case": name, "outcome": "not run", "why": "no time was left"})
             continue
-        seconds = max(0.1, min(left, (cases[name].limit or share) * context.time_scale))
+        seconds = max(0.1, min(left, (own or share) * scale))
         report({"begin": name, "limit": seconds})
         faulthandler.dump_traceback_later(max(0.6 * seconds, seconds - 2), file=sys.__stderr__)
         row = run_case(name, cases[name], context)

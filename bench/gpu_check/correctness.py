@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpudarknet import Network, cfg, cuda
+from gpudarknet.cores import usable
 from gpudarknet.plan import cuda as cuda_plan
 from gpudarknet.plan import race
 from gpudarknet.plan.steps import Convolve
@@ -20,6 +23,7 @@ from gpudarknet.plan.ways import Case as Convolution
 from gpudarknet.plan.ways import possible
 
 from .case import Case, Context, Row, Skipped
+from .child import TAIL
 from .networks import CONVOLUTIONS, config, distance, pair, planned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,6 +37,7 @@ NETWORKS = {  # name -> (width, height, how far float32 may go, in standard devi
 }
 SMALL_NETWORKS = ("yolov4-tiny",)
 PRECISIONS = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}  # how far a whole network may be off
+PROCESSES = 12  # that compile at a time, at most
 PRECISE = ("yolov2", "yolov4-tiny")  # the networks that are run in each of them
 
 
@@ -40,9 +45,11 @@ PRECISE = ("yolov2", "yolov4-tiny")  # the networks that are run in each of them
 
 
 def compiled(context: Context) -> Iterable[Case]:
-    """List the files of kernels with the types that they are used with; the first case compiles all at once."""
-    pairs = storage_types()
-    yield Case("all", lambda: compile_all(context, pairs))
+    """List what is compiled before anything else, so that the limits of other stages measure work: our kernels and CuPy's."""
+    yield Case("kernels", lambda: compile_all(context, [f"{file}:{T}" for file, T in storage_types()], "compile_files"))
+    yield Case(
+        "cupy", lambda: compile_all(context, list(dict.fromkeys(case.op.name for case in op_cases().CASES)), "warm_ops")
+    )
 
 
 def storage_types() -> list[tuple[str, str]]:
@@ -54,40 +61,46 @@ def storage_types() -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: -len(cuda.source(*pair)))  # the long ones first
 
 
-def compile_all(context: Context, pairs: list[tuple[str, str]]) -> Row:
-    """Compile kernels in parallel processes, which leave them in CuPy's cache; return the seconds of each."""
+def compile_all(context: Context, names: list[str], function: str) -> Row:
+    """Compile in parallel processes, which leave what they make in CuPy's cache; return the seconds of each name."""
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} compiles no kernels")
-    code = (
-        "import sys, time, cupy; from gpudarknet import cuda; start = time.perf_counter()\n"
-        "cupy.RawModule(code=cuda.source(*sys.argv[1:]), options=cuda.OPTIONS)"
-        ".get_function(next(iter(cuda.parameters(sys.argv[1]))))\n"
-        "print(time.perf_counter() - start)"
-    )
-    result: Row = {"seconds_of": {}, "failed": []}
-    waiting, running = list(pairs), dict[tuple[str, str], subprocess.Popen[str]]()
-    while waiting or running:
-        while waiting and len(running) < processes():
-            one = waiting.pop(0)
-            running[one] = subprocess.Popen(
-                [sys.executable, "-c", code, *one], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        one, process = next(iter(running.items()))
+    count = min(max(1, usable()), PROCESSES, len(names))
+    code = f"import sys; from bench.gpu_check import correctness; correctness.{function}(sys.argv[1:])"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, *names[i::count]], cwd=ROOT, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(count)
+    ]  # fmt: skip
+    result: Row = {"processes": count, "seconds_of": {}, "failed": []}
+    for process in running:
         out, err = process.communicate()
-        del running[one]
-        name = f"{one[0]}.cu of {one[1]}"
+        result["seconds_of"] |= {name: float(taken) for name, taken in (line.split() for line in out.splitlines())}
         if process.returncode:
-            result["failed"].append(f"{name}: {(err.strip().splitlines() or ['it says nothing'])[-1]}")
-        else:
-            result["seconds_of"][name] = round(float(out.split()[-1]), 2)
+            result["failed"].append((err.strip().splitlines() or ["a process that says nothing"])[-1])
+            result["stderr"] = err[-TAIL:]
     return result
 
 
-def processes() -> int:
-    """Return how many processes may run at a time: one per core."""
-    from gpudarknet.cores import usable
+def compile_files(words: list[str]) -> None:
+    """Compile files of kernels, each given as FILE:TYPE; print how long each takes."""
+    import cupy
 
-    return max(1, usable())
+    for word in words:
+        start, (file, T) = time.perf_counter(), word.split(":")
+        module = cupy.RawModule(code=cuda.source(file, T), options=cuda.OPTIONS)
+        module.get_function(next(iter(cuda.parameters(file))))
+        print(word, round(time.perf_counter() - start, 2), flush=True)
+
+
+def warm_ops(names: list[str]) -> None:
+    """Run ops once in each type, so that CuPy compiles what they need of it; whether they are right is a later stage's question."""
+    for name in names:
+        start = time.perf_counter()
+        for dtype in ("float32", "float16"):
+            with suppress(Exception):
+                check_op(Context("cupy", small=True), name, dtype)
+        print(name, round(time.perf_counter() - start, 2), flush=True)
 
 
 def op_cases() -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpudarknet import Network, cfg, load_network, shelf
+from gpudarknet import Network, cfg, shelf
+from gpudarknet.backend import Backend
+from gpudarknet.graph import build
 from gpudarknet.plan import Plan, compile
 
 from .. import seeded
@@ -101,12 +100,20 @@ def config(name: str, small: bool = False) -> cfg.Config:
     return replace(thin, path=str(path))
 
 
-@lru_cache(maxsize=1)
-def opened(name: str, context: Context, size: int, batch: int = 1) -> Network:
-    """Return a shipped network with weights from a seed, at size x size; the one that was opened last is kept."""
+def blank(config: cfg.Config, be: Backend, width: int = 0, height: int = 0) -> Network:
+    """Return a network without weights: drawing Darknet's initial ones would take seconds."""
+    net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
+    config = replace(config, net=net)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = load_network(config(name, context.small), None, context.backend, batch, size, size)
+        warnings.simplefilter("ignore")  # resnet50's three unequal shortcuts
+        nodes = build(config)
+    return Network(config, nodes, [{} for _ in nodes], be)
+
+
+@lru_cache(maxsize=1)
+def opened(name: str, context: Context, size: int) -> Network:
+    """Return a shipped network with weights from a seed, at size x size; the one that was opened last is kept."""
+    network = blank(config(name, context.small), context.be, size, size)
     seeded.fill(network)
     return network
 
@@ -116,22 +123,19 @@ def planned(network: Network, batch: int) -> Plan:
     return compile(network.nodes, network.weights, network.heads, network.net.input, batch)
 
 
-def on_numpy(network: Network) -> Network:
-    """Return a network with the same weights on NumPy."""
-    host = load_network(network.config, backend="numpy")
-    host.weights = [{k: network.backend.to_numpy(a) for k, a in own.items()} for own in network.weights]
-    return host
+def with_weights(network: Network, be: Backend) -> Network:
+    """Return the same network with the same weights on another backend."""
+    weights = [{name: network.backend.to_numpy(a) for name, a in own.items()} for own in network.weights]
+    return Network(network.config, network.nodes, weights, be)
 
 
-def pair(config: cfg.Config, context: Context, width: int = 0, height: int = 0, batch: int = 2) -> Any:
-    """Return a network with seeded weights on the backend, the same on NumPy, and an input for both."""
-    size: dict[str, Any] = {"width": width or None, "height": height or None}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # resnet50's three unequal shortcuts
-        blank = load_network(config, backend="numpy", **size)
-        weights = seeded.write(blank, Path(folder) / "seeded.weights")
-        here, numpy = (load_network(config, weights, backend=b, **size) for b in (context.backend, "numpy"))
-    return here, numpy, seeded.picture(blank, batch)
+def pair(
+    config: cfg.Config, context: Context, width: int = 0, height: int = 0, batch: int = 2
+) -> tuple[Network, Network, np.ndarray]:
+    """Return a network with weights from a seed on the backend, the same on NumPy, and an input for both."""
+    numpy = blank(config, Backend("numpy", np), width, height)
+    seeded.fill(numpy)
+    return with_weights(numpy, context.be), numpy, seeded.picture(numpy, batch)
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:

@@ -13,12 +13,12 @@ import numpy as np
 
 from gpudarknet import Detector
 from gpudarknet.backend import Backend
-from gpudarknet.network import Network, load_network
+from gpudarknet.network import Network
 from gpudarknet.plan import cuda
 
 from .. import seeded
 from .case import Case, Context, Row, Skipped
-from .networks import config, planned
+from .networks import blank, config, planned
 from .speed import calm
 
 FRAMES = 10_000
@@ -38,7 +38,7 @@ def memory(be: Backend) -> Row:
 
 def small_network(context: Context, name: str, seed: int = 1) -> Network:
     """Return a small network that finds nearly nothing."""
-    network = load_network(config(name, context.small), None, context.backend, width=96, height=64)
+    network = blank(config(name, context.small), context.be, 96, 64)
     seeded.fill(network, seed)
     calm(network)
     return network

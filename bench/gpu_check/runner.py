@@ -49,7 +49,7 @@ class Child:
     def start(cls, command: Sequence[str], env: dict[str, str]) -> Child:
         """Start a command; the descriptor on which it is to report is its last argument."""
         rows, writing = os.pipe()
-        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115: `close` does
+        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         process = subprocess.Popen(
             [*command, "--rows", str(writing)],
             cwd=ROOT,

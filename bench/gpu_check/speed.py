@@ -29,6 +29,7 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}
 TIMED = 0.25  # seconds for each figure, and at least ROUNDS rounds
 ROUNDS = 5
 MOST = 200  # replays in a round
+SMI_SECONDS = 3.0  # for nvidia-smi
 HOST_CALLS = 30  # that are queued to measure the host's part of one; fewer than a queue holds
 
 
@@ -224,24 +225,26 @@ def cases(
     more: bool = False,
     skip: Callable[[Subject], bool] = lambda subject: False,
 ) -> Callable[[Context], Iterable[Case]]:
-    """Return the cases of a network: ours first, so that PyTorch can cost us nothing; more: other forms of the plan at last."""
+    """Return the function that lists a network's cases: ours first, so that PyTorch can cost us nothing.
+
+    more: other forms of the plan, too, in place of `detect`.
+    """
     from .torch_speed import measure  # it needs this module
 
     def listed(context: Context) -> Iterable[Case]:
         every = [s for s in subjects(context, network, sizes, precisions, batches) if not skip(s)]
-        yield Case("clocks-before", clocks)
+        yield Case("clocks-before", clocks, SMI_SECONDS)
         for s in every:
             yield Case(f"{s}/ours", lambda s=s: ours(context, s))  # type: ignore[misc]
+        if every and not more:
+            first = every[0]
+            yield Case(f"{first.size}/{first.precision}/detect", lambda: detect(context, first))
         for kind in torch:
             for s in every:
                 yield Case(f"{s}/{kind}", lambda s=s, kind=kind: measure(context, s, kind))  # type: ignore[misc]
         for s in every if more else []:
             for name in ("eager", "one-by-one", *(["without-winograd"] if s.precision == "fp32" else [])):
                 yield Case(f"{s}/{name}", lambda s=s, name=name: variant(context, s, name))  # type: ignore[misc]
-        if every and network.startswith("yolov"):
-            first = every[0]
-            if not more:
-                yield Case(f"{first.size}/{first.precision}/detect", lambda: detect(context, first))
-        yield Case("clocks-after", clocks)
+        yield Case("clocks-after", clocks, SMI_SECONDS)
 
     return listed

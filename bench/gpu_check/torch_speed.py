@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from gpudarknet.backend import Backend
+
 from .. import seeded, torch_network
 from .case import Case, Context, Row, Skipped
-from .networks import on_numpy, opened
+from .networks import opened, with_weights
 from .speed import MOST, Subject, image_rate, subjects, timed
 
 
@@ -33,7 +37,7 @@ def forward_of(context: Context, network: str, size: int, precision: str) -> Cal
     torch = torch_module(context)
     device = "cuda" if context.backend == "cupy" else "cpu"
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    host = on_numpy(opened(network, context, size))
+    host = with_weights(opened(network, context, size), Backend("numpy", np))
     return torch_network.build(host, torch, device, dtype, torch.channels_last)
 
 

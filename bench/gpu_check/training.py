@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import Trainer, load_network
+from gpudarknet import Trainer
+from gpudarknet import backend as backends
 from gpudarknet.network import Network
 
 from .. import seeded, torch_network
 from ..train import DECAY, MOMENTUM, RATE, boxes
 from .case import Case, Context, Row, Skipped
-from .networks import config
+from .networks import blank, config
 from .speed import wait_for
 from .torch_speed import torch_module
 
@@ -38,7 +39,7 @@ def network(context: Context, backend: str) -> Network:
     found = config(NETWORK, context.small)
     net = replace(found.net, width=size, height=size, batch=batch, subdivisions=1, adam=0, burn_in=0, policy="constant",
                   learning_rate=RATE, momentum=MOMENTUM, decay=DECAY)  # fmt: skip
-    made = load_network(replace(found, net=net), None, backend, batch)
+    made = blank(replace(found, net=net), backends.get(backend))
     seeded.fill(made)
     return made
 

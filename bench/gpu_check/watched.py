@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
-from gpudarknet.network import load_network
 from gpudarknet.plan import Plan, cuda
 from gpudarknet.plan.cuda import View
 from gpudarknet.plan.steps import Map, Step
 from gpudarknet.plan.ways import rounded
 
 from .. import seeded
-from .networks import config, planned
+from .networks import blank, config, planned
 
 KERNELS = ("to_nchw", "rank_boxes")  # those of a prediction that use shared memory, where threads can race
 
@@ -49,13 +49,13 @@ class Apart(cuda.Program):
         return self._array((step, name), self.scheme.needs[step, name])
 
 
-def main(precision: str, backend: str = "cupy", small: str = "") -> None:
+def main(precision: str, backend: str | Backend = "cupy", small: str = "") -> None:
     """Run yolov4-tiny on two images in a precision."""
     if backend == "cupy":
         import cupy
 
         cupy.cuda.set_allocator(None)
-    network = load_network(config("yolov4-tiny", bool(small)), None, backend, width=64, height=96)
+    network = blank(config("yolov4-tiny", bool(small)), backends.get(backend), 64, 96)
     seeded.fill(network)
     be = network.backend
     program = Apart(planned(network, 2), be, precision)
