@@ -199,8 +199,8 @@ def test_boxes_of_the_shipped_network(monkeypatch):
 def test_boxes_that_move_fail(monkeypatch):
     real = accuracy.seen
 
-    def moved(by, picture, precision):
-        found, maps = real(by, picture, precision)
+    def moved(by, array, precision):
+        found, maps = real(by, array, precision)
         return [(label, score, box + (precision == "fp16") * 0.1) for label, score, box in found], maps
 
     monkeypatch.setattr(accuracy, "seen", moved)

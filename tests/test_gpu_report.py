@@ -20,8 +20,9 @@ README = f"# A\n\n{gpu_report.BEGIN}\n\nold\n\n{gpu_report.END}\n\n## B\n"
 
 def timed(engine, batch=1, graph=1234.5, precision="fp16", **more):
     name = f"yolov4-tiny/416/{precision}/batch-{batch}/{engine}"
-    return {"case": name, "part": "A", "outcome": "passed", "network": "yolov4-tiny", "size": 416, "precision": precision,
-            "batch": batch, "engine": engine, "images_s": graph / 2, "graph_images_s": graph, "latency_ms": 1.5, **more}  # fmt: skip
+    fields = {"network": "yolov4-tiny", "size": 416, "precision": precision, "batch": batch, "engine": engine}
+    rates = {"images_s": graph / 2, "graph_images_s": graph, "latency_ms": 1.5}
+    return {"case": name, "part": "A", "outcome": "passed", **fields, **rates, **more}
 
 
 ROWS = [START, timed("ours"), timed("ours", 64, 20000.0), timed("torch-graph", graph=823.0, torch="2.11.0"), END]
@@ -45,10 +46,8 @@ def test_without_results_it_says_that_none_are_committed():
 
 def test_the_command_writes_the_table(tmp_path, capsys):
     a = write(tmp_path / "a.jsonl", ROWS)
-    b = write(
-        tmp_path / "b.jsonl",
-        [START | {"part": "B"}, timed("ours", precision="tf32") | {"part": "B"}, END | {"part": "B"}],
-    )
+    rows = START, timed("ours", precision="tf32"), END
+    b = write(tmp_path / "b.jsonl", [row | {"part": "B"} for row in rows])
     (tmp_path / "README.md").write_text(README)
     assert main(["bench", "report", str(a), str(b), "-readme", str(tmp_path / "README.md")]) == 0
     assert "its table of GPUs is that of" in capsys.readouterr().out

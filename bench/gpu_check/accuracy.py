@@ -69,9 +69,9 @@ def compare(context: Context, name: str, precision: Any) -> Row:
     worst, failed, count, maps = {"iou": 1.0, "score": 0.0}, list[str](), 0, 0.0
     least, most = ALLOWED[precision]
     for path in images(weights):
-        picture = image.read(path)
-        want, want_heads = seen(detector(name, other), picture, "fp32")
-        got, got_heads = seen(detector(name, context.backend), picture, precision)
+        array = image.read(path)
+        want, want_heads = seen(detector(name, other), array, "fp32")
+        got, got_heads = seen(detector(name, context.backend), array, precision)
         maps = max([maps, *(distance(g, w) for g, w in zip(got_heads, want_heads, strict=True))])
         for one, others, which in ((want, got, "is not found"), (got, want, "is found only there")):
             for label, score, box in one:
@@ -93,11 +93,11 @@ def compare(context: Context, name: str, precision: Any) -> Row:
 
 
 def seen(
-    by: Detector, picture: np.ndarray, precision: Any
+    by: Detector, array: np.ndarray, precision: Any
 ) -> tuple[list[tuple[int, float, np.ndarray]], list[np.ndarray]]:
     """Return the objects in an image as (class, score, box), and the heads' maps."""
     be = by.network.backend
     by.precision = precision
-    maps = [be.to_numpy(y) for y in by.network.predict(by.input([picture]), precision=precision)]
-    found = by.detect(picture, THRESH)
+    maps = [be.to_numpy(y) for y in by.network.predict(by.input([array]), precision=precision)]
+    found = by.detect(array, THRESH)
     return [(d.class_id, d.confidence, np.asarray(d.relative)) for d in found], maps

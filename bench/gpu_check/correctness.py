@@ -94,7 +94,7 @@ def compile_files(words: list[str]) -> None:
 
 
 def warm_ops(names: list[str]) -> None:
-    """Run ops once in each type, so that CuPy compiles what they need of it; whether they are right is a later stage's question."""
+    """Run ops once in each type, so that CuPy compiles what they need of it; a later stage says whether they are right."""
     for name in names:
         start = time.perf_counter()
         for dtype in ("float32", "float16"):
@@ -217,7 +217,7 @@ def check_precision(context: Context, name: str, precision: Any) -> Row:
 
 
 def algorithms(context: Context) -> Iterable[Case]:
-    """List every way to convolve, forced once, in every precision; then what a measurement chooses, in every form of a plan."""
+    """List every convolution algorithm in every precision; then what a measurement chooses, in every form of a plan."""
     names = sorted({name for batch in (1, 3) for step in convolutions(batch) for name in possible(step)})
     for precision in PRECISIONS:
         for name in names:
