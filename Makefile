@@ -37,8 +37,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-gpu-check: $(VENV)/test
-	$(BIN)/python -m bench.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out '$(OUT)')
+# With the Python that has CuPy, ours or PYTHON; nothing is installed, as there may be no network where the GPU is.
+gpu-check:
+	@for python in $(BIN)/python $(PYTHON); do \
+	  $$python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' 2>/dev/null && break; done; \
+	$$python -m bench.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out '$(OUT)')
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build
