@@ -255,7 +255,7 @@ def test_the_watched_program_computes_the_same_with_every_map_apart(precision):
 
 
 def test_the_watched_program_prints_what_it_did(capsys):
-    watched.main("fp16", plan_backend(), "small")
+    watched.main("fp16", plan_backend(), "1")
     assert " pieces of work, " in capsys.readouterr().out
 
 
@@ -298,7 +298,7 @@ def test_what_compute_sanitizer_finds(monkeypatch, tmp_path, code):
     assert row["failed"] == (["========= ERROR SUMMARY: 2 errors"] if code else [])
     said = (tmp_path / "log").read_text()
     assert "--kernel-name kne=to_nchw --kernel-name kne=rank_boxes" in said
-    assert said.split()[-4:] == ["-m", "bench.gpu_check.watched", "fp16", "cupy"]
+    assert said.split()[-5:] == ["-m", "bench.gpu_check.watched", "fp16", "cupy", "0"]
 
 
 def test_kernels_that_are_watched_for_races_are_those_with_shared_memory():

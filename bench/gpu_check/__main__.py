@@ -36,13 +36,17 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
     def __call__(self, row: Row) -> None:
-        """Write a row."""
-        self.rows.append(row)
-        line = json.dumps({"record": "gpu-check", **self.fields, **row}, allow_nan=False)
-        print(line, flush=True)
-        self.file.write(line + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """Write a row, whole: who interrupts us has to wait."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.rows.append(row)
+            line = json.dumps({"record": "gpu-check", **self.fields, **row}, allow_nan=False)
+            self.file.write(line + "\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            print(line, flush=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def summary(self, interrupted: str) -> Row:
         """Return the last row: in words what failed, what was skipped and why, what is left."""

@@ -17,6 +17,7 @@ import numpy as np
 from gpudarknet import Detector, boxes, image, load_network, shelf
 
 from .case import Case, Context, Row, Skipped
+from .environment import opencv
 from .networks import distance
 
 VARIABLE = "REAL_WEIGHTS"
@@ -64,6 +65,7 @@ def detector(name: str, where: str) -> Detector:
 
 def compare(context: Context, name: str, precision: Any) -> Row:
     """Compare a precision with fp32 on the same backend, and fp32 with NumPy."""
+    opencv()  # reads images
     weights = real_weights()[name]
     other = "numpy" if precision == "fp32" else context.backend
     worst, failed, count, maps = {"iou": 1.0, "score": 0.0}, list[str](), 0, 0.0

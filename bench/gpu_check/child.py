@@ -44,6 +44,7 @@ def main(stages: Sequence[Stage], words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     start = time.monotonic()
     end_with_parent()
+    os.set_inheritable(args.rows, False)  # what a case starts must not hold it open
     stage = next(stage for stage in stages if stage.name == args.stage)
     with os.fdopen(args.rows, "w", encoding="utf-8") as rows:
 

@@ -21,13 +21,13 @@ def in_part_a(subject: Subject) -> bool:
 
 
 A = (
-    Stage("warm", correctness.compiled, 25, checks=True),
+    Stage("warm", correctness.compiled, 24, checks=True),
     Stage("versions", versions, 8),
     Stage("precisions", correctness.precisions, 20, checks=True),
     Stage("algorithms", correctness.algorithms, 22, checks=True),
     Stage("kernels", correctness.kernels, 26, checks=True),
-    Stage("networks", correctness.networks, 26, checks=True),
-    Stage("boxes", accuracy.boxes_and_scores, 8, checks=True),
+    Stage("networks", correctness.networks, 23, checks=True),
+    Stage("boxes", accuracy.boxes_and_scores, 12),
     Stage("threads", robustness.threads, 10, checks=True),
     Stage("yolov4-tiny", cases("yolov4-tiny", (416,), **MAIN), 24),
     Stage("yolov3", cases("yolov3", (416,), **MAIN), 33),

@@ -42,6 +42,7 @@ class Child:
     last: str = ""  # the last case that has a row
     until: float = 0.0  # when the current case's time is over
     done: bool = False
+    unusable: bool = False  # whether it can do no more
     late: bool = False  # whether its time, or its case's, was over before it ended
     buffer: bytes = b""
 
@@ -78,17 +79,17 @@ class Child:
 
     def note(self, report: Row) -> Row | None:
         """Remember a report; return it if it is a row."""
+        if "case" in report:
+            self.current, self.last, self.unusable = "", report["case"], "unusable" in report
+            if self.left and self.last in self.left:
+                self.left.remove(self.last)
+            return report
         if "cases" in report:
             self.left = report["cases"]
         elif "begin" in report:
             self.current, self.until = report["begin"], time.monotonic() + report["limit"]
-        elif "done" in report:
-            self.done = True
         else:
-            self.current, self.last = "", report["case"]
-            if self.left and self.last in self.left:
-                self.left.remove(self.last)
-            return report
+            self.done = True
         return None
 
     def kill(self) -> None:
@@ -137,7 +138,7 @@ class Runner:
         words += ["--small"] * self.context.small + ["--only", only] * bool(only) + ["--after", after] * bool(after)
         child = Child.start([*self.command, *words], os.environ | dict(stage.env))
         try:
-            return self.follow(child, stage.name, until, after)
+            return self.follow(child, stage.name, until)
         finally:
             child.kill()
             printed = child.tails()
@@ -145,23 +146,23 @@ class Runner:
                       f"{time.monotonic() - begin:.1f} s\n{printed['stdout']}{printed['stderr']}")  # fmt: skip
             child.close()
 
-    def follow(self, child: Child, stage: str, until: float, after: str) -> str | None:
+    def follow(self, child: Child, stage: str, until: float) -> str | None:
         """Give on the rows of a child, and one for what has ended it, if it did not end by itself."""
-        unusable = False
         for report in child.reports(until):
             row = child.note(report)
             if row is not None:
-                unusable = "unusable" in row
                 self.emit(row)
+            if child.done or child.unusable:
+                break
         name, problem = child.current or f"{stage}/process", ("", "")
         if child.late:
-            problem = (
-                "timed out",
-                "the time of the case was over" if time.monotonic() < until else "the stage's time was over",
-            )
+            whose = "case" if time.monotonic() < until else "stage"
+            problem = "timed out", f"the time of the {whose} was over"
+        elif child.unusable:
+            pass  # its row has said so; it may hang at its end
         elif not wait(child.process, max(1.0, min(GRACE, until - time.monotonic()))):
             problem = "timed out", "the process did not end when its cases were done"
-        elif not unusable and (child.process.returncode or not child.done):
+        elif child.process.returncode or not child.done:
             problem = "died", f"the process ended {how(child.process.returncode)}"
         child.kill()
         if problem[0]:

@@ -21,7 +21,7 @@ from gpudarknet.plan.steps import Convolve
 
 from .. import seeded
 from .case import Case, Context, Row, Skipped
-from .environment import clocks
+from .environment import clocks, opencv
 from .networks import opened, planned
 
 # Parts of an output's largest number that a result may be off: float32 in another order; 11 bits of tf32 and fp16.
@@ -186,6 +186,7 @@ def calm(network: Network) -> None:
 
 def detect(context: Context, subject: Subject) -> Row:
     """Time `detect`: from an array, from a JPEG file, and as a stream of such files."""
+    opencv()  # reads images
     network = opened(subject.network, context, subject.size)
     calm(network)
     path = shelf.folder() / "digits.jpg"

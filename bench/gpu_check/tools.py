@@ -21,7 +21,11 @@ METRICS = {
     "sm_percent": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "occupancy_percent": "sm__warps_active.avg.pct_of_peak_sustained_active",
 }
-PROFILED = ("finish_patches", "im2col", "convolve_floats", "finish_blocks_patches")
+PROFILED = {  # what ncu is to look at -> the names of those kernels
+    **{name: name for name in ("finish", "finish_patches", "im2col", "convolve_floats")},
+    "gemm": "regex:gemm|nvjet|cutlass|xmma",  # cuBLAS's
+}
+PROFILED_SIZE = ("416", "416", "16")  # width, height and images: those of the small network would say nothing of speed
 REFUSED = ("ERR_NVGPUCTRPERM", "not supported", "permission")  # what ncu says where it may not count
 
 
@@ -32,10 +36,10 @@ def watch(context: Context, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
-def watched(context: Context, precision: str) -> tuple[str, ...]:
+def watched(context: Context, precision: str, *size: str) -> tuple[str, ...]:
     """Return the command that runs the small network."""
-    small = ("small",) if context.small else ()
-    return sys.executable, "-m", "bench.gpu_check.watched", precision, context.backend, *small
+    size = size if not context.small else ()
+    return sys.executable, "-m", "bench.gpu_check.watched", precision, context.backend, str(int(context.small)), *size
 
 
 def sanitize(context: Context, tool: str, precision: str, names: Sequence[str] = ()) -> Row:
@@ -73,9 +77,9 @@ def profile(context: Context) -> Iterable[Case]:
 
 def profiled(context: Context, kernel: str) -> Row:
     """Return what Nsight Compute says of the first launches of a kernel. Raises Skipped where it may not count."""
-    command = (program("ncu"), "--csv", "--metrics", ",".join(METRICS.values()), "--kernel-name", kernel, "--launch-count", "3",
-               "--target-processes", "all")  # fmt: skip
-    done = watch(context, *command, *watched(context, "fp16"))
+    command = [program("ncu"), "--csv", "--target-processes", "all", "--metrics", ",".join(METRICS.values())]
+    command += ["--kernel-name", PROFILED[kernel], "--launch-count", "3"]
+    done = watch(context, *command, *watched(context, "fp16", *PROFILED_SIZE))
     said = done.stdout + done.stderr
     if done.returncode:
         if any(word in said for word in REFUSED):
@@ -85,7 +89,8 @@ def profiled(context: Context, kernel: str) -> Row:
             "stdout": done.stdout[-TAIL:],
             "stderr": done.stderr[-TAIL:],
         }
-    return {"launches": measured(done.stdout)}
+    found = measured(done.stdout)
+    return {"launches": found, "failed": [] if found else ["ncu saw no launch of it"]}
 
 
 def measured(text: str) -> list[Row]:

@@ -24,6 +24,8 @@ def torch_module(context: Context) -> Any:
     """Import PyTorch. Raises Skipped where it does not import, or sees no GPU."""
     try:
         torch = importlib.import_module("torch")
+    except ModuleNotFoundError as e:
+        raise Skipped(f"torch does not import: {e}") from None
     except Exception as e:  # a wheel for another CUDA raises OSError
         raise Skipped(f"torch does not import: {e}") from e
     if context.backend == "cupy" and not torch.cuda.is_available():

@@ -49,17 +49,24 @@ class Apart(cuda.Program):
         return self._array((step, name), self.scheme.needs[step, name])
 
 
-def main(precision: str, backend: str | Backend = "cupy", small: str = "") -> None:
-    """Run yolov4-tiny on two images in a precision."""
+def main(
+    precision: str,
+    backend: str | Backend = "cupy",
+    small: str = "0",
+    width: str = "64",
+    height: str = "96",
+    batch: str = "2",
+) -> None:
+    """Run yolov4-tiny in a precision; small: a thin one."""
     if backend == "cupy":
         import cupy
 
         cupy.cuda.set_allocator(None)
-    network = blank(config("yolov4-tiny", bool(small)), backends.get(backend), 64, 96)
+    network = blank(config("yolov4-tiny", small == "1"), backends.get(backend), int(width), int(height))
     seeded.fill(network)
     be = network.backend
-    program = Apart(planned(network, 2), be, precision)
-    heads = program.run(be.asarray(seeded.picture(network, 2)))
+    program = Apart(planned(network, int(batch)), be, precision)
+    heads = program.run(be.asarray(seeded.picture(network, int(batch))))
     rows = network.detections(heads, 0.1)
     finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
     print(f"{len(program.work)} pieces of work, {len(program.own)} arrays, {len(rows)} boxes")
