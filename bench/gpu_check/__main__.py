@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,7 +45,8 @@ class Report:
             self.file.write(line + "\n")
             self.file.flush()
             os.fsync(self.file.fileno())
-            print(line, flush=True)
+            with suppress(BrokenPipeError):  # nobody reads on; the file has it
+                print(line, flush=True)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -161,7 +163,8 @@ def run(
             signal.signal(signal.SIGTERM, before)
         end = report.summary(interrupted)
         report(end)
-        print(f"gpu-check: part {part}: {end['summary']}", flush=True)
+        with suppress(BrokenPipeError):
+            print(f"gpu-check: part {part}: {end['summary']}", flush=True)
     return bool(end["passed"])
 
 
