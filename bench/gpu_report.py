@@ -54,7 +54,7 @@ class Run:
     def cut_short(self) -> bool:
         """Whether it was ended before its cases were done."""
         end = self.rows.get("end")
-        return end is None or "cut short" in end["summary"]
+        return end is None or end["interrupted"]
 
 
 @dataclass

@@ -142,8 +142,10 @@ def written(folder):
 
 
 def test_the_file_and_the_last_line(tmp_path, capsys):
-    assert run(tmp_path, "good") is True
-    assert run(tmp_path, "mixed", "killed") is False
+    assert run(tmp_path, "good")["passed"] is True
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_text(path.read_text() + '{"case": "half of a r')  # the machine was taken away, and came back
+    assert run(tmp_path, "mixed", "killed")["passed"] is False
     printed = capsys.readouterr().out.splitlines()
     found = written(tmp_path)
     assert [json.loads(line) for line in printed if line.startswith("{")] == found
@@ -171,6 +173,20 @@ def test_two_parts_make_three_files(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path / "new"), "--backend", "numpy", "--only", "good/nothing"])
     assert "--only good/nothing: no row has this name; --list shows them" in capsys.readouterr().err
+
+
+def test_an_interruption_ends_all_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "probed", lambda backend, limit: FOUND)
+    monkeypatch.setattr(command.parts, "PARTS", {"A": stages("good"), "B": stages("good")})
+    parts = []
+
+    def interrupted(part, *args):
+        parts.append(part)
+        return {"passed": False, "interrupted": True}
+
+    monkeypatch.setattr(command, "run", interrupted)
+    assert command.main(["--out", str(tmp_path), "--backend", "numpy"]) == 1
+    assert parts == ["A"]
 
 
 def test_an_emulated_device_makes_it_small_and_says_so_in_every_row(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from gpudarknet.errors import DataError
 ROOT = Path(__file__).resolve().parent.parent
 START = {"case": "start", "part": "A", "date": "2026-12-01T08:00:00+00:00", "commit": "abcdef0123456789", "changed": False,
          "backend": "cupy", "small": False, "only": "", "device": "Made-up GPU", "driver": "600.1"}  # fmt: skip
-END = {"case": "end", "part": "A", "passed": True, "summary": "all of 3 cases passed"}
+END = {"case": "end", "part": "A", "passed": True, "interrupted": False, "summary": "all of 3 cases passed"}
 README = f"# A\n\n{gpu_report.BEGIN}\n\nold\n\n{gpu_report.END}\n\n## B\n"
 
 

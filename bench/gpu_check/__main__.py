@@ -30,7 +30,7 @@ LOG = 200_000  # characters of what processes print that a run adds to the log a
 
 @dataclass
 class Report:
-    """Writes rows: to stdout and to a file of the part, at once. counts: rows by outcome."""
+    """Writes rows, to a file and to stdout, at once. fields: what all of them have."""
 
     fields: Row
     file: TextIO
@@ -64,7 +64,8 @@ class Report:
                 reasons = ", ".join(name + (f" ({count})" if count > 1 else "") for name, count in found.items())
                 words.append(f"{found.total()} {title}: {reasons}")
         words += [f"cut short: {interrupted}"] if interrupted else []
-        return {"case": "end", "passed": not failed and not interrupted, "summary": "; ".join(words)}
+        passed_all = not failed and not interrupted
+        return {"case": "end", "passed": passed_all, "interrupted": bool(interrupted), "summary": "; ".join(words)}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -93,13 +94,20 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     context = Context(args.backend, args.small or found["emulated"])
     chosen = {
-        name: kept for name, stages in chosen.items() if (kept := [s for s in stages if s.chosen(context, args.only)])
+        name: kept
+        for name, stages in chosen.items()
+        if (kept := tuple(stage for stage in stages if stage.chosen(context, args.only)))
     }
     if not chosen:
         parser.error(f"--only {args.only}: no row has this name; --list shows them")
     args.out.mkdir(parents=True, exist_ok=True)
-    good = [run(part, stages, context, found, args.out, args.only) for part, stages in chosen.items()]
-    return 0 if all(good) else 1
+    good = True
+    for part, stages in chosen.items():
+        end = run(part, stages, context, found, args.out, args.only)
+        good = good and end["passed"]
+        if end["interrupted"]:
+            break
+    return 0 if good else 1
 
 
 def show(chosen: dict[str, tuple[Stage, ...]], context: Context, only: str) -> None:
@@ -119,7 +127,7 @@ def probed(backend: str, limit: float) -> Row:
     except subprocess.TimeoutExpired:
         return {"why": f"CuPy did not answer within {limit:g} s"}
     try:
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return {"why": f"CuPy could not be tried: {last[-1]}"}
@@ -127,15 +135,17 @@ def probed(backend: str, limit: float) -> Row:
 
 def run(
     part: str, stages: Sequence[Stage], context: Context, found: Row, folder: Path, only: str, command: Any = ()
-) -> bool:
-    """Run stages; write their rows into a file of the folder, which is added to if it exists; return whether all passed."""
+) -> Row:
+    """Run stages; write their rows into a file of the folder, which is added to if it exists; return the last row."""
     now = datetime.datetime.now(datetime.timezone.utc)
     base = "-".join([f"{now:%Y-%m-%d}", *re.findall(r"\w+", str(found["device"]).lower()), "gpu-check"])
     fields: Row = {"part": part, **({"emulated": True} if found.get("emulated") else {})}
     name, changed = commit()
     interrupted = ""
+    path = folder / f"{base}-{part.lower()}.jsonl"
+    drop_half_line(path)
     with (
-        open(folder / f"{base}-{part.lower()}.jsonl", "a", encoding="utf-8") as rows,
+        open(path, "a", encoding="utf-8") as rows,
         open(folder / f"{base}.log", "a", encoding="utf-8") as log,
     ):
         report, room = Report(fields, rows), LOG
@@ -165,7 +175,14 @@ def run(
         report(end)
         with suppress(BrokenPipeError):
             print(f"gpu-check: part {part}: {end['summary']}", flush=True)
-    return bool(end["passed"])
+    return end
+
+
+def drop_half_line(path: Path) -> None:
+    """Drop the half of a row with which a file may end, if the machine was taken away while it was written."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def interrupt(number: int, frame: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def boxes_and_scores(context: Context) -> Iterable[Case]:
         yield Case("published", no_weights)
     for name in found:
         for precision in ALLOWED:
-            yield Case(f"{name}/{precision}", lambda n=name, p=precision: compare(context, n, p))  # type: ignore[misc]
+            yield Case(f"{name}/{precision}", partial(compare, context, name, precision))
 
 
 def no_weights() -> Row:

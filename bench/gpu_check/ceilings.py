@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -32,14 +33,14 @@ def seconds(be: Backend, work: Callable[[], object], calls: int, rounds: int = 7
 
 def copies(context: Context) -> Iterable[Case]:
     """List copies and the product in fp32 and fp16."""
-    yield Case("copies", lambda: copy_rates(context))
+    yield Case("copies", partial(copy_rates, context))
     for dtype in ("float32", "float16"):
-        yield Case(f"gemm/{dtype}", lambda dtype=dtype: product(context, dtype))  # type: ignore[misc]
+        yield Case(f"gemm/{dtype}", partial(product, context, dtype))
 
 
 def tf32(context: Context) -> Iterable[Case]:
     """List the product in tf32, which CuPy's variable CUPY_TF32 switches on for a process."""
-    yield Case("gemm", lambda: product(context, "float32"))
+    yield Case("gemm", partial(product, context, "float32"))
 
 
 def copy_rates(context: Context) -> Row:

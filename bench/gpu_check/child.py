@@ -16,7 +16,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ def run(
             continue
         seconds = max(0.1, min(left, (own or share) * scale))
         report({"begin": name, "limit": seconds})
-        faulthandler.dump_traceback_later(max(0.6 * seconds, seconds - 2), file=sys.__stderr__)
+        faulthandler.dump_traceback_later(max(0.6 * seconds, seconds - 2), file=2)
         row = run_case(name, cases[name], context)
         faulthandler.cancel_dump_traceback_later()
         report(row)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def kernels(context: Context) -> Iterable[Case]:
     half = {case.op.name for case in tests.CASES if case.half}
     for name in names:
         for dtype in ("float32", "float16") if name in half else ("float32",):
-            yield Case(f"{name}/{dtype}", lambda name=name, dtype=dtype: check_op(context, name, dtype))  # type: ignore[misc]
+            yield Case(f"{name}/{dtype}", partial(check_op, context, name, dtype))
 
 
 def check_op(context: Context, name: str, dtype: str) -> Row:
@@ -159,7 +159,7 @@ def check_op(context: Context, name: str, dtype: str) -> Row:
 def networks(context: Context) -> Iterable[Case]:
     """List networks of which every layer is compared."""
     for name in SMALL_NETWORKS if context.small else NETWORKS:
-        yield Case(name, lambda name=name: check_network(context, name))  # type: ignore[misc]
+        yield Case(name, partial(check_network, context, name))
 
 
 def outputs(name: str, context: Context) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -186,7 +186,7 @@ def precisions(context: Context) -> Iterable[Case]:
     """List networks in each precision."""
     for name in SMALL_NETWORKS if context.small else PRECISE:
         for precision in PRECISIONS:
-            yield Case(f"{name}/{precision}", lambda n=name, p=precision: check_precision(context, n, p))  # type: ignore[misc]
+            yield Case(f"{name}/{precision}", partial(check_precision, context, name, precision))
 
 
 @lru_cache(maxsize=1)
@@ -222,8 +222,8 @@ def algorithms(context: Context) -> Iterable[Case]:
     for precision in PRECISIONS:
         for name in names:
             yield Case(f"{precision}/{name.replace(' ', '-')}",
-                       lambda p=precision, n=name: check_algorithm(context, p, n))  # type: ignore[misc]  # fmt: skip
-        yield Case(f"{precision}/measured", lambda p=precision: check_measured(context, p))  # type: ignore[misc]
+                       partial(check_algorithm, context, precision, name))  # fmt: skip
+        yield Case(f"{precision}/measured", partial(check_measured, context, precision))
 
 
 @lru_cache(maxsize=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import re
 import shutil
@@ -16,6 +15,7 @@ import site
 import subprocess
 import sysconfig
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from gpudarknet import backend as backends
@@ -141,15 +141,20 @@ def clocks() -> Row:
 
 def versions(context: Context) -> Iterable[Case]:
     """List what there is on this machine, a row for each thing that may be missing."""
-    yield Case("python", lambda: python_packages(context))
-    yield Case("device", lambda: device_row(context))
-    yield Case("cublas", lambda: cublas(context))
+    yield Case("python", partial(python_packages, context))
+    yield Case("device", partial(device_row, context))
+    yield Case("cublas", partial(cublas, context))
     yield Case("git", git)
     yield Case("nvidia-smi", lambda: {"driver": smi("driver_version"), "limits": smi("clocks.max.sm,power.limit")})
     yield Case("torch", torch_row)
     yield Case("opencv", opencv)
     for tool in ("compute-sanitizer", "ncu"):
-        yield Case(tool, lambda tool=tool: {"version": said(program(tool), "--version").splitlines()[-1]})  # type: ignore[misc]
+        yield Case(tool, partial(tool_version, tool))
+
+
+def tool_version(name: str) -> Row:
+    """Return the version of one of NVIDIA's tools. Raises Skipped where it is not installed."""
+    return {"version": said(program(name), "--version").splitlines()[-1]}
 
 
 def python_packages(context: Context) -> Row:
@@ -205,7 +210,3 @@ def opencv() -> Row:
         return {"version": importlib.import_module("cv2").__version__}
     except ImportError as e:
         raise Skipped(f"OpenCV does not load: {e}") from None
-
-
-if __name__ == "__main__":
-    print(json.dumps(probe()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -98,10 +99,10 @@ def kernel_bytes(name: str, args: tuple[Any, ...]) -> float:
 
 def launches(context: Context) -> Iterable[Case]:
     """List the plans whose launches are timed."""
-    yield Case("empty", lambda: empty(context))
+    yield Case("empty", partial(empty, context))
     for network in ("yolov4-tiny", "yolov3"):
         for s in subjects(context, network, (416,), ("fp16", "fp32"), (1, 64)):
-            yield Case(f"{network}/{s}", lambda s=s: each_launch(context, s))  # type: ignore[misc]
+            yield Case(f"{network}/{s}", partial(each_launch, context, s))
 
 
 def empty(context: Context) -> Row:

@@ -10,14 +10,13 @@ from .torch_speed import compiled
 
 PROBE = 12.0  # seconds in which CuPy has to say whether there is a GPU, before each part's stages
 
-MAIN = dict(precisions=("fp16", "fp32"), batches=(1, 64))
-EVERY = ("fp16", "fp32", "tf32")
+MAIN, EVERY = ("fp16", "fp32"), ("fp16", "fp32", "tf32")
 GRAPH, EAGER = "torch-graph", "torch-eager"
 
 
 def in_part_a(subject: Subject) -> bool:
     """Say whether part A has it."""
-    return subject.precision in MAIN["precisions"] and subject.batch in MAIN["batches"] and subject.size != 608
+    return subject.precision in MAIN and subject.batch in (1, 64) and subject.size != 608
 
 
 A = (
@@ -29,17 +28,17 @@ A = (
     Stage("networks", correctness.networks, 23, checks=True),
     Stage("boxes", accuracy.boxes_and_scores, 12),
     Stage("threads", robustness.threads, 10, checks=True),
-    Stage("yolov4-tiny", cases("yolov4-tiny", (416,), **MAIN), 24),
-    Stage("yolov3", cases("yolov3", (416,), **MAIN), 33),
+    Stage("yolov4-tiny", cases("yolov4-tiny", (416,), MAIN, (1, 64)), 24),
+    Stage("yolov3", cases("yolov3", (416,), MAIN, (1, 64)), 33),
     Stage("memcheck", tools.memcheck, 25, checks=True),
 )
 B = (
     Stage("yolov2-tiny", cases("yolov2-tiny", (416,), EVERY, (1, 8, 64)), 14),
     Stage("yolov3-tiny", cases("yolov3-tiny", (416,), EVERY, (1, 8, 64)), 14),
     Stage("yolov4-tiny-more", cases("yolov4-tiny", (416,), EVERY, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 18),
-    Stage("yolov2", cases("yolov2", (416, 608), ("fp16", "fp32"), (1, 8, 64)), 20),
+    Stage("yolov2", cases("yolov2", (416, 608), MAIN, (1, 8, 64)), 20),
     Stage("yolov3-more", cases("yolov3", (416, 608), EVERY, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 28),
-    Stage("yolov4", cases("yolov4", (416, 608), ("fp16", "fp32"), (1, 8, 64)), 26),
+    Stage("yolov4", cases("yolov4", (416, 608), MAIN, (1, 8, 64)), 26),
     Stage("launches", launch_costs.launches, 24),
     Stage("tuning", tuning.tuned, 26),
     Stage("profile", tools.profile, 18),

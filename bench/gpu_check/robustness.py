@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def small_network(context: Context, name: str, seed: int = 1) -> Network:
 
 def frames(context: Context) -> Iterable[Case]:
     """List what is done for a long time."""
-    yield Case("detect", lambda: many_frames(context))
+    yield Case("detect", partial(many_frames, context))
 
 
 def many_frames(context: Context) -> Row:
@@ -82,10 +83,10 @@ def many_frames(context: Context) -> Row:
 
 def threads(context: Context) -> Iterable[Case]:
     """List what is done by several threads, or with several networks."""
-    yield Case("two-threads-one-network", lambda: side_by_side(context, ["yolov4-tiny"] * 2, shared=True))
-    yield Case("two-threads-two-networks", lambda: side_by_side(context, ["yolov4-tiny", "yolov3-tiny"], shared=False))
-    yield Case("two-networks-in-turns", lambda: in_turns(context))
-    yield Case("programs-dropped-while-capturing", lambda: dropped(context))
+    yield Case("two-threads-one-network", partial(side_by_side, context, ["yolov4-tiny"] * 2, shared=True))
+    yield Case("two-threads-two-networks", partial(side_by_side, context, ["yolov4-tiny", "yolov3-tiny"], shared=False))
+    yield Case("two-networks-in-turns", partial(in_turns, context))
+    yield Case("programs-dropped-while-capturing", partial(dropped, context))
 
 
 def together(tasks: list[Callable[[], object]]) -> None:
@@ -150,7 +151,7 @@ def in_turns(context: Context) -> Row:
             for batch in (1, 2, 3):
                 for i, network in enumerate(networks):
                     x = seeded.picture(network, batch)
-                    got = numpy_of(network, network.predict(x, precision=precision))  # type: ignore[arg-type]
+                    got = numpy_of(network, network.predict(x, precision=precision))
                     want = first.setdefault((precision, batch, i), got)
                     if not all(np.array_equal(g, w) for g, w in zip(got, want, strict=True)):
                         failed.append(f"network {i}, batch {batch}, {precision}: another result")

@@ -127,7 +127,8 @@ class Runner:
 
     def run(self, stage: Stage, only: str = "") -> None:
         """Run a stage, in as many processes as it takes and time allows."""
-        until, after = time.monotonic() + stage.limit * self.context.time_scale, ""
+        until = time.monotonic() + stage.limit * self.context.time_scale
+        after: str | None = ""
         while after is not None:
             after = self.one(stage, only, until, after)
 

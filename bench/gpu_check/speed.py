@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,8 +164,8 @@ def variant(context: Context, subject: Subject, name: str) -> Row:
         raise Skipped("plans run on CUDA where there is cuBLAS")
     plan, x = planned(network, subject.batch), be.asarray(seeded.picture(network, subject.batch))
     options, prepared = variants(plan, subject.precision)[name], network.engine.prepared
-    want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, prepared).run(x)]  # type: ignore[arg-type]
-    program = cuda.Program(plan, be, subject.precision, prepared, **options)  # type: ignore[arg-type]
+    want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, prepared).run(x)]
+    program = cuda.Program(plan, be, subject.precision, prepared, **options)
     got = [be.to_numpy(y) for y in program.run(x)]
     apart = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
     failed = (
@@ -239,16 +240,16 @@ def cases(
         every = [s for s in subjects(context, network, sizes, precisions, batches) if not skip(s)]
         yield Case("clocks-before", clocks, SMI_SECONDS)
         for s in every:
-            yield Case(f"{s}/ours", lambda s=s: ours(context, s))  # type: ignore[misc]
+            yield Case(f"{s}/ours", partial(ours, context, s))
         if every and not more:
             first = every[0]
-            yield Case(f"{first.size}/{first.precision}/detect", lambda: detect(context, first))
+            yield Case(f"{first.size}/{first.precision}/detect", partial(detect, context, first))
         for kind in torch:
             for s in every:
-                yield Case(f"{s}/{kind}", lambda s=s, kind=kind: measure(context, s, kind))  # type: ignore[misc]
+                yield Case(f"{s}/{kind}", partial(measure, context, s, kind))
         for s in every if more else []:
             for name in ("eager", "one-by-one", *(["without-winograd"] if s.precision == "fp32" else [])):
-                yield Case(f"{s}/{name}", lambda s=s, name=name: variant(context, s, name))  # type: ignore[misc]
+                yield Case(f"{s}/{name}", partial(variant, context, s, name))
         yield Case("clocks-after", clocks, SMI_SECONDS)
 
     return listed

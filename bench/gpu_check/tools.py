@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .case import Case, Context, Row, Skipped
@@ -46,9 +47,9 @@ def sanitize(context: Context, tool: str, precision: str, names: Sequence[str] =
     """Run the small network under compute-sanitizer; with names, only these kernels are watched."""
     found = program("compute-sanitizer")
     chosen = [word for name in names for word in ("--kernel-name", f"kne={name}")]
-    command = (found, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
+    command = [found, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
     if tool == "memcheck":  # libraries ask CUDA what it does not have, and are told so: those are no faults
-        command += ("--report-api-errors", "no")
+        command += ["--report-api-errors", "no"]
     done = watch(context, *command, *chosen, *watched(context, precision))
     report = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     row: Row = {"report": report[-20:], "failed": []}
@@ -61,18 +62,18 @@ def sanitize(context: Context, tool: str, precision: str, names: Sequence[str] =
 def memcheck(context: Context) -> Iterable[Case]:
     """List memcheck in both types: out of bounds, misaligned."""
     for precision in ("fp16", "fp32"):
-        yield Case(precision, lambda p=precision: sanitize(context, "memcheck", p))  # type: ignore[misc]
+        yield Case(precision, partial(sanitize, context, "memcheck", precision))
 
 
 def racecheck(context: Context) -> Iterable[Case]:
     """List racecheck on our kernels that use shared memory; cuBLAS's own would take long and say much."""
-    yield Case("fp16", lambda: sanitize(context, "racecheck", "fp16", KERNELS))
+    yield Case("fp16", partial(sanitize, context, "racecheck", "fp16", KERNELS))
 
 
 def profile(context: Context) -> Iterable[Case]:
     """List kernels that Nsight Compute looks at."""
     for name in PROFILED:
-        yield Case(name, lambda name=name: profiled(context, name))  # type: ignore[misc]
+        yield Case(name, partial(profiled, context, name))
 
 
 def profiled(context: Context, kernel: str) -> Row:

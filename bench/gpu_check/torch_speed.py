@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -120,4 +120,4 @@ def device_seconds(torch: Any, call: Callable[[], object], context: Context) -> 
 def compiled(context: Context) -> Iterable[Case]:
     """List what torch.compile is tried on."""
     for s in subjects(context, "yolov4-tiny", (416,), ("fp16",), (1, 64)):
-        yield Case(f"yolov4-tiny/{s}/torch-compile", lambda s=s: measure(context, s, "torch-compile"))  # type: ignore[misc]
+        yield Case(f"yolov4-tiny/{s}/torch-compile", partial(measure, context, s, "torch-compile"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def steps(context: Context) -> Iterable[Case]:
     """List both programs in both precisions, ours first."""
     for engine, run in (("ours", ours), ("torch", torch)):
         for precision in ("fp32", "fp16"):
-            yield Case(f"{NETWORK}/{precision}/{engine}", lambda run=run, p=precision: run(context, p))  # type: ignore[misc]
+            yield Case(f"{NETWORK}/{precision}/{engine}", partial(run, context, precision))
 
 
 def network(context: Context, backend: str) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def tuned(context: Context) -> Iterable[Case]:
     """List what is tuned."""
     for precision in ("fp16", "fp32"):
         for s in subjects(context, "yolov3", (416,), (precision,), (1, 8)):
-            yield Case(f"yolov3/{s}", lambda s=s: tune(context, s))  # type: ignore[misc]
+            yield Case(f"yolov3/{s}", partial(tune, context, s))
 
 
 def tune(context: Context, subject: Subject) -> Row:
@@ -48,7 +49,7 @@ def tune(context: Context, subject: Subject) -> Row:
     }
     outputs = []
     for kind, chosen in (("rule", {}), ("measured", choices)):
-        program = cuda.Program(plan, be, precision, network.engine.prepared, chosen)  # type: ignore[arg-type]
+        program = cuda.Program(plan, be, precision, network.engine.prepared, chosen)
         outputs.append([be.to_numpy(y) for y in program.run(x)])
         rate = image_rate(lambda: program.run(x), wait_for(context), subject.batch, context)  # noqa: B023
         row[kind] = rate | replayed(program, context)
