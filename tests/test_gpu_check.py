@@ -41,7 +41,7 @@ from gpudarknet.plan.ways import BUDGETS, WAYS  # noqa: E402
 
 NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
 CACHES = (networks.opened, correctness.wanted, correctness.convolutions, correctness.subject, accuracy.detector,
-          torch_speed.forward_of)  # fmt: skip
+          torch_speed.forward_of, speed.reference)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +405,16 @@ def test_speed_on_kernels(no_torch):
     ours = rows["64/fp32/batch-1/ours"]
     assert ours["graph_ms"] > 0 and ours["host_us"] > 0 and "launches" in ours["described"]
     assert {name.rpartition("/")[2] for name in rows} >= {"eager", "one-by-one", "without-winograd"}
+
+
+def test_a_wrong_plan_fails(no_torch, monkeypatch):
+    real, calls = cuda.Program.run, iter(range(100))
+    monkeypatch.setattr(cuda.Program, "run", lambda self, x: [y + 0.1 * next(calls) for y in real(self, x)])
+    row = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,)), HOST, "64/fp32/batch-1/ours")["64/fp32/batch-1/ours"]
+    assert (
+        row["failed"][0].endswith("of the largest number off the reference engine")
+        and row["failed"][1] == "two runs differ"
+    )
 
 
 def test_a_wrong_form_of_a_plan_fails(no_torch, monkeypatch):

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,22 @@ def host_us(call: Callable[[], object], wait: Callable[[], object], context: Con
     return round(1e6 * taken, 1)
 
 
+@lru_cache(maxsize=1)
+def reference(context: Context, name: str, size: int, batch: int) -> list[np.ndarray]:
+    """Return what the reference engine makes of the first and the last image of a batch."""
+    network = opened(name, context, size)
+    x = seeded.picture(network, batch)[[0, -1]]
+    found = [network.predict(one[None], engine="reference") for one in x]
+    return [np.concatenate([network.backend.to_numpy(y) for y in ys]) for ys in zip(*found, strict=True)]
+
+
+def ends(network: Network, heads: list[Any]) -> list[np.ndarray]:
+    """Return the first and the last image's outputs."""
+    return [network.backend.to_numpy(y)[[0, -1]] for y in heads]
+
+
 def ours(context: Context, subject: Subject) -> Row:
-    """Time `predict`, the host's part of it, and the replay of its graph alone."""
+    """Compare `predict` with the reference engine and itself, and time it, the host's part, and the graph's replay alone."""
     network = opened(subject.network, context, subject.size)
     be, wait, batch = network.backend, wait_for(context), subject.batch
     x = be.asarray(seeded.picture(network, batch))
@@ -122,8 +136,13 @@ def ours(context: Context, subject: Subject) -> Row:
     heads = network.predict(x, precision=precision)
     wait()
     row: Row = {**subject.fields(), "engine": "ours", "first_s": round(time.perf_counter() - start, 3), "failed": []}
-    if not all(np.isfinite(be.to_numpy(y)).all() for y in heads):
-        row["failed"].append("numbers that are not finite")
+    first, again = ends(network, heads), ends(network, network.predict(x, precision=precision))
+    want = reference(context, subject.network, subject.size, batch)
+    row["off"] = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(again, want, strict=True))
+    if not row["off"] <= TOLERANCE[precision]:
+        row["failed"].append(f"{row['off']:.2g} of the largest number off the reference engine")
+    if not all(np.array_equal(a, b) for a, b in zip(first, again, strict=True)):
+        row["failed"].append("two runs differ")
 
     def call() -> object:
         return network.predict(x, precision=precision)
