@@ -69,7 +69,7 @@ def attempt(context: Context, subject: Subject, kind: str, torch: Any) -> Row:
         if kind == "torch-graph":
             call = captured(torch, forward, x)
         elif kind == "torch-compile":
-            compiled = torch.compile(forward)
+            compiled = torch.compile(forward, dynamic=False)
             call = lambda: compiled(x)  # noqa: E731
         else:
             call = lambda: forward(x)  # noqa: E731
