@@ -264,7 +264,7 @@ def test_tools_that_are_missing_are_rows(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda *args, **kw: None)
     context = Context("cupy", small=True)
     for cases, tool in (
-        (tools.memcheck, "compute-sanitizer"),
+        (partial(tools.memcheck, "fp16"), "compute-sanitizer"),
         (tools.racecheck, "compute-sanitizer"),
         (tools.profile, "ncu"),
     ):
