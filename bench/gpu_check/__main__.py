@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import parts
+from .accuracy import VARIABLE
 from .case import Context, Row, Stage
 from .environment import commit
 from .runner import ROOT, Runner
@@ -100,6 +101,8 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     if not chosen:
         parser.error(f"--only {args.only}: no row has this name; --list shows them")
+    if os.environ.get(VARIABLE):  # processes run in another folder
+        os.environ[VARIABLE] = str(Path(os.environ[VARIABLE]).resolve())
     args.out.mkdir(parents=True, exist_ok=True)
     good = True
     for part, stages in chosen.items():
