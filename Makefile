@@ -15,7 +15,7 @@ help:
 	@echo 'make bench      measure this machine for 4 minutes: FPS, GFLOPS, peers; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make gpu-check  on a machine with a GPU: kernels, networks and ceilings; the result goes to bench/results/'
+	@echo 'make gpu-check  on a machine with a GPU: is all right, how fast is it; PART=A (4 minutes) or B (5), OUT=folder of the results'
 	@echo 'make clean      remove .venv and everything that was built'
 
 demo: $(VENV)/demo
@@ -42,8 +42,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-gpu-check: $(VENV)/test
-	$(BIN)/python -m bench.gpu_check
+# With the Python that has CuPy, ours or PYTHON; nothing is installed, as there may be no network where the GPU is.
+gpu-check:
+	@for python in $(BIN)/python $(PYTHON); do \
+	  $$python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' 2>/dev/null && break; done; \
+	$$python -m bench.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out '$(OUT)')
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build tests/cuda_emulator/build

@@ -88,6 +88,8 @@ def of_gpus(where: Path) -> list[Record]:
     """Return the records of all GPUs in a folder of results, the latest run of each device."""
     found: dict[str, list[Record]] = {}
     for path in sorted(where.glob("*.jsonl")):
+        if "gpu-check" in path.name:  # rows of another kind, see gpu_report.py
+            continue
         run = read(path)
         for machine in machines(run):
             name = machine["device"]

@@ -12,9 +12,16 @@ import numpy as np
 
 from gpudarknet.network import Network
 
+ADDED = 0.2  # the size of what a shortcut adds
+
 
 def fill(network: Network, seed: int = 1) -> None:
-    """Give every layer kernels N(0, 2 / fan in), batch norm near 1 and biases near 0."""
+    """Give every layer kernels N(0, 2 / fan in), batch norm near 1 and biases near 0.
+
+    What a shortcut adds is made small, as training makes it: else every one of them would double a map's variance, and
+    yolov3's numbers would be more than float16 can hold.
+    """
+    added = {node.index - 1 for node in network.nodes if node.layer.section.endswith("shortcut")}
     rng = np.random.default_rng(seed)
     draw = {
         "bias": lambda shape: rng.normal(0, 0.1, shape),
@@ -26,7 +33,11 @@ def fill(network: Network, seed: int = 1) -> None:
     for node in network.nodes:
         for name, shape, _ in node.layer.weights(*node.inputs):
             kernel = np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
-            a = draw.get(name.rpartition(".")[2], lambda shape, k=kernel: rng.normal(0, k, shape))(shape)
+            a = draw.get(
+                name.rpartition(".")[2], lambda shape, k=kernel: np.float32(k) * rng.standard_normal(shape, np.float32)
+            )(shape)
+            if node.index in added and name in ("scale", "bias"):
+                a = ADDED * a
             network.weights[node.index][name] = network.backend.asarray(a, np.float32)
 
 

@@ -96,23 +96,30 @@ def build(network: Network, torch: Any, device: str, dtype: Any, layout: Any = N
     return joined(network, [step(torch, n.layer, weights[n.index], device, dtype, layout) for n in network.nodes])
 
 
-def trainable(network: Network, torch: Any, layout: Any) -> tuple[Callable[[Any], list[Any]], list[Any]]:
-    """Return forward(x) with batch norm by the batch's statistics, and the parameters that it learns; float32, on the CPU."""
+def trainable(
+    network: Network, torch: Any, layout: Any, device: str = "cpu"
+) -> tuple[Callable[[Any], list[Any]], list[Any]]:
+    """Return forward(x) with batch norm by the batch's statistics, and the parameters that it learns, in float32.
+
+    The network's weights are on NumPy.
+    """
     parameters: list[Any] = []
     steps = []
     for node in network.nodes:
         layer, w = node.layer, {name: np.asarray(a) for name, a in network.weights[node.index].items()}
         if layer.section == "convolutional":
-            steps.append(convolution(torch, layer, w, parameters, layout))
+            steps.append(convolution(torch, layer, w, parameters, layout, device))
         else:
-            steps.append(step(torch, layer, w, "cpu", torch.float32, layout))
+            steps.append(step(torch, layer, w, device, torch.float32, layout))
     return joined(network, steps), parameters
 
 
-def convolution(torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any], layout: Any) -> Callable[[Any], Any]:
+def convolution(
+    torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any], layout: Any, device: str
+) -> Callable[[Any], Any]:
     """Return a [convolutional] that learns; its parameters are appended."""
     F, act = torch.nn.functional, activation(torch, layer.activation)
-    learned = {name: tensor(torch, w[name]) for name in ("kernel", "bias", "scale") if name in w}
+    learned = {name: tensor(torch, w[name]).to(device) for name in ("kernel", "bias", "scale") if name in w}
     learned["kernel"] = learned["kernel"].contiguous(memory_format=layout)
     for value in learned.values():
         parameters.append(value.requires_grad_())
@@ -120,7 +127,7 @@ def convolution(torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any]
     geometry = (layer.strides, layer.border * layer.spread, layer.spread, layer.groups)
     if scale is None:
         return lambda x: act(F.conv2d(x, kernel, bias, *geometry))
-    mean, variance = tensor(torch, w["mean"]), tensor(torch, w["variance"])
+    mean, variance = (tensor(torch, w[name]).to(device) for name in ("mean", "variance"))
     return lambda x: act(
         F.batch_norm(F.conv2d(x, kernel, None, *geometry), mean, variance, scale, bias, True, 0.01, 1e-5)
     )

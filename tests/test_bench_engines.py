@@ -59,8 +59,9 @@ def test_ours_are_timed(job, engine):
     assert min(sample.wall) > 0
 
 
-def test_seeded_weights_keep_maps_in_range():
-    network = load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy", width=96, height=64)
+@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov3"])  # without and with shortcuts
+def test_seeded_weights_keep_maps_in_range(name):
+    network = load_network(shelf.shipped_cfg(name), backend="numpy", width=96, height=64)
     seeded.fill(network)
     spread = [float(y.std()) for y in network.trace(seeded.picture(network))]
     assert 0.05 < min(spread) and max(spread) < 50

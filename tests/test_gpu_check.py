@@ -1,149 +1,484 @@
-"""What of `make gpu-check` needs no GPU: its stages on NumPy and through host-cuda, their limits, the result file."""
+"""What of `make gpu-check` needs no GPU: its stages on NumPy and through host-cuda, their limits, what it says without a GPU."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import op_cases
 import pytest
-from conftest import backend_for
-from test_plan_cuda import plan_backend
+from test_plan_cuda import plan_backend, thin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from bench import gpu_check, stages  # noqa: E402
-from bench.stages import Stage  # noqa: E402
-from gpudarknet import backend  # noqa: E402
+from bench.gpu_check import __main__ as command  # noqa: E402
+from bench.gpu_check import (  # noqa: E402
+    accuracy,
+    ceilings,
+    child,
+    correctness,
+    environment,
+    launch_costs,
+    networks,
+    parts,
+    robustness,
+    speed,
+    tools,
+    torch_speed,
+    training,
+    tuning,
+    watched,
+)
+from bench.gpu_check.case import Context, Skipped, Stage  # noqa: E402
+from gpudarknet import backend, load_network  # noqa: E402
 from gpudarknet.op import OPS  # noqa: E402
-from gpudarknet.plan import race  # noqa: E402
-from gpudarknet.plan.ways import WAYS  # noqa: E402
+from gpudarknet.plan import cuda, race  # noqa: E402
+from gpudarknet.plan.ways import BUDGETS, WAYS  # noqa: E402
+
+NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
+CACHES = (networks.opened, correctness.wanted, correctness.convolutions, correctness.subject, accuracy.detector,
+          torch_speed.forward_of, speed.reference)  # fmt: skip
 
 
-def test_it_takes_less_than_eight_minutes():
-    assert sum(stage.limit for stage in gpu_check.STAGES) < 480
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """Nothing that stages keep between cases comes from another test; the backend host-cuda has a name."""
+    get = backend.get
+    monkeypatch.setattr(backend, "get", lambda name="auto": plan_backend() if name == "host-cuda" else get(name))
+    for cache in CACHES:
+        cache.cache_clear()
+    yield
+    for cache in CACHES:
+        cache.cache_clear()
 
 
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(backend, "why_no_cupy", lambda: "the driver shows no CUDA device")
-    assert gpu_check.main([]) == 2
+def run(cases, context, only=""):
+    """Run the cases of a stage in this process; return their rows by name."""
+    rows = {}
+    for case in Stage("stage", cases, 60).chosen(context, only and f"stage/{only}"):
+        rows[case.name] = child.plain(child.run_case(case.name, case, context))
+        json.dumps(rows[case.name], allow_nan=False)
+    return rows
+
+
+def failures(rows):
+    return {name: row["failed"] + [row.get("traceback", "")] for name, row in rows.items() if row.get("failed")}
+
+
+@pytest.mark.parametrize(("part", "limit"), [("A", 240), ("B", 300)])
+def test_the_limits_of_a_part_add_up_to_less_than_it_may_take(part, limit):
+    assert parts.PROBE + sum(stage.limit for stage in parts.PARTS[part]) < limit
+
+
+def test_names_are_there_once():
+    for context in (Context("numpy"), NUMPY):
+        names = [f"{stage.name}/{case.name}" for stage in parts.STAGES for case in stage.cases(context)]
+        assert len(set(names)) == len(names)
+        assert all(" " not in name for name in names)
+    assert len({stage.name for stage in parts.STAGES}) == len(parts.STAGES)
+
+
+def test_part_a_is_in_order():
+    names = [stage.name for stage in parts.A]
+    assert (
+        names[:6] == ["warm", "versions", "precisions", "algorithms", "kernels", "networks"] and names[-1] == "memcheck"
+    )
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(command, "probed", lambda backend, limit: {"why": "the driver shows no CUDA device"})
+    assert command.main(["--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr() == ("", "gpu-check: no GPU to check: the driver shows no CUDA device\n")
+    assert not (tmp_path / "new").exists()
 
 
-def test_kernels_pass_and_all_are_there(monkeypatch):
-    be = backend_for("host-cuda")
-    monkeypatch.setattr(gpu_check.backends, "get", lambda name: be)
-    monkeypatch.setattr(op_cases, "CASES", [case for case in op_cases.CASES if case.shape == op_cases.SHAPES[1]])
-    result = gpu_check.kernels("host-cuda")
-    assert result["failed"] == []
-    assert {name.removesuffix(" float16") for name in result["worst_in_tolerances"]} == set(OPS)
-    assert any(name.endswith("float16") for name in result["worst_in_tolerances"])
+def test_the_probe_is_a_process_of_its_own():
+    found = command.probed("numpy", 60)
+    assert found["why"] is None and found["emulated"] is False
+    assert command.probed("numpy", 0.001)["why"] == "CuPy did not answer within 0.001 s"
+
+
+def test_the_list(capsys):
+    assert command.main(["--list", "--only", "kernels/pool.maxpool"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  kernels/pool.maxpool/float32" in lines and "  kernels/pool.maxpool/float16" in lines
+    assert len(lines) == 4  # and a line for each part
+
+
+def test_a_case_from_the_command_line(tmp_path):
+    words = [sys.executable, "-m", "bench.gpu_check", "--backend", "numpy", "--small", "--only", "kernels/pool.maxpool"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*words, "--out", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()[:-1]]
+    assert [row["case"] for row in rows] == [
+        "start",
+        "kernels/pool.maxpool/float32",
+        "kernels/pool.maxpool/float16",
+        "end",
+    ]
+    assert [row["outcome"] for row in rows[1:-1]] == ["passed", "skipped"]
+
+
+# Correctness
+
+
+def test_kernels_pass_and_all_are_there():
+    context = Context("host-cuda", small=True)
+    rows = run(correctness.kernels, context)
+    assert failures(rows) == {}
+    assert {name.rpartition("/")[0] for name in rows} == set(OPS)
+    assert any(name.endswith("float16") and row["calls"] for name, row in rows.items())
+    assert {row["outcome"] for row in rows.values()} == {"passed"}
 
 
 def test_a_wrong_kernel_fails(monkeypatch):
     op = OPS["reorg.space_to_depth"]
     monkeypatch.setattr(op, "definition", lambda be, x, s: op.__wrapped__(be, x[:, ::-1], s))
-    result = gpu_check.kernels("numpy")
-    assert result["failed"] and all(line.startswith("reorg.space_to_depth-") for line in result["failed"])
+    row = run(correctness.kernels, NUMPY, "reorg.space_to_depth/float32")["reorg.space_to_depth/float32"]
+    assert row["outcome"] == "failed" and row["failed"][0].startswith("reorg.space_to_depth-")
+
+
+def test_an_op_that_raises_hides_no_other(monkeypatch):
+    monkeypatch.setattr(OPS["pool.maxpool"], "definition", lambda *args: 1 / 0)
+    rows = run(correctness.kernels, NUMPY)
+    assert list(failures(rows)) == ["pool.maxpool/float32"]
+    assert "ZeroDivisionError" in rows["pool.maxpool/float32"]["traceback"]
+
+
+def test_only_the_types_that_kernels_have_are_compiled():
+    pairs = correctness.storage_types()
+    assert {("plan", "float"), ("plan", "half_t"), ("update", "float")} <= set(pairs)
+    assert ("update", "half_t") not in pairs  # weights are float32
+    assert run(correctness.compiled, NUMPY)["kernels"]["skipped"] == "backend numpy compiles no kernels"
 
 
 def test_networks_are_compared_layer_by_layer(monkeypatch):
-    monkeypatch.setattr(gpu_check, "NETWORKS", {"yolov4-tiny": (64, 96, 2e-4)})
-    result = gpu_check.networks("numpy")
-    assert result["failed"] == []
-    assert result["networks"]["yolov4-tiny"]["outputs"] == 38 + 2  # every layer, then both heads by the plan
-    good = gpu_check.outputs("yolov4-tiny", "numpy", 64, 96)
+    row = run(correctness.networks, NUMPY)["yolov4-tiny"]
+    assert row["outcome"] == "passed" and row["outputs"] == 38 + 2  # every layer, then both heads by the plan
+    good = correctness.outputs("yolov4-tiny", NUMPY)
     good[0][5] = good[0][5] + np.float32(1)
-    monkeypatch.setattr(gpu_check, "outputs", lambda *args: good)
-    (failed,) = gpu_check.networks("numpy")["failed"]
-    assert failed.startswith("yolov4-tiny: output 5 is ")
+    monkeypatch.setattr(correctness, "outputs", lambda *args: good)
+    (failed,) = run(correctness.networks, NUMPY)["yolov4-tiny"]["failed"]
+    assert failed.startswith("output 5 is ")
 
 
 def test_precisions_and_graphs_are_checked(monkeypatch):
-    monkeypatch.setattr(gpu_check, "PRECISE", ("yolov4-tiny",))
-    result = gpu_check.precisions("numpy")
-    assert result["failed"] == [] and len(result["precisions"]) == 3
-    assert {row["eagerly"] for row in result["precisions"].values()} == {"on the CPU"}
-    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 1e-9})
-    (failed,) = gpu_check.precisions("numpy")["failed"]
-    assert failed.startswith("yolov4-tiny in fp32: ")
+    rows = run(correctness.precisions, NUMPY)
+    assert failures(rows) == {} and len(rows) == 3
+    assert {row["eagerly"] for row in rows.values()} == {"on the CPU"}
+    monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
+    assert run(correctness.precisions, NUMPY)["yolov4-tiny/fp32"]["failed"][0].endswith("off, 1e-09 allowed")
 
 
-def test_every_way_to_convolve_is_checked(monkeypatch):
-    get = backend.get
-    monkeypatch.setattr(backend, "get", lambda name: plan_backend() if name == "host-cuda" else get(name))
+def test_every_convolution_algorithm_is_checked(monkeypatch):
     monkeypatch.setattr(race, "SECONDS", 0)
-    monkeypatch.setattr(gpu_check, "WAYS", gpu_check.WAYS.replace("=40\nheight=24", "=16\nheight=8"))
-    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 2e-5, "fp16": 1e-2})
-    result = gpu_check.ways("host-cuda")
-    assert result["failed"] == []
-    large = {"patches of 64 MiB", "patches of 16 MiB"}
-    for precision in ("fp32", "fp16"):
-        assert {f"{precision} {way}" for way in [*WAYS, "raced"] if way not in large} == {
-            label for label in result["relative"] if label.startswith(precision)
-        }
-    monkeypatch.setattr(gpu_check, "PRECISIONS", {"fp32": 1e-9})
-    assert gpu_check.ways("host-cuda")["failed"][0].startswith("fp32 kernel: ")
+    monkeypatch.delitem(correctness.PRECISIONS, "tf32")
+    rows = run(correctness.algorithms, HOST)
+    assert failures(rows) == {}
+    names = {name.replace(" ", "-") for name in WAYS if name not in BUDGETS}  # maps are too small for those
+    assert set(rows) == {f"{precision}/{name}" for precision in ("fp32", "fp16") for name in {*names, "measured"}}
+    assert {row["outcome"] for row in rows.values()} == {"passed"}
+    monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
+    assert run(correctness.algorithms, HOST, "fp32/kernel")["fp32/kernel"]["outcome"] == "failed"
 
 
-@pytest.mark.parametrize("name", ["versions", "launches", "copies", "gemm-fp32", "gemm-fp16"])
-def test_stage_on_numpy(name, monkeypatch):
-    monkeypatch.setattr(gpu_check, "seconds", lambda be, work, calls: float(work() is not work) * 1e-3)
-    stage = next(stage for stage in gpu_check.STAGES if stage.name == name)
-    result = stage.run("numpy")
-    assert result.get("failed", []) == []
-    assert all(np.isfinite(v) for v in result.values() if isinstance(v, float))
+def test_boxes_of_the_shipped_network(monkeypatch):
+    monkeypatch.delenv(accuracy.VARIABLE, raising=False)
+    rows = run(accuracy.boxes_and_scores, HOST)
+    assert failures(rows) == {}
+    assert rows["published"]["outcome"] == "skipped"
+    assert all(rows[f"digits/{precision}"]["boxes"] >= 3 for precision in ("fp32", "tf32", "fp16"))
+    assert rows["digits/fp16"]["maps_relative"] > 0
 
 
-def test_the_sanitizer_is_skipped_where_it_is_not(monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *args, **kw: None)
-    with pytest.raises(stages.Skipped, match="compute-sanitizer is not installed"):
-        gpu_check.sanitizer("memcheck")("cupy")
+def test_boxes_that_move_fail(monkeypatch):
+    real = accuracy.seen
+
+    def moved(by, array, precision):
+        found, maps = real(by, array, precision)
+        return [(label, score, box + (precision == "fp16") * 0.1) for label, score, box in found], maps
+
+    monkeypatch.setattr(accuracy, "seen", moved)
+    rows = run(accuracy.boxes_and_scores, NUMPY)
+    assert list(failures(rows)) == ["digits/fp16"] and "digits.jpg: class" in rows["digits/fp16"]["failed"][0]
 
 
-MODULE = """
-import subprocess, sys
-sys.path.insert(0, {root!r})
-from bench.stages import Skipped, Stage, run_here
+def test_real_weights_are_those_that_the_variable_names(monkeypatch, tmp_path):
+    network = load_network(thin("yolov3-tiny"), backend="numpy")
+    for name in ("yolov3-tiny", "of-nobody"):
+        network.save_weights(tmp_path / f"{name}.weights")
+    (tmp_path / "dog.jpg").write_bytes(b"")
+    monkeypatch.setenv(accuracy.VARIABLE, str(tmp_path))
+    assert list(accuracy.real_weights()) == ["yolov3-tiny", "digits"]
+    assert [path.name for path in accuracy.images(tmp_path / "yolov3-tiny.weights")] == ["digits.jpg", "dog.jpg"]
+    monkeypatch.setenv(accuracy.VARIABLE, str(tmp_path / "yolov3-tiny.weights"))
+    assert list(accuracy.real_weights()) == ["yolov3-tiny", "digits"]
 
-def hang(backend): subprocess.run(["sleep", "600"])
-def crash(backend): raise RuntimeError("the device is lost")
-def wrong(backend): return {{"failed": ["reorg: 3 times its tolerance"]}}
-def right(backend): return {{"backend": backend}}
-def absent(backend): raise Skipped("compute-sanitizer is not installed")
 
-run_here(Stage(sys.argv[1], globals()[sys.argv[1]], 1), sys.argv[2])
+# Robustness and tools
+
+
+@pytest.mark.parametrize("context", [NUMPY, HOST], ids=["numpy", "host-cuda"])
+def test_threads(context):
+    rows = run(robustness.threads, context)
+    assert failures(rows) == {}
+    assert len(rows) == 4
+
+
+def test_an_error_in_a_thread_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        robustness.together([lambda: None, lambda: 1 / 0])
+
+
+def test_results_that_change_between_threads_fail(monkeypatch):
+    calls = iter(range(1000))
+    real = robustness.numpy_of
+    monkeypatch.setattr(robustness, "numpy_of", lambda network, heads: [y + next(calls) for y in real(network, heads)])
+    row = run(robustness.threads, NUMPY, "two-threads-one-network")["two-threads-one-network"]
+    assert row["failed"][0] == "thread 0: 3 of 3 results are other ones"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_watched_program_computes_the_same_with_every_map_apart(precision):
+    network = networks.opened("yolov4-tiny", HOST, 64)
+    be, plan = network.backend, networks.planned(network, 2)
+    x = networks.seeded.picture(network, 2)
+    apart, usual = watched.Apart(plan, be, precision), cuda.Program(plan, be, precision)
+    for got, want in zip(apart.run(x), usual.run(x), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert len(apart.own) > 20
+
+
+def test_the_watched_program_prints_what_it_did(capsys):
+    watched.main("fp16", plan_backend(), "1")
+    assert " pieces of work, " in capsys.readouterr().out
+
+
+def test_tools_that_are_missing_are_rows(monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda *args, **kw: None)
+    context = Context("cupy", small=True)
+    for cases, tool in (
+        (partial(tools.memcheck, "fp16"), "compute-sanitizer"),
+        (tools.racecheck, "compute-sanitizer"),
+        (tools.profile, "ncu"),
+    ):
+        for case in cases(context):
+            with pytest.raises(Skipped, match=f"^{tool} is not installed$"):
+                case.run()
+    with pytest.raises(Skipped, match=r"^nvidia-smi is not installed$"):
+        environment.clocks()
+
+
+SANITIZER = """#!/bin/sh
+echo "$@" > {log}
+echo "========= COMPUTE-SANITIZER"
+echo "========= ERROR SUMMARY: 2 errors"
+exit {code}
 """
 
 
-def test_every_outcome_is_in_the_file(tmp_path, monkeypatch, capsys):
-    (tmp_path / "trial.py").write_text(MODULE.format(root=str(ROOT)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    limits = {"right": 60, "absent": 60, "hang": 1, "crash": 60, "wrong": 60}
-    trial = [Stage(name, lambda backend: {}, limit) for name, limit in limits.items()]
-    path = tmp_path / "results" / "trial.json"
-    assert stages.run_all("trial", trial, "numpy", {"commit": "abc"}, path) is False
-    result = json.loads(path.read_text())
-    assert result["commit"] == "abc" and result["passed"] is False
-    assert {name: (one["outcome"], one.get("why")) for name, one in result["stages"].items()} == {
-        "right": ("passed", None),
-        "absent": ("skipped", "compute-sanitizer is not installed"),
-        "hang": ("timed out", "it did not end in 1 s"),
-        "crash": ("failed", "RuntimeError: the device is lost"),
-        "wrong": ("failed", "1 failed, first: reorg: 3 times its tolerance"),
-    }
-    assert result["stages"]["right"]["result"] == {"backend": "numpy"}
-    assert len(capsys.readouterr().out.splitlines()) == 5
-    assert [p.name for p in path.parent.iterdir()] == ["trial.json"]
+def fake_tool(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
 
 
-def test_the_file_is_written_after_every_stage(tmp_path, monkeypatch):
-    (tmp_path / "trial.py").write_text(MODULE.format(root=str(ROOT)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    seen = []
-    monkeypatch.setattr(stages, "write", lambda path, result: seen.append((result["passed"], len(result["stages"]))))
-    assert stages.run_all("trial", [Stage("right", len, 60), Stage("absent", len, 60)], "numpy", {}, tmp_path / "x")
-    assert seen == [(None, 1), (None, 2), (True, 2)]
+@pytest.mark.parametrize("code", [0, 9])
+def test_what_compute_sanitizer_finds(monkeypatch, tmp_path, code):
+    text = SANITIZER.format(log=tmp_path / "log", code=code)
+    fake_tool(tmp_path, "compute-sanitizer", text)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    row = tools.sanitize(Context("cupy"), "racecheck", "fp16", watched.KERNELS)
+    assert row["failed"] == (["========= ERROR SUMMARY: 2 errors"] if code else [])
+    said = (tmp_path / "log").read_text()
+    assert "--kernel-name kne=to_nchw --kernel-name kne=rank_boxes" in said
+    assert said.split()[-5:] == ["-m", "bench.gpu_check.watched", "fp16", "cupy", "0"]
+
+
+def test_kernels_that_are_watched_for_races_are_those_with_shared_memory():
+    names = set()
+    for path in (ROOT / "kernels").glob("*.cu"):
+        kernel = ""
+        for line in path.read_text().splitlines():
+            kernel = line.split("void ")[1].split("(")[0].split()[-1] if "__global__" in line else kernel
+            names |= {kernel} if "__shared__" in line else set()
+    assert names == set(watched.KERNELS)
+
+
+NCU = """==PROF== Connected
+"ID","Process ID","Kernel Name","Grid Size","Metric Name","Metric Unit","Metric Value"
+"0","7","im2col","(12, 1, 1)","gpu__time_duration.sum","ns","12,800"
+"0","7","im2col","(12, 1, 1)","dram__throughput.avg.pct_of_peak_sustained_elapsed","%","71.5"
+"1","7","im2col","(3, 1, 1)","gpu__time_duration.sum","us","2.5"
+"""
+
+
+def test_what_ncu_says(monkeypatch, tmp_path):
+    assert tools.measured(NCU) == [
+        {"grid": "(12, 1, 1)", "us": 12.8, "dram_percent": 71.5}, {"grid": "(3, 1, 1)", "us": 2.5},
+    ]  # fmt: skip
+    fake_tool(tmp_path, "ncu", "#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM - no permission'\nexit 1\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(Skipped, match=r"^ncu may not count here: ==ERROR== ERR_NVGPUCTRPERM - no permission$"):
+        tools.profiled(Context("cupy"), "im2col")
+
+
+# The environment
+
+
+def test_versions_have_a_row_for_everything_that_may_be_missing(monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda *args, **kw: None)
+    rows = run(environment.versions, NUMPY)
+    assert failures(rows) == {}
+    for name in ("nvidia-smi", "compute-sanitizer", "ncu"):
+        assert rows[name]["skipped"] == f"{name} is not installed"
+    assert rows["git"]["commit"] != "unknown" and rows["git"]["changed"] is None  # by hand, without git
+    assert rows["python"]["numpy"] == np.__version__
+
+
+def test_the_commit_without_git(tmp_path):
+    git = tmp_path / ".git"
+    assert environment.head(git) == "unknown"
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert environment.head(git) == "unknown"
+    (git / "packed-refs").write_text(f"# pack-refs\n{'a' * 40} refs/heads/main\n")
+    assert environment.head(git) == "a" * 40
+    (git / "refs/heads/main").write_text("b" * 40 + "\n")
+    assert environment.head(git) == "b" * 40
+    (git / "HEAD").write_text("c" * 40 + "\n")
+    assert environment.head(git) == "c" * 40
+    own = git / "worktrees/w"
+    own.mkdir(parents=True)
+    (own / "HEAD").write_text("ref: refs/heads/main\n")
+    (own / "commondir").write_text("../..\n")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/.git").write_text(f"gitdir: {own}\n")
+    assert environment.head(tmp_path / "w/.git") == "b" * 40
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*clocks_event_reasons*) echo "Field is not a valid field to query."; exit 2 ;;
+*clocks_throttle_reasons*) echo 0x0000000000000004 ;;
+*clocks.sm*) echo "1980 MHz" ;;
+*) echo 41 ;;
+esac
+"""
+
+
+def test_clocks_of_an_old_nvidia_smi(monkeypatch, tmp_path):
+    fake_tool(tmp_path, "nvidia-smi", SMI)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = environment.clocks()
+    assert found["sm_clock"] == "1980 MHz" and found["throttle_reasons"] == "0x0000000000000004"
+
+
+# Speed
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_speed_of_a_network(no_torch):
+    cases = speed.cases("yolov4-tiny", (416,), ("fp32",), (1, 64))
+    rows = run(cases, NUMPY)
+    assert failures(rows) == {}
+    ours = [row for row in rows.values() if row.get("engine") == "ours" and "images_s" in row]
+    assert [row["batch"] for row in ours] == [1, 2] and all(row["images_s"] > 0 for row in ours)
+    assert rows["64/fp32/batch-1/torch-graph"]["skipped"].startswith("torch does not import")
+    detected = rows["64/fp32/detect"]
+    assert detected["boxes"] == 0 and detected["detect_jpeg_ms"] > detected["read_ms"] > 0
+
+
+def test_speed_on_kernels(no_torch):
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
+    assert failures(rows) == {}
+    ours = rows["64/fp32/batch-1/ours"]
+    assert ours["graph_ms"] > 0 and ours["host_us"] > 0 and "launches" in ours["described"]
+    assert {name.rpartition("/")[2] for name in rows} >= {"eager", "one-by-one", "without-winograd"}
+
+
+def test_a_wrong_plan_fails(no_torch, monkeypatch):
+    real, calls = cuda.Program.run, iter(range(100))
+    monkeypatch.setattr(cuda.Program, "run", lambda self, x: [y + 0.1 * next(calls) for y in real(self, x)])
+    row = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,)), HOST, "64/fp32/batch-1/ours")["64/fp32/batch-1/ours"]
+    assert (
+        row["failed"][0].endswith("of the largest number off the reference engine")
+        and row["failed"][1] == "two runs differ"
+    )
+
+
+def test_a_wrong_form_of_a_plan_fails(no_torch, monkeypatch):
+    real = cuda.Program.run
+
+    def run_wrongly(self, x):
+        return [y + (self.eagerly == "asked for") for y in real(self, x)]
+
+    monkeypatch.setattr(cuda.Program, "run", run_wrongly)
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
+    assert rows["64/fp32/batch-1/eager"]["failed"][0].endswith("of the largest number from the usual form")
+
+
+def test_each_launch_has_its_bytes_and_operations():
+    rows = run(launch_costs.launches, HOST, "yolov4-tiny/64/fp32/batch-1")
+    (row,) = rows.values()
+    assert failures(rows) == {}
+    columns = dict(zip(row["launch_columns"], zip(*row["launches"], strict=True), strict=True))
+    assert all(us > 0 for us in columns["us"]) and all(mb > 0 for mb in columns["mb"])
+    # gemms pad channels to multiples of 8, and Winograd needs 4/9 of the products; the plan's count has pools too
+    assert 0.3 < sum(columns["gflop"]) / row["gflop_of_the_plan"] < 1.5
+    assert sum(one["count"] for one in row["sums"].values()) == len(row["launches"])
+
+
+def test_bytes_of_a_gemm():
+    recorder = launch_costs.Recorder(plan_backend())
+    handle = recorder.backend().cublas(0, (0, 0))
+    handle.handle = type("Nothing", (), {"gemm": lambda *args: None, "gemms": lambda *args: None})()
+    recorder.found = []
+    handle.gemm("fp16", 0, 0, 0, 3, 5, 7, 5, 7, 7)
+    handle.gemms("fp32", 2, 0, 0, 0, 3, 5, 7, 5, 7, 7, 15, 21, 35)
+    one, two = recorder.found
+    assert (one.bytes, one.flops) == (2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 3 * 5 * 7)
+    assert (two.bytes, two.flops) == (4 * 2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 2 * 3 * 5 * 7)
+
+
+def test_tuning(monkeypatch):
+    monkeypatch.setattr(race, "SECONDS", 0)
+    rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")
+    assert failures(rows) == {}
+    row = rows["yolov3/64/fp16/batch-1"]
+    assert row["choices"].keys() == row["microseconds"].keys() and row["rule"]["images_s"] > 0
+    assert all(choice in row["microseconds"][key] for key, choice in row["choices"].items())
+
+
+def test_training_steps(no_torch):
+    rows = run(training.steps, NUMPY)
+    assert failures(rows) == {}
+    row = rows["yolov4-tiny/fp32/ours"]
+    assert row["images_s"] > 0 and row["costs"][1] < row["costs"][0]
+    assert rows["yolov4-tiny/fp32/torch"]["outcome"] == "skipped"
+
+
+@pytest.mark.parametrize("cases", [ceilings.copies, ceilings.tf32])
+def test_ceilings(cases):
+    rows = run(cases, NUMPY)
+    assert failures(rows) == {}
+    assert all(np.isfinite(v) for row in rows.values() for v in row.values() if isinstance(v, float))
+
+
+def test_what_a_launch_costs():
+    assert run(launch_costs.launches, NUMPY, "empty")["empty"]["op_us"] > 0
+
+
+def test_frames_need_a_memory_pool():
+    assert run(robustness.frames, NUMPY)["detect"]["skipped"] == "backend numpy has no memory pool"

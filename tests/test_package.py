@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -
         f"gpudarknet/cfg/{name}" for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data", "*.weights", "*.jpg")
     }
     suite = files(ROOT / "bench", "*.py", "page.css", "*.jsonl")
-    scripts = {"__main__.py", "conftest.py", "demo.py", "gpu_check.py", "gpu_plan.py", "stages.py", "test_kernels.py"}
+    scripts = {"__main__.py", "conftest.py", "demo.py", "test_kernels.py"} | files(ROOT / "bench", "gpu_check/*.py")
     bench = {f"gpudarknet/bench/{name}" for name in suite - scripts}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == package | kernels | networks | bench

@@ -173,8 +173,15 @@ def compare(args: Any) -> None:
 
 
 def report(args: Any) -> None:
-    """Print the tables of an earlier run and write its page again."""
-    lines = Path(args.words[0])
+    """Print the tables of an earlier run and write its page again; of GPU checks, write README.md's table."""
+    paths = [Path(word) for word in args.words]
+    gpu_report = part("gpu_report")
+    if any(map(gpu_report.is_result, paths)):
+        report_gpu(paths, Path(args.readme) if args.readme else part("records").folder().parent.parent / "README.md")
+        return
+    lines, *more = paths
+    if more:
+        raise UsageError(f"bench report: {more[0]} is too much: of files that `gpudarknet bench` wrote, it takes one")
     records, tables = part("records"), part("tables")
     found = records.read(lines)
     if not records.machines(found):
@@ -185,6 +192,16 @@ def report(args: Any) -> None:
         show(grid)
     part("report").write_page(found, html, gpus)
     print(f"{html}: the report")
+
+
+def report_gpu(paths: list[Path], readme: Path) -> None:
+    """Print the tables of GPU checks, and write them into a README."""
+    gpu_report = part("gpu_report")
+    devices = gpu_report.read(paths)
+    for grid in gpu_report.grids(devices):
+        show(grid)
+    gpu_report.write(readme, devices)
+    print(f"{readme}: its table of GPUs is that of {', '.join(map(str, paths))}")
 
 
 SIZE = (
@@ -223,7 +240,12 @@ COMMANDS = (
     ),
     Command("bench compare", ("before.jsonl", "after.jsonl"), "Show what changed beyond noise between two runs", compare),
     Command(
-        "bench report", ("x.jsonl",), "Print the tables of an earlier run and write its page again", report,
-        (Flag("page", str, "", "Where the page goes; default beside the records, .html"),),
+        "bench report", ("x.jsonl", "[more.jsonl ...]"), "Print the tables of an earlier run and write its page again", report,
+        (
+            Flag("page", str, "", "Where the page goes; default beside the records, .html"),
+            Flag("readme", str, "", "The README whose GPU table is written; default that of the checkout"),
+        ),
+        more="Of the files that `make gpu-check` wrote, it prints the table of GPUs and writes it into README.md, between two "
+        "comments; what is emulated or has failed is refused.",
     ),
 )  # fmt: skip

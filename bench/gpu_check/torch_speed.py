@@ -1,0 +1,123 @@
+"""Time PyTorch on the same networks and weights: channels_last as a CUDA graph, eagerly, and by torch.compile.
+
+PyTorch is not what is checked: where it does not import or fails, the row is skipped and says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from gpudarknet.backend import Backend
+
+from .. import seeded, torch_network
+from .case import Case, Context, Row, Skipped
+from .networks import opened, with_weights
+from .speed import MOST, Subject, image_rate, subjects, timed
+
+
+def torch_module(context: Context) -> Any:
+    """Import PyTorch. Raises Skipped where it does not import, or sees no GPU."""
+    try:
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as e:
+        raise Skipped(f"torch does not import: {e}") from None
+    except Exception as e:  # a wheel for another CUDA raises OSError
+        raise Skipped(f"torch does not import: {e}") from e
+    if context.backend == "cupy" and not torch.cuda.is_available():
+        raise Skipped("torch sees no GPU")
+    return torch
+
+
+@lru_cache(maxsize=1)
+def forward_of(context: Context, network: str, size: int, precision: str) -> Callable[[Any], list[Any]]:
+    """Return a network in PyTorch, in channels_last; the last one is kept."""
+    torch = torch_module(context)
+    device = "cuda" if context.backend == "cupy" else "cpu"
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    host = with_weights(opened(network, context, size), Backend("numpy", np))
+    return torch_network.build(host, torch, device, dtype, torch.channels_last)
+
+
+def measure(context: Context, subject: Subject, kind: str) -> Row:
+    """Time PyTorch: kind is torch-graph, torch-eager or torch-compile."""
+    torch = torch_module(context)
+    if context.backend != "cupy" and (subject.precision != "fp32" or kind == "torch-graph"):
+        raise Skipped(f"{kind} in {subject.precision} needs a GPU")
+    try:
+        return attempt(context, subject, kind, torch)
+    except Exception as e:
+        raise Skipped(f"{kind}: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
+
+
+def attempt(context: Context, subject: Subject, kind: str, torch: Any) -> Row:
+    """Time PyTorch once."""
+    cuda = context.backend == "cupy"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = subject.precision == "tf32"
+    forward = forward_of(context, subject.network, subject.size, subject.precision)
+    network = opened(subject.network, context, subject.size)
+    x = torch_network.tensor(torch, seeded.picture(network, subject.batch))
+    x = x.to("cuda" if cuda else "cpu", torch.float16 if subject.precision == "fp16" else torch.float32)
+    x = x.contiguous(memory_format=torch.channels_last)
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    with torch.inference_mode():
+        if kind == "torch-graph":
+            call = captured(torch, forward, x)
+        elif kind == "torch-compile":
+            compiled = torch.compile(forward, dynamic=False)
+            call = lambda: compiled(x)  # noqa: E731
+        else:
+            call = lambda: forward(x)  # noqa: E731
+        row: Row = {**subject.fields(), "engine": kind, "torch": torch.__version__}
+        row |= image_rate(call, wait, subject.batch, context)
+        if kind == "torch-graph":
+            taken = device_seconds(torch, call, context)
+            row |= {"graph_ms": round(1e3 * taken, 4), "graph_images_s": round(subject.batch / taken, 1)}
+    return row
+
+
+def captured(torch: Any, forward: Callable[[Any], Any], x: Any) -> Callable[[], object]:
+    """Record forward(x) as a CUDA graph, as PyTorch's manual says: warm-ups on another stream first."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            forward(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = forward(x)
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def device_seconds(torch: Any, call: Callable[[], object], context: Context) -> float:
+    """Return the least seconds of a call on the device over some rounds, measured as `Lane.seconds` does."""
+    seconds, rounds = timed(context)
+
+    def once(calls: int) -> float:
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        for _ in range(calls):
+            call()
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after)) / 1e3 / calls
+
+    calls = max(1, min(MOST, int(seconds / rounds / max(once(1), 1e-6))))
+    return min(once(calls) for _ in range(rounds))
+
+
+def compiled(context: Context) -> Iterable[Case]:
+    """List what torch.compile is tried on."""
+    for s in subjects(context, "yolov4-tiny", (416,), ("fp16",), (1, 64)):
+        yield Case(f"yolov4-tiny/{s}/torch-compile", partial(measure, context, s, "torch-compile"))
