@@ -81,6 +81,9 @@ def install() -> None:
     sys.modules["cupy.cuda.thrust"] = thrust()
     if os.environ.get("CUDA_EMULATOR_LOG"):
         configure(verbose=1)
+    if told := os.environ.get("CUDA_EMULATOR_FAIL"):  # for processes that are started: CALL:NTH:STATUS
+        call, nth, status = told.split(":")
+        library().emulator_fail(call.encode(), int(nth), int(status))
     sys.meta_path.insert(0, AfterImport())
 
 
@@ -217,7 +220,10 @@ def counting() -> Iterator[Counter[str]]:
 
 @contextlib.contextmanager
 def failing(call: str, nth: int = 1, status: int = OUT_OF_MEMORY) -> Iterator[None]:
-    """Let the nth call of a function of CUDA from now on answer with an error; raises AssertionError if it never came."""
+    """Let the nth call of a function of CUDA from now on answer with an error; raises AssertionError if it never came.
+
+    After ILLEGAL_ADDRESS every call fails, until `reset`.
+    """
     library().emulator_fail(call.encode(), nth, status)
     before = counters()[call]
     try:

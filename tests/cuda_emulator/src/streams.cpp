@@ -66,7 +66,9 @@ cudaError_t begin(const char *call) {
     if (found != injections.end() && --found->second.calls_left == 0) {
         cudaError_t status = found->second.status;
         injections.erase(found);
-        return problem(status, "%s was told to fail", call);
+        std::string what = std::string(call) + " was told to fail";
+        if (status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure) fail_kernel(status, what);
+        return problem(status, "%s", what.c_str());
     }
     return sticky ? last = sticky : cudaSuccess;
 }
