@@ -68,6 +68,7 @@ def fresh(emulator, monkeypatch):
     """Forget streams, handles and image buffers of other tests, and keep those of this one from others."""
     monkeypatch.setattr(lane, "_lanes", {})
     monkeypatch.setattr(pictures, "_uploaders", {})
+    monkeypatch.setattr(cublas, "_idle", {})
     return emulator
 
 
@@ -122,6 +123,8 @@ def run_everything(files, schedule):
 
 def _streams_and_arrays(be, cupy, files, numpy):
     """Arrays that are made on a stream of the caller's just before, and used there just after; then from another stream."""
+    import cuda_emulator
+
     net = load_network(*files, backend=be)
     x = np.random.default_rng(0).random((2, 3, 24, 32), dtype=np.float32)
     want = numpy.predict(x, engine="reference")[0]
@@ -135,9 +138,15 @@ def _streams_and_arrays(be, cupy, files, numpy):
             doubled = (y + y).get(stream=stream)
         compare(doubled / 2, want, "an array on the caller's stream")
         del noise
+        with stream:
+            there = be.asarray(x * np.float32(scale)) / np.float32(scale)
+            (y,) = net.predict(there, engine="reference")
+            compare((y + y).get(stream=stream) / 2, want, "the reference engine on the caller's stream")
     (program,) = net.engine.programs.values()
     if program.eagerly is not None:
         raise Wrong(f"not a graph: {program.eagerly}")
+    if cuda_emulator.counters()["captured gemms without a workspace"]:
+        raise Wrong("cuBLAS allocates what it needs in a graph")
 
 
 def _batches_under_way(be, cupy, files, numpy):
@@ -326,11 +335,17 @@ FAULTS = {
         "there.set(slot.host[:total], stream=" + NOBODYS,
     ),
     "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
+    "products of the reference engine stay on a stream": (cublas, "self.handle.use(*at)", "pass"),
     "eager steps run on the caller's stream": (lane, "with self.stream:", "with caller:"),
     # memory
     "a slot is free as soon as it is sent": (pictures, SENT, "self.free.append(slot); " + SENT),
     "device memory of a slot is dropped while it is read": (pictures, "slot.read.synchronize()", "pass"),
     "a graph is destroyed at work": (cuda, "self.lane.retire(self.graph)", "self.graph = None"),
+    "cuBLAS has no workspace of ours": (
+        cublas,
+        'self._call("cublasSetWorkspace_v2", self._handle, *workspace)',
+        "pass",
+    ),
     "the workspace of cuBLAS is freed": (lane, HANDLE, HANDLE + "; self.workspace = None"),
     "the arena is too small": (
         cuda,
