@@ -44,7 +44,7 @@ class Crew:
         self._phase: Phase = []
         self._error: BaseException | None = None
         self._started = False
-        self._depth = 0
+        self._depth, self._before = 0, 1  # entries; threads that BLAS had before the first
         self._within = threading.local()
 
     def __enter__(self) -> Crew:
@@ -54,14 +54,14 @@ class Crew:
             for worker in range(1, self.size):
                 threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"crew-{worker}").start()
         self._depth += 1
-        if self.size > 1 and self._depth == 1:
-            blas_threads(1)
+        if self._depth == 1:
+            self._before = blas_threads(1)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
-        if self.size > 1 and self._depth == 0:
-            blas_threads(self.size)
+        if self._depth == 0:
+            blas_threads(self._before)
         self.lock.release()
 
     @property
@@ -74,7 +74,7 @@ class Crew:
 
         Within a task, do them one after the other, as the other workers have their own.
         """
-        if self.busy or self.size == 1 or len(tasks) == 1:
+        if self.busy:
             for task in tasks:
                 task()
             return
@@ -88,7 +88,7 @@ class Crew:
                     return
                 task()
 
-        with self:
+        with self:  # for one task too: on some CPUs BLAS gives other bits with other numbers of threads
             self.run([[[take]] * min(self.size, len(tasks)) + [[]] * (self.size - len(tasks))])
 
     def run(self, phases: Iterable[Phase]) -> None:
@@ -181,11 +181,15 @@ def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, min(count, time // period))
 
 
-def blas_threads(count: int) -> None:
-    """Let BLAS use `count` threads, where it can be told."""
+def blas_threads(count: int) -> int:
+    """Let BLAS use `count` threads, where it can be told; return how many it used."""
     control = _blas_control()
-    if control is not None:
+    if control is None:
+        return count
+    before = control[1]()
+    if before != count:
         control[0](count)
+    return before
 
 
 @cache

@@ -301,4 +301,5 @@ def test_winograd_in_parts(tmp_path, monkeypatch, pooled):
     parts = program(net, 3, choices=key, poison=True)
     assert "winograd in 3 parts" in parts.methods.values() and "winograd" in whole.methods.values()
     assert all(4 * numbers <= 70_000 for numbers in parts.scheme.needs.values())
-    np.testing.assert_array_equal(parts.run(x)[0], whole.run(x)[0])
+    # The gemms have fewer rows, for which a BLAS may add in another order.
+    np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-5)

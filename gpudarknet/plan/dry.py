@@ -18,9 +18,9 @@ NAME = "no device"
 
 
 class Nothing:
-    """A stream, an event, a cuBLAS handle: whatever is asked of it, nothing happens."""
+    """A device, a stream, an event, a cuBLAS handle: whatever is asked of it, nothing happens."""
 
-    ptr = 0
+    id = ptr = 0
 
     def __call__(self, *args: Any, **options: Any) -> Nothing:
         return self
@@ -28,12 +28,18 @@ class Nothing:
     def __getattr__(self, name: str) -> Nothing:
         return self
 
+    def __enter__(self) -> Nothing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
 
 def backend() -> Backend:
     """Return a backend for which programs can be made, but not run. Its arrays are NumPy's, its memory has no end."""
     nothing: Any = Nothing()
     runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize))
-    cuda = SimpleNamespace(Device=lambda: SimpleNamespace(id=0), Stream=nothing, Event=nothing, runtime=runtime,
+    cuda = SimpleNamespace(Device=nothing, Stream=nothing, Event=nothing, runtime=runtime,
                            get_current_stream=nothing)  # fmt: skip
     arrays = {
         name: getattr(np, name)
