@@ -1,8 +1,11 @@
-"""Python imports this in processes that one with an emulated CUDA starts: it is emulated there too."""
+"""Python imports this in processes that one with an emulated CUDA starts: it is emulated there too, if CuPy is there."""
 
+import contextlib
 import os
 
 if "CUDA_EMULATOR_BUILD" in os.environ:
-    import cuda_emulator
+    with contextlib.suppress(ImportError):
+        import cuda_emulator
 
-    cuda_emulator.install()
+        with contextlib.suppress(cuda_emulator.Missing):
+            cuda_emulator.install()

@@ -77,7 +77,8 @@ cudaError_t begin(const char *call);  // counts the call; returns the error that
 cudaError_t sticky_error();
 
 // Work
-Stream *stream_of(cudaStream_t handle);  // nullptr if there is no such stream
+Stream *stream_of(cudaStream_t handle);              // nullptr if there is no such stream
+Stream *stream_of(cudaStream_t handle, int device);  // whose default stream is meant by 0
 cudaError_t push(Stream *stream, Work work);
 void run(Stream *stream, long until);  // run its work until `until` items are done
 void run_everything();

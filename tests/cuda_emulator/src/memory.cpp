@@ -259,5 +259,5 @@ EXPORT cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void 
 
 EXPORT void emulator_part(void *p, size_t size, int live, void *stream) {
     std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
-    set_part((char *)p, size, live, stream_of((cudaStream_t)stream));
+    if (Block *block = block_of(p)) set_part((char *)p, size, live, stream_of((cudaStream_t)stream, block->device));
 }

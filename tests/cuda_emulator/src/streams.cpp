@@ -73,22 +73,22 @@ cudaError_t begin(const char *call) {
     return sticky ? last = sticky : cudaSuccess;
 }
 
-static Stream *new_stream() {
+static Stream *new_stream(int device) {
     static int number = 0;
     Stream *stream = new Stream;
-    stream->device = current_device, stream->number = number++;
+    stream->device = device, stream->number = number++;
     streams.insert(stream);
     return stream;
 }
 
-Stream *stream_of(cudaStream_t handle) {
-    if ((size_t)handle <= 2) {  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
-        Stream *&stream = defaults[current_device];
-        if (!stream) stream = new_stream(), stream->is_default = true;
-        return stream;
-    }
-    return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
+Stream *stream_of(cudaStream_t handle, int device) {
+    if ((size_t)handle > 2) return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
+    Stream *&stream = defaults[device];  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
+    if (!stream) stream = new_stream(device), stream->is_default = true;
+    return stream;
 }
+
+Stream *stream_of(cudaStream_t handle) { return stream_of(handle, current_device); }
 
 void run(Stream *stream, long until) {
     while (stream->done < until && !stream->queue.empty()) {
@@ -165,7 +165,7 @@ Stream *capturing(int device) {
 }
 
 static cudaError_t new_stream(cudaStream_t *handle, bool blocking) {
-    Stream *stream = new_stream();
+    Stream *stream = new_stream(current_device);
     stream->blocking = blocking;
     *handle = (cudaStream_t)stream;
     return cudaSuccess;
