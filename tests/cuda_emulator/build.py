@@ -155,7 +155,7 @@ def libraries(wheel: CuPy, include: Path, work: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         nvrtc = pool.submit(library, f"libnvrtc.so.{n}", source("nvrtc"))
         empty = pool.submit(library, f"libcublasLt.so.{n}", "-x", "c++", os.devnull)
-        library("libcuda.so.1", *pool.map(object, ("memory", "streams", "modules")), "-ldl")
+        library("libcuda.so.1", *pool.map(object, ("devices", "memory", "streams", "modules")), "-ldl")
         library(
             f"libcublas.so.{n}",
             source("cublas"),

@@ -82,6 +82,9 @@ Stream *stream_of(cudaStream_t handle, int device);  // whose default stream is 
 cudaError_t push(Stream *stream, Work work);
 void run(Stream *stream, long until);  // run its work until `until` items are done
 void run_everything();
+void run_device(int device);
+void abandon_captures();
+void seed_schedule(long seed);
 void wait_for_device(Stream *stream, int device);   // what is pushed from now on comes after all work of the device
 void make_device_wait(int device, Stream *stream);  // and all its work that is pushed from now on after what the stream has
 Stream *capturing(int device = -1);  // a stream that is being captured, or nullptr

@@ -1,0 +1,209 @@
+// Errors, counters, devices, and what tests ask for.
+#include "emulator.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+namespace emulator {
+
+std::recursive_mutex mutex;
+thread_local int current_device = 0;
+std::string message;
+Settings settings;
+
+static std::map<std::string, long> counters;
+static cudaError_t sticky = cudaSuccess;
+static thread_local cudaError_t last = cudaSuccess;
+
+struct Injection {
+    long calls_left;
+    cudaError_t status;
+};
+static std::map<std::string, Injection> injections;
+
+void count(const std::string &what, long by) { counters[what] += by; }
+
+static std::string words(const char *format, va_list args) {
+    char text[512];
+    vsnprintf(text, sizeof text, format, args);
+    return text;
+}
+
+void note(const char *format, ...) {
+    if (!settings.verbose) return;
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "[CUDA emulator] %s\n", words(format, args).c_str());
+    va_end(args);
+}
+
+cudaError_t problem(cudaError_t status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    message = words(format, args);
+    va_end(args);
+    note("error %d: %s", status, message.c_str());
+    return last = status;
+}
+
+void fail_kernel(cudaError_t status, const std::string &what) {
+    if (sticky) return;
+    message = what, sticky = status;
+    fprintf(stderr, "[CUDA emulator] %s\n", what.c_str());
+}
+
+cudaError_t sticky_error() { return sticky; }
+
+cudaError_t begin(const char *call) {
+    count(call);
+    auto found = injections.find(call);
+    if (found != injections.end() && --found->second.calls_left == 0) {
+        cudaError_t status = found->second.status;
+        injections.erase(found);
+        std::string what = std::string(call) + " was told to fail";
+        if (status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure) fail_kernel(status, what);
+        return problem(status, "%s", what.c_str());
+    }
+    return sticky ? last = sticky : cudaSuccess;
+}
+
+static const char *error_name(int status) {
+    switch (status) {
+#define NAME(error) case error: return #error;
+        NAME(cudaSuccess) NAME(cudaErrorInvalidValue) NAME(cudaErrorMemoryAllocation) NAME(cudaErrorInitializationError)
+        NAME(cudaErrorInsufficientDriver) NAME(cudaErrorNoDevice) NAME(cudaErrorInvalidDevice) NAME(cudaErrorInvalidResourceHandle)
+        NAME(cudaErrorNotReady) NAME(cudaErrorIllegalAddress) NAME(cudaErrorLaunchFailure) NAME(cudaErrorNotSupported)
+        NAME(cudaErrorPeerAccessUnsupported) NAME(cudaErrorPeerAccessAlreadyEnabled) NAME(cudaErrorPeerAccessNotEnabled)
+        NAME(cudaErrorStreamCaptureUnsupported) NAME(cudaErrorStreamCaptureInvalidated) NAME(cudaErrorStreamCaptureUnmatched)
+        NAME(cudaErrorStreamCaptureUnjoined) NAME(cudaErrorStreamCaptureIsolation) NAME(cudaErrorStreamCaptureImplicit)
+        NAME(cudaErrorSymbolNotFound) NAME(cudaErrorInvalidConfiguration) NAME(cudaErrorInvalidKernelImage) NAME(cudaErrorUnknown)
+#undef NAME
+    }
+    return "cudaErrorUnknown";
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+// ---- devices
+
+static cudaError_t driver() {
+    if (settings.driver_version < CUDART_VERSION / 1000 * 1000) return problem(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version");
+    return settings.devices ? cudaSuccess : problem(cudaErrorNoDevice, "no CUDA-capable device is detected");
+}
+
+EXPORT cudaError_t cudaGetDeviceCount(int *n) {
+    ENTER(cudaGetDeviceCount);
+    *n = 0;
+    if (cudaError_t status = driver()) return status;
+    *n = settings.devices;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetDevice(int *device) {
+    *device = current_device;
+    return driver();
+}
+EXPORT cudaError_t cudaSetDevice(int device) {
+    ENTER(cudaSetDevice);
+    if (device < 0 || device >= settings.devices) return problem(cudaErrorInvalidDevice, "device %d of %ld", device, settings.devices);
+    current_device = device;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaDeviceSynchronize() {
+    ENTER(cudaDeviceSynchronize);
+    count("waits");
+    if (Stream *stream = capturing(current_device)) {
+        stream->invalidated = true;
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize while capturing");
+    }
+    run_device(current_device);
+    check_patterns();
+    return sticky;
+}
+EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+    switch (attribute) {
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+        case cudaDevAttrWarpSize: *value = 32; break;
+        case cudaDevAttrMultiProcessorCount: *value = 132; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
+        case cudaDevAttrMemoryPoolsSupported: *value = 0; break;
+        case cudaDevAttrClockRate: *value = 0; break;
+        default: *value = 1;
+    }
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // version 2 of it in CUDA 12, by a macro
+    ENTER(cudaGetDeviceProperties);
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "CUDA emulator (no GPU)");
+    p->totalGlobalMem = settings.memory, p->sharedMemPerBlock = 48 << 10, p->regsPerBlock = 1 << 16, p->warpSize = 32;
+    p->maxThreadsPerBlock = 1024, p->maxThreadsDim[0] = 1024, p->maxGridSize[0] = 2147483647, p->major = 9;
+    p->multiProcessorCount = 132, p->sharedMemPerMultiprocessor = 228 << 10, p->maxThreadsPerMultiProcessor = 2048;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaDriverGetVersion(int *version) {
+    *version = settings.driver_version;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaRuntimeGetVersion(int *version) {
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetLastError() {
+    cudaError_t status = last;
+    last = sticky;
+    return status;
+}
+EXPORT const char *cudaGetErrorName(cudaError_t status) { return error_name(status); }
+EXPORT const char *cudaGetErrorString(cudaError_t) { return message.c_str(); }
+EXPORT cudaError_t cudaProfilerStart() { return cudaSuccess; }
+EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
+
+// ---- what tests ask for, through __init__.py
+
+EXPORT int emulator_set(const char *name, long value) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
+        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}};
+    auto found = known.find(name);
+    if (found == known.end()) return 0;
+    *found->second = value;
+    if (found->second == &settings.schedule && value > 0) seed_schedule(value);
+    return 1;
+}
+EXPORT long emulator_get(const char *name) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    const std::map<std::string, long> known = {{"devices", settings.devices}, {"memory", settings.memory},
+        {"driver_version", settings.driver_version}, {"peer_access", settings.peer_access}, {"schedule", settings.schedule}, {"verbose", settings.verbose}};
+    return known.at(name);
+}
+// One line for each counter: "name\tvalue\n".
+EXPORT const char *emulator_counters() {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    static std::string text;
+    text.clear();
+    for (auto &counter : counters) text += counter.first + "\t" + std::to_string(counter.second) + "\n";
+    return text.c_str();
+}
+EXPORT void emulator_fail(const char *call, long nth, int status) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    if (nth > 0) injections[call] = {nth, (cudaError_t)status};
+    else injections.erase(call);
+}
+// Whether a sticky error was there; forget it, and what was queued behind it.
+EXPORT int emulator_reset() {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    run_everything();  // after a sticky error nothing of it is done
+    check_patterns();
+    int status = sticky;
+    sticky = last = cudaSuccess;
+    abandon_captures();
+    injections.clear();
+    return status;
+}
+EXPORT const char *emulator_message() { return message.c_str(); }
