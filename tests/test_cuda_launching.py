@@ -285,6 +285,35 @@ def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
     np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
 
 
+def test_graphs_of_dropped_programs_are_destroyed_when_they_are_done(fresh, files):
+    be = backend.get("cupy")
+    x = be.asarray(np.zeros((1, 3, 24, 32), np.float32))
+    one, other = (load_network(*files, backend=be) for _ in range(2))
+    one.predict(x)
+    other.predict(x)
+    with fresh.counting() as done:
+        one.predict(x)
+        one.engine.forget()
+        gc.collect()
+        (y,) = other.predict(x)
+    assert not (done["cudaGraphExecDestroy"] or done["waits"])  # it may still be at work
+    y.get()
+    with fresh.counting() as done:
+        other.predict(x)
+    assert done["cudaGraphExecDestroy"] == 1
+
+
+def test_a_program_keeps_its_weights(fresh, files):
+    """Another thread may say that they have changed while a program is at work."""
+    be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
+    net = load_network(*files, backend=be)
+    x = net.input(np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    net.predict(x)
+    (program,) = net.engine.programs.values()
+    net.engine.forget()
+    np.testing.assert_allclose(program.run(x)[0].get(), wanted(numpy, batch), atol=1e-5)
+
+
 def test_an_eager_program_may_be_dropped_at_work(fresh, files):
     """Its memory goes only to what comes later on the stream that it runs on."""
     import cupy

@@ -31,8 +31,7 @@ class Engine:
     def forget(self) -> None:
         """Drop everything that was made from the weights: they have changed."""
         with _lock:
-            self.programs.clear()
-            self.prepared.clear()
+            self.programs, self.prepared = {}, {}  # another thread may be in a program, which keeps its weights
 
     def program(
         self,
