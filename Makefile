@@ -24,11 +24,11 @@ demo: $(VENV)/demo
 	@echo 'The picture with its boxes: $(CURDIR)/predictions.jpg'
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # One BLAS thread in each of pytest's processes; the first run compiles 600 kernels with g++.
 test-cuda: $(VENV)/emulator
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m cuda --cuda-emulator
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m cuda --cuda-emulator
 
 bench: $(VENV)/bench
 	@mkdir -p build

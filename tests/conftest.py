@@ -29,8 +29,15 @@ def pytest_configure(config):
         cuda_emulator.install()  # before anything imports CuPy
 
 
+LONG = ("test_sanitize", "test_nvrtc", "test_gpu_check_emulated")  # files of tests that take up to minutes each
+
+
 def pytest_collection_modifyitems(config, items):
-    """Mark what runs on a device, and leave it out where there is none; say why if an emulated one was asked for."""
+    """Mark what runs on a device, and leave it out where there is none; say why if an emulated one was asked for.
+
+    The longest tests come first, so that no process is left alone with one at the end.
+    """
+    items.sort(key=lambda item: item.path.stem not in LONG)
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(
