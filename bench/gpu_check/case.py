@@ -43,7 +43,7 @@ class Context:
     @property
     def emulated(self) -> bool:
         """Whether the device is an emulated one."""
-        if self.backend != "cupy":
+        if self.backend != "cupy" or backends.why_no_cupy() is not None:
             return False
         runtime = self.be.xp.cuda.runtime
         return str(runtime.getDeviceProperties(runtime.getDevice())["name"].decode()).startswith(EMULATOR)
