@@ -104,6 +104,8 @@ void abandon_captures() {
     for (Stream *stream : streams) stream->capture.reset(), stream->invalidated = false;
 }
 
+static std::shared_ptr<Event> event_of(cudaEvent_t e) { return *(std::shared_ptr<Event> *)e; }
+
 void seed_schedule(long seed) { dice.seed(seed); }
 
 Stream *capturing(int device) {
@@ -173,7 +175,7 @@ EXPORT cudaError_t cudaStreamQuery(cudaStream_t handle) {
 EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
     ENTER(cudaStreamWaitEvent);
     Stream *stream = stream_of(handle);
-    Event *event = (Event *)e;
+    std::shared_ptr<Event> event = event_of(e);
     if (!stream) return problem(cudaErrorInvalidResourceHandle, "a wait on a stream that does not exist");
     if (stream->capture) {
         if (event->captured) return cudaSuccess;
@@ -256,22 +258,21 @@ EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t handle) {
 
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
     ENTER(cudaEventCreateWithFlags);
-    Event *event = new Event;
+    auto event = std::make_shared<Event>();
     event->device = current_device, event->timing = !(flags & cudaEventDisableTiming);
-    *e = (cudaEvent_t)event;
+    *e = (cudaEvent_t) new std::shared_ptr<Event>(event);  // work that is queued holds the event, too
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
 EXPORT cudaError_t cudaEventDestroy(cudaEvent_t e) {
     ENTER(cudaEventDestroy);
-    auto keep = std::shared_ptr<Event>((Event *)e);  // work that is queued may still write its time
-    if (Stream *stream = keep->stream; stream && stream->done < stream->pushed) enqueue(stream, [keep] {});
+    delete (std::shared_ptr<Event> *)e;
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
     ENTER(cudaEventRecord);
     Stream *stream = stream_of(handle);
-    Event *event = (Event *)e;
+    std::shared_ptr<Event> event = event_of(e);
     if (!stream) return problem(cudaErrorInvalidResourceHandle, "an event is recorded on a stream that does not exist");
     if (event->device != stream->device) return problem(cudaErrorInvalidResourceHandle, "an event of device %d is recorded on a stream of device %d", event->device, stream->device);
     event->captured = stream->capture != nullptr;
@@ -282,7 +283,7 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
 }
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     ENTER(cudaEventSynchronize);
-    Event *event = (Event *)e;
+    std::shared_ptr<Event> event = event_of(e);
     count("waits");
     if (event->captured) return problem(cudaErrorStreamCaptureUnsupported, "waits for an event that was recorded while capturing");
     if (event->stream) run(event->stream, event->position);
@@ -290,12 +291,12 @@ EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 }
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
     ENTER(cudaEventQuery);
-    Event *event = (Event *)e;
+    std::shared_ptr<Event> event = event_of(e);
     return event->stream && event->stream->done < event->position ? cudaErrorNotReady : cudaSuccess;
 }
 EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
     ENTER(cudaEventElapsedTime);
-    Event *a = (Event *)from, *b = (Event *)to;
+    std::shared_ptr<Event> a = event_of(from), b = event_of(to);
     if (!a->timing || !b->timing || !a->stream || !b->stream) return problem(cudaErrorInvalidResourceHandle, "an event without a time");
     if (a->stream->done < a->position || b->stream->done < b->position) return cudaErrorNotReady;
     *ms = (b->seconds - a->seconds) * 1e3;
