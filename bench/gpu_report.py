@@ -23,8 +23,8 @@ RECORD = "gpu-check"  # the kind of its records
 BEGIN = "<!-- GPU results: written by `gpudarknet bench report`, not by hand -->"
 END = "<!-- end of the GPU results -->"
 NONE = """\
-**No run on a GPU has been committed yet, so no figure of one is given here.** So far the kernels are compiled for sm_75 to sm_120,
-and every test of CUDA runs with the real CuPy on an [emulated GPU](docs/cuda-emulator.md).
+**No run on a GPU has been committed yet, so no figure of one is given here.** So far the kernels are compiled for sm_75 to
+sm_120, and every test of CUDA runs with the real CuPy on an [emulated GPU](docs/cuda-emulator.md).
 """
 HEADS = (
     "network",

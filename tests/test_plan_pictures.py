@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import conftest
@@ -178,6 +179,20 @@ def test_two_batches_are_on_their_way_in_turn(emulator):
     del second
     large = up.send(bytes_of(3, (9, 9)), [(W, H)])
     assert large.slot.host.size == 256 and up.free == []
+
+
+def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
+    """The collector ends all that is in the cycle: CuPy's events must not be among it, as the next batch needs them."""
+    up = Uploader(conftest.backend_for("cuda"))
+    cycle = [up.send(bytes_of(3, (4, 2)), [(W, H)])]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    (slot,) = up.free
+    again = up.send(bytes_of(3, (4, 2), seed=2), [(W, H)])
+    assert again.slot is slot
+    np.testing.assert_array_equal(again.runs[0][0].get(), bytes_of(3, (4, 2), seed=2))
+    again.slot.sent.synchronize()
 
 
 def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # width, height
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """Memory for the bytes of a batch: pinned on the host, and on the device; sent: it is there, read: it may be overwritten."""
 
@@ -85,6 +85,9 @@ class Uploader:
 
     def __init__(self, be: Backend):
         self.be, self.cuda = be, getattr(be.xp, "cuda", None)  # type: Backend, Any
+        # All slots, so that those of Pictures that end in a cycle of references are not garbage like these: CuPy's events would
+        # be destroyed with it, and the slot given to the next batch.
+        self.slots: list[Slot] = []
         self.free: list[Slot] = []
         self.lock = threading.Lock()
         self.stream: Any = None if self.cuda is None else self.cuda.Stream(non_blocking=True)
@@ -123,12 +126,15 @@ class Uploader:
             if slot.host.size >= total:
                 return slot
             slot.read.synchronize()  # the device's memory goes back to CuPy's pool
+            self.slots.remove(slot)
         # A power of two: pictures of many sizes soon find one that is large enough.
         size = 1 << (total - 1).bit_length()
         pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
         sent, read = (self.cuda.Event(disable_timing=True) for _ in range(2))
         with self.stream:  # in whose order CuPy's pool gives the memory again
-            return Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
+            slot = Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
+        self.slots.append(slot)
+        return slot
 
 
 _uploaders: dict[tuple[Any, int], Uploader] = {}

@@ -104,7 +104,16 @@ void abandon_captures() {
     for (Stream *stream : streams) stream->capture.reset(), stream->invalidated = false;
 }
 
-static std::shared_ptr<Event> event_of(cudaEvent_t e) { return *(std::shared_ptr<Event> *)e; }
+static std::map<cudaEvent_t, std::shared_ptr<Event>> events;  // by their handles; work that is queued holds them, too
+
+static std::shared_ptr<Event> event_of(cudaEvent_t handle) {  // nullptr if there is no such event
+    auto found = events.find(handle);
+    return found == events.end() ? nullptr : found->second;
+}
+
+#define EVENT(event, handle)                       \
+    std::shared_ptr<Event> event = event_of(handle); \
+    if (!event) return problem(cudaErrorInvalidResourceHandle, "an event that does not exist, or was destroyed")
 
 void seed_schedule(long seed) { dice.seed(seed); }
 
@@ -175,7 +184,7 @@ EXPORT cudaError_t cudaStreamQuery(cudaStream_t handle) {
 EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
     ENTER(cudaStreamWaitEvent);
     Stream *stream = stream_of(handle);
-    std::shared_ptr<Event> event = event_of(e);
+    EVENT(event, e);
     if (!stream) return problem(cudaErrorInvalidResourceHandle, "a wait on a stream that does not exist");
     if (stream->capture) {
         if (event->captured) return cudaSuccess;
@@ -260,19 +269,19 @@ EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
     ENTER(cudaEventCreateWithFlags);
     auto event = std::make_shared<Event>();
     event->device = current_device, event->timing = !(flags & cudaEventDisableTiming);
-    *e = (cudaEvent_t) new std::shared_ptr<Event>(event);  // work that is queued holds the event, too
+    *e = (cudaEvent_t)event.get();
+    events[*e] = event;
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
 EXPORT cudaError_t cudaEventDestroy(cudaEvent_t e) {
     ENTER(cudaEventDestroy);
-    delete (std::shared_ptr<Event> *)e;
-    return cudaSuccess;
+    return events.erase(e) ? cudaSuccess : problem(cudaErrorInvalidResourceHandle, "an event is destroyed twice");
 }
 EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
     ENTER(cudaEventRecord);
     Stream *stream = stream_of(handle);
-    std::shared_ptr<Event> event = event_of(e);
+    EVENT(event, e);
     if (!stream) return problem(cudaErrorInvalidResourceHandle, "an event is recorded on a stream that does not exist");
     if (event->device != stream->device) return problem(cudaErrorInvalidResourceHandle, "an event of device %d is recorded on a stream of device %d", event->device, stream->device);
     event->captured = stream->capture != nullptr;
@@ -283,7 +292,7 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
 }
 EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     ENTER(cudaEventSynchronize);
-    std::shared_ptr<Event> event = event_of(e);
+    EVENT(event, e);
     count("waits");
     if (event->captured) return problem(cudaErrorStreamCaptureUnsupported, "waits for an event that was recorded while capturing");
     if (event->stream) run(event->stream, event->position);
@@ -291,12 +300,13 @@ EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 }
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) {
     ENTER(cudaEventQuery);
-    std::shared_ptr<Event> event = event_of(e);
+    EVENT(event, e);
     return event->stream && event->stream->done < event->position ? cudaErrorNotReady : cudaSuccess;
 }
 EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
     ENTER(cudaEventElapsedTime);
-    std::shared_ptr<Event> a = event_of(from), b = event_of(to);
+    EVENT(a, from);
+    EVENT(b, to);
     if (!a->timing || !b->timing || !a->stream || !b->stream) return problem(cudaErrorInvalidResourceHandle, "an event without a time");
     if (a->stream->done < a->position || b->stream->done < b->position) return cudaErrorNotReady;
     *ms = (b->seconds - a->seconds) * 1e3;
