@@ -252,6 +252,36 @@ def test_what_is_no_array_is_refused() -> None:
         backend.get("numpy").asarray(["a", "b"], np.float32)
 
 
+GPUS = backend.gpus  # before the fixture changes it
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"driver_version": 0}, "there is no NVIDIA driver; "),
+        ({"driver_version": 11080}, "the NVIDIA driver is too old for this CuPy: it has CUDA 11.8, CuPy 1"),
+        ({"devices": 0}, "the driver shows no CUDA device; "),
+    ],
+)
+def test_what_the_real_cupy_says_of_a_driver(emulator: Any, settings: dict[str, int], said: str) -> None:
+    with emulator.configured(**settings):
+        assert str(backend.why_no_cupy()).startswith(said)
+        assert backend.get("auto").name == "numpy"
+
+
+def test_a_gpu_that_the_real_cupy_cannot_use_is_told_once(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "gpus", GPUS)
+    with emulator.failing("cuModuleLoadData", status=200), pytest.warns(BackendWarning) as told:
+        assert backend.get("auto").name == "numpy"
+        assert backend.get("auto").name == "numpy"
+    (warning,) = told
+    assert re.match(
+        r"backend: 'auto' takes NumPy, often 100 times slower, and leaves the CUDA emulator \(no GPU\) idle: "
+        r"a first kernel and gemm fail on the device \(",
+        str(warning.message),
+    )
+
+
 class Tensor:
     """An array of another library, on a device of DLPack's numbering: 1 the CPU, 2 CUDA, 3 the CPU's pinned memory."""
 

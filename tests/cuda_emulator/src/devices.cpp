@@ -140,7 +140,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, 
 EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // version 2 of it in CUDA 12, by a macro
     ENTER(cudaGetDeviceProperties);
     memset(p, 0, sizeof *p);
-    snprintf(p->name, sizeof p->name, "CUDA emulator (no GPU)");
+    snprintf(p->name, sizeof p->name, "%s", DEVICE_NAME);
     p->totalGlobalMem = settings.memory, p->sharedMemPerBlock = 48 << 10, p->regsPerBlock = 1 << 16, p->warpSize = 32;
     p->maxThreadsPerBlock = 1024, p->maxThreadsDim[0] = 1024, p->maxGridSize[0] = 2147483647, p->major = 9;
     p->multiProcessorCount = 132, p->sharedMemPerMultiprocessor = 228 << 10, p->maxThreadsPerMultiProcessor = 2048;

@@ -65,6 +65,7 @@ struct Settings {
     long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0;
 };
 extern Settings settings;
+const char *const DEVICE_NAME = "CUDA emulator (no GPU)";
 const long LATE = 0, EAGER = -1;  // schedule: when work runs. Above 0: the seed of a random order
 
 void count(const std::string &what, long by = 1);

@@ -122,6 +122,22 @@ EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute, CUfunction)
 }
 EXPORT CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 
+// ---- what programs ask the driver itself
+
+EXPORT CUresult cuInit(unsigned) { return settings.driver_version ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
+EXPORT CUresult cuDeviceGetCount(int *n) {
+    *n = settings.devices;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuDeviceGet(CUdevice *device, int number) {
+    *device = number;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuDeviceGetName(char *name, int size, CUdevice) {
+    snprintf(name, size, "%s", DEVICE_NAME);
+    return CUDA_SUCCESS;
+}
+
 // ---- contexts: CuPy looks whether there is one
 
 EXPORT CUresult cuCtxGetCurrent(CUcontext *context) {
