@@ -10,10 +10,11 @@ static std::set<Stream *> streams;
 static std::map<int, Stream *> defaults;  // the legacy default stream of each device
 static std::minstd_rand dice;
 
+static int next_number = 0;
+
 static Stream *new_stream(int device) {
-    static int number = 0;
     Stream *stream = new Stream;
-    stream->device = device, stream->number = number++;
+    stream->device = device, stream->number = next_number++;
     streams.insert(stream);
     return stream;
 }
@@ -21,7 +22,7 @@ static Stream *new_stream(int device) {
 Stream *stream_of(cudaStream_t handle, int device) {
     if ((size_t)handle > 2) return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
     Stream *&stream = defaults[device];  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
-    if (!stream) stream = new_stream(device), stream->is_default = true;
+    if (!stream) stream = new_stream(device), stream->is_default = true, stream->number = -1 - device;
     return stream;
 }
 
@@ -115,7 +116,8 @@ static std::shared_ptr<Event> event_of(cudaEvent_t handle) {  // nullptr if ther
     std::shared_ptr<Event> event = event_of(handle); \
     if (!event) return problem(cudaErrorInvalidResourceHandle, "an event that does not exist, or was destroyed")
 
-void seed_schedule(long seed) { dice.seed(seed); }
+// What follows depends on the seed alone: streams are counted anew, by which their pace is chosen.
+void seed_schedule(long seed) { dice.seed(seed), next_number = 0; }
 
 Stream *capturing(int device) {
     for (Stream *stream : streams)
