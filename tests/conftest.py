@@ -44,14 +44,12 @@ def pytest_collection_modifyitems(config, items):
             item, "fixturenames", ()
         ):
             item.add_marker("cuda")
-    if config.getoption("--cuda-emulator"):
-        why = cuda_emulator.why_not()
-    else:
-        why = backend.why_no_cupy()
+    emulated = config.getoption("--cuda-emulator")
+    why = cuda_emulator.why_not() if emulated else backend.why_no_cupy()
     if why is None:
         return
     cuda = [item for item in items if item.get_closest_marker("cuda")]
-    if config.getoption("--cuda-emulator"):
+    if emulated:
         for item in cuda:
             item.add_marker(pytest.mark.skip(reason=f"no CUDA emulator: {why}"))
     else:

@@ -31,7 +31,6 @@ def store(cupy):
 def says(emulator, action):
     """Return what CUDA says when the work of an action has run."""
     action()
-    emulator.library().emulator_set(b"schedule", 0)
     return emulator.reset()
 
 
@@ -311,23 +310,18 @@ def test_devices_have_their_own_memory(cupy, emulator, store):
     with cupy.cuda.Device(1):
         there = cupy.zeros(4, np.float32)
     cupy.cuda.Device(1).synchronize()
-    address = np.uintp(there.data.ptr)
+    address, runtime = np.uintp(there.data.ptr), cupy.cuda.runtime
+    try:  # CuPy lets one device into another's memory as soon as arrays of both have met
+        runtime.deviceDisablePeerAccess(1)
+    except runtime.CUDARuntimeError as e:
+        assert "cudaErrorPeerAccessNotEnabled" in str(e)
     wrong = "store: argument 0 is memory of device 1, without access from device 0"
-    cupy.cuda.runtime.deviceCanAccessPeer(0, 1)
-    if not peers(cupy):
-        assert says(emulator, lambda: store(address, 0, 1)) == wrong
+    assert says(emulator, lambda: store(address, 0, 1)) == wrong
     np.testing.assert_array_equal(cupy.asarray(there).get(), [0, 0, 0, 0])  # a copy between devices
     assert cupy.asarray(there).device.id == 0
-
-
-def peers(cupy):
-    """Return whether device 0 has access to device 1's memory already: CuPy lets it when arrays of both meet."""
-    try:
-        cupy.cuda.runtime.deviceEnablePeerAccess(1)
-    except cupy.cuda.runtime.CUDARuntimeError:
-        return True
-    cupy.cuda.runtime.deviceDisablePeerAccess(1)
-    return False
+    runtime.deviceEnablePeerAccess(1)
+    assert says(emulator, lambda: store(address, 0, 1)) is None
+    assert there.get().tolist() == [1, 0, 0, 0]
 
 
 def test_streams_and_events_belong_to_a_device(cupy, store):

@@ -86,10 +86,14 @@ def images(seed, count=2):
     return [rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(count)]
 
 
+def floats(batch):
+    """A batch of images as a network's input."""
+    return np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+
+
 def wanted(net, batch):
     """What NumPy gives for a batch of images."""
-    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    return net.predict(x, engine="reference")[0]
+    return net.predict(floats(batch), engine="reference")[0]
 
 
 class Wrong(Exception):
@@ -197,7 +201,7 @@ def _dropped_programs(be, cupy, files, numpy):
     """Programs that are dropped with work under way, while others begin."""
     net = load_network(*files, backend=be)
     batch = images(3)
-    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    x = floats(batch)
     plan = compile(net.nodes, net.weights, net.heads, net.net.input, 2)
     one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     results = []
@@ -225,7 +229,7 @@ def _guarded(be, cuda_emulator, files, numpy):
         net = load_network(*files, backend=be)
         lane._lanes.clear()
         batch = images(4)
-        x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        x = floats(batch)
         for graph in (False, True):
             plan = compile(net.nodes, net.weights, net.heads, net.net.input, 2)
             program = cuda.Program(plan, be, graph=graph)
@@ -268,7 +272,7 @@ def test_a_network_stays_on_its_device(fresh, files):
 def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
     be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
     one, other = (load_network(*files, backend=be) for _ in range(2))
-    x = np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    x = floats(batch)
     one.predict(x)
     eagerly, runs = cuda.Program._eager, []
 
@@ -308,7 +312,7 @@ def test_a_program_keeps_its_weights(fresh, files):
     """Another thread may say that they have changed while a program is at work."""
     be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
     net = load_network(*files, backend=be)
-    x = net.input(np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+    x = net.input(floats(batch))
     net.predict(x)
     (program,) = net.engine.programs.values()
     net.engine.forget()
@@ -326,7 +330,7 @@ def test_an_eager_program_may_be_dropped_at_work(fresh, files):
     with one:
         program = cuda.Program(plan, be, graph=False)
     with other:
-        (y,) = program.run(be.asarray(np.stack(batch).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)))
+        (y,) = program.run(be.asarray(floats(batch)))
     size = program.arena.size
     del program
     with one:

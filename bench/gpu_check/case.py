@@ -40,14 +40,6 @@ class Context:
         """The backend."""
         return backends.get(self.backend)
 
-    @property
-    def emulated(self) -> bool:
-        """Whether the device is an emulated one."""
-        if self.backend != "cupy" or backends.why_no_cupy() is not None:
-            return False
-        runtime = self.be.xp.cuda.runtime
-        return str(runtime.getDeviceProperties(runtime.getDevice())["name"].decode()).startswith(EMULATOR)
-
     def wait(self) -> None:
         """Wait until the device has done what it was asked. Raises what went wrong there."""
         wait(self.be)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .case import Case, Context, Row, Skipped
 from .child import TAIL
-from .environment import program
+from .environment import probe, program
 from .watched import KERNELS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -46,7 +46,7 @@ def watched(context: Context, precision: str, *size: str) -> tuple[str, ...]:
 def sanitize(context: Context, tool: str, precision: str, names: Sequence[str] = ()) -> Row:
     """Run the small network under compute-sanitizer; with names, only these kernels are watched."""
     chosen = [word for name in names for word in ("--kernel-name", f"kne={name}")]
-    if tool == "memcheck" and context.emulated:
+    if tool == "memcheck" and probe(context.backend).get("emulated"):
         command = []  # an emulated device looks at every address itself
     else:
         command = [program("compute-sanitizer"), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]

@@ -108,7 +108,7 @@ class Program:
         self.methods: dict[Step, str] = {}
         self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
-        self.kernels = {"plan.from_nchw", "plan.to_nchw", "plan.to_rows"}  # what it launches; launches.py adds to them
+        self.kernels = {"plan.from_nchw", "plan.to_nchw", "plan.to_rows"}  # to be compiled; launches.py adds to them
         self.entry, self.outputs = Entry(self), [self.view(m) for m in self.plan.outputs]
         self.work: list[Work] = []
         for step in self.steps:
@@ -197,8 +197,7 @@ class Program:
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
         with be.use_device(self.lane.device):
-            if self.graph is None:
-                launches.compile_kernels(self)
+            launches.compile_kernels(self)
             results = [be.empty((N, *m.shape)) for m in self.plan.outputs[: self.heads]]
         with self.lane.turn():
             states = [be.empty((N, *m.shape)) for m in self.plan.outputs[self.heads :]]

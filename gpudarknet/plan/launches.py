@@ -39,9 +39,10 @@ def kernel(program: Program, name: str, threads: int, *args: Any) -> Work:
 
 def compile_kernels(program: Program) -> None:
     """Have all kernels that a program launches compiled at once, but for those of layers that run by their `forward`."""
-    if isinstance(program.be.launch, Launcher):
+    if program.kernels and isinstance(program.be.launch, Launcher):
         files = {name.partition(".")[0] for name in program.kernels}
         program.be.launch.compile(sorted(files), STORAGE[program.type.name])
+        program.kernels = set()
 
 
 Pass = tuple[str, Add | Sort | Multiply | None, str]

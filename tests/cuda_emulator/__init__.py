@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import glob
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -94,8 +95,6 @@ class AfterImport:
         if name != "cupy" or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
-        import importlib.util
-
         spec = importlib.util.find_spec("cupy")
         assert spec is not None and spec.loader is not None
         run = spec.loader.exec_module

@@ -148,14 +148,14 @@ def libraries(wheel: CuPy, include: Path, work: Path) -> None:
     def source(name: str) -> str:
         return str(SOURCE / f"{name}.cpp")
 
-    def object(name: str) -> str:
+    def compiled(name: str) -> str:
         compile([*flags, "-c", source(name), "-o", str(work / f"{name}.o")])
         return str(work / f"{name}.o")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         nvrtc = pool.submit(library, f"libnvrtc.so.{n}", source("nvrtc"))
         empty = pool.submit(library, f"libcublasLt.so.{n}", "-x", "c++", os.devnull)
-        library("libcuda.so.1", *pool.map(object, ("devices", "memory", "streams", "modules")), "-ldl")
+        library("libcuda.so.1", *pool.map(compiled, ("devices", "memory", "streams", "modules")), "-ldl")
         library(
             f"libcublas.so.{n}",
             source("cublas"),

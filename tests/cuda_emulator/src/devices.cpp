@@ -166,21 +166,24 @@ EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 // ---- what tests ask for, through __init__.py
 
-EXPORT int emulator_set(const char *name, long value) {
-    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
-    const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
+static long *setting(const std::string &name) {  // nullptr if there is none of that name
+    static const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
         {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}};
     auto found = known.find(name);
-    if (found == known.end()) return 0;
-    *found->second = value;
-    if (found->second == &settings.schedule && value > 0) seed_schedule(value);
+    return found == known.end() ? nullptr : found->second;
+}
+
+EXPORT int emulator_set(const char *name, long value) {
+    std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
+    long *place = setting(name);
+    if (!place) return 0;
+    *place = value;
+    if (place == &settings.schedule && value > 0) seed_schedule(value);
     return 1;
 }
 EXPORT long emulator_get(const char *name) {
     std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
-    const std::map<std::string, long> known = {{"devices", settings.devices}, {"memory", settings.memory},
-        {"driver_version", settings.driver_version}, {"peer_access", settings.peer_access}, {"schedule", settings.schedule}, {"verbose", settings.verbose}};
-    return known.at(name);
+    return *setting(name);
 }
 // One line for each counter: "name\tvalue\n".
 EXPORT const char *emulator_counters() {

@@ -88,7 +88,7 @@ void abandon_captures();
 void seed_schedule(long seed);
 void wait_for_device(Stream *stream, int device);   // what is pushed from now on comes after all work of the device
 void make_device_wait(int device, Stream *stream);  // and all its work that is pushed from now on after what the stream has
-Stream *capturing(int device = -1);  // a stream that is being captured, or nullptr
+Stream *capturing(int device);  // a stream of it that is being captured, or nullptr
 
 // Memory
 Block *block_of(const void *p);

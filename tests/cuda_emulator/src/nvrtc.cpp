@@ -33,7 +33,7 @@ std::string read(const std::string &path) {
     return text.str();
 }
 
-// g++ does not know __restrict__ on what CuPy declares, nor dynamic shared memory; both compile without a word.
+// The names of the kernels that a text defines.
 std::set<std::string> kernels(const std::string &text) {
     static const std::regex pattern("__global__\\s+void\\s+(?:__launch_bounds__\\s*\\([^)]*\\)\\s*)?(\\w+)\\s*\\(");
     std::set<std::string> names;

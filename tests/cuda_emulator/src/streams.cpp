@@ -121,7 +121,7 @@ void seed_schedule(long seed) { dice.seed(seed), next_number = 0; }
 
 Stream *capturing(int device) {
     for (Stream *stream : streams)
-        if (stream->capture && (device < 0 || stream->device == device)) return stream;
+        if (stream->capture && stream->device == device) return stream;
     return nullptr;
 }
 
