@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import rule
+from . import rule_of_thumb
 from .records import Record, machines, results
 
 Range = tuple[float, float]
@@ -60,9 +60,9 @@ def row(r: Record, device: Record, here: Record | None, best: dict[tuple[str, in
     """Work out one row."""
     fps, gflop = r["fps"]["median"], r["gflop"]
     achieved, gemm, peak = fps * gflop, device["gemm_gflops"].get(r["precision"]), peak_of(device, r["precision"])
-    promised = tuple(rule.fps(p, gflop) for p in peak) if peak else None
+    promised = tuple(rule_of_thumb.fps(p, gflop) for p in peak) if peak else None
     per_core = peak_of(here, "fp32") if here else None
-    equivalent, cpu = rule.equivalent(fps, gflop), best.get((r["network"], r["width"], r["height"]))
+    equivalent, cpu = rule_of_thumb.equivalent(fps, gflop), best.get((r["network"], r["width"], r["height"]))
     return Row(
         result=r,
         device=device,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpudarknet.errors import DataError
-from gpudarknet.files import atomic
+from gpudarknet.io.atomic import atomic
 
 from .tables import Grid, number
 

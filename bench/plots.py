@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from . import published, rule
+from . import published, rule_of_thumb
 from .columns import peak_of, rows
 from .records import Record, layers, machines, results
 from .tables import bound, engine, layers_of, number, size
@@ -142,24 +142,24 @@ def speeds(records: Sequence[Record]) -> str:
 def rule_plot(records: Sequence[Record]) -> str:
     """Plot FPS against peak GFLOPS, every network brought to the rule's 34.90 GFLOP, with the rule's line."""
     own = [row for row in rows(records) if row.peak]
-    points = [(row.peak[1], row.achieved / rule.RULE_GFLOP) for row in own if row.peak]
-    others = [(p.peak, p.fps * p.gflop / rule.RULE_GFLOP) for p in published.POINTS]
-    listed = (rule.DISCUSSION.listed, 1 / rule.DISCUSSION.seen)
+    points = [(row.peak[1], row.achieved / rule_of_thumb.RULE_GFLOP) for row in own if row.peak]
+    others = [(p.peak, p.fps * p.gflop / rule_of_thumb.RULE_GFLOP) for p in published.POINTS]
+    listed = (rule_of_thumb.DISCUSSION.listed, 1 / rule_of_thumb.DISCUSSION.seen)
     every = [*points, *others, listed]
     x, y = axis([p[0] for p in every], 42, WIDTH - 12), axis([p[1] for p in every], 320, 26, 1.6)
     parts = frame(
         x, y, "peak of the device, GFLOPS in single precision", "FPS × GFLOP / 34.90: as if all were yolo-voc"
     )
-    low, high = max(x.low, y.low / rule.RULE), min(x.high, y.high / rule.RULE)
-    parts.append(rule_line(x(low), y(low * rule.RULE), x(high), y(high * rule.RULE), "law"))
+    low, high = max(x.low, y.low / rule_of_thumb.RULE), min(x.high, y.high / rule_of_thumb.RULE)
+    parts.append(rule_line(x(low), y(low * rule_of_thumb.RULE), x(high), y(high * rule_of_thumb.RULE), "law"))
     mid = math.exp(math.log(low) + 0.62 * (math.log(high) - math.log(low)))
-    angle = math.degrees(math.atan2(y(high * rule.RULE) - y(low * rule.RULE), x(high) - x(low)))
-    at = f"{x(mid):.1f} {y(mid * rule.RULE) + 14:.1f}"
+    angle = math.degrees(math.atan2(y(high * rule_of_thumb.RULE) - y(low * rule_of_thumb.RULE), x(high) - x(low)))
+    at = f"{x(mid):.1f} {y(mid * rule_of_thumb.RULE) + 14:.1f}"
     parts.append(f'<text transform="translate({at}) rotate({angle:.1f})" class="law-name" text-anchor="middle">'
                  "0.01 FPS per GFLOPS</text>")  # fmt: skip
-    right = (rule.DISCUSSION.peak, listed[1])
+    right = (rule_of_thumb.DISCUSSION.peak, listed[1])
     parts += [rule_line(x(listed[0]), y(listed[1]), x(right[0]), y(right[1]), "mishap"),
-              dot(x(listed[0]), y(listed[1]), "published", f"{rule.DISCUSSION.cpu} by BOINC's list: {listed[0]} GFLOPS"),
+              dot(x(listed[0]), y(listed[1]), "published", f"{rule_of_thumb.DISCUSSION.cpu} by BOINC's list: {listed[0]} GFLOPS"),
               text(x(listed[0]) - 4, y(listed[1]) - 9, "i7-7700K as listed", "tick")]  # fmt: skip
     parts += published_points(x, y)
     for row, point in zip(own, points, strict=True):
@@ -178,7 +178,7 @@ def published_points(x: Callable[[float], float], y: Callable[[float], float]) -
     """Draw the published results; a name at each device's best one."""
     parts, seen = [], set()
     for p in sorted(published.POINTS, key=lambda p: -p.fps * p.gflop):
-        at = x(p.peak), y(p.fps * p.gflop / rule.RULE_GFLOP)
+        at = x(p.peak), y(p.fps * p.gflop / rule_of_thumb.RULE_GFLOP)
         parts.append(dot(*at, "published", f"{p.device}, {p.engine}: {p.fps:.3g} FPS; {p.source}"))
         if p.device not in seen:
             right = p.device == "i7-7700K"

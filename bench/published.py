@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rule import DISCUSSION, RULE_GFLOP
+from .rule_of_thumb import DISCUSSION, RULE_GFLOP
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpudarknet.files import atomic
+from gpudarknet.io.atomic import atomic
 
 from . import page, records
 from .records import Record

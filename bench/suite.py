@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 import gpudarknet
-from gpudarknet import cfg, graph, load_network, shelf
-from gpudarknet import table as tables
+from gpudarknet import cfg, graph, load_network
+from gpudarknet import summary as tables
 from gpudarknet.errors import DataError
+from gpudarknet.io import resources
 
 from . import gpu, machine, seeded
 from .engines import ENGINES, OURS, Job
@@ -214,7 +215,7 @@ def gpu_record(tell: Tell) -> Record:
 
 def subject(word: str, options: Options, folder: Path) -> Subject:
     """Read a network and write seeded weights for it, unless the user gives some."""
-    path = shelf.shipped_cfg(word)
+    path = resources.shipped_cfg(word)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = load_network(path, backend="numpy", width=options.width or None, height=options.height or None)
@@ -239,7 +240,7 @@ def costs(name: str, nodes: Any) -> tuple[float, float, float]:
 
 def cost_of(word: str, width: int = 0, height: int = 0) -> tuple[str, float]:
     """Return a network's name with its size, and GFLOP a picture; weights are not made. Raises DarknetError."""
-    config = cfg.read(shelf.shipped_cfg(word))
+    config = cfg.read(resources.shipped_cfg(word))
     net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
     name, (_, H, W) = Path(config.path).stem, net.input
     with warnings.catch_warnings():

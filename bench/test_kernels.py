@@ -21,7 +21,7 @@ import pytest
 
 from gpudarknet import backend
 from gpudarknet.backend import Backend
-from gpudarknet.op import OPS
+from gpudarknet.ops.base import OPS
 
 from .timing import measure, spread
 
@@ -49,8 +49,8 @@ class Case:
 
 
 CASES = [
-    Case("conv.im2col", "yolov3 3x3 26x26", lambda: (maps(1, 256, 26, 26), 3, (1, 1), 1, 1, 26, 26)),
-    Case("conv.im2col", "yolov3 first layer", lambda: (maps(1, 3, 416, 416), 3, (1, 1), 1, 1, 416, 416)),
+    Case("im2col.im2col", "yolov3 3x3 26x26", lambda: (maps(1, 256, 26, 26), 3, (1, 1), 1, 1, 26, 26)),
+    Case("im2col.im2col", "yolov3 first layer", lambda: (maps(1, 3, 416, 416), 3, (1, 1), 1, 1, 416, 416)),
     Case("activation.activate", "leaky yolov3 layer 0", lambda: (maps(1, 32, 416, 416), "leaky")),
     Case("activation.activate", "mish yolov4 layer 0", lambda: (maps(1, 32, 416, 416), "mish")),
     Case("activation.activate", "swish yolov7", lambda: (maps(1, 64, 160, 160), "swish")),
@@ -63,7 +63,7 @@ CASES = [
     Case("shortcut.shortcut", "yolov3 layer 8", lambda: ([maps(1, 128, 104, 104), maps(1, 128, 104, 104)], None)),
     Case("shortcut.sort_shortcut", "yolov3-sort layer 8", lambda: (maps(1, 128, 104, 104), maps(1, 128, 104, 104), 1e-4, 0.0)),
     Case("shortcut.sort_shortcut_backward", "yolov3-sort layer 8", lambda: (*(maps(1, 128, 104, 104) for _ in "yab"), 1e-4, 0.0)),
-    Case("resample.upsample", "yolov3 layer 85", lambda: (maps(1, 256, 13, 13), 2, 1.0)),
+    Case("upsample.upsample", "yolov3 layer 85", lambda: (maps(1, 256, 13, 13), 2, 1.0)),
     Case("yolo.yolo_activate", "yolov3 layer 106", lambda: (maps(1, 255, 52, 52), 3, 1.0, 0)),
     Case("yolo.region_activate", "yolov2-voc head", lambda: (maps(1, 125, 13, 13), 5, 4)),
 ]  # fmt: skip

@@ -21,8 +21,10 @@ import skimage.data
 import sklearn.datasets
 
 import gpudarknet as gd
-from gpudarknet import evaluate, image, loop, names, shelf
-from gpudarknet.data import read_list
+from gpudarknet import evaluate, image
+from gpudarknet.data import datafile, read_list
+from gpudarknet.io import resources
+from gpudarknet.train import loop
 
 TRAIN, VALID = 3000, 400  # pictures
 SPLIT = 1400  # of the 1797 digits; the rest is held out
@@ -136,7 +138,7 @@ def pictures(held_out: bool, count: int, seed: int) -> Iterator[tuple[np.ndarray
         yield compose(photos, digits[part], classes[part], rng, 2 + number % 3, vary=not held_out)
 
 
-def write_data(data: names.DataFile, train: int, valid: int, seed: int) -> None:
+def write_data(data: datafile.DataFile, train: int, valid: int, seed: int) -> None:
     """Write the lists that a .data file names, with so many pictures and their labels beside each, in Darknet's form."""
     for word, count, held_out in ((data.train, train, False), (data.valid, valid, True)):
         place = Path(str(word)).with_suffix("")
@@ -149,9 +151,9 @@ def write_data(data: names.DataFile, train: int, valid: int, seed: int) -> None:
         place.with_suffix(".txt").write_text("".join(f"{place.name}/{path.name}\n" for path in paths))
 
 
-def train(data: names.DataFile, seed: int, iterations: int | None = None) -> gd.Network:
+def train(data: datafile.DataFile, seed: int, iterations: int | None = None) -> gd.Network:
     """Train the network from random weights, for its cfg's max_batches or for so many iterations; say how it goes."""
-    net = gd.load_network(shelf.shipped_cfg("digits"), backend="auto", seed=seed)
+    net = gd.load_network(resources.shipped_cfg("digits"), backend="auto", seed=seed)
     trainer = gd.Trainer(net, seed, cpu_build=False)
 
     def report(p: loop.Progress) -> None:
@@ -164,7 +166,7 @@ def train(data: names.DataFile, seed: int, iterations: int | None = None) -> gd.
     return net
 
 
-def measure(net: gd.Network, data: names.DataFile) -> evaluate.Report:
+def measure(net: gd.Network, data: datafile.DataFile) -> evaluate.Report:
     """Measure average precision at IoU 0.5 on the held-out pictures."""
     judged = evaluate.judge(gd.Detector(net, names=data.read_names()), read_list(str(data.valid)))
     return evaluate.mean_average_precision(judged, data.classes)
@@ -177,7 +179,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="end sooner than the cfg's max_batches")
     parser.add_argument("--measure", metavar="WEIGHTS", help="measure these weights and train nothing")
     args = parser.parse_args()
-    data = names.DataFile.read(shelf.find("digits", ".data"))
+    data = datafile.DataFile.read(resources.find("digits", ".data"))
 
     begin = time.perf_counter()
     write_data(data, 0 if args.measure else TRAIN, VALID, args.seed)
@@ -186,7 +188,7 @@ def main() -> None:
         flush=True,
     )
     if args.measure:
-        net = gd.load_network(shelf.shipped_cfg("digits"), args.measure)
+        net = gd.load_network(resources.shipped_cfg("digits"), args.measure)
     else:
         begin = time.perf_counter()
         net = train(data, args.seed, args.iterations)

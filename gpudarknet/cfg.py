@@ -6,7 +6,6 @@ first of two equal keys counts, numbers are read up to the first character that 
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -17,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .errors import CfgError, CfgWarning, DataError
+from .errors import CfgError, CfgWarning, DataError, did_you_mean
 from .layers import SECTIONS, Layer
 
 LARGEST = 16 << 20  # bytes; the largest published cfg has 50 kB
@@ -153,7 +152,9 @@ def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:
     layers = []
     for section in rest:
         if section.name not in SECTIONS:
-            raise CfgError(f"{path}:{section.line}: unknown section [{section.name}]{nearest(section.name, SECTIONS)}")
+            raise CfgError(
+                f"{path}:{section.line}: unknown section [{section.name}]{did_you_mean(section.name, SECTIONS)}"
+            )
         layers.append(record(SECTIONS[section.name], section, report))
     return Config(path, net, tuple(layers), tuple(section.line for section in rest))
 
@@ -215,7 +216,7 @@ def record(kind: type[Record], section: Section, report: Reporter) -> Record:
         elif key in kinds:
             values[field_name(key)] = convert(kind, section, option, kinds[key], report)
         elif key not in kind.ignored:
-            report(option.line, f"{place} has no key '{key}'{nearest(key, kinds)}")
+            report(option.line, f"{place} has no key '{key}'{did_you_mean(key, kinds)}")
     for f in fields(kind):
         if f.default is MISSING and f.name not in values:
             key = f.name.rstrip("_")
@@ -258,7 +259,7 @@ def convert(kind: Any, section: Section, option: Option, hint: Any, report: Repo
             return option.value
         default = next(f.default for f in fields(kind) if f.name == option.key)
         taken = kind.fallback.get(option.key, default)
-        report(option.line, f"{place} is unknown{nearest(option.value, choices)}; Darknet takes '{taken}' for it")
+        report(option.line, f"{place} is unknown{did_you_mean(option.value, choices)}; Darknet takes '{taken}' for it")
         return taken
     if typing.get_origin(hint) is tuple:
         element = atoi if typing.get_args(hint)[0] is int else atof
@@ -274,12 +275,6 @@ def beside(cfg: str, name: str) -> Path:
     folder = Path(cfg).resolve().parent
     places = (Path(name), folder / name, folder.parent / name)
     return next((place for place in places if place.is_file()), places[0])
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return '; did you mean ...?' where a known word is like this one, else nothing."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.7)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def atoi(text: str) -> tuple[int, str]:

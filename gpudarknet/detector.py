@@ -13,9 +13,9 @@ import numpy as np
 from . import boxes, image
 from .backend import Backend
 from .cfg import Config
+from .data.datafile import read_names
 from .errors import DataError, ImageError
 from .layers import DetectionHead
-from .names import read_names
 from .network import Network, load_network
 from .ops import resize
 from .plan import uploader

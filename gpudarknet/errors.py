@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DarknetError(Exception):
     """Base of every error that is about the user's input or machine, not about this package's code."""
@@ -49,3 +52,9 @@ class WeightsWarning(UserWarning):
 
 class TrainWarning(UserWarning):
     """Training goes on, but differently from what one would expect."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean '...'?" if a known word resembles this one, else ""."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.7)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import backend as backends
-from . import cfg, table
+from . import cfg, summary
 from .backend import Backend
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
@@ -188,7 +188,7 @@ class Network:
 
     def table(self) -> str:
         """Return the layer table that Darknet prints: type, filters, size/stride, input, output, BFLOPS, and totals."""
-        return table.table(self.nodes)
+        return summary.table(self.nodes)
 
     def save_weights(self, path: str | Path, upto: int | None = None) -> None:
         """Write the weights of the first `upto` layers (default all). The file appears whole or not at all."""

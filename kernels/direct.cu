@@ -1,5 +1,5 @@
 // Convolutions that are not worth a product: of few channels, and of each channel by itself. Launched by
-// gpudarknet/plan/convolutions.py.
+// gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 

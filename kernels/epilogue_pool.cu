@@ -1,5 +1,5 @@
 // What is done to a convolution's result that a 2 x 2 max pool follows: the pool, bias, activation, and the patches of the next
-// convolution. Launched by gpudarknet/plan/convolutions.py.
+// convolution. Launched by gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 

@@ -1,4 +1,4 @@
-// Layers that have no step of their own in a plan, on maps that lie pixel by pixel. Launched by gpudarknet/plan/layers.py.
+// Layers that have no step of their own in a plan, on maps that lie pixel by pixel. Launched by gpudarknet/plan/cuda/layers.py.
 //
 // Maps are those of nhwc.cuh: (N, P, C) with P = H*W, channels side by side, `ld` numbers from one pixel to the next. What
 // Darknet says about an image's numbers in memory order means the order (C, P).

@@ -6,7 +6,7 @@ struct Tap {
     float part;
 };
 
-// The sample `at` of `wanted` ones on `size` pixels, `step` apart: first on first, last on last, as gpudarknet/resize.py.
+// The sample `at` of `wanted` ones on `size` pixels, `step` apart: first on first, last on last, as gpudarknet/image/resize.py.
 __device__ inline Tap tap(int at, int wanted, int size, float step) {
     if (at == wanted - 1) return {size - 1, size - 1, 0};
     float position = __fmul_rn(at, step);  // rounded as such: joined with the subtraction below it would be another number

@@ -1,4 +1,4 @@
-// Winograd's F(2 x 2, 3 x 3): what comes before and after its products. Launched by gpudarknet/plan/convolutions.py.
+// Winograd's F(2 x 2, 3 x 3): what comes before and after its products. Launched by gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import cublas
+from gpudarknet.backend import cublas
 
 INVALID_VALUE = 7
 A, AT = c_void_p, c_int  # an address, a type or any other enum

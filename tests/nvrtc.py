@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from gpudarknet import cuda
+from gpudarknet.backend import cuda
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50
 OPTIONS = (*cuda.OPTIONS, "-ftz=true")  # CuPy adds -ftz=true to every compilation

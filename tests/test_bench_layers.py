@@ -8,15 +8,16 @@ import pytest
 from fake_cublas import FakeCublas
 from gpudarknet.bench.engines import finisher
 
-from gpudarknet import load_network, shelf
+from gpudarknet import load_network
 from gpudarknet.bench import layers, seeded
+from gpudarknet.io import resources
 
 
 @pytest.fixture
 def network(be):
     if be.name == "host-cuda":
         be = conftest.Poisoned("host-cuda", np, be.launch, FakeCublas().open)
-    found = load_network(shelf.shipped_cfg("yolov4-tiny"), backend=be, width=64, height=32)
+    found = load_network(resources.shipped_cfg("yolov4-tiny"), backend=be, width=64, height=32)
     seeded.fill(found)
     return found
 

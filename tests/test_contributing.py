@@ -15,11 +15,11 @@ from conftest import backend_for
 from test_gradients import directional
 from test_ops import compare, run
 
-from gpudarknet import cfg, cuda, load_network
-from gpudarknet.backend import Backend
+from gpudarknet import cfg, load_network
+from gpudarknet.backend import Backend, cuda
 from gpudarknet.layers import SECTIONS
-from gpudarknet.op import OPS
 from gpudarknet.ops import reorg
+from gpudarknet.ops.base import OPS
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("layer.md", "kernel.md"))

@@ -16,8 +16,7 @@ import pytest
 from conftest import backend_for
 from fake_cublas import FakeCublas
 
-from gpudarknet import cublas
-from gpudarknet.backend import Backend
+from gpudarknet.backend import Backend, cublas
 from gpudarknet.errors import BackendError, OutOfMemoryError
 
 STREAM, WORKSPACE = 0x51, (0x3000, 1 << 20)

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gpudarknet import cuda
-from gpudarknet.cuda import Parameter
+from gpudarknet.backend import cuda
+from gpudarknet.backend.cuda import Parameter
 from gpudarknet.errors import BackendError
 
 
@@ -85,7 +85,7 @@ F32, F16, I32 = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float16), np.z
 
 @pytest.mark.parametrize(("x", "T"), [(F32, "float"), (F16, "half_t")])
 def test_bind_casts_by_the_kernels_parameters(x, T):
-    bound, (a, b, n, *sizes, scale) = cuda.bind("resample.upsample", (x, x, 6, True, np.int64(3), 2, 1), np.ndarray)
+    bound, (a, b, n, *sizes, scale) = cuda.bind("upsample.upsample", (x, x, 6, True, np.int64(3), 2, 1), np.ndarray)
     assert bound == T
     assert a is x and b is x
     assert n == 6 and {type(size) for size in (n, *sizes)} == {np.int32}
@@ -113,8 +113,8 @@ def test_bind_passes_none_as_a_null_pointer():
     ],
 )
 def test_a_wrong_call_names_kernel_and_parameter(args, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message.format('resample.upsample'))}$"):
-        cuda.bind("resample.upsample", args, np.ndarray)
+    with pytest.raises(error, match=f"^{re.escape(message.format('upsample.upsample'))}$"):
+        cuda.bind("upsample.upsample", args, np.ndarray)
 
 
 def test_an_array_of_another_type_is_refused():
@@ -125,11 +125,11 @@ def test_an_array_of_another_type_is_refused():
 
 def test_what_an_int_cannot_count_is_refused():
     with pytest.raises(OverflowError):
-        cuda.bind("resample.upsample", (F32, F32, 2**31, 1, 3, 2, 1.0), np.ndarray)
+        cuda.bind("upsample.upsample", (F32, F32, 2**31, 1, 3, 2, 1.0), np.ndarray)
     huge = types.SimpleNamespace(dtype="float32", size=2**31, flags=F32.flags)
-    message = "resample.upsample: y has 2,147,483,648 numbers, 2^31 or more; use a smaller batch"
+    message = "upsample.upsample: y has 2,147,483,648 numbers, 2^31 or more; use a smaller batch"
     with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
-        cuda.bind("resample.upsample", (None, huge, 6, 1, 3, 2, 1.0), types.SimpleNamespace)
+        cuda.bind("upsample.upsample", (None, huge, 6, 1, 3, 2, 1.0), types.SimpleNamespace)
     message = "norm.softmax: needs 2,147,483,393 threads, 2^31 or more; use a smaller batch"
     with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
         cuda.grid("norm.softmax", 2**31 - 255, 256)
@@ -183,9 +183,9 @@ def fake(monkeypatch):
 def test_launcher_compiles_each_file_once_per_type_and_casts(fake):
     cupy, launch = fake()
     for x in (F32, F16, F32):
-        launch("resample.upsample", 257, x, x, 6, 1, 3, 2, 1.0)
-    launch("resample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128)
-    launch("resample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
+        launch("upsample.upsample", 257, x, x, 6, 1, 3, 2, 1.0)
+    launch("upsample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128)
+    launch("upsample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
     types_ = [np.ndarray, np.ndarray, np.int32, np.int32, np.int32, np.int32, np.float32]
     up, down = ("upsample", (2,), (256,), types_), ("downsample", (2,), (128,), types_)
     compiled = [("compile", cuda.source("resample", T), ("--std=c++17",), 0) for T in ("float", "half_t")]

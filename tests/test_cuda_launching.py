@@ -16,10 +16,12 @@ import pytest
 import seeded
 from planted import plant
 
-from gpudarknet import Detector, backend, cfg, cublas, load_network
-from gpudarknet.cuda import launcher
-from gpudarknet.plan import convolutions, cuda, lane, launches, pictures
+from gpudarknet import Detector, backend, cfg, load_network
+from gpudarknet.backend import cublas
+from gpudarknet.backend.cuda import launcher
+from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
+from gpudarknet.plan.cuda import convolution, launches, stream, upload
 
 CFG = """[net]
 width=32
@@ -66,8 +68,8 @@ SCHEDULES = (0, 1, 2, 3, 4, 5)  # as late as possible; some streams at once, oth
 @pytest.fixture
 def fresh(emulator, monkeypatch):
     """Forget streams, handles and image buffers of other tests, and keep those of this one from others."""
-    monkeypatch.setattr(lane, "_lanes", {})
-    monkeypatch.setattr(pictures, "_uploaders", {})
+    monkeypatch.setattr(stream, "_lanes", {})
+    monkeypatch.setattr(upload, "_uploaders", {})
     monkeypatch.setattr(cublas, "_idle", {})
     return emulator
 
@@ -113,8 +115,8 @@ def run_everything(files, schedule):
     config, weights = files
     be = replace(backend.get("cupy"), launch=launcher())  # of kernels that nobody has launched
     numpy = load_network(config, weights, backend="numpy")
-    pictures._uploaders.clear()
-    lane._lanes.clear()
+    upload._uploaders.clear()
+    stream._lanes.clear()
     gc.collect()
     cuda_emulator.configure(schedule=schedule)  # of the streams that are made from now on
     try:
@@ -136,19 +138,19 @@ def _streams_and_arrays(be, cupy, files, numpy):
     x = np.random.default_rng(0).random((2, 3, 24, 32), dtype=np.float32)
     want = numpy.predict(x, engine="reference")[0]
     one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
-    for stream, scale in ((one, 1), (one, 2), (other, 4)):
-        with stream:
+    for current, scale in ((one, 1), (one, 2), (other, 4)):
+        with current:
             there = be.asarray(x * np.float32(scale)) / np.float32(scale)
             (y,) = net.predict(there)
             del there
             noise = cupy.full((2, 3, 24, 32), 7, np.float32)  # takes the memory of `there`
-            doubled = (y + y).get(stream=stream)
+            doubled = (y + y).get(stream=current)
         compare(doubled / 2, want, "an array on the caller's stream")
         del noise
-        with stream:
+        with current:
             there = be.asarray(x * np.float32(scale)) / np.float32(scale)
             (y,) = net.predict(there, engine="reference")
-            compare((y + y).get(stream=stream) / 2, want, "the reference engine on the caller's stream")
+            compare((y + y).get(stream=current) / 2, want, "the reference engine on the caller's stream")
     (program,) = net.engine.programs.values()
     if program.eagerly is not None:
         raise Wrong(f"not a graph: {program.eagerly}")
@@ -227,7 +229,7 @@ def _guarded(be, cuda_emulator, files, numpy):
     """Every array in pages of its own."""
     with cuda_emulator.guarded_allocations():
         net = load_network(*files, backend=be)
-        lane._lanes.clear()
+        stream._lanes.clear()
         batch = images(4)
         x = floats(batch)
         for graph in (False, True):
@@ -238,7 +240,7 @@ def _guarded(be, cuda_emulator, files, numpy):
             del program
         del net
         gc.collect()
-    lane._lanes.clear()
+    stream._lanes.clear()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -351,12 +353,12 @@ SENT = "return Pictures(self.be, runs, slot, self.free)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
 FAULTS = {
     # the waits
-    "computing does not wait until images are there": (pictures, "stream.wait_event(self.slot.sent)", "pass"),
-    "images are overwritten before they are read": (pictures, "self.stream.wait_event(slot.read)", "pass"),
-    "reading images is not recorded": (pictures, "stream.record(self.slot.read)", "pass"),
-    "pinned memory is written before it is sent": (pictures, "slot.sent.synchronize()", "pass"),
-    "a plan does not wait for the caller's stream": (lane, "self.stream.wait_event(self.ready)", "pass"),
-    "the caller's stream does not wait for a plan": (lane, "caller.wait_event(self.done)", "pass"),
+    "computing does not wait until images are there": (upload, "stream.wait_event(self.slot.sent)", "pass"),
+    "images are overwritten before they are read": (upload, "self.stream.wait_event(slot.read)", "pass"),
+    "reading images is not recorded": (upload, "stream.record(self.slot.read)", "pass"),
+    "pinned memory is written before it is sent": (upload, "slot.sent.synchronize()", "pass"),
+    "a plan does not wait for the caller's stream": (stream, "self.stream.wait_event(self.ready)", "pass"),
+    "the caller's stream does not wait for a plan": (stream, "caller.wait_event(self.done)", "pass"),
     # wrong streams
     "a graph is launched on another stream": (
         cuda,
@@ -364,23 +366,23 @@ FAULTS = {
         "self.graph.launch(self.lane." + NOBODYS.removeprefix("self."),
     ),
     "images go up on a stream that nobody waits for": (
-        pictures,
+        upload,
         "there.set(slot.host[:total], stream=self.stream)",
         "there.set(slot.host[:total], stream=" + NOBODYS,
     ),
     "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
     "products of the reference engine stay on a stream": (cublas, "self.handle.use(*at)", "pass"),
-    "eager steps run on the caller's stream": (lane, "with self.stream:", "with caller:"),
+    "eager steps run on the caller's stream": (stream, "with self.stream:", "with caller:"),
     # memory
-    "a slot is free as soon as it is sent": (pictures, SENT, "self.free.append(slot); " + SENT),
-    "device memory of a slot is dropped while it is read": (pictures, "slot.read.synchronize()", "pass"),
+    "a slot is free as soon as it is sent": (upload, SENT, "self.free.append(slot); " + SENT),
+    "device memory of a slot is dropped while it is read": (upload, "slot.read.synchronize()", "pass"),
     "a graph is destroyed at work": (cuda, "self.lane.retire(self.graph)", "self.graph = None"),
     "cuBLAS has no workspace of ours": (
         cublas,
         'self._call("cublasSetWorkspace_v2", self._handle, *workspace)',
         "pass",
     ),
-    "the workspace of cuBLAS is freed": (lane, HANDLE, HANDLE + "; self.workspace = None"),
+    "the workspace of cuBLAS is freed": (stream, HANDLE, HANDLE + "; self.workspace = None"),
     "the arena is too small": (
         cuda,
         "self.arena = be.empty((self.scheme.numbers,), self.type)",
@@ -391,17 +393,17 @@ FAULTS = {
         "with self.lane.turn():\n            self._bind(graph)",
         "self._bind(graph)",
     ),
-    "cuBLAS gets an address of the host": (convolutions, GEMM, GEMM.replace("address(x.a)", "x.a.get().ctypes.data")),
+    "cuBLAS gets an address of the host": (convolution, GEMM, GEMM.replace("address(x.a)", "x.a.get().ctypes.data")),
     "a captured step allocates": (
         cuda,
         EAGERLY,
         EAGERLY + "\n        copied = self.arena.copy()\n        self.arena[...] = copied",
     ),
     "a kernel reads what was freed": (launches, WORK, WORK.replace("*args", "args[0].copy(), *args[1:]")),
-    "a wrong leading dimension": (convolutions, GEMM, GEMM.replace("x.ld", "x.ld + 8")),
+    "a wrong leading dimension": (convolution, GEMM, GEMM.replace("x.ld", "x.ld + 8")),
     # captures and devices
     "kernels are first launched while capturing": (
-        lane,
+        stream,
         "        work()\n        work()\n        try:",
         "        try:",
     ),
@@ -410,7 +412,7 @@ FAULTS = {
         EAGERLY,
         EAGERLY + "\n        self.lane.stream.synchronize()",
     ),
-    "work goes to the thread's device": (lane, "self.be.use_device(self.device)", "self.be.use_device(None)"),
+    "work goes to the thread's device": (stream, "self.be.use_device(self.device)", "self.be.use_device(None)"),
     "a network goes to the thread's device": (
         backend,
         "return nullcontext() if device is None else self.xp.cuda.Device(device)",

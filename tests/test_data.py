@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gpudarknet import cfg, data
-from gpudarknet.augment import ClassifierAugment, Colours, DetectionAugment, Margins, crop, fitted, moved
+from gpudarknet.data.augment import ClassifierAugment, Colours, DetectionAugment, Margins, crop, fitted, moved
 from gpudarknet.errors import DataError
 from gpudarknet.layers import SECTIONS
-from gpudarknet.layers.files import Tree
+from gpudarknet.layers.class_tree import Tree
 
 STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
 

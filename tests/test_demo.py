@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import boxes, cli, fetch, image, shelf
-from gpudarknet.names import DataFile
+from gpudarknet import boxes, cli, image
+from gpudarknet.data.datafile import DataFile
+from gpudarknet.io import download, resources
 
 ROOT = Path(__file__).parent.parent
-PARTS = [shelf.find("digits", suffix) for suffix in (".cfg", ".weights", ".names")]
+PARTS = [resources.find("digits", suffix) for suffix in (".cfg", ".weights", ".names")]
 TRUTHS = [  # of digits.jpg: class, then x, y, w, h as parts of the picture
     (6, 0.737305, 0.460938, 0.201172, 0.338542),
     (6, 0.203125, 0.114583, 0.101562, 0.171875),
@@ -43,13 +44,13 @@ def folder(tmp_path, monkeypatch):
     """Run in an empty folder, on NumPy, where nothing can be fetched."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    monkeypatch.setattr(fetch, "weights", lambda *args: pytest.fail("fetched something"))
+    monkeypatch.setattr(download, "weights", lambda *args: pytest.fail("fetched something"))
     return tmp_path
 
 
 def write_small(script, train=6, valid=3, seed=1):
     """Write few pictures where digits.data looks for them, relative to the present folder."""
-    data = DataFile.read(shelf.find("digits", ".data"))
+    data = DataFile.read(resources.find("digits", ".data"))
     script.write_data(data, train, valid, seed)
     return data
 
@@ -58,15 +59,15 @@ def test_demo_finds_every_digit_and_draws_it(folder, capsys):
     assert cli.main(["demo"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert err == "" and lines[0].startswith(f"{shelf.find('digits', '.jpg')}: Predicted in ")
-    names = shelf.find("digits", ".names").read_text().split()
+    assert err == "" and lines[0].startswith(f"{resources.find('digits', '.jpg')}: Predicted in ")
+    names = resources.find("digits", ".names").read_text().split()
     assert sorted(line.split(":")[0] for line in lines[1:-1]) == sorted(names[k] for k, *_ in TRUTHS)
     assert lines[-1] == f"The picture with its boxes: {folder / 'predictions.jpg'}"
-    assert image.read("predictions.jpg").shape == image.read(shelf.find("digits", ".jpg")).shape
+    assert image.read("predictions.jpg").shape == image.read(resources.find("digits", ".jpg")).shape
 
 
 def test_its_boxes_are_where_the_digits_are():
-    found = gd.Detector(*PARTS, backend="numpy").detect(shelf.find("digits", ".jpg"))
+    found = gd.Detector(*PARTS, backend="numpy").detect(resources.find("digits", ".jpg"))
     overlaps = boxes.iou(np.array([d.relative for d in found])[:, None], np.array(TRUTHS)[:, 1:])
     assert sorted(overlaps.argmax(axis=1)) == list(range(len(TRUTHS))) and overlaps.max(axis=1).min() > 0.6
     assert [d.class_id for d in found] == [TRUTHS[i][0] for i in overlaps.argmax(axis=1)]
@@ -82,7 +83,7 @@ def test_demo_of_another_picture(folder, capsys):
 
 def test_what_ships_is_small_and_fits():
     cfg, weights, _ = PARTS
-    assert weights.stat().st_size < 1_000_000 and shelf.find("digits", ".jpg").stat().st_size < 60_000
+    assert weights.stat().st_size < 1_000_000 and resources.find("digits", ".jpg").stat().st_size < 60_000
     net = gd.load_network(cfg, weights, "numpy")
     assert net.seen == net.net.batch * net.net.max_batches
 

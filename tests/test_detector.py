@@ -10,8 +10,9 @@ import pytest
 import tiny
 
 import gpudarknet
-from gpudarknet import Detector, fetch, image, shelf
+from gpudarknet import Detector, image
 from gpudarknet.errors import DarknetError, DataError, ImageError, WeightsError
+from gpudarknet.io import download, resources
 
 # What the original program finds in photographs of the scikit-image package, at threshold 0.25 and with its own order
 # (its command `detector test -out`): network / how the picture is fitted / file -> label, confidence, relative box.
@@ -166,7 +167,7 @@ def published():
     @cache
     def weights(name: str) -> Path | str:
         try:
-            return fetch.weights(name)
+            return download.weights(name)
         except WeightsError as e:
             return f"no published weights: {e}"
 
@@ -175,7 +176,7 @@ def published():
         path = weights(name)
         if isinstance(path, str):
             pytest.skip(path)
-        return Detector(shelf.shipped_cfg(name), path, shelf.find("coco", ".names"), "numpy", letterbox)
+        return Detector(resources.shipped_cfg(name), path, resources.find("coco", ".names"), "numpy", letterbox)
 
     return get
 

@@ -21,11 +21,12 @@ import pytest
 import seeded
 
 import gpudarknet as gd
-from gpudarknet import cfg, cli, cv2dnn, fetch, graph, shelf
+from gpudarknet import cfg, cli, cv2dnn, graph
 from gpudarknet.cv2dnn import read as cv2dnn_read
+from gpudarknet.data.datafile import DataFile
+from gpudarknet.io import download, resources
 from gpudarknet.layers import SECTIONS
 from gpudarknet.layers.base import Activation
-from gpudarknet.names import DataFile
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -66,9 +67,9 @@ BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Weights for yolov4-tiny from a seed, lowered until they see some dozens of objects of the first classes in noise."""
-    network = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy")
+    network = gd.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy")
     path = seeded.write_weights(network, tmp_path_factory.mktemp("weights") / "yolov4-tiny.weights", 3, 1.5)
-    network = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), path, backend="numpy")
+    network = gd.load_network(resources.shipped_cfg("yolov4-tiny"), path, backend="numpy")
     for head in network.heads:
         bias = network.weights[head - 1]["bias"].reshape(3, 85)  # anchors, entries
         bias[:, 4] -= 5.5
@@ -81,14 +82,14 @@ def weights(tmp_path_factory) -> Path:
 def desk(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     """The folder that a reader works in: shipped files, a picture, weights without a download, and an installed package."""
     for name in ("yolov4-tiny.cfg", "coco.names", "coco.data"):
-        (tmp_path / name).write_bytes((shelf.folder() / name).read_bytes())
-    (tmp_path / "cfg").symlink_to(shelf.folder())
+        (tmp_path / name).write_bytes((resources.folder() / name).read_bytes())
+    (tmp_path / "cfg").symlink_to(resources.folder())
     (tmp_path / "yolov4-tiny.weights").symlink_to(weights)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text("")
     cv2.imwrite(str(tmp_path / "photo.png"), np.random.default_rng(0).integers(0, 256, (240, 330, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetch, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
+    monkeypatch.setattr(download, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
     with ExitStack() as stack:
@@ -223,7 +224,7 @@ def test_readme_names_every_section_and_every_network():
     names = set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", sections)))
     assert names == {kind.section for kind in SECTIONS.values()}
     (networks,) = re.findall(r"^\| networks that ship \| (.*) \|$", README, re.MULTILINE)
-    assert set(networks.split(", ")) == set(shelf.names())
+    assert set(networks.split(", ")) == set(resources.names())
 
 
 def rows(page: str, head: str) -> set[str]:

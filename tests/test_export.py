@@ -10,12 +10,13 @@ import opencv4
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import cfg, cli, shelf
+from gpudarknet import cfg, cli
 from gpudarknet.errors import CfgError, DataError
 from gpudarknet.export import onnx_model, write_onnx
 from gpudarknet.export.activations import ACTIVATIONS
 from gpudarknet.export.lower import lower
 from gpudarknet.export.model import package
+from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, Layer
 from gpudarknet.ops import activation
 
@@ -64,7 +65,7 @@ def agree(net, count=1, tolerance=1e-4):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_network(name):
-    text = shelf.find(name, ".cfg").read_text()
+    text = resources.find(name, ".cfg").read_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ResNet's unequal shortcuts
         net = gd.load_network(cfg.parse(text, name), backend="numpy", width=64, height=96)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from bench.gpu_check import __main__ as command  # noqa: E402
-from bench.gpu_check import (  # noqa: E402
+from bench.gpu_check import (
     accuracy,
     ceilings,
     child,
@@ -36,9 +36,10 @@ from bench.gpu_check import (  # noqa: E402
 )
 from bench.gpu_check.case import Context, Skipped, Stage  # noqa: E402
 from gpudarknet import backend, load_network  # noqa: E402
-from gpudarknet.op import OPS  # noqa: E402
-from gpudarknet.plan import cuda, race  # noqa: E402
-from gpudarknet.plan.ways import BUDGETS, WAYS  # noqa: E402
+from gpudarknet.ops.base import OPS  # noqa: E402
+from gpudarknet.plan import cuda  # noqa: E402
+from gpudarknet.plan.cuda import autotune  # noqa: E402
+from gpudarknet.plan.cuda.algorithms import BUDGETS, WAYS  # noqa: E402
 
 NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
 CACHES = (networks.opened, correctness.wanted, correctness.convolutions, correctness.subject, accuracy.detector,
@@ -177,7 +178,7 @@ def test_precisions_and_graphs_are_checked(monkeypatch):
 
 
 def test_every_convolution_algorithm_is_checked(monkeypatch):
-    monkeypatch.setattr(race, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "SECONDS", 0)
     monkeypatch.delitem(correctness.PRECISIONS, "tf32")
     rows = run(correctness.algorithms, HOST)
     assert failures(rows) == {}
@@ -453,7 +454,7 @@ def test_bytes_of_a_gemm():
 
 
 def test_tuning(monkeypatch):
-    monkeypatch.setattr(race, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "SECONDS", 0)
     rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")
     assert failures(rows) == {}
     row = rows["yolov3/64/fp16/batch-1"]

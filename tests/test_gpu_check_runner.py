@@ -120,7 +120,7 @@ def test_only_runs_the_rows_that_a_name_means(only, cases):
     assert set(rows("mixed", only)[0]) == cases
 
 
-def test_names():
+def test_datafile():
     assert matches("a/416/fp16", "") and matches("a/416/fp16", "a/416") and matches("a/416/fp16", "a/416/fp16/")
     assert not matches("a/416/fp16", "a/41") and not matches("a/416", "a/416/fp16")
 

@@ -7,10 +7,11 @@ import pytest
 from test_gradients import CASES, JOINS, RECURRENT, arrays
 
 import gpudarknet as gd
-from gpudarknet import cfg, shelf
+from gpudarknet import cfg
 from gpudarknet.errors import TrainError, TrainWarning
+from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, Run
-from gpudarknet.scaling import LossScale
+from gpudarknet.train.loss_scale import LossScale
 
 LAYERS = {name: ((shape,), keys) for name, (shape, keys) in CASES.items()} | JOINS
 LAYERS["crnn"] = (((3, 4, 5),), dict(output=5, hidden=4, pad=1, activation="tanh"))  # no kink to be rounded across
@@ -246,7 +247,7 @@ def test_a_network_that_ships():
     """yolov4-tiny on two small images: the scale is found in a few steps, the cost is that of float32."""
     costs = {}
     for precision in ("fp32", "fp16"):
-        net = gd.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
+        net = gd.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
         trainer = gd.Trainer(net, cpu_build=False, precision=precision)
         truth = np.zeros((2, 200, 6), np.float32)
         truth[:, 0] = 0.4, 0.6, 0.3, 0.2, 7, 0

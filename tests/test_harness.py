@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from host_cuda import KernelError
 
-from gpudarknet import cuda
+from gpudarknet.backend import cuda
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -36,7 +36,7 @@ def check_upsample(launch, H=5, W=7, drop=0):
     x = np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7)
     y = np.full((2, 3, 10, 14), np.nan, np.float32)
     args = [x, y, y.size, H, W, 2, 1.0]
-    launch("resample.upsample", y.size, *args[: len(args) - drop])
+    launch("upsample.upsample", y.size, *args[: len(args) - drop])
     np.testing.assert_array_equal(y, np.kron(x, np.ones((2, 2))))
 
 
@@ -63,7 +63,7 @@ def test_height_and_width_swapped_in_the_call_are_caught():
 
 
 def test_a_dropped_argument_is_caught():
-    message = "resample.upsample takes 7 arguments (x, y, n, H, W, s, scale), not 6"
+    message = "upsample.upsample takes 7 arguments (x, y, n, H, W, s, scale), not 6"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         check_upsample(host_cuda.launcher(), drop=1)
 
@@ -73,7 +73,7 @@ GUARD = """if (i >= n) return;
 
 
 def test_one_thread_too_many_is_caught():
-    message = "resample.upsample: thread 72 of block 3 touches y[840], but y has 840 elements"
+    message = "upsample.upsample: thread 72 of block 3 touches y[840], but y has 840 elements"
     with pytest.raises(KernelError, match=f"^{re.escape(message)}$"):
         check_upsample(planted(GUARD, GUARD.replace("i >= n", "i > n")))
 
@@ -103,7 +103,7 @@ def test_a_barrier_that_some_threads_skip_is_caught():
 
 
 def test_a_kernel_that_does_not_compile_is_reported_with_its_line():
-    line = cuda.source("resample").split("y[i] = scale * x")[0].split('#line 1 "resample.cu"\n')[1].count("\n") + 1
+    line = cuda.source("resample").split("y[i] = scale * x")[0].split('#line 1 "upsample.cu"\n')[1].count("\n") + 1
     with pytest.raises(KernelError, match=rf"resample\.cu:{line}:.* \Wscales\W"):
         check_upsample(planted("y[i] = scale * x", "y[i] = scales * x"))
 
@@ -262,7 +262,7 @@ def test_every_float16_is_read_and_rounded_as_numpy_does():
     x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 1, 256, 256)
     for scale in (1.0, 1 / 3, 1e-6, 70000.0):
         y = np.zeros_like(x)
-        host_cuda.launcher()("resample.upsample", x.size, x, y, x.size, 256, 256, 1, scale)
+        host_cuda.launcher()("upsample.upsample", x.size, x, y, x.size, 256, 256, 1, scale)
         with np.errstate(all="ignore"):
             want = (x.astype(np.float32) * np.float32(scale)).astype(np.float16)
         np.testing.assert_array_equal(y, want)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpudarknet.layers import SECTIONS, Layer, Run
-from gpudarknet.layers.files import ClassMap, Tree
+from gpudarknet.layers.class_tree import ClassMap, Tree
 from gpudarknet.layers.shortcut import normalised_weights
 
 RNG = np.random.default_rng(20)

@@ -16,9 +16,10 @@ import pytest
 from test_data import files
 
 import gpudarknet as gd
-from gpudarknet import chart, data, loop
+from gpudarknet import data
+from gpudarknet.data.datafile import DataFile
 from gpudarknet.errors import DataError, TrainError, TrainWarning
-from gpudarknet.names import DataFile
+from gpudarknet.train import history, loop
 
 CFG = """[net]
 width=64
@@ -102,7 +103,7 @@ def test_a_whole_training_leaves_its_files(tmp_path):
 
 def test_a_chart(tmp_path):
     pytest.importorskip("matplotlib")
-    chart.draw_chart(tmp_path / "c.png", [(1, 5.0, 5.0, 0.1, ""), ("2", "4.0", "4.9", "0.1", "0.25")])
+    history.draw_chart(tmp_path / "c.png", [(1, 5.0, 5.0, 0.1, ""), ("2", "4.0", "4.9", "0.1", "0.25")])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

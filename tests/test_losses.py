@@ -11,7 +11,7 @@ import pytest
 from gpudarknet.backend import get
 from gpudarknet.layers import SECTIONS, Goal
 from gpudarknet.layers.box_loss import LIKENESS, box_delta
-from gpudarknet.layers.files import Tree
+from gpudarknet.layers.class_tree import Tree
 
 GOAL = Goal(width=96, height=64, seen=10**6)
 ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)

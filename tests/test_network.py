@@ -54,7 +54,7 @@ def load(text: str, **options: object) -> gd.Network:
 def test_every_layer_agrees_with_the_original_program(name: str, tmp_path: Path) -> None:
     seed, size = (int(n) for n in GOLDEN[f"{name}/seed"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CfgWarning)  # resnet50 adds maps of different size; see test_cfg_shelf
+        warnings.simplefilter("ignore", CfgWarning)  # resnet50 adds maps of different size; see test_shipped_cfgs
         blank = gd.load_network(SHELF / f"{name}.cfg", backend="numpy", width=size, height=size)
         path = write_weights(blank, tmp_path / "seeded.weights", seed, float(GOLDEN[f"{name}/gain"]))
         net = gd.load_network(SHELF / f"{name}.cfg", path, backend="numpy", width=size, height=size)

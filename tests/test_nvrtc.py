@@ -8,7 +8,7 @@ import re
 import nvrtc
 import pytest
 
-from gpudarknet import cuda
+from gpudarknet.backend import cuda
 
 BLOCK = 256  # the default of launch()
 
@@ -53,7 +53,7 @@ def test_plans_move_16_bytes_at_a_time(file, T):
 
 def test_messages_name_file_and_line():
     text = cuda.source("resample").replace("float sum = 0;", "float sum = zero;")
-    line = (cuda.folder() / "resample.cu").read_text().splitlines().index("    float sum = 0;") + 1
+    line = (cuda.folder() / "upsample.cu").read_text().splitlines().index("    float sum = 0;") + 1
     cubin, log = nvrtc.compile(text, 80)
     assert cubin == b""
-    assert log.startswith(f'resample.cu({line}): error: identifier "zero" is undefined')
+    assert log.startswith(f'upsample.cu({line}): error: identifier "zero" is undefined')

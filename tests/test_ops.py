@@ -13,8 +13,9 @@ import pytest
 from op_cases import CASES, arrays, each
 
 import gpudarknet
-from gpudarknet import cuda, ops
-from gpudarknet.op import OPS
+from gpudarknet import ops
+from gpudarknet.backend import cuda
+from gpudarknet.ops.base import OPS
 
 for module in pkgutil.iter_modules(ops.__path__, "gpudarknet.ops."):
     importlib.import_module(module.name)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import gpudarknet
-from gpudarknet import cuda, shelf
+from gpudarknet.backend import cuda
+from gpudarknet.io import resources
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,7 +73,7 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -
 
 def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
     code = (
-        "import gpudarknet, gpudarknet.cuda as cuda, gpudarknet.shelf as shelf\n"
+        "import gpudarknet, gpudarknet.backend.cuda as cuda, gpudarknet.io.resources as shelf\n"
         "print(gpudarknet.__file__, *cuda.files(), sep='\\n')\n"
         "print(len(gpudarknet.load_network(shelf.shipped_cfg('yolov4-tiny'), backend='numpy').nodes))"
     )
@@ -83,7 +84,7 @@ def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
 
 def test_the_console_script_knows_the_shipped_networks(fresh: Path, tmp_path: Path) -> None:
     table = run(fresh.with_name("gpudarknet"), "table", "yolov4-tiny", cwd=tmp_path)
-    network = gpudarknet.load_network(shelf.shipped_cfg("yolov4-tiny"), backend="numpy")
+    network = gpudarknet.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy")
     assert network.table().split() == table.split()
 
 

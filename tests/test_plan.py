@@ -15,11 +15,11 @@ import pytest
 import gpudarknet
 from gpudarknet import cfg
 from gpudarknet.errors import DataError
+from gpudarknet.io.resources import shipped_cfg
 from gpudarknet.plan import Program, compile
-from gpudarknet.plan.choose import METHODS
-from gpudarknet.plan.cpu import Program as CpuProgram
+from gpudarknet.plan.cpu.algorithms import METHODS
+from gpudarknet.plan.cpu.program import Program as CpuProgram
 from gpudarknet.plan.steps import Convolve, Copy, MaxPool, Reference
-from gpudarknet.shelf import shipped_cfg
 
 # Winograd's F(4x4) has 3 times the rounding of a plain gemm; a residual network adds up what its layers leave.
 TOLERANCE = 1e-4  # of the largest difference, relative to the output's standard deviation

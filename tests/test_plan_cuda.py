@@ -12,15 +12,16 @@ import pytest
 from fake_cublas import FakeCublas
 from seeded import network_input, write_weights
 
-from gpudarknet import cfg, load_network, shelf
+from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
-from gpudarknet.cuda import Launcher, bind
+from gpudarknet.backend.cuda import Launcher, bind
 from gpudarknet.errors import OutOfMemoryError
-from gpudarknet.ops import activation, conv, pool, resample, shortcut, yolo
+from gpudarknet.io import resources
+from gpudarknet.ops import activation, im2col, pool, shortcut, upsample, yolo
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
-from gpudarknet.plan.launches import JOINS, WIDE, passes
+from gpudarknet.plan.cuda.launches import JOINS, WIDE, passes
 from gpudarknet.plan.steps import Activate, Add, Map, Multiply, Sort
 
 NUMPY = Backend("numpy", np)
@@ -136,7 +137,7 @@ def test_im2col(kernels, dtype, shape, place, rng, window):
     size, stride, dilation, pad = window
     OH, OW = outputs(H, W, *window)
     x = Maps(kernels, N * H * W, C, place, dtype, rng)
-    want = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)  # (N, C, size, size, OH, OW)
+    want = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)  # (N, C, size, size, OH, OW)
     want = want.reshape(N, C, size * size, OH * OW).transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, C)
     for groups in {1, C if C < 16 else 4} if C != 255 else {1, 3}:
         G = C // groups
@@ -159,7 +160,7 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         OH, OW = outputs(H, W, *window)
         x = Maps(kernels, N * H * W, C, place, dtype, rng)
         w, b = rng.normal(0, 0.3, (size, size, C, F)).astype(np.float32), rng.normal(0, 1, F).astype(np.float32)
-        patches = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)
+        patches = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)
         want = np.einsum("ncpqij,pqcf->nijf", patches, w, dtype=np.float64)
         if pooled:
             OH, OW = OH // 2, OW // 2
@@ -189,7 +190,7 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     n = threads(dtype, N * OH * OW, C, is_wide)
     sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, is_wide)
     kernels.launch("direct.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
-    patches = conv.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
+    patches = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
 
 
@@ -293,7 +294,7 @@ def test_upsample(kernels, dtype, shape, place, rng, s):
     is_wide = wide(dtype, x, y)
     n = threads(dtype, N * H * s * W * s, C, is_wide)
     kernels.launch("plan.upsample", n, x.a, y.a, n, C, H, W, s, 0.5, x.ld, y.ld, is_wide)
-    close(y.result(), rows(resample.upsample(NUMPY, x.nchw(N, H, W), s, 0.5)), dtype)
+    close(y.result(), rows(upsample.upsample(NUMPY, x.nchw(N, H, W), s, 0.5)), dtype)
 
 
 @pytest.mark.parametrize(("scale", "new_coords"), [(1.0, 0), (1.2, 0), (2.0, 1)])
@@ -353,7 +354,7 @@ def program(net, batch, precision="fp32", be=None, **options):
 
 def thin_text(name):
     """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
-    text = shelf.shipped_cfg(name).read_text()
+    text = resources.shipped_cfg(name).read_text()
     return re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
 
 
@@ -550,7 +551,7 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     x = network_input(net, 1, batch)
     whole = program(net, batch)
     assert whole.plan.steps[0].pooled
-    monkeypatch.setattr("gpudarknet.plan.ways.COLUMNS", 40_000)
+    monkeypatch.setattr("gpudarknet.plan.cuda.algorithms.COLUMNS", 40_000)
     parts = program(net, batch, poison=True)
     assert parts.methods[parts.steps[0]] == "im2col, gemm in 5 parts"
     assert len(parts.work) == batch * (5 * 2 + 1)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import cfg, cli, safetensors
+from gpudarknet import cfg, cli
 from gpudarknet.errors import WeightsError, WeightsWarning
+from gpudarknet.weights import safetensors
 
 TEXT = """[net]
 width=6

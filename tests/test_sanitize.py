@@ -51,10 +51,10 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("test_ops", "2x3x5x7"),
         ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)"),
-        ("test_plan_layers", "fp16-3"),
-        ("test_plan_pictures", "many"),
-        ("test_plan_recurrent", "fp16-3-joined"),
-        ("test_plan_ways", "(3x13x6x8 or finish_two or test_winograd)"),
+        ("test_plan_cuda_layers", "fp16-3"),
+        ("test_plan_upload", "many"),
+        ("test_plan_cuda_recurrent", "fp16-3-joined"),
+        ("test_plan_cuda_algorithms", "(3x13x6x8 or finish_two or test_winograd)"),
     ],
 )
 def test_kernels(file, some):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import cfg, schedule
+from gpudarknet import cfg
 from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
+from gpudarknet.train import lr_schedule
 
 DATA = Path(__file__).parent / "data"
 RUNS = json.loads((DATA / "train.json").read_text())
@@ -110,12 +111,12 @@ def test_connected_learns_without_cpu_build():
 def test_sgd_is_darknets():
     """w = 1, gradient 2 each step, rate 0.1, momentum 0.9, decay 0.01: by hand."""
     from gpudarknet.backend import get
-    from gpudarknet.ops import update
+    from gpudarknet.ops import optimizers
 
     w, g = np.ones(1), np.zeros(1)
     for wanted in ((1.199, 1.791), (1.576901, 3.401109)):
         g += 2
-        update.sgd(get("numpy"), w, g, 0.1, 0.9, 0.01)
+        optimizers.sgd(get("numpy"), w, g, 0.1, 0.9, 0.01)
         assert (w[0], g[0]) == (pytest.approx(wanted[0], abs=1e-6), pytest.approx(wanted[1], abs=2e-6))
 
 
@@ -309,7 +310,7 @@ def test_refusals():
 
 def rates(text, *iterations, chance=0.5):
     net = cfg.parse("[net]\nwidth=4\nheight=4\nchannels=1\nlearning_rate=0.5\n" + text + "\n[avgpool]\n").net
-    return [schedule.rate(net, n, chance) for n in iterations]
+    return [lr_schedule.rate(net, n, chance) for n in iterations]
 
 
 @pytest.mark.parametrize(

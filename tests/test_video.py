@@ -11,9 +11,10 @@ import numpy as np
 import opencv4
 import pytest
 
-from gpudarknet import cli, video
+from gpudarknet import cli
 from gpudarknet.cli.demo import Clock
 from gpudarknet.errors import ImageError
+from gpudarknet.image import video
 
 FRAMES = 13
 

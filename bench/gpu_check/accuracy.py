@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import Detector, boxes, image, load_network, shelf
+from gpudarknet import Detector, boxes, image, load_network
+from gpudarknet.io import resources
 
 from .case import Case, Context, Row, Skipped
 from .environment import opencv
@@ -32,14 +33,14 @@ def real_weights() -> dict[str, Path]:
     """Return the weights at hand by network: those that the variable names, and the shipped ones."""
     place = Path(os.environ.get(VARIABLE, ""))
     named = [place] if place.is_file() else sorted(place.glob("*.weights")) if os.environ.get(VARIABLE) else []
-    found = {path.stem: path for path in named if shelf.shipped_cfg(path.stem).is_file()}
-    return found | {"digits": shelf.folder() / "digits.weights"}
+    found = {path.stem: path for path in named if resources.shipped_cfg(path.stem).is_file()}
+    return found | {"digits": resources.folder() / "digits.weights"}
 
 
 def images(weights: Path) -> list[Path]:
     """Return the shipped image, and those that lie beside weights of the user's."""
-    own = [] if weights.parent == shelf.folder() else sorted(weights.parent.iterdir())
-    return [shelf.folder() / "digits.jpg", *(path for path in own if path.suffix.lower() in IMAGES)]
+    own = [] if weights.parent == resources.folder() else sorted(weights.parent.iterdir())
+    return [resources.folder() / "digits.jpg", *(path for path in own if path.suffix.lower() in IMAGES)]
 
 
 def boxes_and_scores(context: Context) -> Iterable[Case]:
@@ -61,7 +62,7 @@ def no_weights() -> Row:
 def detector(name: str, where: str, small: bool) -> Detector:
     """Return a detector with real weights; small: published ones at 192 x 128, the digits are small anyway."""
     width, height = (192, 128) if small and name != "digits" else (None, None)
-    return Detector(load_network(shelf.shipped_cfg(name), real_weights()[name], where, width=width, height=height))
+    return Detector(load_network(resources.shipped_cfg(name), real_weights()[name], where, width=width, height=height))
 
 
 def compare(context: Context, name: str, precision: Any) -> Row:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import Network, cfg, cuda
-from gpudarknet.cores import usable
+from gpudarknet import Network, cfg
+from gpudarknet.backend import cuda
+from gpudarknet.backend.threads import usable
 from gpudarknet.plan import cuda as cuda_plan
-from gpudarknet.plan import race
+from gpudarknet.plan.cuda import autotune
+from gpudarknet.plan.cuda.algorithms import Case as Convolution
+from gpudarknet.plan.cuda.algorithms import possible
 from gpudarknet.plan.steps import Convolve
-from gpudarknet.plan.ways import Case as Convolution
-from gpudarknet.plan.ways import possible
 
 from .case import Case, Context, Row, Skipped
 from .child import TAIL
@@ -264,7 +265,7 @@ def check_measured(context: Context, precision: str) -> Row:
     here, found, prepared = subject(context)
     worst, failed = 0.0, []
     for plan, x, want in found.values():
-        choices = {key: choice for key, choice, _ in race.measure(plan, here.backend, precision)}
+        choices = {key: choice for key, choice, _ in autotune.measure(plan, here.backend, precision)}
         for together in (True, False):
             for ahead in (True, False):
                 program = cuda_plan.Program(

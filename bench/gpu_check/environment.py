@@ -177,7 +177,7 @@ def device_row(context: Context) -> Row:
 
 def cublas(context: Context) -> Row:
     """Return the version of cuBLAS that plans use, and CuPy's."""
-    from gpudarknet.plan.lane import lane
+    from gpudarknet.plan.cuda.stream import lane
 
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} has no cuBLAS")

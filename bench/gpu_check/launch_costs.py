@@ -8,9 +8,9 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from gpudarknet import cuda as kernels
 from gpudarknet.backend import Backend
-from gpudarknet.cublas import PRECISIONS, R_16F
+from gpudarknet.backend import cuda as kernels
+from gpudarknet.backend.cublas import PRECISIONS, R_16F
 from gpudarknet.ops import activation
 from gpudarknet.plan import cuda
 from gpudarknet.plan.steps import Convolve

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpudarknet import Network, cfg, shelf
+from gpudarknet import Network, cfg
 from gpudarknet.backend import Backend
 from gpudarknet.graph import build
+from gpudarknet.io import resources
 from gpudarknet.plan import Plan, compile
 
 from .. import seeded
@@ -88,7 +89,7 @@ num=3
 
 def config(name: str, small: bool = False) -> cfg.Config:
     """Return a shipped cfg; small: with an eighth of its filters, so that its weights are a sixty-fourth. Heads keep theirs."""
-    path = shelf.shipped_cfg(name)
+    path = resources.shipped_cfg(name)
     if not small:
         return cfg.read(path)
 

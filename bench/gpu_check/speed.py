@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import Detector, image, shelf
+from gpudarknet import Detector, image
+from gpudarknet.io import resources
 from gpudarknet.network import Network
 from gpudarknet.plan import Plan, cuda
 from gpudarknet.plan.steps import Convolve
@@ -209,7 +210,7 @@ def detect(context: Context, subject: Subject) -> Row:
     opencv()  # reads images
     network = opened(subject.network, context, subject.size)
     calm(network)
-    path = shelf.folder() / "digits.jpg"
+    path = resources.folder() / "digits.jpg"
     precision: Any = subject.precision
     detector, array = Detector(network, precision=precision), image.read(path)
     found = [detector.detect(array) for _ in range(2)][-1]

@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from gpudarknet.plan import cuda, race
+from gpudarknet.plan import cuda
+from gpudarknet.plan.cuda import autotune
 
 from .. import seeded
 from .case import Case, Context, Row, Skipped
@@ -35,7 +36,7 @@ def tune(context: Context, subject: Subject) -> Row:
     choices: dict[str, str] = {}
     microseconds: Row = {}
     until, whole = time.monotonic() + SECONDS * context.time_scale, True
-    for key, choices[key], times in race.measure(plan, be, precision):
+    for key, choices[key], times in autotune.measure(plan, be, precision):
         microseconds[key] = {name: round(1e6 * seconds, 2) for name, seconds in times.items()}
         if time.monotonic() > until:
             whole = False

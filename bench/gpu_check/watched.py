@@ -14,9 +14,9 @@ import numpy as np
 from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
-from gpudarknet.plan.cuda import View
+from gpudarknet.plan.cuda.algorithms import rounded
+from gpudarknet.plan.cuda.program import View
 from gpudarknet.plan.steps import Map, Step
-from gpudarknet.plan.ways import rounded
 
 from .. import seeded
 from .networks import blank, config, planned

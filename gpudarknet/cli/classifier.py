@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import image, shelf
+from .. import image
+from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
+from ..io import resources
 from ..layers import DetectionHead
-from ..layers.files import Tree
-from ..names import DataFile, read_names
+from ..layers.class_tree import Tree
 from ..network import Network, load_network
 from . import fail, inputs
 from .arguments import Command, Flag, UsageError
@@ -44,7 +45,7 @@ def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images:
     listed = read_names(names) if names else None
     file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        network = load_network(shelf.shipped_cfg(cfg), file, inputs.get_backend(args))
+        network = load_network(resources.shipped_cfg(cfg), file, inputs.get_backend(args))
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector test`")
@@ -83,12 +84,12 @@ def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> I
 
 def valid(args: Any) -> None:
     """Print how many of the images of `valid` are classified rightly; an image's path tells its class."""
-    from ..accuracy import accuracy
     from ..data import Faults, classifier_boxes, read_list
+    from ..evaluate.classification import accuracy
 
     data, cfg, weights = args.words
     file, faults = inputs.data_file(data), Faults(Path())
-    network = load_network(shelf.shipped_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
+    network = load_network(resources.shipped_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector map`")
     known, paths = file.read_labels(), read_list(file.find("valid"))

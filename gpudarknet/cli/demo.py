@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from .. import image, shelf
+from .. import image
 from ..detector import Detection, Detector
-from ..video import Frame, Reader, Recorder, Writer
+from ..image.video import Frame, Reader, Recorder, Writer
+from ..io import resources
 from . import inputs
 from .arguments import Command, Flag
 from .outputs import writable
@@ -24,7 +25,7 @@ def demo(args: Any) -> int:
     data, cfg, weights, *source = args.words
     names, file = inputs.data_file(data).names_path(), inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        detector = Detector(shelf.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+        detector = Detector(resources.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     with ExitStack() as stack:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None

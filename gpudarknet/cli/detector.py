@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import image, shelf, tiles
+from .. import image, tiles
+from ..data.datafile import label_path
 from ..detector import Detector, Found
 from ..errors import ImageError
-from ..names import label_path
-from . import fail, forms, inputs, results
+from ..io import resources
+from . import fail, formats, inputs, results
 from .arguments import Command, Flag
 from .outputs import writable, write
 
@@ -37,7 +38,7 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
     out = writable(args.out) if args.out else None
     file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        detector = Detector(shelf.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+        detector = Detector(resources.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     more = results.asked(args)
     written: list[str] = []
     code = 0
@@ -47,19 +48,19 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
         except ImageError as e:
             code = fail(str(e))
             continue
-        for line in forms.lines(found, detector.names, args.thresh, args.ext_output):
+        for line in formats.lines(found, detector.names, args.thresh, args.ext_output):
             print(line)
-        image.write(PICTURE, image.draw(picture, forms.marks(found, detector.names, args.thresh), detector.names))
+        image.write(PICTURE, image.draw(picture, formats.marks(found, detector.names, args.thresh), detector.names))
         if out:
-            written.append(forms.json_image(number, path, found, detector.names))
+            written.append(formats.json_image(number, path, found, detector.names))
         if args.save_labels:
-            write(label_path(path), forms.label_lines(found, detector.names, args.thresh))
+            write(label_path(path), formats.label_lines(found, detector.names, args.thresh))
         for result in more:
             result.add(path, picture, found, detector.detections(found))
     for result in more:
         result.end()
     if out and written:
-        write(out, forms.json_file(written))
+        write(out, formats.json_file(written))
     return code
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import shelf
+from ..io import resources
 from . import detector
 from .arguments import Command
 
 
 def demo(args: Any) -> int:
     """Find handwritten digits in images, or in the one that ships; say where the drawn picture is."""
-    images = args.words or [str(shelf.find("digits", ".jpg"))]
-    names, weights = shelf.find("digits", ".names"), shelf.find("digits", ".weights")
+    images = args.words or [str(resources.find("digits", ".jpg"))]
+    names, weights = resources.find("digits", ".names"), resources.find("digits", ".weights")
     code = detector.run(args, "digits", str(weights), names, images)
     if code == 0:
         print(f"The picture with its boxes: {Path(detector.PICTURE).resolve()}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import shelf
 from ..errors import DataError
+from ..io import resources
 from ..network import Network, load_network
 from . import inputs
 from .arguments import Command, Flag
@@ -19,7 +19,7 @@ def export(args: Any) -> None:
     if writer is None:
         raise DataError(f"{out}: cannot tell the form; end the name in {', '.join(WRITERS)}")
     size = args.width or None, args.height or None
-    network = load_network(shelf.shipped_cfg(cfg), inputs.weights_file(weights), "numpy", 1, *size)
+    network = load_network(resources.shipped_cfg(cfg), inputs.weights_file(weights), "numpy", 1, *size)
     with inputs.waiting(f"Writing {out}"):
         said = writer(network, out, args)
     print(f"{out}: {said}, {Path(out).stat().st_size / 1e6:.1f} MB")

@@ -13,14 +13,15 @@ def info(args: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .. import __version__, backend, fetch, shelf
+    from .. import __version__, backend
+    from ..io import download, resources
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = [
         ("gpudarknet", __version__),
         *backend.diagnose(),
-        ("cfg", str(shelf.folder())),
-        ("cache", str(fetch.cache())),
+        ("cfg", str(resources.folder())),
+        ("cache", str(download.cache())),
     ]
     for what, value in rows:
         table.add_row(f"[bold]{escape(what)}[/]", escape(value))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import backend as backends
-from .. import fetch, shelf
 from ..backend import Backend
+from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
-from ..names import DataFile
+from ..io import download, resources
 from . import tell
 from .arguments import Flag
 
@@ -27,17 +27,17 @@ GPU = Flag("i", int, 0, "Number of the GPU; -1 means none")
 
 def data_file(word: str) -> DataFile:
     """Read a .data file, by path or shipped name."""
-    return DataFile.read(shelf.find(word, ".data"))
+    return DataFile.read(resources.find(word, ".data"))
 
 
 def weights_file(word: str) -> Path:
     """Return the weights that a user means: a path, a shipped name, or a published one, which is fetched on first use."""
-    path = shelf.find(word, ".weights")
+    path = resources.find(word, ".weights")
     if path.is_file():
         return path
-    if word in fetch.PUBLISHED:
+    if word in download.PUBLISHED:
         return fetched(word)
-    if path.suffix == ".weights" and path.stem in fetch.PUBLISHED:
+    if path.suffix == ".weights" and path.stem in download.PUBLISHED:
         raise WeightsError(f"{word}: is not there; `gpudarknet weights {path.stem}` fetches it, then write {path.stem}")
     return path
 
@@ -45,14 +45,14 @@ def weights_file(word: str) -> Path:
 def fetched(name: str) -> Path:
     """Return the path of published weights; show progress while they are fetched."""
     if not sys.stderr.isatty():
-        return fetch.weights(name)
+        return download.weights(name)
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{name}.weights", total=None)
-        return fetch.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
+        return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
 
 
 def tell_faults(faults: Faults) -> None:

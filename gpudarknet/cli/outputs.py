@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import atomic
+from ..io.atomic import atomic
 
 
 def writable(out: str) -> Path:

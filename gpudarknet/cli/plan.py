@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import backend as backends
-from .. import shelf
 from ..backend import Backend
+from ..io import resources
 from . import inputs
 from .arguments import Command, Flag, UsageError
 
@@ -15,7 +15,8 @@ from .arguments import Command, Flag, UsageError
 def plan(args: Any) -> None:
     """Print the plan that the backend runs: steps, what is fused into them, memory; with -tune, measure first."""
     from ..network import load_network
-    from ..plan import Program, compile, cuda, race, tune
+    from ..plan import Program, compile, cuda, tuning
+    from ..plan.cuda import autotune
 
     if args.batch < 1:
         raise UsageError(f"plan: -batch is a number of images from 1 on, found {args.batch}")
@@ -25,27 +26,27 @@ def plan(args: Any) -> None:
     be, why = device(args)
     if why and args.tune:
         raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
-    net = load_network(shelf.shipped_cfg(args.words[0]), backend=be, batch=args.batch, **size)
+    net = load_network(resources.shipped_cfg(args.words[0]), backend=be, batch=args.batch, **size)
     found = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
     if be.cublas is None:
         if args.tune:
-            races = ((key, min(times, key=times.__getitem__), times) for key, times in tune.measure(found))
-            remember(races, tune.machine())
-        print(Program(found, tune.read_choices()).describe())
+            races = ((key, min(times, key=times.__getitem__), times) for key, times in tuning.measure(found))
+            remember(races, tuning.machine())
+        print(Program(found, tuning.read_choices()).describe())
         return
     if why:
         print(cuda.Program(found, be, args.precision).describe())
         print(f"not run: {why}")
         return
-    of = race.device(be, args.precision)
+    of = autotune.device(be, args.precision)
     if args.tune:
-        remember(race.measure(found, be, args.precision), of)
-    print(cuda.Program(found, be, args.precision, choices=tune.read_choices(of)).describe())
+        remember(autotune.measure(found, be, args.precision), of)
+    print(cuda.Program(found, be, args.precision, choices=tuning.read_choices(of)).describe())
 
 
 def device(args: Any) -> tuple[Backend, str]:
     """Return the backend that -device or else -backend asks for, and why it cannot run if it is a GPU that is not there."""
-    from ..plan import dry
+    from ..plan.cuda import dry_run
 
     if args.device not in (None, "cpu", "gpu"):
         raise UsageError(f"plan: unknown device '{args.device}'; choose cpu or gpu")
@@ -54,21 +55,21 @@ def device(args: Any) -> tuple[Backend, str]:
     if args.device == "gpu":
         why = backends.why_no_cupy()
         if why is not None:
-            return dry.backend(), why
+            return dry_run.backend(), why
         args.backend = "cupy"
     return inputs.get_backend(args), ""
 
 
 def remember(races: Iterable[tuple[str, str, dict[str, float]]], of: str) -> None:
     """Print races as they are run, (key, choice, seconds by way), and remember the choices for a device."""
-    from ..plan import tune
+    from ..plan import tuning
 
     choices = {}
     for key, choice, times in races:
         choices[key] = choice
         ways = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
         print(f"{key}: {ways}")
-    print(f"{tune.write_choices(choices, of)}: {len(choices)} choices for {of}")
+    print(f"{tuning.write_choices(choices, of)}: {len(choices)} choices for {of}")
 
 
 COMMANDS = (

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import shelf
 from ..errors import DataError
+from ..io import resources
 from . import inputs, tell
 from .arguments import Command, Flag
 from .inputs import tell_faults
 
 if TYPE_CHECKING:
     from ..data import DataSet
-    from ..loop import Progress
     from ..train import Trainer
+    from ..train.loop import Progress
 
 
 def detector(args: Any) -> None:
@@ -32,13 +32,12 @@ def classifier(args: Any) -> None:
 
 def run(args: Any, detects: bool) -> None:
     """Read data, cfg and weights, go on from a checkpoint where there is one, and train."""
-    from .. import loop
     from ..data import Faults
     from ..layers import DetectionHead
     from ..network import load_network
-    from ..train import Trainer
+    from ..train import Trainer, loop
 
-    file, cfg = inputs.data_file(args.words[0]), shelf.shipped_cfg(args.words[1])
+    file, cfg = inputs.data_file(args.words[0]), resources.shipped_cfg(args.words[1])
     weights = inputs.weights_file(args.words[2]) if len(args.words) > 2 else None
     args.i = args.gpus or args.i
     net = load_network(cfg, weights, inputs.get_backend(args), seed=args.seed)

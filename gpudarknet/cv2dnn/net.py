@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend as backends
-from .. import boxes, table
+from .. import boxes, summary
 from ..errors import BackendError, DataError
 from ..graph import build
 from ..layers import Run
@@ -204,7 +204,7 @@ class Net:
         """
         N, _, H, W = netInputShape[0] if np.ndim(netInputShape[0]) else netInputShape
         config = replace(self._network.config, net=replace(self._network.config.net, height=int(H), width=int(W)))
-        return round(table.bflops(build(config)) * 1e9) * int(N)
+        return round(summary.bflops(build(config)) * 1e9) * int(N)
 
     def getPerfProfile(self) -> tuple[int, np.ndarray]:
         """Return the time of the last `forward`: in all, and per layer, in ticks of cv2.getTickFrequency().

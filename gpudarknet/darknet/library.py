@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import backend, boxes, image
+from ..data.datafile import DataFile, read_names
 from ..errors import DataError
-from ..names import DataFile, read_names
 from ..network import Network, load_network
 from .records import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 

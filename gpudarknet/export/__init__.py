@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..files import atomic
+from ..io.atomic import atomic
 from .model import model
 from .program import Program
 

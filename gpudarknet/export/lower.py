@@ -18,6 +18,7 @@ from ..layers import Layer, Shape
 from ..layers.activation import Activation
 from ..layers.avgpool import AvgPool
 from ..layers.batchnorm import BatchNorm
+from ..layers.blocks import BLURS
 from ..layers.connected import Connected
 from ..layers.convolutional import Convolutional, folded
 from ..layers.crop import Crop
@@ -28,7 +29,6 @@ from ..layers.local import Local
 from ..layers.local_avgpool import LocalAvgPool
 from ..layers.maxpool import MaxPool
 from ..layers.normalization import Normalization
-from ..layers.parts import BLURS
 from ..layers.reorg import Reorg, Reorg3d
 from ..layers.route import Route
 from ..layers.sam import Sam

@@ -7,7 +7,7 @@ from typing import Any
 
 from .base import Activation as Kind
 from .base import Layer, Run
-from .parts import activated
+from .blocks import activated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import Layer, Run, Shape, Weight, ones, zeros
-from .parts import normalised
+from .blocks import normalised
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops.product import product
+from ..ops.matmul import product
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
-from .parts import activated, biased, normalised
+from .blocks import activated, biased, normalised
 
 
 @dataclass(frozen=True, kw_only=True)

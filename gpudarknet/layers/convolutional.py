@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import convolution
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, windows, zeros
-from .parts import activated, biased, blurred, blurred_shape, normalised
+from .blocks import activated, biased, blurred, blurred_shape, normalised
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops import conv
-from ..ops.product import product
+from ..ops import im2col
+from ..ops.matmul import product
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, total, uniform, windows, zeros
-from .parts import activated
+from .blocks import activated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Local(Layer, section="local"):
         N, C, H, W = x.shape
         F, OH, OW = self.shape((C, H, W))
         K, L = C * self.size**2, OH * OW
-        col = conv.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
+        col = im2col.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
         z = xp.ascontiguousarray(product(be, kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
         z = z.reshape(N, F, OH, OW)
         z += w["bias"]
@@ -58,6 +58,6 @@ class Local(Layer, section="local"):
             accumulate(grad, "kernel", product(be, places, col.transpose(2, 0, 1)))
             dcol = product(be, kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
             dcol = xp.ascontiguousarray(dcol).reshape(N, C, self.size, self.size, OH, OW)
-            return (conv.col2im(be, dcol, H, W, stride, 1, self.pad),)
+            return (im2col.col2im(be, dcol, H, W, stride, 1, self.pad),)
 
         return y, backward

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ops import pool
 from .base import Layer, Run, Shape, ShapeError, windows
-from .parts import blurred, blurred_shape
+from .blocks import blurred, blurred_shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import norm, yolo
 from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
-from .files import ClassMap, Tree
+from .class_tree import ClassMap, Tree
 from .region_loss import region_loss
 
 

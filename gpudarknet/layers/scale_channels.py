@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ops import shortcut
 from .base import Activation, Layer, Run, Shape, ShapeError, absolute
-from .parts import activated
+from .blocks import activated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..ops import shortcut
 from .base import Activation, Layer, Run, Shape, ShapeError, Weight, absolute, accumulate, ones, unequal_sizes
-from .parts import activated
+from .blocks import activated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import norm
 from .base import Goal, Layer, Run, Shape, ShapeError
-from .files import Tree
+from .class_tree import Tree
 
 SECRET = -1234.0  # a truth that says "do not care"
 

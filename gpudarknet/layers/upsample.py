@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops import resample
+from ..ops import upsample
 from .base import Layer, Run, Shape, ShapeError
 
 
@@ -29,13 +29,13 @@ class Upsample(Layer, section="upsample"):
         (x,) = xs
         s, (H, W) = abs(self.stride), x.shape[2:]
         if self.stride > 0:
-            y = resample.upsample(be, x, s, self.scale)
-            return y, lambda dy, grad: (resample.downsample(be, dy, s, self.scale),)
-        y = resample.downsample(be, x, s, self.scale)
+            y = upsample.upsample(be, x, s, self.scale)
+            return y, lambda dy, grad: (upsample.downsample(be, dy, s, self.scale),)
+        y = upsample.downsample(be, x, s, self.scale)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dx = be.zeros(x.shape, dy.dtype)
-            dx[:, :, : H // s * s, : W // s * s] = resample.upsample(be, dy, s, self.scale)
+            dx[:, :, : H // s * s, : W // s * s] = upsample.upsample(be, dy, s, self.scale)
             return (dx,)
 
         return y, backward

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import yolo
 from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
-from .files import ClassMap
+from .class_tree import ClassMap
 from .yolo_loss import anchor_loss
 
 MOST = 1 << 16  # anchors; no memory is asked for what a hostile cfg names

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..op import op
+from .base import op
 
 
 def _sigmoid(xp: Any, x: Any) -> Any:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..cores import Task, cut
-from ..op import op
-from .conv import col2im_cuda, im2col_cuda
-from .product import product
+from ..backend.threads import Task, cut
+from .base import op
+from .im2col import col2im_cuda, im2col_cuda
+from .matmul import product
 
 LARGE = 1 << 20  # numbers of a task's products: 4 MB; a smaller task waits for the interpreter's lock too often
 WIDE = 768  # pixels that a product should have, where there are as many
@@ -51,7 +51,7 @@ class Taps:
 class Geometry:
     """How the taps of a convolution meet the phases of the padded map.
 
-    size, stride (vertical, horizontal), dilation, pad: as in `conv.im2col`. thin: one matrix for all taps. A phase has
+    size, stride (vertical, horizontal), dilation, pad: as in `im2col.im2col`. thin: one matrix for all taps. A phase has
     `more` rows beyond those of the output, and S columns.
     """
 

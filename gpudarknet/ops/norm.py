@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import op
+from .base import op
 
 BLOCK = 256  # threads that sum together
 PART = 4096  # values that one block sums, as in kernels/norm.cu

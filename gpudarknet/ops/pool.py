@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..op import op
+from .base import op
 
 
 def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ..op import op
-from ..resize import GREY, resize, step
+from ..image.resize import GREY, resize, step
+from .base import op
 
 
 @op
 def network_input(be: Any, picture: Any, net_w: int, net_h: int, new_w: int, new_h: int) -> Any:
     """Resize a picture uint8 (h, w, C) to new_w x new_h, centred on grey -> float32 (C, net_h, net_w) in 0..1.
 
-    Bilinear with aligned corners, as `gpudarknet/resize.py`, which does it on the host. new = net stretches the picture.
+    Bilinear with aligned corners, as `gpudarknet/image/resize.py`, which does it on the host. new = net stretches the picture.
     """
     C = picture.shape[2]
     left, top = (net_w - new_w) // 2, (net_h - new_h) // 2

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..op import op
 from .activation import _sigmoid
+from .base import op
 
 BLOCK = 256  # threads that look for boxes together
 

@@ -29,11 +29,11 @@ a quarter of their time to the interpreter's lock when each prepares its next ca
 error of F(4x4)), and splitting a map into its phases before im2col of stride 2.
 """
 
-from . import tune
+from . import tuning
 from .compile import compile
-from .cpu import Program
-from .engine import Engine
-from .pictures import Pictures, uploader
+from .cpu.program import Program
+from .cuda.upload import Pictures, uploader
+from .program_cache import Engine
 from .steps import Plan
 
-__all__ = ["Engine", "Pictures", "Plan", "Program", "compile", "tune", "uploader"]
+__all__ = ["Engine", "Pictures", "Plan", "Program", "compile", "tuning", "uploader"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..graph import Node
 from ..layers import Shape
-from .build import Builder, fuse, layout
+from .fuse import Builder, fuse, layout
 from .lower import lower
 from .steps import Map, Plan
 

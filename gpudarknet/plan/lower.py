@@ -25,7 +25,7 @@ from ..layers.sort_shortcut import SortShortcut
 from ..layers.upsample import Upsample
 from ..layers.yolo import Yolo
 from ..ops.activation import NORMALIZERS
-from .build import Builder
+from .fuse import Builder
 from .steps import Map
 
 ACTIVATED = (Connected, Convolutional, Local, Sam, ScaleChannels, Shortcut, SortShortcut)  # the last thing that they do

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet import cuda
-from gpudarknet.files import atomic
+from gpudarknet.backend import cuda
+from gpudarknet.io.atomic import atomic
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"  # shared libraries, named by the hash of what they were made from

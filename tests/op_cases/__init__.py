@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpudarknet.op import Op
+from gpudarknet.ops.base import Op
 
 # One pixel; few channels and odd sides; 255 channels; three images, and in most arrays several blocks, the last one partial.
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 255, 2, 3), (3, 8, 13, 6)]
@@ -94,4 +94,18 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape)
 
 
-from . import activation, conv, convolution, norm, pool, product, reorg, resample, resize, route, shortcut, update, yolo  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    activation,
+    convolution,
+    im2col,
+    matmul,
+    norm,
+    optimizers,
+    pool,
+    reorg,
+    resize,
+    route,
+    shortcut,
+    upsample,
+    yolo,
+)

@@ -5,7 +5,7 @@ import numpy as np
 from gpudarknet.ops import convolution
 
 from . import check, normal
-from .conv import outputs, taps
+from .im2col import outputs, taps
 
 # variants: groups, size, stride (vertical, horizontal), dilation, pad
 VARIANTS = [

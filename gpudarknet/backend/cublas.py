@@ -1,0 +1,321 @@
+"""cuBLAS through a handle of our own: what CuPy's cannot do, write into a part of a larger map and be captured in a graph.
+
+CuPy sets the stream of its handle before every call, which CUDA refuses while a graph is captured and which gives up the
+workspace; and its `out=` must be contiguous. Here stream, workspace and mode are set once, and every matrix is an address
+with a leading dimension. Matrices are row by row, as NumPy's:
+
+    handle = cublas.Handle(stream.ptr, (workspace.data.ptr, WORKSPACE))
+    handle.gemm("fp16", y, a, w, M, N, K, ldy, lda, ldw)           # y (M, N) = a (M, K) @ w (N, K).T
+    y = cublas.matmul(be, a, b)                                    # arrays, on the caller's stream
+
+`matmul` is there because CuPy's own multiplies a stack of float16 matrices as float32 copies of them, without tensor cores, and
+reads a broadcast operand through arrays of pointers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import byref, c_float, c_int, c_longlong, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError, OutOfMemoryError
+
+LARGEST_BATCH = 65_535  # matrices in one call: kernels of cuBLAS count them with a grid's z
+WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; without one, every captured graph gets its own
+
+# From cublas_api.h and library_types.h
+R_32F, R_16F = 0, 2
+COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
+DEFAULT_ALGORITHM = -1
+NO_HALF_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: parts of a sum are added as float32 too
+ALLOC_FAILED = 3
+STATUS = {
+    1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 11: "MAPPING_ERROR",
+    13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR", 15: "NOT_SUPPORTED", 16: "LICENSE_ERROR",
+}  # fmt: skip
+
+# precision -> (how numbers are stored, how they are multiplied and added). COMPUTE_32F is true float32: TF32 only where asked
+# for. PEDANTIC would beside that forbid tricks that only complex numbers know.
+PRECISIONS = {"fp32": (R_32F, COMPUTE_32F), "tf32": (R_32F, COMPUTE_32F_FAST_TF32), "fp16": (R_16F, COMPUTE_32F)}
+TYPES = {"f": "fp32", "e": "fp16"}  # by dtype.char
+
+_MATRIX = [c_void_p, c_int, c_int]  # address, type, leading dimension
+_STRIDED = [c_void_p, c_int, c_int, c_longlong]  # and how far apart the matrices of a batch are
+_SIZES = [c_int, c_int, c_int, c_int, c_int]  # how a and b are taken, m, n, k
+ARGUMENTS: dict[str, list[Any]] = {
+    "cublasCreate_v2": [c_void_p],
+    "cublasSetStream_v2": [c_void_p, c_void_p],
+    "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
+    "cublasSetMathMode": [c_void_p, c_int],
+    "cublasGetVersion_v2": [c_void_p, c_void_p],
+    "cublasGemmEx": [c_void_p, *_SIZES, c_void_p, *_MATRIX, *_MATRIX, c_void_p, *_MATRIX, c_int, c_int],
+    "cublasGemmStridedBatchedEx": [
+        c_void_p, *_SIZES, c_void_p, *_STRIDED, *_STRIDED, c_void_p, *_STRIDED, c_int, c_int, c_int,
+    ],
+}  # fmt: skip
+
+
+class Handle:
+    """A cuBLAS handle on one stream. It lives as long as the process.
+
+    stream: address of a CUDA stream. workspace: (address, bytes) on the device, which the caller keeps. library: what
+    `load` gives. Raises BackendError, from every call.
+    """
+
+    def __init__(self, stream: int, workspace: tuple[int, int], library: Any = None):
+        self.library = load() if library is None else library
+        self._one, self._zero = c_float(1), c_float(0)
+        self._handle = c_void_p()
+        self._call("cublasCreate_v2", byref(self._handle))
+        self.use(stream, workspace)
+        self._call("cublasSetMathMode", self._handle, NO_HALF_SUMS)
+
+    def use(self, stream: int, workspace: tuple[int, int]) -> None:
+        """Work on this stream, with this workspace, from now on."""
+        self._call("cublasSetStream_v2", self._handle, stream)
+        self._call("cublasSetWorkspace_v2", self._handle, *workspace)  # after the stream, which would take it away
+
+    def gemm(
+        self, precision: str, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
+        transa: bool = False, transw: bool = True,
+    ) -> None:  # fmt: skip
+        """Multiply: y (M, N) = a (M, K) @ w (N, K).T. y, a, w: addresses; ld: numbers from one row to the next.
+
+        transa: a is (K, M) in memory, and its transpose is taken. transw=False: w is (K, N), and taken as it is.
+        """
+        # cuBLAS counts column by column: there our y is (N, M), a is (K, M), and w is (K, N), to be transposed.
+        kind, compute = PRECISIONS[precision]
+        self._call(
+            "cublasGemmEx", self._handle, int(transw), int(transa), N, M, K,
+            byref(self._one), w, kind, ldw, a, kind, lda,
+            byref(self._zero), y, kind, ldy, compute, DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+    def gemms(
+        self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
+        apart_y: int, apart_a: int, apart_w: int, transa: bool = False, transw: bool = True,
+    ) -> None:  # fmt: skip
+        """Multiply `count` times as `gemm` does; apart: numbers from one matrix to the next, 0 for one that all share."""
+        kind, compute = PRECISIONS[precision]
+        self._call(
+            "cublasGemmStridedBatchedEx", self._handle, int(transw), int(transa), N, M, K,
+            byref(self._one), w, kind, ldw, apart_w, a, kind, lda, apart_a,
+            byref(self._zero), y, kind, ldy, apart_y, count, compute, DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+    def version(self) -> int:
+        """Return cuBLAS's version: 120901 is 12.9.1."""
+        found = c_int()
+        self._call("cublasGetVersion_v2", self._handle, byref(found))
+        return found.value
+
+    def _call(self, name: str, *args: Any) -> None:
+        function = getattr(self.library, name)
+        function.argtypes, function.restype = ARGUMENTS[name], c_int
+        status = function(*args)
+        if status:
+            said = f"{name}: cuBLAS says {STATUS.get(status, 'unknown')} ({status})"
+            if status == ALLOC_FAILED:
+                raise OutOfMemoryError(f"{said}: the device's memory is full; end other programs there")
+            raise BackendError(f"{said}; backend='numpy' goes without it")
+
+
+class Matrices:
+    """A stack of matrices as cuBLAS takes one: an address, a leading dimension, and whether it is to be transposed.
+
+    apart: for each axis of the stack, bytes from one matrix to the next.
+    """
+
+    def __init__(self, be: Any, a: Any, stack: tuple[int, ...]):
+        rows, columns = a.shape[-2:]
+        found = _leading(rows, columns, *(s // a.itemsize for s in a.strides[-2:]))
+        if found is None or min(a.strides) < 0:  # neither rows nor columns are contiguous, or it is read backwards
+            a, found = be.xp.ascontiguousarray(a), (columns, False)
+        self.array = a  # alive until the call is queued
+        self.address, (self.ld, self.transposed) = address(a), found
+        own, strides = a.shape[:-2], a.strides[:-2]
+        self.apart = [0] * (len(stack) - len(own)) + [0 if n == 1 else s for n, s in zip(own, strides, strict=True)]
+
+
+def _leading(rows: int, columns: int, row: int, column: int) -> tuple[int, bool] | None:
+    """Return the leading dimension of a matrix with these strides, and whether it is stored by columns; None: it has none."""
+    if (column == 1 or columns == 1) and (row >= columns or rows == 1):
+        return (columns if rows == 1 else row), False
+    if (row == 1 or rows == 1) and (column >= rows or columns == 1):
+        return (rows if columns == 1 else column), True
+    return None
+
+
+def matmul(be: Any, a: Any, b: Any) -> Any:
+    """Multiply as xp.matmul does, on the current device and stream: a (..., M, K), b (..., K, N) -> (..., M, N).
+
+    Both are float32 or both float16; sums are float32. Products of float32 are true ones, or TF32 where CUPY_TF32=1 asks CuPy
+    for it. Transposed views and what is broadcast are read where they lie.
+    """
+    if a.ndim == 1:
+        return matmul(be, a[None], b)[..., 0, :]
+    if b.ndim == 1:
+        return matmul(be, a, b[:, None])[..., 0]
+    (M, K), (rows, N) = a.shape[-2:], b.shape[-2:]
+    if rows != K:
+        raise ValueError(f"matmul: {a.shape} and {b.shape} do not fit")
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    y = (be.empty if K else be.zeros)((*stack, M, N), a.dtype)
+    if not (y.size and K):
+        return y
+    precision = "tf32" if a.dtype == np.float32 and _tf32() else TYPES[a.dtype.char]
+    left, right = Matrices(be, a, stack), Matrices(be, b, stack)
+    sizes = (M, N, K, N, left.ld, right.ld)
+    trans = (left.transposed, right.transposed)
+    outer, (count, *apart) = _axes(stack, y.strides, left.apart, right.apart)
+    numbers = tuple(s // y.itemsize for s in apart)
+    with borrowed(be) as handle:
+        for offsets in outer:
+            for first in range(0, count, LARGEST_BATCH):
+                at = (
+                    m + o + first * s
+                    for m, o, s in zip((address(y), left.address, right.address), offsets, apart, strict=True)
+                )
+                if count == 1:
+                    handle.gemm(precision, *at, *sizes, *trans)
+                else:
+                    handle.gemms(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *numbers, *trans)
+    return y
+
+
+def _axes(stack: tuple[int, ...], *strides: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """Cut a stack of matrices into calls: return where each begins, and (how many, how far apart) the matrices of a call are.
+
+    strides: for each array, bytes between matrices along each axis, of which there may be more than axes.
+    """
+    axes: list[tuple[int, ...]] = []  # (length, strides), from the outside
+    for n, *apart in zip(stack, *strides, strict=False):
+        if n == 1:
+            continue
+        if axes and all(s == n * t for s, t in zip(axes[-1][1:], apart, strict=True)):
+            axes[-1] = (axes[-1][0] * n, *apart)  # as if it were one axis
+        else:
+            axes.append((n, *apart))
+    longest = max(range(len(axes)), key=lambda k: axes[k][0], default=0)
+    inner = axes.pop(longest) if axes else (1, *(0 for _ in strides))
+    begins = [
+        tuple(sum(i * axis[1 + k] for i, axis in zip(place, axes, strict=True)) for k in range(len(strides)))
+        for place in np.ndindex(*(axis[0] for axis in axes))
+    ]
+    return begins, inner
+
+
+def _tf32() -> bool:
+    """Say whether CuPy was asked for TF32, in its own words."""
+    return os.environ.get("CUPY_TF32", "0") not in ("", "0")
+
+
+def address(a: Any) -> int:
+    """Return where an array of CuPy or NumPy begins, in its device's memory."""
+    return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
+
+
+class Loan:
+    """A handle that whoever multiplies borrows, set to the stream of who borrowed it last."""
+
+    def __init__(self, be: Any):
+        self.be, self.handle, self.workspace = be, None, None
+        self.user: tuple[int, Any] | None = None
+
+    def use(self, stream: Any) -> Any:
+        """Return the handle, which works on this stream from now on, the current one of this thread.
+
+        The workspace comes from the memory pool, which gives what lay on a stream again only to later work of that stream:
+        products that are still running elsewhere keep theirs, and nothing has to wait.
+        """
+        user = (threading.get_ident(), stream)  # CUDA's per-thread default streams have one address
+        if self.user != user:
+            self.user, self.workspace = None, self.be.empty((WORKSPACE,), np.uint8)
+            at = getattr(stream, "ptr", 0), (address(self.workspace), WORKSPACE)
+            if self.handle is None:
+                self.handle = self.be.cublas(*at)
+            else:
+                self.handle.use(*at)
+            self.user = user  # with the stream itself, so that no other can come to lie at its address
+        return self.handle
+
+
+_idle: dict[tuple[Any, int], list[Loan]] = {}
+
+
+@contextmanager
+def borrowed(be: Any) -> Iterator[Any]:
+    """Lend a handle of the current device that works on the current stream.
+
+    No two threads have one at a time; there are as many as threads ever multiplied at once. Plans have their own.
+    """
+    cuda = getattr(be.xp, "cuda", None)
+    idle = _idle.setdefault((be.cublas, be.current_device() or 0), [])
+    stream = None if cuda is None else cuda.get_current_stream()
+    try:
+        loan = idle.pop()
+    except IndexError:
+        loan = Loan(be)
+    try:
+        yield loan.use(stream)
+    finally:
+        idle.append(loan)
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Load libcublas: CuPy's own; else what this process has loaded; else what cuda.pathfinder finds; else by name.
+
+    Raises BackendError, which says what was tried.
+    """
+    tried = []
+    names = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+    for path in (*linked(), *loaded(), *found(), *names):
+        try:
+            library = ctypes.CDLL(path)
+            library.cublasGemmEx  # noqa: B018  # AttributeError where a system does not look into what a module is linked to
+            return library
+        except (OSError, AttributeError) as e:
+            tried.append(str(e).splitlines()[0])
+    raise BackendError(f'cuBLAS: cannot be loaded ({"; ".join(tried)}); pip install "gpudarknet[cuda12]" brings it')
+
+
+def linked() -> list[str]:
+    """Return CuPy's module that is linked to cuBLAS: functions looked up in it are those of the library that CuPy uses.
+
+    A process may hold several, for example cuBLAS 12 of a PyTorch beside the cuBLAS 13 of its CuPy.
+    """
+    try:
+        from cupy_backends.cuda.libs import cublas
+
+        return [cublas.__file__]
+    except ImportError:
+        return []
+
+
+def loaded(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Return the libcublas files that this process has loaded, the newest first; on other systems than Linux none."""
+    if not maps.exists():
+        return []
+    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
+    files = {line.split(maxsplit=5)[5] for line in lines if re.search(r"/libcublas\.so[.\d]*$", line)}
+    return sorted(files, key=lambda file: ([int(n) for n in re.findall(r"\d+", Path(file).name)], file), reverse=True)
+
+
+def found() -> list[str]:
+    """Return the libcublas that cuda.pathfinder, which comes with CuPy 14, finds."""
+    try:
+        from cuda import pathfinder
+
+        return [str(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)]
+    except (ImportError, RuntimeError, OSError):  # its own errors are RuntimeErrors
+        return []

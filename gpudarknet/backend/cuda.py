@@ -1,0 +1,199 @@
+"""The text of kernels/*.cu, the parameters of each kernel, and the launcher that runs them through CuPy.
+
+A kernel is called by the name "file.kernel". Its file is compiled once per storage type `T`: an array declared
+`T *` is float32 or float16 in memory, arithmetic is float. What a call passes is checked against the kernel's
+parameters, because CUDA itself checks nothing. CuPy is imported by `Launcher` and nowhere else, so that tests read
+kernels on any machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import BackendError
+from .threads import cores
+
+LOG = logging.getLogger("gpudarknet")
+NOTICE_AFTER = 0.5  # seconds of waiting for compiled kernels
+OPTIONS = ("--std=c++17",)
+STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
+SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
+ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
+LARGEST = 2**31 - 1  # kernels count with int
+NULL = np.uintp(0)  # CuPy would pass None as no argument at all
+
+KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
+INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel: `const T *x` is ("x", "T", pointer=True, const=True)."""
+
+    name: str
+    type: str
+    pointer: bool
+    const: bool
+
+
+def folder() -> Path:
+    """Return where the .cu files are: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent.parent / "kernels"
+    return inside if inside.is_dir() else inside.parent.parent / "kernels"
+
+
+def files() -> list[str]:
+    """Return the names of all kernel files, without ".cu"."""
+    return sorted(path.stem for path in folder().glob("*.cu"))
+
+
+@cache
+def source(file: str, T: str = "float") -> str:
+    """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file with what it includes.
+
+    Headers are written out here, because CuPy's cache of compiled kernels looks at this text alone: it would miss a change
+    of an included file. #line keeps compilers' messages right.
+    """
+    return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
+
+
+def _text(name: str) -> str:
+    """Return the text of a file, with the headers that it includes in their places."""
+    lines = (folder() / name).read_text(encoding="utf-8").split("\n")
+    for i, line in enumerate(lines):
+        if header := INCLUDE.fullmatch(line):
+            lines[i] = f'{_text(header[1])}\n#line {i + 2} "{name}"'
+    return "\n".join([f'#line 1 "{name}"', *lines])
+
+
+@cache
+def parameters(file: str) -> dict[str, tuple[Parameter, ...]]:
+    """Read the kernels of a file: name -> parameters."""
+    text = COMMENT.sub(" ", (folder() / f"{file}.cu").read_text(encoding="utf-8"))
+    kernels = {name: tuple(map(_parameter, inside.split(","))) for name, inside in KERNEL.findall(text)}
+    if len(kernels) != text.count("__global__"):
+        raise ValueError(f'{file}.cu: every kernel must begin with: extern "C" __global__ void NAME(')
+    return kernels
+
+
+def _parameter(text: str) -> Parameter:
+    *words, name = re.findall(r"\w+|\*", text.replace("__restrict__", ""))
+    kind = " ".join(word for word in words if word not in ("const", "*"))
+    return Parameter(name, kind, "*" in words, "const" in words)
+
+
+def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
+    """Check and cast the arguments of a kernel; return the storage type T and what to hand to the driver.
+
+    `array` is the class of the backend's arrays. int parameters take integers, float ones numbers, pointers take
+    C-contiguous arrays of their type or None. Raises TypeError or ValueError, which mean a mistake in this package, and
+    BackendError for an array of 2^31 numbers or more.
+    """
+    file, _, name = kernel.partition(".")
+    wanted = parameters(file)[name]
+    if len(args) != len(wanted):
+        names = ", ".join(p.name for p in wanted)
+        raise TypeError(f"{kernel} takes {len(wanted)} arguments ({names}), not {len(args)}")
+    T, values = None, []
+    for p, a in zip(wanted, args, strict=True):
+        if p.pointer and isinstance(a, array):
+            dtype = str(a.dtype)
+            if p.type == "T":
+                T = T or STORAGE.get(dtype)
+            if (dtype != ARRAYS.get(p.type)) if p.type != "T" else (T is None or STORAGE.get(dtype) != T):
+                raise TypeError(f"{kernel}: {p.name} is {p.type} * (T = {T or 'unknown'}), not {dtype}")
+            if not a.flags.c_contiguous:
+                raise ValueError(f"{kernel}: {p.name} is not C-contiguous")
+            if a.size > LARGEST:
+                raise BackendError(f"{kernel}: {p.name} has {a.size:,} numbers, 2^31 or more; use a smaller batch")
+            values.append(a)
+        elif p.pointer and a is None:
+            values.append(NULL)
+        elif not p.pointer and isinstance(a, (int, np.integer) if p.type == "int" else (int, float, np.number)):
+            values.append(SCALARS[p.type](a))
+        else:
+            raise TypeError(f"{kernel}: {p.name} is {p.type}{' *' * p.pointer}, not {type(a).__name__}")
+    return T or "float", values
+
+
+def grid(kernel: str, threads: int, block: int) -> int:
+    """Return how many blocks hold at least `threads` threads. Raises BackendError where an int cannot count them."""
+    blocks = -(-threads // block)
+    if blocks * block > LARGEST:
+        raise BackendError(f"{kernel}: needs {threads:,} threads, 2^31 or more; use a smaller batch")
+    return blocks
+
+
+class Launcher:
+    """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
+
+    A file is compiled when one of its kernels is first called, or before, beside others, by `compile`. CuPy keeps what is
+    compiled on the disk, for later processes.
+    """
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy: Any = cupy
+        self.lock = threading.Lock()
+        self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
+        self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, good for every device
+
+    def __call__(self, kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        T, values = bind(kernel, args, self.cupy.ndarray)
+        if threads:
+            function = self.functions.get((kernel, T)) or self._function(kernel, T)
+            function((grid(kernel, threads, block),), (block,), values)
+
+    def _function(self, kernel: str, T: str) -> Any:
+        file, _, name = kernel.partition(".")
+        function = self.compile([file], T)[0].get_function(name)
+        return self.functions.setdefault((kernel, T), function)
+
+    def compile(self, files: Sequence[str], T: str) -> list[Any]:
+        """Return the modules of files for the current device, compiled side by side where they are not there yet.
+
+        NVRTC works on several programs at a time, and CuPy lets go of the interpreter's lock meanwhile. Whoever asks for
+        what another thread has begun waits for that. Says what it waits for, if that takes longer than a look into CuPy's
+        cache on the disk.
+        """
+        device = self.cupy.cuda.runtime.getDevice()
+        with self.lock:
+            new = [key for file in files if (key := (device, file, T)) not in self.modules]
+            if new:
+                pool = ThreadPoolExecutor(min(len(new), cores()), "nvrtc")
+                self.modules |= {key: pool.submit(self._compile, *key) for key in new}
+                pool.shutdown(wait=False)
+            wanted = {file: self.modules[device, file, T] for file in files}
+        if wait(wanted.values(), NOTICE_AFTER).not_done:
+            names = ", ".join(file for file, module in wanted.items() if not module.done())
+            dtype = next(dtype for dtype, storage in STORAGE.items() if storage == T)
+            LOG.info("compiling CUDA kernels %s for %s (once per machine, some seconds)", names, dtype)
+        try:
+            return [module.result() for module in wanted.values()]
+        except BaseException:
+            with self.lock:  # so that the next call tries again
+                for key, module in list(self.modules.items()):
+                    if module.done() and module.exception() is not None:
+                        del self.modules[key]
+            raise
+
+    def _compile(self, device: int, file: str, T: str) -> Any:
+        self.cupy.cuda.Device(device).use()  # a new thread begins at device 0
+        module = self.cupy.RawModule(code=source(file, T), options=OPTIONS)
+        module.compile()
+        return module
+
+
+def launcher() -> Launcher:
+    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
+    return Launcher()

@@ -1,0 +1,191 @@
+"""Read pictures from files and from other libraries' arrays, and write them.
+
+A picture is uint8 (H, W, C) with C = 3 (RGB) or 1. What is done with it has files of its own, offered here too: `resize.py`
+makes network input of it, `drawing.py` draws detections on it.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..io.atomic import atomic
+from .drawing import colour as colour
+from .drawing import draw as draw
+from .resize import classifier_input as classifier_input
+from .resize import letterbox as letterbox
+from .resize import network_input as network_input
+from .resize import resize as resize
+from .resize import with_channels
+
+Picture = NDArray[np.uint8]
+
+PIXELS = 2**28  # the most a PNG may claim: a file of a few kilobytes can unfold to anything
+CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and managed
+
+
+# Reading and writing
+
+
+def opencv() -> Any:
+    """Import OpenCV. Raises ImageError where it does not load: its wheel with windows needs a desktop's libraries."""
+    try:
+        import cv2
+    except ImportError as e:
+        raise ImageError(
+            f"OpenCV does not load ({e}); pip install opencv-python-headless, or on Debian apt install libgl1 libglib2.0-0"
+        ) from None
+    return cv2
+
+
+def read(path: str | os.PathLike[str], channels: int = 3) -> Picture:
+    """Read a picture file -> uint8 (H, W, 3) RGB, or (H, W, 1) grey with channels=1. ImageError if that cannot be.
+
+    EXIF orientation is applied, alpha is dropped and 16 bits become 8, as OpenCV does them.
+    """
+    cv2 = opencv()
+
+    if channels not in (1, 3):
+        raise ImageError(f"{path}: cannot be read with {channels} channels; ask for 3 (RGB) or 1 (grey)")
+    data = _content(Path(path))
+    fault = _fault(data)
+    if fault:
+        raise ImageError(f"{path}: {fault}")
+    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    try:
+        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:  # its text has several lines; `err` is the condition that failed
+        raise ImageError(f"{path}: OpenCV refuses this picture ({error.err}); give a smaller one") from None
+    if image is None:
+        raise ImageError(f"{path}: is not a picture that OpenCV can read; give a whole JPEG, PNG or BMP file")
+    if channels == 3:
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image.reshape(*image.shape[:2], channels)
+
+
+def write(path: str | os.PathLike[str], image: Picture) -> None:
+    """Write uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) as the file type that the name's ending says. All or nothing."""
+    cv2 = opencv()
+
+    path = Path(path)
+    if not cv2.haveImageWriter(path.name):
+        raise ImageError(f"{path}: OpenCV writes no {path.suffix!r} pictures; end the name in .jpg or .png")
+    bgr = image[:, :, ::-1] if image.ndim == 3 else image
+    try:
+        data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr))[1].tobytes()
+    except cv2.error:  # too large for the format, or of a shape that is no picture
+        raise ImageError(
+            f"{path}: OpenCV cannot store shape {image.shape} as {path.suffix}; end the name in .png"
+        ) from None
+    try:
+        with atomic(path) as beside:
+            beside.write_bytes(data)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def as_image(source: Any, channels: int = 3) -> Picture:
+    """Give a picture as uint8 (H, W, channels), without a copy where it already is one. ImageError if it cannot be.
+
+    `source` is a path; a PIL image (its pixels as they stand: EXIF orientation is not applied); or a uint8 array (H, W),
+    (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of NumPy, or of any library by __dlpack__, __cuda_array_interface__
+    or __array_interface__. Frames of OpenCV are BGR: hand in `frame[..., ::-1]`.
+    """
+    if isinstance(source, str | os.PathLike):
+        return read(source, channels)
+    array = _host_array(source)
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"image: holds {array.dtype} numbers, not uint8; if they are 0..1, give (image * 255).astype('uint8')"
+        )
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ImageError(
+            f"image: shape {array.shape} is not (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); "
+            "give one picture, channels last"
+        )
+    return with_channels(array[:, :, :3], channels)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: is a folder; give the path of a picture")
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise ImageError(f"{path}: is not an ordinary file; save the picture to one")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path!s}: cannot be read ({reason}); check the path and its permissions") from None
+    if not data:
+        raise ImageError(f"{path}: is empty; give a JPEG, PNG or BMP file")
+    return data
+
+
+def _fault(data: bytes) -> str:
+    """Say what is wrong with a JPEG or PNG file and the way out, or "".
+
+    The decoders would find it too, but they tell the process's stderr, and old ones return the half picture.
+    """
+    short = "ends before the picture does; fetch or save the file again"
+    if data.startswith(b"\xff\xd8\xff"):
+        return short if data.rfind(b"\xff\xd9") < 0 else ""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ""
+    at, kind = 8, b""
+    while kind != b"IEND":  # a chunk: length of the content, kind, content, checksum of the last two
+        kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return short
+        needed = not kind[0] & 0x20  # decoders do without the other kinds
+        if needed and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return f"is damaged at byte {at}; fetch or save the file again"
+        if kind == b"IHDR":
+            W, H = int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big")
+            if not 0 < W * H <= PIXELS:
+                return f"claims a size of {W} x {H}; give a picture of 1 to {PIXELS} pixels"
+        at = end + 4
+    return ""
+
+
+def _host_array(source: Any) -> NDArray[Any]:
+    """Bring what is not a path to the host's memory as a NumPy array."""
+    if isinstance(source, np.ndarray):
+        return source
+    if hasattr(source, "convert") and hasattr(source, "mode"):  # a PIL image, which this package need not import
+        if source.mode[0] in "IF":
+            raise ImageError(f"image: PIL mode {source.mode} is not 8 bits deep; scale it to 0..255 as mode L first")
+        return np.asarray(source.convert("L" if source.mode in ("1", "L", "LA") else "RGB"))
+    try:
+        if hasattr(source, "__cuda_array_interface__") or (
+            hasattr(source, "__dlpack_device__") and source.__dlpack_device__()[0] in CUDA_DEVICES
+        ):
+            return _from_cuda(source)
+        if hasattr(source, "__dlpack__"):
+            return np.from_dlpack(source)
+        if hasattr(source, "__array_interface__"):
+            return np.asarray(source)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ImageError(
+            f"image: the array of this {type(source).__name__} cannot be taken ({reason}); give a NumPy array"
+        ) from None
+    raise ImageError(f"image: a {type(source).__name__} is not a picture; give a path, a PIL image or a uint8 array")
+
+
+def _from_cuda(source: Any) -> NDArray[Any]:
+    try:
+        import cupy
+    except ImportError:
+        raise ImageError("image: lies in GPU memory, and CuPy is not installed; copy it to the host first") from None
+    take = cupy.asarray if hasattr(source, "__cuda_array_interface__") else cupy.from_dlpack
+    return take(source).get()

@@ -1,0 +1,39 @@
+"""Change the size of feature maps without weights: upsample, downsample, and the blocks of reorg and reorg3d."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import op
+
+
+@op
+def upsample(be: Any, x: Any, s: int, scale: float) -> Any:
+    """Repeat every pixel s x s times and multiply by scale: x (N, C, H, W) -> (N, C, H*s, W*s)."""
+    y = x.repeat(s, axis=2).repeat(s, axis=3)
+    return y if scale == 1 else y * y.dtype.type(scale)
+
+
+@upsample.kernel
+def upsample_cuda(be: Any, x: Any, s: int, scale: float) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, H * s, W * s), x.dtype)
+    be.launch("upsample.upsample", y.size, x, y, y.size, H, W, s, scale)
+    return y
+
+
+@op
+def downsample(be: Any, x: Any, s: int, scale: float) -> Any:
+    """Add up blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> (N, C, H//s, W//s); adjoint of `upsample`."""
+    N, C, H, W = x.shape
+    blocks = x[:, :, : H // s * s, : W // s * s].reshape(N, C, H // s, s, W // s, s)
+    y = blocks.sum(axis=(3, 5))
+    return y if scale == 1 else y * y.dtype.type(scale)
+
+
+@downsample.kernel
+def downsample_cuda(be: Any, x: Any, s: int, scale: float) -> Any:
+    N, C, H, W = x.shape
+    y = be.empty((N, C, H // s, W // s), x.dtype)
+    be.launch("upsample.downsample", y.size, x, y, y.size, H, W, s, scale)
+    return y

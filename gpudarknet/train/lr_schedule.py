@@ -1,0 +1,47 @@
+"""The learning rate of an iteration (get_current_rate in src/network.c)."""
+
+from __future__ import annotations
+
+import math
+
+from ..cfg import Net
+from ..errors import CfgError
+
+
+def check(net: Net, path: str) -> None:
+    """Raise CfgError for a policy without what it needs."""
+    if net.policy == "steps" and (not net.steps or not net.scales or len(net.steps) != len(net.scales)):
+        raise CfgError(f"{path}: [net] policy=steps needs steps and scales, as many of one as of the other")
+    if net.policy in ("poly", "sgdr") and net.max_batches < 1:
+        raise CfgError(f"{path}: [net] policy={net.policy} needs max_batches, the iterations of the whole training")
+
+
+def rate(net: Net, n: int, chance: float = 1.0) -> float:
+    """Return the learning rate at iteration n (the first update is 1). `chance` in 0..1 is for policy=random."""
+    base = net.learning_rate
+    if n < net.burn_in:
+        return base * (n / net.burn_in) ** net.power
+    if net.policy == "step":
+        return base * net.scale ** (n // max(net.step, 1))
+    if net.policy == "steps":
+        for step, scale in zip(net.steps or (), net.scales or (), strict=True):
+            if step > n:
+                break
+            base *= scale
+        return base
+    if net.policy == "exp":
+        return base * net.gamma**n
+    if net.policy == "poly":
+        return base * max(0.0, 1 - n / net.max_batches) ** net.power
+    if net.policy == "random":
+        return base * chance**net.power
+    if net.policy == "sigmoid":
+        return base / (1 + math.exp(min(net.gamma * (n - net.step), 700.0)))
+    if net.policy == "sgdr":
+        start, length = 0, net.sgdr_cycle or net.max_batches
+        while n > start + length:  # the last iteration of a cycle has the lowest rate
+            start += length
+            length *= max(net.sgdr_mult, 1)
+        low = net.learning_rate_min
+        return low + 0.5 * (base - low) * (1 + math.cos((n - start) * math.pi / length))
+    return base

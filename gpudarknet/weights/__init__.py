@@ -1,0 +1,136 @@
+"""Read and write .weights files: a header, then float32 arrays, layer by layer (load_weights, save_weights in src/parser.c)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import WeightsError, WeightsWarning
+from ..graph import Node
+from ..io.atomic import atomic
+from ..layers import Layer
+from ..layers.base import Init
+from . import safetensors
+
+Arrays = list[dict[str, Any]]  # for each layer: name -> array
+STATISTICS = ("scale", "mean", "variance")
+
+
+class Reader:
+    """A .weights file, read from front to back."""
+
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
+        head = self.file.read(12)
+        if len(head) < 12:
+            raise WeightsError(f"{path}: has {self.size} bytes, too few for a header; download it again")
+        major, minor, _ = struct.unpack("<iii", head)
+        if not (0 <= major <= 2000 and 0 <= minor <= 2000):
+            raise WeightsError(f"{path}: is not a .weights file (it would be version {major}.{minor}); check the path")
+        wide = major * 10 + minor >= 2  # `seen` grew from 32 to 64 bits with version 0.2
+        seen = self.file.read(8 if wide else 4)
+        if len(seen) < (8 if wide else 4):
+            raise WeightsError(f"{path}: ends inside its header; download it again")
+        self.seen = int.from_bytes(seen, "little")
+        self.transposed = major > 1000 or minor > 1000
+
+    @property
+    def left(self) -> int:
+        """How many float32 numbers are still to be read."""
+        return (self.size - self.file.tell()) // 4
+
+    def take(self, count: int) -> np.ndarray:
+        """Read the next numbers."""
+        return np.fromfile(self.file, "<f4", count).astype(np.float32, copy=False)
+
+
+def stored(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], Init, bool]]:
+    """Yield (name, shape, init, in the file) of a layer's arrays, in file order."""
+    layer = node.layer
+    for name, shape, init in layer.weights(*node.inputs):
+        skipped = layer.dontload or (layer.dontloadscales and name in STATISTICS)
+        yield name, shape, init, not (reading and skipped)
+
+
+def initial(nodes: Sequence[Node], rng: np.random.Generator) -> Arrays:
+    """Make the weights that Darknet begins training with."""
+    return [{name: init(rng, shape) for name, shape, init, _ in stored(node, True)} for node in nodes]
+
+
+def read(
+    path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
+) -> tuple[Arrays, int]:
+    """Read a file for these layers: (arrays, images seen). Layers that it does not reach keep initial values.
+
+    `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and gives a
+    WeightsWarning, as do numbers left over. A .safetensors file is read as such. Raises WeightsError for a file that cannot
+    be of this network.
+    """
+    if Path(path).suffix == safetensors.SUFFIX:
+        return safetensors.read(path, nodes, rng, upto)
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed by the next `with`; opening alone is what may fail here
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    with file:
+        reader = Reader(path, file)
+        arrays, ended = [], None
+        for node in nodes:
+            own: dict[str, Any] = {}
+            wanted = [(name, shape) for name, shape, _, inside in stored(node, True) if inside]
+            if wanted and ended is None and reader.left == 0:
+                ended = node.index
+            open_ = ended is None and (upto is None or node.index < upto)
+            for name, shape, init, inside in stored(node, True):
+                count = int(np.prod(shape))
+                if not (inside and open_):
+                    own[name] = init(rng, shape)
+                    continue
+                if count > reader.left:
+                    raise WeightsError(
+                        f"{path}: ends inside layer {node.index}: {name} {shape} needs {count} numbers, {reader.left} are left;"
+                        " the file is cut short or belongs to another cfg"
+                    )
+                own[name] = arranged(reader.take(count), name, shape, node.layer, reader.transposed)
+            arrays.append(own)
+        if ended is not None and (upto is None or ended < upto):
+            warnings.warn(
+                f"{path}: ends before layer {ended}; layers {ended} to {nodes[-1].index} keep their initial values",
+                WeightsWarning, stacklevel=2,
+            )  # fmt: skip
+        if reader.left and upto is None:
+            warnings.warn(
+                f"{path}: {reader.left} numbers are left over after the last layer; is it the file of another cfg?",
+                WeightsWarning, stacklevel=2,
+            )  # fmt: skip
+        return arrays, reader.seen
+
+
+def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, transposed: bool) -> np.ndarray:
+    """Give numbers their shape; undo the two ways in which old files hold a kernel transposed."""
+    if transposed and len(shape) == 2 and name.endswith("kernel"):  # a connected matrix, [inputs][outputs]
+        return np.ascontiguousarray(flat.reshape(shape[::-1]).T)
+    if name == "kernel" and getattr(layer, "flipped", False):  # [taps][filters]
+        return np.ascontiguousarray(flat.reshape(-1, shape[0]).T).reshape(shape)
+    return flat.reshape(shape)
+
+
+def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:
+    """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file appears whole or not at all."""
+    if Path(path).suffix == safetensors.SUFFIX:
+        return safetensors.write(path, nodes[:upto], arrays, seen)
+    try:
+        with atomic(path) as beside, open(beside, "wb") as file:
+            file.write(struct.pack("<iiiQ", 0, 2, 5, seen))
+            for node in nodes[:upto]:
+                for name, _, _, _ in stored(node, False):
+                    file.write(np.ascontiguousarray(arrays[node.index][name], "<f4").tobytes())
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None

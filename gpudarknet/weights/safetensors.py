@@ -1,0 +1,105 @@
+"""Read and write weights as .safetensors: a header in JSON that names every array, then their bytes.
+
+Arrays are called LAYER.NAME, for example 7.kernel. The format is that of the safetensors library, which need not be there.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import WeightsError, WeightsWarning
+from ..graph import Node
+from ..io.atomic import atomic
+
+SUFFIX = ".safetensors"
+LARGEST = 100 << 20  # bytes of a header, the limit of the format
+KINDS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+
+
+def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, Any]], seen: int) -> None:
+    """Write the weights of these layers as float32. The file appears whole or not at all. Raises WeightsError."""
+    header: dict[str, Any] = {"__metadata__": {"format": "np", "seen": str(seen)}}
+    body, begin = [], 0
+    for node in nodes:
+        for name, shape, _ in node.layer.weights(*node.inputs):
+            body.append(np.ascontiguousarray(arrays[node.index][name], "<f4"))
+            end = begin + body[-1].nbytes
+            header[f"{node.index}.{name}"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+            begin = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    try:
+        with atomic(path) as beside, open(beside, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for array in body:
+                file.write(array.tobytes())
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+
+
+def read(
+    path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Read a file for these layers: (arrays, images seen). Arrays that it lacks keep initial values, with a WeightsWarning.
+
+    upto: read only the first so many layers. Raises WeightsError for a file that cannot be of this network.
+    """
+    header, data = content(path)
+    arrays, missing = [], []
+    for node in nodes:
+        own = {}
+        wanted = not node.layer.dontload and (upto is None or node.index < upto)
+        for name, shape, init in node.layer.weights(*node.inputs):
+            key = f"{node.index}.{name}"
+            if wanted and key in header:
+                own[name] = array(path, key, header[key], data, shape)
+                continue
+            own[name] = init(rng, shape)
+            missing += [key] if wanted else []
+        arrays.append(own)
+    if missing:
+        warnings.warn(
+            f"{path}: has no {missing[0]} and {len(missing) - 1} other arrays of this cfg; they keep their initial values",
+            WeightsWarning, stacklevel=2,
+        )  # fmt: skip
+    seen = header.get("__metadata__", {}).get("seen", "0")
+    return arrays, int(seen) if seen.isdecimal() else 0
+
+
+def content(path: str | Path) -> tuple[dict[str, Any], memoryview]:
+    """Return a file's header and the bytes after it. Raises WeightsError."""
+    try:
+        whole = memoryview(Path(path).read_bytes())
+    except OSError as e:
+        raise WeightsError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    length = int.from_bytes(whole[:8], "little")
+    try:
+        if not 2 <= length <= min(LARGEST, len(whole) - 8):
+            raise ValueError
+        header = json.loads(bytes(whole[8 : 8 + length]))
+        if not isinstance(header, dict):
+            raise ValueError
+    except ValueError:
+        raise WeightsError(f"{path}: is not a .safetensors file, or is cut short; fetch or write it again") from None
+    return header, whole[8 + length :]
+
+
+def array(path: str | Path, key: str, entry: Any, data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """Return one array as float32. Raises WeightsError where it is not of the shape that the layer needs."""
+    try:
+        kind, (begin, end) = KINDS[entry["dtype"]], entry["data_offsets"]
+        found = tuple(entry["shape"])
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(f"{path}: {key} is not described as {', '.join(KINDS)} numbers; write it again") from None
+    if found != shape:
+        raise WeightsError(f"{path}: {key} has shape {found}, the cfg needs {shape}; the file belongs to another cfg")
+    if not 0 <= begin <= end <= len(data) or end - begin != int(np.prod(shape)) * kind.itemsize:
+        raise WeightsError(f"{path}: ends inside {key}; the file is cut short, fetch or write it again")
+    return np.frombuffer(data[begin:end], kind).astype(np.float32).reshape(shape)

@@ -1,0 +1,22 @@
+// One step of an optimiser, in place, on one array of weights. Twins of gpudarknet/ops/optimizers.py.
+
+// Move w along g: g -= decay * w; w += rate * g; g *= momentum.
+extern "C" __global__ void sgd(float *w, float *g, int n, float rate, float momentum, float decay) {
+    int i = thread_index();
+    if (i >= n) return;
+    float step = g[i] - decay * w[i];
+    w[i] += rate * step;
+    g[i] = step * momentum;
+}
+
+// Move w along g by Adam, m and v being its moments; g is set to 0. c1 = 1 - beta1^t, c2 = 1 - beta2^t.
+extern "C" __global__ void adam(float *w, float *g, float *m, float *v, int n, float rate, float beta1, float beta2,
+                                float eps, float decay, float c1, float c2) {
+    int i = thread_index();
+    if (i >= n) return;
+    float step = g[i] - decay * w[i];
+    m[i] = beta1 * m[i] + (1 - beta1) * step;
+    v[i] = beta2 * v[i] + (1 - beta2) * step * step;
+    w[i] += rate * (m[i] / c1) / (sqrtf(v[i] / c2) + eps);
+    g[i] = 0;
+}

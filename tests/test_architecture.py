@@ -1,0 +1,190 @@
+"""What the reader relies on: imports run down only, heavy libraries load late, and every layer says what it does."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gpudarknet
+from gpudarknet.backend import cuda
+from gpudarknet.layers import SECTIONS
+from gpudarknet.ops.base import OPS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gpudarknet"
+SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# From the ground up, as in ARCHITECTURE.md. A module imports from its own floor and from those below.
+FLOORS = [
+    {"errors", "io", "boxes"},
+    {"backend", "image"},
+    {"ops"},
+    {"layers"},
+    {"cfg"},
+    {"graph"},
+    {"weights", "summary", "data"},
+    {"export", "plan"},
+    {"network"},
+    {"detector"},
+    {"tiles", "evaluate"},
+    {"train"},
+    {"__init__"},
+    {"cv2dnn", "darknet", "bench"},
+    {"cli", "__main__"},
+]
+MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(gpudarknet.__path__, "gpudarknet.")
+           if not info.name.endswith("__main__")]  # fmt: skip
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a tree, without what only a type checker sees."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield from running(child)
+
+
+def imported(name: str) -> set[str]:
+    """Return the modules of this package that a module imports, wherever in its text."""
+    package = name.split("/") if SOURCES[name].stem == "__init__" else name.split("/")[:-1]
+    package = [part for part in package if part != "__init__"]
+    found = set()
+    for node in running(tree(SOURCES[name])):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            if not node.level:
+                if base[0] != "gpudarknet":
+                    continue
+                base = base[1:]
+            for alias in node.names:
+                parts = [*base, alias.name]
+                for length in (len(parts), len(parts) - 1):
+                    inside = "/".join(parts[:length])
+                    module = next((m for m in (inside, f"{inside}/__init__".lstrip("/")) if m in SOURCES), None)
+                    if module:
+                        found.add(module)
+                        break
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                assert not alias.name.startswith("gpudarknet."), f"{name}: write `from . import ...`"
+    return found - {name}
+
+
+IMPORTS = {name: imported(name) for name in SOURCES}
+
+
+def test_every_module_has_a_floor():
+    assert {name.split("/")[0] for name in SOURCES} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_run_down(name):
+    here = FLOOR[name.split("/")[0]]
+    above = [other for other in IMPORTS[name] if FLOOR[other.split("/")[0]] > here]
+    assert above == []
+
+
+def test_no_circles():
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in IMPORTS[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in SOURCES:
+        visit(name, ())
+
+
+def test_a_layer_knows_ops_and_its_base_and_never_a_device():
+    for name in SOURCES:
+        if name.startswith("layers/"):
+            assert not IMPORTS[name] & {"backend", "cuda"}, name
+
+
+@pytest.mark.parametrize("library", ["cv2", "cupy", "rich", "skimage"])
+def test_heavy_libraries_load_late(library):
+    code = f"import sys, gpudarknet; sys.exit({library!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_cv2_and_cupy_are_imported_inside_functions():
+    for name, path in SOURCES.items():
+        for node in tree(path).body:
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {n.split(".")[0] for n in names} & {"cv2", "cupy"}, name
+
+
+def test_only_the_command_line_prints():
+    for name, path in SOURCES.items():
+        if name.startswith("cli/"):
+            continue
+        for node in ast.walk(tree(path)):
+            printing = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not printing, f"{name}:{node.lineno} prints"  # type: ignore[attr-defined]
+
+
+def test_no_room_for_odds_and_ends():
+    assert not {path.stem for path in SOURCES.values()} & {"util", "utils", "common", "helpers", "misc"}
+
+
+VERBS = set(
+    "Activate Add Average Compare Convolve Cut Divide Give Hold Join Multiply Normalise Pass Rearrange Remember Repeat Move Stack"
+    " Take Turn Zero".split()
+)
+
+
+@pytest.mark.parametrize("layer", sorted(set(SECTIONS.values()), key=lambda c: c.section), ids=lambda c: c.section)
+def test_a_layers_first_line_begins_with_a_verb_and_shows_shapes(layer):
+    first = (layer.__doc__ or "").split("\n")[0]
+    assert re.split(r"\W", first)[0] in VERBS, first
+    assert "->" in first, first
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_an_op_says_what_it_does(op):
+    assert re.match(r"[A-Z][a-z]+", op.__doc__ or ""), f"{op.name} begins with a verb"
+
+
+@pytest.mark.parametrize("file", cuda.files())
+def test_a_kernel_stands_under_a_comment(file):
+    lines = (cuda.folder() / f"{file}.cu").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("//"), "a file begins with what it is about"
+    for number, line in enumerate(lines):
+        assert "__global__" not in line or lines[number - 1].startswith("//"), f"{file}.cu:{number + 1}"
+
+
+def test_public_names_have_docstrings():
+    twins = {op.twin for op in OPS.values()}
+    bare = [
+        f"{module.__name__}.{name}"
+        for module in MODULES
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+        if not value.__doc__ and value not in twins
+    ]
+    assert bare == []
+
+
+def test_architecture_names_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = {name.split("/")[0] + ("/" if "/" in name else ".py") for name in SOURCES} - {"__init__.py", "__main__.py"}
+    assert {room for room in rooms if f"`{room}" not in text} == set()

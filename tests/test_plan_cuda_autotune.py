@@ -1,0 +1,137 @@
+"""Measured ways to convolve on a GPU: raced, remembered by device, followed; on a CPU, where the times mean nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import backend_for
+from test_plan_cuda import plan_backend
+
+from gpudarknet import backend, cfg, load_network
+from gpudarknet.cli import main
+from gpudarknet.errors import BackendError
+from gpudarknet.plan import compile, cuda, tuning
+from gpudarknet.plan.cuda import autotune
+
+NET = """[net]
+channels=3
+width=16
+height=10
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[shortcut]
+from=-2
+[convolutional]
+filters=7
+size=1
+activation=linear
+[connected]
+output=4
+activation=linear
+"""
+RACED = [{"kernel", "patches", "winograd"}, {"patches", "winograd"}]
+BY_IMAGE = [{*RACED[0], "patches by image"}, {*RACED[1], "patches by image"}, {"gemm", "gemm by image"}]
+BY_IMAGE += [{"patches", "patches by image"}]  # [connected]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Run in an empty folder, which is the cache too; race for no longer than it takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "SECONDS", 0)
+    return tmp_path
+
+
+@pytest.fixture(params=["host-cuda", "cuda"])
+def be(request):
+    """Kernels and a cuBLAS made of NumPy, without streams; and a GPU."""
+    return plan_backend() if request.param == "host-cuda" else backend_for("cuda")
+
+
+def plan(net, batch=1):
+    return compile(net.nodes, net.weights, net.heads, net.net.input, batch)
+
+
+@pytest.mark.parametrize(("batch", "raced"), [(1, RACED), (2, BY_IMAGE)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_shape_is_raced_once(be, batch, raced, precision):
+    net = load_network(cfg.parse(NET), backend=be)
+    found = list(autotune.measure(plan(net, batch), be, precision))
+    assert [set(times) for _, _, times in found] == raced
+    assert all(choice in times and min(times.values()) > 0 for _, choice, times in found)
+
+
+def test_a_way_must_be_clearly_faster_than_the_rules():
+    assert autotune.fastest({"patches": 1.0, "winograd": 0.95}, "patches") == "patches"
+    assert autotune.fastest({"patches": 1.0, "winograd": 0.85, "kernel": 0.8}, "patches") == "kernel"
+    assert autotune.fastest({"winograd": 0.95}, "patches") == "winograd"  # there was no memory for the rule's
+
+
+def test_a_device_is_named_with_its_cublas(be):
+    name, version = "host-cuda", 120901
+    if be.name == "cupy":
+        name = be.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        version = be.xp.cuda.cublas.getVersion(be.xp.cuda.device.get_cublas_handle())
+    numbers = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    assert autotune.device(be, "fp16") == f"{name}, cuBLAS {numbers}, fp16"
+
+
+def test_choices_are_remembered_and_followed(be):
+    net = load_network(cfg.parse(NET), backend=be)
+    key = plan(net).steps[1].key(1)
+    of = autotune.device(be, "fp32")
+    path = tuning.write_choices({key: "winograd"}, of)
+    assert list(json.loads(path.read_text())) == [of]
+    assert tuning.read_choices(of) == {key: "winograd"} and tuning.read_choices(autotune.device(be, "fp16")) == {}
+    x = be.asarray(np.zeros((1, 3, 10, 16), np.float32))
+    want = be.to_numpy(net.predict(x, engine="reference")[0])
+    for precision, way in (("fp32", "winograd"), ("fp16", "patches")):
+        net.engine.forget()
+        np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
+        (program,) = net.engine.programs.values()
+        assert [program.scheme.ways[s] for s in program.steps if 1 in s.layers] == [way]
+
+
+def test_a_way_without_memory_is_left_out(be, monkeypatch):
+    net = load_network(cfg.parse(NET), backend=be)
+    allocate = cuda.Program._allocate
+
+    def refuse(self):
+        if "winograd" in self.scheme.ways.values():
+            raise BackendError("no room")
+        allocate(self)
+
+    monkeypatch.setattr(cuda.Program, "_allocate", refuse)
+    found = list(autotune.measure(plan(net), be, "fp32"))
+    assert [set(times) for _, _, times in found] == [ways - {"winograd"} for ways in RACED]
+
+
+def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
+    monkeypatch.setattr(backend, "get", lambda name: be)
+    Path("x.cfg").write_text(NET)
+    assert main(["plan", "x.cfg", "-tune", "-precision", "fp16", "-batch", "2"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and all(" ms" in line for line in lines[: len(BY_IMAGE)])
+    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} choices for {autotune.device(be, 'fp16')}")
+    assert lines[-1].startswith("CUDA, fp16, ")
+    assert len(tuning.read_choices(autotune.device(be, "fp16"))) == len(BY_IMAGE)
+    assert main(["plan", "x.cfg", "-precision", "int8"]) == 2
+    assert capsys.readouterr().err == "error: plan: unknown precision 'int8'; choose fp32, tf32 or fp16\n"

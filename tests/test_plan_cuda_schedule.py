@@ -1,0 +1,328 @@
+"""What a plan on a GPU does together and ahead, where that lies in the arena, and that results do not mind."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from conftest import backend_for
+from fake_cublas import FakeCublas
+from seeded import network_input, write_weights
+from test_plan_cuda import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance, plan_backend, program, thin
+
+from gpudarknet import cfg, load_network
+from gpudarknet.backend import Backend
+from gpudarknet.backend import cuda as source
+from gpudarknet.plan.compile import compile
+from gpudarknet.plan.cuda import algorithms
+from gpudarknet.plan.cuda.convolution import QUAD
+from gpudarknet.plan.cuda.schedule import Scheme, decide, padded
+from gpudarknet.plan.steps import Convolve
+
+pytestmark = pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
+
+
+def plan_of(config, batch=1, width=None, height=None):
+    net = load_network(config, backend="numpy", width=width, height=height)
+    return compile(net.nodes, net.weights, net.heads, net.net.input, batch)
+
+
+def touched(scheme: Scheme, plan) -> dict:
+    """At which steps each piece of the arena must be there: from the first write to the last read, taken from what runs."""
+    found: dict = {plan.input: [-1]}
+    writers = {reader: writer for writer, reader in scheme.ahead.items()}
+    at = {step: i for i, step in enumerate(scheme.steps)}
+    for i, step in enumerate(scheme.steps):
+        group = scheme.together.get(step, (step,))
+        when = at[group[-1]]  # what goes together is done with the last
+        joins = {m.root for m in step.reads[1:]}
+        for m in {
+            step.y.root,
+            *joins,
+            *(() if step in writers else (step.xs[0].root,)),
+            *(x.root for x in step.xs[1:]),
+        }:
+            found.setdefault(m, []).append(when)
+        for owner, name in scheme.needs:
+            if owner is step:
+                found.setdefault((owner, name), []).append(when)
+                if name == "patches" and step in writers:
+                    before = scheme.together.get(writers[step], (writers[step],))
+                    found[owner, name].append(at[before[-1]])
+        assert i >= 0
+    for m in plan.outputs:
+        found[m.root].append(len(scheme.steps))
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_lies_where_something_else_is_alive(name, precision):
+    plan = plan_of(thin(name), 2)
+    scheme = decide(plan, 2, precision)
+    when = touched(scheme, plan)
+    assert when.keys() == scheme.offsets.keys()
+    size = {key: scheme.needs[key] if key in scheme.needs else 2 * padded(key) for key in when}
+    for a, b in combinations(when, 2):
+        if max(min(when[a]), min(when[b])) <= min(max(when[a]), max(when[b])):
+            (first, end), other = (scheme.offsets[a], scheme.offsets[a] + size[a]), scheme.offsets[b]
+            assert end <= other or other + size[b] <= first
+    assert max(scheme.offsets[key] + size[key] for key in when) <= scheme.numbers
+    assert all(offset % 64 == 0 for offset in scheme.offsets.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "ahead", "patches", "heads"),
+    [
+        ("yolov3", 0, 36, 37, 3),
+        ("yolov4", 5, 40, 43, 3),
+        ("yolov4-csp", 9, 40, 43, 0),
+        ("yolov7-tiny", 9, 19, 22, 0),
+        ("yolov2", 0, 11, 14, 0),
+    ],
+)
+def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
+    from gpudarknet.io import resources
+
+    plan = plan_of(resources.shipped_cfg(name))
+    scheme = decide(plan, 1, "fp16")
+    groups = set(scheme.together.values())
+    assert (len(groups), {len(group) for group in groups} | {2}) == (pairs, {2})
+    assert (len(scheme.ahead), list(scheme.ways.values()).count("patches")) == (ahead, patches)
+    assert len(scheme.unbiased) == heads
+    plain = decide(plan, 1, "fp16", together=False, ahead=False)
+    assert not (plain.together or plain.ahead or plain.unstored) and set(plain.steps) == set(scheme.steps)
+    for group in groups:  # they follow each other, after what they read
+        first = scheme.steps.index(group[0])
+        assert tuple(scheme.steps[first : first + len(group)]) == group
+    made = {plan.input}
+    for step in scheme.steps:
+        assert all(m.root in made for m in step.reads)
+        made.add(step.y.root)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_results_do_not_mind(name, precision, tmp_path):
+    """Patches everywhere, so that fp32's tolerance holds what is written ahead; each option on and off."""
+    (W, H), config = NETWORKS[name], thin(name)
+    reference = load_network(config, backend="numpy", width=W, height=H)
+    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
+    reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
+    prepared: dict = {}
+    for batch in (1, 3):
+        x = network_input(net, 5, batch)
+        want = reference.predict(x, engine="reference")
+        steps = compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps
+        choices = {step.key(batch): "patches" for step in steps if isinstance(step, Convolve)}
+        results = {}
+        for together in (True, False):
+            for ahead in (True, False):
+                options = dict(together=together, ahead=ahead, prepared=prepared, choices=choices, poison=True)
+                run = program(net, batch, precision, **options)
+                assert bool(run.scheme.ahead) == ahead and (together or not run.scheme.together)
+                results[together, ahead] = run.run(x)
+                assert distance(results[together, ahead], want) < TOLERANCE[precision]
+            for a, b in zip(results[together, True], results[together, False], strict=True):
+                np.testing.assert_array_equal(a, b)  # the same numbers, laid out by somebody else
+
+
+READ_TWICE = """[net]
+width=12
+height=10
+channels=5
+[convolutional]
+filters=16
+size=1
+activation=leaky
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[shortcut]
+from=-2
+[convolutional]
+filters=8
+size=3
+stride=2
+pad=1
+activation=relu
+"""
+
+
+def test_a_map_that_others_read_is_stored_too(tmp_path):
+    """Layer 1 adds the very map whose patches it reads; layer 3 alone reads layer 2's."""
+    plan = plan_of(cfg.parse(READ_TWICE), 2)
+    scheme = decide(plan, 2, "fp16")
+    by_layer = {step.layers[0]: step for step in scheme.steps}
+    assert scheme.ahead == {by_layer[0]: by_layer[1], by_layer[1]: by_layer[3]}
+    assert scheme.unstored == {by_layer[1]}
+    weights = write_weights(load_network(cfg.parse(READ_TWICE), backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(cfg.parse(READ_TWICE), weights, backend=plan_backend())
+    x = network_input(net, 1, 2)
+    want = load_network(cfg.parse(READ_TWICE), weights, backend="numpy").predict(x, engine="reference")
+    run = program(net, 2, "fp16", poison=True)
+    assert distance(run.run(x), want) < TOLERANCE["fp16"]
+    lines = run.describe().splitlines()
+    assert lines[1].endswith("gemm; writes the im2col of layer 1")
+    assert lines[2].endswith("im2col by layer 0, gemm; writes only the im2col of layer 3")
+    assert lines[3].endswith("im2col by layer 2, gemm")
+    assert len(run.work) == 3 * 2  # gemms, and what finishes them
+
+
+SIBLINGS = """[net]
+width=12
+height=10
+channels=3
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters={0}
+size=1
+activation=mish
+[route]
+layers=-2
+[convolutional]
+filters={1}
+size=1
+activation=leaky
+[convolutional]
+filters=8
+size={2}
+pad=1
+activation=relu
+[route]
+layers=3
+[convolutional]
+filters=5
+size=1
+activation=elu
+[route]
+layers=3
+[convolutional]
+filters=7
+size=1
+[route]
+layers=8,6,4,1
+"""
+
+
+@pytest.mark.parametrize("filters", [(16, 8), (5, 8), (6, 5)], ids=str)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_siblings(filters, size, precision, tmp_path):
+    """Two convolutions of a map, whose results lie in a larger one and by themselves; then two or three of the second's."""
+    config = cfg.parse(SIBLINGS.format(*filters, size))
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(config, weights, backend=plan_backend())
+    for batch in (1, 3):
+        x = network_input(net, 1, batch)
+        want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+        run = program(net, batch, precision, poison=True)
+        groups = {tuple(step.layers[0] for step in group) for group in run.scheme.together.values()}
+        assert groups == {(1, 3), (4, 6, 8) if size == 1 else (6, 8)}
+        assert distance(run.run(x), want) < TOLERANCE[precision]
+        alone = program(net, batch, precision, together=False, poison=True)
+        assert len(alone.work) > len(run.work)
+        assert distance(run.run(x), alone.run(x)) < TOLERANCE[precision]
+        assert "gemm with layer" in run.describe()
+
+
+def test_what_does_not_fit_at_once_is_not_done_ahead_or_together(monkeypatch):
+    plan = plan_of(cfg.parse(READ_TWICE), 2)
+    monkeypatch.setattr(algorithms, "COLUMNS", 2 * 2 * 30 * 16 * 9)  # of the smaller patches, in float16
+    scheme = decide(plan, 2, "fp16")
+    assert [step.layers[0] for step in scheme.ahead] == [1]
+    monkeypatch.setattr(algorithms, "COLUMNS", 100)
+    assert not decide(plan, 2, "fp16").ahead
+    assert not decide(plan_of(cfg.parse(SIBLINGS.format(16, 8, 3))), 1).together
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("filters", [16, 20])
+def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
+    """Layer 3 reads half the channels of layer 1, whose map nobody else reads; layer 5 those of a map with two writers."""
+    text = READ_TWICE.replace("[shortcut]\nfrom=-2\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n")
+    text = text.replace("filters=16\nsize=3", f"filters={filters}\nsize=3")
+    text += "[route]\nlayers=-1,-1\ngroups=2\n[convolutional]\nfilters=6\nsize=3\npad=1\n"
+    scheme = decide(plan_of(cfg.parse(text)), 1, "fp16")
+    assert [(a.layers[0], b.layers[0]) for a, b in scheme.ahead.items()] == [(0, 1), (1, 3)]
+    assert {step.layers[0] for step in scheme.unstored} == {0, 1}
+    weights = write_weights(load_network(cfg.parse(text), backend="numpy"), tmp_path / "seeded.weights", 1)
+    net = load_network(cfg.parse(text), weights, backend=plan_backend())
+    x = network_input(net, 1, 2)
+    want = load_network(cfg.parse(text), weights, backend="numpy").predict(x, engine="reference")
+    assert distance(program(net, 2, precision, poison=True).run(x), want) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("name", ["yolov4-csp", "yolov4-tiny", "yolov2"])
+@pytest.mark.parametrize("device", ["cuda"])
+def test_programs_take_turns_on_one_lane(name, device):
+    """Graphs of several shapes, batches and precisions, replayed by turns: none touches what another has."""
+    be = backend_for(device)
+    nets = [load_network(thin(name), backend=be, width=W, height=H) for W, H in ((64, 32), (32, 96))]
+    inputs = [network_input(net, 1, batch) for net, batch in zip(nets, (1, 2), strict=True)]
+    programs = [(program(net, len(x), p), x) for net, x in zip(nets, inputs, strict=True) for p in ("fp32", "fp16")]
+    first = [[be.to_numpy(y) for y in run.run(be.asarray(x))] for run, x in programs]
+    assert len({id(run.lane) for run, _ in programs}) == 1
+    assert all(run.graph is not None for run, _ in programs)
+    for (run, x), want in reversed(list(zip(programs, first, strict=True))):
+        for got, y in zip(run.run(be.asarray(x)), want, strict=True):
+            np.testing.assert_array_equal(be.to_numpy(got), y)
+    for (run, x), want in zip(programs, first, strict=True):
+        alone = program(nets[run.plan.batch - 1], len(x), run.precision, graph=False, poison=True)
+        for got, y in zip(alone.run(be.asarray(x)), want, strict=True):
+            np.testing.assert_array_equal(be.to_numpy(got), y)
+
+
+class Aligned:
+    """A launcher that runs nothing, but checks what a CPU does not mind: accesses of 16 bytes need addresses of their own kind.
+
+    Memory of a GPU begins at 256 bytes; so it is the place in the arena that counts.
+    """
+
+    def __init__(self):
+        self.arena, self.wide = None, set()
+
+    def __call__(self, kernel, threads, *args, block=256):
+        file, _, name = kernel.partition(".")
+        wanted = source.parameters(file)[name]
+        given = {p.name: a for p, a in zip(wanted, args, strict=True)}
+        if not given.get("wide"):
+            return
+        self.wide.add(name)
+        for p in wanted:
+            a = given[p.name]
+            if p.type == "T" and a is not None:
+                step = 16 if not name.startswith("winograd") else QUAD * a.itemsize
+                assert (a.ctypes.data - self.arena.ctypes.data) % step == 0 or not self.inside(a), f"{kernel}: {p.name}"
+        for ld in (value for key, value in given.items() if key.startswith("ld") and value):
+            assert ld % (QUAD if name.startswith("winograd") else 16 // self.arena.itemsize) == 0, kernel
+
+    def inside(self, a):
+        return 0 <= a.ctypes.data - self.arena.ctypes.data < self.arena.nbytes
+
+
+ODD = {"every kind": ALL_KINDS, "neighbours": NEIGHBOURS, "siblings": SIBLINGS.format(6, 5, 1)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", [*NETWORKS, *ODD])
+def test_wide_accesses_are_aligned(name, precision):
+    check, (W, H) = Aligned(), NETWORKS.get(name, (None, None))
+    config = cfg.parse(ODD[name]) if name in ODD else thin(name)
+    net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open), width=W, height=H)
+    for way in ("patches", "winograd"):
+        steps = compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps
+        choices = {step.key(3): way for step in steps if isinstance(step, Convolve)}
+        run = program(net, 3, precision, choices=choices)
+        check.arena = run.arena
+        with np.errstate(all="ignore"):  # gemms of what nobody has computed
+            for work in run.work:
+                work()
+    assert check.wide or name == "neighbours"

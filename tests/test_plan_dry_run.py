@@ -1,0 +1,53 @@
+"""What a plan would be on a GPU, told on a machine without one."""
+
+from __future__ import annotations
+
+import pytest
+from test_plan_cuda import ALL_KINDS, SMALL, THROUGH, plan_backend, program
+
+from gpudarknet import backend, cfg, load_network
+from gpudarknet.cli import main
+from gpudarknet.plan.cuda import dry_run
+
+WHY = "CuPy finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_a_plan_is_told_as_where_it_runs(precision):
+    """Steps, ways, launches and memory are those of a program that runs; and this one would be captured."""
+    told, real = (
+        program(load_network(cfg.parse(ALL_KINDS), backend=be), 3, precision).describe()
+        for be in (dry_run.backend(), plan_backend())
+    )
+    assert told == real.replace("eagerly (backend host-cuda has no CUDA streams)", "as a CUDA graph")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "why_no_cupy", lambda: WHY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.cfg").write_text(SMALL + THROUGH)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_the_command(capsys):
+    assert main(["plan", "x.cfg", "-device", "gpu", "-precision", "fp16", "-batch", "2"]) == 0
+    *_, ran, why = capsys.readouterr().out.splitlines()
+    assert ran.startswith("CUDA, fp16, eagerly (through the reference: region): ")
+    assert " launches; MiB on the device for batch 2: arena " in ran
+    assert why == f"not run: {WHY}"
+    assert main(["plan", "x.cfg", "-device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("CPU, ")
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["-device", "tpu"], "plan: unknown device 'tpu'; choose cpu or gpu"),
+        (["-device", "gpu", "-tune"], f"plan: -tune measures, and there is no GPU: {WHY}"),
+    ],
+)
+def test_what_cannot_be_told(words, error, capsys):
+    assert main(["plan", "x.cfg", *words]) == 2
+    assert error in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Measured choices: raced, remembered by machine, read by programs; and the command that shows a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudarknet
+from gpudarknet import cfg
+from gpudarknet.cli import main
+from gpudarknet.errors import BackendError
+from gpudarknet.plan import Program, compile, cpu, tuning
+from gpudarknet.plan.steps import Convolve
+
+NET = """[net]
+channels=3
+width=26
+height=14
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=7
+size=1
+activation=linear
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Run in an empty folder, which is the cache too; race for no longer than it takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    monkeypatch.setattr(tuning, "SECONDS", 0)
+    return tmp_path
+
+
+def plan():
+    net = gpudarknet.load_network(cfg.parse(NET), backend="numpy")
+    return compile(net.nodes, net.weights, net.heads, net.net.input, 1)
+
+
+def test_every_shape_is_raced_once():
+    found = plan()
+    races = dict(tuning.measure(found))
+    assert (
+        list(races) == list(dict.fromkeys(s.key(1) for s in found.steps if isinstance(s, Convolve))) and len(races) == 3
+    )
+    first, _, last = races.values()
+    assert set(first) == {"patches", "winograd2", "winograd4"} and set(last) == {"patches", "direct"}
+    assert all(t > 0 for times in races.values() for t in times.values())
+
+
+def test_choices_are_remembered_and_followed():
+    found = plan()
+    assert tuning.read_choices() == {}
+    key = found.steps[1].key(1)
+    path = tuning.write_choices({key: "patches"})
+    tuning.write_choices({"another": "direct"})
+    assert tuning.read_choices() == {key: "patches", "another": "direct"}
+    assert list(json.loads(path.read_text())) == [tuning.machine()]
+    methods = Program(found, tuning.read_choices()).methods
+    assert [methods[s] for s in found.steps] == ["patches", "patches", "patches", "direct"]
+    assert Program(found).methods[found.steps[1]] == "winograd4"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
+def test_a_broken_file_is_as_good_as_none(text):
+    path = tuning.write_choices({})
+    path.write_text(text.replace("%s", tuning.machine()))
+    assert tuning.read_choices() == {}
+
+
+def test_a_choice_that_does_not_fit_is_not_followed():
+    found = plan()
+    keys = [s.key(1) for s in found.steps]
+    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd2"}).methods
+    assert [methods[s] for s in found.steps] == ["patches", "winograd4", "winograd4", "direct"]
+
+
+def test_the_command_shows_a_plan(capsys):
+    Path("x.cfg").write_text(NET)
+    assert main(["plan", "x.cfg", "-height", "20", "-batch", "2"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and len(lines) == 8
+    assert lines[1].split() == ["0", "convolve", "3", "x", "3", "/", "1", "leaky", "16x20x26", "0", "patches"]
+    assert lines[5] == "4 steps; 0 layers fused into the step before; 0 copies; through the reference: none"
+    assert lines[6].startswith("arena 0.1 MiB for batch 2") and lines[7].startswith("CPU, ")
+
+
+def test_the_command_tunes(capsys):
+    Path("x.cfg").write_text(NET)
+    assert main(["plan", "x.cfg", "-tune"]) == 0
+    out = capsys.readouterr().out
+    assert "3 choices for" in out and out.splitlines()[0].count(" ms") == 3
+    assert len(tuning.read_choices()) == 3
+
+
+def test_the_command_refuses_no_images(capsys):
+    Path("x.cfg").write_text(NET)
+    assert main(["plan", "x.cfg", "-batch", "0"]) == 2
+    assert capsys.readouterr().err == "error: plan: -batch is a number of images from 1 on, found 0\n"
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
+    found = plan()
+    each = 4 * found.numbers
+    found.batch, found.numbers = 8, 8 * found.numbers
+    monkeypatch.setattr(cpu.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
+    with pytest.raises(BackendError) as e:
+        cpu.reserve(found)
+    assert str(e.value) == (
+        f"batch 8 of 3 x 14 x 26 needs {8 * each:,} bytes for its maps, this machine has {3 * each:,}; a batch of 3 would fit"
+    )
+    monkeypatch.setattr(cpu.os, "sysconf", lambda name: 8)
+    with pytest.raises(BackendError, match="not one image would fit; make them smaller"):
+        cpu.reserve(found)
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu.np, "zeros", no_memory)
+    with pytest.raises(BackendError, match="this machine has less; a batch of 4 would fit"):
+        cpu.reserve(found)
+
+
+def no_memory(*args):
+    raise MemoryError
+
+
+def test_a_race_leaves_the_weights_alone():
+    found = plan()
+    before = {k: a.copy() for k, a in found.steps[1].w.items()}
+    tuning.race(found.steps[1], 1)
+    assert all(np.array_equal(before[k], a) for k, a in found.steps[1].w.items())

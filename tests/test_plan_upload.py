@@ -1,0 +1,222 @@
+"""Pictures on their way to a plan on a GPU, without one: what it makes of bytes, and what waits for what."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import conftest
+import numpy as np
+import pytest
+import tiny
+from fake_cublas import FakeCublas
+from seeded import network_input, write_weights
+from test_plan_cuda import TOLERANCE, distance, plan_backend, program
+
+from gpudarknet import Detector, cfg, load_network
+from gpudarknet.backend import Backend
+from gpudarknet.boxes import fit
+from gpudarknet.errors import DataError, ImageError
+from gpudarknet.plan.cuda import upload as pictures_module
+from gpudarknet.plan.cuda.upload import Uploader
+
+W, H = 12, 8
+NET = f"[net]\nwidth={W}\nheight={H}\nchannels={{channels}}\n"
+CONVOLUTION = "[convolutional]\nfilters={filters}\nsize=3\nstride={stride}\npad=1\nactivation=leaky\n"
+POOL = "[maxpool]\nsize=2\nstride=2\n"
+STARTS = {  # how a network begins -> whether its first convolution reads the input as it comes
+    "convolution": (3, CONVOLUTION.format(filters=8, stride=1), True),
+    "stride": (3, CONVOLUTION.format(filters=5, stride=2), True),
+    "pooled": (3, CONVOLUTION.format(filters=16, stride=1) + POOL, True),
+    "activated later": (3, CONVOLUTION.format(filters=8, stride=1) + "[activation]\nactivation=tanh\n", True),
+    "grey": (1, CONVOLUTION.format(filters=4, stride=1), True),
+    "pool": (3, POOL, False),
+    "read twice": (3, CONVOLUTION.format(filters=3, stride=1) + "[sam]\nfrom=-1\n[route]\nlayers=-1,0\n", True),
+}
+END = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n"
+
+
+@pytest.fixture(params=["host-cuda", "cuda"])
+def device(request):
+    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
+    if request.param == "host-cuda":
+        return plan_backend()
+    return conftest.backend_for("cuda")
+
+
+def bytes_of(channels, *sizes, seed=1):
+    """Pictures of some (width, height); every value of a byte is among them."""
+    rng = np.random.default_rng(seed)
+    made = [rng.integers(0, 256, (h, w, channels), dtype=np.uint8) for w, h in sizes]
+    made[0].reshape(-1)[:256] = np.arange(256)[: made[0].size]
+    return made
+
+
+SIZES = {
+    "as the network": [(W, H)] * 3,
+    "one size": [(17, 21)] * 3,
+    "many sizes": [(W, H), (7, 5), (7, 5), (1, 1), (40, 11), (W, H)],
+}
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("start", STARTS)
+def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
+    channels, body, direct = STARTS[start]
+    config, images = cfg.parse(NET.format(channels=channels) + body + END), bytes_of(channels, *SIZES[sizes])
+    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
+    net = load_network(config, weights, backend=device)
+    fitted = [fit(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
+    floats = np.stack([pictures_module.resize.network_input.definition(plan_backend(), p, W, H, *new)
+                       for p, new in zip(images, fitted, strict=True)])  # fmt: skip
+    for precision in ("fp32", "fp16"):
+        run = program(net, len(images), precision, poison=device.name == "host-cuda")
+        assert (run.entry.step is not None) == direct
+        pictures = Uploader(device).send(images, fitted)
+        assert len(pictures) == len(images)
+        (got,), (again,) = run.run(pictures), run.run(pictures)
+        (want,) = run.run(device.asarray(floats))
+        got, again, want = map(device.to_numpy, (got, again, want))
+        np.testing.assert_array_equal(got, again)
+        if precision == "fp32" and device.name == "host-cuda":  # a GPU joins products and sums where C++ here may not
+            np.testing.assert_array_equal(got, want)
+        assert distance([got], [want]) < TOLERANCE[precision]
+
+
+def test_an_input_on_the_device_is_read_where_it_is(emulator):
+    """The first convolution reads it, or else the launch that lays it out: nothing copies it, and results stay there."""
+    given, cupy = [], conftest.backend_for("cuda")
+
+    def launch(kernel, threads, *args, block=256):
+        given.append((kernel, getattr(args[0], "data", None) and args[0].data.ptr))
+        cupy.launch(kernel, threads, *args, block=block)
+
+    be = replace(cupy, launch=launch)
+    for start, kernel in (("convolution", "direct.convolve_floats"), ("pool", "plan.from_nchw")):
+        net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
+        x = be.asarray(network_input(net, 1))
+        net.predict(x)
+        given.clear()
+        with emulator.counting() as done:
+            (y,) = net.predict(x)
+        assert (kernel, x.data.ptr) in given and isinstance(y, be.xp.ndarray)
+        assert not [name for name in done if name.startswith("bytes")] and not done["waits"]
+        assert done["graph launches"] == 1 and done["launches"] == 2  # the input, and the result
+
+
+# --- detectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detectors(tmp_path, device):
+    """Return the tiny detector on the device, and on NumPy."""
+    tiny.files(tmp_path)
+    return [Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be) for be in (device, "numpy")]
+
+
+def same(got, want):
+    assert [[d.label for d in one] for one in got] == [[d.label for d in one] for one in want]
+    for one, other in zip(got, want, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5) and a.box == pytest.approx(b.box, abs=1e-3)
+
+
+def shown():
+    """Seven pictures in which different things are found, of three sizes."""
+    plain = tiny.picture()
+    return [plain, plain[:, ::-1], np.zeros((45, 17, 3), np.uint8), plain[::-1], np.full((96, 40, 3), (255, 0, 0), np.uint8),
+            plain, plain[:, ::-1]]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 8])
+def test_a_stream_gives_each_image_its_own_in_order(detectors, batch):
+    there, here = detectors
+    want = [here.detect(one) for one in shown()]
+    same(list(there.detect_stream(iter(shown()), batch=batch)), want)
+    same(there.detect_batch((one for one in shown()), batch=batch), want)
+    same(there.detect_batch(shown()), want)
+    assert list(there.detect_stream([])) == []
+
+
+def test_a_detector_has_a_precision(tmp_path, device):
+    tiny.files(tmp_path)
+    files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], device
+    want, *others = (Detector(*files, precision=precision) for precision in ("fp32", "tf32", "fp16"))
+    for other in others:
+        for a, b in zip(other.detect(tiny.picture()), want.detect(tiny.picture()), strict=True):
+            assert a.label == b.label and a.confidence == pytest.approx(b.confidence, abs=2e-2)
+    assert {key[2] for key in others[-1].network.engine.programs} == {"fp16"}
+    with pytest.raises(DataError) as error:
+        Detector(*files, precision="int8").detect(tiny.picture())
+    assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"
+
+
+def test_what_is_no_picture_comes_after_the_results_before(detectors):
+    for detector in detectors:
+        stream = detector.detect_stream([tiny.picture(), "no.png"], batch=1)
+        assert len(next(stream)) == 3
+        with pytest.raises(ImageError):
+            next(stream)
+
+
+# --- streams: what waits for what is held by test_cuda_launching.py -----------------------------------------------------------
+
+
+def test_two_batches_are_on_their_way_in_turn(emulator):
+    up = Uploader(conftest.backend_for("cuda"))
+    with emulator.counting() as done:
+        first = up.send(bytes_of(3, (4, 2)), [(W, H)])
+        second = up.send(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
+    assert second.slot is not first.slot
+    assert done["bytes host to device"] == 48 and not done["waits"]
+    used = first.slot
+    del first
+    with emulator.counting() as done:
+        third = up.send(bytes_of(3, (2, 2)), [(W, H)])
+    assert third.slot is used  # it may be overwritten when it has been sent and read
+    assert done["bytes host to device"] == 12 and done["waits"] == 1  # for pinned memory; the rest waits on the device
+    del second
+    large = up.send(bytes_of(3, (9, 9)), [(W, H)])
+    assert large.slot.host.size == 256 and up.free == []
+
+
+def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
+    """The collector ends all that is in the cycle: CuPy's events must not be among it, as the next batch needs them."""
+    up = Uploader(conftest.backend_for("cuda"))
+    cycle = [up.send(bytes_of(3, (4, 2)), [(W, H)])]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    (slot,) = up.free
+    again = up.send(bytes_of(3, (4, 2), seed=2), [(W, H)])
+    assert again.slot is slot
+    np.testing.assert_array_equal(again.runs[0][0].get(), bytes_of(3, (4, 2), seed=2))
+    again.slot.sent.synchronize()
+
+
+def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):
+    be = conftest.backend_for("cuda")
+    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    tiny.files(tmp_path)
+    detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
+    net, steps = detector.network, []
+    predict, detections, copied = net.predict, net.detections, Uploader._copy
+    monkeypatch.setattr(net, "predict", lambda x, **how: steps.append("compute") or predict(x, **how))
+    monkeypatch.setattr(net, "detections", lambda *args: steps.append("results") or detections(*args))
+    monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("send") or copied(*args))
+    images = detector.detect_stream(iter(shown()[:5]), batch=2)
+    next(images)
+    assert steps == ["send", "compute", "send", "results"]
+    list(images)
+    assert steps[4:] == ["compute", "send", "results", "compute", "results"]
+    (uploader,) = pictures_module._uploaders.values()
+    assert len(uploader.free) <= 2
+
+
+def test_an_uploader_belongs_to_a_device(monkeypatch):
+    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    be = plan_backend()
+    assert pictures_module.uploader(be) is pictures_module.uploader(be)
+    other = Backend("host-cuda", np, be.launch, FakeCublas().open)
+    assert pictures_module.uploader(other) is not pictures_module.uploader(be)
