@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from bench.gpu_check import __main__ as command  # noqa: E402
-from bench.gpu_check import (
+from bench.gpu_check import (  # noqa: E402
     accuracy,
     ceilings,
     child,

@@ -19,7 +19,7 @@ from gpudarknet.io.resources import shipped_cfg
 from gpudarknet.plan import Program, compile
 from gpudarknet.plan.cpu.algorithms import METHODS
 from gpudarknet.plan.cpu.program import Program as CpuProgram
-from gpudarknet.plan.steps import Convolve, Copy, MaxPool, Reference
+from gpudarknet.plan.steps import Convolve, Copy, LayerCall, MaxPool
 
 # Winograd's F(4x4) has 3 times the rounding of a plain gemm; a residual network adds up what its layers leave.
 TOLERANCE = 1e-4  # of the largest difference, relative to the output's standard deviation
@@ -162,7 +162,7 @@ def test_a_map_that_others_read_is_not_fused_away():
 def test_squeeze_and_excitation_agrees():
     text = NET.format(3, 26, 14) + CONV.format(8, 3, 1, "swish") + "[avgpool]\n" + CONV.format(8, 1, 1, "logistic")
     plan = agree(network(text + "[scale_channels]\nfrom=0\nactivation=leaky\n"), 3)
-    assert [type(s) for s in plan.steps] == [Convolve, Reference, Convolve, Copy]
+    assert [type(s) for s in plan.steps] == [Convolve, LayerCall, Convolve, Copy]
 
 
 CONCATS = (

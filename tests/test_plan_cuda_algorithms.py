@@ -33,7 +33,7 @@ from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import algorithms
 from gpudarknet.plan.cuda.algorithms import WAYS, Case, choose, possible
 from gpudarknet.plan.cuda.convolution import BY_WAY, QUAD
-from gpudarknet.plan.steps import Convolve, Map
+from gpudarknet.plan.steps import Convolve, FeatureMap
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,15 @@ def test_winograd(kernels, dtype, place, sizes, form):
     assert (cut[:, C:] == 7).all()
 
     step = Convolve(
-        layers=(0,), xs=(Map((C, H, W)),), y=Map((F, H, W)), w={}, size=3, strides=(1, 1), dilation=1, pad=1, groups=1
+        layers=(0,),
+        xs=(FeatureMap((C, H, W)),),
+        y=FeatureMap((F, H, W)),
+        w={},
+        size=3,
+        strides=(1, 1),
+        dilation=1,
+        pad=1,
+        groups=1,
     )
     U = algorithms.weights(step, "winograd", w, np.float64)
     assert (U[:, F:] == 0).all() and (U[..., C:] == 0).all()
@@ -192,9 +200,9 @@ def test_winograd(kernels, dtype, place, sizes, form):
 
 def convolution(C=16, H=6, W=10, F=24, size=3, stride=1, pad=1, groups=1, pooled=False):
     OH, OW = ((n + 2 * pad - size) // stride + 1 for n in (H, W))
-    y = Map((F, OH // 2, OW // 2) if pooled else (F, OH, OW))
+    y = FeatureMap((F, OH // 2, OW // 2) if pooled else (F, OH, OW))
     geometry = dict(size=size, strides=(stride, stride), dilation=1, pad=pad, groups=groups, pooled=pooled)
-    return Convolve(layers=(0,), xs=(Map((C, H, W)),), y=y, w={}, **geometry)
+    return Convolve(layers=(0,), xs=(FeatureMap((C, H, W)),), y=y, w={}, **geometry)
 
 
 ONE = dict(size=1, pad=0)
@@ -282,7 +290,7 @@ def test_every_way_is_what_the_reference_engine_says(name, batch, precision, tmp
     for step in steps:
         for way in possible(Case(step, batch, 2 if precision == "fp16" else 4)):
             run = program(net, batch, precision, choices={step.key(batch): way}, poison=True)
-            chosen = dict(zip((s.layers for s in run.scheme.ways), run.scheme.ways.values(), strict=True))
+            chosen = dict(zip((s.layers for s in run.scheme.algorithms), run.scheme.algorithms.values(), strict=True))
             assert chosen[step.layers] == way
             assert distance(run.run(x), want) < TOLERANCE[precision], way
             tried.add(way)
@@ -299,7 +307,7 @@ def test_winograd_in_parts(tmp_path, monkeypatch, pooled):
     whole = program(net, 3, choices=key, together=False)
     monkeypatch.setattr(algorithms, "COLUMNS", 70_000)
     parts = program(net, 3, choices=key, poison=True)
-    assert "winograd in 3 parts" in parts.methods.values() and "winograd" in whole.methods.values()
+    assert "winograd in 3 parts" in parts.algorithms.values() and "winograd" in whole.algorithms.values()
     assert all(4 * numbers <= 70_000 for numbers in parts.scheme.needs.values())
     # The gemms have fewer rows, for which a BLAS may add in another order.
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-5)

@@ -106,7 +106,7 @@ def test_choices_are_remembered_and_followed(be):
         net.engine.forget()
         np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
         (program,) = net.engine.programs.values()
-        assert [program.scheme.ways[s] for s in program.steps if 1 in s.layers] == [way]
+        assert [program.scheme.algorithms[s] for s in program.steps if 1 in s.layers] == [way]
 
 
 def test_a_way_without_memory_is_left_out(be, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_way_without_memory_is_left_out(be, monkeypatch):
     allocate = cuda.Program._allocate
 
     def refuse(self):
-        if "winograd" in self.scheme.ways.values():
+        if "winograd" in self.scheme.algorithms.values():
             raise BackendError("no room")
         allocate(self)
 

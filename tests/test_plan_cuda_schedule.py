@@ -36,12 +36,12 @@ def touched(scheme: Scheme, plan) -> dict:
     for i, step in enumerate(scheme.steps):
         group = scheme.together.get(step, (step,))
         when = at[group[-1]]  # what goes together is done with the last
-        joins = {m.root for m in step.reads[1:]}
+        joins = {m.storage for m in step.reads[1:]}
         for m in {
-            step.y.root,
+            step.y.storage,
             *joins,
-            *(() if step in writers else (step.xs[0].root,)),
-            *(x.root for x in step.xs[1:]),
+            *(() if step in writers else (step.xs[0].storage,)),
+            *(x.storage for x in step.xs[1:]),
         }:
             found.setdefault(m, []).append(when)
         for owner, name in scheme.needs:
@@ -52,7 +52,7 @@ def touched(scheme: Scheme, plan) -> dict:
                     found[owner, name].append(at[before[-1]])
         assert i >= 0
     for m in plan.outputs:
-        found[m.root].append(len(scheme.steps))
+        found[m.storage].append(len(scheme.steps))
     return found
 
 
@@ -89,7 +89,7 @@ def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
     scheme = decide(plan, 1, "fp16")
     groups = set(scheme.together.values())
     assert (len(groups), {len(group) for group in groups} | {2}) == (pairs, {2})
-    assert (len(scheme.ahead), list(scheme.ways.values()).count("patches")) == (ahead, patches)
+    assert (len(scheme.ahead), list(scheme.algorithms.values()).count("patches")) == (ahead, patches)
     assert len(scheme.unbiased) == heads
     plain = decide(plan, 1, "fp16", together=False, ahead=False)
     assert not (plain.together or plain.ahead or plain.unstored) and set(plain.steps) == set(scheme.steps)
@@ -98,8 +98,8 @@ def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
         assert tuple(scheme.steps[first : first + len(group)]) == group
     made = {plan.input}
     for step in scheme.steps:
-        assert all(m.root in made for m in step.reads)
-        made.add(step.y.root)
+        assert all(m.storage in made for m in step.reads)
+        made.add(step.y.storage)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

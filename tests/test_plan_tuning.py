@@ -75,9 +75,9 @@ def test_choices_are_remembered_and_followed():
     tuning.write_choices({"another": "direct"})
     assert tuning.read_choices() == {key: "patches", "another": "direct"}
     assert list(json.loads(path.read_text())) == [tuning.machine()]
-    methods = Program(found, tuning.read_choices()).methods
+    methods = Program(found, tuning.read_choices()).algorithms
     assert [methods[s] for s in found.steps] == ["patches", "patches", "patches", "direct"]
-    assert Program(found).methods[found.steps[1]] == "winograd4"
+    assert Program(found).algorithms[found.steps[1]] == "winograd4"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
@@ -90,7 +90,7 @@ def test_a_broken_file_is_as_good_as_none(text):
 def test_a_choice_that_does_not_fit_is_not_followed():
     found = plan()
     keys = [s.key(1) for s in found.steps]
-    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd2"}).methods
+    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd2"}).algorithms
     assert [methods[s] for s in found.steps] == ["patches", "winograd4", "winograd4", "direct"]
 
 
@@ -121,8 +121,8 @@ def test_the_command_refuses_no_images(capsys):
 
 def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
     found = plan()
-    each = 4 * found.numbers
-    found.batch, found.numbers = 8, 8 * found.numbers
+    each = 4 * found.arena_size
+    found.batch, found.arena_size = 8, 8 * found.arena_size
     monkeypatch.setattr(cpu.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
     with pytest.raises(BackendError) as e:
         cpu.reserve(found)

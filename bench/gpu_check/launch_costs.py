@@ -162,7 +162,9 @@ def first_bytes(program: cuda.Program, x: Any) -> float:
 
 def first_flops(step: Convolve, batch: int) -> float:
     """Return a convolution's operations."""
-    return 2.0 * batch * step.y.shape[0] * prod(step.host) * step.xs[0].shape[0] // step.groups * step.size**2
+    return (
+        2.0 * batch * step.y.shape[0] * prod(step.conv_output_size) * step.xs[0].shape[0] // step.groups * step.size**2
+    )
 
 
 def sums(lines: list[list[Any]]) -> Row:

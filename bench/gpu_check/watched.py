@@ -16,7 +16,7 @@ from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
 from gpudarknet.plan.cuda.algorithms import rounded
 from gpudarknet.plan.cuda.program import View
-from gpudarknet.plan.steps import Map, Step
+from gpudarknet.plan.steps import FeatureMap, Step
 
 from .. import seeded
 from .networks import blank, config, planned
@@ -37,12 +37,14 @@ class Apart(cuda.Program):
             self.own[key].fill(np.nan)
         return self.own[key]
 
-    def view(self, m: Map) -> View:
+    def view(self, m: FeatureMap) -> View:
         """Return a map's memory."""
         C, H, W = m.shape
-        ld, pixels = rounded(m.root.shape[0]), self.plan.batch * H * W
-        whole = self._array(m.root, ld * pixels)
-        return View(whole[m.channel : m.channel + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel)
+        ld, pixels = rounded(m.storage.shape[0]), self.plan.batch * H * W
+        whole = self._array(m.storage, ld * pixels)
+        return View(
+            whole[m.channel_offset : m.channel_offset + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel_offset
+        )
 
     def memory(self, step: Step, name: str) -> Any:
         """Return memory that a step needs beside its maps."""

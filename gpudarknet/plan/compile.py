@@ -9,7 +9,7 @@ from ..graph import Node
 from ..layers import Shape
 from .fuse import Builder, fuse, layout
 from .lower import lower
-from .steps import Map, Plan
+from .steps import FeatureMap, Plan
 
 
 def compile(
@@ -19,13 +19,13 @@ def compile(
 
     The plan holds references to the weights, no copies.
     """
-    builder = Builder(Map(shape))
+    builder = Builder(FeatureMap(shape))
     maps = {-1: builder.input}
     for node in nodes:
         builder.node, builder.w = node, weights[node.index]
         maps[node.index] = lower(node.layer, builder, *(maps[source] for source in node.sources))
     outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
     done = fuse(builder.steps, outputs)
-    offsets, numbers, bound = layout(done, builder.input, outputs, batch)
+    offsets, arena_size, peak_live = layout(done, builder.input, outputs, batch)
     flops = sum(n.layer.flops(*n.inputs) for n in nodes)
-    return Plan(batch, builder.input, outputs, done, offsets, numbers, bound, flops)
+    return Plan(batch, builder.input, outputs, done, offsets, arena_size, peak_live, flops)

@@ -26,12 +26,12 @@ from ..layers.upsample import Upsample
 from ..layers.yolo import Yolo
 from ..ops.activation import NORMALIZERS
 from .fuse import Builder
-from .steps import Map
+from .steps import FeatureMap
 
 ACTIVATED = (Connected, Convolutional, Local, Sam, ScaleChannels, Shortcut, SortShortcut)  # the last thing that they do
 
 
-def lower(layer: Layer, build: Builder, *xs: Map) -> Map:
+def lower(layer: Layer, build: Builder, *xs: FeatureMap) -> FeatureMap:
     """Add the layer's steps to the plan; return the map that is its output."""
     if isinstance(layer, ACTIVATED) and layer.activation in NORMALIZERS and not getattr(layer, "antialiasing", 0):
         y = _lower(replace(layer, activation="linear"), build, *xs)
@@ -40,17 +40,17 @@ def lower(layer: Layer, build: Builder, *xs: Map) -> Map:
 
 
 @singledispatch
-def _lower(layer: Layer, build: Builder, *xs: Map) -> Map:
+def _lower(layer: Layer, build: Builder, *xs: FeatureMap) -> FeatureMap:
     return build.reference(layer, *xs)
 
 
 @_lower.register
-def _activation(layer: Activation, build: Builder, x: Map) -> Map:
+def _activation(layer: Activation, build: Builder, x: FeatureMap) -> FeatureMap:
     return build.reference(layer, x) if layer.activation in NORMALIZERS else build.activate(x, layer.activation)
 
 
 @_lower.register
-def _convolutional(layer: Convolutional, build: Builder, x: Map) -> Map:
+def _convolutional(layer: Convolutional, build: Builder, x: FeatureMap) -> FeatureMap:
     if layer.binary or layer.xnor or layer.antialiasing:
         return build.reference(layer, x)
     D = layer.spread
@@ -58,57 +58,57 @@ def _convolutional(layer: Convolutional, build: Builder, x: Map) -> Map:
 
 
 @_lower.register
-def _dropout(layer: Dropout, build: Builder, x: Map) -> Map:
+def _dropout(layer: Dropout, build: Builder, x: FeatureMap) -> FeatureMap:
     return x
 
 
 @_lower.register
-def _empty(layer: Empty, build: Builder, x: Map) -> Map:
+def _empty(layer: Empty, build: Builder, x: FeatureMap) -> FeatureMap:
     return x
 
 
 @_lower.register
-def _maxpool(layer: MaxPool, build: Builder, x: Map) -> Map:
+def _maxpool(layer: MaxPool, build: Builder, x: FeatureMap) -> FeatureMap:
     if layer.maxpool_depth or layer.antialiasing or layer.maxpool_zero_nonmax:
         return build.reference(layer, x)
     return build.maxpool(x, layer.side, layer.strides, layer.total)
 
 
 @_lower.register
-def _route(layer: Route, build: Builder, *xs: Map) -> Map:
+def _route(layer: Route, build: Builder, *xs: FeatureMap) -> FeatureMap:
     counts = [x.shape[0] // layer.groups for x in xs]
     return build.concat([build.channels(x, layer.group_id * n, n) for x, n in zip(xs, counts, strict=True)])
 
 
 @_lower.register
-def _sam(layer: Sam, build: Builder, a: Map, b: Map) -> Map:
+def _sam(layer: Sam, build: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
     return build.multiply(a, b, layer.activation)
 
 
 @_lower.register
-def _scale_channels(layer: ScaleChannels, build: Builder, s: Map, x: Map) -> Map:
+def _scale_channels(layer: ScaleChannels, build: Builder, s: FeatureMap, x: FeatureMap) -> FeatureMap:
     return build.multiply(x, s, layer.activation)
 
 
 @_lower.register
-def _shortcut(layer: Shortcut, build: Builder, *xs: Map) -> Map:
+def _shortcut(layer: Shortcut, build: Builder, *xs: FeatureMap) -> FeatureMap:
     if layer.weights_type != "none" or any(x.shape != xs[0].shape for x in xs):
         return build.reference(layer, *xs)
     return build.add(xs[0], xs[1:], layer.activation)
 
 
 @_lower.register
-def _sort_shortcut(layer: SortShortcut, build: Builder, a: Map, b: Map) -> Map:
+def _sort_shortcut(layer: SortShortcut, build: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
     if a.shape != b.shape:
         return build.reference(layer, a, b)
     return build.sort(a, b, layer.eps, layer.slope, layer.activation)
 
 
 @_lower.register
-def _upsample(layer: Upsample, build: Builder, x: Map) -> Map:
+def _upsample(layer: Upsample, build: Builder, x: FeatureMap) -> FeatureMap:
     return build.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else build.reference(layer, x)
 
 
 @_lower.register
-def _yolo(layer: Yolo, build: Builder, x: Map) -> Map:
+def _yolo(layer: Yolo, build: Builder, x: FeatureMap) -> FeatureMap:
     return build.yolo(x, len(layer.used), layer.scale_x_y, layer.new_coords)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> tuple[list[int], int]:
+def allocate(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> tuple[list[int], int]:
     """Return an offset for each size, and the arena's size. lives: (first, last) step that touches it, both included.
 
     Greedy by size: the largest first, each into the tightest gap left by those that live at the same time.
@@ -30,7 +30,7 @@ def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int
     return offsets, end
 
 
-def most_alive(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> int:
+def peak_live(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> int:
     """Return the most that is alive at one step: no placement can need less."""
     change: dict[int, int] = {}
     for size, (first, last) in zip(sizes, lives, strict=True):

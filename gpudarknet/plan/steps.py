@@ -11,29 +11,29 @@ from ..layers import Layer, Shape
 
 
 @dataclass(eq=False)
-class Map:
-    """A feature map (C, H, W) of every image: memory of its own, or the channels from `start` on of a larger map."""
+class FeatureMap:
+    """A feature map (C, H, W) of every image: memory of its own, or the channels from `base_offset` on of a larger map."""
 
     shape: Shape
-    whole: Map | None = None
-    start: int = 0
+    base: FeatureMap | None = None
+    base_offset: int = 0
 
     @property
-    def root(self) -> Map:
+    def storage(self) -> FeatureMap:
         """The map that has the memory."""
-        return self if self.whole is None else self.whole.root
+        return self if self.base is None else self.base.storage
 
     @property
-    def channel(self) -> int:
+    def channel_offset(self) -> int:
         """The first channel of this map in its root."""
-        return 0 if self.whole is None else self.start + self.whole.channel
+        return 0 if self.base is None else self.base_offset + self.base.channel_offset
 
-    def lineage(self) -> Iterator[Map]:
+    def bases(self) -> Iterator[FeatureMap]:
         """Yield this map and every map that it is a part of."""
-        m: Map | None = self
+        m: FeatureMap | None = self
         while m is not None:
             yield m
-            m = m.whole
+            m = m.base
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Activate:
 class Add:
     """y = y + other, number by number."""
 
-    other: Map
+    other: FeatureMap
 
     def __str__(self) -> str:
         return "add"
@@ -61,7 +61,7 @@ class Add:
 class Sort:
     """y = y + other + sqrt(max(R(y) R(other), 0) + eps), R(x) = x where x > 0, else slope * x."""
 
-    other: Map
+    other: FeatureMap
     eps: float
     slope: float
 
@@ -73,29 +73,29 @@ class Sort:
 class Multiply:
     """y = y * other; other is (C, H, W), (C, 1, 1) or (1, H, W)."""
 
-    other: Map
+    other: FeatureMap
 
     def __str__(self) -> str:
         return "multiply"
 
 
-After = Activate | Add | Sort | Multiply  # what a step does to its result while that is in cache
+EpilogueOp = Activate | Add | Sort | Multiply  # what a step does to its result while that is in cache
 
 
 @dataclass(eq=False, kw_only=True)
 class Step:
-    """Write the map y from the maps xs, then do `after` to it. layers: the layers of the cfg whose work this is."""
+    """Write the map y from the maps xs, then apply the epilogue to it. layers: the layers of the cfg whose work this is."""
 
     layers: tuple[int, ...]
-    xs: tuple[Map, ...]
-    y: Map
-    after: list[After] = field(default_factory=list)
+    xs: tuple[FeatureMap, ...]
+    y: FeatureMap
+    epilogue: list[EpilogueOp] = field(default_factory=list)
     name: ClassVar[str]
 
     @property
-    def reads(self) -> tuple[Map, ...]:
+    def reads(self) -> tuple[FeatureMap, ...]:
         """Every map that it reads."""
-        return *self.xs, *(a.other for a in self.after if not isinstance(a, Activate))
+        return *self.xs, *(a.other for a in self.epilogue if not isinstance(a, Activate))
 
     def note(self) -> str:
         """Say in a few characters what it does beside its name."""
@@ -108,7 +108,7 @@ class Convolve(Step):
 
     pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's products it is, if that
     has several. binary: of the kernel, take signs and each filter's mean size. pooled: keep only the maximum of each 2 x 2
-    block; `after` comes after that, which is the same for what rises with its input and four times less work.
+    block; the epilogue then runs on the pooled map, which is the same for what rises with its input and four times less work.
     """
 
     name = "convolve"
@@ -128,7 +128,7 @@ class Convolve(Step):
         return self.groups > 1 and self.groups == self.xs[0].shape[0] == self.y.shape[0]
 
     @property
-    def host(self) -> tuple[int, int]:
+    def conv_output_size(self) -> tuple[int, int]:
         """The convolution's own (OH, OW), before blocks are pooled."""
         _, H, W = self.y.shape
         return (2 * H, 2 * W) if self.pooled else (H, W)
@@ -193,10 +193,10 @@ class YoloHead(Step):
 
 
 @dataclass(eq=False, kw_only=True)
-class Reference(Step):
+class LayerCall(Step):
     """Run the layer's own `forward`: what no other step covers, and what keeps a state between calls."""
 
-    name = "reference"
+    name = "fallback"
     layer: Layer
     w: dict[str, Any] = field(repr=False)
 
@@ -211,62 +211,62 @@ ALIGNMENT = 64  # numbers: 256 bytes
 class Plan:
     """A network compiled for inputs (batch, C, H, W): steps in order, and where in one arena each map lies.
 
-    offsets: for every root map its first float32 in the arena. numbers: the arena's size in float32. bound: the least
+    offsets: for every root map its first float32 in the arena. arena_size: its size in float32. peak_live: the least
     that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's. states:
     maps that are there before the first step, beside the input.
     """
 
     batch: int
-    input: Map
-    outputs: tuple[Map, ...]
+    input: FeatureMap
+    outputs: tuple[FeatureMap, ...]
     steps: list[Step]
-    offsets: dict[Map, int]
-    numbers: int
-    bound: int
+    offsets: dict[FeatureMap, int]
+    arena_size: int
+    peak_live: int
     flops: float
-    states: tuple[Map, ...] = ()
+    states: tuple[FeatureMap, ...] = ()
 
     @property
     def copies(self) -> list[Step]:
         """The steps that only move numbers, because a map has to be in two places."""
         return _copies(self.steps)
 
-    def place(self, m: Map) -> tuple[int, int]:
+    def address(self, m: FeatureMap) -> tuple[int, int]:
         """Return where the map of image 0 begins and how far apart pixels are, in float32."""
-        return self.offsets[m.root] + m.channel, m.root.shape[0]
+        return self.offsets[m.storage] + m.channel_offset, m.storage.shape[0]
 
-    def describe(self, methods: Mapping[Any, str] | None = None) -> str:
-        """Return the plan as text: a line per step, then totals. methods: how the interpreter does each convolution."""
+    def describe(self, algorithms: Mapping[Any, str] | None = None) -> str:
+        """Return the plan as text: a line per step, then totals. methods: the algorithm of each convolution."""
         outputs = sum(prod(s.y.shape) for s in self.steps) * self.batch
-        other = {s.layer.section for s in self.steps if isinstance(s, Reference)}
+        other = {s.layer.section for s in self.steps if isinstance(s, LayerCall)}
         return "\n".join(
             [
-                *table(self.steps, methods or {}, lambda m: 4 * self.place(m)[0]),
+                *table(self.steps, algorithms or {}, lambda m: 4 * self.address(m)[0]),
                 totals(self.steps, other),
-                f"arena {4 * self.numbers / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.bound / 2**20:.1f} "
+                f"arena {4 * self.arena_size / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.peak_live / 2**20:.1f} "
                 f"needed; all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
             ]
         )
 
 
-def table(steps: Sequence[Step], methods: Mapping[Any, str], offset: Callable[[Map], int]) -> list[str]:
-    """Return a line per step, and one above. methods: how a step is done; offset: the first byte of a map in the arena."""
-    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'after':<22}{'C x H x W':>16} {'offset':>11}  how"]
+def table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Callable[[FeatureMap], int]) -> list[str]:
+    """Return a heading and a line per step. offset: the first byte of a map in the arena."""
+    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16} {'offset':>11}  algorithm"]
     for s in steps:
         layers = ",".join(map(str, s.layers))
-        after, shape = " ".join(map(str, s.after)), "x".join(map(str, s.y.shape))
-        inside = " in place" if s.y.whole is not None else ""
-        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{after:<22}{shape:>16} {offset(s.y):>11}"
-        lines.append(f"{line}  {methods.get(s, '')}{inside}".rstrip())
+        epilogue, shape = " ".join(map(str, s.epilogue)), "x".join(map(str, s.y.shape))
+        inside = " in place" if s.y.base is not None else ""
+        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16} {offset(s.y):>11}"
+        lines.append(f"{line}  {algorithms.get(s, '')}{inside}".rstrip())
     return lines
 
 
-def totals(steps: Sequence[Step], through: Collection[str]) -> str:
-    """Count steps. through: sections that run by their layer's own `forward`."""
+def totals(steps: Sequence[Step], fallbacks: Collection[str]) -> str:
+    """Count steps. fallbacks: sections that run by their layer's own `forward`."""
     fused, copied = sum(len(s.layers) - 1 for s in steps), len(_copies(steps))
-    other = ", ".join(sorted(set(through))) or "none"
-    return f"{len(steps)} steps; {fused} layers fused into the step before; {copied} copies; through the reference: {other}"
+    other = ", ".join(sorted(set(fallbacks))) or "none"
+    return f"{len(steps)} steps; {fused} layers fused into the step before; {copied} copies; fallback layers: {other}"
 
 
 def _copies(steps: Sequence[Step]) -> list[Step]:
-    return [s for s in steps if isinstance(s, Copy) and not s.after]
+    return [s for s in steps if isinstance(s, Copy) and not s.epilogue]

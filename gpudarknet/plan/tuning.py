@@ -88,11 +88,11 @@ def race(step: Convolve, batch: int) -> dict[str, float]:
     rng, workers = np.random.default_rng(0), team()
     (C, H, W), (F, OH, OW) = step.xs[0].shape, step.y.shape
     x, y = rng.random((batch, H, W, C), np.float32), np.empty((batch, OH, OW, F), np.float32)
-    after = [a for a in step.after if isinstance(a, Activate)]
+    epilogue = [a for a in step.epilogue if isinstance(a, Activate)]
     w = folded(step.w)
     best: dict[str, float] = {}
     with workers:
-        last = partial(finish, after, y, lambda m: y)
+        last = partial(finish, epilogue, y, lambda m: y)
         ready = {name: m.prepare(w["kernel"], w["bias"]) for name, m in METHODS.items() if m.fits(step)}
         ways = workers.settled(
             lambda: {

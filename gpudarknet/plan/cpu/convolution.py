@@ -124,7 +124,13 @@ def grid(tape: Tape, name: str, channels: int, *shape: int) -> np.ndarray:
 
 def taps(tape: Tape, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndarray:
     """View what the output's rows r0 to r1 are made from: x (H, W, C) -> (R, OW, size, size, C), zeros outside x."""
-    (sy, sx), d, R, OW, reach = step.strides, step.dilation, r1 - r0, step.host[1], (step.size - 1) * step.dilation + 1
+    (sy, sx), d, R, OW, reach = (
+        step.strides,
+        step.dilation,
+        r1 - r0,
+        step.conv_output_size[1],
+        (step.size - 1) * step.dilation + 1,
+    )
     padded = grid(tape, "padded", x.shape[2], (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
     window(tape, x, r0 * sy - step.pad, -step.pad, padded)
     a, b, c = padded.strides
@@ -134,7 +140,7 @@ def taps(tape: Tape, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndar
 
 def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation, one group. The bias is the product of ones with one more row of weights."""
-    (N, _, _, C), F, (OH, OW), size = x.shape, y.shape[3], step.host, step.size
+    (N, _, _, C), F, (OH, OW), size = x.shape, y.shape[3], step.conv_output_size, step.size
     K, s = C * size * size, 2 if step.pooled else 1  # a band has a multiple of s rows
     matrix, finish = weights[0], last(None)
 
@@ -177,7 +183,7 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
 
 def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation, several groups."""
-    (N, _, _, C), F, (OH, OW), size, g = x.shape, y.shape[3], step.host, step.size, step.groups
+    (N, _, _, C), F, (OH, OW), size, g = x.shape, y.shape[3], step.conv_output_size, step.size, step.groups
     K, finish = C // g * size * size, last(weights[1])
     matrices = weights[0].reshape(K, g, F // g).swapaxes(0, 1)
 
@@ -199,7 +205,7 @@ def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
 
 def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
     """Any size, stride and dilation; as many groups as channels as filters."""
-    (N, _, _, C), (OH, OW), size = x.shape, step.host, step.size
+    (N, _, _, C), (OH, OW), size = x.shape, step.conv_output_size, step.size
     finish = last(weights[1])
 
     def task(n: int, r0: int, r1: int) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...ops import activation
-from ..steps import Activate, Add, After, Map, Multiply, Sort
+from ..steps import Activate, Add, EpilogueOp, FeatureMap, Multiply, Sort
 from .command_list import Tape
 
 BLOCK = 1 << 16  # numbers worked on at a time: with scratch of that size they fit a core's L2
@@ -69,13 +69,16 @@ def function(kind: str) -> Function:
 
 
 def finish(
-    after: Sequence[After], y: np.ndarray, view: Callable[[Map], np.ndarray], bias: np.ndarray | None = None
+    epilogue: Sequence[EpilogueOp],
+    y: np.ndarray,
+    view: Callable[[FeatureMap], np.ndarray],
+    bias: np.ndarray | None = None,
 ) -> Finish:
     """Return a function that records how a piece of y (N, H, W, C) is finished: bias (C,) if there is one, then `after`.
 
     The piece is made from the numbers that the function is given, which stay as they are, or from those that lie there.
     """
-    work = [_action(a, view) for a in after]
+    work = [_action(a, view) for a in epilogue]
     if bias is not None:
         tile = np.tile(
             np.asarray(bias, np.float32), (y.shape[2], 1)
@@ -106,7 +109,7 @@ def finish(
     return record
 
 
-def _action(a: After, view: Callable[[Map], np.ndarray]) -> Callable[..., None]:
+def _action(a: EpilogueOp, view: Callable[[FeatureMap], np.ndarray]) -> Callable[..., None]:
     """Return f(tape, x, y, t, u, n, r, c): record y = `a` of x, which are the rows r and channels c of image n."""
     if isinstance(a, Activate):
         if a.kind in activation.NORMALIZERS:

@@ -15,7 +15,7 @@ from ...backend.threads import Phase, cut
 from ...errors import BackendError
 from ...layers import Run
 from ...layers.convolutional import folded
-from ..steps import Convolve, Copy, Map, MaxPool, Plan, Reference, Step, Upsample, YoloHead
+from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Plan, Step, Upsample, YoloHead
 from .algorithms import METHODS, choose
 from .command_list import Tape, Task, team
 from .convolution import Phases, pixels, window
@@ -44,7 +44,7 @@ class Program:
         self.plan, self.poison, self.team = plan, poison, team()
         self.prepared = {} if prepared is None else prepared
         self.arena = reserve(plan)
-        self.methods = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
+        self.algorithms = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
             self.work = self.team.settled(self._record)
 
@@ -57,13 +57,13 @@ class Program:
         sizes = (self.arena.nbytes, sum(own.values()), self.team.scratch_bytes)
         arena, weights, scratch = (f"{size / 2**20:.1f}" for size in sizes)
         return (
-            f"{self.plan.describe(self.methods)}\n"
+            f"{self.plan.describe(self.algorithms)}\n"
             f"CPU, {self.team.size} threads; MiB: arena {arena}, prepared weights {weights}, scratch {scratch}"
         )
 
-    def view(self, m: Map) -> np.ndarray:
+    def view(self, m: FeatureMap) -> np.ndarray:
         """Return a map's memory as (N, H, W, C); pixels lie apart where the map is a part of another."""
-        offset, ld = self.plan.place(m)
+        offset, ld = self.plan.address(m)
         C, H, W = m.shape
         strides = (4 * H * W * ld, 4 * W * ld, 4 * ld, 4)
         return np.lib.stride_tricks.as_strided(self.arena[offset:], (self.plan.batch, H, W, C), strides)
@@ -91,7 +91,7 @@ class Program:
 
         return [task(n, slice(*r)) for n in range(N) for r in cut(H, H, self.team.size)]
 
-    def _leave(self, m: Map, result: np.ndarray) -> list[Task]:
+    def _leave(self, m: FeatureMap, result: np.ndarray) -> list[Task]:
         """Return the tasks that bring a map into the order of results (N, C, H, W)."""
         y, (N, C) = self.view(m).transpose(0, 3, 1, 2), result.shape[:2]
 
@@ -104,10 +104,10 @@ class Program:
 def reserve(plan: Plan) -> np.ndarray:
     """Return the arena. Raises BackendError, which says how many images would fit, where memory does not suffice."""
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    need = 4 * plan.numbers
+    need = 4 * plan.arena_size
     try:
         if have is None or need <= have:
-            return np.zeros(plan.numbers, np.float32)
+            return np.zeros(plan.arena_size, np.float32)
     except MemoryError:
         have = None
     C, H, W = plan.input.shape
@@ -119,19 +119,19 @@ def reserve(plan: Plan) -> np.ndarray:
 
 def _convolve(program: Program, step: Convolve) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
-    name = program.methods[step]
+    name = program.algorithms[step]
     method, key = METHODS[name], (step.layers[0], name)
     if key not in program.prepared:
         w = folded(step.w)
         program.prepared[key] = method.prepare(w["kernel"], w["bias"])
-    last = partial(finish, step.after, y, program.view)
+    last = partial(finish, step.epilogue, y, program.view)
     return method.bind(step, x, y, program.prepared[key], last, program.team.size)
 
 
 def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int], None], per_row: int) -> Phases:
     """Return one phase: work(tape, n, from, to) and then `after`, for pieces of the rows of every image."""
     N, (C, H, _) = program.plan.batch, step.y.shape
-    last = finish(step.after, program.view(step.y), program.view)
+    last = finish(step.epilogue, program.view(step.y), program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
         def record(tape: Tape) -> None:
@@ -146,7 +146,7 @@ def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int],
 def _copy(program: Program, step: Copy) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
     N, H, W, C = y.shape
-    last = finish(step.after, y, program.view)
+    last = finish(step.epilogue, y, program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
         return lambda tape: last(tape, n, r0, r1, 0, C, x[n, r0:r1])
@@ -216,7 +216,7 @@ def _yolo(program: Program, step: YoloHead) -> Phases:
     return _by_rows(program, step, work, x.shape[2] * x.shape[3])
 
 
-def _reference(program: Program, step: Reference) -> Phases:
+def _reference(program: Program, step: LayerCall) -> Phases:
     xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
 
     def run() -> None:
@@ -231,7 +231,7 @@ BIND: dict[type[Step], Callable[[Program, Any], Phases]] = {
     Convolve: _convolve,
     Copy: _copy,
     MaxPool: _maxpool,
-    Reference: _reference,
+    LayerCall: _reference,
     Upsample: _upsample,
     YoloHead: _yolo,
 }

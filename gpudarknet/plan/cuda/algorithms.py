@@ -67,12 +67,12 @@ class Case:
     @property
     def patches(self) -> int:
         """Bytes of all patches."""
-        return self.batch * prod(self.step.host) * self.ldcol * self.itemsize
+        return self.batch * prod(self.step.conv_output_size) * self.ldcol * self.itemsize
 
     @property
     def tiles(self) -> tuple[int, int]:
         """Tiles of 2 x 2 pixels in a map: down, across."""
-        OH, OW = self.step.host
+        OH, OW = self.step.conv_output_size
         return -(-OH // 2), -(-OW // 2)
 
     def images(self, bytes_each: int) -> int:
@@ -82,7 +82,7 @@ class Case:
     @property
     def pooled_images(self) -> int:
         """Images done at a time where blocks are to be pooled, because their map before that takes memory too."""
-        return self.images(prod(self.step.host) * rounded(self.step.y.shape[0]) * self.itemsize)
+        return self.images(prod(self.step.conv_output_size) * rounded(self.step.y.shape[0]) * self.itemsize)
 
     @property
     def winograd_images(self) -> int:
@@ -98,7 +98,7 @@ class Case:
     def rows(self, way: str) -> int:
         """Return how many patches a way lays out at a time."""
         budget = min(BUDGETS.get(way, COLUMNS), COLUMNS)
-        return share(self.batch * prod(self.step.host), budget // (self.ldcol * self.itemsize))
+        return share(self.batch * prod(self.step.conv_output_size), budget // (self.ldcol * self.itemsize))
 
     @property
     def whole(self) -> bool:
@@ -119,7 +119,7 @@ def _patches(way: str = "") -> Callable[[Case], dict[str, int]]:
     def needs(case: Case) -> dict[str, int]:
         found = {"patches": case.rows(way) * case.ldcol}
         if case.step.pooled:
-            found["blocks"] = case.pooled_images * prod(case.step.host) * rounded(case.step.y.shape[0])
+            found["blocks"] = case.pooled_images * prod(case.step.conv_output_size) * rounded(case.step.y.shape[0])
         return found
 
     return needs

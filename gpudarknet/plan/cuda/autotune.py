@@ -18,7 +18,7 @@ import numpy as np
 
 from ...backend import Backend
 from ...errors import BackendError
-from ..steps import Activate, Convolve, Map, Plan
+from ..steps import Activate, Convolve, FeatureMap, Plan
 from .algorithms import Case, choose, possible
 from .canonicalize import as_convolutions
 from .program import Program
@@ -62,10 +62,10 @@ def fastest(times: dict[str, float], rule: str) -> str:
 def race(case: Case, be: Backend, precision: str) -> dict[str, float]:
     """Return the least seconds that each way takes; one for which memory does not suffice is left out."""
     step = case.step
-    x, y = Map(step.xs[0].shape), Map(step.y.shape)
-    alone = replace(step, xs=(x,), y=y, after=[a for a in step.after if isinstance(a, Activate)])
+    x, y = FeatureMap(step.xs[0].shape), FeatureMap(step.y.shape)
+    alone = replace(step, xs=(x,), y=y, epilogue=[a for a in step.epilogue if isinstance(a, Activate)])
     # The input is an output too: so it stays, and is a map like those between steps.
-    plan = Plan(case.batch, x, (y, x), [alone], offsets={}, numbers=0, bound=0, flops=0)
+    plan = Plan(case.batch, x, (y, x), [alone], offsets={}, arena_size=0, peak_live=0, flops=0)
     numbers = np.random.default_rng(0).random((case.batch, *x.shape), np.float32)
     there, prepared, times = be.asarray(numbers), dict[Any, Any](), dict[str, float]()
     for way in possible(case):

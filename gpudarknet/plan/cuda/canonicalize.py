@@ -19,7 +19,7 @@ from ...layers.maxpool import MaxPool
 from ...layers.upsample import Upsample
 from ...ops.activation import NORMALIZERS
 from .. import steps
-from ..steps import Activate, After, Convolve, Map, Plan, Reference, Step
+from ..steps import Activate, Convolve, EpilogueOp, FeatureMap, LayerCall, Plan, Step
 from .elementwise import Sign
 
 
@@ -30,7 +30,7 @@ def as_convolutions(plan: Plan, be: Backend) -> Plan:
 
 def rewritten(step: Step, be: Backend) -> list[Step]:
     """Return the steps that take the place of one: itself, if its layer is none of these."""
-    if not isinstance(step, Reference):
+    if not isinstance(step, LayerCall):
         return [step]
     layer, C = step.layer, step.y.shape[0]
     if isinstance(layer, Connected):
@@ -43,11 +43,11 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
     if isinstance(layer, Convolutional) and layer.activation not in NORMALIZERS:
         if not layer.antialiasing:
             return convolved(step, layer, step.w, step.xs[0], step.y)
-        sharp = Map((C, *layer.host(step.xs[0].shape)))
+        sharp = FeatureMap((C, *layer.host(step.xs[0].shape)))
         convolution = convolved(step, layer, step.w, step.xs[0], sharp)
         return [*convolution, _blurred(step, sharp, layer.antialiasing, layer.strides)]
     if isinstance(layer, MaxPool) and layer.antialiasing and not (layer.maxpool_depth or layer.maxpool_zero_nonmax):
-        sharp = Map(layer.pooled(step.xs[0].shape, layer.inner))
+        sharp = FeatureMap(layer.pooled(step.xs[0].shape, layer.inner))
         pool = steps.MaxPool(
             layers=step.layers, xs=step.xs, y=sharp, size=layer.side, strides=layer.inner, padding=layer.total
         )
@@ -55,20 +55,20 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
     return [step]
 
 
-def convolved(step: Step, layer: Convolutional, w: dict[str, Any], x: Map, y: Map) -> list[Step]:
+def convolved(step: Step, layer: Convolutional, w: dict[str, Any], x: FeatureMap, y: FeatureMap) -> list[Step]:
     """Return the convolution of x with w and its activation, and what comes before: XNOR layers see signs alone."""
     D, found = layer.spread, list[Step]()
     if layer.xnor:
-        found.append(Sign(layers=step.layers, xs=(x,), y=Map(x.shape)))
+        found.append(Sign(layers=step.layers, xs=(x,), y=FeatureMap(x.shape)))
         x = found[0].y
     convolution = Convolve(
-        layers=step.layers, xs=(x,), y=y, after=activated(layer.activation), w=w, binary=bool(layer.xnor or layer.binary),
+        layers=step.layers, xs=(x,), y=y, epilogue=activated(layer.activation), w=w, binary=bool(layer.xnor or layer.binary),
         size=layer.size, strides=layer.inner, dilation=D, pad=layer.border * D, groups=layer.parts,
     )  # fmt: skip
     return [*found, convolution]
 
 
-def activated(kind: str) -> list[After]:
+def activated(kind: str) -> list[EpilogueOp]:
     """Return what activates a step's result."""
     return [] if kind == "linear" else [Activate(kind)]
 
@@ -79,7 +79,7 @@ def fixed(kernel: np.ndarray, C: int) -> dict[str, Any]:
     return {"kernel": same, "bias": np.zeros(C, np.float32)}
 
 
-def _connected(step: Reference, layer: Connected, be: Backend) -> Convolve:
+def _connected(step: LayerCall, layer: Connected, be: Backend) -> Convolve:
     """See the whole map as one patch. It is square for that; what lies beyond the map counts 0."""
     (C, H, W), K = step.xs[0].shape, step.y.shape[0]
     kernel, size = step.w["kernel"].reshape(K, C, H, W), max(H, W)
@@ -88,23 +88,29 @@ def _connected(step: Reference, layer: Connected, be: Backend) -> Convolve:
         whole[:, :, :H, :W] = be.to_numpy(kernel)
         kernel = whole
     return Convolve(
-        layers=step.layers, xs=step.xs, y=step.y, after=[*activated(layer.activation), *step.after],
+        layers=step.layers, xs=step.xs, y=step.y, epilogue=[*activated(layer.activation), *step.epilogue],
         w={**step.w, "kernel": kernel}, size=size, strides=(1, 1), dilation=1, pad=0, groups=1,
     )  # fmt: skip
 
 
 def _channelwise(
-    step: Step, size: int, strides: tuple[int, int], pad: int, w: dict[str, Any], x: Map | None = None, part: str = ""
+    step: Step,
+    size: int,
+    strides: tuple[int, int],
+    pad: int,
+    w: dict[str, Any],
+    x: FeatureMap | None = None,
+    part: str = "",
 ) -> Convolve:
     """Return the convolution of each channel with a kernel of its own."""
     xs = step.xs if x is None else (x,)
     return Convolve(
-        layers=step.layers, xs=xs, y=step.y, after=list(step.after), w=w, part=part,
+        layers=step.layers, xs=xs, y=step.y, epilogue=list(step.epilogue), w=w, part=part,
         size=size, strides=strides, dilation=1, pad=pad, groups=step.y.shape[0],
     )  # fmt: skip
 
 
-def _blurred(step: Step, sharp: Map, kind: int, strides: tuple[int, int]) -> Convolve:
+def _blurred(step: Step, sharp: FeatureMap, kind: int, strides: tuple[int, int]) -> Convolve:
     """Return the blur of a map by antialiasing: 1 is 3 x 3, 2 is 2 x 2 (layers/blocks.py)."""
     kernel = BLURS[kind == 2]
     size = len(kernel)

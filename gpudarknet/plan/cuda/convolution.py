@@ -25,7 +25,7 @@ def convolve(program: Program, step: Convolve) -> list[Work]:
     group = program.scheme.together.get(step)
     if group is not None:
         return _together(program, group) if step is group[-1] else []
-    return BY_WAY[program.scheme.ways[step]](program, step)
+    return BY_WAY[program.scheme.algorithms[step]](program, step)
 
 
 def _by_kernel(program: Program, step: Convolve) -> list[Work]:
@@ -43,9 +43,9 @@ def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
     """
     y, (weights, bias), F, launch = program.view(step.y), program.arrays(step), step.y.shape[0], program.be.launch
     assert launch is not None
-    first = step.after[0] if step.after else None
-    kind, rest = (first.kind, step.after[1:]) if isinstance(first, Activate) else ("linear", step.after)
-    program.methods[step] = "in one kernel"
+    first = step.epilogue[0] if step.epilogue else None
+    kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
+    program.algorithms[step] = "in one kernel"
     program.kernels |= {"direct.convolve_few", "direct.convolve_floats", "direct.convolve_bytes"}
     wide = kind in WIDE and program.fits(y)
     n = y.pixels * F // (program.width if wide else 1)
@@ -60,20 +60,20 @@ def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
 
 def _depthwise(program: Program, step: Convolve) -> list[Work]:
     x, y, (weights, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    program.methods[step] = "depthwise"
+    program.algorithms[step] = "depthwise"
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     work = [kernel(program, "direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
-    return work + finish(program, step.after, y, y, bias, step)
+    return work + finish(program, step.epilogue, y, y, bias, step)
 
 
 def _by_gemm(program: Program, step: Convolve) -> list[Work]:
     x, y, (_, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    program.methods[step] = program.scheme.ways[step]
-    images = program.plan.batch if program.scheme.ways[step] == "gemm by image" else 1
+    program.algorithms[step] = program.scheme.algorithms[step]
+    images = program.plan.batch if program.scheme.algorithms[step] == "gemm by image" else 1
     work = [_product(program, step, address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)]
-    return work + finish(program, step.after, y, y, bias, step)
+    return work + finish(program, step.epilogue, y, y, bias, step)
 
 
 def _together(program: Program, group: tuple[Convolve, ...]) -> list[Work]:
@@ -83,16 +83,16 @@ def _together(program: Program, group: tuple[Convolve, ...]) -> list[Work]:
     ld, handle, start = len(weights), program.lane.handle, 0
     for step in group:
         others = ", ".join(str(s.layers[0]) for s in group if s is not step)
-        program.methods[step] = f"gemm with layer{'s' * (len(group) > 2)} {others}"
+        program.algorithms[step] = f"gemm with layer{'s' * (len(group) > 2)} {others}"
     sizes = (program.precision, address(joined), address(x.a), address(weights), x.pixels, ld, x.shape[0])
     lds = (ld, x.ld, weights.shape[1])
     work: list[Work] = [lambda: handle.gemm(*sizes, *lds)]
-    if len(group) == 2 and not any(s in program.scheme.ahead or len(s.after) > 1 for s in group):
+    if len(group) == 2 and not any(s in program.scheme.ahead or len(s.epilogue) > 1 for s in group):
         return [*work, _finish_two(program, first, last, joined, ld)]
     for step in group:
         y = program.view(step.y)
         part = replace(y, a=joined[start:][: (y.pixels - 1) * ld + y.shape[0]], ld=ld, start=start)
-        work += finish(program, step.after, part, y, program.arrays(step)[1], step)
+        work += finish(program, step.epilogue, part, y, program.arrays(step)[1], step)
         start += rounded(y.shape[0])
     return work
 
@@ -100,7 +100,7 @@ def _together(program: Program, group: tuple[Convolve, ...]) -> list[Work]:
 def _finish_two(program: Program, first: Convolve, second: Convolve, joined: Any, ld: int) -> Work:
     views = program.view(first.y), program.view(second.y)
     biases = (program.arrays(s)[1] for s in (first, second))
-    kinds = [first_pass(s.after)[0][0] for s in (first, second)]
+    kinds = [first_pass(s.epilogue)[0][0] for s in (first, second)]
     (C1, C2), wide = (v.shape[0] for v in views), set(kinds) <= WIDE and program.fits(*views)
     n = views[0].pixels * (C1 + C2) // (program.width if wide else 1)
     sizes = (n, C1, C2, rounded(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), wide)
@@ -111,9 +111,9 @@ def _by_patches(program: Program, step: Convolve) -> list[Work]:
     y, (_, bias) = program.view(step.y), program.arrays(step)
     if not step.pooled:
         work = _products(program, step, 0, y.pixels, y.a, y.ld)
-        return work + finish(program, step.after, y, y, bias, step)
+        return work + finish(program, step.epilogue, y, y, bias, step)
     (F, OH, OW), work = y.shape, []
-    (kind, _, _), rest = first_pass(step.after)  # nothing but activations comes after a pool
+    (kind, _, _), rest = first_pass(step.epilogue)  # nothing but activations comes after a pool
     blocks, images, ld = program.memory(step, "blocks"), program.case(step).pooled_images, rounded(F)
     for first in range(0, program.plan.batch, images):
         count = min(images, program.plan.batch - first)
@@ -143,14 +143,19 @@ def _finish_blocks(
 
 def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
     """Return the work of convolving without bias: out (pixels, F), the pixels from `start` on of the result's map."""
-    x, (OH, OW), case, way = program.view(step.xs[0]), step.host, program.case(step), program.scheme.ways[step]
+    x, (OH, OW), case, way = (
+        program.view(step.xs[0]),
+        step.conv_output_size,
+        program.case(step),
+        program.scheme.algorithms[step],
+    )
     (C, H, W), ldcol, size, work = x.shape, case.ldcol, program.type.itemsize, []
     G, col = C // step.groups, program.memory(step, "patches")
     rows, writer = min(case.rows(way), pixels), program.writers.get(step)
     parts, images = range(0, pixels, rows), program.plan.batch if way == "patches by image" else 1
     maker = f"im2col by layer {writer.layers[-1]}" if writer is not None else "im2col"
-    program.methods[step] = f"{maker}, gemm" + (" by image" if images > 1 else "")
-    program.methods[step] += f" in {len(parts)} parts" if len(parts) > 1 else ""
+    program.algorithms[step] = f"{maker}, gemm" + (" by image" if images > 1 else "")
+    program.algorithms[step] += f" in {len(parts)} parts" if len(parts) > 1 else ""
     geometry = (H, W, OH, OW, step.size, *step.strides, step.dilation, step.pad)
     wide = program.fits(x) and G % program.width == 0
     for first in parts:
@@ -173,7 +178,7 @@ def _product(program: Program, step: Convolve, y: int, ldy: int, a: int, lda: in
     if groups > 1:
         N = F // groups
         return lambda: handle.gemms(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, N, K, N * ldw)
-    if step.pooled or step.y.whole is None:
+    if step.pooled or step.y.base is None:
         F = rounded(F)  # zeros into what lies between pixels: tensor cores like multiples of 8, heads have 255
     if images > 1:
         rows = M // images
@@ -189,12 +194,12 @@ def _winograd(program: Program, step: Convolve) -> list[Work]:
         program.case(step),
         program.arrays(step),
     )
-    (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.host, case.tiles
-    one, rest = first_pass(step.after)
+    (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.conv_output_size, case.tiles
+    one, rest = first_pass(step.epilogue)
     handle, ldc, ldf, work = program.lane.handle, rounded(C), rounded(F), list[Work]()
     images = case.winograd_images
     parts = range(0, program.plan.batch, images)
-    program.methods[step] = "winograd" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
+    program.algorithms[step] = "winograd" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
     for first in parts:
         count = min(images, program.plan.batch - first)
         tiles = count * TH * TW

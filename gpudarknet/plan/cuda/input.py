@@ -19,8 +19,8 @@ class Entry:
     def __init__(self, program: Program):
         self.be, self.input, self.step = program.be, program.view(program.plan.input), opening(program)
         found: tuple[Few | None, list[Work]] = (None, []) if self.step is None else few(program, self.step)
-        self.convolve, self.after = found
-        self.launches = 0 if self.step is None else 1 + len(self.after)
+        self.convolve, self.epilogue = found
+        self.launches = 0 if self.step is None else 1 + len(self.epilogue)
 
     def take(self, x: Any) -> None:
         """Take x, Pictures or float32 (N, C, H, W) on the device: launch all that reads it, on the current stream."""
@@ -40,15 +40,15 @@ class Entry:
         else:
             x.write(y)
             self.convolve("direct.convolve_few", y.a, (P * y.ld, 1, y.ld))
-        for work in self.after:
+        for work in self.epilogue:
             work()
 
 
 def opening(program: Program) -> Convolve | None:
     """Return the first step if it is a convolution in one kernel and the only reader of the input."""
     start, steps = program.plan.input, program.steps
-    readers: list[Step] = [s for s in steps if start in [m.root for m in s.reads]]
+    readers: list[Step] = [s for s in steps if start in [m.storage for m in s.reads]]
     first = steps[0] if steps else None
     if not isinstance(first, Convolve) or first.xs != (start,) or readers != [first] or start in program.plan.outputs:
         return None
-    return first if program.scheme.ways[first] == "kernel" else None
+    return first if program.scheme.algorithms[first] == "kernel" else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...backend.cuda import STORAGE, Launcher
 from ...ops.activation import NAMES
-from ..steps import Activate, Add, After, Convolve, Copy, MaxPool, Multiply, Sort, Step, Upsample, YoloHead
+from ..steps import Activate, Add, Convolve, Copy, EpilogueOp, MaxPool, Multiply, Sort, Step, Upsample, YoloHead
 from .stream import Work
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def compile_kernels(program: Program) -> None:
 Pass = tuple[str, Add | Sort | Multiply | None, str]
 
 
-def passes(after: Sequence[After]) -> list[Pass]:
+def passes(epilogue: Sequence[EpilogueOp]) -> list[Pass]:
     """Group what is done to a result as `finish` does it: an activation, a join, an activation; at least once."""
-    one, rest = first_pass(after)
+    one, rest = first_pass(epilogue)
     found = [one]
     while rest:
         one, rest = first_pass(rest)
@@ -46,9 +46,9 @@ def passes(after: Sequence[After]) -> list[Pass]:
     return found
 
 
-def first_pass(after: Sequence[After]) -> tuple[Pass, list[After]]:
+def first_pass(epilogue: Sequence[EpilogueOp]) -> tuple[Pass, list[EpilogueOp]]:
     """Return the first pass, and what is left to do after it."""
-    todo, join = list(after), None
+    todo, join = list(epilogue), None
 
     def activation() -> str:
         first = todo[0] if todo else None
@@ -83,16 +83,16 @@ def smooth(one: Pass, width: int, views: Sequence[View], other: View | None) -> 
 
 
 def finish(
-    program: Program, after: Sequence[After], x: View, y: View, bias: Any = None, step: Step | None = None
+    program: Program, epilogue: Sequence[EpilogueOp], x: View, y: View, bias: Any = None, step: Step | None = None
 ) -> list[Work]:
-    """Return the work of y = after(x + bias); if this is the last that `step` does, also of the patches that it writes.
+    """Return the work of y = epilogue(x + bias); if this is the last that `step` does, also of the patches that it writes.
 
     Nothing is to be done where the reader adds the bias.
     """
     if step in program.scheme.unbiased.values():
         return []
     work: list[Work] = []
-    todo = passes(after)
+    todo = passes(epilogue)
     for i, one in enumerate(todo):
         reader = program.scheme.ahead.get(step) if step is not None and i == len(todo) - 1 else None
         (C, H, W), (other, (Co, Po, ldo), numbers) = y.shape, pass_arguments(program, one, y.sizes)
@@ -124,9 +124,9 @@ class Where(NamedTuple):
 
 def patches(program: Program, reader: Convolve, H: int, W: int) -> Where:
     """Return where the patches of a convolution lie that are written ahead."""
-    (OH, OW), reach, batch = reader.host, (reader.size - 1) * reader.dilation + 1, program.plan.batch
+    (OH, OW), reach, batch = reader.conv_output_size, (reader.size - 1) * reader.dilation + 1, program.plan.batch
     x, (sy, sx) = reader.xs[0], reader.strides
-    C, first = x.shape[0], x.channel - program.writers[reader].y.channel
+    C, first = x.shape[0], x.channel_offset - program.writers[reader].y.channel_offset
     G, ldcol, col = C // reader.groups, program.case(reader).ldcol, program.memory(reader, "patches")
     HP, WP = max(H + reader.pad, (OH - 1) * sy + reach), max(W + reader.pad, (OW - 1) * sx + reach)
     numbers = (HP, WP, first, C, G, OH, OW, reader.size, sy, sx, reader.dilation, reader.pad, ldcol)
@@ -134,13 +134,13 @@ def patches(program: Program, reader: Convolve, H: int, W: int) -> Where:
     return Where(used, batch * HP * WP, numbers, G % program.width == 0 and first % program.width == 0)
 
 
-def finish_in_place(program: Program, after: Sequence[After], y: View, step: Step | None = None) -> list[Work]:
-    """Return the work of y = after(y), none if there is nothing to do."""
-    return finish(program, after, y, y, step=step) if after else []
+def finish_in_place(program: Program, epilogue: Sequence[EpilogueOp], y: View, step: Step | None = None) -> list[Work]:
+    """Return the work of y = epilogue(y), none if there is nothing to do."""
+    return finish(program, epilogue, y, y, step=step) if epilogue else []
 
 
 def _copy(program: Program, step: Copy) -> list[Work]:
-    return finish(program, step.after, program.view(step.xs[0]), program.view(step.y), step=step)
+    return finish(program, step.epilogue, program.view(step.xs[0]), program.view(step.y), step=step)
 
 
 def _maxpool(program: Program, step: MaxPool) -> list[Work]:
@@ -148,7 +148,7 @@ def _maxpool(program: Program, step: MaxPool) -> list[Work]:
     (C, H, W), (_, OH, OW), wide = x.shape, y.shape, program.fits(x, y)
     n = y.pixels * C // (program.width if wide else 1)
     sizes = (n, C, H, W, OH, OW, step.size, *step.strides, step.padding // 2, x.ld, y.ld, wide)
-    return [kernel(program, "plan.maxpool", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.maxpool", n, x.a, y.a, *sizes), *finish_in_place(program, step.epilogue, y)]
 
 
 def _upsample(program: Program, step: Upsample) -> list[Work]:
@@ -156,7 +156,7 @@ def _upsample(program: Program, step: Upsample) -> list[Work]:
     wide = program.fits(x, y)
     n = y.pixels * y.shape[0] // (program.width if wide else 1)
     sizes = (n, *x.shape, step.s, step.scale, x.ld, y.ld, wide)
-    return [kernel(program, "plan.upsample", n, x.a, y.a, *sizes), *finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.upsample", n, x.a, y.a, *sizes), *finish_in_place(program, step.epilogue, y)]
 
 
 def _yolo(program: Program, step: YoloHead) -> list[Work]:
@@ -164,7 +164,7 @@ def _yolo(program: Program, step: YoloHead) -> list[Work]:
     C, n, writer = x.shape[0], y.pixels * y.shape[0], program.scheme.unbiased.get(step)
     bias = None if writer is None else program.arrays(writer)[1]
     sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    return [kernel(program, "plan.yolo", n, x.a, bias, y.a, *sizes), *finish_in_place(program, step.after, y)]
+    return [kernel(program, "plan.yolo", n, x.a, bias, y.a, *sizes), *finish_in_place(program, step.epilogue, y)]
 
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {

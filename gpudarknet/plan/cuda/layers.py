@@ -27,7 +27,7 @@ from ...layers.sort_shortcut import SortShortcut
 from ...ops.activation import NAMES, NORMALIZERS
 from ...ops.norm import lrn_windows
 from .. import steps
-from ..steps import Activate, Add, Map, Reference, Sort
+from ..steps import Activate, Add, FeatureMap, LayerCall, Sort
 from . import launches
 from .launches import JOINS, finish, kernel
 from .stream import Work
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from .program import Program, View
 
 
-def reference(program: Program, step: Reference) -> list[Work]:
+def reference(program: Program, step: LayerCall) -> list[Work]:
     """Return the layer's work on the GPU where it has kernels for maps pixel by pixel, else its own `forward`."""
     own = LAYERS.get(type(step.layer))
-    work = None if own is None or step.after else own(program, step, step.layer)
+    work = None if own is None or step.epilogue else own(program, step, step.layer)
     return [_through(program, step)] if work is None else work
 
 
-def _through(program: Program, step: Reference) -> Work:
+def _through(program: Program, step: LayerCall) -> Work:
     """Return the work of bringing maps into the layer's form (N, C, H, W), running it, and bringing its result back."""
     be, N, y = program.be, program.plan.batch, program.view(step.y)
     xs = [program.view(m) for m in step.xs]
@@ -64,7 +64,7 @@ def _through(program: Program, step: Reference) -> Work:
     return run
 
 
-def _views(program: Program, step: Reference) -> tuple[View, View, int]:
+def _views(program: Program, step: LayerCall) -> tuple[View, View, int]:
     """Return the views of the first source and of the result, and how many numbers that has."""
     y = program.view(step.y)
     return program.view(step.xs[0]), y, y.pixels * y.shape[0]
@@ -75,7 +75,7 @@ def _activated(program: Program, kind: str, y: View) -> list[Work]:
     return finish(program, [Activate(kind)], y, y) if kind != "linear" else []
 
 
-def _constant(program: Program, m: Map, value: Any) -> list[Work]:
+def _constant(program: Program, m: FeatureMap, value: Any) -> list[Work]:
     """Return the work of writing one value (C, H, W), or a number, into the map of every image."""
     y = program.view(m)
     whole = np.broadcast_to(np.float32(value), (program.plan.batch, *m.shape))
@@ -83,22 +83,22 @@ def _constant(program: Program, m: Map, value: Any) -> list[Work]:
     return [kernel(program, "plan.from_nchw", whole.size, given, y.a, whole.size, *y.sizes, y.ld)]
 
 
-def _activation(program: Program, step: Reference, layer: Activation) -> list[Work]:
+def _activation(program: Program, step: LayerCall, layer: Activation) -> list[Work]:
     x, y, _ = _views(program, step)
     sizes = (y.pixels, x.shape[0], NORMALIZERS.index(layer.activation), x.ld, y.ld)
     return [kernel(program, "plan_layers.normalize_channels", 32 * y.pixels, x.a, y.a, *sizes)]
 
 
-def _avgpool(program: Program, step: Reference, layer: AvgPool) -> list[Work]:
+def _avgpool(program: Program, step: LayerCall, layer: AvgPool) -> list[Work]:
     x, y, n = _views(program, step)
     return [kernel(program, "plan_layers.avgpool", n, x.a, y.a, n, *x.sizes, x.ld, y.ld)]
 
 
-def _cost(program: Program, step: Reference, layer: Cost) -> list[Work]:
+def _cost(program: Program, step: LayerCall, layer: Cost) -> list[Work]:
     return _constant(program, step.y, 0)
 
 
-def _crop(program: Program, step: Reference, layer: Crop) -> list[Work]:
+def _crop(program: Program, step: LayerCall, layer: Crop) -> list[Work]:
     x, y, n = _views(program, step)
     (_, H, W), (_, OH, OW) = x.shape, y.shape
     factor, shift = (1.0, 0.0) if layer.noadjust else (2.0, -1.0)
@@ -106,14 +106,14 @@ def _crop(program: Program, step: Reference, layer: Crop) -> list[Work]:
     return [kernel(program, "plan_layers.crop", n, x.a, y.a, *sizes)]
 
 
-def _detection(program: Program, step: Reference, layer: Detection) -> list[Work]:
+def _detection(program: Program, step: LayerCall, layer: Detection) -> list[Work]:
     x, y, _ = _views(program, step)
     cells = layer.side**2 if layer.softmax else 0
     groups = [(k * layer.classes, (k + 1) * layer.classes) for k in range(cells)]
     return [*finish(program, [], x, y), *(_grouped(program, y, y, groups) if groups else [])]
 
 
-def _gaussian(program: Program, step: Reference, layer: GaussianYolo) -> list[Work]:
+def _gaussian(program: Program, step: LayerCall, layer: GaussianYolo) -> list[Work]:
     x, y, n = _views(program, step)
     C = x.shape[0]
     return [
@@ -121,20 +121,20 @@ def _gaussian(program: Program, step: Reference, layer: GaussianYolo) -> list[Wo
     ]
 
 
-def _history(program: Program, step: Reference, layer: History) -> list[Work]:
+def _history(program: Program, step: LayerCall, layer: History) -> list[Work]:
     """One time step, as in every call of `predict`, has no history."""
     (x,), y = step.xs, step.y
-    now, before = Map(x.shape, y), Map((y.shape[0] - x.shape[0], *x.shape[1:]), y, x.shape[0])
+    now, before = FeatureMap(x.shape, y), FeatureMap((y.shape[0] - x.shape[0], *x.shape[1:]), y, x.shape[0])
     return finish(program, [], program.view(x), program.view(now)) + (
         _constant(program, before, 0) if before.shape[0] else []
     )
 
 
-def _implicit(program: Program, step: Reference, layer: Implicit) -> list[Work]:
+def _implicit(program: Program, step: LayerCall, layer: Implicit) -> list[Work]:
     return _constant(program, step.y, program.be.to_numpy(step.w["weight"]))
 
 
-def _local(program: Program, step: Reference, layer: Local) -> list[Work] | None:
+def _local(program: Program, step: LayerCall, layer: Local) -> list[Work] | None:
     x, y, n = _views(program, step)
     (C, H, W), (F, OH, OW), key = x.shape, y.shape, (step.layers[0], program.type.name)
     if key not in program.prepared:
@@ -148,13 +148,13 @@ def _local(program: Program, step: Reference, layer: Local) -> list[Work] | None
     return [kernel(program, "plan_layers.local", n, x.a, *program.prepared[key], y.a, *sizes)]
 
 
-def _local_avgpool(program: Program, step: Reference, layer: LocalAvgPool) -> list[Work]:
+def _local_avgpool(program: Program, step: LayerCall, layer: LocalAvgPool) -> list[Work]:
     x, y, n = _views(program, step)
     sizes = (n, *x.shape, *y.shape[1:], layer.side, *layer.strides, layer.total // 2, x.ld, y.ld)
     return [kernel(program, "plan_layers.local_avgpool", n, x.a, y.a, *sizes)]
 
 
-def _maxpool(program: Program, step: Reference, layer: MaxPool) -> list[Work] | None:
+def _maxpool(program: Program, step: LayerCall, layer: MaxPool) -> list[Work] | None:
     x, y, n = _views(program, step)
     if layer.maxpool_depth:
         return [kernel(program, "plan_layers.maxpool_depth", n, x.a, y.a, n, x.shape[0], y.shape[0], x.ld, y.ld)]
@@ -167,14 +167,14 @@ def _maxpool(program: Program, step: Reference, layer: MaxPool) -> list[Work] | 
     return [*launches.BIND[steps.MaxPool](program, pool), others]
 
 
-def _normalization(program: Program, step: Reference, layer: Normalization) -> list[Work]:
+def _normalization(program: Program, step: LayerCall, layer: Normalization) -> list[Work]:
     x, y, n = _views(program, step)
     windows = program.be.asarray(lrn_windows(x.shape[0], layer.size))
     sizes = (n, x.shape[0], layer.alpha, layer.beta, layer.kappa, x.ld, y.ld)
     return [kernel(program, "plan_layers.lrn", n, x.a, windows, y.a, *sizes)]
 
 
-def _reorg(program: Program, step: Reference, layer: Reorg | Reorg3d) -> list[Work]:
+def _reorg(program: Program, step: LayerCall, layer: Reorg | Reorg3d) -> list[Work]:
     x, y, n = _views(program, step)
     (C, H, W), s = x.shape, layer.stride
     if layer.reverse or isinstance(layer, Reorg):  # numbers are seen in another shape than the map has
@@ -185,9 +185,9 @@ def _reorg(program: Program, step: Reference, layer: Reorg | Reorg3d) -> list[Wo
     return [kernel(program, "plan_layers.reorg", n, x.a, y.a, *sizes)]
 
 
-def _region(program: Program, step: Reference, layer: Region) -> list[Work] | None:
-    read = [m.root for s in program.steps for m in s.reads]
-    if step.y.whole is not None or step.y in read:
+def _region(program: Program, step: LayerCall, layer: Region) -> list[Work] | None:
+    read = [m.storage for s in program.steps for m in s.reads]
+    if step.y.base is not None or step.y in read:
         return None  # its result is not a map with channels: nothing but the caller may read it
     x, y, _ = _views(program, step)
     program.rows.add(step.y)
@@ -201,7 +201,7 @@ def _region(program: Program, step: Reference, layer: Region) -> list[Work] | No
     return work + _grouped(program, y, y, groups, pixelwise=True)
 
 
-def _softmax(program: Program, step: Reference, layer: Softmax) -> list[Work]:
+def _softmax(program: Program, step: LayerCall, layer: Softmax) -> list[Work]:
     x, y, n = _views(program, step)
     K = n // program.plan.batch // layer.groups
     siblings = layer.tree.groups if layer.tree is not None else [(0, K)]
@@ -219,7 +219,7 @@ def _grouped(
     return [kernel(program, "plan_layers.softmax", 32 * n, x.a, edges, y.a, *sizes)]
 
 
-def _shortcut(program: Program, step: Reference, layer: Shortcut) -> list[Work]:
+def _shortcut(program: Program, step: LayerCall, layer: Shortcut) -> list[Work]:
     if layer.weights_type == "none":
         return _unlike(program, step, layer)
     x, y, n = _views(program, step)
@@ -232,7 +232,7 @@ def _shortcut(program: Program, step: Reference, layer: Shortcut) -> list[Work]:
     return work + _activated(program, layer.activation, y)
 
 
-def _unlike(program: Program, step: Reference, layer: Shortcut | SortShortcut) -> list[Work]:
+def _unlike(program: Program, step: LayerCall, layer: Shortcut | SortShortcut) -> list[Work]:
     x, y, n = _views(program, step)
     eps, slope = (layer.eps, layer.slope) if isinstance(layer, SortShortcut) else (0.0, 0.0)
     join, work = JOINS[Sort if isinstance(layer, SortShortcut) else Add], []
@@ -244,7 +244,7 @@ def _unlike(program: Program, step: Reference, layer: Shortcut | SortShortcut) -
     return work + _activated(program, layer.activation, y)
 
 
-LAYERS: dict[type[Layer], Callable[[Program, Reference, Any], list[Work] | None]] = {
+LAYERS: dict[type[Layer], Callable[[Program, LayerCall, Any], list[Work] | None]] = {
     Activation: _activation,
     AvgPool: _avgpool,
     Cost: _cost,

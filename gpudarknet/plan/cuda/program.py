@@ -21,7 +21,7 @@ from ...backend.cublas import WORKSPACE
 from ...errors import OutOfMemoryError
 from ...layers import Shape
 from ...layers.convolutional import folded
-from ..steps import Convolve, Map, Plan, Reference, Step, table, totals
+from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, table, totals
 from . import algorithms, elementwise, launches, layers
 from .canonicalize import as_convolutions
 from .convolution import convolve
@@ -33,7 +33,7 @@ from .stream import Work, lane
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     **launches.BIND,
     Convolve: convolve,
-    Reference: layers.reference,
+    LayerCall: layers.reference,
     **elementwise.BIND,
 }
 
@@ -97,7 +97,9 @@ class Program:
         self.scheme = self._decide(plan.batch)
         self.steps = self.scheme.steps
         self.writers = {reader: writer for writer, reader in self.scheme.ahead.items()}
-        self.weights = sum(algorithms.weight_bytes(s, self._form(s), self.type.itemsize) for s in self.scheme.ways)
+        self.weights = sum(
+            algorithms.weight_bytes(s, self._form(s), self.type.itemsize) for s in self.scheme.algorithms
+        )
         self.lane = lane(be)
         with self.lane.turn():
             self._bind(graph)
@@ -105,8 +107,8 @@ class Program:
     def _bind(self, graph: bool) -> None:
         """Allocate memory, and bind the steps to it."""
         self._allocate()
-        self.methods: dict[Step, str] = {}
-        self.rows: set[Map] = set()  # maps whose numbers are results in the order in which they lie
+        self.algorithms: dict[Step, str] = {}
+        self.rows: set[FeatureMap] = set()  # maps whose numbers are results in the order in which they lie
         self.through: list[str] = []  # sections that run through their layer's own `forward`
         self.kernels = {"plan.from_nchw", "plan.to_nchw", "plan.to_rows"}  # to be compiled; launches.py adds to them
         self.entry, self.outputs = Entry(self), [self.view(m) for m in self.plan.outputs]
@@ -120,7 +122,7 @@ class Program:
         """Return the bytes on the device for a batch of this network, beside what programs share."""
         scheme = self.scheme if batch == self.plan.batch else self._decide(batch)
         results = 4 * batch * sum(prod(m.shape) for m in self.plan.outputs)
-        ready = all(self._key(s) in self.prepared for s in self.scheme.ways)
+        ready = all(self._key(s) in self.prepared for s in self.scheme.algorithms)
         return scheme.numbers * self.type.itemsize + results + (0 if ready else self.weights)
 
     def _allocate(self) -> None:
@@ -146,12 +148,12 @@ class Program:
             return f"through the reference: {', '.join(sorted(set(self.through)))}"
         return None
 
-    def view(self, m: Map) -> View:
+    def view(self, m: FeatureMap) -> View:
         """Return a map's memory."""
         C, H, W = m.shape
-        ld, pixels = algorithms.rounded(m.root.shape[0]), self.plan.batch * H * W
-        first = self.scheme.offsets[m.root] + m.channel
-        return View(self.arena[first : first + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel)
+        ld, pixels = algorithms.rounded(m.storage.shape[0]), self.plan.batch * H * W
+        first = self.scheme.offsets[m.storage] + m.channel_offset
+        return View(self.arena[first : first + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel_offset)
 
     def memory(self, step: Step, name: str) -> Any:
         """Return memory that a step needs beside its maps."""
@@ -167,7 +169,7 @@ class Program:
         return all(view.fits(self.width) for view in views)
 
     def _form(self, step: Convolve) -> str:
-        return algorithms.WAYS[self.scheme.ways[step]].form
+        return algorithms.WAYS[self.scheme.algorithms[step]].form
 
     def _key(self, step: Convolve) -> tuple[Any, ...]:
         group = self.scheme.together.get(step, (step,))
@@ -249,7 +251,7 @@ class Program:
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""
         size, scheme = self.type.itemsize, self.scheme
-        methods = dict(self.methods)
+        methods = dict(self.algorithms)
         for writer, reader in scheme.ahead.items():
             only = "only " if writer in scheme.unstored else ""
             words = [methods.get(writer, ""), f"writes {only}the im2col of layer {reader.layers[0]}"]
@@ -260,7 +262,7 @@ class Program:
         arena, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
         return "\n".join(
             [
-                *table(self.steps, methods, lambda m: size * (scheme.offsets[m.root] + m.channel)),
+                *table(self.steps, methods, lambda m: size * (scheme.offsets[m.storage] + m.channel_offset)),
                 f"{totals(self.steps, self.through)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
                 f"CUDA, {self.precision}, {how}: {launches} launches; MiB on the device for batch {self.plan.batch}: "
                 f"arena {arena}, weights {weights}, cuBLAS {workspace}",

@@ -18,7 +18,7 @@ from ...layers.conv_lstm import ConvLstm
 from ...layers.convolutional import Convolutional
 from ...layers.recurrent import Crnn, Gru, Lstm, Recurrent, Rnn
 from ...ops.activation import NORMALIZERS
-from ..steps import Activate, Add, After, Convolve, Copy, Map, Multiply, Plan, Reference, Step
+from ..steps import Activate, Add, Convolve, Copy, EpilogueOp, FeatureMap, LayerCall, Multiply, Plan, Step
 from .canonicalize import convolved, rewritten
 from .elementwise import Blend, Clip
 
@@ -28,8 +28,8 @@ class Memory:
     """What a layer carries from call to call: w is its arrays, before and after are the maps to fill and to keep."""
 
     w: dict[str, Any]
-    before: tuple[Map, ...]
-    after: tuple[Map, ...]
+    before: tuple[FeatureMap, ...]
+    after: tuple[FeatureMap, ...]
 
     def arrays(self, be: Backend, N: int) -> list[Any]:
         """Return the state for N sequences as arrays (N, C, H, W): zeros where there is none for so many."""
@@ -44,7 +44,7 @@ def unrolled(plan: Plan, be: Backend) -> tuple[Plan, list[Memory]]:
     """Return the plan with recurrent layers as steps, and what it remembers: more outputs, after its own."""
     steps, memories = list[Step](), list[Memory]()
     for step in plan.steps:
-        if isinstance(step, Reference) and type(step.layer) in WRITERS and ordinary(step.layer):
+        if isinstance(step, LayerCall) and type(step.layer) in WRITERS and ordinary(step.layer):
             sheet = Sheet(step, be)
             memories.append(WRITERS[type(step.layer)](sheet, step.layer))
             steps += sheet.steps
@@ -65,35 +65,42 @@ def ordinary(layer: Layer) -> bool:
 class Sheet:
     """The steps of one layer, as they are written down."""
 
-    def __init__(self, step: Reference, be: Backend):
+    def __init__(self, step: LayerCall, be: Backend):
         self.step, self.be, self.steps = step, be, list[Step]()
         (self.x,), self.y, layer = step.xs, step.y, step.layer
         assert isinstance(layer, Recurrent)
         self.parts = {name: part for name, part, _ in layer.parts(self.x.shape)}
-        self.states = tuple(map(Map, layer.state(self.x.shape)))
+        self.states = tuple(map(FeatureMap, layer.state(self.x.shape)))
 
-    def product(self, part: str, x: Map, after: Sequence[After] = (), y: Map | None = None) -> Map:
-        """Multiply x by the weights of a part, activate as it says, then do `after`."""
+    def product(
+        self, part: str, x: FeatureMap, epilogue: Sequence[EpilogueOp] = (), y: FeatureMap | None = None
+    ) -> FeatureMap:
+        """Multiply x by the weights of a part, activate as it says, then apply the epilogue."""
         layer, w = self.parts[part], {k[len(part) + 1 :]: a for k, a in self.step.w.items() if k.startswith(f"{part}.")}
-        y = Map(layer.shape(x.shape)) if y is None else y
+        y = FeatureMap(layer.shape(x.shape)) if y is None else y
         if isinstance(layer, Convolutional):
             more = convolved(self.step, layer, w, x, y)
         else:
-            more = rewritten(Reference(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
+            more = rewritten(LayerCall(layers=self.step.layers, xs=(x,), y=y, layer=layer, w=w), self.be)
         convolution = more[-1]
         assert isinstance(convolution, Convolve)
         convolution.part = part
-        convolution.after += [a for a in after if a != Activate("linear")]
+        convolution.epilogue += [a for a in epilogue if a != Activate("linear")]
         self.steps += more
         return y
 
     def add(
-        self, kind: type[Step], xs: Sequence[Map], y: Map | None = None, after: Sequence[After] = (), **more: Any
-    ) -> Map:
+        self,
+        kind: type[Step],
+        xs: Sequence[FeatureMap],
+        y: FeatureMap | None = None,
+        epilogue: Sequence[EpilogueOp] = (),
+        **more: Any,
+    ) -> FeatureMap:
         """Write down another step, on maps of the shape of the first."""
-        y = Map(xs[0].shape) if y is None else y
-        kept = [a for a in after if a != Activate("linear")]
-        self.steps.append(kind(layers=self.step.layers, xs=tuple(xs), y=y, after=kept, **more))
+        y = FeatureMap(xs[0].shape) if y is None else y
+        kept = [a for a in epilogue if a != Activate("linear")]
+        self.steps.append(kind(layers=self.step.layers, xs=tuple(xs), y=y, epilogue=kept, **more))
         return y
 
 
@@ -121,12 +128,12 @@ def _lstm(sheet: Sheet, layer: Lstm | ConvLstm) -> Memory:
     if isinstance(layer, ConvLstm):
         bottleneck, peephole, squash = bool(layer.bottleneck), bool(layer.peephole), layer.lstm_activation
         if bottleneck:
-            both = Map((h.shape[0] + seen.shape[0], *h.shape[1:]))
-            sheet.add(Copy, (h,), Map(h.shape, both))
-            sheet.add(Copy, (seen,), Map(seen.shape, both, h.shape[0]))
+            both = FeatureMap((h.shape[0] + seen.shape[0], *h.shape[1:]))
+            sheet.add(Copy, (h,), FeatureMap(h.shape, both))
+            sheet.add(Copy, (seen,), FeatureMap(seen.shape, both, h.shape[0]))
             seen = sheet.product("wf", both, [Activate(layer.activation)])
 
-    def gate(name: str, cell: Map | None) -> Map:
+    def gate(name: str, cell: FeatureMap | None) -> FeatureMap:
         sources = [(f"u{name}", seen), *([] if bottleneck else [(f"w{name}", h)])]
         if peephole and cell is not None:
             sources.append((f"v{name}", cell))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .. import memory
-from ..steps import ALIGNMENT, Activate, Convolve, Copy, Map, Plan, Step, YoloHead
+from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step, YoloHead
 from . import algorithms
 from .algorithms import WAYS, Case, choose, rounded
 
@@ -28,20 +28,20 @@ Cases = Mapping[Convolve, Case]
 class Scheme:
     """How a plan runs.
 
-    steps: those on which an output depends, in their order. ways: of each convolution, its name in WAYS. together: a convolution
+    steps: those on which an output depends, in their order. algorithms: that of each convolution. together: a convolution
     -> those that one gemm does, itself among them. ahead: a step -> the convolution whose patches it writes; unstored: those of
     them whose map nobody else reads. unbiased: a head -> the convolution whose bias it adds. needs: memory beside maps, in
     numbers. offsets: where maps and needs lie in an arena of `numbers`.
     """
 
     steps: list[Step]
-    ways: dict[Convolve, str]
+    algorithms: dict[Convolve, str]
     together: dict[Convolve, tuple[Convolve, ...]] = field(default_factory=dict)
     ahead: dict[Step, Convolve] = field(default_factory=dict)
     unstored: set[Step] = field(default_factory=set)
     unbiased: dict[Step, Convolve] = field(default_factory=dict)
     needs: dict[Need, int] = field(default_factory=dict)
-    offsets: dict[Map | Need, int] = field(default_factory=dict)
+    offsets: dict[FeatureMap | Need, int] = field(default_factory=dict)
     numbers: int = 0
 
 
@@ -68,12 +68,12 @@ def decide(
 
 def living(plan: Plan) -> list[Step]:
     """Return the steps on which an output depends: a [cost] at the end of a classifier is nobody's."""
-    needed = {m.root for m in plan.outputs}
+    needed = {m.storage for m in plan.outputs}
     kept: list[Step] = []
     for step in reversed(plan.steps):
-        if step.y.root in needed:
+        if step.y.storage in needed:
             kept.append(step)
-            needed.update(m.root for m in step.reads)
+            needed.update(m.storage for m in step.reads)
     return kept[::-1]
 
 
@@ -84,9 +84,9 @@ def joined_width(group: Sequence[Convolve]) -> int:
 
 def _put_together(scheme: Scheme, cases: Cases) -> None:
     """Find convolutions that one gemm can do, and let them follow each other in the order of steps."""
-    readers: dict[Map, list[Convolve]] = {}
-    for convolution, way in scheme.ways.items():
-        if way == "gemm" and convolution.groups == 1 and all(isinstance(a, Activate) for a in convolution.after):
+    readers: dict[FeatureMap, list[Convolve]] = {}
+    for convolution, way in scheme.algorithms.items():
+        if way == "gemm" and convolution.groups == 1 and all(isinstance(a, Activate) for a in convolution.epilogue):
             readers.setdefault(convolution.xs[0], []).append(convolution)
     for group in readers.values():
         case, (_, H, W) = cases[group[0]], group[0].y.shape
@@ -106,9 +106,9 @@ def _writers_ahead(scheme: Scheme, cases: Cases) -> dict[Step, Convolve]:
     """Return the steps that write the next convolution's patches, each with that convolution."""
     found: dict[Step, Convolve] = {}
     writers = {step.y: step for step in scheme.steps}
-    for step, way in scheme.ways.items():
+    for step, way in scheme.algorithms.items():
         x = step.xs[0]
-        writer = writers.get(x) or (writers.get(x.whole) if x.whole is not None else None)  # of more channels, maybe
+        writer = writers.get(x) or (writers.get(x.base) if x.base is not None else None)  # of more channels, maybe
         whole = way in ("patches", "patches by image") and cases[step].whole
         if whole and writer is not None and writer not in found and _ends_in_one_launch(scheme, cases, writer):
             found[writer] = step
@@ -117,12 +117,12 @@ def _writers_ahead(scheme: Scheme, cases: Cases) -> dict[Step, Convolve]:
 
 def _unbiased(scheme: Scheme, plan: Plan) -> dict[Step, Convolve]:
     """Return the heads that are the only readers of convolutions after which nothing is left to do but to add the bias."""
-    read = [m.root for m in (*plan.outputs, *(m for step in scheme.steps for m in step.reads))]
+    read = [m.storage for m in (*plan.outputs, *(m for step in scheme.steps for m in step.reads))]
     heads = {step.xs[0]: step for step in scheme.steps if isinstance(step, YoloHead)}
     return {
         heads[step.y]: step
-        for step, way in scheme.ways.items()
-        if step.y in heads and read.count(step.y.root) == 1 and not step.after and step not in scheme.together
+        for step, way in scheme.algorithms.items()
+        if step.y in heads and read.count(step.y.storage) == 1 and not step.epilogue and step not in scheme.together
         and way not in ("kernel", "winograd") and not step.pooled
     }  # fmt: skip
 
@@ -132,26 +132,26 @@ def _ends_in_one_launch(scheme: Scheme, cases: Cases, step: Step) -> bool:
     if not isinstance(step, Convolve):
         return isinstance(step, Copy)
     in_parts = step.pooled and cases[step].pooled_images < cases[step].batch
-    return scheme.ways[step] not in ("kernel", "winograd") and not in_parts
+    return scheme.algorithms[step] not in ("kernel", "winograd") and not in_parts
 
 
 def _place(scheme: Scheme, plan: Plan, batch: int, cases: Cases) -> None:
     """Lay maps and needs into an arena: a map from the first step that writes a part of it to the last that reads one."""
     writers = {reader: writer for writer, reader in scheme.ahead.items()}
-    lives: dict[Map, list[int]] = {m: [-1, -1] for m in (plan.input, *plan.states)}
-    read = {m.root for m in plan.outputs}
+    lives: dict[FeatureMap, list[int]] = {m: [-1, -1] for m in (plan.input, *plan.states)}
+    read = {m.storage for m in plan.outputs}
     for i, step in enumerate(scheme.steps):
         reads = step.reads[1:] if step in writers else step.reads  # instead of its map it reads patches
-        read.update(m.root for m in reads)
+        read.update(m.storage for m in reads)
         for m in (step.y, *reads):
-            lives.setdefault(m.root, [i, i])[1] = i
+            lives.setdefault(m.storage, [i, i])[1] = i
     for m in plan.outputs:
-        lives[m.root][1] = len(scheme.steps)
-    scheme.unstored = {writer for writer in scheme.ahead if writer.y.root not in read}
+        lives[m.storage][1] = len(scheme.steps)
+    scheme.unstored = {writer for writer in scheme.ahead if writer.y.storage not in read}
 
     at, spans = {step: i for i, step in enumerate(scheme.steps)}, dict[Need, tuple[int, int]]()
     for step, case in cases.items():
-        for name, numbers in WAYS[scheme.ways[step]].needs(case).items():
+        for name, numbers in WAYS[scheme.algorithms[step]].needs(case).items():
             first = writers.get(step, step) if name == "patches" else step
             scheme.needs[step, name], spans[step, name] = numbers, (at[first], at[step])
     for group in set(scheme.together.values()):
@@ -159,11 +159,11 @@ def _place(scheme: Scheme, plan: Plan, batch: int, cases: Cases) -> None:
         scheme.needs[last, "joined"], spans[last, "joined"] = batch * H * W * joined_width(group), (at[last], at[last])
 
     sizes = [batch * padded(m) for m in lives] + [scheme.needs[need] for need in spans]
-    offsets, scheme.numbers = memory.place(sizes, [(a, b) for a, b in (*lives.values(), *spans.values())], ALIGNMENT)
+    offsets, scheme.numbers = memory.allocate(sizes, [(a, b) for a, b in (*lives.values(), *spans.values())], ALIGNMENT)
     scheme.offsets = dict(zip((*lives, *spans), offsets, strict=True))
 
 
-def padded(m: Map) -> int:
+def padded(m: FeatureMap) -> int:
     """Return how many numbers an image of a map takes."""
     C, H, W = m.shape
     return rounded(C) * H * W
