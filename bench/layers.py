@@ -62,7 +62,8 @@ def plan(
     network: Network, x: Any, precision: str, finish: Callable[[], None]
 ) -> tuple[list[Part], Callable[[], list[float]]]:
     """Return the steps of the network's plan, and a function as `reference` does; its maps keep what the last run left."""
-    from gpudarknet.plan import cpu, cuda
+    from gpudarknet.plan import cpu
+    from gpudarknet.plan.cuda import program as cuda
 
     be = network.backend
     sizes = network.net.input, len(x), be, precision
@@ -94,7 +95,7 @@ def part(network: Network, step: Any) -> Part:
     nodes = [network.nodes[index] for index in step.layers]
     weights = sum(prod(shape) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
     numbers = weights + prod(step.y.shape) + sum(prod(m.shape) for m in step.reads)
-    name = " ".join(word for word in (step.name, step.note(), *(str(a) for a in step.after)) if word)
+    name = " ".join(word for word in (step.name, step.note(), *(str(a) for a in step.epilogue)) if word)
     return Part(step.layers[0], name, sum(n.layer.flops(*n.inputs) for n in nodes), 4 * numbers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpudarknet.bench import rule, suite
+from gpudarknet.bench import rule_of_thumb, suite
 from gpudarknet.cli import main
 
 # FPS per GFLOPS at 35 % of the peak, for network and side of the input
@@ -18,19 +18,19 @@ PER_GFLOPS = [
 def test_fps_per_gflops_of_shipped_networks(network, side, want):
     name, gflop = suite.cost_of(network, side, side)
     assert name == f"{network} {side} x {side}"
-    assert round(rule.fps_per_gflops(gflop), 4) == want
+    assert round(rule_of_thumb.fps_per_gflops(gflop), 4) == want
 
 
 def test_the_rule_is_35_percent_of_the_peak_of_the_card_it_was_made_on():
-    assert round(rule.fps_per_gflops(rule.RULE_GFLOP), 4) == rule.RULE == 0.01
-    assert rule.RULE * rule.RULE_GFLOP == pytest.approx(rule.EFFICIENCY, rel=0.01)
-    assert rule.fps(6604, 34.90) == pytest.approx(67, rel=0.02)  # Titan X
+    assert round(rule_of_thumb.fps_per_gflops(rule_of_thumb.RULE_GFLOP), 4) == rule_of_thumb.RULE == 0.01
+    assert rule_of_thumb.RULE * rule_of_thumb.RULE_GFLOP == pytest.approx(rule_of_thumb.EFFICIENCY, rel=0.01)
+    assert rule_of_thumb.fps(6604, 34.90) == pytest.approx(67, rel=0.02)  # Titan X
 
 
 def test_fps_and_equivalent_by_the_rule():
-    assert round(rule.fps(67_000, 29.46)) == 794
-    assert round(rule.fps(990_000, 29.46), -1) == 11_730
-    assert rule.equivalent(7300, 29.46) == pytest.approx(615_000, rel=0.002)
+    assert round(rule_of_thumb.fps(67_000, 29.46)) == 794
+    assert round(rule_of_thumb.fps(990_000, 29.46), -1) == 11_730
+    assert rule_of_thumb.equivalent(7300, 29.46) == pytest.approx(615_000, rel=0.002)
 
 
 CASE = """\
@@ -65,7 +65,7 @@ def test_estimate_of_a_right_peak_has_no_warning(capsys):
 
 
 def test_a_small_figure_that_is_in_no_list_is_doubted_too():
-    lines = rule.estimate("yolov3", 65.86, 20.0, "as given")
+    lines = rule_of_thumb.estimate("yolov3", 65.86, 20.0, "as given")
     assert [line for line in lines if line.startswith("warning: 20 GFLOPS looks like a Whetstone figure")]
     assert not any("i7-7700K" in line for line in lines)
 

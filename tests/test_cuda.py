@@ -16,10 +16,10 @@ from gpudarknet.errors import BackendError
 
 
 def test_kernels_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
-    assert cuda.folder() == cuda.Path(cuda.__file__).parents[1] / "kernels"
+    assert cuda.folder() == cuda.Path(cuda.__file__).parents[2] / "kernels"
     wheel = tmp_path / "site-packages" / "gpudarknet"
     (wheel / "kernels").mkdir(parents=True)
-    monkeypatch.setattr(cuda, "__file__", str(wheel / "cuda.py"))
+    monkeypatch.setattr(cuda, "__file__", str(wheel / "backend" / "cuda.py"))
     assert cuda.folder() == wheel / "kernels"
 
 
@@ -41,7 +41,7 @@ def test_source_is_header_then_type_then_file():
 
 
 def test_parameters():
-    assert cuda.parameters("resample")["upsample"] == (
+    assert cuda.parameters("upsample")["upsample"] == (
         Parameter("x", "T", pointer=True, const=True),
         Parameter("y", "T", pointer=True, const=False),
         *(Parameter(name, "int", pointer=False, const=False) for name in ("n", "H", "W", "s")),
@@ -188,7 +188,7 @@ def test_launcher_compiles_each_file_once_per_type_and_casts(fake):
     launch("upsample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
     types_ = [np.ndarray, np.ndarray, np.int32, np.int32, np.int32, np.int32, np.float32]
     up, down = ("upsample", (2,), (256,), types_), ("downsample", (2,), (128,), types_)
-    compiled = [("compile", cuda.source("resample", T), ("--std=c++17",), 0) for T in ("float", "half_t")]
+    compiled = [("compile", cuda.source("upsample", T), ("--std=c++17",), 0) for T in ("float", "half_t")]
     assert cupy.calls == [compiled[0], up, compiled[1], up, up, down]
 
 

@@ -168,7 +168,7 @@ def test_plan_that_needs_a_layers_own_forward_runs_eagerly(cuda):
     for got, want in zip(*(net.predict(x) for net in nets), strict=True):
         np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
     (program,) = nets[0].engine.programs.values()
-    assert program.eagerly == "through the reference: region"
+    assert program.eagerly == "fallback layers: region"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

@@ -154,8 +154,8 @@ def test_an_op_that_raises_hides_no_other(monkeypatch):
 
 def test_only_the_types_that_kernels_have_are_compiled():
     pairs = correctness.storage_types()
-    assert {("plan", "float"), ("plan", "half_t"), ("update", "float")} <= set(pairs)
-    assert ("update", "half_t") not in pairs  # weights are float32
+    assert {("plan", "float"), ("plan", "half_t"), ("optimizers", "float")} <= set(pairs)
+    assert ("optimizers", "half_t") not in pairs  # weights are float32
     assert run(correctness.compiled, NUMPY)["kernels"]["skipped"] == "backend numpy compiles no kernels"
 
 

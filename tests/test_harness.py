@@ -103,8 +103,8 @@ def test_a_barrier_that_some_threads_skip_is_caught():
 
 
 def test_a_kernel_that_does_not_compile_is_reported_with_its_line():
-    line = cuda.source("resample").split("y[i] = scale * x")[0].split('#line 1 "upsample.cu"\n')[1].count("\n") + 1
-    with pytest.raises(KernelError, match=rf"resample\.cu:{line}:.* \Wscales\W"):
+    line = cuda.source("upsample").split("y[i] = scale * x")[0].split('#line 1 "upsample.cu"\n')[1].count("\n") + 1
+    with pytest.raises(KernelError, match=rf"upsample\.cu:{line}:.* \Wscales\W"):
         check_upsample(planted("y[i] = scale * x", "y[i] = scales * x"))
 
 

@@ -132,7 +132,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
 
 KILLED = """
 import os, signal, sys, gpudarknet as gd
-from gpudarknet import loop
+from gpudarknet.train import loop
 cfg, data, out, resume, fatal = sys.argv[1:]
 calls = 0
 def dying(function):

@@ -52,7 +52,7 @@ def test_plans_move_16_bytes_at_a_time(file, T):
 
 
 def test_messages_name_file_and_line():
-    text = cuda.source("resample").replace("float sum = 0;", "float sum = zero;")
+    text = cuda.source("upsample").replace("float sum = 0;", "float sum = zero;")
     line = (cuda.folder() / "upsample.cu").read_text().splitlines().index("    float sum = 0;") + 1
     cubin, log = nvrtc.compile(text, 80)
     assert cubin == b""

@@ -727,7 +727,7 @@ def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
 
 def test_layers_of_the_reference_are_not_captured(emulator):
     run = program(on_device(SMALL + THROUGH)[0], 1)
-    assert run.eagerly == "through the reference: region"
+    assert run.eagerly == "fallback layers: region"
     assert program(on_device(SMALL)[0], 1, graph=False).eagerly == "asked for"
 
 

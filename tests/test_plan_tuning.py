@@ -12,7 +12,8 @@ import gpudarknet
 from gpudarknet import cfg
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
-from gpudarknet.plan import Program, compile, cpu, tuning
+from gpudarknet.plan import Program, compile, tuning
+from gpudarknet.plan.cpu import program as cpu_program
 from gpudarknet.plan.steps import Convolve
 
 NET = """[net]
@@ -101,7 +102,7 @@ def test_the_command_shows_a_plan(capsys):
     lines = out.splitlines()
     assert err == "" and len(lines) == 8
     assert lines[1].split() == ["0", "convolve", "3", "x", "3", "/", "1", "leaky", "16x20x26", "0", "patches"]
-    assert lines[5] == "4 steps; 0 layers fused into the step before; 0 copies; through the reference: none"
+    assert lines[5] == "4 steps; 0 layers fused into the step before; 0 copies; fallback layers: none"
     assert lines[6].startswith("arena 0.1 MiB for batch 2") and lines[7].startswith("CPU, ")
 
 
@@ -123,19 +124,19 @@ def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
     found = plan()
     each = 4 * found.arena_size
     found.batch, found.arena_size = 8, 8 * found.arena_size
-    monkeypatch.setattr(cpu.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
+    monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
     with pytest.raises(BackendError) as e:
-        cpu.reserve(found)
+        cpu_program.reserve(found)
     assert str(e.value) == (
         f"batch 8 of 3 x 14 x 26 needs {8 * each:,} bytes for its maps, this machine has {3 * each:,}; a batch of 3 would fit"
     )
-    monkeypatch.setattr(cpu.os, "sysconf", lambda name: 8)
+    monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: 8)
     with pytest.raises(BackendError, match="not one image would fit; make them smaller"):
-        cpu.reserve(found)
+        cpu_program.reserve(found)
     monkeypatch.undo()
-    monkeypatch.setattr(cpu.np, "zeros", no_memory)
+    monkeypatch.setattr(cpu_program.np, "zeros", no_memory)
     with pytest.raises(BackendError, match="this machine has less; a batch of 4 would fit"):
-        cpu.reserve(found)
+        cpu_program.reserve(found)
 
 
 def no_memory(*args):

@@ -122,7 +122,7 @@ def show(grid: Any) -> None:
 
 def estimate(args: Any) -> None:
     """Work the rule out for a network: for a GFLOPS figure, for a CPU's data, or for this machine."""
-    rule = part("rule")
+    rule = part("rule_of_thumb")
     word = args.words[0] if args.words else rule.YOLO_VOC
     if word == rule.YOLO_VOC:
         name, gflop = f"{word} 416 x 416", rule.RULE_GFLOP

@@ -1,6 +1,6 @@
 """What every op must compute: a plain form in float64 for each, and the inputs on which they are compared.
 
-    @check(resample.upsample, make, (2, 1.0), (3, 0.5), exact=True, half="x")
+    @check(upsample.upsample, make, (2, 1.0), (3, 0.5), exact=True, half="x")
     def upsample(x, s, scale): ...          # loops, no backend: written from the words, not from the definition
 
 `make(rng, N, C, H, W, *variant)` returns the op's arguments for one of SHAPES and one variant.

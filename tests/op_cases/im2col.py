@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudarknet.ops import im2col
+from gpudarknet.ops import im2col as op
 
 from . import check, normal
 
@@ -36,7 +36,7 @@ def make_im2col(rng, N, C, H, W, size, stride, dilation, pad):
     return normal(rng, N, C, H, W), size, stride, dilation, pad, *outputs(H, W, size, stride, dilation, pad)
 
 
-@check(im2col.im2col, make_im2col, *VARIANTS, exact=True, half="x")
+@check(op.im2col, make_im2col, *VARIANTS, exact=True, half="x")
 def im2col(x, size, stride, dilation, pad, OH, OW):
     N, C, H, W = x.shape
     col = np.zeros((N, C, size, size, OH, OW))
@@ -51,7 +51,7 @@ def make_col2im(rng, N, C, H, W, size, stride, dilation, pad):
     return normal(rng, N, C, size, size, OH, OW), H, W, stride, dilation, pad
 
 
-@check(im2col.col2im, make_col2im, *VARIANTS, half="col")
+@check(op.col2im, make_col2im, *VARIANTS, half="col")
 def col2im(col, H, W, stride, dilation, pad):
     N, C, size, _, OH, OW = col.shape
     x = np.zeros((N, C, H, W))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpudarknet.ops import upsample
+from gpudarknet.ops import upsample as op
 
 from . import check, normal
 
@@ -11,7 +11,7 @@ def make(rng, N, C, H, W, s, scale):
     return normal(rng, N, C, H, W), s, scale
 
 
-@check(upsample.upsample, make, (2, 1.0), (3, 0.5), exact=True, half="x")  # times a power of two is exact
+@check(op.upsample, make, (2, 1.0), (3, 0.5), exact=True, half="x")  # times a power of two is exact
 def upsample(x, s, scale):
     N, C, H, W = x.shape
     y = np.empty((N, C, H * s, W * s))
@@ -25,7 +25,7 @@ def make_blocks(rng, N, C, H, W, s, scale):
     return normal(rng, N, C, H * s + s - 1, W * s), s, scale  # rows that fill no block are left out
 
 
-@check(upsample.downsample, make_blocks, (2, 1.0), (3, 0.25), half="x")
+@check(op.downsample, make_blocks, (2, 1.0), (3, 0.25), half="x")
 def downsample(x, s, scale):
     N, C, H, W = x.shape
     y = np.zeros((N, C, H // s, W // s))

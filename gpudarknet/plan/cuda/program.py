@@ -145,7 +145,7 @@ class Program:
         if self.lane.stream is None:
             return f"backend {self.be.name} has no CUDA streams"
         if self.through:
-            return f"through the reference: {', '.join(sorted(set(self.through)))}"
+            return f"fallback layers: {', '.join(sorted(set(self.through)))}"
         return None
 
     def view(self, m: FeatureMap) -> View:
