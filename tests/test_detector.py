@@ -52,7 +52,7 @@ def toy(tmp_path, be):
 
 
 def test_detections_are_those_worked_out_on_paper(toy):
-    cat, dog, half = toy().detect(tiny.picture())
+    cat, dog, half = toy().detect(tiny.image())
     assert [(d.label, d.class_id) for d in (cat, dog, half)] == [("cat", 0), ("dog", 1), ("cat", 0)]
     assert [d.confidence for d in (cat, dog, half)] == pytest.approx([0.864955, 0.455150, 0.451594], abs=1e-6)
     assert cat.box == pytest.approx((46, 19, 20, 10)) and dog.box == half.box == pytest.approx((14, 3, 20, 10))
@@ -61,15 +61,15 @@ def test_detections_are_those_worked_out_on_paper(toy):
 
 def test_the_threshold_must_be_exceeded(toy):
     detector = toy()
-    confidence = detector.detect(tiny.picture(), thresh=0.5)[0].confidence
-    assert len(detector.detect(tiny.picture(), thresh=confidence - 1e-6)) == 1
-    assert detector.detect(tiny.picture(), thresh=confidence) == []
+    confidence = detector.detect(tiny.image(), thresh=0.5)[0].confidence
+    assert len(detector.detect(tiny.image(), thresh=confidence - 1e-6)) == 1
+    assert detector.detect(tiny.image(), thresh=confidence) == []
 
 
 def test_a_batch_gives_each_image_its_own(toy, tmp_path):
     detector, black = toy(), np.zeros((45, 17, 3), np.uint8)
     large = np.full((96, 40, 3), (255, 0, 0), np.uint8)
-    images = [black, tiny.picture(), large, str(tmp_path / "tiny.png"), tmp_path / "tiny.png"]
+    images = [black, tiny.image(), large, str(tmp_path / "tiny.png"), tmp_path / "tiny.png"]
     found = detector.detect_batch(images)
     assert [len(one) for one in found] == [0, 3, 8, 3, 3]
     for one, alone in zip(found, images, strict=True):
@@ -90,18 +90,18 @@ def test_the_letter_box_may_be_asked_for_in_two_places(toy, said):
 
 def test_suppression_keeps_the_better_of_two(toy):
     wide = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100"))  # every box now covers the other
-    assert [d.label for d in wide.detect(tiny.picture(), nms=0.45)] == ["cat", "dog"]  # two classes do not meet
-    assert [d.label for d in wide.detect(tiny.picture(), nms=0)] == ["cat", "dog", "cat"]
+    assert [d.label for d in wide.detect(tiny.image(), nms=0.45)] == ["cat", "dog"]  # two classes do not meet
+    assert [d.label for d in wide.detect(tiny.image(), nms=0)] == ["cat", "dog", "cat"]
     apart = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
-    assert len(apart.detect(tiny.picture(), nms=0.45)) == 3  # centres that differ at all count as far apart
+    assert len(apart.detect(tiny.image(), nms=0.45)) == 3  # centres that differ at all count as far apart
 
 
 def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
     assert toy(names=tmp_path / "tiny.names").names == ("cat", "dog")
     assert toy(names=["a", "b", "c"]).names == ("a", "b", "c")
-    assert toy(names=None).detect(tiny.picture())[0].label == "class 0"
+    assert toy(names=None).detect(tiny.image())[0].label == "class 0"
     hidden = toy(names=["dont_show cat", "dog"])
-    assert [d.label for d in hidden.detect(tiny.picture())] == ["dog"]
+    assert [d.label for d in hidden.detect(tiny.image())] == ["dog"]
     with pytest.raises(DataError) as error:
         toy(names=["cat"])
     cfg = tmp_path / "tiny.cfg"
@@ -146,7 +146,7 @@ def test_boxes_without_end_are_dropped(toy, tmp_path):
     bytes_[20 + 4 * 2 : 20 + 4 * 3] = np.float32(1000).tobytes()  # the bias of the width, whose exp is infinite
     (tmp_path / "tiny.weights").write_bytes(bytes_)
     with np.errstate(over="ignore"):
-        assert toy().detect(tiny.picture()) == [] and len(detector.detect(tiny.picture())) == 3
+        assert toy().detect(tiny.image()) == [] and len(detector.detect(tiny.image())) == 3
 
 
 def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
@@ -154,7 +154,7 @@ def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
     cfg = tiny.CFG.split("[yolo]")[0] + "[region]\nanchors=1.25,0.625\nclasses=2\nnum=1\nsoftmax=1\ncoords=4\n"
     tiny.files(tmp_path)
     (tmp_path / "tiny.cfg").write_text(cfg)
-    (cat,) = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be).detect(tiny.picture(), 0.5)
+    (cat,) = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be).detect(tiny.image(), 0.5)
     softmax = 1 / (1 + np.exp(-4))  # of 2 and -2
     assert cat.label == "cat" and cat.confidence == pytest.approx(softmax / (1 + np.exp(-4)), abs=1e-6)
     assert cat.box == pytest.approx((46, 19, 20, 10))

@@ -124,7 +124,7 @@ def same(got, want):
 
 def shown():
     """Seven pictures in which different things are found, of three sizes."""
-    plain = tiny.picture()
+    plain = tiny.image()
     return [plain, plain[:, ::-1], np.zeros((45, 17, 3), np.uint8), plain[::-1], np.full((96, 40, 3), (255, 0, 0), np.uint8),
             plain, plain[:, ::-1]]  # fmt: skip
 
@@ -144,17 +144,17 @@ def test_a_detector_has_a_precision(tmp_path, device):
     files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], device
     want, *others = (Detector(*files, precision=precision) for precision in ("fp32", "tf32", "fp16"))
     for other in others:
-        for a, b in zip(other.detect(tiny.picture()), want.detect(tiny.picture()), strict=True):
+        for a, b in zip(other.detect(tiny.image()), want.detect(tiny.image()), strict=True):
             assert a.label == b.label and a.confidence == pytest.approx(b.confidence, abs=2e-2)
     assert {key[2] for key in others[-1].network.engine.programs} == {"fp16"}
     with pytest.raises(DataError) as error:
-        Detector(*files, precision="int8").detect(tiny.picture())
+        Detector(*files, precision="int8").detect(tiny.image())
     assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"
 
 
 def test_what_is_no_picture_comes_after_the_results_before(detectors):
     for detector in detectors:
-        stream = detector.detect_stream([tiny.picture(), "no.png"], batch=1)
+        stream = detector.detect_stream([tiny.image(), "no.png"], batch=1)
         assert len(next(stream)) == 3
         with pytest.raises(ImageError):
             next(stream)

@@ -36,12 +36,12 @@ num=1
 FIRST, SECOND = (0, 16, (200, 128, 0)), (16, 48, (255, 0, 0))  # (row, column, RGB)
 
 
-def picture() -> np.ndarray:
-    """Return the image (32, 64, 3) that holds both."""
-    image = np.zeros((32, 64, 3), np.uint8)
+def image() -> np.ndarray:
+    """Return an image (32, 64, 3) that contains both."""
+    pixels = np.zeros((32, 64, 3), np.uint8)
     for row, column, colour in (FIRST, SECOND):
-        image[row, column] = colour
-    return image
+        pixels[row, column] = colour
+    return pixels
 
 
 def files(folder: Path) -> None:
@@ -53,4 +53,4 @@ def files(folder: Path) -> None:
     kernel = np.zeros((7, 3), "<f4")
     kernel[4, 0], kernel[5, 1], kernel[6, 1] = 8, -4, 4
     (folder / "tiny.weights").write_bytes(struct.pack("<iiiQ", 0, 2, 5, 0) + bias.tobytes() + kernel.tobytes())
-    cv2.imwrite(str(folder / "tiny.png"), picture()[..., ::-1])
+    cv2.imwrite(str(folder / "tiny.png"), image()[..., ::-1])
