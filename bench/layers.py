@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpudarknet.graph import Node
-from gpudarknet.layers import Run
+from gpudarknet.layers import ForwardContext
 from gpudarknet.network import Network
 
 from . import seeded
@@ -52,7 +52,7 @@ def reference(network: Network, x: Any, finish: Callable[[], None]) -> tuple[lis
             finish()
             now.append(time.perf_counter())
 
-        network.forward(x, Run(), keep)
+        network.forward(x, ForwardContext(), keep)
         return now
 
     return parts, once

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import gpudarknet as gd
 from gpudarknet import cfg
-from gpudarknet.layers import Run
+from gpudarknet.layers import ForwardContext
 from gpudarknet.layers.base import absolute
 from gpudarknet.layers.shortcut import Shortcut
 from gpudarknet.layers.sort_shortcut import SortShortcut
@@ -72,9 +72,9 @@ class Broken(Shortcut):
     without: int = 0
     section: ClassVar[str] = "shortcut"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
-        y, back = super().forward(be, w, *xs, run=run)
-        _, whole = Shortcut(from_=self.from_).forward(be, w, *xs, run=run)  # linear: without line 1
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+        y, back = super().forward(be, w, *xs, ctx=ctx)
+        _, whole = Shortcut(from_=self.from_).forward(be, w, *xs, ctx=ctx)  # linear: without line 1
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             previous, source = whole(dy, grad) if self.without == 1 else back(dy, grad)
@@ -115,7 +115,7 @@ def train(config: cfg.Config, seed: int) -> dict[str, Any]:
     outputs: list[
         np.ndarray
     ] = []  # with the test batch's own statistics: the rolling ones need more iterations to settle
-    net.forward(test_x, Run(train=True), lambda index, y, way: outputs.append(y))
+    net.forward(test_x, ForwardContext(train=True), lambda index, y, way: outputs.append(y))
     found["accuracy"] = float((outputs[-1].reshape(-1, 10).argmax(axis=1) == test_k).mean())
     found["inside"] = inside(net, outputs)
     return found
@@ -149,7 +149,7 @@ def error_of_gradient(line: int, seed: int = 0) -> float:
     def run(moved: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         net.weights[0]["kernel"] = moved
         outputs, ways = [], []
-        net.forward(x, Run(train=True), lambda i, y, way: (outputs.append(y), ways.append(way)))
+        net.forward(x, ForwardContext(train=True), lambda i, y, way: (outputs.append(y), ways.append(way)))
         return outputs[end], ways
 
     wrong, size = 0.0, 0.0

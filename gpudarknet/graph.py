@@ -55,8 +55,8 @@ def build(config: Config) -> tuple[Node, ...]:
         for name, shape in sizes:
             if int(np.prod(shape, dtype=object)) > LARGEST:
                 raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 numbers; make it smaller")
-        if doubt := layer.doubt(*inputs):
-            warnings.warn(f"{place}: {doubt}", CfgWarning, stacklevel=2)
+        if shape_warning := layer.shape_warning(*inputs):
+            warnings.warn(f"{place}: {shape_warning}", CfgWarning, stacklevel=2)
         shared = getattr(layer, "share_index", None)
         if shared is not None:
             check_shared(place, layer, node, nodes, shared)

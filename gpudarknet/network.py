@@ -15,7 +15,7 @@ from . import cfg, summary
 from .backend import Backend
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
-from .layers import DetectionHead, Run
+from .layers import DetectionHead, ForwardContext
 from .layers.softmax import Cost
 from .plan import Engine, Pictures
 from .weights import Arrays
@@ -97,29 +97,29 @@ class Network:
             )
         return x
 
-    def forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
+    def forward(self, x: Any, ctx: ForwardContext, keep: Callable[[int, Any, Any], None]) -> None:
         """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use.
 
         Of float16 x all maps are float16, but those of layers with a loss.
         """
-        if run.train:
+        if ctx.train:
             self.engine.forget()  # its weights are about to change
         with self.on_device():
-            self._forward(x, run, keep)
+            self._forward(x, ctx, keep)
 
-    def _forward(self, x: Any, run: Run, keep: Callable[[int, Any, Any], None]) -> None:
+    def _forward(self, x: Any, ctx: ForwardContext, keep: Callable[[int, Any, Any], None]) -> None:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
             # Losses read float32: a probability below 6e-8 would be 0, and its logarithm infinite.
             if x.dtype == np.float16:
-                xs = [a.astype(np.float32 if node.layer.learns else np.float16, copy=False) for a in xs]
-            own = run
-            if run.leaf or node.index < run.frozen:
-                leaf = run.leaf and all(source < run.frozen for source in node.sources)
-                own = replace(run, train=run.train and node.index >= run.frozen, leaf=leaf)
+                xs = [a.astype(np.float32 if node.layer.has_loss else np.float16, copy=False) for a in xs]
+            own = ctx
+            if ctx.skip_input_grad or node.index < ctx.frozen:
+                skip_input_grad = ctx.skip_input_grad and all(source < ctx.frozen for source in node.sources)
+                own = replace(ctx, train=ctx.train and node.index >= ctx.frozen, skip_input_grad=skip_input_grad)
             with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
-                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, run=own)
+                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, ctx=own)
             outputs[node.index] = y
             keep(node.index, y, backward)
             for source in {node.index, *node.sources}:
@@ -158,14 +158,14 @@ class Network:
             if index in self.heads:
                 found[index] = y
 
-        self.forward(x, Run(), keep)
+        self.forward(x, ForwardContext(), keep)
         return [found[index] for index in self.heads]
 
     def trace(self, x: Any) -> list[np.ndarray]:
         """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) on the host."""
         outputs: list[np.ndarray] = []
         be = self.backend
-        self.forward(self.input(x), Run(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
+        self.forward(self.input(x), ForwardContext(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
         return outputs
 
     def detections(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:

@@ -20,7 +20,7 @@ def pixels(shape: Shape) -> str:
 
 def row(node: Node) -> str:
     """Return one layer's line, with Darknet's widths; where it names layers, their numbers stand for the input."""
-    kind, filters, size = node.layer.row(*node.inputs)
+    kind, filters, size = node.layer.table_row(*node.inputs)
     left = f"{kind:<6}{filters}" if len(kind) < 6 else f"{kind} {filters}"
     read = " ".join(str(s) for s in node.sources) if node.layer.names_sources else pixels(node.inputs[0])
     flops = node.layer.flops(*node.inputs)

@@ -13,7 +13,7 @@ from test_gradients import arrays as draw
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.io import resources
-from gpudarknet.layers import SECTIONS, Run
+from gpudarknet.layers import SECTIONS, ForwardContext
 from gpudarknet.train import Trainer
 
 NUMPY = Backend("numpy", np)
@@ -32,8 +32,8 @@ def forward_and_back(be, section, inputs, keys, train):
     layer = SECTIONS[section](**keys)
     w = {name: be.asarray(a, np.float32) for name, a in draw(layer, inputs, rng).items()}
     xs = [be.asarray(rng.normal(0, 1, (2 * steps, *shape)), np.float32) for shape in inputs]
-    chance = Run(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-    y, back = layer.forward(be, w, *xs, run=chance)
+    chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+    y, back = layer.forward(be, w, *xs, ctx=chance)
     grad = {}
     dxs = back(be.asarray(rng.normal(0, 1, y.shape), np.float32), grad)
     return [be.to_numpy(a) for a in (y, *(dx for dx in dxs if dx is not None), *grad.values())]
@@ -82,7 +82,7 @@ def outputs(be, name):
     def keep(index, y, backward):
         deltas.extend(be.to_numpy(d) for d in backward(be.zeros(y.shape) + 1, {}) if d is not None)
 
-    net.forward(net.input(x), Run(train=True), keep)
+    net.forward(net.input(x), ForwardContext(train=True), keep)
     return found + deltas
 
 
@@ -189,7 +189,7 @@ def test_products_of_float16_are_not_made_in_float32(emulator):
     half = net.input(x).astype(np.float16)
     for work in (
         lambda: trainer.step(x, np.eye(5, dtype=np.float32)[1:3]),
-        lambda: net.forward(half, Run(), lambda *out: None),
+        lambda: net.forward(half, ForwardContext(), lambda *out: None),
     ):
         with emulator.counting() as done:
             work()

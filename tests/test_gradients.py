@@ -11,7 +11,7 @@ import pytest
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.graph import owner
-from gpudarknet.layers import SECTIONS, Run
+from gpudarknet.layers import SECTIONS, ForwardContext
 from gpudarknet.ops import activation, shortcut
 from gpudarknet.train import backward
 
@@ -40,8 +40,8 @@ def directional(section, inputs, train=True, steps=1, batch=3, seed=0, frozen=()
 
     def run(h):
         moved = {name: a + h * us.get(name, 0) for name, a in w.items()}
-        chance = Run(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-        return layer.forward(BE, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), run=chance)
+        chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+        return layer.forward(BE, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), ctx=chance)
 
     y, backward = run(0.0)
     dy, grad = rng.normal(0, 1, y.shape), {}
@@ -183,8 +183,8 @@ def test_binary_kernels_pass_their_gradient_to_the_real_ones(kind):
     x = rng.normal(size=(2, 3, 5, 6))
     read = np.where(x >= 0, 1.0, -1.0) if kind == "xnor" else x
     plain = SECTIONS["convolutional"](filters=4, size=3, pad=1, activation="linear")
-    y, back = layer.forward(BE, w, x, run=Run(train=True))
-    wanted, plain_back = plain.forward(BE, {"bias": w["bias"], "kernel": signs}, read, run=Run(train=True))
+    y, back = layer.forward(BE, w, x, ctx=ForwardContext(train=True))
+    wanted, plain_back = plain.forward(BE, {"bias": w["bias"], "kernel": signs}, read, ctx=ForwardContext(train=True))
     np.testing.assert_allclose(y, wanted, rtol=1e-12)
     dy, grad, plain_grad = rng.normal(size=y.shape), {}, {}
     (dx,), (plain_dx,) = back(dy, grad), plain_back(dy, plain_grad)
@@ -203,7 +203,7 @@ def test_weighted_shortcut(kind, normalization):
     layer = SECTIONS["shortcut"](from_=(0, 1), **keys)
     xs = [rng.normal(size=(2, *s)) for s in shapes]
     w = {"weight": rng.uniform(0.5, 1.5, (3, 3 if kind == "per_channel" else 1))}
-    y, back = layer.forward(BE, w, *xs, run=Run(train=True))
+    y, back = layer.forward(BE, w, *xs, ctx=ForwardContext(train=True))
     dy, grad = rng.normal(size=y.shape), {}
     back(dy, grad)
     r = np.exp(w["weight"] - w["weight"].max(axis=0)) if normalization == "softmax" else w["weight"]
@@ -305,7 +305,7 @@ def test_network(name):
     def run(h):
         net.weights = [{k: a + h * us[o].get(k, 0) for k, a in arrays[o].items()} for o in owners]
         outputs, ways = [], []
-        chance = Run(train=True, rng=np.random.default_rng(7), steps=steps)
+        chance = ForwardContext(train=True, rng=np.random.default_rng(7), steps=steps)
         net.forward(x + h * v, chance, lambda index, y, way: (outputs.append(y), ways.append(way)))
         return outputs[-1], ways
 

@@ -10,7 +10,7 @@ import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.errors import TrainError, TrainWarning
 from gpudarknet.io import resources
-from gpudarknet.layers import SECTIONS, Run
+from gpudarknet.layers import SECTIONS, ForwardContext
 from gpudarknet.train.loss_scale import LossScale
 
 LAYERS = {name: ((shape,), keys) for name, (shape, keys) in CASES.items()} | JOINS
@@ -30,8 +30,8 @@ def there_and_back(be, name, dtype, train):
     # numbers that float16 holds exactly, so that both types choose the same maxima and signs
     xs = [rng.normal(0, 1, (5 * steps, *shape)).astype(np.float16).astype(dtype) for shape in shapes]
     w = {key: be.asarray(a, np.float32) for key, a in arrays(layer, shapes, rng).items()}
-    chance = Run(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-    y, backward = layer.forward(be, w, *(be.asarray(x) for x in xs), run=chance)
+    chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+    y, backward = layer.forward(be, w, *(be.asarray(x) for x in xs), ctx=chance)
     dy = np.random.default_rng(5).normal(0, 1, y.shape).astype(np.float16).astype(dtype)
     grad = {}
     dxs = backward(be.asarray(dy), grad)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpudarknet.layers import SECTIONS, Layer, Run
+from gpudarknet.layers import SECTIONS, ForwardContext, Layer
 from gpudarknet.layers.class_tree import ClassMap, Tree
 from gpudarknet.layers.shortcut import normalised_weights
 
@@ -36,9 +36,11 @@ def arrays(one: Layer, *xs: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def forward(be: Any, one: Layer, w: dict[str, np.ndarray], *xs: np.ndarray, run: Run | None = None) -> np.ndarray:
+def forward(
+    be: Any, one: Layer, w: dict[str, np.ndarray], *xs: np.ndarray, ctx: ForwardContext | None = None
+) -> np.ndarray:
     on = {name: be.asarray(a) for name, a in w.items()}
-    y, _ = one.forward(be, on, *(be.asarray(x) for x in xs), run=run or Run())
+    y, _ = one.forward(be, on, *(be.asarray(x) for x in xs), ctx=ctx or ForwardContext())
     y = be.to_numpy(y)
     assert y.shape[1:] == one.shape(*(x.shape[1:] for x in xs))  # type: ignore[arg-type]
     assert y.dtype == np.float32
@@ -103,7 +105,7 @@ def test_batch_norm_in_training_uses_its_own_statistics_and_moves_the_rolling_on
     x = normal(3, 2, 4, 5) * 3 + 1
     w = {name: be.asarray(a) for name, a in arrays(one, x).items()}
     before = {name: be.to_numpy(a).copy() for name, a in w.items()}
-    y, _ = one.forward(be, w, be.asarray(x), run=Run(train=True))
+    y, _ = one.forward(be, w, be.asarray(x), ctx=ForwardContext(train=True))
     mean, variance = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
     want = (x - mean.reshape(-1, 1, 1)) / np.sqrt(variance + 1e-5).reshape(-1, 1, 1)
     close(be.to_numpy(y), want * before["scale"].reshape(-1, 1, 1) + before["bias"].reshape(-1, 1, 1))
@@ -380,7 +382,7 @@ def test_identities(be: Any) -> None:
 
 def test_dropout_in_training_keeps_the_mean(be: Any) -> None:
     x = np.ones((4, 5, 30, 20), np.float32)
-    y = forward(be, layer("dropout", probability=0.3), {}, x, run=Run(train=True))
+    y = forward(be, layer("dropout", probability=0.3), {}, x, ctx=ForwardContext(train=True))
     assert set(np.unique(y)) == {0, np.float32(1 / 0.7)}
     assert abs(y.mean() - 1) < 0.03  # 12,000 draws: one standard deviation is 0.006
     y = forward(
@@ -388,7 +390,7 @@ def test_dropout_in_training_keeps_the_mean(be: Any) -> None:
         layer("dropout", probability=0.5, dropblock=1, dropblock_size_rel=0.4),
         {},
         x,
-        run=Run(train=True, progress=1),
+        ctx=ForwardContext(train=True, progress=1),
     )
     holes = (y == 0).sum(axis=(2, 3))
     assert set(np.unique(holes)) == {0, 64}  # squares of 0.4 * 20
@@ -411,7 +413,7 @@ def test_implicit_is_the_same_for_every_image(be: Any) -> None:
 
 def test_history_stacks_the_newest_first(be: Any) -> None:
     frames = normal(5, 2, 3, 4)  # 5 steps of one sequence
-    y = forward(be, layer("history", history_size=3), {}, frames, run=Run(steps=5))
+    y = forward(be, layer("history", history_size=3), {}, frames, ctx=ForwardContext(steps=5))
     np.testing.assert_array_equal(y[3], np.concatenate([frames[3], frames[2], frames[1]]))
     assert not y[0, 2:].any()
 
@@ -421,7 +423,7 @@ def sequence(be: Any, one: Layer, w: dict[str, np.ndarray], x: np.ndarray, cuts:
     on = {name: be.asarray(a) for name, a in w.items()}
     parts = []
     for part in np.split(x, cuts):
-        y, _ = one.forward(be, on, be.asarray(part), run=Run(steps=len(part)))
+        y, _ = one.forward(be, on, be.asarray(part), ctx=ForwardContext(steps=len(part)))
         parts.append(be.to_numpy(y))
     return np.concatenate(parts)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gpudarknet.backend import get
-from gpudarknet.layers import SECTIONS, Goal
+from gpudarknet.layers import SECTIONS, LossContext
 from gpudarknet.layers.box_loss import LIKENESS, box_delta
 from gpudarknet.layers.class_tree import Tree
 
-GOAL = Goal(width=96, height=64, seen=10**6)
+GOAL = LossContext(width=96, height=64, seen=10**6)
 ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)
 
 
@@ -283,7 +283,7 @@ def test_the_exact_form_reaches_the_raw_numbers(keys):
     head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 24), iou_loss="iou", iou_normalizer=0.5, **keys)
     rng, t = np.random.default_rng(4), (0.5, 0.7, 0.3, 0.4)
     raw = rng.uniform(0.3, 0.6, (1, 6, 2, 3))
-    forward = lambda x: head.forward(get("numpy"), {}, x, run=None)[0]  # noqa: E731
+    forward = lambda x: head.forward(get("numpy"), {}, x, ctx=None)[0]  # noqa: E731
 
     def like(x):
         e = forward(x)[0, :4, 1, 1]
@@ -298,7 +298,7 @@ def test_the_exact_form_reaches_the_raw_numbers(keys):
         slopes.append((like(up) - like(down)) / 2e-5)
     y = forward(raw).astype(np.float32)
     truth = np.array([[*t, 0, 0]], np.float32)
-    _, delta = head.loss(y, y, truth, Goal(96, 64, exact=True))
+    _, delta = head.loss(y, y, truth, LossContext(96, 64, exact=True))
     np.testing.assert_allclose(delta[0, :4, 1, 1], slopes, rtol=1e-4)
 
 
@@ -404,7 +404,7 @@ def test_region(keys, seen):
     rng = np.random.default_rng(2)
     v = rng.normal(0, 0.5, (2, 3, 5, 3, 9))
     v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
-    y, truth, goal = v.reshape(2, 27, 3, 5).astype(np.float32), truths(2, 6, 4, seed=5), Goal(96, 64, seen)
+    y, truth, goal = v.reshape(2, 27, 3, 5).astype(np.float32), truths(2, 6, 4, seed=5), LossContext(96, 64, seen)
     truth.reshape(2, -1, 6)[:, :, 4] %= 4
     cost, delta = head.loss(y, y, truth, goal)
     wanted_cost, wanted = region_by_loops(head, y, truth, goal)

@@ -72,9 +72,9 @@ def test_every_op_has_cases():
 
 @pytest.mark.parametrize("op", OPS.values(), ids=str)
 def test_twins_take_the_parameters_of_their_definitions(op):
-    assert op.twin is not None
-    assert list(inspect.signature(op.twin).parameters) == list(inspect.signature(op.definition).parameters)
-    assert op.twin.__name__ == f"{op.definition.__name__}_cuda"
+    assert op.cuda is not None
+    assert list(inspect.signature(op.cuda).parameters) == list(inspect.signature(op.reference).parameters)
+    assert op.cuda.__name__ == f"{op.reference.__name__}_cuda"
 
 
 def test_every_kernel_is_launched():

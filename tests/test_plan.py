@@ -225,7 +225,7 @@ def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
     net.weights[0]["kernel"] *= 2
     net.engine.forget()
     assert not np.allclose(net.predict(images(net, 1))[0], before)
-    net.forward(images(net, 1), gpudarknet.layers.Run(train=True), lambda *a: None)
+    net.forward(images(net, 1), gpudarknet.layers.ForwardContext(train=True), lambda *a: None)
     assert not net.engine.programs and not net.engine.prepared
 
 

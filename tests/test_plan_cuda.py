@@ -198,7 +198,7 @@ def finished(x, bias, other, before, join, eps, slope, after):
     """What `finish` means, in float64."""
     v = activation.FUNCTIONS[before][0](np, x + bias)
     if join == "sort":
-        v = shortcut.sort_shortcut.definition(NUMPY, v[None], np.broadcast_to(other, v.shape)[None], eps, slope)[0]
+        v = shortcut.sort_shortcut.reference(NUMPY, v[None], np.broadcast_to(other, v.shape)[None], eps, slope)[0]
     elif join:
         v = v + other if join == "add" else v * other
     return activation.FUNCTIONS[after][0](np, v)

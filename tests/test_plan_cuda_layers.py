@@ -173,7 +173,7 @@ def test_avgpool_and_softmax(kernels, dtype, place, shape):
             "plan_layers.softmax", 32 * n, given.a, groups, out.a, n, len(edges) - 1, P, 0.7, given.ld, out.ld
         )
         numbers = given.result() if given is y else given.numbers
-        want = norm.softmax.definition(NUMPY, memory(numbers, N, C), tuple(edges[:-1]), 0.7)
+        want = norm.softmax.reference(NUMPY, memory(numbers, N, C), tuple(edges[:-1]), 0.7)
         close(memory(out.result(), N, C), want, dtype)
 
 
@@ -194,5 +194,5 @@ def test_region(kernels, dtype, place, classes, softmax):
     kernels.launch("plan_layers.region", 32 * n, x.a, y.a, n, A, E, coords, softmax, x.ld, y.ld)
     want = yolo.region_activate(NUMPY, x.nchw(N, H, W), A, coords).reshape(-1, E)
     if softmax:
-        want[:, coords + 1 :] = norm.softmax.definition(NUMPY, want[:, coords + 1 :], (0,), 1.0)
+        want[:, coords + 1 :] = norm.softmax.reference(NUMPY, want[:, coords + 1 :], (0,), 1.0)
     close(y.result().reshape(-1, E), want, dtype)

@@ -68,7 +68,7 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
     net = load_network(config, weights, backend=device)
     fitted = [fit(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
-    floats = np.stack([pictures_module.resize.network_input.definition(plan_backend(), p, W, H, *new)
+    floats = np.stack([pictures_module.resize.network_input.reference(plan_backend(), p, W, H, *new)
                        for p, new in zip(images, fitted, strict=True)])  # fmt: skip
     for precision in ("fp32", "fp16"):
         run = program(net, len(images), precision, poison=device.name == "host-cuda")

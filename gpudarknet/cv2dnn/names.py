@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Node
-from ..layers import DetectionHead, Layer, Run
+from ..layers import DetectionHead, ForwardContext, Layer
 from ..layers.avgpool import AvgPool
 from ..layers.connected import Connected
 from ..layers.convolutional import Convolutional
@@ -115,7 +115,7 @@ def cut(layer: Layer, **stop: Any) -> Compute:
     def compute(be: Any, w: dict[str, Any], xs: list[Any]) -> Any:
         if "scale" in w and "batch_normalize" in stop:  # the bias comes after the batch norm
             w = {**w, "bias": be.zeros(w["bias"].shape)}
-        return short.forward(be, w, *xs, run=Run())[0]
+        return short.forward(be, w, *xs, ctx=ForwardContext())[0]
 
     return compute
 

@@ -14,7 +14,7 @@ from .. import backend as backends
 from .. import boxes, summary
 from ..errors import BackendError, DataError
 from ..graph import build
-from ..layers import Run
+from ..layers import ForwardContext
 from ..layers.region import Region
 from ..layers.softmax import Cost
 from ..network import Network
@@ -129,7 +129,7 @@ class Net:
                 outputs[index] = y
             spent[index], last = time.perf_counter() - last, time.perf_counter()
 
-        net.forward(x, Run(), keep)
+        net.forward(x, ForwardContext(), keep)
         return outputs, spent
 
     def _result(self, index: int) -> int:

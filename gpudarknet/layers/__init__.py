@@ -29,10 +29,10 @@ from . import (
     upsample,
     yolo,
 )
-from .base import SECTIONS, DetectionHead, Goal, Layer, Run, Shape, ShapeError
+from .base import SECTIONS, DetectionHead, ForwardContext, Layer, LossContext, Shape, ShapeError
 
 __all__ = [
-    "SECTIONS", "DetectionHead", "Goal", "Layer", "Run", "Shape", "ShapeError",
+    "SECTIONS", "DetectionHead", "ForwardContext", "Layer", "LossContext", "Shape", "ShapeError",
     "activation", "avgpool", "batchnorm", "connected", "conv_lstm", "convolutional", "crop", "detection", "dropout",
     "empty", "gaussian_yolo", "implicit", "local", "local_avgpool", "maxpool", "normalization", "recurrent", "region",
     "reorg", "route", "sam", "scale_channels", "shortcut", "softmax", "sort_shortcut", "upsample", "yolo",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import Activation as Kind
-from .base import Layer, Run
+from .base import ForwardContext, Layer
 from .blocks import activated
 
 
@@ -16,6 +16,6 @@ class Activation(Layer, section="activation"):
 
     activation: Kind = "linear"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         y, back = activated(be, xs[0], self.activation)
         return y, lambda dy, grad: (back(dy),)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import pool
-from .base import Layer, Run, Shape
+from .base import ForwardContext, Layer, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class AvgPool(Layer, section="avgpool", aliases=("avg",)):
     def shape(self, *inputs: Shape) -> Shape:
         return inputs[0][0], 1, 1
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "avg", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         H, W = xs[0].shape[2:]
         return pool.avgpool(be, xs[0]), lambda dy, grad: (pool.avgpool_backward(be, dy, H, W),)

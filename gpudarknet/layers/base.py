@@ -22,13 +22,13 @@ SECTIONS: dict[str, type[Layer]] = {}  # every spelling of a section's name -> i
 
 
 @dataclass
-class Run:
-    """What one forward pass knows beside its arrays.
+class ForwardContext:
+    """What a forward pass needs besides its arrays.
 
-    train: keep what backward needs, use batch statistics, drop. rng: the only source of chance. steps: time steps of
-    [net]; recurrent layers see batches as [step][sequence]. progress: 0 to 1, the part of training that is done. frozen:
-    how many layers at the front run as at inference all the same. leaf: nobody asks for the gradient of the input (of the
-    network, or of what is frozen), so a layer that reads only that may return None for it.
+    train: keep what backward needs, use batch statistics, apply dropout. rng: the only source of randomness. steps: the
+    time steps of [net]; recurrent layers read a batch as [step][sequence]. progress: fraction of the training done, 0 to 1.
+    frozen: the first so many layers run as at inference. skip_input_grad: nothing needs the gradient of the network input
+    (nor of the frozen layers), so a layer that reads only those may return None for it.
     """
 
     train: bool = False
@@ -36,15 +36,15 @@ class Run:
     steps: int = 1
     progress: float = 0.0
     frozen: int = 0
-    leaf: bool = False
+    skip_input_grad: bool = False
 
 
 @dataclass
-class Goal:
-    """What a loss knows beside output and truth: the network input's size in pixels, images seen before, chance.
+class LossContext:
+    """What a loss needs besides output and truth: size of the network input in pixels, images seen so far, randomness.
 
-    exact: give the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, entries of an anchor) sets
-    deltas of [yolo] to 0, in place.
+    exact: return the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, entries per anchor) zeroes
+    deltas of [yolo] in place.
     """
 
     width: int
@@ -73,9 +73,9 @@ class Layer:
     fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
     names_sources: ClassVar[bool] = False  # the layer table shows which layers it reads, not their size
     head: ClassVar[bool] = False  # its output is a result of the network, wherever it stands
-    learns: ClassVar[bool] = False  # it has a `loss`
-    decayed: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that training draws to 0
-    update_limit: ClassVar[float] = float("inf")  # the largest gradient that training takes, per weight
+    has_loss: ClassVar[bool] = False  # it has a `loss`
+    weight_decay_params: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that training draws to 0
+    grad_clip: ClassVar[float] = float("inf")  # the largest gradient that training takes, per weight
 
     # keys that Darknet reads in every section
     clip: float = 0.0
@@ -102,7 +102,7 @@ class Layer:
         """Return its output's (C, H, W) for the inputs' (C, H, W). Raises ShapeError where they do not fit."""
         return inputs[0]
 
-    def doubt(self, *inputs: Shape) -> str | None:
+    def shape_warning(self, *inputs: Shape) -> str | None:
         """Return a warning about shapes that it takes but that are hardly meant, or None."""
         return None
 
@@ -114,11 +114,11 @@ class Layer:
         """Return the operations for one image, counted as Darknet counts them (its BFLOPS column times 1e9)."""
         return 0.0
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         """Return its cells (type, filters, size/stride) in the layer table."""
         return self.section, "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Backward]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Backward]:
         """Compute its output (N, C, H, W) from its sources' outputs; return it with the function for the way back.
 
         backward(dy, grad) adds the weights' gradients into grad[name] and returns dx for each source, None where no
@@ -126,11 +126,11 @@ class Layer:
         """
         raise NotImplementedError
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """Compare its output y (N, C, H, W) with truth (N, truths): (cost, delta), all on the host.
 
         cost is the number that Darknet reports, summed over the batch; delta (y's shape) is Darknet's negative gradient
-        with respect to what its backward takes. x is its input. Only layers that `learns` names have a loss.
+        with respect to what its backward takes. x is its input. Only layers with `has_loss` have one.
         """
         raise NotImplementedError
 
@@ -211,7 +211,7 @@ class DetectionHead(Layer):
     """A layer whose output holds boxes."""
 
     head = True
-    learns = True
+    has_loss = True
     classes: int = 20
     max: int = 200  # truth boxes per image, at most
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"

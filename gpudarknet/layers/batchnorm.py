@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Layer, Run, Shape, Weight, ones, zeros
+from .base import ForwardContext, Layer, Shape, Weight, ones, zeros
 from .blocks import normalised
 
 
@@ -17,6 +17,6 @@ class BatchNorm(Layer, section="batchnorm"):
         C = inputs[0][0]
         return [("bias", (C,), zeros), ("scale", (C,), ones), ("mean", (C,), zeros), ("variance", (C,), zeros)]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
-        y, back = normalised(be, w, xs[0], run)
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+        y, back = normalised(be, w, xs[0], ctx)
         return y, lambda dy, grad: (back(dy, grad),)

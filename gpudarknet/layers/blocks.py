@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ops import activation, im2col, norm
 from ..ops.matmul import product
-from .base import Run, accumulate, total, windows
+from .base import ForwardContext, accumulate, total, windows
 
 
 def activated(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
@@ -30,14 +30,14 @@ def biased(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
     return z, backward
 
 
-def normalised(be: Any, w: dict[str, Any], x: Any, run: Run) -> tuple[Any, Any]:
+def normalised(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
     """Normalise x (N, C, H, W) by its own statistics in training, by the rolling ones at inference.
 
     Training follows cuDNN, the build that Darknet's published weights were made with: biased variance inside, unbiased
     variance into the rolling one, rate 0.01. backward(dz, grad) adds to grad["scale"] and grad["bias"].
     """
     xp = be.xp
-    if not run.train:
+    if not ctx.train:
         y = norm.batch_norm(be, x, w["mean"], w["variance"], w["scale"], w["bias"])
 
         def backward(dy: Any, grad: dict[str, Any]) -> Any:  # the statistics are constants here

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops.matmul import product
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
 from .blocks import activated, biased, normalised
 
 
@@ -35,19 +35,19 @@ class Connected(Layer, section="connected", aliases=("conn",)):
             found += [("scale", (K,), ones), ("mean", (K,), zeros), ("variance", (K,), zeros)]
         return found
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "connected", str(self.output), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
         z = product(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
-        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
+        z, normalised_backward = normalised(be, w, z, ctx) if self.batch_normalize else biased(be, w, z)
         y, activated_backward = activated(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
             accumulate(grad, "kernel", product(be, dz.T, flat))
-            return (None if run.leaf else product(be, dz, kernel).reshape(x.shape),)
+            return (None if ctx.skip_input_grad else product(be, dz, kernel).reshape(x.shape),)
 
         return y, backward

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import activation as act
-from .base import Activation, Run, Shape, ShapeError
+from .base import Activation, ForwardContext, Shape, ShapeError
 from .convolutional import Convolutional
 from .recurrent import Call, Part, Recurrent
 
@@ -63,7 +63,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         return own + sum(layer.flops(x) for _, layer, x in self.parts(inputs[0]))
 
     def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
         xp, (h, c), squash = be.xp, state, self.lstm_activation
         seen, seen_back = x, None
@@ -91,7 +91,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         o = gate("o", cell)
         squashed = act.apply(be, cell, squash)
         y = o * squashed
-        limit = self.state_constrain or 32.0 * run.steps
+        limit = self.state_constrain or 32.0 * ctx.steps
         clipped = xp.clip(cell, -limit, limit)
 
         def way(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:

@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..ops import convolution
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, ones, uniform, windows, zeros
+from .base import (
+    Activation,
+    ForwardContext,
+    Layer,
+    Shape,
+    ShapeError,
+    Weight,
+    accumulate,
+    ones,
+    uniform,
+    windows,
+    zeros,
+)
 from .blocks import activated, biased, blurred, blurred_shape, normalised
 
 
@@ -105,7 +117,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         count = 2.0 * self.filters * (inputs[0][0] // self.parts) * self.size**2 * OH * OW
         return count / 32 if self.xnor else count
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         kind = "convX" if self.xnor else "convS" if self.share_index is not None else "conv"
         filters = f"{self.filters:5d}" + (f"/{self.parts:4d}" if self.parts > 1 else "")
         (sy, sx), size = self.strides, self.size
@@ -113,7 +125,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
             return kind, filters, f"{size:2d}x{size:2d}/{sx:2d}x{sy:2d}"
         return kind, filters, f"{size:2d} x{size:2d}/{sx:2d}" + (f"({self.spread})" if self.spread > 1 else "")
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         xp = be.xp
         OH, OW = self.host(x.shape[1:])
@@ -125,7 +137,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         kernel = kernel.astype(x.dtype, copy=False)
         geometry = (self.parts, self.inner, self.spread, self.border * self.spread)
         z = convolution.convolve(be, x_read, kernel, *geometry, OH, OW)
-        z, normalised_backward = normalised(be, w, z, run) if self.batch_normalize else biased(be, w, z)
+        z, normalised_backward = normalised(be, w, z, ctx) if self.batch_normalize else biased(be, w, z)
         y, activated_backward = activated(be, z, self.activation)
         if self.antialiasing:
             y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
@@ -134,7 +146,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
             if self.antialiasing:
                 dy = blur_backward(dy)
             dz = normalised_backward(activated_backward(dy), grad)
-            dx, dkernel = convolution.convolve_backward(be, dz, x_read, kernel, *geometry, int(run.leaf))
+            dx, dkernel = convolution.convolve_backward(be, dz, x_read, kernel, *geometry, int(ctx.skip_input_grad))
             accumulate(grad, "kernel", dkernel)
             return (dx * ((x > -1) & (x < 1)) if self.xnor and dx is not None else dx,)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,17 @@ class Crop(Layer, section="crop"):
             raise ShapeError(f"crop {self.crop_width} x {self.crop_height} does not fit into {W} x {H}")
         return C, self.crop_height, self.crop_width
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "crop", "", f"{self.crop_width} x {self.crop_height}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         H, W = x.shape[2:]
         top, left, flip = (H - self.crop_height) // 2, (W - self.crop_width) // 2, False
-        if run.train:
-            top = int(run.rng.integers(0, H - self.crop_height + 1))
-            left = int(run.rng.integers(0, W - self.crop_width + 1))
-            flip = bool(self.flip and run.rng.random() < 0.5)
+        if ctx.train:
+            top = int(ctx.rng.integers(0, H - self.crop_height + 1))
+            left = int(ctx.rng.integers(0, W - self.crop_width + 1))
+            flip = bool(self.flip and ctx.rng.random() < 0.5)
         y = x[:, :, top : top + self.crop_height, left : left + self.crop_width]
         y = y[:, :, :, ::-1] if flip else y
         y = be.xp.ascontiguousarray(y) if self.noadjust else 2 * y - 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..boxes import iou
 from ..ops import norm
-from .base import DetectionHead, Goal, Run, Shape, ShapeError
+from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Detection(DetectionHead, section="detection"):
             raise ShapeError(f"side, num and classes need {wanted} inputs, there are {C * H * W}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         y = xs[0].copy()
         if self.softmax:
             classes = y.reshape(y.shape[0], -1)[:, : self.side**2 * self.classes]
@@ -70,7 +70,7 @@ class Detection(DetectionHead, section="detection"):
         rows[:, 4:6] = e[:, 2:] ** 2 if self.sqrt else e[:, 2:]
         return rows
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """truth (N, S*S*(1 + classes + 4)): for each cell 1 if it holds an object, its class one-hot, x and y in it, w, h."""
         N, S, B, K = y.shape[0], self.side, self.num, self.classes
         flat = y.reshape(N, -1)
@@ -96,8 +96,8 @@ class Detection(DetectionHead, section="detection"):
             best = int(overlaps.argmax() if overlaps.max() > 0 else apart.argmin())
             if self.forced:
                 best = int(there[2] * there[3] < 0.1)
-            if self.random and goal.seen < 64000:
-                best = int(goal.rng.integers(B))
+            if self.random and ctx.seen < 64000:
+                best = int(ctx.rng.integers(B))
             aim = overlaps[best] if self.rescore else 1
             dconf[n, c, best] = self.object_scale * (aim - conf[n, c, best])
             if self.sqrt:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Layer, Run, Shape
+from .base import ForwardContext, Layer, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,29 +23,29 @@ class Dropout(Layer, section="dropout"):
     dropblock_size_rel: float = 0.0
     dropblock_size_abs: float = 0.0
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "dropout", "", f"p = {self.probability:.3g}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
-        if not run.train:
+        if not ctx.train:
             return x, lambda dy, grad: (dy,)
         if self.dropblock or self.dropblock_size_rel or self.dropblock_size_abs:
-            host = self.blocks(x.shape, run)
+            host = self.blocks(x.shape, ctx)
         else:
-            host = (run.rng.random(x.shape, np.float32) >= self.probability) / (1 - self.probability)
+            host = (ctx.rng.random(x.shape, np.float32) >= self.probability) / (1 - self.probability)
         mask = be.asarray(host, x.dtype)
         return x * mask, lambda dy, grad: (dy * mask,)
 
-    def blocks(self, shape: tuple[int, ...], run: Run) -> np.ndarray:
+    def blocks(self, shape: tuple[int, ...], ctx: ForwardContext) -> np.ndarray:
         """Return the mask (N, C, H, W) of DropBlock, each image scaled so that its mean is 1."""
         N, C, H, W = shape
-        grown = min(run.progress / 0.85, 1.0)
+        grown = min(ctx.progress / 0.85, 1.0)
         side = max(1, int((self.dropblock_size_rel * W or self.dropblock_size_abs) * grown))
         side = min(side, H, W)
         mask = np.ones(shape, np.float32)
-        hit = run.rng.random((N, C)) < self.probability * grown
-        top, left = run.rng.integers(0, H - side + 1, (N, C)), run.rng.integers(0, W - side + 1, (N, C))
+        hit = ctx.rng.random((N, C)) < self.probability * grown
+        top, left = ctx.rng.integers(0, H - side + 1, (N, C)), ctx.rng.integers(0, W - side + 1, (N, C))
         for n, c in np.argwhere(hit):
             mask[n, c, top[n, c] : top[n, c] + side, left[n, c] : left[n, c] + side] = 0
         return mask / np.maximum(mask.mean(axis=(1, 2, 3), keepdims=True), 1e-6)

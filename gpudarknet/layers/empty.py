@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Empty(Layer, section="empty", aliases=("silence",)):
     """Pass the input on.   (C, H, W) -> same"""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         return xs[0], lambda dy, grad: (dy,)
 
 
@@ -40,25 +40,25 @@ class History(Layer, section="history"):
             raise ShapeError(f"history_size={self.history_size} must be at least 1")
         return C * self.history_size, H, W
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         N, C, H, W = x.shape
-        K, B = self.history_size, N // run.steps
-        frames = x.reshape(run.steps, B, C, H, W)
+        K, B = self.history_size, N // ctx.steps
+        frames = x.reshape(ctx.steps, B, C, H, W)
         past = be.zeros((K - 1, B, C, H, W), x.dtype)
-        carry = not run.train and run.steps > 1
+        carry = not ctx.train and ctx.steps > 1
         if carry and "past" in w and w["past"].shape == past.shape:
             past = w["past"]
         line = be.xp.concatenate([past, frames])  # oldest first
         if carry:
-            w["past"] = line[run.steps :]
-        y = be.xp.stack([line[K - 1 - k : K - 1 - k + run.steps] for k in range(K)], axis=2)
+            w["past"] = line[ctx.steps :]
+        y = be.xp.stack([line[K - 1 - k : K - 1 - k + ctx.steps] for k in range(K)], axis=2)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dline = be.zeros(line.shape, dy.dtype)
-            parts = dy.reshape(run.steps, B, K, C, H, W)
+            parts = dy.reshape(ctx.steps, B, K, C, H, W)
             for k in range(K):
-                dline[K - 1 - k : K - 1 - k + run.steps] += parts[:, :, k]
+                dline[K - 1 - k : K - 1 - k + ctx.steps] += parts[:, :, k]
             return (dline[K - 1 :].reshape(x.shape),)
 
         return y.reshape(N, K * C, H, W), backward

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..ops import yolo
-from .base import Goal, Run
+from .base import ForwardContext, LossContext
 from .yolo import AnchorHead
 from .yolo_loss import anchor_loss
 
@@ -21,7 +21,7 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
     uc_normalizer: float = 1.0
     yolo_point: Literal["center", "left_top", "right_bottom"] = "center"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         y = yolo.gaussian_activate(be, xs[0], len(self.used), self.scale_x_y)
         return y, lambda dy, grad: (dy,)
 
@@ -40,6 +40,6 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         rows[:, 2:4] += shift * rows[:, 4:6]  # the point that was predicted is a corner
         return be.to_numpy(rows)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """As for [yolo], with a delta for each uncertainty."""
-        return anchor_loss(self, y, truth, goal, gaussian=True)
+        return anchor_loss(self, y, truth, ctx, gaussian=True)

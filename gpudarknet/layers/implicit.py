@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .base import Layer, Run, Shape, ShapeError, Weight, accumulate, total
+from .base import ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, total
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Layer, section="implicit"):
     """Give every image the same learned map.   nothing -> (filters, atoms, 1).   w: weight (filters, atoms, 1)"""
 
-    decayed = ("weight",)
+    weight_decay_params = ("weight",)
 
     mean: float = 0.0
     std: float = 0.2
@@ -32,10 +32,10 @@ class Implicit(Layer, section="implicit"):
 
         return [("weight", (self.filters, self.atoms, 1), fill)]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "implicit", str(self.filters), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         weight = w["weight"].astype(xs[0].dtype, copy=False)
         y = be.xp.ascontiguousarray(be.xp.broadcast_to(weight, (xs[0].shape[0], *weight.shape)))
 

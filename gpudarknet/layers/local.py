@@ -7,7 +7,19 @@ from typing import Any
 
 from ..ops import im2col
 from ..ops.matmul import product
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate, total, uniform, windows, zeros
+from .base import (
+    Activation,
+    ForwardContext,
+    Layer,
+    Shape,
+    ShapeError,
+    Weight,
+    accumulate,
+    total,
+    uniform,
+    windows,
+    zeros,
+)
 from .blocks import activated
 
 
@@ -36,10 +48,10 @@ class Local(Layer, section="local"):
         K = inputs[0][0] * self.size**2
         return [("bias", (F, OH, OW), zeros), ("kernel", (OH * OW, F, K), uniform(K))]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "local", str(self.filters), f"{self.size} x {self.size}/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         xp, kernel, stride = be.xp, w["kernel"].astype(x.dtype, copy=False), (self.stride, self.stride)
         N, C, H, W = x.shape

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import pool
-from .base import Run, Shape
+from .base import ForwardContext, Shape
 from .maxpool import Window
 
 
@@ -14,10 +14,10 @@ from .maxpool import Window
 class LocalAvgPool(Window, section="local_avgpool", aliases=("local_avg",)):
     """Average each window over the positions inside the image.   (C, H, W) -> (C, OH, OW)"""
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
-        return "avg", "", self.cell()
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return "avg", "", self.table_cell()
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         _, C, H, W = x.shape
         _, OH, OW = self.pooled((C, H, W), self.strides)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import pool
-from .base import Layer, Run, Shape, ShapeError, windows
+from .base import ForwardContext, Layer, Shape, ShapeError, windows
 from .blocks import blurred, blurred_shape
 
 
@@ -56,7 +56,7 @@ class Window(Layer):
         _, OH, OW = self.pooled(inputs[0], self.strides)
         return float(self.side**2 * inputs[0][0] * OH * OW)
 
-    def cell(self) -> str:
+    def table_cell(self) -> str:
         """The table's size/stride."""
         sy, sx = self.strides
         return f"{self.side:2d}x{self.side:2d}/{sx:2d}" + (f"x{sy:2d}" if sx != sy else "")
@@ -87,10 +87,10 @@ class MaxPool(Window, section="maxpool", aliases=("max",)):
             raise ShapeError("maxpool_zero_nonmax needs an output as large as the input; use stride=1")
         return (C, *blurred_shape((OH, OW), self.antialiasing, self.strides)) if self.antialiasing else (C, OH, OW)
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
-        return ("max-depth", str(self.out_channels), "") if self.maxpool_depth else ("max", "", self.cell())
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
+        return ("max-depth", str(self.out_channels), "") if self.maxpool_depth else ("max", "", self.table_cell())
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         if self.maxpool_depth:
             y = pool.maxpool_depth(be, x, self.out_channels)

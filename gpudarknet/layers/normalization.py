@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import norm
-from .base import Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Normalization(Layer, section="normalization", aliases=("lrn",)):
             raise ShapeError(f"size={self.size} must be at least 1")
         return inputs[0]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "lrn", "", str(self.size)
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         windows = be.asarray(norm.lrn_windows(x.shape[1], self.size))
         numbers = (self.alpha, self.beta, self.kappa)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..ops import activation as act
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, accumulate
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate
 from .connected import Connected
 from .convolutional import Convolutional
 
@@ -36,7 +36,7 @@ class Recurrent(Layer):
         raise NotImplementedError
 
     def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
         """Take one time step: x (B, C, H, W), state -> y, new state, and back(dy, dstate) -> (dx, dstate before)."""
         raise NotImplementedError
@@ -52,23 +52,23 @@ class Recurrent(Layer):
         parts = self.parts(inputs[0])
         return [(f"{part}.{name}", *rest) for part, layer, x in parts for name, *rest in layer.weights(x)]  # type: ignore[misc]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return self.section, str(self.output), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
-        T, B = run.steps, x.shape[0] // run.steps
+        T, B = ctx.steps, x.shape[0] // ctx.steps
         frames = x.reshape(T, B, *x.shape[1:])
         parts = {name: layer for name, layer, _ in self.parts(x.shape[1:])}
         arrays = {name: {k[len(name) + 1 :]: v for k, v in w.items() if k.startswith(name + ".")} for name in parts}
         fresh = [be.zeros((B, *s), x.dtype) for s in self.state(x.shape[1:])]
-        kept = w.get("state") if not run.train else None
+        kept = w.get("state") if not ctx.train else None
         state = kept if kept is not None and kept[0].shape == fresh[0].shape else fresh
         ys, ways = [], []
-        run = replace(run, leaf=False)  # the state's gradient is needed even where the input's is not
+        ctx = replace(ctx, skip_input_grad=False)  # the state's gradient is needed even where the input's is not
 
         def call(name: str, value: Any) -> Any:
-            y, back = parts[name].forward(be, arrays[name], value, run=run)
+            y, back = parts[name].forward(be, arrays[name], value, ctx=ctx)
 
             def backward(dy: Any, grad: dict[str, Any]) -> Any:
                 inner: dict[str, Any] = {}
@@ -80,10 +80,10 @@ class Recurrent(Layer):
             return y, backward
 
         for t in range(T):
-            y, state, way = self.step(be, call, frames[t], state, run)
+            y, state, way = self.step(be, call, frames[t], state, ctx)
             ys.append(y)
             ways.append(way)
-        if not run.train:
+        if not ctx.train:
             w["state"] = state
         y = be.xp.concatenate(ys) if T > 1 else ys[0]
 
@@ -129,7 +129,7 @@ class Rnn(Recurrent, section="rnn"):
         return [(self.hidden, 1, 1)]
 
     def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
         (s,) = state
         a, a_back = call("input", x)
@@ -210,7 +210,7 @@ class Gru(Recurrent, section="gru"):
         return [(self.output, 1, 1)]
 
     def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
         (h,) = state
         (iz, iz_back), (ir, ir_back), (ih, ih_back) = (call(f"input_{gate}", x) for gate in "zrh")
@@ -246,7 +246,7 @@ class Lstm(Recurrent, section="lstm"):
         return [(self.output, 1, 1)] * 2
 
     def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], run: Run
+        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
         h, c = state
         return lstm_step(be, call, x, h, c, "tanh")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..ops import norm, yolo
-from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
+from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError, anchor_sizes
 from .class_tree import ClassMap, Tree
 from .region_loss import region_loss
 
@@ -70,7 +70,7 @@ class Region(DetectionHead, section="region"):
             raise ShapeError(f"the map names class {max(self.map)}, the section has {self.classes}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         N, _, H, W = xs[0].shape
         y = yolo.region_activate(be, xs[0], self.num, self.coords)
         if self.tree is not None or self.softmax:
@@ -114,6 +114,6 @@ class Region(DetectionHead, section="region"):
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
         return kept * above.any(axis=-1, keepdims=True)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
-        return region_loss(self, y, truth, goal)
+        return region_loss(self, y, truth, ctx)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..boxes import iou
-from .base import Goal
+from .base import LossContext
 from .box_loss import focal
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def slope(y: np.ndarray) -> np.ndarray:
     return (1 - y) * y
 
 
-def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
     """y (N, C, H, W) in [cell][anchor][entry] order, truth (N, boxes*6) -> (cost, delta in the same order)."""
     N, _, H, W = y.shape
     A, o = head.num, head.coords
@@ -82,7 +82,7 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, goal: Goal) -> t
                 for j, i, a in np.argwhere(close):
                     scale = head.class_scale * (float(out[j, i, a]) if head.classfix == 2 else 1)
                     class_delta((n, j, i, a), classes[like[j, i, a].argmax()], scale)
-        if goal.seen < WARM_UP:
+        if ctx.seen < WARM_UP:
             d[n, ..., :2] = 0.01 * (0.5 - place[n]) * slope(place[n])
             d[n, ..., 2:4] = 0.01 * (0 - v[n, ..., 2:4])
         for box, k in zip(rows[:, :4], classes, strict=True):

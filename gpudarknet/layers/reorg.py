@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import reorg
-from .base import Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Reorg(Layer, section="reorg"):
             raise ShapeError(f"stride={s} must divide the width and height {W} x {H}, and its square the {C} channels")
         return (C // (s * s), H * s, W * s) if self.reverse else (C * s * s, H // s, W // s)
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "reorg_old", "", f"/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         s, xs_, (N, C, H, W) = self.stride, x.shape, x.shape
         if self.reverse:
@@ -58,10 +58,10 @@ class Reorg3d(Layer, section="reorg3d"):
             )
         return (C // (s * s), H * s, W * s) if self.reverse else (C * s * s, H // s, W // s)
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "reorg", "", f"/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         s, (N, C, H, W) = self.stride, x.shape
         if not self.reverse:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import route
-from .base import Layer, Run, Shape, ShapeError, absolute, same_size
+from .base import ForwardContext, Layer, Shape, ShapeError, absolute, same_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Route(Layer, section="route"):
                 raise ShapeError(f"groups={self.groups} does not divide the {C} channels of a source")
         return sum(C for C, _, _ in inputs) // self.groups, *inputs[0][1:]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "route", "", f"{self.group_id}/{self.groups}" if self.groups > 1 else ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         channels = tuple(x.shape[1] for x in xs)
         y = route.concat(be, xs, self.groups, self.group_id)
         return y, lambda dy, grad: route.split(be, dy, channels, self.groups, self.group_id)

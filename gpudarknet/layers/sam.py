@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, absolute
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute
 from .blocks import activated
 
 
@@ -26,10 +26,10 @@ class Sam(Layer, section="sam"):
             raise ShapeError(f"its inputs differ: (C, H, W) = {inputs[0]} and {inputs[1]}")
         return inputs[0]
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "sam", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         a, b = xs
         y, back = activated(be, shortcut.scale(be, a, b), self.activation)
         return y, lambda dy, grad: shortcut.scale_backward(be, back(dy), a, b)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, absolute
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute
 from .blocks import activated
 
 
@@ -31,10 +31,10 @@ class ScaleChannels(Layer, section="scale_channels"):
             )
         return x
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "scale", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         s, x = xs
         y, back = activated(be, shortcut.scale(be, x, s), self.activation)
 

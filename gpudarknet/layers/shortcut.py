@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, Weight, absolute, accumulate, ones, unequal_sizes
+from .base import (
+    Activation,
+    ForwardContext,
+    Layer,
+    Shape,
+    ShapeError,
+    Weight,
+    absolute,
+    accumulate,
+    ones,
+    unequal_sizes,
+)
 from .blocks import activated
 
 
@@ -18,7 +29,7 @@ class Shortcut(Layer, section="shortcut"):
     """
 
     names_sources = True
-    update_limit = 1.0
+    grad_clip = 1.0
     from_: tuple[int, ...]
     activation: Activation = "linear"
     weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
@@ -34,7 +45,7 @@ class Shortcut(Layer, section="shortcut"):
             )
         return inputs[0]
 
-    def doubt(self, *inputs: Shape) -> str | None:
+    def shape_warning(self, *inputs: Shape) -> str | None:
         return unequal_sizes(inputs)
 
     def weights(self, *inputs: Shape) -> list[Weight]:
@@ -46,7 +57,7 @@ class Shortcut(Layer, section="shortcut"):
         C, H, W = inputs[0]
         return float(C * H * W * len(self.from_)) * (1 if self.weights_type == "none" else 2)
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         v = None if self.weights_type == "none" else normalised_weights(be, w["weight"], self.weights_normalization)
         z = shortcut.shortcut(be, xs, v)
         y, back = activated(be, z, self.activation)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..ops import norm
-from .base import Goal, Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, LossContext, Shape, ShapeError
 from .class_tree import Tree
 
 SECRET = -1234.0  # a truth that says "do not care"
@@ -21,7 +21,7 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
     With a tree, into one distribution per group of siblings. Its delta is made by the loss and passes unchanged.
     """
 
-    learns = True
+    has_loss = True
     unsupported = frozenset({"spatial"})
 
     groups: int = 1
@@ -39,13 +39,13 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
             raise ShapeError(f"the tree has {len(self.tree.names)} classes, its input {C * H * W // self.groups}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         rows = x.reshape(x.shape[0] * self.groups, -1)
         y = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), self.temperature)
         return y.reshape(x.shape), lambda dy, grad: (dy,)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """Cross entropy: delta = t - p, the gradient with respect to what goes in; cost = sum of -log p where t is not 0."""
         if self.noloss:
             return 0.0, np.zeros_like(y)
@@ -60,17 +60,17 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
 class Cost(Layer, section="cost"):
     """Compare with the truth in training. Without one its output is 0, as in Darknet.   (C, H, W) -> same"""
 
-    learns = True
+    has_loss = True
     fallback: ClassVar[dict[str, str]] = {"type": "sse"}
     ignored = frozenset({"ratio"})
 
     type: Literal["sse", "masked", "smooth"] = "sse"
     scale: float = 1.0
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """sse: delta = t - x, cost its squares' sum; smooth: delta is cut to +-1; masked: where t is -1234 both are 0."""
         t = truth.reshape(x.shape).astype(np.float32)
         error = np.where(t == SECRET, 0, t - x) if self.type == "masked" else t - x

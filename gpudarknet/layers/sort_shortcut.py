@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, Layer, Run, Shape, ShapeError, absolute, unequal_sizes
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute, unequal_sizes
 from .blocks import activated
 
 
@@ -37,17 +37,17 @@ class SortShortcut(Layer, section="sort_shortcut"):
             )
         return inputs[0]
 
-    def doubt(self, *inputs: Shape) -> str | None:
+    def shape_warning(self, *inputs: Shape) -> str | None:
         return unequal_sizes(inputs)
 
     def flops(self, *inputs: Shape) -> float:
         C, H, W = inputs[0]
         return 3.0 * C * H * W
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "sort", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         a, b = xs
         y, back = activated(be, shortcut.sort_shortcut(be, a, b, self.eps, self.slope), self.activation)
         return y, lambda dy, grad: shortcut.sort_shortcut_backward(be, back(dy), a, b, self.eps, self.slope)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import upsample
-from .base import Layer, Run, Shape, ShapeError
+from .base import ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class Upsample(Layer, section="upsample"):
             raise ShapeError(f"stride={s} leaves nothing of {W} x {H} pixels")
         return (C, H * s, W * s) if s > 0 else (C, H // -s, W // -s)
 
-    def row(self, *inputs: Shape) -> tuple[str, str, str]:
+    def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return ("upsample" if self.stride > 0 else "downsample"), "", f"{abs(self.stride)}x"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         s, (H, W) = abs(self.stride), x.shape[2:]
         if self.stride > 0:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..ops import yolo
-from .base import DetectionHead, Goal, Run, Shape, ShapeError, anchor_sizes
+from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError, anchor_sizes
 from .class_tree import ClassMap
 from .yolo_loss import anchor_loss
 
@@ -91,7 +91,7 @@ class Yolo(AnchorHead, section="yolo"):
     focal_loss: int = 0
     show_details: int = 1
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, run: Run) -> tuple[Any, Any]:
+    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         y = yolo.yolo_activate(be, xs[0], len(self.used), self.scale_x_y, self.new_coords)
         return y, lambda dy, grad: (dy,)  # the loss gives delta with respect to the raw numbers
 
@@ -99,6 +99,6 @@ class Yolo(AnchorHead, section="yolo"):
         anchors = be.asarray(self.sizes()[list(self.used)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, goal: Goal) -> tuple[float, np.ndarray]:
+    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
-        return anchor_loss(self, y, truth, goal, gaussian=False)
+        return anchor_loss(self, y, truth, ctx, gaussian=False)

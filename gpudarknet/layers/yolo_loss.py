@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..boxes import iou
-from .base import Goal
+from .base import LossContext
 from .box_loss import LIKENESS, box_delta, focal
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class AnchorLoss:
     """One evaluation: v and d (N, A, entries, H, W) are output and delta, boxes (N, A, H, W, 4) what is predicted."""
 
     head: AnchorHead
-    goal: Goal
+    ctx: LossContext
     v: np.ndarray
     gaussian: bool = False
     targets: list[Target] = field(default_factory=list)
@@ -47,7 +47,7 @@ class AnchorLoss:
     def __post_init__(self) -> None:
         head, (_, _, _, H, W) = self.head, self.v.shape
         self.step = (head.box - 1) // 4  # Gaussian boxes have an uncertainty after each number
-        self.net = np.array([self.goal.width, self.goal.height], np.float32)
+        self.net = np.array([self.ctx.width, self.ctx.height], np.float32)
         self.sizes = head.sizes() / self.net  # all anchors, relative to the network's input
         self.d = np.zeros_like(self.v)
         raw = self.v[:, :, 0 : 4 * self.step : self.step].transpose(0, 1, 3, 4, 2)
@@ -90,8 +90,8 @@ class AnchorLoss:
             if not self.gaussian:
                 positive *= self.d[:, :, 4:5] != 0
             self.d[:, :, : head.box - 1] /= np.maximum(positive, 1)
-        if self.goal.reject is not None and not self.gaussian:
-            self.goal.reject(self.d, self.d.shape[2])
+        if self.ctx.reject is not None and not self.gaussian:
+            self.ctx.reject(self.d, self.d.shape[2])
         return self.cost(likenesses), self.d
 
     def background(self, n: int, boxes: np.ndarray, classes: np.ndarray) -> None:
@@ -197,8 +197,8 @@ class AnchorLoss:
             if head.iou_loss != "mse":
                 solid = pred.copy()
                 solid[:, 2:][solid[:, 2:] == 0] = 1
-                step = box_delta(solid, truth, head.iou_loss, self.goal.exact)
-                if self.goal.exact:
+                step = box_delta(solid, truth, head.iou_loss, self.ctx.exact)
+                if self.ctx.exact:
                     step = self.to_raw(step, raw, pred)
                 else:
                     # Darknet's step for a corner; in the derivative it is the size that gets a part of the point
@@ -248,10 +248,10 @@ def gaussian_delta(error: np.ndarray, sigma: np.ndarray, scale: np.ndarray) -> t
 
 
 def anchor_loss(
-    head: AnchorHead, y: np.ndarray, truth: np.ndarray, goal: Goal, gaussian: bool
+    head: AnchorHead, y: np.ndarray, truth: np.ndarray, ctx: LossContext, gaussian: bool
 ) -> tuple[float, np.ndarray]:
     """y (N, A*entries, H, W), truth (N, max*6) -> (cost, delta of y's shape)."""
     N, C, H, W = y.shape
     A = len(head.used)
-    cost, delta = AnchorLoss(head, goal, y.reshape(N, A, C // A, H, W), gaussian).run(truth.reshape(N, -1, 6))
+    cost, delta = AnchorLoss(head, ctx, y.reshape(N, A, C // A, H, W), gaussian).run(truth.reshape(N, -1, 6))
     return cost, delta.reshape(y.shape) * np.float32(head.delta_normalizer)

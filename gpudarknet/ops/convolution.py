@@ -200,7 +200,15 @@ def convolve_cuda(
 
 @op(sums=(1,))
 def convolve_backward(
-    be: Any, dz: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, leaf: int
+    be: Any,
+    dz: Any,
+    x: Any,
+    kernel: Any,
+    groups: int,
+    stride: tuple[int, int],
+    dilation: int,
+    pad: int,
+    skip_input_grad: int,
 ) -> tuple[Any, Any]:
     """Return dx (N, C, H, W), with leaf None, and dkernel (F, C/groups, size, size) of `convolve`, for dz (N, F, OH, OW)."""
     (N, C), (F, each, size, _), (OH, OW) = x.shape[:2], kernel.shape, dz.shape[2:]
@@ -216,7 +224,7 @@ def convolve_backward(
     images = cut(N, max(few, -(-N * kernel.size // PARTS)))
     most = max(THIN, LARGE // (size * size * S * high))
     blocks = [(0, C)] if thin else cut(C, most)
-    dx = None if leaf else be.zeros(x.shape, dz.dtype)
+    dx = None if skip_input_grad else be.zeros(x.shape, dz.dtype)
     sums = be.zeros((len(images), groups, taps, taps, each * size * size if thin else C, filters), dz.dtype)
 
     def task(k: int, n0: int, n1: int, c0: int, c1: int) -> Task:
@@ -235,7 +243,7 @@ def convolve_backward(
                 products = be.empty((*met.shape[:-1], filters), dz.dtype)
                 multiply(be, met, turned, products)
                 part[:, p, q] += products.sum(axis=0)
-            return None if leaf else way.send(be, matrix, spread.reshape(n, groups, filters, L))
+            return None if skip_input_grad else way.send(be, matrix, spread.reshape(n, groups, filters, L))
 
         def run() -> None:
             for n in range(n0, n1, few):
@@ -261,13 +269,21 @@ def convolve_backward(
 
 @convolve_backward.kernel
 def convolve_backward_cuda(
-    be: Any, dz: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, leaf: int
+    be: Any,
+    dz: Any,
+    x: Any,
+    kernel: Any,
+    groups: int,
+    stride: tuple[int, int],
+    dilation: int,
+    pad: int,
+    skip_input_grad: int,
 ) -> tuple[Any, Any]:
     (N, C, H, W), (F, _, size, _), (OH, OW) = x.shape, kernel.shape, dz.shape[2:]
     flat, dz = kernel.reshape(groups, F // groups, -1), dz.reshape(N, groups, F // groups, OH * OW)
     col = im2col_cuda(be, x, size, stride, dilation, pad, OH, OW).reshape(N, groups, -1, OH * OW)
     dkernel = product(be, dz, col.transpose(0, 1, 3, 2)).sum(axis=0, dtype=np.float32).reshape(kernel.shape)
-    if leaf:
+    if skip_input_grad:
         return None, dkernel
     dcol = product(be, flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
     return col2im_cuda(be, dcol, H, W, stride, dilation, pad), dkernel

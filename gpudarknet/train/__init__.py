@@ -23,7 +23,7 @@ from ..backend import host_array
 from ..data.datafile import DataFile
 from ..errors import DataError, TrainError, TrainWarning
 from ..graph import Node, owner
-from ..layers import Goal, Run
+from ..layers import ForwardContext, LossContext
 from ..layers.convolutional import Convolutional
 from ..layers.empty import Contrastive
 from ..layers.softmax import Cost
@@ -59,7 +59,7 @@ class Trainer:
         lr_schedule.check(net.net, net.config.path)
         if precision not in ("fp32", "fp16"):
             raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
-        if not any(node.layer.learns for node in net.nodes):
+        if not any(node.layer.has_loss for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
             )
@@ -165,9 +165,11 @@ class Trainer:
         """Run x (N, C, H, W) forward and back, add to fresh[i][name], return the mean cost of the layers with a loss."""
         net, be = self.net, self.net.backend
         cfg = net.net
-        goal = Goal(net.width, net.height, net.seen, self.exact, rng, self.reject)
+        loss_ctx = LossContext(net.width, net.height, net.seen, self.exact, rng, self.reject)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
-        run = Run(train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, leaf=True)
+        ctx = ForwardContext(
+            train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first, skip_input_grad=True
+        )
         read = {s for node in net.nodes if isinstance(node.layer, Cost) for s in node.sources}
         inputs: dict[int, Any] = {-1: x}
         ways: list[Way] = []
@@ -179,13 +181,13 @@ class Trainer:
             ways.append(self.faults.way(node, y, way) if self.faults else way)
             if index in read:
                 inputs[index] = y
-            if not node.layer.learns:
+            if not node.layer.has_loss:
                 return
             read_by_loss, output = (
                 be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
             )
             try:
-                value, delta = node.layer.loss(read_by_loss, output, truth, goal)
+                value, delta = node.layer.loss(read_by_loss, output, truth, loss_ctx)
             except ValueError as e:
                 raise DataError(
                     f"a truth of {truth.shape[1]} numbers for each image does not fit {self.place(index)} of {net.config.path}"
@@ -194,7 +196,7 @@ class Trainer:
             deltas[index] = be.asarray(delta * np.float32(self.scale.value), self.storage)
 
         with np.errstate(all="ignore"):  # `sound` looks for what is not finite
-            net.forward(x.astype(self.storage, copy=False), run, keep)
+            net.forward(x.astype(self.storage, copy=False), ctx, keep)
             deltas |= self.faults.kept if self.faults else {}
             backward(net.nodes, ways, deltas, fresh, self.first)
         return sum(costs) / len(costs)
@@ -232,14 +234,14 @@ class Trainer:
                 last = name.rpartition(".")[2]
                 if node.index <= self.only_bn and not (last in ("scale", "bias") and name[: -len(last)] + "scale" in w):
                     continue
-                if layer.update_limit < math.inf:
-                    be.xp.clip(g, -layer.update_limit, layer.update_limit, out=g)
+                if layer.grad_clip < math.inf:
+                    be.xp.clip(g, -layer.grad_clip, layer.grad_clip, out=g)
                 lr = rate * layer.learning_rate
                 if name in self.moments[node.index]:
                     m, v = self.moments[node.index][name]
                     optimizers.adam(be, w[name], g, m, v, lr, cfg.B1, cfg.B2, cfg.eps, cfg.decay * N, self.iteration)
                 else:
-                    decay = cfg.decay * N if last in layer.decayed else 0.0
+                    decay = cfg.decay * N if last in layer.weight_decay_params else 0.0
                     optimizers.sgd(be, w[name], g, lr / N, cfg.momentum, decay)
                 if layer.clip and last == "kernel":
                     be.xp.clip(w[name], -layer.clip, layer.clip, out=w[name])
@@ -289,7 +291,7 @@ class Trainer:
 
         rng = np.random.default_rng([self.seed, self.iteration, 2, 0])
         x = net.input(x).astype(self.storage, copy=False)
-        net.forward(x, Run(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
+        net.forward(x, ForwardContext(train=True, rng=rng, steps=net.net.time_steps, frozen=self.first), keep)
         where = "the loss is not finite"
         if bad:
             where = f"the output of {self.place(bad[0])} is not finite"

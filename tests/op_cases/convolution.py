@@ -43,7 +43,7 @@ def make_backward(rng, *sizes):
 
 
 @check(convolution.convolve_backward, make_backward, *VARIANTS, half="dz x kernel", atol=1e-5)
-def convolve_backward(dz, x, kernel, groups, stride, dilation, pad, leaf):
+def convolve_backward(dz, x, kernel, groups, stride, dilation, pad, skip_input_grad):
     (_, _, H, W), (F, each, size, _) = x.shape, kernel.shape
     dx, dkernel = np.zeros(x.shape), np.zeros(kernel.shape)
     for p, q, i, j, h, w in taps(size, stride, dilation, pad, *dz.shape[2:], H, W):

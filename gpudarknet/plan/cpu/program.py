@@ -13,7 +13,7 @@ import numpy as np
 from ...backend import Backend
 from ...backend.threads import Phase, cut
 from ...errors import BackendError
-from ...layers import Run
+from ...layers import ForwardContext
 from ...layers.convolutional import folded
 from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Plan, Step, Upsample, YoloHead
 from .algorithms import METHODS, choose
@@ -221,7 +221,7 @@ def _reference(program: Program, step: LayerCall) -> Phases:
 
     def run() -> None:
         maps = [np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in xs]
-        found, _ = step.layer.forward(be, step.w, *maps, run=Run())
+        found, _ = step.layer.forward(be, step.w, *maps, ctx=ForwardContext())
         y.transpose(0, 3, 1, 2)[...] = found
 
     return [[lambda tape: tape(run)]]

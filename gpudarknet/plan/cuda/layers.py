@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...layers import Layer, Run
+from ...layers import ForwardContext, Layer
 from ...layers.activation import Activation
 from ...layers.avgpool import AvgPool
 from ...layers.crop import Crop
@@ -57,7 +57,7 @@ def _through(program: Program, step: LayerCall) -> Work:
             (C, P), found = x.sizes, be.empty((N, *x.shape))
             launch("plan.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), x.a, found, C, P, x.ld, block=256)
             inputs.append(found)
-        result, _ = step.layer.forward(be, step.w, *inputs, run=Run())
+        result, _ = step.layer.forward(be, step.w, *inputs, ctx=ForwardContext())
         result = be.asarray(result, np.float32)
         launch("plan.from_nchw", result.size, result, y.a, result.size, F, Q, y.ld)
 
