@@ -71,12 +71,12 @@ def plan(
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
     steps = program.plan.steps if on_cpu else program.steps
-    with program.team if on_cpu else program.lane.turn():
+    with program.team if on_cpu else program.stream_context.use():
         bound = program.work if on_cpu else [cuda.BIND[type(step)](program, step) for step in steps]
 
     def once() -> list[float]:
         now = [time.perf_counter()]
-        with program.team if on_cpu else program.lane.turn():
+        with program.team if on_cpu else program.stream_context.use():
             for work in bound:
                 if on_cpu:
                     program.team.run(work)

@@ -183,7 +183,7 @@ class Detector:
         if be.cublas is None:
             return self.input(pictures)
         with self.network.on_device():
-            return uploader(be).send(pictures, list(map(self._fit, pictures)))
+            return uploader(be).upload(pictures, list(map(self._fit, pictures)))
 
     def _fit(self, picture: np.ndarray) -> tuple[int, int]:
         (H, W), net = picture.shape[:2], self.network

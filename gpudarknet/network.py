@@ -17,7 +17,7 @@ from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
 from .layers.softmax import Cost
-from .plan import Engine, Pictures
+from .plan import Engine, ImageBatch
 from .weights import Arrays
 from .weights import initial as initial_weights
 from .weights import read as read_weights
@@ -146,7 +146,7 @@ class Network:
             raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
         be = self.backend
         planned = engine == "plan" and (be.cublas is not None or (be.xp is np and be.launch is None))
-        if not (planned and isinstance(x, Pictures)):
+        if not (planned and isinstance(x, ImageBatch)):
             x = self.input(x)
         if planned:
             sizes = (self.net.input, len(x))

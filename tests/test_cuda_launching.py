@@ -22,6 +22,7 @@ from gpudarknet.backend.cuda import launcher
 from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import convolution, launches, stream, upload
+from gpudarknet.plan.cuda import program as program_module
 
 CFG = """[net]
 width=32
@@ -68,7 +69,7 @@ SCHEDULES = (0, 1, 2, 3, 4, 5)  # as late as possible; some streams at once, oth
 @pytest.fixture
 def fresh(emulator, monkeypatch):
     """Forget streams, handles and image buffers of other tests, and keep those of this one from others."""
-    monkeypatch.setattr(stream, "_lanes", {})
+    monkeypatch.setattr(stream, "_contexts", {})
     monkeypatch.setattr(upload, "_uploaders", {})
     monkeypatch.setattr(cublas, "_idle", {})
     return emulator
@@ -116,7 +117,7 @@ def run_everything(files, schedule):
     be = replace(backend.get("cupy"), launch=launcher())  # of kernels that nobody has launched
     numpy = load_network(config, weights, backend="numpy")
     upload._uploaders.clear()
-    stream._lanes.clear()
+    stream._contexts.clear()
     gc.collect()
     cuda_emulator.configure(schedule=schedule)  # of the streams that are made from now on
     try:
@@ -229,7 +230,7 @@ def _guarded(be, cuda_emulator, files, numpy):
     """Every array in pages of its own."""
     with cuda_emulator.guarded_allocations():
         net = load_network(*files, backend=be)
-        stream._lanes.clear()
+        stream._contexts.clear()
         batch = images(4)
         x = floats(batch)
         for graph in (False, True):
@@ -240,7 +241,7 @@ def _guarded(be, cuda_emulator, files, numpy):
             del program
         del net
         gc.collect()
-    stream._lanes.clear()
+    stream._contexts.clear()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -353,30 +354,30 @@ SENT = "return Pictures(self.be, runs, slot, self.free)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
 FAULTS = {
     # the waits
-    "computing does not wait until images are there": (upload, "stream.wait_event(self.slot.sent)", "pass"),
-    "images are overwritten before they are read": (upload, "self.stream.wait_event(slot.read)", "pass"),
-    "reading images is not recorded": (upload, "stream.record(self.slot.read)", "pass"),
-    "pinned memory is written before it is sent": (upload, "slot.sent.synchronize()", "pass"),
+    "computing does not wait until images are there": (upload, "stream.wait_event(self.slot.upload_done)", "pass"),
+    "images are overwritten before they are read": (upload, "self.stream.wait_event(slot.last_read)", "pass"),
+    "reading images is not recorded": (upload, "stream.record(self.slot.last_read)", "pass"),
+    "pinned memory is written before it is sent": (upload, "slot.upload_done.synchronize()", "pass"),
     "a plan does not wait for the caller's stream": (stream, "self.stream.wait_event(self.ready)", "pass"),
     "the caller's stream does not wait for a plan": (stream, "caller.wait_event(self.done)", "pass"),
     # wrong streams
     "a graph is launched on another stream": (
-        cuda,
-        "self.graph.launch(self.lane.stream)",
-        "self.graph.launch(self.lane." + NOBODYS.removeprefix("self."),
+        program_module,
+        "self.graph.launch(self.stream_context.stream)",
+        "self.graph.launch(self.stream_context." + NOBODYS.removeprefix("self."),
     ),
     "images go up on a stream that nobody waits for": (
         upload,
-        "there.set(slot.host[:total], stream=self.stream)",
-        "there.set(slot.host[:total], stream=" + NOBODYS,
+        "device.set(slot.host[:total], stream=self.stream)",
+        "device.set(slot.host[:total], stream=" + NOBODYS,
     ),
     "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
     "products of the reference engine stay on a stream": (cublas, "self.handle.use(*at)", "pass"),
     "eager steps run on the caller's stream": (stream, "with self.stream:", "with caller:"),
     # memory
     "a slot is free as soon as it is sent": (upload, SENT, "self.free.append(slot); " + SENT),
-    "device memory of a slot is dropped while it is read": (upload, "slot.read.synchronize()", "pass"),
-    "a graph is destroyed at work": (cuda, "self.lane.retire(self.graph)", "self.graph = None"),
+    "device memory of a slot is dropped while it is read": (upload, "slot.last_read.synchronize()", "pass"),
+    "a graph is destroyed at work": (program_module, "self.stream_context.retire(self.graph)", "self.graph = None"),
     "cuBLAS has no workspace of ours": (
         cublas,
         'self._call("cublasSetWorkspace_v2", self._handle, *workspace)',
@@ -384,18 +385,18 @@ FAULTS = {
     ),
     "the workspace of cuBLAS is freed": (stream, HANDLE, HANDLE + "; self.workspace = None"),
     "the arena is too small": (
-        cuda,
+        program_module,
         "self.arena = be.empty((self.scheme.numbers,), self.type)",
         "self.arena = be.empty((self.scheme.numbers // 2,), self.type)",
     ),
     "the arena is another stream's": (
-        cuda,
-        "with self.lane.turn():\n            self._bind(graph)",
+        program_module,
+        "with self.stream_context.use():\n            self._bind(graph)",
         "self._bind(graph)",
     ),
     "cuBLAS gets an address of the host": (convolution, GEMM, GEMM.replace("address(x.a)", "x.a.get().ctypes.data")),
     "a captured step allocates": (
-        cuda,
+        program_module,
         EAGERLY,
         EAGERLY + "\n        copied = self.arena.copy()\n        self.arena[...] = copied",
     ),
@@ -408,9 +409,9 @@ FAULTS = {
         "        try:",
     ),
     "a stream is waited for while it is captured": (
-        cuda,
+        program_module,
         EAGERLY,
-        EAGERLY + "\n        self.lane.stream.synchronize()",
+        EAGERLY + "\n        self.stream_context.stream.synchronize()",
     ),
     "work goes to the thread's device": (stream, "self.be.use_device(self.device)", "self.be.use_device(None)"),
     "a network goes to the thread's device": (

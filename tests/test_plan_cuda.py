@@ -694,7 +694,7 @@ def test_programs_share_one_stream_and_handle(emulator):
     for n, batch, precision in ((nets[0], 1, "fp32"), (nets[0], 2, "fp16"), (nets[1], 1, "fp32")):
         n.predict(network_input(n, 1, batch), precision=precision)
     runs = [run for n in nets for run in n.engine.programs.values()]
-    assert len(runs) == 3 and len({id(run.lane) for run in runs}) == 1
+    assert len(runs) == 3 and len({id(run.stream_context) for run in runs}) == 1
 
 
 def test_a_capture_that_something_spoils_is_tried_again(emulator):
@@ -714,7 +714,7 @@ def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
 
     def wait(self):
         eagerly(self)
-        self.lane.stream.synchronize()  # which is not allowed while capturing
+        self.stream_context.stream.synchronize()  # which is not allowed while capturing
 
     monkeypatch.setattr(cuda.Program, "_eager", wait)
     for _ in range(2):

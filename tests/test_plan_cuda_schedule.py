@@ -269,7 +269,7 @@ def test_programs_take_turns_on_one_lane(name, device):
     inputs = [network_input(net, 1, batch) for net, batch in zip(nets, (1, 2), strict=True)]
     programs = [(program(net, len(x), p), x) for net, x in zip(nets, inputs, strict=True) for p in ("fp32", "fp16")]
     first = [[be.to_numpy(y) for y in run.run(be.asarray(x))] for run, x in programs]
-    assert len({id(run.lane) for run, _ in programs}) == 1
+    assert len({id(run.stream_context) for run, _ in programs}) == 1
     assert all(run.graph is not None for run, _ in programs)
     for (run, x), want in reversed(list(zip(programs, first, strict=True))):
         for got, y in zip(run.run(be.asarray(x)), want, strict=True):

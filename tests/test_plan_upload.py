@@ -73,7 +73,7 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
     for precision in ("fp32", "fp16"):
         run = program(net, len(images), precision, poison=device.name == "host-cuda")
         assert (run.entry.step is not None) == direct
-        pictures = Uploader(device).send(images, fitted)
+        pictures = Uploader(device).upload(images, fitted)
         assert len(pictures) == len(images)
         (got,), (again,) = run.run(pictures), run.run(pictures)
         (want,) = run.run(device.asarray(floats))
@@ -166,33 +166,33 @@ def test_what_is_no_picture_comes_after_the_results_before(detectors):
 def test_two_batches_are_on_their_way_in_turn(emulator):
     up = Uploader(conftest.backend_for("cuda"))
     with emulator.counting() as done:
-        first = up.send(bytes_of(3, (4, 2)), [(W, H)])
-        second = up.send(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
+        first = up.upload(bytes_of(3, (4, 2)), [(W, H)])
+        second = up.upload(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
     assert second.slot is not first.slot
     assert done["bytes host to device"] == 48 and not done["waits"]
     used = first.slot
     del first
     with emulator.counting() as done:
-        third = up.send(bytes_of(3, (2, 2)), [(W, H)])
+        third = up.upload(bytes_of(3, (2, 2)), [(W, H)])
     assert third.slot is used  # it may be overwritten when it has been sent and read
     assert done["bytes host to device"] == 12 and done["waits"] == 1  # for pinned memory; the rest waits on the device
     del second
-    large = up.send(bytes_of(3, (9, 9)), [(W, H)])
+    large = up.upload(bytes_of(3, (9, 9)), [(W, H)])
     assert large.slot.host.size == 256 and up.free == []
 
 
 def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
     """The collector ends all that is in the cycle: CuPy's events must not be among it, as the next batch needs them."""
     up = Uploader(conftest.backend_for("cuda"))
-    cycle = [up.send(bytes_of(3, (4, 2)), [(W, H)])]
+    cycle = [up.upload(bytes_of(3, (4, 2)), [(W, H)])]
     cycle.append(cycle)
     del cycle
     gc.collect()
     (slot,) = up.free
-    again = up.send(bytes_of(3, (4, 2), seed=2), [(W, H)])
+    again = up.upload(bytes_of(3, (4, 2), seed=2), [(W, H)])
     assert again.slot is slot
     np.testing.assert_array_equal(again.runs[0][0].get(), bytes_of(3, (4, 2), seed=2))
-    again.slot.sent.synchronize()
+    again.slot.upload_done.synchronize()
 
 
 def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):

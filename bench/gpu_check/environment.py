@@ -177,13 +177,13 @@ def device_row(context: Context) -> Row:
 
 def cublas(context: Context) -> Row:
     """Return the version of cuBLAS that plans use, and CuPy's."""
-    from gpudarknet.plan.cuda.stream import lane
+    from gpudarknet.plan.cuda.stream import stream_context
 
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} has no cuBLAS")
     import cupy
 
-    own = lane(context.be).handle
+    own = stream_context(context.be).handle
     cupys = cupy.cuda.cublas.getVersion(cupy.cuda.device.get_cublas_handle())
     return {"version": own.version(), "library": getattr(own.library, "_name", ""), "cupys": cupys}
 

@@ -131,11 +131,11 @@ def each_launch(context: Context, subject: Subject) -> Row:
     work = list(program.work)
     counts = [counted(program, recorder, one) for one in work]
     seconds, rounds = timed(context)
-    taken = [program.lane.seconds(one, seconds / 50, 1 if context.small else 2, MOST) for one in work]
+    taken = [program.stream_context.time(one, seconds / 50, 1 if context.small else 2, MOST) for one in work]
     if program.entry.step is not None:
         work.insert(0, lambda: program.entry.take(x))
         counts.insert(0, Count("entry", first_bytes(program, x), first_flops(program.entry.step, subject.batch)))
-        taken.insert(0, program.lane.seconds(work[0], seconds / 50, 1 if context.small else 2, MOST))
+        taken.insert(0, program.stream_context.time(work[0], seconds / 50, 1 if context.small else 2, MOST))
     lines = [
         [c.name, round(1e6 * t, 2), round(c.bytes / 1e6, 3), round(c.flops / 1e9, 4)]
         for c, t in zip(counts, taken, strict=True)
@@ -147,7 +147,7 @@ def each_launch(context: Context, subject: Subject) -> Row:
 def counted(program: cuda.Program, recorder: Recorder, work: Any) -> Count:
     """Run one piece of work and return what it launched."""
     recorder.found = []
-    with program.lane.turn():
+    with program.stream_context.use():
         work()
     found, recorder.found = recorder.found, None
     return Count(" + ".join(c.name for c in found), sum(c.bytes for c in found), sum(c.flops for c in found))

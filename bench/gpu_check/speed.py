@@ -163,7 +163,7 @@ def ours(context: Context, subject: Subject) -> Row:
 def replayed(program: cuda.Program, context: Context) -> Row:
     """Return the time that the device takes to replay the graph."""
     seconds, rounds = timed(context)
-    taken = program.lane.seconds(program.replay, seconds / rounds, rounds, MOST)
+    taken = program.stream_context.time(program.replay, seconds / rounds, rounds, MOST)
     return {"graph_ms": round(1e3 * taken, 4), "graph_images_s": round(program.plan.batch / taken, 1)}
 
 

@@ -101,7 +101,7 @@ def captured(torch: Any, forward: Callable[[Any], Any], x: Any) -> Callable[[], 
 
 
 def device_seconds(torch: Any, call: Callable[[], object], context: Context) -> float:
-    """Return the least seconds of a call on the device over some rounds, measured as `Lane.seconds` does."""
+    """Return the least seconds of a call on the device over some rounds, measured as `StreamContext.time` does."""
     seconds, rounds = timed(context)
 
     def once(calls: int) -> float:

@@ -32,8 +32,8 @@ error of F(4x4)), and splitting a map into its phases before im2col of stride 2.
 from . import tuning
 from .compile import compile
 from .cpu.program import Program
-from .cuda.upload import Pictures, uploader
+from .cuda.upload import ImageBatch, uploader
 from .program_cache import Engine
 from .steps import Plan
 
-__all__ = ["Engine", "Pictures", "Plan", "Program", "compile", "tuning", "uploader"]
+__all__ = ["Engine", "ImageBatch", "Plan", "Program", "compile", "tuning", "uploader"]

@@ -23,7 +23,7 @@ from .algorithms import Case, choose, possible
 from .canonicalize import as_convolutions
 from .program import Program
 from .schedule import living
-from .stream import lane
+from .stream import stream_context
 
 SECONDS = 0.01  # for each of ROUNDS
 ROUNDS = 3
@@ -33,7 +33,7 @@ CLEARLY = 0.9  # of the time that the rule's way takes
 
 def device(be: Backend, precision: str) -> str:
     """Name what a measurement holds for: the GPU, cuBLAS and the precision."""
-    own = lane(be)
+    own = stream_context(be)
     name = be.name
     if own.cuda is not None:
         name = own.cuda.runtime.getDeviceProperties(own.cuda.Device().id)["name"].decode()
@@ -72,7 +72,7 @@ def race(case: Case, be: Backend, precision: str) -> dict[str, float]:
         try:
             program = Program(plan, be, precision, prepared, {step.key(case.batch): way})
             program.run(there)  # captures it, and fills its input
-            times[way] = program.lane.seconds(program.replay, SECONDS, ROUNDS, MOST)
+            times[way] = program.stream_context.time(program.replay, SECONDS, ROUNDS, MOST)
         except BackendError:
             continue
     return times

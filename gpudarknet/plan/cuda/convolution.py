@@ -80,7 +80,7 @@ def _together(program: Program, group: tuple[Convolve, ...]) -> list[Work]:
     """Return the work of convolutions of the same map by one gemm: into a map that joins them, then each to its place."""
     first, last, x = group[0], group[-1], program.view(group[0].xs[0])
     joined, weights = program.memory(last, "joined"), program.arrays(first)[0]
-    ld, handle, start = len(weights), program.lane.handle, 0
+    ld, handle, start = len(weights), program.stream_context.handle, 0
     for step in group:
         others = ", ".join(str(s.layers[0]) for s in group if s is not step)
         program.algorithms[step] = f"gemm with layer{'s' * (len(group) > 2)} {others}"
@@ -172,7 +172,12 @@ def _products(program: Program, step: Convolve, start: int, pixels: int, out: An
 
 def _product(program: Program, step: Convolve, y: int, ldy: int, a: int, lda: int, M: int, images: int) -> Work:
     """Return the work of y (M, F) = a (M, K) @ weights (F, K).T, for each group of channels or in images; y, a: addresses."""
-    weights, handle, precision, groups = program.arrays(step)[0], program.lane.handle, program.precision, step.groups
+    weights, handle, precision, groups = (
+        program.arrays(step)[0],
+        program.stream_context.handle,
+        program.precision,
+        step.groups,
+    )
     w, ldw, F = address(weights), weights.shape[1], step.y.shape[0]
     K = step.xs[0].shape[0] // groups * step.size**2
     if groups > 1:
@@ -196,7 +201,7 @@ def _winograd(program: Program, step: Convolve) -> list[Work]:
     )
     (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.conv_output_size, case.tiles
     one, rest = first_pass(step.epilogue)
-    handle, ldc, ldf, work = program.lane.handle, rounded(C), rounded(F), list[Work]()
+    handle, ldc, ldf, work = program.stream_context.handle, rounded(C), rounded(F), list[Work]()
     images = case.winograd_images
     parts = range(0, program.plan.batch, images)
     program.algorithms[step] = "winograd" + (f" in {len(parts)} parts" if len(parts) > 1 else "")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..steps import Convolve, Step
 from .convolution import Few, few
 from .stream import Work
-from .upload import Pictures
+from .upload import ImageBatch
 
 if TYPE_CHECKING:
     from .program import Program
@@ -28,14 +28,14 @@ class Entry:
         (C, P), (_, H, W) = y.sizes, y.shape
         assert launch is not None
         if self.convolve is None:
-            if isinstance(x, Pictures):
+            if isinstance(x, ImageBatch):
                 x.write(y)
             else:
                 launch("plan.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
-        elif not isinstance(x, Pictures):
+        elif not isinstance(x, ImageBatch):
             self.convolve("direct.convolve_floats", x, (C * P, P, 1))
         elif (whole := x.whole(W, H)) is not None:
-            with x.read():
+            with x.reading():
                 self.convolve("direct.convolve_bytes", whole, (P * C, 1, C))
         else:
             x.write(y)

@@ -28,7 +28,7 @@ from .convolution import convolve
 from .input import Entry
 from .recurrent import unrolled
 from .schedule import decide
-from .stream import Work, lane
+from .stream import Work, stream_context
 
 BIND: dict[type[Step], Callable[[Program, Any], list[Work]]] = {
     **launches.BIND,
@@ -100,8 +100,8 @@ class Program:
         self.weights = sum(
             algorithms.weight_bytes(s, self._form(s), self.type.itemsize) for s in self.scheme.algorithms
         )
-        self.lane = lane(be)
-        with self.lane.turn():
+        self.stream_context = stream_context(be)
+        with self.stream_context.use():
             self._bind(graph)
 
     def _bind(self, graph: bool) -> None:
@@ -142,7 +142,7 @@ class Program:
     def _why_eager(self, graph: bool) -> str | None:
         if not graph:
             return "asked for"
-        if self.lane.stream is None:
+        if self.stream_context.stream is None:
             return f"backend {self.be.name} has no CUDA streams"
         if self.through:
             return f"fallback layers: {', '.join(sorted(set(self.through)))}"
@@ -198,10 +198,10 @@ class Program:
         """
         N, be, launch = self.plan.batch, self.be, self.be.launch
         assert launch is not None
-        with be.use_device(self.lane.device):
+        with be.use_device(self.stream_context.device):
             launches.compile_kernels(self)
             results = [be.empty((N, *m.shape)) for m in self.plan.outputs[: self.heads]]
-        with self.lane.turn():
+        with self.stream_context.use():
             states = [be.empty((N, *m.shape)) for m in self.plan.outputs[self.heads :]]
             if self.graph is None and self.eagerly is None:
                 self._capture()
@@ -229,7 +229,7 @@ class Program:
     def replay(self) -> None:
         """Run the steps on the input that was given last. For `run`, and where steps are timed."""
         if self.graph is not None:
-            self.graph.launch(self.lane.stream)
+            self.graph.launch(self.stream_context.stream)
         else:
             self._eager()
 
@@ -240,13 +240,13 @@ class Program:
     def _capture(self) -> None:
         """Record the steps as a CUDA graph; where CUDA refuses, remember why and go on eagerly."""
         try:
-            self.graph = self.lane.capture(self._eager)
+            self.graph = self.stream_context.capture(self._eager)
         except Exception as e:
             self.eagerly = f"capture failed: {(str(e).splitlines() or [type(e).__name__])[0]}"
 
     def __del__(self) -> None:
         if getattr(self, "graph", None) is not None:
-            self.lane.retire(self.graph)
+            self.stream_context.retire(self.graph)
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, how it runs, and the memory it takes."""

@@ -17,10 +17,10 @@ Work = Callable[[], None]
 T = TypeVar("T")
 
 
-class Lane:
+class StreamContext:
     """One stream of one device, on which plans take turns. A backend without streams, as in the tests, computes at once.
 
-    What plans keep on the device is allocated in `turn()`, too: CuPy's pool then gives it again, when it is freed, only to what
+    What plans keep on the device is allocated in `use()`, too: CuPy's pool then gives it again, when it is freed, only to what
     comes later on this stream.
     """
 
@@ -46,10 +46,10 @@ class Lane:
         self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def use(self) -> Iterator[None]:
         """Run the block's work on this stream: after what the caller's stream was given, before what it is given next.
 
-        The lane's device is the current one in the block, whichever the thread has.
+        Its device is the current one in the block, whichever the thread has.
         """
         with self.lock, self.be.use_device(self.device):
             if self.cuda is None:
@@ -77,10 +77,10 @@ class Lane:
             graphs = [self._retired.popleft() for _ in range(len(self._retired))]
             self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), graphs))
 
-    def seconds(self, work: Work, at_least: float, rounds: int, most: int) -> float:
+    def time(self, work: Work, at_least: float, rounds: int, most: int) -> float:
         """Return the least seconds that work takes on this stream over some rounds, in each of which it is queued often enough
         to take `at_least` seconds, but not more than `most` times."""
-        with self.turn():
+        with self.use():
             once = max(self._time(work, 1), 1e-6)
             calls = max(1, min(most, int(at_least / once)))
             return min(self._time(work, calls) for _ in range(rounds))
@@ -124,16 +124,16 @@ class Lane:
         return graph
 
 
-_lanes: dict[tuple[Any, int], Lane] = {}
+_contexts: dict[tuple[Any, int], StreamContext] = {}
 _lock = threading.Lock()
 
 
-def lane(be: Backend) -> Lane:
-    """Return the lane of the current device."""
-    return of_device(be, _lanes, Lane)
+def stream_context(be: Backend) -> StreamContext:
+    """Return the stream context of the current device."""
+    return per_device(be, _contexts, StreamContext)
 
 
-def of_device(be: Backend, kept: dict[tuple[Any, int], T], make: Callable[[Backend], T]) -> T:
+def per_device(be: Backend, kept: dict[tuple[Any, int], T], make: Callable[[Backend], T]) -> T:
     """Return what is kept for the current device, made where there is nothing yet."""
     key = (be.cublas, be.current_device() or 0)
     with _lock:

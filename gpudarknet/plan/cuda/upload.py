@@ -1,6 +1,6 @@
 """Pictures on their way to a plan on a GPU: their bytes go up while it computes, and it makes floats of them where it needs them.
 
-pictures = uploader(be).send(images, sizes)     # uint8 (H, W, C) each, and the size that each is to have
+pictures = uploader(be).upload(images, sizes)     # uint8 (H, W, C) each, and the size that each is to have
 program.run(pictures)
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ...backend import Backend
 from ...ops import resize
-from .stream import of_device
+from .stream import per_device
 
 if TYPE_CHECKING:
     from .program import View
@@ -26,17 +26,17 @@ Size = tuple[int, int]  # width, height
 
 
 @dataclass(eq=False)
-class Slot:
+class StagingBuffer:
     """Memory for the bytes of a batch: pinned on the host, and on the device; sent: it is there, read: it may be overwritten."""
 
     host: np.ndarray
-    there: Any
-    sent: Any
-    read: Any
+    device: Any
+    upload_done: Any
+    last_read: Any
 
 
 @dataclass
-class Pictures:
+class ImageBatch:
     """A batch of pictures on the device. When nobody holds it any more, the next batch may have its memory.
 
     runs: neighbours of one shape, as bytes (n, h, w, C), and the size that each of them is to have in the network's input.
@@ -44,8 +44,8 @@ class Pictures:
 
     be: Backend
     runs: list[tuple[Any, Size]]
-    slot: Slot | None = None
-    free: list[Slot] = field(default_factory=list)
+    slot: StagingBuffer | None = None
+    free: list[StagingBuffer] = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(len(pictures) for pictures, _ in self.runs)
@@ -62,22 +62,22 @@ class Pictures:
     def write(self, y: View) -> None:
         """Write the network's input into a map of the plan, on the current stream."""
         (_, H, W), first = y.shape, 0
-        with self.read():
+        with self.reading():
             for pictures, size in self.runs:
                 part = y.a[first * H * W * y.ld :]
                 resize.write(self.be, pictures, part, (W, H), size, (H * W * y.ld, 1, y.ld))
                 first += len(pictures)
 
     @contextmanager
-    def read(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Let what the block launches on the current stream read the pictures: when they are there, until they are replaced."""
         if self.slot is None:
             yield
             return
         stream = self.be.xp.cuda.get_current_stream()
-        stream.wait_event(self.slot.sent)
+        stream.wait_event(self.slot.upload_done)
         yield
-        stream.record(self.slot.read)
+        stream.record(self.slot.last_read)
 
 
 class Uploader:
@@ -87,12 +87,12 @@ class Uploader:
         self.be, self.cuda = be, getattr(be.xp, "cuda", None)  # type: Backend, Any
         # All slots, so that those of Pictures that end in a cycle of references are not garbage like these: CuPy's events would
         # be destroyed with it, and the slot given to the next batch.
-        self.slots: list[Slot] = []
-        self.free: list[Slot] = []
+        self.slots: list[StagingBuffer] = []
+        self.free: list[StagingBuffer] = []
         self.lock = threading.Lock()
         self.stream: Any = None if self.cuda is None else self.cuda.Stream(non_blocking=True)
 
-    def send(self, pictures: Sequence[np.ndarray], sizes: Sequence[Size]) -> Pictures:
+    def upload(self, pictures: Sequence[np.ndarray], sizes: Sequence[Size]) -> ImageBatch:
         """Send pictures uint8 (H, W, C); return while they are on their way. The pictures are the caller's again."""
         total, at, runs = sum(p.size for p in pictures), 0, []
         slot = None if self.stream is None else self._slot(total)
@@ -100,39 +100,39 @@ class Uploader:
         for p in pictures:
             host[at : at + p.size].reshape(p.shape)[...] = p
             at += p.size
-        there = self.be.asarray(host) if slot is None else self._copy(slot, total)
+        device = self.be.asarray(host) if slot is None else self._copy(slot, total)
         at = 0
         for (shape, size), same in groupby(zip((p.shape for p in pictures), sizes, strict=True)):
             n = len(list(same))
             end = at + n * int(np.prod(shape))
-            runs.append((there[at:end].reshape(n, *shape), size))
+            runs.append((device[at:end].reshape(n, *shape), size))
             at = end
-        return Pictures(self.be, runs, slot, self.free)
+        return ImageBatch(self.be, runs, slot, self.free)
 
-    def _copy(self, slot: Slot, total: int) -> Any:
-        there = slot.there[:total]
+    def _copy(self, slot: StagingBuffer, total: int) -> Any:
+        device = slot.device[:total]
         with self.lock:
-            self.stream.wait_event(slot.read)
-            there.set(slot.host[:total], stream=self.stream)
-            self.stream.record(slot.sent)
-        return there
+            self.stream.wait_event(slot.last_read)
+            device.set(slot.host[:total], stream=self.stream)
+            self.stream.record(slot.upload_done)
+        return device
 
-    def _slot(self, total: int) -> Slot:
+    def _slot(self, total: int) -> StagingBuffer:
         """Return memory that is free: one of two in turn, while batches of one size come one after another."""
         with self.lock:
             slot = self.free.pop(0) if self.free else None
         if slot is not None:
-            slot.sent.synchronize()  # the host's memory is read
+            slot.upload_done.synchronize()  # the host's memory is read
             if slot.host.size >= total:
                 return slot
-            slot.read.synchronize()  # the device's memory goes back to CuPy's pool
+            slot.last_read.synchronize()  # the device's memory goes back to CuPy's pool
             self.slots.remove(slot)
         # A power of two: pictures of many sizes soon find one that is large enough.
         size = 1 << (total - 1).bit_length()
         pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
-        sent, read = (self.cuda.Event(disable_timing=True) for _ in range(2))
+        upload_done, last_read = (self.cuda.Event(disable_timing=True) for _ in range(2))
         with self.stream:  # in whose order CuPy's pool gives the memory again
-            slot = Slot(pinned, self.be.empty((size,), np.uint8), sent, read)
+            slot = StagingBuffer(pinned, self.be.empty((size,), np.uint8), upload_done, last_read)
         self.slots.append(slot)
         return slot
 
@@ -142,4 +142,4 @@ _uploaders: dict[tuple[Any, int], Uploader] = {}
 
 def uploader(be: Backend) -> Uploader:
     """Return the uploader of the current device."""
-    return of_device(be, _uploaders, Uploader)
+    return per_device(be, _uploaders, Uploader)
