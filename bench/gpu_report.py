@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpudarknet.errors import DataError
-from gpudarknet.io.atomic import atomic
+from gpudarknet.io.atomic import atomic_write
 
 from .tables import Grid, number
 
@@ -229,5 +229,5 @@ def write(readme: Path, devices: Sequence[Device]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{readme}: has no line '{BEGIN}' with '{END}' behind it; put them where the table is to stand")
-    with atomic(readme) as beside:
-        beside.write_text(f"{before}{begin}\n{block(devices)}\n{end}{after}", encoding="utf-8")
+    with atomic_write(readme) as tmp:
+        tmp.write_text(f"{before}{begin}\n{block(devices)}\n{end}{after}", encoding="utf-8")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from gpudarknet.errors import DataError
-from gpudarknet.io.atomic import atomic
+from gpudarknet.io.atomic import atomic_write
 
 SCHEMA = 1
 NEEDED = {
@@ -41,8 +41,8 @@ Record = dict[str, Any]
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines. The file appears whole or not at all."""
-    with atomic(path) as beside:
-        beside.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
 
 
 def read(path: Path) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpudarknet.io.atomic import atomic
+from gpudarknet.io.atomic import atomic_write
 
 from . import page, records
 from .records import Record
@@ -19,5 +19,5 @@ def write(found: Sequence[Record], lines: Path, html: Path, gpus: Sequence[Recor
 
 def write_page(found: Sequence[Record], html: Path, gpus: Sequence[Record]) -> None:
     """Write the page alone."""
-    with atomic(html) as beside:
-        beside.write_text(page.page(found, gpus), encoding="utf-8")
+    with atomic_write(html) as tmp:
+        tmp.write_text(page.page(found, gpus), encoding="utf-8")

@@ -215,7 +215,7 @@ def gpu_record(tell: Tell) -> Record:
 
 def subject(word: str, options: Options, folder: Path) -> Subject:
     """Read a network and write seeded weights for it, unless the user gives some."""
-    path = resources.shipped_cfg(word)
+    path = resources.bundled_cfg(word)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = load_network(path, backend="numpy", width=options.width or None, height=options.height or None)
@@ -240,7 +240,7 @@ def costs(name: str, nodes: Any) -> tuple[float, float, float]:
 
 def cost_of(word: str, width: int = 0, height: int = 0) -> tuple[str, float]:
     """Return a network's name with its size, and GFLOP a picture; weights are not made. Raises DarknetError."""
-    config = cfg.read(resources.shipped_cfg(word))
+    config = cfg.read(resources.bundled_cfg(word))
     net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
     name, (_, H, W) = Path(config.path).stem, net.input
     with warnings.catch_warnings():

@@ -153,7 +153,7 @@ def write_data(data: datafile.DataFile, train: int, valid: int, seed: int) -> No
 
 def train(data: datafile.DataFile, seed: int, iterations: int | None = None) -> gd.Network:
     """Train the network from random weights, for its cfg's max_batches or for so many iterations; say how it goes."""
-    net = gd.load_network(resources.shipped_cfg("digits"), backend="auto", seed=seed)
+    net = gd.load_network(resources.bundled_cfg("digits"), backend="auto", seed=seed)
     trainer = gd.Trainer(net, seed, cpu_build=False)
 
     def report(p: loop.Progress) -> None:
@@ -188,7 +188,7 @@ def main() -> None:
         flush=True,
     )
     if args.measure:
-        net = gd.load_network(resources.shipped_cfg("digits"), args.measure)
+        net = gd.load_network(resources.bundled_cfg("digits"), args.measure)
     else:
         begin = time.perf_counter()
         net = train(data, args.seed, args.iterations)

@@ -62,7 +62,7 @@ def test_ours_are_timed(job, engine):
 
 @pytest.mark.parametrize("name", ["yolov4-tiny", "yolov3"])  # without and with shortcuts
 def test_seeded_weights_keep_maps_in_range(name):
-    network = load_network(resources.shipped_cfg(name), backend="numpy", width=96, height=64)
+    network = load_network(resources.bundled_cfg(name), backend="numpy", width=96, height=64)
     seeded.fill(network)
     spread = [float(y.std()) for y in network.trace(seeded.picture(network))]
     assert 0.05 < min(spread) and max(spread) < 50
@@ -145,7 +145,7 @@ def test_programs_that_read_the_cfg_themselves_get_the_size_asked_for(job, tmp_p
 @pytest.mark.parametrize("name", ["yolov2-voc", "yolov3-sort", "yolov4-tiny", "yolov7-tiny", "darknet19"])
 def test_pytorch_computes_the_same_network(name):
     torch = pytest.importorskip("torch")
-    network = load_network(resources.shipped_cfg(name), backend="numpy", width=96, height=64)
+    network = load_network(resources.bundled_cfg(name), backend="numpy", width=96, height=64)
     seeded.fill(network)
     x = seeded.picture(network)
     found = torch_network.build(network, torch, "cpu", torch.float32)(torch_network.tensor(torch, x))

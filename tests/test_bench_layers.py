@@ -17,7 +17,7 @@ from gpudarknet.io import resources
 def network(be):
     if be.name == "host-cuda":
         be = conftest.Poisoned("host-cuda", np, be.launch, FakeCublas().open)
-    found = load_network(resources.shipped_cfg("yolov4-tiny"), backend=be, width=64, height=32)
+    found = load_network(resources.bundled_cfg("yolov4-tiny"), backend=be, width=64, height=32)
     seeded.fill(found)
     return found
 

@@ -199,7 +199,7 @@ def test_weights_lists_what_is_published(capsys):
     assert main(["weights"]) == 0
     assert "yolov4-tiny" in capsys.readouterr().out
     assert refused(capsys, "weights", "yolov4-tinny") == (
-        "no published weights 'yolov4-tinny'; did you mean 'yolov4-tiny'?; known are darknet19, darknet53, resnet50, yolov2,"
+        "no pretrained weights 'yolov4-tinny'; did you mean 'yolov4-tiny'?; available: darknet19, darknet53, resnet50, yolov2,"
         " yolov2-tiny, yolov2-voc, yolov3, yolov3-spp, yolov3-tiny, yolov4, yolov4-csp, yolov4-tiny, yolov7-tiny"
     )
     assert refused(capsys, "detect", "yolov4-tiny", "yolov4-tiny.weights", "tiny.png") == (

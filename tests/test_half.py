@@ -247,7 +247,7 @@ def test_a_network_that_ships():
     """yolov4-tiny on two small images: the scale is found in a few steps, the cost is that of float32."""
     costs = {}
     for precision in ("fp32", "fp16"):
-        net = gd.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
+        net = gd.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
         trainer = gd.Trainer(net, cpu_build=False, precision=precision)
         truth = np.zeros((2, 200, 6), np.float32)
         truth[:, 0] = 0.4, 0.6, 0.3, 0.2, 7, 0

@@ -75,7 +75,7 @@ def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
     code = (
         "import gpudarknet, gpudarknet.backend.cuda as cuda, gpudarknet.io.resources as shelf\n"
         "print(gpudarknet.__file__, *cuda.files(), sep='\\n')\n"
-        "print(len(gpudarknet.load_network(shelf.shipped_cfg('yolov4-tiny'), backend='numpy').nodes))"
+        "print(len(gpudarknet.load_network(shelf.bundled_cfg('yolov4-tiny'), backend='numpy').nodes))"
     )
     place, *kernels, layers = run(fresh, "-c", code, cwd=tmp_path).splitlines()
     assert Path(place).is_relative_to(fresh.parent.parent)
@@ -84,7 +84,7 @@ def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
 
 def test_the_console_script_knows_the_shipped_networks(fresh: Path, tmp_path: Path) -> None:
     table = run(fresh.with_name("gpudarknet"), "table", "yolov4-tiny", cwd=tmp_path)
-    network = gpudarknet.load_network(resources.shipped_cfg("yolov4-tiny"), backend="numpy")
+    network = gpudarknet.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy")
     assert network.table().split() == table.split()
 
 

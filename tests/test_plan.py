@@ -15,7 +15,7 @@ import pytest
 import gpudarknet
 from gpudarknet import cfg
 from gpudarknet.errors import DataError
-from gpudarknet.io.resources import shipped_cfg
+from gpudarknet.io.resources import bundled_cfg
 from gpudarknet.plan import Program, compile
 from gpudarknet.plan.cpu.algorithms import METHODS
 from gpudarknet.plan.cpu.program import Program as CpuProgram
@@ -70,7 +70,7 @@ def agree(net, batch, choices=None):
     "name", ["yolov2-tiny", "yolov2", "yolov3-tiny", "yolov3", "yolov4-tiny", "yolov4", "yolov7-tiny"]
 )
 def test_shipped_networks_agree_with_the_reference(name, width, height, batch):
-    net = gpudarknet.load_network(shipped_cfg(f"{name}.cfg"), backend="numpy", width=width, height=height)
+    net = gpudarknet.load_network(bundled_cfg(f"{name}.cfg"), backend="numpy", width=width, height=height)
     agree(seeded(net), batch)
 
 
@@ -279,6 +279,6 @@ if not child:
     os._exit(7)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=shipped_cfg("yolov3-tiny").parent, timeout=100,
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=bundled_cfg("yolov3-tiny").parent, timeout=100,
                           env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))  # fmt: skip
     assert done.returncode == 7

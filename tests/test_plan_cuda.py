@@ -354,7 +354,7 @@ def program(net, batch, precision="fp32", be=None, **options):
 
 def thin_text(name):
     """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
-    text = resources.shipped_cfg(name).read_text()
+    text = resources.bundled_cfg(name).read_text()
     return re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
 
 

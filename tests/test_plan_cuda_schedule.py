@@ -85,7 +85,7 @@ def test_nothing_lies_where_something_else_is_alive(name, precision):
 def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
     from gpudarknet.io import resources
 
-    plan = plan_of(resources.shipped_cfg(name))
+    plan = plan_of(resources.bundled_cfg(name))
     scheme = decide(plan, 1, "fp16")
     groups = set(scheme.together.values())
     assert (len(groups), {len(group) for group in groups} | {2}) == (pairs, {2})

@@ -33,7 +33,7 @@ def real_weights() -> dict[str, Path]:
     """Return the weights at hand by network: those that the variable names, and the shipped ones."""
     place = Path(os.environ.get(VARIABLE, ""))
     named = [place] if place.is_file() else sorted(place.glob("*.weights")) if os.environ.get(VARIABLE) else []
-    found = {path.stem: path for path in named if resources.shipped_cfg(path.stem).is_file()}
+    found = {path.stem: path for path in named if resources.bundled_cfg(path.stem).is_file()}
     return found | {"digits": resources.folder() / "digits.weights"}
 
 
@@ -62,7 +62,7 @@ def no_weights() -> Row:
 def detector(name: str, where: str, small: bool) -> Detector:
     """Return a detector with real weights; small: published ones at 192 x 128, the digits are small anyway."""
     width, height = (192, 128) if small and name != "digits" else (None, None)
-    return Detector(load_network(resources.shipped_cfg(name), real_weights()[name], where, width=width, height=height))
+    return Detector(load_network(resources.bundled_cfg(name), real_weights()[name], where, width=width, height=height))
 
 
 def compare(context: Context, name: str, precision: Any) -> Row:

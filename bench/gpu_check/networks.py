@@ -89,7 +89,7 @@ num=3
 
 def config(name: str, small: bool = False) -> cfg.Config:
     """Return a shipped cfg; small: with an eighth of its filters, so that its weights are a sixty-fourth. Heads keep theirs."""
-    path = resources.shipped_cfg(name)
+    path = resources.bundled_cfg(name)
     if not small:
         return cfg.read(path)
 

@@ -45,7 +45,7 @@ def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images:
     listed = read_names(names) if names else None
     file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        network = load_network(resources.shipped_cfg(cfg), file, inputs.get_backend(args))
+        network = load_network(resources.bundled_cfg(cfg), file, inputs.get_backend(args))
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector test`")
@@ -89,7 +89,7 @@ def valid(args: Any) -> None:
 
     data, cfg, weights = args.words
     file, faults = inputs.data_file(data), Faults(Path())
-    network = load_network(resources.shipped_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
+    network = load_network(resources.bundled_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
         raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector map`")
     known, paths = file.read_labels(), read_list(file.find("valid"))

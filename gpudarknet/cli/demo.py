@@ -25,7 +25,7 @@ def demo(args: Any) -> int:
     data, cfg, weights, *source = args.words
     names, file = inputs.data_file(data).names_path(), inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        detector = Detector(resources.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+        detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     with ExitStack() as stack:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None

@@ -38,7 +38,7 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
     out = writable(args.out) if args.out else None
     file = inputs.weights_file(weights)
     with inputs.waiting(f"Loading {weights}"):
-        detector = Detector(resources.shipped_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+        detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     more = results.asked(args)
     written: list[str] = []
     code = 0

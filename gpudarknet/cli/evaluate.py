@@ -31,7 +31,7 @@ def opened(args: Any) -> tuple[DataFile, Detector, list[str], Faults]:
 
     file = inputs.data_file(args.words[0])
     with inputs.waiting(f"Loading {args.words[2]}"):
-        cfg, weights = resources.shipped_cfg(args.words[1]), inputs.weights_file(args.words[2])
+        cfg, weights = resources.bundled_cfg(args.words[1]), inputs.weights_file(args.words[2])
         detector = Detector(cfg, weights, file.names_path(), inputs.get_backend(args))
     file.check_names(detector.head.labels, detector.network.config.path)
     return file, detector, read_list(file.find("valid")), Faults(Path())

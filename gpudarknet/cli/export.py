@@ -19,7 +19,7 @@ def export(args: Any) -> None:
     if writer is None:
         raise DataError(f"{out}: cannot tell the form; end the name in {', '.join(WRITERS)}")
     size = args.width or None, args.height or None
-    network = load_network(resources.shipped_cfg(cfg), inputs.weights_file(weights), "numpy", 1, *size)
+    network = load_network(resources.bundled_cfg(cfg), inputs.weights_file(weights), "numpy", 1, *size)
     with inputs.waiting(f"Writing {out}"):
         said = writer(network, out, args)
     print(f"{out}: {said}, {Path(out).stat().st_size / 1e6:.1f} MB")

@@ -21,7 +21,7 @@ def info(args: Any) -> None:
         ("gpudarknet", __version__),
         *backend.diagnose(),
         ("cfg", str(resources.folder())),
-        ("cache", str(download.cache())),
+        ("cache", str(download.cache_dir())),
     ]
     for what, value in rows:
         table.add_row(f"[bold]{escape(what)}[/]", escape(value))

@@ -35,9 +35,9 @@ def weights_file(word: str) -> Path:
     path = resources.find(word, ".weights")
     if path.is_file():
         return path
-    if word in download.PUBLISHED:
+    if word in download.PRETRAINED:
         return fetched(word)
-    if path.suffix == ".weights" and path.stem in download.PUBLISHED:
+    if path.suffix == ".weights" and path.stem in download.PRETRAINED:
         raise WeightsError(f"{word}: is not there; `gpudarknet weights {path.stem}` fetches it, then write {path.stem}")
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DataError
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 
 
 def writable(out: str) -> Path:
@@ -19,7 +19,7 @@ def writable(out: str) -> Path:
 def write(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises DataError."""
     try:
-        with atomic(path) as beside:
-            beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        with atomic_write(path) as tmp:
+            tmp.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as e:
         raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None

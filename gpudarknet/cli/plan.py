@@ -26,7 +26,7 @@ def plan(args: Any) -> None:
     be, why = device(args)
     if why and args.tune:
         raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
-    net = load_network(resources.shipped_cfg(args.words[0]), backend=be, batch=args.batch, **size)
+    net = load_network(resources.bundled_cfg(args.words[0]), backend=be, batch=args.batch, **size)
     found = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
     if be.cublas is None:
         if args.tune:

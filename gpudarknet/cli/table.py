@@ -15,7 +15,7 @@ def table(args: Any) -> None:
     from .. import cfg, graph
     from .. import summary as tables
 
-    print(tables.table(graph.build(cfg.read(resources.shipped_cfg(args.words[0])))))
+    print(tables.table(graph.build(cfg.read(resources.bundled_cfg(args.words[0])))))
 
 
 def partial(args: Any) -> None:
@@ -25,7 +25,7 @@ def partial(args: Any) -> None:
     cfg, weights, out, count = args.words
     if not count.isdecimal() or not int(count):
         raise UsageError(f"partial: N is a number of layers from 1 on, found '{count}'")
-    network = load_network(resources.shipped_cfg(cfg), weights_file(weights), "numpy", upto=int(count))
+    network = load_network(resources.bundled_cfg(cfg), weights_file(weights), "numpy", upto=int(count))
     if int(count) > len(network.nodes):
         raise UsageError(f"partial: {cfg} has {len(network.nodes)} layers, not {count}")
     network.seen = 0

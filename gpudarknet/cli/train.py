@@ -37,7 +37,7 @@ def run(args: Any, detects: bool) -> None:
     from ..network import load_network
     from ..train import Trainer, loop
 
-    file, cfg = inputs.data_file(args.words[0]), resources.shipped_cfg(args.words[1])
+    file, cfg = inputs.data_file(args.words[0]), resources.bundled_cfg(args.words[1])
     weights = inputs.weights_file(args.words[2]) if len(args.words) > 2 else None
     args.i = args.gpus or args.i
     net = load_network(cfg, weights, inputs.get_backend(args), seed=args.seed)

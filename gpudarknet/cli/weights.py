@@ -17,7 +17,7 @@ def weights(args: Any) -> None:
     for name in args.words:
         path = fetched(name)
         print(path, flush=True)
-        if download.PUBLISHED[path.stem].sha256 is None:
+        if download.PRETRAINED[path.stem].sha256 is None:
             print(
                 f"{path.name}: its size is right; nobody published a sha256 to check it by. It has {download.sha256(path)}",
                 file=sys.stderr,
@@ -30,15 +30,15 @@ def show() -> None:
     from rich.table import Table
 
     table = Table("network", "MB", "checked by", "cached", "published as", box=None, header_style="bold")
-    for name, published in download.PUBLISHED.items():
-        there = "yes" if download.place(name).is_file() else ""
+    for name, published in download.PRETRAINED.items():
+        there = "yes" if download.cached_path(name).is_file() else ""
         source = published.source.removeprefix("https://").split("/releases/")[0].split("/media/")[0]
         table.add_row(
-            name, f"{4 * published.numbers / 1e6:.0f}", "sha256" if published.sha256 else "size", there, source
+            name, f"{4 * published.elements / 1e6:.0f}", "sha256" if published.sha256 else "size", there, source
         )
     screen = Console(highlight=False)
     screen.print(table)
-    screen.print(f"\nThe cache is {download.cache()}; {download.VARIABLE} names another.")
+    screen.print(f"\nThe cache is {download.cache_dir()}; {download.CACHE_VARIABLE} names another.")
 
 
 MORE = "Prints the path of each file; without a name, lists what is published, and what is in the cache"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 from .model import model
 from .program import Program
 
@@ -29,8 +29,8 @@ def write_onnx(
     """Write a network as an ONNX file, whole or not at all. See `onnx_model` for what it holds. Raises DataError too."""
     model = onnx_model(network, batch, half, boxes)
     try:
-        with atomic(path) as beside:
-            beside.write_bytes(model.SerializeToString())
+        with atomic_write(path) as tmp:
+            tmp.write_bytes(model.SerializeToString())
     except OSError as e:
         raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
 

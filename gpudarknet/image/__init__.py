@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 from .drawing import colour as colour
 from .drawing import draw as draw
 from .resize import classifier_input as classifier_input
@@ -84,8 +84,8 @@ def write(path: str | os.PathLike[str], image: Picture) -> None:
             f"{path}: OpenCV cannot store shape {image.shape} as {path.suffix}; end the name in .png"
         ) from None
     try:
-        with atomic(path) as beside:
-            beside.write_bytes(data)
+        with atomic_write(path) as tmp:
+            tmp.write_bytes(data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 
 WAITING = 4  # frames between two threads, at most
 PATIENCE = 0.1  # seconds after which a thread that waits looks whether it should end
@@ -170,7 +170,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._stack = ExitStack()
-        self._beside = self._stack.enter_context(atomic(self.path))
+        self._tmp = self._stack.enter_context(atomic_write(self.path))
         return self
 
     def write(self, picture: np.ndarray) -> None:
@@ -180,7 +180,7 @@ class Recorder:
         H, W = picture.shape[:2]
         if self._video is None:
             code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix])
-            self._video = cv2.VideoWriter(str(self._beside), code, self.fps, (W, H))
+            self._video = cv2.VideoWriter(str(self._tmp), code, self.fps, (W, H))
             if not self._video.isOpened():
                 raise ImageError(f"{self.path}: OpenCV cannot write {W} x {H} pixels as {self.path.suffix}; try .avi")
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one."""
+"""Atomic writes: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success rename it over `path`, on any error remove it.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`. On success rename it to `path`; on an exception remove it.
 
-    The rename happens inside one folder, so it is atomic: `path` holds the old content or the new, never a part.
+    The rename stays within one folder, so it is atomic: `path` holds the old content or the new, never a part.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(*parts(path), dir=path.parent)
+    handle, name = tempfile.mkstemp(*tmp_name(path), dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    tmp = Path(name)
     try:
-        yield beside
-        with open(beside, "rb+") as file:
+        yield tmp
+        with open(tmp, "rb+") as file:
             os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)  # mkstemp makes files private; a result is an ordinary file
-        os.replace(beside, path)
+        os.chmod(tmp, 0o666 & ~mask)  # mkstemp creates private files; the result gets the usual permissions
+        os.replace(tmp, path)
     finally:
-        beside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
-def parts(path: Path) -> tuple[str, str]:
-    """Return how the name of a temporary file for `path` ends, and how it begins: mkstemp's suffix and prefix."""
+def tmp_name(path: Path) -> tuple[str, str]:
+    """Return mkstemp's suffix and prefix for a temporary file that will replace `path`."""
     return path.suffix, f".{path.name}."
 
 
-def sweep(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary files beside `path` that a killed process has left. Nobody else may be writing it."""
-    suffix, prefix = parts(Path(path))
-    name = re.compile(rf"{re.escape(prefix)}\w{{8}}{re.escape(suffix)}")
-    for beside in Path(path).parent.iterdir():
-        if name.fullmatch(beside.name):
-            beside.unlink(missing_ok=True)
+def remove_stale_tmp(path: str | os.PathLike[str]) -> None:
+    """Remove temporary files for `path` that a killed process left behind. No other process may be writing `path`."""
+    suffix, prefix = tmp_name(Path(path))
+    pattern = re.compile(rf"{re.escape(prefix)}\w{{8}}{re.escape(suffix)}")
+    for tmp in Path(path).parent.iterdir():
+        if pattern.fullmatch(tmp.name):
+            tmp.unlink(missing_ok=True)

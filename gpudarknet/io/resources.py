@@ -1,4 +1,4 @@
-"""The files that ship with the package: cfg/*.cfg, *.names, *.data, known by name."""
+"""The files bundled with the package (cfg/*.cfg, *.names, *.data, ...), found by name."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Return where the shipped files are: beside the package in a checkout, inside it in an installed wheel."""
-    inside = Path(__file__).parent.parent / "cfg"
-    return inside if inside.is_dir() else inside.parent.parent / "cfg"
+    """Return the folder of the bundled files: next to the package in a checkout, inside it in an installed wheel."""
+    installed = Path(__file__).parent.parent / "cfg"
+    return installed if installed.is_dir() else installed.parent.parent / "cfg"
 
 
 def names(suffix: str = ".cfg") -> list[str]:
-    """Return the names of the shipped files that end with `suffix`, without it."""
+    """Return the names of the bundled files that end in `suffix`, without it."""
     return sorted(path.stem for path in folder().glob(f"*{suffix}"))
 
 
-def find(word: str | Path, suffix: str) -> Path:
-    """Return the file that a user means: `word` as a path, else a shipped file of that name, with or without `suffix`.
+def find(name: str | Path, suffix: str) -> Path:
+    """Return the path for what a user typed: an existing path, else the bundled file of that name, `suffix` optional.
 
-    What is neither comes back as it is, so that whoever reads it says what is missing.
+    If neither exists, return `name` unchanged: the code that reads it reports what is missing.
     """
-    path = Path(word)
-    if path.is_file() or path.name != str(word):
+    path = Path(name)
+    if path.is_file() or path.name != str(name):
         return path
-    shipped = folder() / (path.name if path.suffix == suffix else path.name + suffix)
-    return shipped if shipped.is_file() else path
+    bundled = folder() / (path.name if path.suffix == suffix else path.name + suffix)
+    return bundled if bundled.is_file() else path
 
 
-def shipped_cfg(word: str | Path) -> Path:
-    """Return the cfg that a user means: a path, or the name of a shipped network such as "yolov4-tiny"."""
-    return find(word, ".cfg")
+def bundled_cfg(name: str | Path) -> Path:
+    """Return the path of a cfg: `name` is a path or the name of a bundled network such as "yolov4-tiny"."""
+    return find(name, ".cfg")

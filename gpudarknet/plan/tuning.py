@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..io.atomic import atomic
-from ..io.download import cache as cache_folder
+from ..io.atomic import atomic_write
+from ..io.download import cache_dir
 from ..layers.convolutional import folded
 from .cpu.algorithms import METHODS
 from .cpu.command_list import team
@@ -53,7 +53,7 @@ def read_choices(of: str | None = None) -> dict[str, str]:
     of: the device that they hold for; default: this machine.
     """
     try:
-        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))[of or machine()]
+        found = json.loads((cache_dir() / FILE).read_text(encoding="utf-8"))[of or machine()]
         return {str(key): str(name) for key, name in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -61,7 +61,7 @@ def read_choices(of: str | None = None) -> dict[str, str]:
 
 def write_choices(choices: dict[str, str], of: str | None = None) -> Path:
     """Add choices to those of a device, default this machine; return the file."""
-    path = cache_folder() / FILE
+    path = cache_dir() / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -69,8 +69,8 @@ def write_choices(choices: dict[str, str], of: str | None = None) -> Path:
         known = {}
     known = known if isinstance(known, dict) else {}
     known[of or machine()] = read_choices(of) | choices
-    with atomic(path) as beside:
-        beside.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
     return path
 
 

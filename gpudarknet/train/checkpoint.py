@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import TrainError
 from ..graph import owner
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from . import Trainer
@@ -22,7 +22,7 @@ VERSION = 2  # of the layout
 def write(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays, whole or not at all. Raises TrainError."""
     try:
-        with atomic(path) as beside, open(beside, "wb") as file:
+        with atomic_write(path) as tmp, open(tmp, "wb") as file:
             np.savez(file, version=np.array(VERSION), **arrays)  # type: ignore[arg-type]
     except OSError as e:
         raise TrainError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None

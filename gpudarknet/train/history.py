@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 
 
 @dataclass
@@ -32,7 +32,7 @@ class History:
 
     def write(self, picture: bool, score: str) -> None:
         """Write the CSV file and, where matplotlib is installed, the picture beside it; score: what was measured."""
-        with atomic(self.path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.HEAD)
             writer.writerows(self.rows)
@@ -66,5 +66,5 @@ def draw_chart(path: Path, rows: list[tuple[Any, ...]], score: str = "mAP") -> N
         right.plot(*zip(*scores, strict=True), color="tab:red", marker=".")
         said += f", {score} {scores[-1][1]:.1f} %, best {max(value for _, value in scores):.1f} %"
     axes.set_title(said, fontsize=10)
-    with atomic(path) as beside:
-        figure.savefig(beside, dpi=100)
+    with atomic_write(path) as tmp:
+        figure.savefig(tmp, dpi=100)

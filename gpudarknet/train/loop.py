@@ -26,7 +26,7 @@ from ..data.datafile import DataFile, label_path
 from ..detector import Detector
 from ..errors import DataError, TrainError, TrainWarning
 from ..evaluate.classification import accuracy
-from ..io.atomic import sweep
+from ..io.atomic import remove_stale_tmp
 from ..layers import DetectionHead
 from ..network import Network
 from . import checkpoint
@@ -225,7 +225,7 @@ class Fit:
             f"chart_{base}.csv",
             f"chart_{base}.png",
         ):
-            sweep(folder / name)
+            remove_stale_tmp(folder / name)
 
     def take(self, extra: dict[str, np.ndarray]) -> None:
         """Take over what a checkpoint says beside the trainer's state."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import WeightsError, WeightsWarning
 from ..graph import Node
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 from ..layers import Layer
 from ..layers.base import Init
 from . import safetensors
@@ -127,7 +127,7 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, up
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.write(path, nodes[:upto], arrays, seen)
     try:
-        with atomic(path) as beside, open(beside, "wb") as file:
+        with atomic_write(path) as tmp, open(tmp, "wb") as file:
             file.write(struct.pack("<iiiQ", 0, 2, 5, seen))
             for node in nodes[:upto]:
                 for name, _, _, _ in stored(node, False):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import WeightsError, WeightsWarning
 from ..graph import Node
-from ..io.atomic import atomic
+from ..io.atomic import atomic_write
 
 SUFFIX = ".safetensors"
 LARGEST = 100 << 20  # bytes of a header, the limit of the format
@@ -36,7 +36,7 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, An
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
     try:
-        with atomic(path) as beside, open(beside, "wb") as file:
+        with atomic_write(path) as tmp, open(tmp, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for array in body:
                 file.write(array.tobytes())

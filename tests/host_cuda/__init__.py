@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gpudarknet.backend import cuda
-from gpudarknet.io.atomic import atomic
+from gpudarknet.io.atomic import atomic_write
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"  # shared libraries, named by the hash of what they were made from
@@ -169,8 +169,8 @@ def build(name: str, text: str) -> Path:
     library = BUILD / f"{name}-{key}.so"
     if not library.exists():
         BUILD.mkdir(exist_ok=True)
-        with atomic(library) as beside:
-            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(beside)]
+        with atomic_write(library) as tmp:
+            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(tmp)]
             done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
             if done.returncode:
                 raise KernelError(f"{name}: {COMPILER} says\n{done.stderr}")
