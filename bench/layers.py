@@ -67,7 +67,7 @@ def plan(
 
     be = network.backend
     sizes = network.net.input, len(x), be, precision
-    program: Any = network.engine.program(network.nodes, network.weights, network.heads, *sizes)
+    program: Any = network.program_cache.program(network.nodes, network.weights, network.heads, *sizes)
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
     steps = program.plan.steps if on_cpu else program.steps

@@ -17,7 +17,7 @@ from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
 from .layers.softmax import Cost
-from .plan import Engine, ImageBatch
+from .plan import ImageBatch, ProgramCache
 from .weights import Arrays
 from .weights import initial as initial_weights
 from .weights import read as read_weights
@@ -43,7 +43,7 @@ class Network:
     ):
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
         self.nodes, self.device = nodes, be.current_device()
-        self.engine = Engine()
+        self.program_cache = ProgramCache()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
         be.synchronize()  # they are there, whichever stream uses them first
         for node in self.nodes:
@@ -84,7 +84,7 @@ class Network:
                     f" it cannot take {width} x {height}"
                 )
         self.config, self.net, self.nodes = config, config.net, nodes
-        self.engine.forget()
+        self.program_cache.clear()
 
     def input(self, x: Any) -> Any:
         """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
@@ -103,7 +103,7 @@ class Network:
         Of float16 x all maps are float16, but those of layers with a loss.
         """
         if ctx.train:
-            self.engine.forget()  # its weights are about to change
+            self.program_cache.clear()  # its weights are about to change
         with self.on_device():
             self._forward(x, ctx, keep)
 
@@ -138,7 +138,7 @@ class Network:
         engine: the compiled plan, or the layers one by one, which define what is right. precision, for the plan on
         a GPU: fp32; tf32, with products of 11 bits; fp16 in memory too, with sums in fp32. Results are float32, and NumPy
         always computes in fp32. x on the GPU is not copied, and a plan there also takes the Pictures of a Detector. Call
-        `engine.forget()` after changing weights by hand. Raises DataError, BackendError.
+        `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
@@ -151,7 +151,7 @@ class Network:
         if planned:
             sizes = (self.net.input, len(x))
             with self.on_device():
-                return self.engine.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
+                return self.program_cache.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:

@@ -152,7 +152,7 @@ def _streams_and_arrays(be, cupy, files, numpy):
             there = be.asarray(x * np.float32(scale)) / np.float32(scale)
             (y,) = net.predict(there, engine="reference")
             compare((y + y).get(stream=current) / 2, want, "the reference engine on the caller's stream")
-    (program,) = net.engine.programs.values()
+    (program,) = net.program_cache.programs.values()
     if program.eagerly is not None:
         raise Wrong(f"not a graph: {program.eagerly}")
 
@@ -191,7 +191,7 @@ def _threads(be, cupy, files, numpy):
         thread.join()
     if failed:
         raise failed[0]
-    (program,) = detector.network.engine.programs.values()
+    (program,) = detector.network.program_cache.programs.values()
     with cupy.cuda.Device(1):
         x = be.asarray(np.ones((2, 3, 24, 32), np.float32))
         be.synchronize()
@@ -282,13 +282,13 @@ def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
     def drop(self):
         runs.append(self)
         if len(runs) == 3:  # after two warm-ups: while capturing
-            one.engine.forget()
+            one.program_cache.clear()
             gc.collect()
         eagerly(self)
 
     monkeypatch.setattr(cuda.Program, "_eager", drop)
     (y,) = other.predict(x)
-    (program,) = other.engine.programs.values()
+    (program,) = other.program_cache.programs.values()
     assert len(runs) == 3 and program.eagerly is None
     np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
 
@@ -301,7 +301,7 @@ def test_graphs_of_dropped_programs_are_destroyed_when_they_are_done(fresh, file
     other.predict(x)
     with fresh.counting() as done:
         one.predict(x)
-        one.engine.forget()
+        one.program_cache.clear()
         gc.collect()
         (y,) = other.predict(x)
     assert not (done["cudaGraphExecDestroy"] or done["waits"])  # it may still be at work
@@ -317,8 +317,8 @@ def test_a_program_keeps_its_weights(fresh, files):
     net = load_network(*files, backend=be)
     x = net.input(floats(batch))
     net.predict(x)
-    (program,) = net.engine.programs.values()
-    net.engine.forget()
+    (program,) = net.program_cache.programs.values()
+    net.program_cache.clear()
     np.testing.assert_allclose(program.run(x)[0].get(), wanted(numpy, batch), atol=1e-5)
 
 

@@ -154,7 +154,7 @@ def test_plan_is_captured_and_replayed(cuda, name, tmp_path):
         got = [net.backend.to_numpy(y) for y in net.predict(net.backend.asarray(x))]
         for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
             np.testing.assert_allclose(y, want, rtol=0, atol=2e-5 * np.abs(want).max())
-    (program,) = net.engine.programs.values()
+    (program,) = net.program_cache.programs.values()
     assert program.eagerly is None and program.graph is not None
 
 
@@ -167,7 +167,7 @@ def test_plan_that_needs_a_layers_own_forward_runs_eagerly(cuda):
     x = np.random.default_rng(0).random((2, 4, 4, 6), dtype=np.float32)
     for got, want in zip(*(net.predict(x) for net in nets), strict=True):
         np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
-    (program,) = nets[0].engine.programs.values()
+    (program,) = nets[0].program_cache.programs.values()
     assert program.eagerly == "fallback layers: region"
 
 

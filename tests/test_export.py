@@ -235,7 +235,7 @@ def test_as_the_cpu_engine(tmp_path):
             np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
     net.weights[0]["bias"] += 1
     before = net.predict(x)[0]
-    net.engine.forget()
+    net.program_cache.clear()
     assert not np.allclose(net.predict(x)[0], before)
     found = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)
     same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)

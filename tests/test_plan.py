@@ -220,20 +220,20 @@ def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     for batch in range(1, 8):
         net.predict(images(net, batch))
-    assert len(net.engine.programs) == 4
+    assert len(net.program_cache.programs) == 4
     before = net.predict(images(net, 1))[0]
     net.weights[0]["kernel"] *= 2
-    net.engine.forget()
+    net.program_cache.clear()
     assert not np.allclose(net.predict(images(net, 1))[0], before)
     net.forward(images(net, 1), gpudarknet.layers.ForwardContext(train=True), lambda *a: None)
-    assert not net.engine.programs and not net.engine.prepared
+    assert not net.program_cache.programs and not net.program_cache.prepared
 
 
 def test_a_network_can_be_pickled():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     wanted = net.predict(images(net, 1))[0]
-    engine = pickle.loads(pickle.dumps(net.engine))
-    assert engine.programs == {} and wanted.shape == (1, 8, 14, 26)
+    cache = pickle.loads(pickle.dumps(net.program_cache))
+    assert cache.programs == {} and wanted.shape == (1, 8, 14, 26)
 
 
 def test_nothing_is_allocated_in_the_steady_state():

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from gpudarknet.backend.threads import Crew, cores
+from gpudarknet.backend.threads import ThreadPool, available_cores
 from gpudarknet.plan.cpu.command_list import Team
 
 
@@ -18,7 +18,7 @@ def task(call, *args):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_phases_follow_each_other(size):
-    team, done = Team(Crew(size)), []
+    team, done = Team(ThreadPool(size)), []
     rounds = 40
     with team:
         for k in range(rounds):
@@ -27,7 +27,7 @@ def test_phases_follow_each_other(size):
 
 
 def test_workers_may_have_nothing_to_do():
-    team, done = Team(Crew(3)), []
+    team, done = Team(ThreadPool(3)), []
     with team:
         for k in range(200):
             team.run([team.record([task(done.append, k)] * (1 + k % 3))])
@@ -35,7 +35,7 @@ def test_workers_may_have_nothing_to_do():
 
 
 def test_neighbours_go_to_one_worker():
-    team, found = Team(Crew(2)), {}
+    team, found = Team(ThreadPool(2)), {}
     names = [task(lambda k=k: found.update({k: threading.current_thread().name})) for k in range(6)]
     with team:
         team.run([team.record(names)])
@@ -44,7 +44,7 @@ def test_neighbours_go_to_one_worker():
 
 
 def test_an_error_reaches_the_caller_and_ends_the_work():
-    team, done = Team(Crew(2)), []
+    team, done = Team(ThreadPool(2)), []
 
     def broken():
         raise ValueError("broken")
@@ -59,7 +59,7 @@ def test_an_error_reaches_the_caller_and_ends_the_work():
 
 
 def test_an_interrupted_caller_waits_for_the_workers():
-    team, done = Team(Crew(2)), []
+    team, done = Team(ThreadPool(2)), []
 
     class Interrupted:
         """A lock whose first wait is cut off, as by Ctrl-C."""
@@ -86,7 +86,7 @@ def test_an_interrupted_caller_waits_for_the_workers():
 
 
 def test_scratch_is_settled_before_it_is_used():
-    team = Team(Crew(1))
+    team = Team(ThreadPool(1))
     first, second = team.settled(lambda: (team.scratch(0, "a", 10), team.scratch(0, "a", 5, 4)))
     assert np.shares_memory(first, second) and second.shape == (5, 4) and team.scratch_bytes == 80
 
@@ -94,8 +94,8 @@ def test_scratch_is_settled_before_it_is_used():
 def test_a_container_may_have_fewer_cores(tmp_path):
     quota = tmp_path / "cpu.max"
     quota.write_text("100000 100000\n")
-    assert cores(quota) == 1
+    assert available_cores(quota) == 1
     quota.write_text("50000 100000\n")
-    assert cores(quota) == 1
+    assert available_cores(quota) == 1
     quota.write_text("max 100000\n")
-    assert cores(quota) == cores(tmp_path / "none") >= 1
+    assert available_cores(quota) == available_cores(tmp_path / "none") >= 1

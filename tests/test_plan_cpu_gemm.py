@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gpudarknet.backend.threads import Crew, cut
+from gpudarknet.backend.threads import ThreadPool, split_range
 from gpudarknet.plan.cpu import gemm
 from gpudarknet.plan.cpu.command_list import Tape, Team
 from gpudarknet.plan.cpu.winograd import POINTS, transforms
@@ -22,7 +22,7 @@ def blocks(request, monkeypatch):
 
 def product(x, weights, out):
     """Record a product and play it."""
-    tape = Tape(Team(Crew(1)), 0)
+    tape = Tape(Team(ThreadPool(1)), 0)
     gemm.multiply(tape, x, weights, out)
     for call in tape.calls:
         call()
@@ -70,7 +70,7 @@ def test_winograds_transforms_are_a_convolution(m):
 
 @pytest.mark.parametrize(("length", "most", "workers"), [(10, 3, 2), (1, 5, 4), (7, 7, 2), (416, 23, 2), (5, 0, 3)])
 def test_pieces_cover_everything_once(length, most, workers):
-    pieces = cut(length, most, workers)
+    pieces = split_range(length, most, workers)
     assert pieces[0][0] == 0 and pieces[-1][1] == length
     assert all(a[1] == b[0] for a, b in pairwise(pieces))
     assert max(b - a for a, b in pieces) <= max(1, most) and (len(pieces) % workers == 0 or len(pieces) == length)

@@ -632,9 +632,9 @@ def test_predict_runs_plans(monkeypatch):
     assert [name for name, _ in LIBRARY.calls if "Gemm" in name] == ["cublasGemmEx"]
     net.predict(x, precision="fp16")
     assert LIBRARY.calls[-1][1]["Atype"] == 2
-    assert len(net.engine.programs) == 2
+    assert len(net.program_cache.programs) == 2
     net.weights[0]["bias"][:] = 1e3
-    net.engine.forget()
+    net.program_cache.clear()
     assert (net.predict(x)[0] > 900).all()
 
 
@@ -685,7 +685,7 @@ def test_a_plan_is_captured_after_two_warm_ups_and_replayed(emulator):
     assert not (second["gemms"] or second["captures"] or second["waits"] or second["allocations"])
     for y, given in ((got, x), (got2, x2)):
         np.testing.assert_allclose(y.get(), numpy.predict(given, engine="reference")[0], rtol=1e-5, atol=1e-6)
-    (run,) = net.engine.programs.values()
+    (run,) = net.program_cache.programs.values()
     assert "CUDA, fp32, as a CUDA graph: 3 launches" in run.describe()
 
 
@@ -693,7 +693,7 @@ def test_programs_share_one_stream_and_handle(emulator):
     nets = [on_device(SMALL)[0] for _ in range(2)]
     for n, batch, precision in ((nets[0], 1, "fp32"), (nets[0], 2, "fp16"), (nets[1], 1, "fp32")):
         n.predict(network_input(n, 1, batch), precision=precision)
-    runs = [run for n in nets for run in n.engine.programs.values()]
+    runs = [run for n in nets for run in n.program_cache.programs.values()]
     assert len(runs) == 3 and len({id(run.stream_context) for run in runs}) == 1
 
 
@@ -702,7 +702,7 @@ def test_a_capture_that_something_spoils_is_tried_again(emulator):
     x = network_input(net, 1)
     with emulator.failing("cublasGemmEx", nth=3):  # two are warm-ups
         (got,) = net.predict(x)
-    (run,) = net.engine.programs.values()
+    (run,) = net.program_cache.programs.values()
     assert run.eagerly is None and run.graph is not None
     np.testing.assert_allclose(got.get(), numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
 
@@ -720,7 +720,7 @@ def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
     for _ in range(2):
         got = net.predict(x)[0].get()
         np.testing.assert_allclose(got, numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
-    (run,) = net.engine.programs.values()
+    (run,) = net.program_cache.programs.values()
     assert run.eagerly.startswith("capture failed: cudaErrorStreamCaptureUnsupported: ")
     assert f"CUDA, fp32, eagerly ({run.eagerly}): 3 launches" in run.describe()
 
@@ -753,7 +753,7 @@ def room(emulator):
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room, monkeypatch):
     net, _ = on_device(SMALL)
     net.predict(network_input(net, 1))
-    net.engine.programs.clear()
+    net.program_cache.programs.clear()
     # An image: 96 pixels, two maps of 8 channels, patches of 45 numbers in 48, a result of 4 channels.
     each = 4 * 96 * (2 * 8 + 48 + 4)
     x = net.input(network_input(net, 1, 600))
@@ -766,7 +766,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room, monkeypa
             f"batch {batch} of 5 x 8 x 12 in fp32 needs {batch * each:,} bytes on the device, {free:,} are free; "
             f"a batch of {fit} would fit"
         )
-    net.engine.forget()
+    net.program_cache.clear()
     weights = 4 * (8 * 48 + 4)  # a kernel of 4 filters, in 8 rows
     monkeypatch.setattr(cuda, "free_bytes", lambda be: 1000)
     with pytest.raises(OutOfMemoryError) as error:
@@ -810,4 +810,4 @@ def test_on_a_gpu(device, name, precision, tmp_path):
         for a, b, c in zip(first, second, eager, strict=True):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(a, c)
-    assert [run.eagerly for run in net.engine.programs.values()] == [None, None]  # captured
+    assert [run.eagerly for run in net.program_cache.programs.values()] == [None, None]  # captured

@@ -103,9 +103,9 @@ def test_choices_are_remembered_and_followed(be):
     x = be.asarray(np.zeros((1, 3, 10, 16), np.float32))
     want = be.to_numpy(net.predict(x, engine="reference")[0])
     for precision, way in (("fp32", "winograd"), ("fp16", "patches")):
-        net.engine.forget()
+        net.program_cache.clear()
         np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
-        (program,) = net.engine.programs.values()
+        (program,) = net.program_cache.programs.values()
         assert [program.scheme.algorithms[s] for s in program.steps if 1 in s.layers] == [way]
 
 

@@ -146,7 +146,7 @@ def test_a_detector_has_a_precision(tmp_path, device):
     for other in others:
         for a, b in zip(other.detect(tiny.image()), want.detect(tiny.image()), strict=True):
             assert a.label == b.label and a.confidence == pytest.approx(b.confidence, abs=2e-2)
-    assert {key[2] for key in others[-1].network.engine.programs} == {"fp16"}
+    assert {key[2] for key in others[-1].network.program_cache.programs} == {"fp16"}
     with pytest.raises(DataError) as error:
         Detector(*files, precision="int8").detect(tiny.image())
     assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"

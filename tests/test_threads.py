@@ -7,7 +7,7 @@ import pytest
 
 import gpudarknet as gd
 from gpudarknet import backend
-from gpudarknet.backend.threads import Crew
+from gpudarknet.backend.threads import ThreadPool
 
 CFG = """
 [net]
@@ -45,27 +45,27 @@ num=3
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_all_tasks_are_done(size):
-    crew, done = Crew(size), []
+    pool, done = ThreadPool(size), []
     for k in range(50):
-        crew.share([lambda k=k, j=j: done.append((k, j)) for j in range(1 + k % 4)])
+        pool.run_all([lambda k=k, j=j: done.append((k, j)) for j in range(1 + k % 4)])
     assert sorted(done) == [(k, j) for k in range(50) for j in range(1 + k % 4)]
 
 
 def test_a_task_may_share_in_its_turn():
-    crew, done = Crew(2), []
-    crew.share([lambda k=k: crew.share([lambda: done.append(k)] * 3) for k in range(4)])
+    pool, done = ThreadPool(2), []
+    pool.run_all([lambda k=k: pool.run_all([lambda: done.append(k)] * 3) for k in range(4)])
     assert sorted(done) == sorted([0, 1, 2, 3] * 3)
-    assert not crew.busy
+    assert not pool.in_worker
 
 
 def test_an_error_in_a_task_reaches_the_caller():
     def broken():
         raise IndexError("broken")
 
-    crew, done = Crew(2), []
+    pool, done = ThreadPool(2), []
     with pytest.raises(IndexError, match="broken"):
-        crew.share([broken] * 3)
-    crew.share([lambda: done.append(1)] * 5)
+        pool.run_all([broken] * 3)
+    pool.run_all([lambda: done.append(1)] * 5)
     assert len(done) == 5
 
 
@@ -75,8 +75,8 @@ def test_training_does_not_depend_on_the_number_of_threads(monkeypatch, tmp_path
     x, truth = rng.random((6, 3, 32, 48), np.float32), np.zeros((6, 12), np.float32)
     truth[:, :5] = rng.uniform(0.2, 0.6, (6, 5)) * [1, 1, 1, 1, 0]
     found = []
-    for crew in (Crew(1), Crew(2), Crew(3)):
-        monkeypatch.setattr(backend, "crew", lambda crew=crew: crew)
+    for pool in (ThreadPool(1), ThreadPool(2), ThreadPool(3)):
+        monkeypatch.setattr(backend, "thread_pool", lambda pool=pool: pool)
         net = gd.load_network(tmp_path / "x.cfg", backend="numpy", seed=5)
         trainer = gd.Trainer(net)
         costs = [trainer.step(x, truth) for _ in range(3)]

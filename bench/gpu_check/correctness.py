@@ -16,7 +16,7 @@ import numpy as np
 
 from gpudarknet import Network, cfg
 from gpudarknet.backend import cuda
-from gpudarknet.backend.threads import usable
+from gpudarknet.backend.threads import worker_count
 from gpudarknet.plan import cuda as cuda_plan
 from gpudarknet.plan.cuda import autotune
 from gpudarknet.plan.cuda.algorithms import Case as Convolution
@@ -66,7 +66,7 @@ def compile_all(context: Context, names: list[str], function: str) -> Row:
     """Compile in parallel processes, which leave what they make in CuPy's cache; return the seconds of each name."""
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} compiles no kernels")
-    count = min(max(1, usable()), PROCESSES, len(names))
+    count = min(max(1, worker_count()), PROCESSES, len(names))
     code = f"import sys; from bench.gpu_check import correctness; correctness.{function}(sys.argv[1:])"
     running = [
         subprocess.Popen([sys.executable, "-c", code, *names[i::count]], cwd=ROOT, text=True,
@@ -202,7 +202,7 @@ def check_precision(context: Context, name: str, precision: Any) -> Row:
         [here.backend.to_numpy(y).copy() for y in here.predict(x, precision=precision)] for _ in range(2)
     )  # a plan is captured in its first run and replayed in the second
     off = max(distance(y, w) for y, w in zip(again, want, strict=True))
-    program = list(here.engine.programs.values())[-1]
+    program = list(here.program_cache.programs.values())[-1]
     eagerly = getattr(program, "eagerly", "on the CPU")
     failed = [] if off <= PRECISIONS[precision] else [f"{off:.2g} off, {PRECISIONS[precision]} allowed"]
     if context.backend == "cupy" and eagerly is not None:

@@ -125,7 +125,7 @@ def side_by_side(context: Context, names: list[str], shared: bool) -> Row:
         stream = context.be.xp.cuda.Stream(non_blocking=True) if context.backend == "cupy" else None
         for k in range(rounds):
             if k % 5 == 2 and not shared:
-                networks[i].engine.forget()  # so that programs are made and captured while the other runs
+                networks[i].program_cache.clear()  # so that programs are made and captured while the other runs
             with stream or nullcontext():
                 got = numpy_of(networks[i], networks[i].predict(inputs[i][k % 2]))
             wrong[i] += not all(np.array_equal(g, w) for g, w in zip(got, wanted[i][k % 2], strict=True))
@@ -137,7 +137,7 @@ def side_by_side(context: Context, names: list[str], shared: bool) -> Row:
 
 def not_captured(context: Context, networks: list[Network]) -> list[str]:
     """Say which programs run eagerly, though nobody asked for that."""
-    programs = [p for n in networks for p in n.engine.programs.values() if isinstance(p, cuda.Program)]
+    programs = [p for n in networks for p in n.program_cache.programs.values() if isinstance(p, cuda.Program)]
     return [f"not a CUDA graph: {p.eagerly}" for p in programs if p.eagerly is not None and context.backend == "cupy"]
 
 
@@ -164,7 +164,7 @@ def dropped(context: Context) -> Row:
     be = network.backend
     if be.cublas is None:
         raise Skipped("plans run on CUDA where there is cuBLAS")
-    plan, prepared, rounds = planned(network, 1), network.engine.prepared, 2 if context.small else ROUNDS
+    plan, prepared, rounds = planned(network, 1), network.program_cache.prepared, 2 if context.small else ROUNDS
     x = be.asarray(seeded.picture(network))
     want = numpy_of(network, cuda.Program(plan, be, "fp32", prepared).run(x))
     context.wait()

@@ -149,14 +149,14 @@ def ours(context: Context, subject: Subject) -> Row:
         return network.predict(x, precision=precision)
 
     row |= image_rate(call, wait, batch, context)
-    program = list(network.engine.programs.values())[-1]
+    program = list(network.program_cache.programs.values())[-1]
     if isinstance(program, cuda.Program):
         row["host_us"] = host_us(call, wait, context)
         row |= replayed(program, context)
         row |= {"eagerly": program.eagerly, "described": program.describe().splitlines()[-1]}
         if program.eagerly is not None and context.backend == "cupy":
             row["failed"].append(f"not a CUDA graph: {program.eagerly}")
-    network.engine.programs.clear()
+    network.program_cache.programs.clear()
     return row
 
 
@@ -183,7 +183,7 @@ def variant(context: Context, subject: Subject, name: str) -> Row:
     if be.cublas is None:
         raise Skipped("plans run on CUDA where there is cuBLAS")
     plan, x = planned(network, subject.batch), be.asarray(seeded.picture(network, subject.batch))
-    options, prepared = variants(plan, subject.precision)[name], network.engine.prepared
+    options, prepared = variants(plan, subject.precision)[name], network.program_cache.prepared
     want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, prepared).run(x)]
     program = cuda.Program(plan, be, subject.precision, prepared, **options)
     got = [be.to_numpy(y) for y in program.run(x)]
@@ -202,7 +202,7 @@ def calm(network: Network) -> None:
         classes = getattr(layer, "classes", 0)
         if "bias" in own and classes and own["bias"].size % (5 + classes) == 0:
             own["bias"].reshape(-1, 5 + classes)[:, 4] = -1e4
-    network.engine.forget()
+    network.program_cache.clear()
 
 
 def detect(context: Context, subject: Subject) -> Row:
@@ -224,7 +224,7 @@ def detect(context: Context, subject: Subject) -> Row:
             taken.append(time.perf_counter() - start)
         return round(1e3 * statistics.median(taken), 4)
 
-    x, program = detector.send([array]), list(network.engine.programs.values())[-1]
+    x, program = detector.send([array]), list(network.program_cache.programs.values())[-1]
     row: Row = {**subject.fields(), "engine": "ours", "boxes": len(found), "image": list(array.shape)}
     row["read_ms"] = median(lambda: image.read(path))
     row["detect_ms"] = median(lambda: detector.detect(array))
@@ -237,7 +237,7 @@ def detect(context: Context, subject: Subject) -> Row:
     start = time.perf_counter()
     list(detector.detect_stream([path] * count, batch=min(8, count)))
     row["stream_images_s"] = round(count / (time.perf_counter() - start), 1)
-    network.engine.programs.clear()
+    network.program_cache.programs.clear()
     return row
 
 

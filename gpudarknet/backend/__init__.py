@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
-from .threads import Task, crew, keep_memory
+from .threads import Task, thread_pool, tune_malloc
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
@@ -119,19 +119,19 @@ class Backend:
         if cuda is not None:
             cuda.get_current_stream().synchronize()
 
-    def prepare(self) -> None:
+    def tune_malloc(self) -> None:
         """Prepare for work that is the same again and again: training."""
         if self.xp is np and self.launch is None:
-            keep_memory()
+            tune_malloc()
 
-    def share(self, tasks: Sequence[Task]) -> None:
+    def run_parallel(self, tasks: Sequence[Task]) -> None:
         """Do tasks that write to places of their own: on NumPy side by side, a thread per core, BLAS on one thread in each.
 
         Tasks must not depend on the number of cores, since results would too.
         """
         if self.xp is np and self.launch is None:
             with np.errstate(all="ignore"):
-                crew().share(tasks)
+                thread_pool().run_all(tasks)
         else:
             for task in tasks:
                 task()

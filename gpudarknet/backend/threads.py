@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 
 Task = Callable[[], object]
-Phase = Sequence[Sequence[Task]]  # what each worker does, one after the other
+Stage = Sequence[Sequence[Task]]  # what each worker does, one after the other
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
-class Crew:
+class ThreadPool:
     """`size` workers, one of them the caller. Inside `with crew:`, which keeps other threads out, BLAS has one thread."""
 
     def __init__(self, size: int):
         self.size = size
-        self._gather()
+        self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._gather)  # threads do not survive a fork, nor who held a lock
+            os.register_at_fork(after_in_child=self._reset)  # threads do not survive a fork, nor who held a lock
 
-    def _gather(self) -> None:
+    def _reset(self) -> None:
         """Begin, or begin again in a forked process: with no thread, and nothing to do."""
         self.lock = threading.RLock()
         # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time, and
@@ -41,40 +41,40 @@ class Crew:
         self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
         for signal in (*self._go, *self._done):
             signal.acquire()
-        self._phase: Phase = []
+        self._stage: Stage = []
         self._error: BaseException | None = None
         self._started = False
         self._depth, self._before = 0, 1  # entries; threads that BLAS had before the first
         self._within = threading.local()
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ThreadPool:
         self.lock.acquire()
         if not self._started:
             self._started = True
             for worker in range(1, self.size):
-                threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"crew-{worker}").start()
+                threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"gpudarknet-{worker}").start()
         self._depth += 1
         if self._depth == 1:
-            self._before = blas_threads(1)
+            self._before = set_blas_threads(1)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            blas_threads(self._before)
+            set_blas_threads(self._before)
         self.lock.release()
 
     @property
-    def busy(self) -> bool:
+    def in_worker(self) -> bool:
         """Whether who asks is at work beside others."""
-        return getattr(self._within, "phase", False)
+        return getattr(self._within, "stage", False)
 
-    def share(self, tasks: Sequence[Task]) -> None:
+    def run_all(self, tasks: Sequence[Task]) -> None:
         """Do all tasks, in any order, on all workers; return when all are done. Raises what a task raised.
 
         Within a task, do them one after the other, as the other workers have their own.
         """
-        if self.busy:
+        if self.in_worker:
             for task in tasks:
                 task()
             return
@@ -89,20 +89,20 @@ class Crew:
                 task()
 
         with self:  # for one task too: on some CPUs BLAS gives other bits with other numbers of threads
-            self.run([[[take]] * min(self.size, len(tasks)) + [[]] * (self.size - len(tasks))])
+            self.run_stages([[[take]] * min(self.size, len(tasks)) + [[]] * (self.size - len(tasks))])
 
-    def run(self, phases: Iterable[Phase]) -> None:
+    def run_stages(self, stages: Iterable[Stage]) -> None:
         """Do one phase after the other, each on all workers. Raises what a task raised; then no later one has run."""
         self._error = None
         with np.errstate(all="ignore"):
-            for phase in phases:
-                others = [worker for worker in range(1, self.size) if phase[worker]]
-                self._phase = phase
+            for stage in stages:
+                others = [worker for worker in range(1, self.size) if stage[worker]]
+                self._stage = stage
                 for worker in others:
                     self._go[worker].release()
-                self._within.phase = bool(others)
-                self._work(phase[0])
-                self._within.phase = False
+                self._within.stage = bool(others)
+                self._work(stage[0])
+                self._within.stage = False
                 for worker in others:
                     self._wait(self._done[worker])
         if self._error is not None:
@@ -128,15 +128,15 @@ class Crew:
             self._error = e
 
     def _serve(self, worker: int) -> None:
-        self._within.phase = True
+        self._within.stage = True
         with np.errstate(all="ignore"):
             while True:
                 self._go[worker].acquire()
-                self._work(self._phase[worker])
+                self._work(self._stage[worker])
                 self._done[worker].release()
 
 
-def cut(length: int, most: int, workers: int = 1) -> list[tuple[int, int]]:
+def split_range(length: int, most: int, workers: int = 1) -> list[tuple[int, int]]:
     """Cut a length into nearly equal (from, to), none longer than `most`, their count a multiple of the workers if it can be.
 
     Where results depend on the pieces, leave the workers out: then they do not depend on the cores.
@@ -147,19 +147,19 @@ def cut(length: int, most: int, workers: int = 1) -> list[tuple[int, int]]:
 
 
 @cache
-def crew() -> Crew:
+def thread_pool() -> ThreadPool:
     """Return this process's crew: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
-    return Crew(usable())
+    return ThreadPool(worker_count())
 
 
-def usable() -> int:
+def worker_count() -> int:
     """Return how many threads with a BLAS of their own this process may use at a time."""
     control = _blas_control()
-    return 1 if control is None else max(1, min(control[1](), cores()))
+    return 1 if control is None else max(1, min(control[1](), available_cores()))
 
 
 @cache
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let this process keep the memory that it frees, where the C library is GNU's.
 
     A step of training asks for what the last one gave back. To get it from the system again, page by page, takes a fifth
@@ -171,7 +171,7 @@ def keep_memory() -> None:
             mallopt(what, value)
 
 
-def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return how many cores this process may use, a container's share of time counted."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -181,7 +181,7 @@ def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, min(count, time // period))
 
 
-def blas_threads(count: int) -> int:
+def set_blas_threads(count: int) -> int:
     """Let BLAS use `count` threads, where it can be told; return how many it used."""
     control = _blas_control()
     if control is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.threads import Task, cut
+from ..backend.threads import Task, split_range
 from .base import op
 from .im2col import col2im_cuda, im2col_cuda
 from .matmul import product
@@ -183,9 +183,9 @@ def convolve(
 
         return run
 
-    images = cut(N, min(LARGE // (row * OH), -(-N // TASKS)))
-    bands = cut(OH, max(LARGE // row, -(-WIDE // S)))
-    be.share([task(*n, *r) for n in images for r in bands])
+    images = split_range(N, min(LARGE // (row * OH), -(-N // TASKS)))
+    bands = split_range(OH, max(LARGE // row, -(-WIDE // S)))
+    be.run_parallel([task(*n, *r) for n in images for r in bands])
     return z
 
 
@@ -218,12 +218,12 @@ def convolve_backward(
     order = (0, 2, 3, 4, 1) if thin else (0, 3, 4, 2, 1)  # rows by channel and tap, or by tap and channel
     w = be.xp.ascontiguousarray(kernel.reshape(groups, filters, each, size, size).transpose(*order))
     row = C * size * size * S
-    bands = cut(OH, max(LARGE // row, -(-WIDE // S)))
+    bands = split_range(OH, max(LARGE // row, -(-WIDE // S)))
     high = bands[-1][1] - bands[-1][0]
     few = max(1, min(LARGE // (row * OH), -(-N // TASKS)))
-    images = cut(N, max(few, -(-N * kernel.size // PARTS)))
+    images = split_range(N, max(few, -(-N * kernel.size // PARTS)))
     most = max(THIN, LARGE // (size * size * S * high))
-    blocks = [(0, C)] if thin else cut(C, most)
+    blocks = [(0, C)] if thin else split_range(C, most)
     dx = None if skip_input_grad else be.zeros(x.shape, dz.dtype)
     sums = be.zeros((len(images), groups, taps, taps, each * size * size if thin else C, filters), dz.dtype)
 
@@ -261,7 +261,7 @@ def convolve_backward(
 
         return run
 
-    be.share([task(k, *n, *c) for k, n in enumerate(images) for c in blocks])
+    be.run_parallel([task(k, *n, *c) for k, n in enumerate(images) for c in blocks])
     total = sums.sum(axis=0)
     total = total.reshape(groups, each, size, size, filters) if thin else total.transpose(0, 3, 1, 2, 4)
     return dx, be.xp.ascontiguousarray(total.transpose(0, 4, 1, 2, 3)).reshape(kernel.shape)

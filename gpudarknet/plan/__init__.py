@@ -33,7 +33,7 @@ from . import tuning
 from .compile import compile
 from .cpu.program import Program
 from .cuda.upload import ImageBatch, uploader
-from .program_cache import Engine
+from .program_cache import ProgramCache
 from .steps import Plan
 
-__all__ = ["Engine", "ImageBatch", "Plan", "Program", "compile", "tuning", "uploader"]
+__all__ = ["ImageBatch", "Plan", "Program", "ProgramCache", "compile", "tuning", "uploader"]

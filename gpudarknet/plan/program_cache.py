@@ -22,14 +22,14 @@ KEPT = 4  # programs: shapes and batches in use at a time
 _lock = threading.Lock()  # one for all engines, so that networks can be copied and sent to other processes
 
 
-class Engine:
+class ProgramCache:
     """Runs a network by plans, one per input shape, batch and precision. The prepared weights are shared."""
 
     def __init__(self) -> None:
         self.programs: dict[tuple[Shape, int, str], Program | cuda.Program | export.Program] = {}
         self.prepared: dict[tuple[int, str], Prepared] = {}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything that was made from the weights: they have changed."""
         with _lock:
             self.programs, self.prepared = {}, {}  # another thread may be in a program, which keeps its weights

@@ -70,7 +70,7 @@ class Trainer:
                     f"{net.config.path}: the loss of {self.place(node.index)} is not offered; what only it reads does not learn",
                     TrainWarning, stacklevel=2,
                 )  # fmt: skip
-        be.prepare()
+        be.tune_malloc()
         cfg = net.net
         net.seen = 0 if clear else net.seen
         half = precision == "fp16"

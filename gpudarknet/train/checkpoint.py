@@ -81,7 +81,7 @@ def restore(trainer: Trainer, arrays: dict[str, np.ndarray], path: str | Path) -
                 if stored is None or stored.shape != a.shape:
                     raise TrainError(f"{path}: belongs to another cfg ({trainer.place(i)} differs); remove it")
                 a[...] = net.backend.asarray(stored)
-    net.engine.forget()
+    net.program_cache.clear()
     trainer.scale.take(arrays["scale"])
     trainer.rejection.take(arrays["rejection"])
     net.seen, trainer.seed = int(arrays["seen"]), int(arrays["seed"])

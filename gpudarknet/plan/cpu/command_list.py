@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...backend.threads import Crew, Phase, crew
+from ...backend.threads import Stage, ThreadPool, thread_pool
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ class Team:
     seldom wait for it.
     """
 
-    def __init__(self, workers: Crew):
-        self.crew, self.size, self.run = workers, workers.size, workers.run
+    def __init__(self, workers: ThreadPool):
+        self.crew, self.size, self.run = workers, workers.size, workers.run_stages
         self.grown = False  # whether scratch was replaced by a larger piece since this was last set
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
 
@@ -56,7 +56,7 @@ class Team:
     def __exit__(self, *exc: object) -> None:
         self.crew.__exit__(*exc)
 
-    def record(self, tasks: Sequence[Task]) -> Phase:
+    def record(self, tasks: Sequence[Task]) -> Stage:
         """Share tasks out, neighbours to one worker, whose cache may still hold what it wrote in the phase before."""
         count, tapes = len(tasks), []
         for worker in range(self.size):
@@ -92,4 +92,4 @@ class Team:
 @cache
 def team() -> Team:
     """Return this process's team."""
-    return Team(crew())
+    return Team(thread_pool())

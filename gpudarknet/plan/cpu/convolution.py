@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...backend.threads import cut
+from ...backend.threads import split_range
 from ..steps import Convolve
 from .command_list import Tape, Task
 from .epilogue import Last
@@ -61,7 +61,7 @@ def in_rows(kernel: np.ndarray, bias: np.ndarray) -> Weights:
 def by_filters(weights: np.ndarray, workers: int) -> list[tuple[int, int]]:
     """Cut the filters of a prepared matrix into (from, to), one piece per worker, where its blocks allow."""
     count, b = (weights.shape[-3], weights.shape[-1]) if weights.ndim == 3 else (weights.shape[-1], 1)
-    return [(b * f0, b * f1) for f0, f1 in cut(count, count, workers)]
+    return [(b * f0, b * f1) for f0, f1 in split_range(count, count, workers)]
 
 
 def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last:
         return record
 
     if N * H * W >= workers * 2 * TALL:
-        parts = cut(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
+        parts = split_range(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
         return [[task(n, *r, 0, F) for n in range(N) for r in parts]]
     return [[task(n, 0, H, *f) for n in range(N) for f in by_filters(matrix, workers)]]
 
@@ -174,10 +174,10 @@ def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
         return lambda tape: product(tape, shared(tape), n, 0, OH, f0, f1)
 
     if N * OH * OW < 2 * TALL * workers:  # the weights are the larger matrix: every worker takes some of the filters
-        cuts, shares = cut(OH, OH, workers), by_filters(matrix, workers)
+        cuts, shares = split_range(OH, OH, workers), by_filters(matrix, workers)
         return [tasks for n in range(N) for tasks in ([lay_out(n, *r) for r in cuts], [share(n, *f) for f in shares])]
     rows = max(COL // (K * OW), ceil(TALL, OW))
-    bands = cut(OH // s, max(1, rows // s), 1 if N > 1 else workers)
+    bands = split_range(OH // s, max(1, rows // s), 1 if N > 1 else workers)
     return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]
 
 
@@ -199,7 +199,7 @@ def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last
 
         return record
 
-    bands = cut(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
+    bands = split_range(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]
 
 
@@ -220,5 +220,5 @@ def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, la
 
         return record
 
-    bands = cut(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
+    bands = split_range(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Backend
-from ...backend.threads import Phase, cut
+from ...backend.threads import Stage, split_range
 from ...errors import BackendError
 from ...layers import ForwardContext
 from ...layers.convolutional import folded
@@ -48,7 +48,7 @@ class Program:
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
             self.work = self.team.settled(self._record)
 
-    def _record(self) -> list[list[Phase]]:
+    def _record(self) -> list[list[Stage]]:
         return [[self.team.record(tasks) for tasks in BIND[type(step)](self, step)] for step in self.plan.steps]
 
     def describe(self) -> str:
@@ -89,7 +89,7 @@ class Program:
 
             return record
 
-        return [task(n, slice(*r)) for n in range(N) for r in cut(H, H, self.team.size)]
+        return [task(n, slice(*r)) for n in range(N) for r in split_range(H, H, self.team.size)]
 
     def _leave(self, m: FeatureMap, result: np.ndarray) -> list[Task]:
         """Return the tasks that bring a map into the order of results (N, C, H, W)."""
@@ -98,7 +98,7 @@ class Program:
         def task(n: int, c: slice) -> Task:
             return lambda tape: tape(np.copyto, result[n, c], y[n, c])
 
-        return [task(n, slice(*c)) for n in range(N) for c in cut(C, C, self.team.size)]
+        return [task(n, slice(*c)) for n in range(N) for c in split_range(C, C, self.team.size)]
 
 
 def reserve(plan: Plan) -> np.ndarray:
@@ -140,7 +140,7 @@ def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int],
 
         return record
 
-    return [[task(n, *r) for n in range(N) for r in cut(H, BLOCK // per_row, program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in split_range(H, BLOCK // per_row, program.team.size)]]
 
 
 def _copy(program: Program, step: Copy) -> Phases:
@@ -151,7 +151,7 @@ def _copy(program: Program, step: Copy) -> Phases:
     def task(n: int, r0: int, r1: int) -> Task:
         return lambda tape: last(tape, n, r0, r1, 0, C, x[n, r0:r1])
 
-    return [[task(n, *r) for n in range(N) for r in cut(H, BLOCK // (W * C), program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in split_range(H, BLOCK // (W * C), program.team.size)]]
 
 
 def _upsample(program: Program, step: Upsample) -> Phases:

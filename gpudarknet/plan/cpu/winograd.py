@@ -16,7 +16,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...backend.threads import cut
+from ...backend.threads import split_range
 from ..steps import Convolve
 from .command_list import Tape
 from .convolution import Phases, ceil, pool
@@ -80,8 +80,8 @@ class Winograd:
         rows = self.N * self.TH
         if rows * self.TW > SMALL:
             most = max(1, TILES // (self.Q * max(self.C, self.F) * self.TW))
-            return [[partial(self.band, *t) for t in cut(rows, most, workers)]]
-        tall, positions = cut(rows, rows, workers), cut(self.Q, self.Q, workers)
+            return [[partial(self.band, *t) for t in split_range(rows, most, workers)]]
+        tall, positions = split_range(rows, rows, workers), split_range(self.Q, self.Q, workers)
         return [
             [partial(self.cut, *t) for t in tall],
             [partial(self.products, *i) for i in positions],
