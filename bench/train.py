@@ -61,7 +61,11 @@ def boxes(net: Network, N: int, seed: int = 3) -> np.ndarray:
 def ours(job: Job) -> Ready:
     """Open this package's trainer."""
     net = network(job)
-    trainer, x, truth = Trainer(net, cpu_build=False), seeded.picture(net, job.batch), boxes(net, job.batch)
+    trainer, x, truth = (
+        Trainer(net, emulate_darknet_cpu_bugs=False),
+        seeded.picture(net, job.batch),
+        boxes(net, job.batch),
+    )
     return timed(lambda: trainer.step(x, truth), __version__)
 
 

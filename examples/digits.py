@@ -154,7 +154,7 @@ def write_data(data: datafile.DataFile, train: int, valid: int, seed: int) -> No
 def train(data: datafile.DataFile, seed: int, iterations: int | None = None) -> gd.Network:
     """Train the network from random weights, for its cfg's max_batches or for so many iterations; say how it goes."""
     net = gd.load_network(resources.bundled_cfg("digits"), backend="auto", seed=seed)
-    trainer = gd.Trainer(net, seed, cpu_build=False)
+    trainer = gd.Trainer(net, seed, emulate_darknet_cpu_bugs=False)
 
     def report(p: loop.Progress) -> None:
         if p.iteration % 50 == 0:

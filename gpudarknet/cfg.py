@@ -265,12 +265,12 @@ def convert(kind: Any, section: Section, option: Option, hint: Any, report: Repo
         element = atoi if typing.get_args(hint)[0] is int else atof
         return tuple(number(text, element) for text in option.value.split("#")[0].split(","))
     try:
-        return hint.read(beside(report.path, option.value))
+        return hint.read(resolve_path(report.path, option.value))
     except DataError as e:
         raise CfgError(f"{report.path}:{option.line}: {place}: {e}") from None
 
 
-def beside(cfg: str, name: str) -> Path:
+def resolve_path(cfg: str, name: str) -> Path:
     """Return where a file that a cfg names is: as it stands, beside the cfg, or in the folder above it."""
     folder = Path(cfg).resolve().parent
     places = (Path(name), folder / name, folder.parent / name)

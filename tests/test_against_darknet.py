@@ -31,7 +31,7 @@ def test_a_training_goes_as_in_the_original_program(name, tmp_path):
         for a in own.values():
             a[...], numbers = numbers[: a.size].reshape(a.shape), numbers[a.size :]
     net.seen = run.seen
-    trainer = gd.Trainer(net, clear=run.seen == 0, cpu_build=not run.sound)
+    trainer = gd.Trainer(net, clear=run.seen == 0, emulate_darknet_cpu_bugs=not run.sound)
     kept, changes = darknet_recordings.sample(first.size), []
     x, truth = run.data(net.net.input, k + 1000)
     for step, cost in enumerate(RECORDED["costs"][k]):

@@ -496,7 +496,7 @@ USES: dict[str, Any] = {
     "a trace": lambda net, be: net.trace(X),
     "a detector's images": lambda net, be: gd.Detector(net).send([np.zeros((8, 9, 3), np.uint8)]),
     "a detector's input": lambda net, be: gd.Detector(net).input([np.zeros((8, 9, 3), np.uint8)]),
-    "gradients": lambda net, be: gd.Trainer(net, cpu_build=False),
+    "gradients": lambda net, be: gd.Trainer(net, emulate_darknet_cpu_bugs=False),
 }
 
 
@@ -504,7 +504,11 @@ USES: dict[str, Any] = {
 def test_full_memory_is_told_wherever_it_is_met(emulator: Any, name: str) -> None:
     be = backend_for("cuda")
     net = gd.load_network(cfg.parse(NET), backend=be)
-    use, trainer, outputs = USES.get(name), gd.Trainer(net, cpu_build=False), net.predict(X, engine="reference")
+    use, trainer, outputs = (
+        USES.get(name),
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False),
+        net.predict(X, engine="reference"),
+    )
     be.xp.get_default_memory_pool().free_all_blocks()
     with emulator.configured(memory=4096), pytest.raises(OutOfMemoryError) as e:
         if use is not None:

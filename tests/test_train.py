@@ -75,7 +75,7 @@ def batch(net, seed=0, N=4, K=5):
 
 def train(net, steps=1, seed=0, **options):
     """Train soundly for some steps on one batch each; return the trainer."""
-    trainer = gd.Trainer(net, cpu_build=False, **options)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False, **options)
     for step in range(steps):
         trainer.step(*batch(net, seed + step))
     return trainer
@@ -91,17 +91,17 @@ def copy(net):
     return [{k: a.copy() for k, a in own.items()} for own in net.weights]
 
 
-def test_cpu_build_says_what_it_does_wrong():
+def test_emulated_cpu_bugs_are_warned_about():
     net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
     with pytest.warns(TrainWarning) as said:
         gd.Trainer(net).step(*batch(net))
     assert str(said[0].message) == (
         "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and the weights of [connected]"
-        " never move; Trainer(net, cpu_build=False) trains soundly"
+        " never move; Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly"
     )
 
 
-def test_connected_learns_without_cpu_build():
+def test_connected_learns_without_cpu_bugs():
     net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
     before = copy(net)
     train(net)
@@ -158,7 +158,7 @@ def test_stopbackward_freezes_what_stands_before():
 
 def test_stopbackward_until_an_iteration():
     net = network(NET + CONV + "stopbackward=2\n" + LAST + END)
-    trainer = gd.Trainer(net, cpu_build=False)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     assert [trainer.first, trainer.step(*batch(net)) > 0, trainer.first] == [1, True, 1]
     trainer.step(*batch(net))
     assert trainer.first == 0
@@ -170,7 +170,7 @@ def test_stopbackward_until_an_iteration():
 )
 def test_layers_that_wait(key, moves):
     net = network(NET + "burn_in=2\n" + CONV + key + "\n" + LAST + END)
-    trainer = gd.Trainer(net, cpu_build=False)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     for moved in moves:
         before = copy(net)
         trainer.step(*batch(net))
@@ -210,7 +210,7 @@ def test_clip_bounds_kernels():
 def test_a_loss_that_is_not_offered_is_told():
     net = network(NET + CONV + "[contrastive]\n[route]\nlayers=-2\n" + LAST + END)
     with pytest.warns(TrainWarning) as said:
-        gd.Trainer(net, cpu_build=False)
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     assert (
         str(said[0].message)
         == "cfg: the loss of layer 1 [contrastive] is not offered; what only it reads does not learn"
@@ -221,7 +221,7 @@ def test_shared_weights_learn_from_all_their_users():
     """Twice the same convolution, shared: the step is that of both uses; the array stays one array."""
     first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
     net = network(NET + first + first + "share_index=-1\n" + LAST + END)
-    trainer = gd.Trainer(net, cpu_build=False)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     assert trainer.gradients[1] is trainer.gradients[0]
     trainer.step(*batch(net))
     assert net.weights[0] is net.weights[1]
@@ -249,7 +249,7 @@ def test_a_recurrent_layer_learns_as_the_first(first):
     behind.weights[2].update({k: a.copy() for k, a in alone.weights[1].items()})
     before = copy(alone)
     for net in (alone, behind):
-        gd.Trainer(net, cpu_build=False).step(*batch(net, N=8))
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, N=8))
     assert all(changed(alone, before)[0])
     for name, a in alone.weights[0].items():
         np.testing.assert_allclose(a, behind.weights[1][name], rtol=1e-5, atol=1e-6)
@@ -258,7 +258,7 @@ def test_a_recurrent_layer_learns_as_the_first(first):
 def test_average_of_the_weights():
     """From max_batches/2 = 1002 on the mean is kept; 1000 iterations before the end it becomes the weights."""
     net = network(NET + "max_batches=2004\nema_alpha=0.5\n" + CONV + LAST + END)
-    trainer = gd.Trainer(net, cpu_build=False)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     trainer.iteration, kernels = 1001, []
     trainer.follow()
     assert trainer.average is None
@@ -277,7 +277,7 @@ def test_numbers_that_are_not_finite_name_the_layer():
     net.weights[1]["kernel"][0, 0, 0, 0] = np.nan
     before = copy(net)
     with pytest.raises(TrainError) as e:
-        gd.Trainer(net, cpu_build=False).step(x, truth)
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(x, truth)
     assert str(e.value) == (
         "cfg: iteration 1: the output of layer 1 [convolutional] is not finite; lower learning_rate, lengthen burn_in,"
         " or check the labels"
@@ -291,15 +291,15 @@ def test_refusals():
         gd.Trainer(net)
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
     with pytest.raises(DataError, match=r"^a batch of 3 images and 3 truths; both must be one multiple of 2$"):
-        gd.Trainer(net, cpu_build=False).step(*batch(net, N=3))
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, N=3))
     net = network(NET + CONV + LAST + END)
     with pytest.raises(
         DataError, match=r"^a truth of 3 numbers for each image does not fit layer 3 \[softmax\] of cfg$"
     ):
-        gd.Trainer(net, cpu_build=False).step(*batch(net, K=3))
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, K=3))
     net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
     with pytest.raises(DataError, match=r"^a truth of 5 numbers for each image does not fit layer 2 \[yolo\] of cfg$"):
-        gd.Trainer(net, cpu_build=False).step(*batch(net))
+        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net))
     net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
     with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales, as many of one as of "):
         gd.Trainer(net)
@@ -343,7 +343,7 @@ def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     train(straight, 4)
     train(stopped, 2).save(tmp_path / "state.npz", {"best": 0.5})
     resumed = network(text, seed=99)
-    trainer = gd.Trainer(resumed, cpu_build=False)
+    trainer = gd.Trainer(resumed, emulate_darknet_cpu_bugs=False)
     assert float(trainer.load(tmp_path / "state.npz")["best"]) == 0.5
     assert (trainer.iteration, resumed.seen) == (2, 8)
     for step in (2, 3):
@@ -358,7 +358,7 @@ def test_a_checkpoint_holds_the_average(tmp_path):
     def late(seed=1):
         net = network(text, seed)
         net.seen = 1001 * 4
-        return gd.Trainer(net, clear=False, cpu_build=False)
+        return gd.Trainer(net, clear=False, emulate_darknet_cpu_bugs=False)
 
     straight, stopped, resumed = late(), late(), late(99)
     for trainer, steps in ((straight, range(5)), (stopped, range(3)), (resumed, range(3, 5))):
@@ -376,7 +376,9 @@ def test_a_checkpoint_of_another_network(tmp_path):
     net = network(NET + CONV + LAST + END)
     path = tmp_path / "state.npz"
     train(net).save(path)
-    other = gd.Trainer(network(NET + CONV.replace("filters=4", "filters=6") + LAST + END), cpu_build=False)
+    other = gd.Trainer(
+        network(NET + CONV.replace("filters=4", "filters=6") + LAST + END), emulate_darknet_cpu_bugs=False
+    )
     with pytest.raises(
         TrainError, match=re.escape(f"{path}: belongs to another cfg (layer 0 [convolutional] differs)")
     ):

@@ -44,7 +44,9 @@ def run(args: Any, detects: bool) -> None:
     if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead) is not detects:
         kind, other = ("a classifier", "classifier") if detects else ("a detector", "detector")
         raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
-    trainer = Trainer(net, args.seed, clear=args.clear, cpu_build=False, precision="fp16" if args.fp16 else "fp32")
+    trainer = Trainer(
+        net, args.seed, clear=args.clear, emulate_darknet_cpu_bugs=False, precision="fp16" if args.fp16 else "fp32"
+    )
     extra = {} if args.clear or weights is None else loop.resume(trainer, weights)
     faults = Faults(Path())
     data = loop.dataset(file, net, faults)

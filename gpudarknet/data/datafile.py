@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..cfg import atoi, beside
+from ..cfg import atoi, resolve_path
 from ..errors import DataError
 
 LARGEST = 16 << 20  # bytes; the 22,000 names of ImageNet have 0.7 MB
@@ -72,7 +72,7 @@ class DataFile:
         value = getattr(self, key)
         if not value:
             raise DataError(f"{self.path}: has no key '{key}'; add a line {key}=FILE")
-        return beside(self.path, value)
+        return resolve_path(self.path, value)
 
     def names_path(self) -> Path:
         """Return where its class names are. Raises DataError where it does not say."""

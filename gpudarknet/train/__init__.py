@@ -6,7 +6,7 @@
 Chance comes from (seed, iteration) alone, so a run that is stopped and resumed goes on as if it had never stopped.
 
 `step` alone is held to the numbers of the original program's CPU build, which trains some classifiers wrongly (cpu_build.py).
-`Trainer(net, cpu_build=False)` is sound; `fit` and the command line always are.
+`Trainer(net, emulate_darknet_cpu_bugs=False)` is sound; `fit` and the command line always are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Trainer:
     """
 
     def __init__(
-        self, net: Network, seed: int = 0, clear: bool = True, cpu_build: bool = True, exact: bool = False,
+        self, net: Network, seed: int = 0, clear: bool = True, emulate_darknet_cpu_bugs: bool = True, exact: bool = False,
         precision: Literal["fp32", "fp16"] = "fp32",
     ):  # fmt: skip
         lr_schedule.check(net.net, net.config.path)
@@ -83,7 +83,7 @@ class Trainer:
         self.skipped = False  # whether the last step was
         self.rejection = Rejection()
         self.exact = exact
-        self.faults = CpuBuild(net) if cpu_build and not half else None  # that build has no float16
+        self.faults = CpuBuild(net) if emulate_darknet_cpu_bugs and not half else None  # that build has no float16
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.gradients: list[dict[str, Any]] = []

@@ -63,8 +63,8 @@ class CpuBuild:
                 faults.append(fault.format(" and ".join(names)))
         if faults and not self.warned:
             warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)}; Trainer(net, cpu_build=False)"
-                " trains soundly",
+                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)};"
+                " Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.warned = True
