@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from .cfg import Config
 from .errors import CfgError, CfgWarning
 from .layers import Layer, Shape, ShapeError
-from .layers.base import absolute
 
 LARGEST = 2**31 - 1  # numbers in one array: Darknet and the kernels count with 32-bit integers
 
@@ -57,30 +56,28 @@ def build(config: Config) -> tuple[Node, ...]:
                 raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 numbers; make it smaller")
         if shape_warning := layer.shape_warning(*inputs):
             warnings.warn(f"{place}: {shape_warning}", CfgWarning, stacklevel=2)
-        shared = getattr(layer, "share_index", None)
-        if shared is not None:
-            check_shared(place, layer, node, nodes, shared)
+        check_shared(place, node, nodes)
         nodes.append(node)
     return tuple(nodes)
 
 
-def check_shared(place: str, layer: Layer, node: Node, nodes: list[Node], reference: int) -> None:
-    """Raise CfgError unless the layer that `share_index` names has weights of the shapes that this layer needs."""
-    named = owner(node)
-    if not 0 <= named < node.index:
-        raise CfgError(f"{place} share_index={reference} names layer {named}; name an earlier convolutional layer")
-    own = replace(layer, share_index=None).weights(*node.inputs)  # type: ignore[call-arg]
-    theirs = nodes[named].layer.weights(*nodes[named].inputs)
-    if {w[:2] for w in own} - {w[:2] for w in theirs}:
+def check_shared(place: str, node: Node, nodes: list[Node]) -> None:
+    """Raise CfgError if a layer uses the weights of another one that does not have them."""
+    source = owner(node)
+    if source == node.index and not node.layer.shared_weights(*node.inputs):
+        return
+    if not 0 <= source < node.index:
+        raise CfgError(f"{place} cannot share the weights of layer {source}; name an earlier convolutional layer")
+    needed, available = node.layer.shared_weights(*node.inputs), nodes[source].layer.weights(*nodes[source].inputs)
+    if {w[:2] for w in needed} - {w[:2] for w in available}:
         raise CfgError(
-            f"{place} share_index={reference}: layer {named} has no weights of the same size, filters and channels"
+            f"{place} cannot share the weights of layer {source}, which has none of the same size, filters and channels"
         )
 
 
 def owner(node: Node) -> int:
-    """Return the layer whose weights a layer uses: itself, or the one that share_index names."""
-    shared = getattr(node.layer, "share_index", None)
-    return node.index if shared is None else absolute(node.index, shared)
+    """Return the layer whose weights a layer uses."""
+    return node.layer.weights_owner(node.index)
 
 
 def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:

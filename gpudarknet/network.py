@@ -16,7 +16,6 @@ from .backend import Backend
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
-from .layers.softmax import Cost
 from .plan import ImageBatch, ProgramCache
 from .weights import Arrays
 from .weights import initial as initial_weights
@@ -49,7 +48,7 @@ class Network:
         for node in self.nodes:
             self.weights[node.index] = self.weights[owner(node)]
         heads = [n.index for n in self.nodes if n.layer.head]
-        self.heads = tuple(heads or [max((n.index for n in self.nodes if not isinstance(n.layer, Cost)), default=0)])
+        self.heads = tuple(heads or [max((n.index for n in self.nodes if n.layer.has_output), default=0)])
         self.last_use = [max([n.index] + [m.index for m in self.nodes if n.index in m.sources]) for n in self.nodes]
 
     @property

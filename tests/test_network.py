@@ -220,7 +220,7 @@ NETS = {
     "share": (
         None,
         "[convolutional]\nfilters=2\n[convolutional]\nfilters=3\nshare_index=0",
-        "layer 0 has no weights of the same size",
+        "cannot share the weights of layer 0, which has none of the same size",
     ),
 }
 

@@ -10,10 +10,11 @@ import numpy as np
 from ..errors import CfgError
 from ..graph import Node
 from ..layers import Layer
+from ..layers.anchors import AnchorHead
 from ..layers.detection import Detection
 from ..layers.gaussian_yolo import GaussianYolo
 from ..layers.region import Region
-from ..layers.yolo import AnchorHead, Yolo
+from ..layers.yolo import Yolo
 from .graph import Graph
 from .lower import Arrays, lower, softmax
 

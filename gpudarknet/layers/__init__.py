@@ -1,39 +1,11 @@
-"""The layers, one file per [section]; importing this package fills `base.SECTIONS`."""
+"""The layers, one module per [section]. Importing this package imports them all, which fills `SECTIONS`."""
 
-from . import (
-    activation,
-    avgpool,
-    batchnorm,
-    connected,
-    conv_lstm,
-    convolutional,
-    crop,
-    detection,
-    dropout,
-    empty,
-    gaussian_yolo,
-    implicit,
-    local,
-    local_avgpool,
-    maxpool,
-    normalization,
-    recurrent,
-    region,
-    reorg,
-    route,
-    sam,
-    scale_channels,
-    shortcut,
-    softmax,
-    sort_shortcut,
-    upsample,
-    yolo,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from .base import SECTIONS, DetectionHead, ForwardContext, Layer, LossContext, Shape, ShapeError
 
-__all__ = [
-    "SECTIONS", "DetectionHead", "ForwardContext", "Layer", "LossContext", "Shape", "ShapeError",
-    "activation", "avgpool", "batchnorm", "connected", "conv_lstm", "convolutional", "crop", "detection", "dropout",
-    "empty", "gaussian_yolo", "implicit", "local", "local_avgpool", "maxpool", "normalization", "recurrent", "region",
-    "reorg", "route", "sam", "scale_channels", "shortcut", "softmax", "sort_shortcut", "upsample", "yolo",
-]  # fmt: skip
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["SECTIONS", "DetectionHead", "ForwardContext", "Layer", "LossContext", "Shape", "ShapeError"]

@@ -72,10 +72,14 @@ class Layer:
     unsupported: ClassVar[frozenset[str]] = frozenset()
     fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
     names_sources: ClassVar[bool] = False  # the layer table shows which layers it reads, not their size
-    head: ClassVar[bool] = False  # its output is a result of the network, wherever it stands
+    head: ClassVar[bool] = False  # its output is always a result of the network
+    has_output: ClassVar[bool] = True  # False: its output is never a result of the network
     has_loss: ClassVar[bool] = False  # it has a `loss`
-    weight_decay_params: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that training draws to 0
-    grad_clip: ClassVar[float] = float("inf")  # the largest gradient that training takes, per weight
+    loss_reads_input: ClassVar[bool] = False  # its `loss` uses x
+    loss_missing: ClassVar[bool] = False  # it has a loss in Darknet that is not implemented here
+    weight_decay_params: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that weight decay applies to
+    grad_clip: ClassVar[float] = float("inf")  # training clips the gradient of each weight to +-grad_clip
+    uses_adam: ClassVar[bool] = False  # adam=1 in [net] applies to it; the other layers keep SGD
 
     # keys that Darknet reads in every section
     clip: float = 0.0
@@ -109,6 +113,18 @@ class Layer:
     def weights(self, *inputs: Shape) -> list[Weight]:
         """Return its arrays in the order of the .weights file."""
         return []
+
+    def weights_owner(self, index: int) -> int:
+        """Return the layer whose weights it uses: itself, layer `index`, unless it shares those of an earlier layer."""
+        return index
+
+    def shared_weights(self, *inputs: Shape) -> list[Weight]:
+        """Return the arrays that it needs from another `weights_owner`."""
+        return []
+
+    def unpack(self, name: str, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the array `name` of this shape from its values in a .weights file."""
+        return flat.reshape(shape)
 
     def flops(self, *inputs: Shape) -> float:
         """Return the operations for one image, counted as Darknet counts them (its BFLOPS column times 1e9)."""
@@ -168,14 +184,6 @@ def total(a: Any, axis: int | tuple[int, ...]) -> Any:
 def absolute(index: int, reference: int) -> int:
     """Return the layer that a cfg names: negative counts back from `index`, else it is the number itself."""
     return index + reference if reference < 0 else reference
-
-
-def anchor_sizes(given: Sequence[float] | None, count: int) -> np.ndarray:
-    """Return `count` anchors (count, 2) as widths and heights; 0.5 where the cfg gives none."""
-    flat = np.full(2 * count, 0.5, np.float32)
-    numbers = np.array(given or (), np.float32)[: flat.size]
-    flat[: numbers.size] = numbers
-    return flat.reshape(-1, 2)
 
 
 def same_size(inputs: Sequence[Shape]) -> None:

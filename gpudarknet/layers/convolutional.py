@@ -15,6 +15,7 @@ from .base import (
     Shape,
     ShapeError,
     Weight,
+    absolute,
     accumulate,
     ones,
     uniform,
@@ -35,6 +36,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     ignored = frozenset(
         "cbn grad_centr angle stream wait_stream bin_output dot sway rotate stretch stretch_sway".split()
     )
+    uses_adam = True
     unsupported = frozenset({"coordconv", "assisted_excitation", "reverse"})
 
     filters: int = 1
@@ -104,8 +106,21 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         return self.filters, OH, OW
 
     def weights(self, *inputs: Shape) -> list[Weight]:
-        if self.share_index is not None:
-            return []
+        return [] if self.share_index is not None else self.all_weights(*inputs)
+
+    def shared_weights(self, *inputs: Shape) -> list[Weight]:
+        return [] if self.share_index is None else self.all_weights(*inputs)
+
+    def weights_owner(self, index: int) -> int:
+        return index if self.share_index is None else absolute(index, self.share_index)
+
+    def unpack(self, name: str, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if name == "kernel" and self.flipped:  # stored as [taps][filters]
+            return np.ascontiguousarray(flat.reshape(-1, shape[0]).T).reshape(shape)
+        return flat.reshape(shape)
+
+    def all_weights(self, *inputs: Shape) -> list[Weight]:
+        """Return the arrays that `forward` uses, whether they are its own or shared."""
         F, C = self.filters, inputs[0][0] // self.parts
         found: list[Weight] = [("bias", (F,), zeros)]
         if self.batch_normalize:

@@ -18,8 +18,9 @@ class Empty(Layer, section="empty", aliases=("silence",)):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Empty, section="contrastive"):
-    """Pass the input on; in Darknet a loss on embeddings, which needs tracks and is not offered.   (C, H, W) -> same"""
+    """Pass the input on. In Darknet a loss on embeddings, which is not implemented here.   (C, H, W) -> same"""
 
+    loss_missing = True
     ignored: ClassVar[frozenset[str]] = frozenset(
         "classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split()
     )

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..ops import yolo
+from .anchors import AnchorHead
 from .base import ForwardContext, LossContext
-from .yolo import AnchorHead
 from .yolo_loss import anchor_loss
 
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ..boxes import iou
 from ..ops import norm, yolo
-from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError, anchor_sizes
+from .anchors import anchor_sizes
+from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
+from .box_loss import focal
 from .class_tree import ClassMap, Tree
-from .region_loss import region_loss
+
+ANCHOR_PRIOR_IMAGES = 12800  # for so many images, all boxes are also pulled towards their anchors
+CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +122,86 @@ class Region(DetectionHead, section="region"):
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
         return region_loss(self, y, truth, ctx)
+
+
+def slope(y: np.ndarray) -> np.ndarray:
+    """Return the derivative of the sigmoid whose value is y."""
+    return (1 - y) * y
+
+
+def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    """Return (cost, delta) as forward_region_layer does.
+
+    y (N, C, H, W) in [cell][anchor][entry] order, truth (N, boxes*6); delta in the order of y.
+    """
+    N, _, H, W = y.shape
+    A, o = head.num, head.coords
+    v = y.reshape(N, H, W, A, -1)
+    d = np.zeros_like(v)
+    anchors = head.sizes() / np.array([W, H], np.float32)
+    cells = np.stack(np.meshgrid(np.arange(W), np.arange(H)), axis=-1).astype(np.float32)[:, :, None]  # (H, W, 1, 2)
+    grid = np.array([W, H], np.float32)
+    place = 1 / (1 + np.exp(-v[..., :2]))
+    boxes = np.concatenate([(place + cells) / grid, np.exp(v[..., 2:4]) * anchors], axis=-1)
+
+    def box_delta(at: tuple[int, ...], box: np.ndarray, scale: float) -> None:
+        """Move the box at (n, j, i, a) towards a truth (x, y, w, h)."""
+        n, j, i, a = at
+        p = place[at]
+        d[at][:2] = scale * (box[:2] * grid - (i, j) - p) * slope(p)
+        d[at][2:4] = scale * (np.log(box[2:] / anchors[a]) - v[at][2:4])
+
+    def class_delta(at: tuple[int, ...], k: int, scale: float) -> None:
+        """Raise class k of a slot and lower the others; in a tree, at every level from k up to the root."""
+        out, dk = v[at][o + 1 :], d[at][o + 1 :]
+        if head.tree is None:
+            dk[:] = scale * (0 - out)
+            dk[k] = scale * (1 - out[k])
+            if head.focal_loss:
+                dk *= focal(out[k])
+            return
+        starts = (*head.tree.starts, head.classes)
+        while k >= 0:
+            group = int(np.searchsorted(starts, k, side="right")) - 1
+            siblings = slice(starts[group], starts[group + 1])
+            dk[siblings] = scale * (0 - out[siblings])
+            dk[k] = scale * (1 - out[k])
+            k = head.tree.parents[k]
+
+    for n, rows in enumerate(truth.reshape(N, -1, 6)):
+        ends = np.flatnonzero(rows[:, 0] == 0)
+        rows = rows[: ends[0] if ends.size else None][: head.max]
+        if head.tree is not None and len(only := rows[(rows[:, 0] > CLASS_ONLY) & (rows[:, 1] > CLASS_ONLY)]):
+            k = int(only[0, 4])
+            p = v[n, ..., o] * head.tree.hierarchy(v[n, ..., o + 1 :])[..., k]
+            class_delta((n, *np.unravel_index(p.argmax(), p.shape)), k, head.class_scale)
+            continue
+        rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.classes)]
+        classes = rows[:, 4].astype(int)
+        if head.map is not None:
+            classes = np.array(head.map, int)[classes]
+        out = v[n, ..., o]
+        like = iou(boxes[n][..., None, :], rows[:, :4]) if len(rows) else np.zeros((*out.shape, 1), np.float32)
+        best = like.max(axis=-1)
+        aim = best if head.classfix == -1 else 0
+        d[n, ..., o] = head.noobject_scale * (aim - out) * slope(out)
+        if head.classfix != -1:
+            close = best > head.thresh
+            d[n, ..., o][close] = 0
+            if head.classfix > 0:
+                for j, i, a in np.argwhere(close):
+                    scale = head.class_scale * (float(out[j, i, a]) if head.classfix == 2 else 1)
+                    class_delta((n, j, i, a), classes[like[j, i, a].argmax()], scale)
+        if ctx.seen < ANCHOR_PRIOR_IMAGES:
+            d[n, ..., :2] = 0.01 * (0.5 - place[n]) * slope(place[n])
+            d[n, ..., 2:4] = 0.01 * (0 - v[n, ..., 2:4])
+        for box, k in zip(rows[:, :4], classes, strict=True):
+            i, j = (min(max(int(p * size), 0), size - 1) for p, size in zip(box[:2], (W, H), strict=True))
+            shapes = np.zeros((A, 4), np.float32)
+            shapes[:, 2:] = anchors if head.bias_match else boxes[n, j, i, :, 2:]
+            at = n, j, i, int(iou(shapes, box * np.array([0, 0, 1, 1], np.float32)).argmax())
+            box_delta(at, box, head.coord_scale)
+            wanted = iou(boxes[at], box) if head.rescore else 1
+            d[at][o] = head.object_scale * (wanted - v[at][o]) * slope(v[at][o])
+            class_delta(at, int(k), head.class_scale)
+    return float((d.astype(np.float64) ** 2).sum()), d.reshape(y.shape)

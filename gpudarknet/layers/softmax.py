@@ -60,7 +60,9 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
 class Cost(Layer, section="cost"):
     """Compare with the truth in training. Without one its output is 0, as in Darknet.   (C, H, W) -> same"""
 
+    has_output = False
     has_loss = True
+    loss_reads_input = True
     fallback: ClassVar[dict[str, str]] = {"type": "sse"}
     ignored = frozenset({"ratio"})
 

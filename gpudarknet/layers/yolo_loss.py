@@ -8,16 +8,14 @@ the cross entropy). Entry 0, step, 2*step, 3*step of an anchor are its box, then
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..boxes import iou
+from .anchors import AnchorHead
 from .base import LossContext
 from .box_loss import LIKENESS, box_delta, focal
-
-if TYPE_CHECKING:
-    from .yolo import AnchorHead
 
 
 @dataclass

@@ -117,9 +117,7 @@ def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, 
     """Give numbers their shape; undo the two ways in which old files hold a kernel transposed."""
     if transposed and len(shape) == 2 and name.endswith("kernel"):  # a connected matrix, [inputs][outputs]
         return np.ascontiguousarray(flat.reshape(shape[::-1]).T)
-    if name == "kernel" and getattr(layer, "flipped", False):  # [taps][filters]
-        return np.ascontiguousarray(flat.reshape(-1, shape[0]).T).reshape(shape)
-    return flat.reshape(shape)
+    return layer.unpack(name, flat, shape)
 
 
 def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:

@@ -1,0 +1,85 @@
+"""What detection heads with anchor boxes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from .base import DetectionHead, Shape, ShapeError
+from .class_tree import ClassMap
+
+MAX_ANCHORS = 1 << 16  # a limit for what a hostile cfg asks for
+
+
+def anchor_sizes(given: Sequence[float] | None, count: int) -> np.ndarray:
+    """Return `count` anchors (count, 2) as widths and heights; 0.5 where the cfg gives none."""
+    flat = np.full(2 * count, 0.5, np.float32)
+    numbers = np.array(given or (), np.float32)[: flat.size]
+    flat[: numbers.size] = numbers
+    return flat.reshape(-1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorHead(DetectionHead):
+    """What [yolo] and [Gaussian_yolo] share: anchors in pixels of the network input, of which `mask` names this head's."""
+
+    ignored = frozenset(
+        "track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer".split()
+    )
+    fallback: ClassVar[dict[str, str]] = {"iou_loss": "iou", "iou_thresh_kind": "iou", "nms_kind": "default"}
+    box: ClassVar[int]  # numbers per anchor beside the classes
+
+    num: int = 1
+    mask: tuple[int, ...] | None = None  # default: all anchors
+    anchors: tuple[float, ...] | None = None
+    scale_x_y: float = 1.0
+    objectness_smooth: int = 0
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    delta_normalizer: float = 1.0
+    iou_loss: Literal["mse", "giou", "diou", "ciou", "iou"] = "mse"
+    iou_thresh_kind: Literal["mse", "giou", "diou", "ciou", "iou"] = "iou"
+    iou_thresh: float = 1.0
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    label_smooth_eps: float = 0.0
+    max_delta: float = float("inf")
+    counters_per_class: tuple[float, ...] | None = None
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    map: ClassMap | None = None
+
+    @property
+    def count(self) -> int:
+        """How many anchors there are: num, or more where mask names further ones that the cfg lists (a published one does)."""
+        return max(self.num, min(max(self.used, default=-1) + 1, len(self.anchors or ()) // 2))
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The anchors of this head, as numbers into all anchors."""
+        return self.mask if self.mask is not None else tuple(range(self.num))
+
+    def sizes(self) -> np.ndarray:
+        """Return all anchors (count, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
+        return anchor_sizes(self.anchors, self.count)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        C, H, W = inputs[0]
+        if self.count > MAX_ANCHORS:
+            raise ShapeError(f"num={self.num} anchors are more than the {MAX_ANCHORS} that any network needs")
+        if self.classes < 1 or not self.used or min(self.used) < 0 or max(self.used) >= self.count:
+            raise ShapeError(
+                f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.count - 1}"
+            )
+        wanted = len(self.used) * (self.classes + self.box)
+        if wanted != C:
+            raise ShapeError(
+                f"{len(self.used)} anchors and {self.classes} classes need {wanted} input channels, there are {C};"
+                f" set filters={wanted} in the layer before it"
+            )
+        return inputs[0]
