@@ -65,9 +65,7 @@ def plan(
     from gpudarknet.plan import cpu
     from gpudarknet.plan.cuda import program as cuda
 
-    be = network.backend
-    sizes = network.net.input, len(x), be, precision
-    program: Any = network.program_cache.program(network.nodes, network.weights, network.heads, *sizes)
+    program: Any = network.program(len(x), precision)
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
     steps = program.plan.steps if on_cpu else program.steps

@@ -6,10 +6,10 @@ det = gd.Detector("yolov4-tiny.cfg", "yolov4-tiny.weights", "coco.names")
 det.detect("photo.jpg")
 """
 
-from . import backend
+from . import backend, export
 from .detector import Detection, Detector
 from .network import Network, load_network
 from .train import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Detection", "Detector", "Network", "Trainer", "__version__", "backend", "load_network"]
+__all__ = ["Detection", "Detector", "Network", "Trainer", "__version__", "backend", "export", "load_network"]

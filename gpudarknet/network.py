@@ -12,7 +12,7 @@ import numpy as np
 
 from . import backend as backends
 from . import cfg, summary
-from .backend import Backend
+from .backend import Backend, Program
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
@@ -143,14 +143,12 @@ class Network:
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
         if precision not in ("fp32", "tf32", "fp16"):
             raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
-        be = self.backend
-        planned = engine == "plan" and (be.cublas is not None or (be.xp is np and be.launch is None))
-        if not (planned and isinstance(x, ImageBatch)):
+        compiled = engine == "plan" and self.backend.executor is not None
+        if not (compiled and isinstance(x, ImageBatch)):
             x = self.input(x)
-        if planned:
-            sizes = (self.net.input, len(x))
+        if compiled:
             with self.on_device():
-                return self.program_cache.program(self.nodes, self.weights, self.heads, *sizes, be, precision).run(x)
+                return self.program(len(x), precision).run(x)
         found: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
@@ -159,6 +157,21 @@ class Network:
 
         self.forward(x, ForwardContext(), keep)
         return [found[index] for index in self.heads]
+
+    def program(self, batch: int = 1, precision: str = "fp32") -> Program:
+        """Return the program that `predict` runs for a batch: the network compiled for its input shape by the backend's executor.
+
+        Raises BackendError.
+        """
+        be, shape = self.backend, self.net.input
+        precision = be.supported_precision(precision)
+        with self.on_device():
+            return self.program_cache.get(
+                (shape, batch, precision),
+                lambda packed_weights: be.compile_program(
+                    self.nodes, self.weights, self.heads, shape, batch, precision, packed_weights
+                ),
+            )
 
     def trace(self, x: Any) -> list[np.ndarray]:
         """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) on the host."""

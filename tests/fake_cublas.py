@@ -3,7 +3,7 @@
 Matrices are column by column, as there: op(A) is (m, k), op(B) is (k, n), C is (m, n), and number (i, j) of a matrix lies at
 i + j * ld. What cuBLAS would refuse as INVALID_VALUE is refused.
 
-    be = Backend("host-cuda", numpy, host_cuda.launcher(), FakeCublas().open)
+    be = Backend("host-cuda", numpy, host_cuda.launcher(), FakeCublas().open, "cuda")
 """
 
 from __future__ import annotations

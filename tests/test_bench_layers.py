@@ -16,7 +16,7 @@ from gpudarknet.io import resources
 @pytest.fixture
 def network(be):
     if be.name == "host-cuda":
-        be = conftest.Poisoned("host-cuda", np, be.launch, FakeCublas().open)
+        be = conftest.Poisoned("host-cuda", np, be.launch, FakeCublas().open, "cuda")
     found = load_network(resources.bundled_cfg("yolov4-tiny"), backend=be, width=64, height=32)
     seeded.fill(found)
     return found

@@ -16,7 +16,7 @@ from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, ForwardContext
 from gpudarknet.train import Trainer
 
-NUMPY = Backend("numpy", np)
+NUMPY = Backend("numpy", np, executor="cpu")
 
 
 @pytest.fixture(params=["cuda"])

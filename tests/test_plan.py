@@ -226,7 +226,7 @@ def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
     net.program_cache.clear()
     assert not np.allclose(net.predict(images(net, 1))[0], before)
     net.forward(images(net, 1), gpudarknet.layers.ForwardContext(train=True), lambda *a: None)
-    assert not net.program_cache.programs and not net.program_cache.prepared
+    assert not net.program_cache.programs and not net.program_cache.packed_weights
 
 
 def test_a_network_can_be_pickled():

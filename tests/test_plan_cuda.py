@@ -31,7 +31,7 @@ LIBRARY = FakeCublas()
 @cache
 def plan_backend() -> Backend:
     """NumPy arrays through the kernels and a fake cuBLAS; memory that nobody has written holds NaN."""
-    return conftest.Poisoned("host-cuda", np, conftest.backend_for("host-cuda").launch, LIBRARY.open)
+    return conftest.Poisoned("host-cuda", np, conftest.backend_for("host-cuda").launch, LIBRARY.open, "cuda")
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ class Compiling(Launcher):
 )
 def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, precision, T):
     launch, config = Compiling(), cfg.parse(text)
-    be = conftest.Poisoned("host-cuda", np, launch, LIBRARY.open)
+    be = conftest.Poisoned("host-cuda", np, launch, LIBRARY.open, "cuda")
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
     net = load_network(config, weights, backend=be, width=64, height=32)
     run = program(net, 1, precision)
@@ -646,7 +646,7 @@ def test_an_input_that_is_here_is_not_copied():
         given.append((kernel, args[0]))
         be.launch(kernel, threads, *args, block=block)
 
-    net = load_network(cfg.parse(SMALL), backend=Backend("host-cuda", np, launch, LIBRARY.open))
+    net = load_network(cfg.parse(SMALL), backend=Backend("host-cuda", np, launch, LIBRARY.open, "cuda"))
     x = network_input(net, 1)
     net.predict(x)
     assert given[0] == ("plan.from_nchw", x) and given[0][1] is x

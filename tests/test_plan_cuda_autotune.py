@@ -97,9 +97,9 @@ def test_choices_are_remembered_and_followed(be):
     net = load_network(cfg.parse(NET), backend=be)
     key = plan(net).steps[1].key(1)
     of = autotune.device(be, "fp32")
-    path = tuning.write_choices({key: "winograd"}, of)
+    path = tuning.save_tuning(of, {key: "winograd"})
     assert list(json.loads(path.read_text())) == [of]
-    assert tuning.read_choices(of) == {key: "winograd"} and tuning.read_choices(autotune.device(be, "fp16")) == {}
+    assert tuning.load_tuning(of) == {key: "winograd"} and tuning.load_tuning(autotune.device(be, "fp16")) == {}
     x = be.asarray(np.zeros((1, 3, 10, 16), np.float32))
     want = be.to_numpy(net.predict(x, engine="reference")[0])
     for precision, way in (("fp32", "winograd"), ("fp16", "patches")):
@@ -130,8 +130,8 @@ def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == "" and all(" ms" in line for line in lines[: len(BY_IMAGE)])
-    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} choices for {autotune.device(be, 'fp16')}")
+    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} algorithms for {autotune.device(be, 'fp16')}")
     assert lines[-1].startswith("CUDA, fp16, ")
-    assert len(tuning.read_choices(autotune.device(be, "fp16"))) == len(BY_IMAGE)
+    assert len(tuning.load_tuning(autotune.device(be, "fp16"))) == len(BY_IMAGE)
     assert main(["plan", "x.cfg", "-precision", "int8"]) == 2
     assert capsys.readouterr().err == "error: plan: unknown precision 'int8'; choose fp32, tf32 or fp16\n"

@@ -316,7 +316,7 @@ ODD = {"every kind": ALL_KINDS, "neighbours": NEIGHBOURS, "siblings": SIBLINGS.f
 def test_wide_accesses_are_aligned(name, precision):
     check, (W, H) = Aligned(), NETWORKS.get(name, (None, None))
     config = cfg.parse(ODD[name]) if name in ODD else thin(name)
-    net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open), width=W, height=H)
+    net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open, "cuda"), width=W, height=H)
     for way in ("patches", "winograd"):
         steps = compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps
         choices = {step.key(3): way for step in steps if isinstance(step, Convolve)}

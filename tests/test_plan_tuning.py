@@ -12,9 +12,11 @@ import gpudarknet
 from gpudarknet import cfg
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
-from gpudarknet.plan import Program, compile, tuning
+from gpudarknet.plan import Program, compile
+from gpudarknet.plan.cpu import autotune
 from gpudarknet.plan.cpu import program as cpu_program
 from gpudarknet.plan.steps import Convolve
+from gpudarknet.plan.tuning import load_tuning, save_tuning
 
 NET = """[net]
 channels=3
@@ -40,6 +42,7 @@ filters=7
 size=1
 activation=linear
 """
+DEVICE = autotune.device_name()
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    monkeypatch.setattr(tuning, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "SECONDS", 0)
     return tmp_path
 
 
@@ -59,7 +62,7 @@ def plan():
 
 def test_every_shape_is_raced_once():
     found = plan()
-    races = dict(tuning.measure(found))
+    races = dict(autotune.measure(found))
     assert (
         list(races) == list(dict.fromkeys(s.key(1) for s in found.steps if isinstance(s, Convolve))) and len(races) == 3
     )
@@ -70,22 +73,22 @@ def test_every_shape_is_raced_once():
 
 def test_choices_are_remembered_and_followed():
     found = plan()
-    assert tuning.read_choices() == {}
+    assert load_tuning(DEVICE) == {}
     key = found.steps[1].key(1)
-    path = tuning.write_choices({key: "patches"})
-    tuning.write_choices({"another": "direct"})
-    assert tuning.read_choices() == {key: "patches", "another": "direct"}
-    assert list(json.loads(path.read_text())) == [tuning.machine()]
-    methods = Program(found, tuning.read_choices()).algorithms
+    path = save_tuning(DEVICE, {key: "patches"})
+    save_tuning(DEVICE, {"another": "direct"})
+    assert load_tuning(DEVICE) == {key: "patches", "another": "direct"}
+    assert list(json.loads(path.read_text())) == [DEVICE]
+    methods = Program(found, load_tuning(DEVICE)).algorithms
     assert [methods[s] for s in found.steps] == ["patches", "patches", "patches", "direct"]
     assert Program(found).algorithms[found.steps[1]] == "winograd4"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
 def test_a_broken_file_is_as_good_as_none(text):
-    path = tuning.write_choices({})
-    path.write_text(text.replace("%s", tuning.machine()))
-    assert tuning.read_choices() == {}
+    path = save_tuning(DEVICE, {})
+    path.write_text(text.replace("%s", DEVICE))
+    assert load_tuning(DEVICE) == {}
 
 
 def test_a_choice_that_does_not_fit_is_not_followed():
@@ -110,8 +113,8 @@ def test_the_command_tunes(capsys):
     Path("x.cfg").write_text(NET)
     assert main(["plan", "x.cfg", "-tune"]) == 0
     out = capsys.readouterr().out
-    assert "3 choices for" in out and out.splitlines()[0].count(" ms") == 3
-    assert len(tuning.read_choices()) == 3
+    assert "3 algorithms for" in out and out.splitlines()[0].count(" ms") == 3
+    assert len(load_tuning(DEVICE)) == 3
 
 
 def test_the_command_refuses_no_images(capsys):
@@ -146,5 +149,5 @@ def no_memory(*args):
 def test_a_race_leaves_the_weights_alone():
     found = plan()
     before = {k: a.copy() for k, a in found.steps[1].w.items()}
-    tuning.race(found.steps[1], 1)
+    autotune.benchmark(found.steps[1], 1)
     assert all(np.array_equal(before[k], a) for k, a in found.steps[1].w.items())

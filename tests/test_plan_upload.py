@@ -218,5 +218,5 @@ def test_an_uploader_belongs_to_a_device(monkeypatch):
     monkeypatch.setattr(pictures_module, "_uploaders", {})
     be = plan_backend()
     assert pictures_module.uploader(be) is pictures_module.uploader(be)
-    other = Backend("host-cuda", np, be.launch, FakeCublas().open)
+    other = Backend("host-cuda", np, be.launch, FakeCublas().open, "cuda")
     assert pictures_module.uploader(other) is not pictures_module.uploader(be)

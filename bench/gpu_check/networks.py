@@ -134,7 +134,7 @@ def pair(
     config: cfg.Config, context: Context, width: int = 0, height: int = 0, batch: int = 2
 ) -> tuple[Network, Network, np.ndarray]:
     """Return a network with weights from a seed on the backend, the same on NumPy, and an input for both."""
-    numpy = blank(config, Backend("numpy", np), width, height)
+    numpy = blank(config, Backend("numpy", np, executor="cpu"), width, height)
     seeded.fill(numpy)
     return with_weights(numpy, context.be), numpy, seeded.picture(numpy, batch)
 

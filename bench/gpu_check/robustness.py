@@ -164,7 +164,7 @@ def dropped(context: Context) -> Row:
     be = network.backend
     if be.cublas is None:
         raise Skipped("plans run on CUDA where there is cuBLAS")
-    plan, prepared, rounds = planned(network, 1), network.program_cache.prepared, 2 if context.small else ROUNDS
+    plan, prepared, rounds = planned(network, 1), network.program_cache.packed_weights, 2 if context.small else ROUNDS
     x = be.asarray(seeded.picture(network))
     want = numpy_of(network, cuda.Program(plan, be, "fp32", prepared).run(x))
     context.wait()

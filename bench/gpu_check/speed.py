@@ -183,7 +183,7 @@ def variant(context: Context, subject: Subject, name: str) -> Row:
     if be.cublas is None:
         raise Skipped("plans run on CUDA where there is cuBLAS")
     plan, x = planned(network, subject.batch), be.asarray(seeded.picture(network, subject.batch))
-    options, prepared = variants(plan, subject.precision)[name], network.program_cache.prepared
+    options, prepared = variants(plan, subject.precision)[name], network.program_cache.packed_weights
     want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, prepared).run(x)]
     program = cuda.Program(plan, be, subject.precision, prepared, **options)
     got = [be.to_numpy(y) for y in program.run(x)]

@@ -39,7 +39,7 @@ def forward_of(context: Context, network: str, size: int, precision: str) -> Cal
     torch = torch_module(context)
     device = "cuda" if context.backend == "cupy" else "cpu"
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    host = with_weights(opened(network, context, size), Backend("numpy", np))
+    host = with_weights(opened(network, context, size), Backend("numpy", np, executor="cpu"))
     return torch_network.build(host, torch, device, dtype, torch.channels_last)
 
 

@@ -50,7 +50,7 @@ def tune(context: Context, subject: Subject) -> Row:
     }
     outputs = []
     for kind, chosen in (("rule", {}), ("measured", choices)):
-        program = cuda.Program(plan, be, precision, network.program_cache.prepared, chosen)
+        program = cuda.Program(plan, be, precision, network.program_cache.packed_weights, chosen)
         outputs.append([be.to_numpy(y) for y in program.run(x)])
         rate = image_rate(lambda: program.run(x), wait_for(context), subject.batch, context)  # noqa: B023
         row[kind] = rate | replayed(program, context)

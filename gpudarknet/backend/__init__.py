@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,19 +46,56 @@ NO_DRIVER = "there is no NVIDIA driver; where there is an NVIDIA GPU, install it
 NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
+class Program(Protocol):
+    """A network compiled for one input shape and batch."""
+
+    def run(self, x: Any) -> list[Any]:
+        """Return the heads' outputs for x (N, C, H, W)."""
+
+
+class CompileProgram(Protocol):
+    """Compile layers (`graph.Node`) for `batch` images of `shape` (C, H, W). heads: the layers whose outputs are returned.
+
+    packed_weights: a cache for weights in the executor's own layouts; programs of one network share it.
+    """
+
+    def __call__(
+        self, be: Backend, nodes: Sequence[Any], weights: Sequence[dict[str, Any]], heads: Sequence[int],
+        shape: tuple[int, int, int], batch: int, precision: str, packed_weights: dict[Any, Any],
+    ) -> Program: ...  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Compiles networks into programs. precisions: those it computes in; it computes in the first when asked for another."""
+
+    compile: CompileProgram
+    precisions: tuple[str, ...] = ("fp32",)
+
+
+_executors: dict[str, Executor] = {}
+
+
+def register_executor(name: str, executor: Executor) -> None:
+    """Register the executor that backends refer to by name. The modules that implement one call this when imported."""
+    _executors[name] = executor
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array module, and how to launch a kernel on its arrays.
 
     `launch(kernel, threads, *args, block=256)` runs `kernels/FILE.cu`'s kernel "FILE.NAME" on at least `threads` CUDA
     threads; it is None where there are no kernels, and ops then run their array-language definitions.
-    `cublas(stream, workspace)` opens a `cublas.Handle`, with which and with `launch` plans run on CUDA; None: they do not.
+    `cublas(stream, workspace)` opens a `cublas.Handle`. `executor` names the registered executor that compiles networks for
+    this backend; without one, networks run layer by layer.
     """
 
     name: str
     xp: ModuleType
     launch: Callable[..., None] | None = None
     cublas: Callable[[int, tuple[int, int]], Any] | None = None
+    executor: str | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Allocate an array without writing to it."""
@@ -69,6 +106,23 @@ class Backend:
         """Allocate an array of zeros."""
         with self.guard():
             return self.xp.zeros(shape, dtype)
+
+    def supported_precision(self, precision: str) -> str:
+        """Return `precision` if the executor computes in it, else the executor's default."""
+        known = self._executor().precisions
+        return precision if precision in known else known[0]
+
+    def compile_program(
+        self, nodes: Sequence[Any], weights: Sequence[dict[str, Any]], heads: Sequence[int],
+        shape: tuple[int, int, int], batch: int, precision: str, packed_weights: dict[Any, Any],
+    ) -> Program:  # fmt: skip
+        """Compile a network with this backend's executor; see `CompileProgram`. Raises BackendError."""
+        return self._executor().compile(self, nodes, weights, heads, shape, batch, precision, packed_weights)
+
+    def _executor(self) -> Executor:
+        if self.executor not in _executors:
+            raise BackendError(f"backend '{self.name}': executor '{self.executor}' is not registered")
+        return _executors[self.executor]
 
     def guard(self) -> Guard:
         """Return a context whose work raises OutOfMemoryError where CuPy says that the device's memory is full."""
@@ -222,21 +276,21 @@ def get(name: str | Backend = "auto") -> Backend:
     if asked not in CHOICES:
         raise BackendError(f"{place}: unknown backend '{asked}'; choose one of {', '.join(CHOICES)}")
     if asked == "numpy":
-        return Backend("numpy", np)
+        return Backend("numpy", np, executor="cpu")
     if asked == "onnxruntime":
         for package in ("onnx", "onnxruntime"):
             if importlib.util.find_spec(package) is None:
                 raise BackendError(
                     f"{place}: 'onnxruntime' cannot run here: {package} is not installed; pip install \"gpudarknet[cpu]\""
                 )
-        return Backend("onnxruntime", np)
+        return Backend("onnxruntime", np, executor="onnxruntime")
     why = why_no_cupy()
     if why is None:
         return _cupy()
     if asked == "cupy":
         raise BackendError(f"{place}: 'cupy' cannot run here: {why}")
     _warn_unused(why)
-    return Backend("numpy", np)
+    return Backend("numpy", np, executor="cpu")
 
 
 @cache
@@ -245,7 +299,7 @@ def _cupy() -> Backend:
 
     from . import cublas, cuda
 
-    return Backend("cupy", cupy, cuda.launcher(), cublas.Handle)
+    return Backend("cupy", cupy, cuda.launcher(), cublas.Handle, executor="cuda")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`plan`: how a network is compiled for one input shape, and which ways to convolve are fastest here."""
+"""`plan`: how a network is compiled for one input shape, and which convolution algorithms are fastest here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .arguments import Command, Flag, UsageError
 def plan(args: Any) -> None:
     """Print the plan that the backend runs: steps, what is fused into them, memory; with -tune, measure first."""
     from ..network import load_network
-    from ..plan import Program, compile, cuda, tuning
-    from ..plan.cuda import autotune
+    from ..plan import compile, cpu, cuda
+    from ..plan.tuning import load_tuning
 
     if args.batch < 1:
         raise UsageError(f"plan: -batch is a number of images from 1 on, found {args.batch}")
@@ -27,21 +27,22 @@ def plan(args: Any) -> None:
     if why and args.tune:
         raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
     net = load_network(resources.bundled_cfg(args.words[0]), backend=be, batch=args.batch, **size)
-    found = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
-    if be.cublas is None:
+    compiled = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
+    if be.executor != "cuda":
+        name = cpu.autotune.device_name()
         if args.tune:
-            races = ((key, min(times, key=times.__getitem__), times) for key, times in tuning.measure(found))
-            remember(races, tuning.machine())
-        print(Program(found, tuning.read_choices()).describe())
+            results = ((key, min(t, key=t.__getitem__), t) for key, t in cpu.autotune.measure(compiled))
+            store(results, name)
+        print(cpu.Program(compiled, load_tuning(name)).describe())
         return
     if why:
-        print(cuda.Program(found, be, args.precision).describe())
+        print(cuda.Program(compiled, be, args.precision).describe())
         print(f"not run: {why}")
         return
-    of = autotune.device(be, args.precision)
+    name = cuda.autotune.device(be, args.precision)
     if args.tune:
-        remember(autotune.measure(found, be, args.precision), of)
-    print(cuda.Program(found, be, args.precision, choices=tuning.read_choices(of)).describe())
+        store(cuda.autotune.measure(compiled, be, args.precision), name)
+    print(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)).describe())
 
 
 def device(args: Any) -> tuple[Backend, str]:
@@ -60,16 +61,15 @@ def device(args: Any) -> tuple[Backend, str]:
     return inputs.get_backend(args), ""
 
 
-def remember(races: Iterable[tuple[str, str, dict[str, float]]], of: str) -> None:
-    """Print races as they are run, (key, choice, seconds by way), and remember the choices for a device."""
-    from ..plan import tuning
+def store(results: Iterable[tuple[str, str, dict[str, float]]], device: str) -> None:
+    """Print measurements as they are made, (key, fastest, seconds by algorithm), and store the fastest in the tuning file."""
+    from ..plan.tuning import save_tuning
 
-    choices = {}
-    for key, choice, times in races:
-        choices[key] = choice
-        ways = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
-        print(f"{key}: {ways}")
-    print(f"{tuning.write_choices(choices, of)}: {len(choices)} choices for {of}")
+    algorithms = {}
+    for key, algorithms[key], times in results:
+        listed = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
+        print(f"{key}: {listed}")
+    print(f"{save_tuning(device, algorithms)}: {len(algorithms)} algorithms for {device}")
 
 
 COMMANDS = (
@@ -83,7 +83,7 @@ COMMANDS = (
             Flag("height", int, None, "pixels; default: the cfg's"),
             Flag("batch", int, 1, "images at a time"),
             Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
-            Flag("tune", bool, False, "measure the ways to convolve first, and remember the fastest"),
+            Flag("tune", bool, False, "measure the convolution algorithms first, and store the fastest"),
             Flag(
                 "device",
                 str,

@@ -10,15 +10,13 @@ Batch norm is folded into the convolutions, weighted shortcuts keep their weight
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import DataError
 from ..io.atomic import atomic_write
+from ..network import Network
 from .model import model
 from .program import Program
-
-if TYPE_CHECKING:  # networks may run by this folder's Program, so it stands below them
-    from ..network import Network
 
 __all__ = ["Program", "onnx_model", "write_onnx"]
 

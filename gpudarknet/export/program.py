@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ..backend import Backend, Executor, register_executor
 from ..graph import Node
 from ..layers import Shape
 from .lower import Arrays
@@ -31,3 +33,14 @@ class Program:
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """Return the heads' outputs for x (N, C, H, W); they are the caller's."""
         return self.session.run(None, {INPUT: x})
+
+
+def compile_program(
+    be: Backend, nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[int],
+    shape: Shape, batch: int, precision: str, packed_weights: dict[Any, Any],
+) -> Program:  # fmt: skip
+    """Compile a network for ONNX Runtime."""
+    return Program(nodes, weights, heads, shape, batch)
+
+
+register_executor("onnxruntime", Executor(compile_program))

@@ -1,79 +1,54 @@
-"""The programs of one network: compiled when first needed, kept while the weights stay."""
+"""The compiled programs of one network, and the packed weights they share."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-from .. import export
-from ..backend import Backend
+from ..backend import Program
 from ..errors import BackendError
-from ..graph import Node
 from ..layers import Shape
-from . import cuda
-from .compile import compile
-from .cpu.program import Prepared, Program
-from .cuda import autotune
-from .steps import Plan
-from .tuning import read_choices
 
-KEPT = 4  # programs: shapes and batches in use at a time
-_lock = threading.Lock()  # one for all engines, so that networks can be copied and sent to other processes
+CAPACITY = 4  # programs: input shapes, batches and precisions in use at a time
+Key = tuple[Shape, int, str]  # input shape (C, H, W), batch, precision
+_lock = threading.Lock()  # shared by all caches, so that a cache can be copied and pickled
 
 
 class ProgramCache:
-    """Runs a network by plans, one per input shape, batch and precision. The prepared weights are shared."""
+    """The programs used last, one per input shape, batch and precision.
+
+    packed_weights: weights in the layouts that the programs use; programs of one network share them.
+    """
 
     def __init__(self) -> None:
-        self.programs: dict[tuple[Shape, int, str], Program | cuda.Program | export.Program] = {}
-        self.prepared: dict[tuple[int, str], Prepared] = {}
+        self.programs: dict[Key, Program] = {}
+        self.packed_weights: dict[Any, Any] = {}
 
     def clear(self) -> None:
-        """Drop everything that was made from the weights: they have changed."""
+        """Drop everything made from the weights, because they have changed."""
         with _lock:
-            self.programs, self.prepared = {}, {}  # another thread may be in a program, which keeps its weights
+            self.programs, self.packed_weights = {}, {}  # another thread may still run a program; it keeps its weights
 
-    def program(
-        self,
-        nodes: Sequence[Node],
-        weights: Sequence[dict[str, Any]],
-        heads: Sequence[int],
-        shape: Shape,
-        batch: int,
-        be: Backend | None = None,
-        precision: str = "fp32",
-    ) -> Program | cuda.Program | export.Program:
-        """Return the program for `batch` images of `shape` (C, H, W): on CUDA if `be` has cuBLAS, else on NumPy.
+    def get(self, key: Key, compile: Callable[[dict[Any, Any]], Program]) -> Program:
+        """Return the program for a key; if there is none, call `compile(packed_weights)`.
 
-        A backend called onnxruntime has its own programs.
+        If that raises BackendError, drop the other programs, whose arenas may take the memory it needs, and try once more.
         """
-        on_cuda = be is not None and be.cublas is not None
-        key = (shape, batch, precision if on_cuda else "fp32")
         with _lock:
-            found = self.programs.pop(key, None)
-            if found is None and be is not None and be.name == "onnxruntime":
-                found = export.Program(nodes, weights, heads, shape, batch)
-            elif found is None:
-                plan = compile(nodes, weights, heads, shape, batch)
-                if be is not None and on_cuda:
-                    found = self._on_cuda(plan, be, precision)
-                else:
-                    found = Program(plan, read_choices(), self.prepared)
-            self.programs[key] = found  # the latest stands last
-            while len(self.programs) > KEPT:
+            program = self.programs.pop(key, None)
+            if program is None:
+                try:
+                    program = compile(self.packed_weights)
+                except BackendError:
+                    if not self.programs:
+                        raise
+                    self.programs.clear()
+                    program = compile(self.packed_weights)
+            self.programs[key] = program  # the most recently used is last
+            while len(self.programs) > CAPACITY:
                 del self.programs[next(iter(self.programs))]
-            return found
-
-    def _on_cuda(self, plan: Plan, be: Backend, precision: str) -> cuda.Program:
-        choices = read_choices(autotune.device(be, precision))
-        try:
-            return cuda.Program(plan, be, precision, self.prepared, choices)
-        except BackendError:
-            if not self.programs:
-                raise
-            self.programs.clear()  # the arenas of other shapes and batches may be what is in the way
-            return cuda.Program(plan, be, precision, self.prepared, choices)
+            return program
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"programs": {}, "prepared": {}}
+        return {"programs": {}, "packed_weights": {}}

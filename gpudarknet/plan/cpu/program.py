@@ -21,7 +21,6 @@ from .command_list import Tape, Task, team
 from .convolution import Phases, pixels, window
 from .epilogue import finish, logistic
 
-Prepared = Any  # a convolution's weights and bias, as its method wants them
 BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
 
 
@@ -29,7 +28,7 @@ class Program:
     """A plan bound to an arena and to prepared weights; `run` may be called from any thread.
 
     choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule.
-    prepared: (layer, method) -> its weights, which programs of one network share.
+    packed_weights: (layer, algorithm) -> its weights, which programs of one network share.
     poison: fill the arena with NaN before each run, so that reading what no step wrote shows in the results.
     Raises BackendError where memory does not suffice.
     """
@@ -38,11 +37,11 @@ class Program:
         self,
         plan: Plan,
         choices: Mapping[str, str] | None = None,
-        prepared: dict[tuple[int, str], Prepared] | None = None,
+        packed_weights: dict[Any, Any] | None = None,
         poison: bool = False,
     ):
         self.plan, self.poison, self.team = plan, poison, team()
-        self.prepared = {} if prepared is None else prepared
+        self.packed_weights = {} if packed_weights is None else packed_weights
         self.arena = reserve(plan)
         self.algorithms = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
         with self.team:  # weights are prepared as they will be used: BLAS on one thread
@@ -53,7 +52,7 @@ class Program:
 
     def describe(self) -> str:
         """Return the plan as text, how each convolution is done, and the memory it takes."""
-        own = {id(a): a.nbytes for made in self.prepared.values() for a in made if isinstance(a, np.ndarray)}
+        own = {id(a): a.nbytes for made in self.packed_weights.values() for a in made if isinstance(a, np.ndarray)}
         sizes = (self.arena.nbytes, sum(own.values()), self.team.scratch_bytes)
         arena, weights, scratch = (f"{size / 2**20:.1f}" for size in sizes)
         return (
@@ -121,11 +120,11 @@ def _convolve(program: Program, step: Convolve) -> Phases:
     x, y = program.view(step.xs[0]), program.view(step.y)
     name = program.algorithms[step]
     method, key = METHODS[name], (step.layers[0], name)
-    if key not in program.prepared:
+    if key not in program.packed_weights:
         w = folded(step.w)
-        program.prepared[key] = method.prepare(w["kernel"], w["bias"])
+        program.packed_weights[key] = method.prepare(w["kernel"], w["bias"])
     last = partial(finish, step.epilogue, y, program.view)
-    return method.bind(step, x, y, program.prepared[key], last, program.team.size)
+    return method.bind(step, x, y, program.packed_weights[key], last, program.team.size)
 
 
 def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int], None], per_row: int) -> Phases:

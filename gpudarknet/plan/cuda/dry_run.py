@@ -47,4 +47,4 @@ def backend() -> Backend:
     }
     pool = SimpleNamespace(free_bytes=lambda: 0)
     xp: Any = SimpleNamespace(**arrays, cuda=cuda, get_default_memory_pool=lambda: pool)
-    return Backend(NAME, xp, nothing, nothing)
+    return Backend(NAME, xp, nothing, nothing, "cuda")

@@ -1,0 +1,78 @@
+"""Benchmark the convolution algorithms on this machine: `gpudarknet plan x.cfg -tune`.
+
+Tuning never runs implicitly. Without measurements `select_algorithm` goes by a rule.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...layers.convolutional import folded
+from ..steps import Activate, Convolve, Plan
+from .algorithms import METHODS
+from .command_list import team
+from .epilogue import finish
+
+SECONDS = 0.25  # for each convolution
+
+
+def device_name() -> str:
+    """Return what a measurement is valid for: processor, NumPy and its BLAS, number of threads."""
+    info: Any = np.show_config(mode="dicts")
+    blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
+    parts = (processor(), f"numpy {np.__version__}", blas.get("name"), blas.get("version"), f"{team().size} threads")
+    return ", ".join(str(part) for part in parts if part)
+
+
+@cache
+def processor() -> str:
+    """Return the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def measure(plan: Plan) -> Iterator[tuple[str, dict[str, float]]]:
+    """Benchmark every distinct convolution of a plan; yield its key and the seconds by algorithm."""
+    seen = set()
+    for step in plan.steps:
+        if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
+            seen.add(key)
+            yield key, benchmark(step, plan.batch)
+
+
+def benchmark(step: Convolve, batch: int) -> dict[str, float]:
+    """Return the shortest time in seconds of each algorithm for a step, on random maps. Algorithms are interleaved."""
+    rng, workers = np.random.default_rng(0), team()
+    (C, H, W), (F, OH, OW) = step.xs[0].shape, step.y.shape
+    x, y = rng.random((batch, H, W, C), np.float32), np.empty((batch, OH, OW, F), np.float32)
+    epilogue = [a for a in step.epilogue if isinstance(a, Activate)]
+    w = folded(step.w)
+    best: dict[str, float] = {}
+    with workers:
+        last = partial(finish, epilogue, y, lambda m: y)
+        ready = {name: m.prepare(w["kernel"], w["bias"]) for name, m in METHODS.items() if m.fits(step)}
+        ways = workers.settled(
+            lambda: {
+                name: [workers.record(tasks) for tasks in METHODS[name].bind(step, x, y, weights, last, workers.size)]
+                for name, weights in ready.items()
+            }
+        )
+        end = time.perf_counter() + SECONDS * (len(ways) > 1)
+        while True:
+            for name, phases in ways.items():
+                start = time.perf_counter()
+                workers.run(phases)
+                best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
+            if time.perf_counter() >= end:
+                return best
