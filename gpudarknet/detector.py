@@ -1,4 +1,7 @@
-"""From pictures to objects: read, resize, run, decode, suppress (test_detector in src/detector.c)."""
+"""Object detection on images: preprocess, infer, postprocess (test_detector in Darknet's src/detector.c).
+
+NMS itself is in `boxes.py`, resizing and drawing in `image/`, large images in `tiles.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ from .network import Network, load_network
 from .ops import resize
 from .plan import uploader
 
-Image = Any  # whatever `image.as_image` takes: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
-HIDDEN = "dont_show"  # a class whose name begins so is found, but not shown
+ImageSource = Any  # anything `image.as_image` accepts: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
+HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this are not reported
 
 
 @dataclass(frozen=True)
 class Detection:
     """One object of one class in one image. confidence is 0 to 1.
 
-    box: (left, top, width, height) in pixels of the image, not clipped to it. relative: (centre x, centre y, width, height)
-    as parts of the image's width and height, which is the form of Darknet's label and JSON files.
+    box: (left, top, width, height) in pixels, not clipped to the image. relative: (centre x, centre y, width, height) as
+    fractions of the image's width and height, as in Darknet's label and JSON files.
     """
 
     label: str
@@ -40,7 +43,7 @@ class Detection:
 
 
 class Detections(list[Detection]):
-    """The objects of one image, the most confident first: a list, with what other libraries take."""
+    """The objects of one image, sorted by descending confidence: a list that also converts to arrays."""
 
     @property
     def xyxy(self) -> np.ndarray:
@@ -56,11 +59,11 @@ class Detections(list[Detection]):
 
     @property
     def class_id(self) -> np.ndarray:
-        """Return the class numbers (K,)."""
+        """Return the class indices (K,)."""
         return np.array([d.class_id for d in self], int)
 
     def to_supervision(self) -> Any:
-        """Return them as supervision.Detections, with data["class_name"]. Raises DataError without that package."""
+        """Convert to supervision.Detections, with data["class_name"]. Raises DataError if supervision is not installed."""
         try:
             import supervision
         except ImportError:
@@ -74,12 +77,12 @@ class Detections(list[Detection]):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is left of an image's boxes after suppression, in Darknet's order (by the last class's probability, then the
-    one before it...).
+class ScoredBoxes:
+    """One image's boxes after NMS, with all class probabilities, in Darknet's order (by the last class's probability,
+    then the one before it...).
 
-    boxes: (K, 4) centre x, y, width, height as parts of the image. probs: (K, classes), 0 where not above the threshold.
-    width, height: of the image, in pixels.
+    boxes: (K, 4) centre x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
+    threshold. width, height: of the image, in pixels.
     """
 
     boxes: np.ndarray
@@ -89,12 +92,12 @@ class Found:
 
 
 class Detector:
-    """A network that finds objects, with its class names. `cfg` may be a loaded Network, whose weights it then shares.
+    """An object detector: a network with its class names. `cfg` may be a loaded Network, whose weights are then shared.
 
-    names: a path of a .names file, a list, or None, which makes labels such as "class 7". letterbox: keep the image's
-    proportions and fill the rest with grey, instead of stretching it; `letter_box=1` in the cfg's [net] says so too. batch,
-    width and height are those of `load_network`, precision that of `Network.predict`. Raises DataError for a network without
-    detection heads, and for too few names.
+    names: the path of a .names file, a list, or None for labels such as "class 7". letterbox: keep the aspect ratio and
+    pad with grey instead of stretching; `letter_box=1` in the cfg's [net] has the same effect. batch, width and height:
+    as in `load_network`; precision: as in `Network.predict`. Raises DataError if the network has no detection head or
+    there are too few names.
     """
 
     def __init__(
@@ -110,143 +113,153 @@ class Detector:
         precision: Literal["fp32", "tf32", "fp16"] = "fp32",
     ):
         if isinstance(names, (str, Path)):
-            names, where = read_names(names), str(names)
+            names, source = read_names(names), str(names)
         else:
-            where = "names"
+            source = "names"
         network = cfg if isinstance(cfg, Network) else load_network(cfg, weights, backend, batch, width, height)
         self.network = network
         self.head = last_head(network)
-        self.names = labels(names, self.head.labels, where, network.config.path)
+        self.names = labels(names, self.head.labels, source, network.config.path)
         self.letterbox = letterbox or bool(network.net.letter_box)
         self.precision = precision
 
-    def detect(self, image: Image, thresh: float = 0.25, nms: float = 0.45) -> Detections:
-        """Find the objects in one image, the most confident first.
+    def detect(self, image: ImageSource, thresh: float = 0.25, nms: float = 0.45) -> Detections:
+        """Detect the objects in one image, sorted by descending confidence.
 
-        image: a path, a uint8 array (H, W, 3) in RGB, or what else `image.as_image` takes. thresh: the confidence that must
-        be exceeded. nms: the overlap above which the less confident of two boxes of one class goes, 0
-        keeps all. A box that exceeds thresh for several classes gives a Detection for each. Raises ImageError.
+        image: a path, a uint8 array (H, W, 3) in RGB, or anything else that `image.as_image` accepts. thresh: only
+        objects with a higher confidence are returned. nms: of two boxes of one class that overlap by more than this, the
+        less confident one is suppressed; 0 keeps all. A box above thresh for several classes yields one Detection for
+        each. Raises ImageError.
         """
         return self.detect_batch([image], thresh, nms)[0]
 
     def detect_batch(
-        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
     ) -> list[Detections]:
-        """Find the objects in several images, of any sizes, with one forward pass; one list for each image.
+        """Detect the objects in several images, of any sizes, in one forward pass; one list per image.
 
-        batch: give the network at most so many at once, as `detect_stream` does.
+        batch: the most images per forward pass, as in `detect_stream`.
         """
-        return [self.detections(found) for found in self.find(images, thresh, nms, batch)]
+        return [self.to_detections(scored) for scored in self.detect_boxes(images, thresh, nms, batch)]
 
     def detect_stream(
-        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int = 8
+        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int = 8
     ) -> Iterator[Detections]:
-        """Find the objects in images as they come, without end if need be: a generator of one list for each, in order.
+        """Detect the objects in a stream of images, finite or not: a generator of one list per image, in order.
 
-        The network gets `batch` images at once. On a GPU it works on them while the next are read and sent there, so it gives
-        a batch's results when it has read the next; with NumPy, before. An image that cannot be read raises ImageError after the
-        results of the batches before.
+        The network processes `batch` images at a time. On a GPU, it computes one batch while the next is read and
+        uploaded, so a batch's results appear once the next batch has been read; with NumPy, at once. An unreadable image
+        raises ImageError after the results of all earlier batches.
         """
-        return (self.detections(found) for found in self._found(images, thresh, nms, batch))
+        return (self.to_detections(scored) for scored in self._stream(images, thresh, nms, batch))
 
-    def find(
-        self, images: Iterable[Image], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
-    ) -> list[Found]:
-        """As `detect_batch`, but give boxes with all their class probabilities, as arrays."""
-        return list(self._found(images, thresh, nms, batch))
+    def detect_boxes(
+        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+    ) -> list[ScoredBoxes]:
+        """Like `detect_batch`, but return boxes with all class probabilities, as arrays."""
+        return list(self._stream(images, thresh, nms, batch))
 
-    def _found(self, images: Iterable[Image], thresh: float, nms: float, batch: int | None) -> Iterator[Found]:
-        net, source, computing = self.network, iter(images), list[tuple[list[np.ndarray], list[Any]]]()
+    def _stream(
+        self, images: Iterable[ImageSource], thresh: float, nms: float, batch: int | None
+    ) -> Iterator[ScoredBoxes]:
+        net, source, pending = self.network, iter(images), list[tuple[list[np.ndarray], list[Any]]]()
 
-        def results() -> Iterator[Found]:
-            while computing:
-                pictures, outputs = computing.pop(0)
+        def results() -> Iterator[ScoredBoxes]:
+            while pending:
+                batch_images, outputs = pending.pop(0)
                 rows = net.detections(outputs, thresh)
-                yield from (self.suppress(rows[rows[:, 0] == i, 1:], p, nms) for i, p in enumerate(pictures))
+                yield from (self.postprocess(rows[rows[:, 0] == i, 1:], img, nms) for i, img in enumerate(batch_images))
 
-        while taken := list(islice(source, batch)):
+        while chunk := list(islice(source, batch)):
             try:
-                pictures = [image.as_image(one, net.channels) for one in taken]
+                batch_images = [image.as_image(one, net.channels) for one in chunk]
             except ImageError:
                 yield from results()
                 raise
-            x = self.send(pictures)
+            x = self.upload(batch_images)
             yield from results()
-            computing.append((pictures, net.predict(x, precision=self.precision)))
-            if net.backend.cublas is None:  # it has computed already
+            pending.append((batch_images, net.predict(x, precision=self.precision)))
+            if net.backend.cublas is None:  # predict was synchronous
                 yield from results()
         yield from results()
 
-    def send(self, pictures: Sequence[np.ndarray]) -> Any:
-        """Bring uint8 images (H, W, C) to the network as `rows` takes them: as `input` does, on a GPU as bytes on their way."""
+    def upload(self, images: Sequence[np.ndarray]) -> Any:
+        """Make network input of uint8 images (H, W, C), for `infer`. On a GPU: start the upload of their bytes and return.
+
+        On the CPU the same as `preprocess`.
+        """
         be = self.network.backend
         if be.cublas is None:
-            return self.input(pictures)
+            return self.preprocess(images)
         with self.network.on_device():
-            return uploader(be).upload(pictures, list(map(self._fit, pictures)))
+            return uploader(be).upload(images, list(map(self._fit, images)))
 
-    def _fit(self, picture: np.ndarray) -> tuple[int, int]:
-        (H, W), net = picture.shape[:2], self.network
-        return boxes.fit(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
+    def _fit(self, image: np.ndarray) -> tuple[int, int]:
+        (H, W), net = image.shape[:2], self.network
+        return boxes.letterbox_size(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
 
-    def input(self, pictures: Sequence[np.ndarray]) -> Any:
-        """Resize uint8 images (H, W, C) to the network's input: float32 (N, C, H, W), 0 to 1, where the network is."""
+    def preprocess(self, images: Sequence[np.ndarray]) -> Any:
+        """Resize uint8 images (H, W, C) to network input: float32 (N, C, H, W), 0 to 1, on the network's device."""
         net, be = self.network, self.network.backend
         with net.on_device():
-            fitted = [resize.network_input(be, be.asarray(p), net.width, net.height, *self._fit(p)) for p in pictures]
+            fitted = [
+                resize.network_input(be, be.asarray(img), net.width, net.height, *self._fit(img)) for img in images
+            ]
             return be.xp.stack(fitted)
 
-    def rows(self, x: Any, thresh: float) -> np.ndarray:
-        """Run the network on what `send` or `input` gives; return boxes (K, 6 + classes) as `Network.detections` does."""
+    def infer(self, x: Any, thresh: float) -> np.ndarray:
+        """Run the network on the result of `upload` or `preprocess`; return boxes (K, 6 + classes) like `Network.detections`."""
         return self.network.detections(self.network.predict(x, precision=self.precision), thresh)
 
-    def suppress(self, rows: np.ndarray, picture: np.ndarray, nms: float) -> Found:
-        """Drop doubles among one image's boxes (K, 5 + classes) and bring the rest to the image's proportions."""
-        H, W = picture.shape[:2]
+    def postprocess(self, rows: np.ndarray, image: np.ndarray, nms: float) -> ScoredBoxes:
+        """Map one image's boxes (K, 5 + classes) to image coordinates and apply NMS."""
+        H, W = image.shape[:2]
         net, probs = self.network, rows[:, 5:]
         rows = rows[(rows[:, 0] != 0) & probs.any(axis=1) & np.isfinite(rows).all(axis=1)]
-        rows = rows[np.lexsort(-rows[:, 5:].T)]  # Darknet sorts by each class in turn, so its last class rules
-        placed = boxes.to_image(rows[:, 1:5], net.width, net.height, W, H, self.letterbox)
+        rows = rows[np.lexsort(-rows[:, 5:].T)]  # Darknet sorts by each class in turn, so the last class has priority
+        xywh = boxes.to_image(rows[:, 1:5], net.width, net.height, W, H, self.letterbox)
         probs = rows[:, 5:]
         if nms:
-            probs = boxes.nms(placed, probs, nms, self.head.nms_kind, self.head.beta_nms)
+            probs = boxes.nms(xywh, probs, nms, self.head.nms_kind, self.head.beta_nms)
         kept = probs.any(axis=1)
-        return Found(placed[kept], probs[kept], W, H)
+        return ScoredBoxes(xywh[kept], probs[kept], W, H)
 
-    def detections(self, found: Found) -> Detections:
-        """Turn arrays into Detections, the most confident first; classes named dont_show... are left out."""
-        k, c = np.nonzero(found.probs)
-        order = np.argsort(-found.probs[k, c], kind="stable")
+    def to_detections(self, scored: ScoredBoxes) -> Detections:
+        """Convert arrays to Detections, sorted by descending confidence, without classes named dont_show..."""
+        k, c = np.nonzero(scored.probs)
+        order = np.argsort(-scored.probs[k, c], kind="stable")
         k, c = k[order], c[order]
-        relative = found.boxes[k].astype(float)
-        pixels = boxes.to_ltwh(relative * [found.width, found.height, found.width, found.height])
-        rows = zip(c.tolist(), found.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
+        relative = scored.boxes[k].astype(float)
+        pixels = boxes.to_ltwh(relative * [scored.width, scored.height, scored.width, scored.height])
+        rows = zip(c.tolist(), scored.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
         return Detections(
-            Detection(self.names[i], i, confidence, tuple(box), tuple(part))
-            for i, confidence, box, part in rows
-            if not self.names[i].startswith(HIDDEN)
+            Detection(self.names[i], i, confidence, tuple(box), tuple(fractions))
+            for i, confidence, box, fractions in rows
+            if not self.names[i].startswith(HIDDEN_PREFIX)
         )
 
 
 def last_head(network: Network) -> DetectionHead:
-    """Return the last layer that finds boxes: it says how to suppress, as in Darknet. Raises DataError where there is none."""
+    """Return the last detection head, which holds the NMS settings, as in Darknet. Raises DataError if there is none."""
     layers = [network.nodes[index].layer for index in network.heads]
     heads = [layer for layer in layers if isinstance(layer, DetectionHead)]
     if not heads:
         raise DataError(
-            f"{network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it finds no boxes;"
-            " a classifier is run with `gpudarknet classifier predict`"
+            f"{network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it predicts no boxes;"
+            " run a classifier with `gpudarknet classifier predict`"
         )
     if len({head.labels for head in heads}) > 1:
         counts = ", ".join(str(head.labels) for head in heads)
-        raise DataError(f"{network.config.path}: its heads differ in classes ({counts}); give them the same")
+        raise DataError(f"{network.config.path}: its heads have different class counts ({counts}); make them equal")
     return heads[-1]
 
 
-def labels(names: Sequence[str] | None, classes: int, where: str, cfg: str) -> tuple[str, ...]:
-    """Return a name for each class of a cfg: names from `where`, or "class 7". Raises DataError where there are too few."""
+def labels(names: Sequence[str] | None, classes: int, source: str, cfg: str) -> tuple[str, ...]:
+    """Return a label for each class of a cfg: `names`, read from `source`, or "class 7". Raises DataError if too few."""
     if names is None:
         return tuple(f"class {i}" for i in range(classes))
     if len(names) < classes:
-        raise DataError(f"{where}: has {len(names)} names, {cfg} has {classes} classes; use the names of its data set")
+        raise DataError(
+            f"{source}: has {len(names)} names, but {cfg} has {classes} classes; use the names of its data set"
+        )
     return tuple(names)

@@ -1,4 +1,4 @@
-"""Large pictures in tiles: small objects are seen at full size, and what a seam cuts is joined again."""
+"""Detection on large images, tile by tile: small objects are seen at full resolution, objects cut by a seam are merged."""
 
 from __future__ import annotations
 
@@ -7,54 +7,56 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import boxes
-from .detector import Detector, Found
+from .detector import Detector, ScoredBoxes
 from .errors import DataError
 
-INSIDE = 0.6  # two boxes are one object if so much of the smaller lies in the other
-ALONG = 0.5  # or if a seam cuts both, and along it their extents have this IoU
+CONTAINED = 0.6  # merge two boxes if this fraction of the smaller is inside the other
+SEAM_IOU = 0.5  # or if a seam cuts both and their extents along it have this IoU
 Tile = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-def find(
+def detect_boxes(
     detector: Detector,
-    picture: np.ndarray,
+    image: np.ndarray,
     thresh: float = 0.25,
     nms: float = 0.45,
     size: tuple[int, int] | None = None,
     overlap: float = 0.25,
     whole: bool = True,
-) -> Found:
-    """Find objects in a picture, uint8 (H, W, C), tile by tile, and in the picture as a whole for what no tile can hold.
+) -> ScoredBoxes:
+    """Detect objects in an image, uint8 (H, W, C), tile by tile and, for objects larger than a tile, in the whole image.
 
-    size: (width, height) of a tile in pixels, by default the network's input. overlap: the part that neighbours share,
-    at least 0 and below 1. whole=False leaves the whole picture out. Tiles run in batches of the detector's network.
+    size: (width, height) of a tile in pixels, by default the network's input. overlap: the fraction that neighbours
+    share, at least 0 and below 1. whole=False skips the whole image. Tiles run in batches of the network's batch size.
     """
-    H, W = picture.shape[:2]
-    tiles = cut(W, H, *(size or (detector.network.width, detector.network.height)), overlap)
+    H, W = image.shape[:2]
+    tiles = split(W, H, *(size or (detector.network.width, detector.network.height)), overlap)
     if whole and len(tiles) > 1:
         tiles.append((0, 0, W, H))
     if len(tiles) == 1:
-        return detector.find([picture], thresh, nms)[0]
-    found = []
+        return detector.detect_boxes([image], thresh, nms)[0]
+    scored = []
     for begin in range(0, len(tiles), max(detector.network.batch, 1)):
-        part = tiles[begin : begin + max(detector.network.batch, 1)]
-        found += detector.find([picture[top:bottom, left:right] for left, top, right, bottom in part], thresh, nms)
-    edges = [place(f, tile) for f, tile in zip(found, tiles, strict=True)]
-    numbers = np.repeat(np.arange(len(tiles)), [len(e) for e in edges])
-    joined, probs = join(np.concatenate(edges), np.concatenate([f.probs for f in found]), numbers, tiles, (W, H))
-    return Found(boxes.from_corners(joined) / [W, H, W, H], probs, W, H)
+        batch = tiles[begin : begin + max(detector.network.batch, 1)]
+        scored += detector.detect_boxes(
+            [image[top:bottom, left:right] for left, top, right, bottom in batch], thresh, nms
+        )
+    corners = [to_image_pixels(s, tile) for s, tile in zip(scored, tiles, strict=True)]
+    tile_ids = np.repeat(np.arange(len(tiles)), [len(c) for c in corners])
+    merged, probs = merge(np.concatenate(corners), np.concatenate([s.probs for s in scored]), tile_ids, tiles, (W, H))
+    return ScoredBoxes(boxes.from_corners(merged) / [W, H, W, H], probs, W, H)
 
 
-def cut(W: int, H: int, width: int, height: int, overlap: float) -> list[Tile]:
-    """Cover W x H pixels with the fewest tiles of width x height that share at least the part `overlap`, evenly spread."""
+def split(W: int, H: int, width: int, height: int, overlap: float) -> list[Tile]:
+    """Cover W x H pixels with the fewest evenly spaced tiles of width x height that overlap by at least `overlap`."""
     if min(width, height) < 1 or not 0 <= overlap < 1:
         raise DataError(f"tiles of {width} x {height} with overlap {overlap:g}: need sizes above 0, overlap in 0 to 1")
-    across, down = list(spans(W, width, overlap)), list(spans(H, height, overlap))
-    return [(left, top, right, bottom) for top, bottom in down for left, right in across]
+    columns, rows = list(spans(W, width, overlap)), list(spans(H, height, overlap))
+    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
 
 
 def spans(length: int, size: int, overlap: float) -> Iterator[tuple[int, int]]:
-    """Yield (begin, end) of the tiles along one side."""
+    """Yield (begin, end) of the tiles along one axis."""
     if length <= size:
         yield 0, length
         return
@@ -63,63 +65,64 @@ def spans(length: int, size: int, overlap: float) -> Iterator[tuple[int, int]]:
         yield begin, begin + size
 
 
-def place(found: Found, tile: Tile) -> np.ndarray:
-    """Return a tile's boxes as edges (K, 4) in pixels of the picture."""
+def to_image_pixels(scored: ScoredBoxes, tile: Tile) -> np.ndarray:
+    """Return a tile's boxes as corners (K, 4) in pixels of the image."""
     left, top, right, bottom = tile
-    return boxes.to_corners(found.boxes) * ([right - left, bottom - top] * 2) + [left, top, left, top]
+    return boxes.to_corners(scored.boxes) * ([right - left, bottom - top] * 2) + [left, top, left, top]
 
 
-def join(
-    edges: np.ndarray, probs: np.ndarray, numbers: np.ndarray, tiles: list[Tile], size: tuple[int, int]
+def merge(
+    corners: np.ndarray, probs: np.ndarray, tile_ids: np.ndarray, tiles: list[Tile], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make one box of an object's boxes in several tiles: edges (K, 4), probs (K, classes), the tile of each (K,).
+    """Merge each object's boxes from several tiles: corners (K, 4), probs (K, classes), the tile of each box (K,).
 
-    The most probable box begins; boxes of its best class join it, one from each other tile, and it grows to hold them. Each
-    class keeps its greatest probability.
+    Starting from the highest-scoring box, merge boxes of its best class, at most one from each other tile, into the
+    enclosing box. Each class keeps its highest probability.
     """
-    across, down = seams(edges, numbers, tiles, size)
-    best, waiting = probs.argmax(axis=1), list(np.argsort(-probs.max(axis=1), kind="stable"))
-    joined, kept = [], []
-    while waiting:
-        group = [waiting.pop(0)]
-        box = edges[group[0]]
+    cut_vertically, cut_horizontally = seams(corners, tile_ids, tiles, size)
+    best, remaining = probs.argmax(axis=1), list(np.argsort(-probs.max(axis=1), kind="stable"))
+    merged, merged_probs = [], []
+    while remaining:
+        group = [remaining.pop(0)]
+        box = corners[group[0]]
         grown = True
         while grown:
             grown = False
-            for k in waiting:
-                if best[k] != best[group[0]] or numbers[k] in numbers[group]:
+            for k in remaining:
+                if best[k] != best[group[0]] or tile_ids[k] in tile_ids[group]:
                     continue
-                cut_across, cut_down = across[k] and across[group].any(), down[k] and down[group].any()
-                if same(box, edges[k], bool(cut_across), bool(cut_down)):
-                    box = np.concatenate((np.minimum(box[:2], edges[k][:2]), np.maximum(box[2:], edges[k][2:])))
+                vertical = cut_vertically[k] and cut_vertically[group].any()
+                horizontal = cut_horizontally[k] and cut_horizontally[group].any()
+                if same_object(box, corners[k], bool(vertical), bool(horizontal)):
+                    box = np.concatenate((np.minimum(box[:2], corners[k][:2]), np.maximum(box[2:], corners[k][2:])))
                     group.append(k)
-                    waiting.remove(k)
+                    remaining.remove(k)
                     grown = True
                     break
-        joined.append(box)
-        kept.append(probs[group].max(axis=0))
-    return np.array(joined).reshape(-1, 4), np.array(kept).reshape(-1, probs.shape[1])
+        merged.append(box)
+        merged_probs.append(probs[group].max(axis=0))
+    return np.array(merged).reshape(-1, 4), np.array(merged_probs).reshape(-1, probs.shape[1])
 
 
 def seams(
-    edges: np.ndarray, numbers: np.ndarray, tiles: list[Tile], size: tuple[int, int]
+    corners: np.ndarray, tile_ids: np.ndarray, tiles: list[Tile], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Say which boxes end at a vertical, and which at a horizontal edge of their tile that is not the picture's."""
-    tile = np.array(tiles, float)[numbers].reshape(-1, 4)
+    """Return two masks (K,): boxes cut by a vertical, and by a horizontal edge of their tile inside the image."""
+    tile = np.array(tiles, float)[tile_ids].reshape(-1, 4)
     margin = np.maximum(2, 0.02 * (tile[:, 2:] - tile[:, :2]))
-    first = (edges[:, :2] - tile[:, :2] < margin) & (tile[:, :2] > 0)
-    last = (tile[:, 2:] - edges[:, 2:] < margin) & (tile[:, 2:] < size)
-    ends = first | last
-    return ends[:, 0], ends[:, 1]
+    low = (corners[:, :2] - tile[:, :2] < margin) & (tile[:, :2] > 0)
+    high = (tile[:, 2:] - corners[:, 2:] < margin) & (tile[:, 2:] < size)
+    cut = low | high
+    return cut[:, 0], cut[:, 1]
 
 
-def same(a: np.ndarray, b: np.ndarray, across: bool, down: bool) -> bool:
-    """Say whether two boxes (left, top, right, bottom) are parts of one object; across, down: a seam of that kind cuts both."""
+def same_object(a: np.ndarray, b: np.ndarray, vertical: bool, horizontal: bool) -> bool:
+    """Return whether two boxes (left, top, right, bottom) show one object; vertical, horizontal: such a seam cuts both."""
     shared = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     if (shared <= 0).any():
         return False
     a_size, b_size = a[2:] - a[:2], b[2:] - b[:2]
-    if shared.prod() > INSIDE * min(a_size.prod(), b_size.prod()):
+    if shared.prod() > CONTAINED * min(a_size.prod(), b_size.prod()):
         return True
-    along = shared / (a_size + b_size - shared)  # of x, of y
-    return bool((across and along[1] > ALONG) or (down and along[0] > ALONG))
+    iou = shared / (a_size + b_size - shared)  # of the extents in x, in y
+    return bool((vertical and iou[1] > SEAM_IOU) or (horizontal and iou[0] > SEAM_IOU))

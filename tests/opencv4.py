@@ -63,8 +63,8 @@ def write(folder):
                     file.write(np.maximum(a, 0.4 if base else -9).astype("<f4").tobytes())
 
 
-def picture():
-    """Draw a picture with coloured shapes (H, W, 3), BGR."""
+def scene():
+    """Draw an image with coloured shapes (H, W, 3), BGR."""
     image = np.full((120, 200, 3), 90, np.uint8)
     cv2.rectangle(image, (20, 30), (90, 100), (30, 60, 220), -1)
     cv2.circle(image, (140, 60), 40, (220, 120, 20), -1)
@@ -74,7 +74,7 @@ def picture():
 
 def yolov3_by_hand(dnn, folder):
     """Parse rows by hand, with NMSBoxes: the tutorial of 2018."""
-    frame = picture()
+    frame = scene()
     net = dnn.readNetFromDarknet(str(folder / "tiny.cfg"), str(folder / "tiny.weights"))
     net.setPreferableBackend(dnn.DNN_BACKEND_OPENCV)
     net.setPreferableTarget(dnn.DNN_TARGET_CPU)
@@ -104,10 +104,10 @@ def yolov3_by_hand(dnn, folder):
 
 
 def other_size_and_batch(dnn, folder):
-    """Read from buffers, run two pictures at once, at a size that is not the cfg's."""
+    """Read from buffers, run two images at once, at a size that is not the cfg's."""
     cfg, weights = (np.fromfile(folder / f"tiny.{kind}", np.uint8) for kind in ("cfg", "weights"))
     net = dnn.readNetFromDarknet(cfg, weights)
-    frame = picture()
+    frame = scene()
     blob = dnn.blobFromImages([frame, frame[:, ::-1].copy()], 1 / 255.0, (128, 96), swapRB=True)
     net.setInput(blob)
     outs = net.forward(net.getUnconnectedOutLayersNames())
@@ -124,7 +124,7 @@ def detection_model(dnn, folder):
     """Use DetectionModel: the tutorial of 2020."""
     model = dnn.DetectionModel(str(folder / "csp.weights"), str(folder / "csp.cfg"))
     model.setInputParams(size=(64, 96), scale=1 / 255, swapRB=True)
-    classes, scores, boxes = model.detect(picture(), 0.3, 0.4)
+    classes, scores, boxes = model.detect(scene(), 0.3, 0.4)
     found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
     return {"found": found}
 
@@ -138,7 +138,7 @@ def detection_model_from_net(dnn, folder):
     model.setInputMean((5, 10, 15))
     model.setInputSwapRB(True)
     model.setNmsAcrossClasses(True)
-    classes, scores, boxes = model.detect(picture(), confThreshold=0.65, nmsThreshold=0.3)
+    classes, scores, boxes = model.detect(scene(), confThreshold=0.65, nmsThreshold=0.3)
     found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
     return {"found": found}
 
@@ -146,7 +146,7 @@ def detection_model_from_net(dnn, folder):
 def yolov2(dnn, folder):
     """Run a network with reorg and region, and look into its layers."""
     net = dnn.readNetFromDarknet(str(folder / "v2.cfg"), str(folder / "v2.weights"))
-    net.setInput(dnn.blobFromImage(picture(), 1 / 255.0, (96, 64), swapRB=True))
+    net.setInput(dnn.blobFromImage(scene(), 1 / 255.0, (96, 64), swapRB=True))
     out = net.forward()
     reorg = net.forward("reorg_5")
     rows = out[np.argsort(-out[:, 5:].max(axis=1), kind="stable")[:6]]
@@ -162,11 +162,11 @@ def yolov2(dnn, folder):
 def classifier(dnn, folder):
     """Classify, by hand and with ClassificationModel."""
     net = dnn.readNetFromDarknet(str(folder / "classes.cfg"), str(folder / "classes.weights"))
-    net.setInput(dnn.blobFromImage(picture(), 1 / 255.0, (64, 64), swapRB=True))
+    net.setInput(dnn.blobFromImage(scene(), 1 / 255.0, (64, 64), swapRB=True))
     prob = net.forward()
     model = dnn.ClassificationModel(str(folder / "classes.weights"), str(folder / "classes.cfg"))
     model.setInputParams(scale=1 / 255.0, size=(64, 64), swapRB=True)
-    class_id, confidence = model.classify(picture())
+    class_id, confidence = model.classify(scene())
     return {"names": list(net.getLayerNames()), "shape": list(prob.shape), "probabilities": prob.ravel().tolist(),
             "found": [[int(class_id), float(confidence), []]]}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Boxes: forms, letter-box geometry, the IoU family against plain scalar code, NMS against plain loops."""
+"""Boxes: coordinates, letterbox geometry, IoU and its variants against plain scalar code, NMS against plain loops."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def some_boxes(seed, *shape):
     return np.concatenate((rng.random((*shape, 2)), rng.uniform(0.02, 0.6, (*shape, 2))), axis=-1)
 
 
-# Forms of a box
+# Coordinates
 
 
-def test_forms_of_one_box():
+def test_coordinates_of_one_box():
     centre = (10, 20, 4, 6)
     assert boxes.to_corners(centre).tolist() == [8, 17, 12, 23]
     assert boxes.to_ltwh(centre).tolist() == [8, 17, 4, 6]
     assert boxes.from_corners((8, 17, 12, 23)).tolist() == [10, 20, 4, 6]
-    assert boxes.from_ltwh((8, 17, 4, 6)).tolist() == [10, 20, 4, 6]
 
 
-@pytest.mark.parametrize("there, back", [("to_corners", "from_corners"), ("to_ltwh", "from_ltwh")])
-def test_forms_keep_shape_and_type_and_return(there, back):
+def test_conversions_keep_shape_and_dtype():
     centre = some_boxes(0, 3, 5).astype(np.float32)
-    other = getattr(boxes, there)(centre)
-    assert other.shape == (3, 5, 4) and other.dtype == np.float32
-    np.testing.assert_allclose(getattr(boxes, back)(other), centre, atol=2e-7)  # a few roundings of values near 1
+    corners, ltwh = boxes.to_corners(centre), boxes.to_ltwh(centre)
+    assert corners.shape == ltwh.shape == (3, 5, 4) and corners.dtype == ltwh.dtype == np.float32
+    np.testing.assert_allclose(boxes.from_corners(corners), centre, atol=2e-7)  # a few roundings of values near 1
+    np.testing.assert_array_equal(ltwh[..., :2], corners[..., :2])
+    np.testing.assert_array_equal(ltwh[..., 2:], centre[..., 2:])
 
 
-# Letter box
+# Letterbox
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_forms_keep_shape_and_type_and_return(there, back):
     [
         ((768, 576), (416, 416), (416, 312)),
         ((576, 768), (416, 416), (312, 416)),
-        ((640, 427), (416, 416), (416, 277)),  # 277.55 is cut
+        ((640, 427), (416, 416), (416, 277)),  # 277.55 is truncated
         ((1920, 1080), (608, 320), (568, 320)),
         ((100, 50), (200, 100), (200, 100)),
-        ((5000, 1), (416, 320), (416, 1)),  # Darknet would make a picture of no rows
+        ((5000, 1), (416, 320), (416, 1)),  # Darknet would make an image of no rows
         ((1, 5000), (416, 320), (1, 320)),
     ],
 )
-def test_fit(image, net, size):
-    assert boxes.fit(*image, *net) == size
+def test_letterbox_size(image, net, size):
+    assert boxes.letterbox_size(*image, *net) == size
 
 
 def test_to_image_without_letterbox_changes_nothing_but_copies():
@@ -62,12 +62,12 @@ def test_to_image_without_letterbox_changes_nothing_but_copies():
 
 
 def test_to_image_undoes_a_letterbox():
-    # 768 x 576 lies as 416 x 312 at (0, 52) in 416 x 416: the box around its right lower quarter
+    # 768 x 576 becomes 416 x 312 at (0, 52) in 416 x 416: the box around its right lower quarter
     net = np.array([(312, 52 + 234, 208, 156)], np.float32) / 416
     np.testing.assert_allclose(
         boxes.to_image(net, 416, 416, 768, 576, letterbox=True), [(0.75, 0.75, 0.5, 0.5)], atol=1e-6
     )
-    # 300 x 900 lies as 106 x 320 at (155, 0) in 416 x 320
+    # 300 x 900 becomes 106 x 320 at (155, 0) in 416 x 320
     net = np.array([(155 + 53, 80, 106, 160)]) / (416, 320, 416, 320)
     np.testing.assert_allclose(
         boxes.to_image(net, 416, 320, 300, 900, letterbox=True), [(0.5, 0.25, 1, 0.5)], atol=1e-12
@@ -75,13 +75,13 @@ def test_to_image_undoes_a_letterbox():
 
 
 def test_to_image_is_half_a_pixel_off_where_the_border_is_odd():
-    # 640 x 427 lies as 416 x 277, 139 rows are free: pasted at row 69, undone with 69.5, as Darknet does
+    # 640 x 427 becomes 416 x 277, 139 rows are padding: pasted at row 69, undone with 69.5, as Darknet does
     whole = np.array([208, 69 + 277 / 2, 416, 277]) / 416
     after = boxes.to_image(whole, 416, 416, 640, 427, letterbox=True)
     np.testing.assert_allclose(after, (0.5, 0.5 - 0.5 / 277, 1, 1), atol=1e-12)
 
 
-# The IoU family
+# IoU and its variants
 
 A = (0, 0, 2, 2)
 

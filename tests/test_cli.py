@@ -130,11 +130,11 @@ def test_paths_come_from_standard_input(capsys, monkeypatch):
     assert main(RUN[:-1]) == 2
     out, err = capsys.readouterr()
     assert out.count("Enter Image Path: ") == 5 and out.count("cat: 86%") == 2
-    assert err == "error: missing.png: there is no such file; check the path\n"
+    assert err == "error: missing.png: no such file; check the path\n"
 
 
 def test_a_bad_image_among_good_ones_is_passed_over(capsys):
-    Path("bad.png").write_bytes(b"not a picture")
+    Path("bad.png").write_bytes(b"not an image")
     assert main([*RUN, "bad.png", "tiny.png", "-out", "result.json"]) == 2
     out, err = capsys.readouterr()
     assert out.count("cat: 86%") == 2 and err.count("\n") == 1 and err.startswith("error: bad.png: ")
@@ -243,7 +243,7 @@ def test_help_and_version(capsys):
         ),
         (
             "detect tiny.cfg tiny.weights tiny.png -out missing/r.json",
-            "missing/r.json: cannot be written; give a file in a folder that exists",
+            "missing/r.json: cannot be written; use a file in an existing folder",
         ),
     ],
 )

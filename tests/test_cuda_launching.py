@@ -162,7 +162,7 @@ def _batches_under_way(be, cupy, files, numpy):
     detector = Detector(load_network(*files, backend=be))
     for counts in ((1, 1, 2, 2, 4, 4), (2, 2, 2, 2, 2, 2)):
         batches = [images(10 * i + n, n) for i, n in enumerate(counts)]
-        outputs = [detector.network.predict(detector.send(batch)) for batch in batches]
+        outputs = [detector.network.predict(detector.upload(batch)) for batch in batches]
         for batch, (y,) in zip(batches, outputs, strict=True):
             compare(y.get(), wanted(numpy, batch), "images under way")
 
@@ -177,7 +177,7 @@ def _threads(be, cupy, files, numpy):
         try:
             batch = images(seed)
             for _ in range(2):
-                (y,) = detector.network.predict(detector.send(batch))
+                (y,) = detector.network.predict(detector.upload(batch))
                 compare(y.get(), wanted(numpy, batch), "a thread's result")
                 if y.device.id != 1:
                     raise Wrong("a network has left its device")
@@ -261,7 +261,7 @@ def test_a_network_stays_on_its_device(fresh, files):
     with be.use_device(1):
         detector = Detector(load_network(*files, backend=be))
     found = []
-    thread = threading.Thread(target=lambda: found.extend(detector.network.predict(detector.send(batch))))
+    thread = threading.Thread(target=lambda: found.extend(detector.network.predict(detector.upload(batch))))
     thread.start()
     thread.join()
     (y,) = found

@@ -32,7 +32,7 @@ def net(folder):
 
 
 def blob(w=96, h=64):
-    return dnn.blobFromImage(opencv4.picture(), 1 / 255.0, (w, h), swapRB=True)
+    return dnn.blobFromImage(opencv4.scene(), 1 / 255.0, (w, h), swapRB=True)
 
 
 @pytest.mark.parametrize("script", opencv4.SCRIPTS, ids=lambda script: script.__name__)
@@ -111,7 +111,7 @@ def test_layers_and_costs(net):
 
 
 def test_set_input_scales_and_subtracts(net):
-    whole = cv2.dnn.blobFromImage(opencv4.picture(), 1, (96, 64), swapRB=True)
+    whole = cv2.dnn.blobFromImage(opencv4.scene(), 1, (96, 64), swapRB=True)
     net.setInput(whole.astype(np.uint8), scalefactor=1 / 255, mean=(1, 2, 3))
     ours = net.forward()
     net.setInput((whole - np.reshape([1, 2, 3], (3, 1, 1))).astype(np.float32) / 255)
@@ -134,14 +134,14 @@ def test_a_weighted_shortcut_with_two_sources_is_darknets(tmp_path):
 def test_models_say_what_is_missing(folder):
     model = dnn.DetectionModel(str(folder / "csp.cfg"), str(folder / "csp.weights"))
     with pytest.raises(DataError) as e:
-        model.detect(opencv4.picture())
+        model.detect(opencv4.scene())
     message = "predict: the input has no size yet; call setInputParams(size=(width, height)) first"
     assert str(e.value) == message
     model.setInputParams(1 / 255, (64, 96), (0, 0, 0), True, False)
     with pytest.raises(ImageError) as empty:
         model.detect(None)
     assert str(empty.value) == "predict: the picture is empty; did imread find its file?"
-    assert model.detect(opencv4.picture(), 1.0) == ((), (), ())
+    assert model.detect(opencv4.scene(), 1.0) == ((), (), ())
     assert model.getNmsAcrossClasses() is False
 
 

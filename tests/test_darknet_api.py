@@ -20,12 +20,12 @@ NAMES = ["ball", "cup", "dog", "egg"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A network's files: tiny.cfg, tiny.weights, tiny.data, tiny.names; and a picture."""
+    """A network's files: tiny.cfg, tiny.weights, tiny.data, tiny.names; and an image."""
     folder = tmp_path_factory.mktemp("darknet")
     opencv4.write(folder)
     (folder / "tiny.names").write_text("\n".join(NAMES) + "\n")
     (folder / "tiny.data").write_text(f"classes = 4\nnames = {folder / 'tiny.names'}\n")
-    cv2.imwrite(str(folder / "picture.png"), opencv4.picture())
+    cv2.imwrite(str(folder / "photo.png"), opencv4.scene())
     return folder
 
 
@@ -34,10 +34,10 @@ def paths(folder):
     return [str(folder / f"tiny.{kind}") for kind in ("cfg", "data", "weights")]
 
 
-def prepared(network, picture):
-    """Make Darknet's picture of a frame, as darknet_images.py does."""
+def prepared(network, frame):
+    """Convert a frame to Darknet's IMAGE, as darknet_images.py does."""
     width, height = darknet.network_width(network), darknet.network_height(network)
-    rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
     made = darknet.make_image(width, height, 3)
     darknet.copy_image_from_bytes(made, resized.tobytes())
@@ -47,7 +47,7 @@ def prepared(network, picture):
 def test_darknet_images_script(paths, capsys):
     random.seed(3)
     network, class_names, class_colors = darknet.load_network(*paths, batch_size=1)
-    made, resized = prepared(network, opencv4.picture())
+    made, resized = prepared(network, opencv4.scene())
     found = darknet.detect_image(network, class_names, made, thresh=0.7)
     darknet.free_image(made)
     detector = gd.Detector(paths[0], paths[2], NAMES, backend=network.network.backend)
@@ -74,21 +74,21 @@ def test_what_load_network_returns_is_a_network_too(paths):
     assert colors == darknet.class_colors(NAMES)
 
 
-def batch_of(network, pictures):
-    """Put pictures one after the other, as the `prepare_batch` of darknet_images.py does."""
+def batch_of(network, frames):
+    """Concatenate images, as the `prepare_batch` of darknet_images.py does."""
     width, height = darknet.network_width(network), darknet.network_height(network)
-    planes = [cv2.resize(p[:, :, ::-1], (width, height)).transpose(2, 0, 1) for p in pictures]
+    planes = [cv2.resize(p[:, :, ::-1], (width, height)).transpose(2, 0, 1) for p in frames]
     numbers = np.ascontiguousarray(np.concatenate(planes).flat, dtype=np.float32) / 255.0
     return darknet.IMAGE(200, 120, 3, numbers.ctypes.data_as(darknet.POINTER(darknet.c_float)))
 
 
-def test_a_batch_is_right_per_picture(paths):
+def test_a_batch_is_right_per_image(paths):
     network, names, colors = darknet.load_network(*paths, batch_size=3)
-    pictures = [opencv4.picture(), opencv4.picture()[::-1].copy(), np.full((120, 200, 3), 30, np.uint8)]
-    pairs = darknet.network_predict_batch(network, batch_of(network, pictures), 3, 200, 120, 0.6, 0.5, None, 0, 0)
+    frames = [opencv4.scene(), opencv4.scene()[::-1].copy(), np.full((120, 200, 3), 30, np.uint8)]
+    pairs = darknet.network_predict_batch(network, batch_of(network, frames), 3, 200, 120, 0.6, 0.5, None, 0, 0)
     assert len(pairs) == 3 and len({pair.num for pair in pairs}) > 1
-    for picture, pair in zip(pictures, pairs, strict=True):
-        darknet.predict_image(network, darknet.IMAGE(96, 64, 3, batch_of(network, [picture]).data))
+    for frame, pair in zip(frames, pairs, strict=True):
+        darknet.predict_image(network, darknet.IMAGE(96, 64, 3, batch_of(network, [frame]).data))
         num = darknet.pointer(darknet.c_int(0))
         alone = darknet.get_network_boxes(network, 200, 120, 0.6, 0.5, None, 0, num, 0)
         assert num[0] == pair.num == len(alone)
@@ -98,11 +98,11 @@ def test_a_batch_is_right_per_picture(paths):
     darknet.free_batch_detections(pairs, 3)
 
 
-def test_batch_detection_takes_pictures_of_any_sizes(paths):
+def test_batch_detection_takes_images_of_any_sizes(paths):
     network, names, colors = darknet.load_network(*paths, batch_size=2)
-    pictures = [opencv4.picture(), cv2.resize(opencv4.picture(), (400, 360)), opencv4.picture()[::-1].copy()]
-    before = [p.copy() for p in pictures]
-    drawn, found = darknet.batch_detection(network, pictures, names, colors, thresh=0.7, batch_size=2)
+    frames = [opencv4.scene(), cv2.resize(opencv4.scene(), (400, 360)), opencv4.scene()[::-1].copy()]
+    before = [p.copy() for p in frames]
+    drawn, found = darknet.batch_detection(network, frames, names, colors, thresh=0.7, batch_size=2)
     assert len(found) == 3 and found[0] and (drawn[0] != before[0]).any()
     made, _ = prepared(network, before[0])
     alone = darknet.detect_image(network, names, made, thresh=0.7)
@@ -115,9 +115,9 @@ def test_the_oldest_form_takes_bytes(paths, folder):
     net = darknet.load_net(paths[0].encode(), paths[2].encode(), 0)
     meta = darknet.load_meta(paths[1].encode())
     assert meta.classes == 4 and meta.names[1].decode("ascii") == "cup"
-    found = darknet.detect(net, meta, str(folder / "picture.png").encode(), thresh=0.7)
+    found = darknet.detect(net, meta, str(folder / "photo.png").encode(), thresh=0.7)
     detector = gd.Detector(paths[0], paths[2], NAMES, backend=net.network.backend)
-    expected = detector.detect(folder / "picture.png", thresh=0.7)
+    expected = detector.detect(folder / "photo.png", thresh=0.7)
     assert [(name.decode(), round(p, 3)) for name, p, _ in found] == [
         (d.label, round(d.confidence, 3)) for d in expected
     ]
@@ -126,17 +126,17 @@ def test_the_oldest_form_takes_bytes(paths, folder):
 
 def test_classifier_script(folder):
     net = darknet.load_net_custom(str(folder / "classes.cfg"), str(folder / "classes.weights"), 0, 1)
-    made, _ = prepared(net, opencv4.picture())
+    made, _ = prepared(net, opencv4.scene())
     probabilities = darknet.predict_image(net, made)
     best = sorted(((name, probabilities[i]) for i, name in enumerate("abcdefghij")), key=lambda x: -x[1])
     assert len(probabilities) == 10 and abs(sum(p for _, p in best) - 1) < 1e-5
 
 
-def test_pictures_are_darknets(folder):
-    picture = images.read(folder / "picture.png")
-    loaded = darknet.load_image(str(folder / "picture.png").encode(), 96, 64)
-    np.testing.assert_array_equal(loaded.planes()[0], images.network_input(picture, 96, 64))
-    whole = darknet.load_image(str(folder / "picture.png"), 0, 0)
+def test_images_are_darknets(folder):
+    photo = images.read(folder / "photo.png")
+    loaded = darknet.load_image(str(folder / "photo.png").encode(), 96, 64)
+    np.testing.assert_array_equal(loaded.planes()[0], images.network_input(photo, 96, 64))
+    whole = darknet.load_image(str(folder / "photo.png"), 0, 0)
     boxed = darknet.letterbox_image(whole, 96, 64)
     assert (boxed.w, boxed.h, boxed.c) == (96, 64, 3) and boxed.planes()[0, 0, 0, 0] == 0.5
     red, blue = whole.planes()[0, 0].copy(), whole.planes()[0, 2].copy()
@@ -163,7 +163,7 @@ def test_nms_by_class_and_by_objectness():
 
 def test_skipped_classes(paths):
     network, names, _ = darknet.load_network(*paths)
-    made, _ = prepared(network, opencv4.picture())
+    made, _ = prepared(network, opencv4.scene())
     every = darknet.detect_image(network, names, made, thresh=0.6)
     label = every[-1][0]
     darknet.add_skipped_class(network, names.index(label))

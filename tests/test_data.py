@@ -317,7 +317,7 @@ def test_unreadable_images_are_passed_over(tmp_path):
     )
     with data.Loader(source, 6, lambda k: (64, 32)) as loader:
         assert loader.get(0)[0].shape == (6, 3, 32, 64)
-    reason = f"{broken}: ends before the picture does; fetch or save the file again"
+    reason = f"{broken}: is truncated; download or save the file again"
     assert source.faults.images == [reason]
     assert (tmp_path / "bad.list").read_text() == f"{reason}\n"
     assert (tmp_path / "bad_label.list").read_text() == f"{tmp_path}/0.txt:1: class 9 is not one of 0 to 2\n"

@@ -1,4 +1,4 @@
-"""From pictures to objects: a detector worked out on paper, and photographs with published weights."""
+"""Object detection: a detector computed by hand, and photographs with pretrained weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpudarknet.errors import DarknetError, DataError, ImageError, WeightsError
 from gpudarknet.io import download, resources
 
 # What the original program finds in photographs of the scikit-image package, at threshold 0.25 and with its own order
-# (its command `detector test -out`): network / how the picture is fitted / file -> label, confidence, relative box.
+# (its command `detector test -out`): network / how the image is fitted / file -> label, confidence, relative box.
 PHOTOGRAPHS = {
     "yolov4-tiny/stretch/coffee.png": [
         ("diningtable", 0.27826, (0.501126, 0.416547, 0.616208, 0.898272)),
@@ -92,8 +92,8 @@ def test_suppression_keeps_the_better_of_two(toy):
     wide = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100"))  # every box now covers the other
     assert [d.label for d in wide.detect(tiny.image(), nms=0.45)] == ["cat", "dog"]  # two classes do not meet
     assert [d.label for d in wide.detect(tiny.image(), nms=0)] == ["cat", "dog", "cat"]
-    apart = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
-    assert len(apart.detect(tiny.image(), nms=0.45)) == 3  # centres that differ at all count as far apart
+    diou = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
+    assert len(diou.detect(tiny.image(), nms=0.45)) == 3  # centres that differ at all count as far apart
 
 
 def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
@@ -105,7 +105,7 @@ def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
     with pytest.raises(DataError) as error:
         toy(names=["cat"])
     cfg = tmp_path / "tiny.cfg"
-    assert str(error.value) == f"names: has 1 names, {cfg} has 2 classes; use the names of its data set"
+    assert str(error.value) == f"names: has 1 names, but {cfg} has 2 classes; use the names of its data set"
 
 
 def test_a_network_without_boxes_is_refused(tmp_path):
@@ -114,8 +114,8 @@ def test_a_network_without_boxes_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         Detector(path)
     assert str(error.value) == (
-        f"{path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it finds no boxes;"
-        " a classifier is run with `gpudarknet classifier predict`"
+        f"{path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it predicts no boxes;"
+        " run a classifier with `gpudarknet classifier predict`"
     )
 
 
@@ -125,10 +125,10 @@ def test_heads_must_agree_on_classes(tmp_path):
     path.write_text(tiny.CFG + head)
     with pytest.raises(DataError) as error:
         Detector(path)
-    assert str(error.value) == f"{path}: its heads differ in classes (2, 1); give them the same"
+    assert str(error.value) == f"{path}: its heads have different class counts (2, 1); make them equal"
 
 
-def test_what_is_no_picture_is_refused(toy):
+def test_other_inputs_are_rejected(toy):
     detector = toy()
     for wrong in (
         np.zeros((4, 6, 3), np.float32),
@@ -191,9 +191,9 @@ def photographs() -> Path:
 def test_photographs_give_what_the_original_program_finds(case, published, photographs):
     network, fitted, file = case.split("/")
     detector = published(network, fitted == "letter")
-    (found,) = detector.find([photographs / file])
-    picture = image.read(photographs / file)
-    assert (found.height, found.width) == picture.shape[:2]
+    (found,) = detector.detect_boxes([photographs / file])
+    img = image.read(photographs / file)
+    assert (found.height, found.width) == img.shape[:2]
     rows, classes = np.nonzero(found.probs)  # the same order as the program's, not only the same objects
     got = [(detector.names[c], found.probs[k, c], found.boxes[k]) for k, c in zip(rows, classes, strict=True)]
     assert [label for label, _, _ in got] == [label for label, _, _ in PHOTOGRAPHS[case]]

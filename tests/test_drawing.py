@@ -1,4 +1,4 @@
-"""Drawing: colours, order, clipping, any size of picture."""
+"""Drawing: colours, order, clipping, any image size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from gpudarknet import image
 
 
-class Seen(NamedTuple):
+class Box(NamedTuple):
     label: str
     class_id: int
     confidence: float
@@ -29,45 +29,45 @@ def grey(H, W, C=3):
         (16, 80, (255, 255, 0)),  # 32 -> the second stop after magenta
         (4, 5, (0, 255, 0)),  # 3
         (2, 3, (0, 255, 85)),  # 2 -> a third of the way from green to cyan
-        (14, 20, (0, 128, 255)),  # 18 -> half the way from cyan to blue
+        (14, 20, (0, 128, 255)),  # 18 -> halfway from cyan to blue
     ],
 )
 def test_colours_are_darknets(class_id, classes, rgb):
     assert image.colour(class_id, classes) == rgb
 
 
-def test_draw_leaves_the_picture_alone():
-    picture = grey(60, 90)
-    drawn = image.draw(picture, [Seen("dog", 16, 0.9, (20, 30, 40, 20))])
+def test_draw_does_not_change_its_input():
+    img = grey(60, 90)
+    drawn = image.draw(img, [Box("dog", 16, 0.9, (20, 30, 40, 20))])
     assert drawn.shape == (60, 90, 3) and drawn.dtype == np.uint8
-    assert (picture == 90).all() and not np.shares_memory(drawn, picture)
+    assert (img == 90).all() and not np.shares_memory(drawn, img)
 
 
 def test_draw_puts_the_edges_where_the_box_is():
-    drawn = image.draw(grey(200, 300), [Seen("", 16, 0.9, (100.9, 80.2, 50.5, 60.9))])
+    drawn = image.draw(grey(200, 300), [Box("", 16, 0.9, (100.9, 80.2, 50.5, 60.9))])
     inked = (drawn == (255, 255, 0)).all(-1)
-    below = np.argwhere(inked[90:])  # the label lies above the box
-    assert below.min(0).tolist() == [0, 100] and below.max(0).tolist() == [141 - 90, 151]  # cut, not rounded
+    below = np.argwhere(inked[90:])  # the label is above the box
+    assert below.min(0).tolist() == [0, 100] and below.max(0).tolist() == [141 - 90, 151]  # truncated, not rounded
     assert not inked[90:140, 105:145].any()
 
 
 def test_draw_colours_by_the_number_of_classes():
-    two = [Seen("", 1, 0.9, (5, 50, 30, 30))]
+    boxes = [Box("", 1, 0.9, (5, 50, 30, 30))]
     for names, classes in [(None, 80), (["a", "b", "c"], 3)]:
-        assert image.draw(grey(90, 90), two, names)[80, 20].tolist() == list(image.colour(1, classes))
-    many = [Seen("", 9417, 0.9, (5, 50, 30, 30))]
+        assert image.draw(grey(90, 90), boxes, names)[80, 20].tolist() == list(image.colour(1, classes))
+    many = [Box("", 9417, 0.9, (5, 50, 30, 30))]
     assert image.draw(grey(90, 90), many)[80, 20].tolist() == list(image.colour(9417, 9418))
 
 
-def test_draw_puts_the_most_certain_on_top():
+def test_draw_puts_the_most_confident_on_top():
     here = (30, 50, 60, 40)
-    sure, unsure = Seen("a", 0, 0.9, here), Seen("a", 16, 0.3, here)
+    sure, unsure = Box("a", 0, 0.9, here), Box("a", 16, 0.3, here)
     for order in ([sure, unsure], [unsure, sure]):
         assert image.draw(grey(120, 160), order)[90, 50].tolist() == [255, 0, 255]
 
 
-def test_draw_writes_the_label_above_or_at_the_top_within():
-    low, high = Seen("dog", 16, 0.9, (20, 100, 80, 80)), Seen("dog", 16, 0.9, (20, 2, 80, 80))
+def test_draw_puts_the_label_above_the_box_or_inside_at_the_top():
+    low, high = Box("dog", 16, 0.9, (20, 100, 80, 80)), Box("dog", 16, 0.9, (20, 2, 80, 80))
     drawn = image.draw(grey(200, 300), [low])
     assert (drawn[92] != 90).any() and (drawn[110, 30:90] == 90).all()
     drawn = image.draw(grey(200, 300), [high])
@@ -75,7 +75,7 @@ def test_draw_writes_the_label_above_or_at_the_top_within():
 
 
 def test_draw_keeps_the_label_inside_on_the_right():
-    drawn = image.draw(grey(200, 300), [Seen("a long label", 16, 0.9, (290, 100, 9, 50))])
+    drawn = image.draw(grey(200, 300), [Box("a long label", 16, 0.9, (290, 100, 9, 50))])
     field = (drawn[:100] != 90).any(-1)
     assert field[:, 200:299].any() and field[:, -1].any()
 
@@ -83,18 +83,18 @@ def test_draw_keeps_the_label_inside_on_the_right():
 @pytest.mark.parametrize(
     "box", [(-50, 10, 20, 20), (10, -50, 20, 20), (300, 10, 20, 20), (10, 300, 20, 20), (np.inf, 0, 5, 5)]
 )
-def test_draw_leaves_out_what_lies_outside(box):
-    np.testing.assert_array_equal(image.draw(grey(80, 90), [Seen("dog", 1, 0.9, box)]), grey(80, 90))
+def test_draw_skips_boxes_outside_the_image(box):
+    np.testing.assert_array_equal(image.draw(grey(80, 90), [Box("dog", 1, 0.9, box)]), grey(80, 90))
 
 
 @pytest.mark.parametrize("H, W", [(1, 1), (3, 40), (40, 3), (31, 17), (700, 900)])
 @pytest.mark.parametrize("box", [(0, 0, 2, 2), (-1e9, -1e9, 3e9, 3e9), (0, 0, np.inf, np.nan), (5, 5, 0, 0)])
 @pytest.mark.parametrize("C", [1, 3])
-def test_draw_survives_any_picture_and_box(H, W, box, C):
-    seen = [Seen("犬 of a kind", 3, 0.5, box), Seen("dog", 77, 1.0, box)]
+def test_draw_survives_any_image_and_box(H, W, box, C):
+    seen = [Box("犬 of a kind", 3, 0.5, box), Box("dog", 77, 1.0, box)]
     assert image.draw(grey(H, W, C), seen).shape == (H, W, 3)
 
 
 def test_draw_of_nothing_is_a_copy():
-    picture = grey(5, 7)
-    assert not np.shares_memory(image.draw(picture, iter(())), picture)
+    img = grey(5, 7)
+    assert not np.shares_memory(image.draw(img, iter(())), img)

@@ -13,7 +13,7 @@ import seeded
 import gpudarknet as gd
 from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
-from gpudarknet.detector import Detector, Found
+from gpudarknet.detector import Detector, ScoredBoxes
 from gpudarknet.errors import DataError
 from gpudarknet.evaluate import Judged
 
@@ -32,7 +32,7 @@ def random_images(seed=0, images=6, classes=3):
         boxes = np.concatenate([hits, rng.uniform(0.1, 0.5, (4, 4))])
         probs = np.where(rng.random((12, classes)) < 0.4, rng.random((12, classes)), 0)
         probs[np.arange(5), truth[:, 4].astype(int)] = rng.uniform(0.2, 1, 5)
-        judged.append(Judged(Found(boxes, probs, 100, 80), truth.astype(np.float32), NONE, f"/x/img_{n}.jpg"))
+        judged.append(Judged(ScoredBoxes(boxes, probs, 100, 80), truth.astype(np.float32), NONE, f"/x/img_{n}.jpg"))
     return judged
 
 
@@ -114,7 +114,7 @@ def test_the_area_takes_the_precision_at_the_left():
 
 
 def test_nothing_found_and_no_truth():
-    empty = Judged(Found(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
+    empty = Judged(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
     report = evaluate.mean_average_precision([empty], 2)
     assert (report.mean, report.precision, report.recall, report.f1, report.average_iou) == (0, 0, 0, 0, 0)
     with pytest.raises(DataError) as e:
@@ -125,7 +125,7 @@ def test_nothing_found_and_no_truth():
 def test_difficult_boxes_count_neither_way():
     box = np.array([[0.5, 0.5, 0.2, 0.2]])
     truth = np.array([[0.2, 0.2, 0.1, 0.1, 0]], np.float32)
-    found = Found(box, np.array([[0.9]]), 10, 10)
+    found = ScoredBoxes(box, np.array([[0.9]]), 10, 10)
     hard = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
     assert evaluate.mean_average_precision([Judged(found, truth, NONE)], 1).wrong.tolist() == [1]
     report = evaluate.mean_average_precision([Judged(found, truth, hard)], 1)
@@ -136,7 +136,8 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
     pytest.importorskip("faster_coco_eval")
     images = random_images(images=4)
     perfect = [
-        Judged(Found(j.truth[:, :4], np.eye(3)[j.truth[:, 4].astype(int)], 400, 300), j.truth, NONE) for j in images
+        Judged(ScoredBoxes(j.truth[:, :4], np.eye(3)[j.truth[:, 4].astype(int)], 400, 300), j.truth, NONE)
+        for j in images
     ]
     scores, each = evaluate.coco(perfect, ["a", "b", "c"])
     assert scores["AP"] == pytest.approx(1) and each == pytest.approx([1, 1, 1])
@@ -144,7 +145,7 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
     assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(each[3])
     report = evaluate.mean_average_precision(images, 3, 0.5, 101)
     assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
-    tiny = [Judged(Found(j.found.boxes, j.found.probs, 30, 20), j.truth, NONE) for j in perfect]
+    tiny = [Judged(ScoredBoxes(j.found.boxes, j.found.probs, 30, 20), j.truth, NONE) for j in perfect]
     scores, _ = evaluate.coco(tiny, ["a", "b", "c"])
     assert scores["AP small"] == pytest.approx(1) and np.isnan(scores["AP medium"]) and np.isnan(scores["AP large"])
 
@@ -249,7 +250,9 @@ def test_anchors_are_the_middles_of_heaps():
 
 
 def test_result_lines():
-    found = Found(np.array([[0.5, 0.5, 1.2, 0.5], [0.5, 0.5, 0.2, 0.2]]), np.array([[0.25, 0], [0, 0.5]]), 100, 80)
+    found = ScoredBoxes(
+        np.array([[0.5, 0.5, 1.2, 0.5], [0.5, 0.5, 0.2, 0.2]]), np.array([[0.25, 0], [0, 0.5]]), 100, 80
+    )
     judged = Judged(found, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
     assert list(evaluate.voc_lines(judged, 0)) == [
         "COCO_val2014_000000000042 0.250000 1.000000 21.000000 100.000000 61.000000"

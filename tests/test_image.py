@@ -1,4 +1,4 @@
-"""Pictures from files and arrays, and back to files: every refusal as a whole message, nothing else on stderr."""
+"""Reading images from files and arrays, and writing them: every error as a whole message, nothing else on stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def png(W, H, rows=b""):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def refusal(call, *args, **named):
+def error_of(call, *args, **named):
     with pytest.raises(ImageError) as error:
         call(*args, **named)
     return str(error.value)
@@ -37,7 +37,7 @@ def refusal(call, *args, **named):
 
 @pytest.fixture
 def silent(capfd):
-    """Fail if the decoders told the terminal something."""
+    """Fail if the decoders printed anything."""
     yield
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
@@ -48,12 +48,12 @@ def silent(capfd):
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp"])
 @pytest.mark.parametrize("C", [1, 3])
-def test_what_is_written_is_read(tmp_path, silent, suffix, C):
-    picture = noise(7, 11, C)
-    image.write(tmp_path / f"a{suffix}", picture)
+def test_written_images_are_read_back(tmp_path, silent, suffix, C):
+    img = noise(7, 11, C)
+    image.write(tmp_path / f"a{suffix}", img)
     again = image.read(tmp_path / f"a{suffix}", channels=C)
     assert again.dtype == np.uint8 and again.flags.c_contiguous
-    np.testing.assert_array_equal(again, picture)
+    np.testing.assert_array_equal(again, img)
     assert os.listdir(tmp_path) == [f"a{suffix}"]
 
 
@@ -66,24 +66,24 @@ def test_files_are_rgb(tmp_path):
 
 
 def test_jpeg_is_close(tmp_path):
-    picture = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], 30, axis=1).repeat(3, axis=2)
-    image.write(tmp_path / "a.jpg", picture)
+    img = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], 30, axis=1).repeat(3, axis=2)
+    image.write(tmp_path / "a.jpg", img)
     again = image.read(tmp_path / "a.jpg")
-    assert again.shape == (48, 30, 3) and np.abs(again.astype(int) - picture).max() <= 3  # JPEG's own loss
+    assert again.shape == (48, 30, 3) and np.abs(again.astype(int) - img).max() <= 3  # JPEG's own loss
 
 
-def test_write_takes_views(tmp_path):
-    picture = noise(6, 5, 3)
-    image.write(tmp_path / "a.png", picture[::-1, :, ::-1])
-    np.testing.assert_array_equal(image.read(tmp_path / "a.png"), picture[::-1, :, ::-1])
-    image.write(tmp_path / "a.png", picture[..., 0])  # over the old one
-    np.testing.assert_array_equal(image.read(tmp_path / "a.png", channels=1)[..., 0], picture[..., 0])
+def test_write_accepts_views(tmp_path):
+    img = noise(6, 5, 3)
+    image.write(tmp_path / "a.png", img[::-1, :, ::-1])
+    np.testing.assert_array_equal(image.read(tmp_path / "a.png"), img[::-1, :, ::-1])
+    image.write(tmp_path / "a.png", img[..., 0])  # overwrites
+    np.testing.assert_array_equal(image.read(tmp_path / "a.png", channels=1)[..., 0], img[..., 0])
 
 
-def test_read_turns_a_picture_as_its_exif_says(tmp_path):
-    picture = np.zeros((16, 32, 3), np.uint8)
-    picture[:, :16] = 255  # white on the left
-    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+def test_read_applies_exif_orientation(tmp_path):
+    img = np.zeros((16, 32, 3), np.uint8)
+    img[:, :16] = 255  # white on the left
+    jpeg = cv2.imencode(".jpg", img)[1].tobytes()
     tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 6, 0)  # orientation 6: turn clockwise
     exif = b"Exif\0\0" + tiff
     (tmp_path / "a.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
@@ -100,43 +100,45 @@ def test_read_drops_alpha_and_the_low_byte(tmp_path):
 
 JPEG = cv2.imencode(".jpg", noise(40, 60, 3))[1].tobytes()
 PNG = cv2.imencode(".png", noise(40, 60, 3))[1].tobytes()
-SHORT = "ends before the picture does; fetch or save the file again"
-UNKNOWN = "is not a picture that OpenCV can read; give a whole JPEG, PNG or BMP file"
+TRUNCATED = "is truncated; download or save the file again"
+UNKNOWN = "is not an image that OpenCV can read; use a complete JPEG, PNG or BMP file"
 
 
 @pytest.mark.parametrize(
-    "content, fact",
+    "content, message",
     [
-        pytest.param(b"", "is empty; give a JPEG, PNG or BMP file", id="empty"),
+        pytest.param(b"", "is empty; use a JPEG, PNG or BMP file", id="empty"),
         pytest.param(b"a line of text\n" * 9, UNKNOWN, id="text"),
         pytest.param(bytes(range(256)) * 30, UNKNOWN, id="binary"),
-        pytest.param(JPEG[: len(JPEG) // 2], SHORT, id="half a JPEG"),
-        pytest.param(JPEG[:-1], SHORT, id="JPEG less one byte"),
-        pytest.param(JPEG[:3], SHORT, id="start of a JPEG"),
-        pytest.param(PNG[: len(PNG) // 2], SHORT, id="half a PNG"),
-        pytest.param(PNG[:-1], SHORT, id="PNG less one byte"),
-        pytest.param(PNG[:8], SHORT, id="start of a PNG"),
-        pytest.param(PNG[:20] + b"\7" + PNG[21:], "is damaged at byte 8; fetch or save the file again", id="bad head"),
+        pytest.param(JPEG[: len(JPEG) // 2], TRUNCATED, id="half a JPEG"),
+        pytest.param(JPEG[:-1], TRUNCATED, id="JPEG less one byte"),
+        pytest.param(JPEG[:3], TRUNCATED, id="start of a JPEG"),
+        pytest.param(PNG[: len(PNG) // 2], TRUNCATED, id="half a PNG"),
+        pytest.param(PNG[:-1], TRUNCATED, id="PNG less one byte"),
+        pytest.param(PNG[:8], TRUNCATED, id="start of a PNG"),
+        pytest.param(
+            PNG[:20] + b"\7" + PNG[21:], "is damaged at byte 8; download or save the file again", id="bad head"
+        ),
         pytest.param(
             PNG[:500] + bytes([PNG[500] ^ 1]) + PNG[501:],
-            f"is damaged at byte {PNG.index(b'IDAT') - 4}; fetch or save the file again",
+            f"is damaged at byte {PNG.index(b'IDAT') - 4}; download or save the file again",
             id="one bit changed",
         ),
         pytest.param(
             png(2**31 - 1, 2**31 - 1),
-            "claims a size of 2147483647 x 2147483647; give a picture of 1 to 268435456 pixels",
+            "declares a size of 2147483647 x 2147483647; use an image of 1 to 268435456 pixels",
             id="endless PNG",
         ),
         pytest.param(
-            png(0, 5), "claims a size of 0 x 5; give a picture of 1 to 268435456 pixels", id="PNG of no pixels"
+            png(0, 5), "declares a size of 0 x 5; use an image of 1 to 268435456 pixels", id="PNG of no pixels"
         ),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_no_picture_is_refused_quietly(tmp_path, silent, content, fact, channels):
+def test_broken_files_raise_and_print_nothing(tmp_path, silent, content, message, channels):
     path = tmp_path / "dog.jpg"
     path.write_bytes(content)
-    assert refusal(image.read, path, channels) == f"{path}: {fact}"
+    assert error_of(image.read, path, channels) == f"{path}: {message}"
 
 
 def test_png_with_a_damaged_comment_is_read(tmp_path):
@@ -145,7 +147,7 @@ def test_png_with_a_damaged_comment_is_read(tmp_path):
     assert image.read(tmp_path / "a.png").shape == (40, 60, 3)
 
 
-def test_what_opencv_refuses_is_named(tmp_path, monkeypatch):
+def test_opencv_errors_are_passed_on(tmp_path, monkeypatch):
     def refuse(*_):
         error = cv2.error("many\nlines")
         error.err = "pixels <= CV_IO_MAX_IMAGE_PIXELS"
@@ -153,33 +155,33 @@ def test_what_opencv_refuses_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cv2, "imdecode", refuse)
     (tmp_path / "a.bmp").write_bytes(b"BM")
-    assert refusal(image.read, tmp_path / "a.bmp") == (
-        f"{tmp_path}/a.bmp: OpenCV refuses this picture (pixels <= CV_IO_MAX_IMAGE_PIXELS); give a smaller one"
+    assert error_of(image.read, tmp_path / "a.bmp") == (
+        f"{tmp_path}/a.bmp: OpenCV rejects this image (pixels <= CV_IO_MAX_IMAGE_PIXELS); use a smaller one"
     )
 
 
-def test_what_is_no_file_is_refused(tmp_path, silent):
-    assert refusal(image.read, tmp_path / "no.jpg") == f"{tmp_path}/no.jpg: there is no such file; check the path"
-    assert refusal(image.read, tmp_path) == f"{tmp_path}: is a folder; give the path of a picture"
-    assert refusal(image.read, "/dev/zero") == "/dev/zero: is not an ordinary file; save the picture to one"
+def test_missing_and_special_files_raise(tmp_path, silent):
+    assert error_of(image.read, tmp_path / "no.jpg") == f"{tmp_path}/no.jpg: no such file; check the path"
+    assert error_of(image.read, tmp_path) == f"{tmp_path}: is a folder; use the path of an image"
+    assert error_of(image.read, "/dev/zero") == "/dev/zero: is not a regular file; save the image to one"
     assert (
-        refusal(image.read, "a\0b") == "a\0b: cannot be read (embedded null byte); check the path and its permissions"
+        error_of(image.read, "a\0b") == "a\0b: cannot be read (embedded null byte); check the path and its permissions"
     )
-    assert refusal(image.read, "a.jpg", channels=4) == (
-        "a.jpg: cannot be read with 4 channels; ask for 3 (RGB) or 1 (grey)"
+    assert error_of(image.read, "a.jpg", channels=4) == (
+        "a.jpg: cannot be read with 4 channels; use 3 (RGB) or 1 (grey)"
     )
 
 
-def test_write_refuses_what_it_cannot_store(tmp_path, silent):
-    picture = noise(4, 5, 3)
-    assert refusal(image.write, tmp_path / "a.what", picture) == (
-        f"{tmp_path}/a.what: OpenCV writes no '.what' pictures; end the name in .jpg or .png"
+def test_write_rejects_unsupported_formats_and_paths(tmp_path, silent):
+    img = noise(4, 5, 3)
+    assert error_of(image.write, tmp_path / "a.what", img) == (
+        f"{tmp_path}/a.what: OpenCV cannot write '.what' images; use .jpg or .png"
     )
-    assert refusal(image.write, tmp_path / "no" / "a.png", picture) == (
-        f"{tmp_path}/no/a.png: cannot be written (No such file or directory); choose another place"
+    assert error_of(image.write, tmp_path / "no" / "a.png", img) == (
+        f"{tmp_path}/no/a.png: cannot be written (No such file or directory); choose another path"
     )
-    assert refusal(image.write, tmp_path / "a.jpg", np.zeros((0, 5, 3), np.uint8)) == (
-        f"{tmp_path}/a.jpg: OpenCV cannot store shape (0, 5, 3) as .jpg; end the name in .png"
+    assert error_of(image.write, tmp_path / "a.jpg", np.zeros((0, 5, 3), np.uint8)) == (
+        f"{tmp_path}/a.jpg: OpenCV cannot write shape (0, 5, 3) as .jpg; use .png"
     )
     assert os.listdir(tmp_path) == []
 
@@ -187,10 +189,10 @@ def test_write_refuses_what_it_cannot_store(tmp_path, silent):
 # Arrays
 
 
-def test_as_image_keeps_what_is_a_picture():
-    picture = noise(4, 5, 3)
-    assert np.shares_memory(image.as_image(picture), picture)
-    np.testing.assert_array_equal(image.as_image(picture), picture)
+def test_as_image_does_not_copy_an_image():
+    img = noise(4, 5, 3)
+    assert np.shares_memory(image.as_image(img), img)
+    np.testing.assert_array_equal(image.as_image(img), img)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
@@ -211,29 +213,29 @@ def test_as_image_reads_paths(tmp_path):
         assert image.as_image(path, channels=1).shape == (4, 5, 1)
 
 
-def test_as_image_takes_pil():
+def test_as_image_accepts_pil():
     from PIL import Image
 
-    picture = noise(4, 5, 4)
-    rgba = Image.fromarray(picture)
-    np.testing.assert_array_equal(image.as_image(rgba), picture[..., :3])
+    img = noise(4, 5, 4)
+    rgba = Image.fromarray(img)
+    np.testing.assert_array_equal(image.as_image(rgba), img[..., :3])
     assert image.as_image(rgba.convert("P")).shape == (4, 5, 3)
     assert image.as_image(rgba.convert("L")).shape == (4, 5, 3)
     assert image.as_image(rgba.convert("1"), channels=1).shape == (4, 5, 1)
-    assert refusal(image.as_image, Image.fromarray(np.ones((4, 5), np.uint16))) == (
-        "image: PIL mode I;16 is not 8 bits deep; scale it to 0..255 as mode L first"
+    assert error_of(image.as_image, Image.fromarray(np.ones((4, 5), np.uint16))) == (
+        "image: PIL mode I;16 is not 8-bit; scale it to 0..255 as mode L first"
     )
 
 
-class Carrier:
-    """An object that carries `array` by the attributes given."""
+class Wrapper:
+    """An object that exposes `array` through the given attributes."""
 
     def __init__(self, array, **attributes):
         self.array = array
         self.__dict__.update(attributes)
 
 
-class DLPackCarrier(Carrier):
+class DLPackWrapper(Wrapper):
     def __dlpack__(self, **named):
         return self.array.__dlpack__(**named)
 
@@ -242,69 +244,69 @@ class DLPackCarrier(Carrier):
 
 
 @pytest.mark.parametrize(
-    "carry", [DLPackCarrier, lambda a: Carrier(a, __array_interface__=a.__array_interface__)], ids=["dlpack", "array"]
+    "wrap", [DLPackWrapper, lambda a: Wrapper(a, __array_interface__=a.__array_interface__)], ids=["dlpack", "array"]
 )
-def test_as_image_takes_arrays_of_others(carry):
-    np.testing.assert_array_equal(image.as_image(carry(noise(4, 5, 3))), noise(4, 5, 3))
+def test_as_image_accepts_arrays_of_other_libraries(wrap):
+    np.testing.assert_array_equal(image.as_image(wrap(noise(4, 5, 3))), noise(4, 5, 3))
 
 
 ON_DEVICE = [
-    pytest.param(lambda a: Carrier(a, __cuda_array_interface__={}), "asarray", id="cuda_array_interface"),
-    pytest.param(lambda a: DLPackCarrier(a, device=(2, 0)), "from_dlpack", id="dlpack"),
+    pytest.param(lambda a: Wrapper(a, __cuda_array_interface__={}), "asarray", id="cuda_array_interface"),
+    pytest.param(lambda a: DLPackWrapper(a, device=(2, 0)), "from_dlpack", id="dlpack"),
 ]
 
 
-@pytest.mark.parametrize("carry, function", ON_DEVICE)
-def test_as_image_takes_device_arrays_through_cupy(monkeypatch, carry, function):
+@pytest.mark.parametrize("wrap, function", ON_DEVICE)
+def test_as_image_accepts_device_arrays_through_cupy(monkeypatch, wrap, function):
     class CuPy:
-        """Stands in for the module: its function gives something with a `get` to the host."""
+        """Stub of the module: its function returns an object with `get`."""
 
     class OnDevice:
-        def __init__(self, carrier):
-            self.get = lambda: carrier.array
+        def __init__(self, wrapper):
+            self.get = lambda: wrapper.array
 
     setattr(CuPy, function, OnDevice)
     monkeypatch.setitem(sys.modules, "cupy", CuPy)
-    np.testing.assert_array_equal(image.as_image(carry(noise(4, 5, 3))), noise(4, 5, 3))
+    np.testing.assert_array_equal(image.as_image(wrap(noise(4, 5, 3))), noise(4, 5, 3))
 
 
-@pytest.mark.parametrize("carry, function", ON_DEVICE)
-def test_as_image_without_cupy_says_so(monkeypatch, carry, function):
+@pytest.mark.parametrize("wrap, function", ON_DEVICE)
+def test_as_image_without_cupy_says_so(monkeypatch, wrap, function):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert refusal(image.as_image, carry(noise(4, 5, 3))) == (
-        "image: lies in GPU memory, and CuPy is not installed; copy it to the host first"
+    assert error_of(image.as_image, wrap(noise(4, 5, 3))) == (
+        "image: is in GPU memory, and CuPy is not installed; copy it to the host first"
     )
 
 
-def test_as_image_refuses_what_is_no_picture():
-    assert refusal(image.as_image, noise(4, 5, 3).astype(np.float32)) == (
-        "image: holds float32 numbers, not uint8; if they are 0..1, give (image * 255).astype('uint8')"
+def test_as_image_rejects_other_types_and_shapes():
+    assert error_of(image.as_image, noise(4, 5, 3).astype(np.float32)) == (
+        "image: has dtype float32, not uint8; if its values are 0..1, pass (image * 255).astype('uint8')"
     )
-    shape = "is not (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); give one picture, channels last"
+    shape = "is not (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); pass one image, channels last"
     for wrong in [(3, 4, 5), (2, 4, 5, 3), (7,), (0, 5, 3)]:
-        assert refusal(image.as_image, np.zeros(wrong, np.uint8)) == f"image: shape {wrong} {shape}"
-    assert refusal(image.as_image, [[1, 2], [3, 4]]) == (
-        "image: a list is not a picture; give a path, a PIL image or a uint8 array"
+        assert error_of(image.as_image, np.zeros(wrong, np.uint8)) == f"image: shape {wrong} {shape}"
+    assert error_of(image.as_image, [[1, 2], [3, 4]]) == (
+        "image: a list is not an image; pass a path, a PIL image or a uint8 array"
     )
-    assert refusal(image.as_image, None) == (
-        "image: a NoneType is not a picture; give a path, a PIL image or a uint8 array"
+    assert error_of(image.as_image, None) == (
+        "image: a NoneType is not an image; pass a path, a PIL image or a uint8 array"
     )
 
 
-def test_as_image_says_why_an_array_cannot_be_taken():
-    class Refusing(DLPackCarrier):
+def test_as_image_says_why_a_conversion_failed():
+    class Refusing(DLPackWrapper):
         def __dlpack__(self, **named):
             raise BufferError("it is\nbusy")
 
-    assert refusal(image.as_image, Refusing(None)) == (
-        "image: the array of this Refusing cannot be taken (it is busy); give a NumPy array"
+    assert error_of(image.as_image, Refusing(None)) == (
+        "image: this Refusing cannot be converted (it is busy); pass a NumPy array"
     )
 
 
-def test_opencv_that_does_not_load_says_what_to_install(monkeypatch, tmp_path):
+def test_missing_opencv_says_what_to_install(monkeypatch, tmp_path):
     (tmp_path / "photo.png").write_bytes(PNG)
     monkeypatch.setitem(sys.modules, "cv2", None)  # importing it raises, as a missing libGL does
-    way_out = "pip install opencv-python-headless, or on Debian apt install libgl1 libglib2.0-0"
-    message = f"OpenCV does not load (import of cv2 halted; None in sys.modules); {way_out}"
-    assert refusal(image.read, tmp_path / "photo.png") == message
-    assert refusal(image.write, tmp_path / "out.png", noise(4, 5, 3)) == message
+    remedy = "pip install opencv-python-headless, or on Debian apt install libgl1 libglib2.0-0"
+    message = f"OpenCV does not load (import of cv2 halted; None in sys.modules); {remedy}"
+    assert error_of(image.read, tmp_path / "photo.png") == message
+    assert error_of(image.write, tmp_path / "out.png", noise(4, 5, 3)) == message

@@ -15,7 +15,7 @@ from test_plan_cuda import TOLERANCE, distance, plan_backend, program
 
 from gpudarknet import Detector, cfg, load_network
 from gpudarknet.backend import Backend
-from gpudarknet.boxes import fit
+from gpudarknet.boxes import letterbox_size
 from gpudarknet.errors import DataError, ImageError
 from gpudarknet.plan.cuda import upload as pictures_module
 from gpudarknet.plan.cuda.upload import Uploader
@@ -67,7 +67,7 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
     config, images = cfg.parse(NET.format(channels=channels) + body + END), bytes_of(channels, *SIZES[sizes])
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
     net = load_network(config, weights, backend=device)
-    fitted = [fit(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
+    fitted = [letterbox_size(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
     floats = np.stack([pictures_module.resize.network_input.reference(plan_backend(), p, W, H, *new)
                        for p, new in zip(images, fitted, strict=True)])  # fmt: skip
     for precision in ("fp32", "fp16"):

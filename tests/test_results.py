@@ -21,24 +21,24 @@ NAMES = ["ball", "coffee cup", "dog", "egg"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A network's files and a picture, picture_000042.png."""
+    """A network's files and an image, photo_000042.png."""
     folder = tmp_path_factory.mktemp("results")
     opencv4.write(folder)
     (folder / "tiny.names").write_text("\n".join(NAMES) + "\n")
     (folder / "tiny.data").write_text(f"names={folder / 'tiny.names'}\n")
-    cv2.imwrite(str(folder / "picture_000042.png"), opencv4.picture())
+    cv2.imwrite(str(folder / "photo_000042.png"), opencv4.scene())
     return folder
 
 
 @pytest.fixture
 def found(folder):
     detector = gd.Detector(folder / "tiny.cfg", folder / "tiny.weights", NAMES, backend="numpy")
-    return detector.detect(folder / "picture_000042.png", thresh=0.7)
+    return detector.detect(folder / "photo_000042.png", thresh=0.7)
 
 
-def detect(folder, *words, picture="picture_000042.png"):
+def detect(folder, *words, photo="photo_000042.png"):
     files = [str(folder / f"tiny.{kind}") for kind in ("data", "cfg", "weights")]
-    words = [*files, str(folder / picture), "-thresh", "0.7", "-backend", "numpy", *map(str, words)]
+    words = [*files, str(folder / photo), "-thresh", "0.7", "-backend", "numpy", *map(str, words)]
     return cli.main(["detector", "test", *words])
 
 
@@ -49,7 +49,7 @@ def test_csv(folder, found, tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [d.label for d in found] and rows
     for row, d in zip(rows, found, strict=True):
-        assert row["image"].endswith("picture_000042.png") and int(row["class_id"]) == d.class_id
+        assert row["image"].endswith("photo_000042.png") and int(row["class_id"]) == d.class_id
         assert abs(float(row["confidence"]) - d.confidence) < 1e-5
         box = [float(row[key]) for key in ("left", "top", "width", "height")]
         np.testing.assert_allclose(box, d.box, atol=0.006)
@@ -71,10 +71,10 @@ def test_crops(folder, found, tmp_path, monkeypatch):
     names = sorted(path.name for path in (tmp_path / "crops").iterdir())
     assert len(names) == len(found)
     first = found[0]
-    crop = image.read(tmp_path / "crops" / f"picture_000042_1_{first.label.replace(' ', '-')}.png")
+    crop = image.read(tmp_path / "crops" / f"photo_000042_1_{first.label.replace(' ', '-')}.png")
     left, top, width, height = first.box
     x0, x1, y0, y1 = max(int(left), 0), min(int(left + width), 200), max(int(top), 0), min(int(top + height), 120)
-    np.testing.assert_array_equal(crop, opencv4.picture()[y0:y1, x0:x1, ::-1])
+    np.testing.assert_array_equal(crop, opencv4.scene()[y0:y1, x0:x1, ::-1])
 
 
 def test_table(folder, found, tmp_path, monkeypatch, capsys):
@@ -99,13 +99,13 @@ def test_tiles(folder, tmp_path, monkeypatch, capsys):
 def test_a_result_that_cannot_be_written(folder, flag, tmp_path, capsys):
     out = tmp_path / "none" / "x"
     assert detect(folder, flag, out) == 2
-    assert capsys.readouterr().err == f"error: {out}: cannot be written; give a file in a folder that exists\n"
+    assert capsys.readouterr().err == f"error: {out}: cannot be written; use a file in an existing folder\n"
 
 
 def test_crops_into_a_file(folder, tmp_path, capsys):
     (tmp_path / "crops").write_text("")
     assert detect(folder, "-crops", tmp_path / "crops") == 2
-    expected = f"error: {tmp_path / 'crops'}: cannot be made a folder (File exists); choose another place\n"
+    expected = f"error: {tmp_path / 'crops'}: cannot create this folder (File exists); choose another path\n"
     assert capsys.readouterr().err == expected
 
 

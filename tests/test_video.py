@@ -1,4 +1,4 @@
-"""Videos in and out, and `detector demo`: every frame of a file, only fresh frames of a camera, errors of any thread."""
+"""Videos in and out, and `detector demo`: every frame of a file, only current frames of a camera, errors of any thread."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FRAMES = 13
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A network's files, and film.avi, whose frame i is nearly of grey 10 * i, with a box."""
+    """A network's files, and film.avi, whose frame i is approximately grey 10 * i, with a box."""
     folder = tmp_path_factory.mktemp("video")
     opencv4.write(folder)
     (folder / "tiny.names").write_text("ball\ncup\ndog\negg\n")
     (folder / "tiny.data").write_text(f"names={folder / 'tiny.names'}\n")
     with video.Recorder(folder / "film.avi", 20) as film:
         for i in range(FRAMES):
-            picture = np.full((48, 64, 3), 10 * i, np.uint8)
-            picture[10:30, 20:40] = (200, 40, 40)
-            film.write(picture)
+            img = np.full((48, 64, 3), 10 * i, np.uint8)
+            img[10:30, 20:40] = (200, 40, 40)
+            film.write(img)
     return folder
 
 
@@ -48,9 +48,9 @@ def test_a_file_gives_every_frame_in_order_and_rgb(folder):
             found.append(frame)
             time.sleep(0.003)  # slower than the reader: it has to wait
     assert [frame.number for frame in found] == list(range(1, FRAMES + 1)) and reader.dropped == 0
-    greys = [int(frame.picture[40, 50].mean()) for frame in found]
+    greys = [int(frame.image[40, 50].mean()) for frame in found]
     assert np.abs(np.subtract(greys, np.arange(FRAMES) * 10)).max() < 4
-    red, _, blue = found[5].picture[20, 30].astype(int)
+    red, _, blue = found[5].image[20, 30].astype(int)
     assert red - blue > 100
 
 
@@ -67,7 +67,7 @@ def test_stopping_early_does_not_hang(folder):
 
 
 class Camera:
-    """Stands for cv2.VideoCapture: pictures that hold their number, one every two milliseconds."""
+    """Stub of cv2.VideoCapture: frames filled with their number, one every two milliseconds."""
 
     def __init__(self, source):
         self.number = 0
@@ -87,10 +87,10 @@ class Camera:
         pass
 
 
-def test_a_camera_drops_late_frames_and_stays_fresh(monkeypatch):
+def test_a_camera_drops_late_frames_and_stays_current(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     reader = video.Reader("0")
-    assert reader.live and reader.fps == video.FPS
+    assert reader.live and reader.fps == video.DEFAULT_FPS
     with reader as frames:
         seen = []
         for frame in frames:
@@ -126,14 +126,14 @@ def test_the_writer_works_in_order_and_its_error_comes_out():
 
 
 def test_a_recording_appears_whole_or_not_at_all(tmp_path):
-    picture = np.zeros((48, 64, 3), np.uint8)
+    img = np.zeros((48, 64, 3), np.uint8)
     with pytest.raises(RuntimeError), video.Recorder(tmp_path / "a.mp4", 25) as film:
-        film.write(picture)
+        film.write(img)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
     with video.Recorder(tmp_path / "a.mp4", 25) as film:
         for _ in range(7):
-            film.write(picture)
+            film.write(img)
     assert count(tmp_path / "a.mp4") == 7
 
 
@@ -144,16 +144,14 @@ def test_errors(tmp_path):
         return str(e.value)
 
     path = tmp_path / "x.avi"
-    assert message(lambda: video.Reader(path)) == (
-        f"{path}: there is no such file; give a video, a camera's number or a URL"
-    )
+    assert message(lambda: video.Reader(path)) == (f"{path}: no such file; use a video file, a camera index or a URL")
     path.write_bytes(b"not a video")
-    assert message(lambda: video.Reader(path)) == f"{path}: is no video that OpenCV can read; check the source"
+    assert message(lambda: video.Reader(path)) == f"{path}: is not a video that OpenCV can read; check the source"
     assert message(lambda: video.Recorder(tmp_path / "x.gif", 25)) == (
-        f"{tmp_path / 'x.gif'}: videos are written as .avi, .mp4, .mkv, .mov; end the name in one of them"
+        f"{tmp_path / 'x.gif'}: unknown video format; use .avi, .mp4, .mkv, .mov"
     )
     assert message(lambda: video.Recorder(tmp_path / "no" / "x.avi", 25)) == (
-        f"{tmp_path / 'no' / 'x.avi'}: cannot be written; give a file in a folder that exists"
+        f"{tmp_path / 'no' / 'x.avi'}: cannot be written; use a file in an existing folder"
     )
 
 
@@ -182,7 +180,7 @@ def test_demo_writes_json_to_standard_output(folder, capsys):
 
 def test_demo_without_a_video(folder, capsys):
     assert demo(folder, folder / "none.avi") == 2
-    expected = f"error: {folder / 'none.avi'}: there is no such file; give a video, a camera's number or a URL\n"
+    expected = f"error: {folder / 'none.avi'}: no such file; use a video file, a camera index or a URL\n"
     assert capsys.readouterr().err == expected
 
 

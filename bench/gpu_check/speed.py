@@ -224,7 +224,7 @@ def detect(context: Context, subject: Subject) -> Row:
             taken.append(time.perf_counter() - start)
         return round(1e3 * statistics.median(taken), 4)
 
-    x, program = detector.send([array]), list(network.program_cache.programs.values())[-1]
+    x, program = detector.upload([array]), list(network.program_cache.programs.values())[-1]
     row: Row = {**subject.fields(), "engine": "ours", "boxes": len(found), "image": list(array.shape)}
     row["read_ms"] = median(lambda: image.read(path))
     row["detect_ms"] = median(lambda: detector.detect(array))
@@ -232,7 +232,7 @@ def detect(context: Context, subject: Subject) -> Row:
     if isinstance(program, cuda.Program):
         row["graph_ms"] = replayed(program, context)["graph_ms"]
         row["beside_graph_us"] = round(1e3 * (row["detect_ms"] - row["graph_ms"]), 1)
-    row["rows_ms"] = median(lambda: detector.rows(x, 0.25))
+    row["rows_ms"] = median(lambda: detector.infer(x, 0.25))
     count = 2 if context.small else 128
     start = time.perf_counter()
     list(detector.detect_stream([path] * count, batch=min(8, count)))

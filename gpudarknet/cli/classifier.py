@@ -63,7 +63,7 @@ def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images:
     return code
 
 
-def probabilities(network: Network, picture: image.Picture, path: str, tree: Tree | None) -> np.ndarray:
+def probabilities(network: Network, picture: image.Image, path: str, tree: Tree | None) -> np.ndarray:
     """Return the probability of each class (classes,), and print how long the network took."""
     x = image.classifier_input(picture, network.width, network.height)[None]
     begin = time.perf_counter()

@@ -38,7 +38,7 @@ def demo(args: Any) -> int:
 
         def record(frame: Frame, found: list[Detection]) -> None:
             if recorder:
-                recorder.write(image.draw(frame.picture, found, detector.names))
+                recorder.write(image.draw(frame.image, found, detector.names))
             if stream:
                 stream.write(json_line(frame, found) + "\n")
 
@@ -55,13 +55,13 @@ def watch(detector: Detector, reader: Reader, writer: Writer, clock: Clock, args
     """Run the network on every frame until the source, the time or the user's patience ends."""
     try:
         for frame in reader:
-            found = detector.detect(frame.picture, args.thresh, args.nms)
+            found = detector.detect(frame.image, args.thresh, args.nms)
             writer.put(frame, found)
             for line in clock.tick():
                 print(line, file=sys.stderr)
             if args.ext_output:
                 print("\n".join(object_lines(frame, found)))
-            if args.show and show(image.draw(frame.picture, found, detector.names)):
+            if args.show and show(image.draw(frame.image, found, detector.names)):
                 break
             if 0 < args.time_limit_sec <= clock.spent:
                 break

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import image, tiles
 from ..data.datafile import label_path
-from ..detector import Detector, Found
+from ..detector import Detector, ScoredBoxes
 from ..errors import ImageError
 from ..io import resources
 from . import fail, formats, inputs, results
@@ -56,7 +56,7 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
         if args.save_labels:
             write(label_path(path), formats.label_lines(found, detector.names, args.thresh))
         for result in more:
-            result.add(path, picture, found, detector.detections(found))
+            result.add(path, picture, found, detector.to_detections(found))
     for result in more:
         result.end()
     if out and written:
@@ -64,20 +64,20 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
     return code
 
 
-def look(detector: Detector, path: str, args: Any) -> tuple[Found, image.Picture]:
+def look(detector: Detector, path: str, args: Any) -> tuple[ScoredBoxes, image.Image]:
     """Find objects in one image and print how long the network took."""
     picture = image.read(path, detector.network.channels)
     if args.tiles:
         begin = time.perf_counter()
-        found = tiles.find(detector, picture, args.thresh, args.nms)
+        found = tiles.detect_boxes(detector, picture, args.thresh, args.nms)
         print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
         return found, picture
-    x = detector.send([picture])
+    x = detector.upload([picture])
     begin = time.perf_counter()
-    rows = detector.rows(x, args.thresh)
+    rows = detector.infer(x, args.thresh)
     taken = time.perf_counter() - begin
     print(f"{path}: Predicted in {1000 * taken:f} milli-seconds.")
-    return detector.suppress(rows[:, 1:], picture, args.nms), picture
+    return detector.postprocess(rows[:, 1:], picture, args.nms), picture
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:

@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..detector import HIDDEN, Detection, Found
+from ..detector import HIDDEN_PREFIX, Detection, ScoredBoxes
 
 JSON_THRESH = 0.005  # Darknet's own, whatever -thresh says
 
 
-def best(found: Found, names: Sequence[str], thresh: float, hidden: bool = False) -> list[tuple[int, int]]:
+def best(found: ScoredBoxes, names: Sequence[str], thresh: float, hidden: bool = False) -> list[tuple[int, int]]:
     """Return (row, best class) of the boxes that have a class above thresh; a hidden class is best only if `hidden`."""
-    shown = np.array([hidden or not name.startswith(HIDDEN) for name in names[: found.probs.shape[1]]], bool)
+    shown = np.array([hidden or not name.startswith(HIDDEN_PREFIX) for name in names[: found.probs.shape[1]]], bool)
     probs = np.where(shown, found.probs, 0)
     return [(i, int(p.argmax())) for i, p in enumerate(probs) if p.size and p.max() > thresh]
 
 
-def also(found: Found, row: int, first: int, thresh: float) -> list[int]:
+def also(found: ScoredBoxes, row: int, first: int, thresh: float) -> list[int]:
     """Return the other classes of a box above thresh, in class order."""
     return [int(c) for c in np.flatnonzero(found.probs[row] > thresh) if c != first]
 
 
-def lines(found: Found, names: Sequence[str], thresh: float, ext_output: bool) -> Iterator[str]:
+def lines(found: ScoredBoxes, names: Sequence[str], thresh: float, ext_output: bool) -> Iterator[str]:
     """Yield a line for each box's best class and then one for each of its other classes, boxes from left to right."""
     chosen = best(found, names, thresh)
     chosen.sort(key=lambda item: found.boxes[item[0], 0] - found.boxes[item[0], 2] / 2)
@@ -35,7 +35,7 @@ def lines(found: Found, names: Sequence[str], thresh: float, ext_output: bool) -
             yield f"{names[c]}: {found.probs[row, c] * 100:.0f}%{place}"
 
 
-def pixels(found: Found, row: int) -> str:
+def pixels(found: ScoredBoxes, row: int) -> str:
     """Return a box as -ext_output shows it: rounded pixels, not clipped to the image."""
     x, y, w, h = found.boxes[row].tolist()
     W, H = found.width, found.height
@@ -48,7 +48,7 @@ def half_up(value: float) -> float:
     return math.copysign(math.floor(abs(value) + 0.5), value)
 
 
-def marks(found: Found, names: Sequence[str], thresh: float) -> list[Detection]:
+def marks(found: ScoredBoxes, names: Sequence[str], thresh: float) -> list[Detection]:
     """Return what to draw: one mark a box, labelled with its best class and then its others."""
     drawn = []
     for row, first in best(found, names, thresh):
@@ -60,11 +60,11 @@ def marks(found: Found, names: Sequence[str], thresh: float) -> list[Detection]:
     return drawn
 
 
-def json_image(frame: int, path: str, found: Found, names: Sequence[str]) -> str:
+def json_image(frame: int, path: str, found: ScoredBoxes, names: Sequence[str]) -> str:
     """Return an image's part of the JSON file. Unlike Darknet's, names and paths with quotes or backslashes are valid JSON."""
     objects = []
     for row, c in zip(*np.nonzero(found.probs > JSON_THRESH), strict=True):
-        if not names[c].startswith(HIDDEN):
+        if not names[c].startswith(HIDDEN_PREFIX):
             x, y, w, h = found.boxes[row].tolist()
             objects.append(
                 f'  {{"class_id":{c}, "name":{quoted(names[c])}, "relative_coordinates":{{"center_x":{x:f}, "center_y":{y:f},'
@@ -84,7 +84,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def label_lines(found: Found, names: Sequence[str], thresh: float) -> str:
+def label_lines(found: ScoredBoxes, names: Sequence[str], thresh: float) -> str:
     """Return a label file: `class x y w h` for each box's best class, as parts of the image."""
     rows = ((c, *found.boxes[row].tolist()) for row, c in best(found, names, thresh, hidden=True))
     return "".join(f"{c} {x:2.4f} {y:2.4f} {w:2.4f} {h:2.4f}\n" for c, x, y, w, h in rows)

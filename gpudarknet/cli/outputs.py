@@ -12,7 +12,7 @@ def writable(out: str) -> Path:
     """Return the path of a result. Raises DataError where it could not be written in the end."""
     path = Path(out)
     if path.is_dir() or not path.parent.is_dir():
-        raise DataError(f"{out}: cannot be written; give a file in a folder that exists")
+        raise DataError(f"{out}: cannot be written; use a file in an existing folder")
     return path
 
 

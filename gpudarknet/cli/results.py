@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import evaluate, image
-from ..detector import Detection, Found
+from ..detector import Detection, ScoredBoxes
 from ..errors import DataError
 from .arguments import Flag
 from .evaluate import COCO_IDS
@@ -21,7 +21,7 @@ from .outputs import writable, write
 class Result(Protocol):
     """Something that is made of the objects in all images."""
 
-    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+    def add(self, path: str, picture: image.Image, found: ScoredBoxes, objects: list[Detection]) -> None:
         """Take an image's objects."""
 
     def end(self) -> None:
@@ -36,7 +36,7 @@ class Csv:
         self.table = csv.writer(self.text, lineterminator="\n")
         self.table.writerow(["image", "class_id", "name", "confidence", "left", "top", "width", "height"])
 
-    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+    def add(self, path: str, picture: image.Image, found: ScoredBoxes, objects: list[Detection]) -> None:
         """Add the lines of an image."""
         for d in objects:
             box = [f"{v:.2f}" for v in d.box]
@@ -53,7 +53,7 @@ class Coco:
     def __init__(self, path: Path):
         self.path, self.entries = path, list[dict[str, Any]]()
 
-    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+    def add(self, path: str, picture: image.Image, found: ScoredBoxes, objects: list[Detection]) -> None:
         """Add the entries of an image."""
         classes, none = found.probs.shape[1], np.zeros((0, 5), np.float32)
         categories = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
@@ -70,7 +70,7 @@ class Crops:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+    def add(self, path: str, picture: image.Image, found: ScoredBoxes, objects: list[Detection]) -> None:
         """Write the crops of an image."""
         H, W = picture.shape[:2]
         for number, d in enumerate(objects, 1):
@@ -88,7 +88,7 @@ class Crops:
 class Screen:
     """A table of each image's objects on the terminal."""
 
-    def add(self, path: str, picture: image.Picture, found: Found, objects: list[Detection]) -> None:
+    def add(self, path: str, picture: image.Image, found: ScoredBoxes, objects: list[Detection]) -> None:
         """Print the table of an image."""
         from rich.console import Console
         from rich.markup import escape
@@ -110,7 +110,7 @@ def folder(name: str) -> Path:
     try:
         Path(name).mkdir(exist_ok=True)
     except OSError as e:
-        raise DataError(f"{name}: cannot be made a folder ({e.strerror}); choose another place") from None
+        raise DataError(f"{name}: cannot create this folder ({e.strerror}); choose another path") from None
     return Path(name)
 
 

@@ -17,7 +17,7 @@ from .. import boxes as geometry
 from .. import image
 from ..data import Boxes, Faults, read_labels
 from ..data.datafile import label_path
-from ..detector import Detector, Found
+from ..detector import Detector, ScoredBoxes
 from ..errors import DataError, ImageError
 
 THRESH, NMS = 0.005, 0.45  # what `detector map` looks at
@@ -29,7 +29,7 @@ COCO_SIZES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 class Judged:
     """An image: what was found in it, its truths (T, 5) as x, y, w, h, class, and boxes that count neither way."""
 
-    found: Found
+    found: ScoredBoxes
     truth: Boxes
     difficult: Boxes
     path: str = ""
@@ -38,7 +38,7 @@ class Judged:
 def judge(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, faults: Faults | None = None,
     difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
-    find: Callable[[Detector, str, float, float], Found] | None = None,
+    find: Callable[[Detector, str, float, float], ScoredBoxes] | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
     """Find objects in each image and read its labels. Unreadable images are noted in `faults` and left out.
 
@@ -48,7 +48,7 @@ def judge(
     faults = faults or Faults()
     for count, path in enumerate(paths, 1):
         try:
-            found = find(detector, path, thresh, nms) if find else detector.find([path], thresh, nms)[0]
+            found = find(detector, path, thresh, nms) if find else detector.detect_boxes([path], thresh, nms)[0]
         except ImageError as e:
             faults.image(e)
             continue
@@ -206,16 +206,16 @@ class Recall:
     recall: float
 
 
-def proposals(detector: Detector, path: str, thresh: float, nms: float) -> Found:
+def proposals(detector: Detector, path: str, thresh: float, nms: float) -> ScoredBoxes:
     """Find boxes in an image whatever their class: doubles are dropped by objectness, which stands as the one class."""
     net, picture = detector.network, image.read(path, detector.network.channels)
     H, W = picture.shape[:2]
-    rows = detector.rows(detector.input([picture]), thresh)
+    rows = detector.infer(detector.preprocess([picture]), thresh)
     rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 1] > thresh)]
     placed = geometry.to_image(rows[:, 2:6], net.width, net.height, W, H, detector.letterbox)
     objectness = geometry.nms(placed, rows[:, 1:2], nms)
     kept = objectness[:, 0] > 0
-    return Found(placed[kept], objectness[kept], W, H)
+    return ScoredBoxes(placed[kept], objectness[kept], W, H)
 
 
 def recall(images: Iterable[Judged], iou_thresh: float = 0.5) -> Recall:

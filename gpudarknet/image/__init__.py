@@ -1,7 +1,7 @@
-"""Read pictures from files and from other libraries' arrays, and write them.
+"""Read images from files and from other libraries' arrays, and write them.
 
-A picture is uint8 (H, W, C) with C = 3 (RGB) or 1. What is done with it has files of its own, offered here too: `resize.py`
-makes network input of it, `drawing.py` draws detections on it.
+An image is uint8 (H, W, C) with C = 3 (RGB) or 1. A new file format belongs here; resizing and letterboxing are in
+`resize.py`, drawing detections in `drawing.py` (both re-exported), video in `video.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .resize import network_input as network_input
 from .resize import resize as resize
 from .resize import with_channels
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
-PIXELS = 2**28  # the most a PNG may claim: a file of a few kilobytes can unfold to anything
+MAX_PIXELS = 2**28  # that a PNG may declare: a file of a few kilobytes can decompress to any size
 CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and managed
 
 
@@ -34,7 +34,7 @@ CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and manag
 
 
 def opencv() -> Any:
-    """Import OpenCV. Raises ImageError where it does not load: its wheel with windows needs a desktop's libraries."""
+    """Import OpenCV. Raises ImageError if it does not load: the wheel with GUI support needs desktop libraries."""
     try:
         import cv2
     except ImportError as e:
@@ -44,72 +44,70 @@ def opencv() -> Any:
     return cv2
 
 
-def read(path: str | os.PathLike[str], channels: int = 3) -> Picture:
-    """Read a picture file -> uint8 (H, W, 3) RGB, or (H, W, 1) grey with channels=1. ImageError if that cannot be.
+def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
+    """Read an image file -> uint8 (H, W, 3) RGB, or (H, W, 1) grey with channels=1. Raises ImageError.
 
-    EXIF orientation is applied, alpha is dropped and 16 bits become 8, as OpenCV does them.
+    As in OpenCV, EXIF orientation is applied, alpha is dropped and 16 bits are reduced to 8.
     """
     cv2 = opencv()
 
     if channels not in (1, 3):
-        raise ImageError(f"{path}: cannot be read with {channels} channels; ask for 3 (RGB) or 1 (grey)")
+        raise ImageError(f"{path}: cannot be read with {channels} channels; use 3 (RGB) or 1 (grey)")
     data = _content(Path(path))
-    fault = _fault(data)
-    if fault:
-        raise ImageError(f"{path}: {fault}")
+    damage = _damage(data)
+    if damage:
+        raise ImageError(f"{path}: {damage}")
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
         image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:  # its text has several lines; `err` is the condition that failed
-        raise ImageError(f"{path}: OpenCV refuses this picture ({error.err}); give a smaller one") from None
+        raise ImageError(f"{path}: OpenCV rejects this image ({error.err}); use a smaller one") from None
     if image is None:
-        raise ImageError(f"{path}: is not a picture that OpenCV can read; give a whole JPEG, PNG or BMP file")
+        raise ImageError(f"{path}: is not an image that OpenCV can read; use a complete JPEG, PNG or BMP file")
     if channels == 3:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     return image.reshape(*image.shape[:2], channels)
 
 
-def write(path: str | os.PathLike[str], image: Picture) -> None:
-    """Write uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) as the file type that the name's ending says. All or nothing."""
+def write(path: str | os.PathLike[str], image: Image) -> None:
+    """Write uint8 (H, W, 3) RGB, (H, W, 1) or (H, W) atomically, in the format of the file name's extension."""
     cv2 = opencv()
 
     path = Path(path)
     if not cv2.haveImageWriter(path.name):
-        raise ImageError(f"{path}: OpenCV writes no {path.suffix!r} pictures; end the name in .jpg or .png")
+        raise ImageError(f"{path}: OpenCV cannot write {path.suffix!r} images; use .jpg or .png")
     bgr = image[:, :, ::-1] if image.ndim == 3 else image
     try:
         data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr))[1].tobytes()
-    except cv2.error:  # too large for the format, or of a shape that is no picture
-        raise ImageError(
-            f"{path}: OpenCV cannot store shape {image.shape} as {path.suffix}; end the name in .png"
-        ) from None
+    except cv2.error:  # too large for the format, or not the shape of an image
+        raise ImageError(f"{path}: OpenCV cannot write shape {image.shape} as {path.suffix}; use .png") from None
     try:
         with atomic_write(path) as tmp:
             tmp.write_bytes(data)
     except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+        raise ImageError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
 
 
-def as_image(source: Any, channels: int = 3) -> Picture:
-    """Give a picture as uint8 (H, W, channels), without a copy where it already is one. ImageError if it cannot be.
+def as_image(source: Any, channels: int = 3) -> Image:
+    """Return an image as uint8 (H, W, channels), without a copy if it already is one. Raises ImageError.
 
-    `source` is a path; a PIL image (its pixels as they stand: EXIF orientation is not applied); or a uint8 array (H, W),
-    (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of NumPy, or of any library by __dlpack__, __cuda_array_interface__
-    or __array_interface__. Frames of OpenCV are BGR: hand in `frame[..., ::-1]`.
+    `source` is a path; a PIL image (EXIF orientation is not applied); or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB
+    or (H, W, 4) RGBA, from NumPy or any library with __dlpack__, __cuda_array_interface__ or __array_interface__.
+    OpenCV's frames are BGR: pass `frame[..., ::-1]`.
     """
     if isinstance(source, str | os.PathLike):
         return read(source, channels)
-    array = _host_array(source)
+    array = _to_numpy(source)
     if array.dtype != np.uint8:
         raise ImageError(
-            f"image: holds {array.dtype} numbers, not uint8; if they are 0..1, give (image * 255).astype('uint8')"
+            f"image: has dtype {array.dtype}, not uint8; if its values are 0..1, pass (image * 255).astype('uint8')"
         )
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
         raise ImageError(
             f"image: shape {array.shape} is not (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); "
-            "give one picture, channels last"
+            "pass one image, channels last"
         )
     return with_channels(array[:, :, :3], channels)
 
@@ -117,53 +115,53 @@ def as_image(source: Any, channels: int = 3) -> Picture:
 def _content(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise ImageError(f"{path}: is a folder; give the path of a picture")
+            raise ImageError(f"{path}: is a folder; use the path of an image")
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-            raise ImageError(f"{path}: is not an ordinary file; save the picture to one")
+            raise ImageError(f"{path}: is not a regular file; save the image to one")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{path}: there is no such file; check the path") from None
+        raise ImageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path!s}: cannot be read ({reason}); check the path and its permissions") from None
     if not data:
-        raise ImageError(f"{path}: is empty; give a JPEG, PNG or BMP file")
+        raise ImageError(f"{path}: is empty; use a JPEG, PNG or BMP file")
     return data
 
 
-def _fault(data: bytes) -> str:
-    """Say what is wrong with a JPEG or PNG file and the way out, or "".
+def _damage(data: bytes) -> str:
+    """Return what is wrong with a JPEG or PNG file and how to fix it, or "".
 
-    The decoders would find it too, but they tell the process's stderr, and old ones return the half picture.
+    The decoders would notice too, but they print to stderr, and old ones return a partial image.
     """
-    short = "ends before the picture does; fetch or save the file again"
+    truncated = "is truncated; download or save the file again"
     if data.startswith(b"\xff\xd8\xff"):
-        return short if data.rfind(b"\xff\xd9") < 0 else ""
+        return truncated if data.rfind(b"\xff\xd9") < 0 else ""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return ""
     at, kind = 8, b""
-    while kind != b"IEND":  # a chunk: length of the content, kind, content, checksum of the last two
+    while kind != b"IEND":  # a chunk: content length, type, content, CRC of type and content
         kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
         if end + 4 > len(data):
-            return short
-        needed = not kind[0] & 0x20  # decoders do without the other kinds
-        if needed and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"is damaged at byte {at}; fetch or save the file again"
+            return truncated
+        critical = not kind[0] & 0x20  # decoders may ignore ancillary chunks
+        if critical and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return f"is damaged at byte {at}; download or save the file again"
         if kind == b"IHDR":
             W, H = int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big")
-            if not 0 < W * H <= PIXELS:
-                return f"claims a size of {W} x {H}; give a picture of 1 to {PIXELS} pixels"
+            if not 0 < W * H <= MAX_PIXELS:
+                return f"declares a size of {W} x {H}; use an image of 1 to {MAX_PIXELS} pixels"
         at = end + 4
     return ""
 
 
-def _host_array(source: Any) -> NDArray[Any]:
-    """Bring what is not a path to the host's memory as a NumPy array."""
+def _to_numpy(source: Any) -> NDArray[Any]:
+    """Convert a PIL image or an array of any library to a NumPy array."""
     if isinstance(source, np.ndarray):
         return source
-    if hasattr(source, "convert") and hasattr(source, "mode"):  # a PIL image, which this package need not import
+    if hasattr(source, "convert") and hasattr(source, "mode"):  # a PIL image, without importing PIL
         if source.mode[0] in "IF":
-            raise ImageError(f"image: PIL mode {source.mode} is not 8 bits deep; scale it to 0..255 as mode L first")
+            raise ImageError(f"image: PIL mode {source.mode} is not 8-bit; scale it to 0..255 as mode L first")
         return np.asarray(source.convert("L" if source.mode in ("1", "L", "LA") else "RGB"))
     try:
         if hasattr(source, "__cuda_array_interface__") or (
@@ -177,15 +175,15 @@ def _host_array(source: Any) -> NDArray[Any]:
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ImageError(
-            f"image: the array of this {type(source).__name__} cannot be taken ({reason}); give a NumPy array"
+            f"image: this {type(source).__name__} cannot be converted ({reason}); pass a NumPy array"
         ) from None
-    raise ImageError(f"image: a {type(source).__name__} is not a picture; give a path, a PIL image or a uint8 array")
+    raise ImageError(f"image: a {type(source).__name__} is not an image; pass a path, a PIL image or a uint8 array")
 
 
 def _from_cuda(source: Any) -> NDArray[Any]:
     try:
         import cupy
     except ImportError:
-        raise ImageError("image: lies in GPU memory, and CuPy is not installed; copy it to the host first") from None
-    take = cupy.asarray if hasattr(source, "__cuda_array_interface__") else cupy.from_dlpack
-    return take(source).get()
+        raise ImageError("image: is in GPU memory, and CuPy is not installed; copy it to the host first") from None
+    convert = cupy.asarray if hasattr(source, "__cuda_array_interface__") else cupy.from_dlpack
+    return convert(source).get()

@@ -1,4 +1,4 @@
-"""Draw detections: boxes in Darknet's colours, labels that stay readable at any size of picture."""
+"""Draw detections: boxes in Darknet's colours, labels that are readable at any image size."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
 class Drawable(Protocol):
-    """What `draw` needs of a detection: confidence 0..1, box (left, top, width, height) in pixels of the picture."""
+    """What `draw` needs of a detection: confidence 0..1, box (left, top, width, height) in pixels."""
 
     @property
     def label(self) -> str: ...
@@ -24,18 +24,18 @@ class Drawable(Protocol):
     def box(self) -> Sequence[float]: ...
 
 
-def draw(image: Picture, detections: Iterable[Drawable], names: Sequence[str] | None = None) -> Picture:
-    """Draw boxes and labels on a copy. uint8 (H, W, 1 or 3) -> uint8 (H, W, 3); the most certain comes last, on top.
+def draw(image: Image, detections: Iterable[Drawable], names: Sequence[str] | None = None) -> Image:
+    """Draw boxes and labels on a copy, the most confident on top. uint8 (H, W, 1 or 3) -> uint8 (H, W, 3).
 
-    Colours are Darknet's for `len(names)` classes (80, or as many as needed, without names).
+    Colours are Darknet's for `len(names)` classes (without names: for 80, or more if needed).
     """
     import cv2
 
     detections = sorted(detections, key=lambda d: d.confidence)
     classes = len(names) if names else max([80, *(d.class_id + 1 for d in detections)])
-    canvas = np.array(np.broadcast_to(image, (*image.shape[:2], 3)), order="C")  # a copy, always
+    canvas = np.array(np.broadcast_to(image, (*image.shape[:2], 3)), order="C")  # always a copy
     H, W = canvas.shape[:2]
-    line = max(1, round((W + H) / 500))
+    thickness = max(1, round((W + H) / 500))
     labels = []
     for d in detections:
         left, top, width, height = np.nan_to_num(np.asarray(d.box, dtype=np.float64))
@@ -43,16 +43,16 @@ def draw(image: Picture, detections: Iterable[Drawable], names: Sequence[str] | 
             continue
         x0, x1 = np.clip((left, left + width), 0, W - 1).astype(int).tolist()
         y0, y1 = np.clip((top, top + height), 0, H - 1).astype(int).tolist()
-        ink = colour(d.class_id, classes)
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), ink, line)
-        labels.append((f"{d.label} {d.confidence:.0%}", x0 - line // 2, y0, line, ink))
-    for label in labels:  # after all the boxes: no edge crosses a text
+        box_colour = colour(d.class_id, classes)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), box_colour, thickness)
+        labels.append((f"{d.label} {d.confidence:.0%}", x0 - thickness // 2, y0, thickness, box_colour))
+    for label in labels:  # after all boxes, so that no line crosses a text
         _label(canvas, *label)
     return canvas
 
 
 def colour(class_id: int, classes: int) -> tuple[int, int, int]:
-    """Give a class its colour (R, G, B) 0..255: Darknet's walk from magenta over red, yellow, green, cyan to blue."""
+    """Return the colour (R, G, B) 0..255 of a class: Darknet's gradient magenta, red, yellow, green, cyan, blue."""
     stops = np.array([(1, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1)])
     t = 5 * (class_id * 123457 % classes) / classes
     mixed = (1 - t % 1) * stops[int(t)] + t % 1 * stops[int(np.ceil(t))]
@@ -60,8 +60,8 @@ def colour(class_id: int, classes: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _label(canvas: Picture, text: str, x: int, y: int, line: int, ink: tuple[int, int, int]) -> None:
-    """Write text on a field of colour whose lower left corner is (x, y), moved until it lies within the picture."""
+def _label(canvas: Image, text: str, x: int, y: int, thickness: int, background: tuple[int, int, int]) -> None:
+    """Draw text on a filled rectangle whose lower left corner is (x, y), shifted to stay inside the image."""
     import cv2
 
     H, W = canvas.shape[:2]
@@ -69,12 +69,12 @@ def _label(canvas: Picture, text: str, x: int, y: int, line: int, ink: tuple[int
     scale = max(0.4, (W + H) / 2200)
     weight = max(1, round(scale * 1.6))
     (width, _), _ = cv2.getTextSize(text, font, scale, weight)
-    (_, height), below = cv2.getTextSize("Ag", font, scale, weight)  # one height for every text
+    (_, height), below = cv2.getTextSize("Ag", font, scale, weight)  # the same height for every text
     margin = max(2, round(height / 4))
-    wide, high = width + 2 * margin, height + below + margin
-    x = max(0, min(x, W - wide))
-    y = y if y >= high else min(y + high + line // 2, H)
-    cv2.rectangle(canvas, (x, y - high), (x + wide - 1, y - 1), ink, cv2.FILLED)
-    light = np.dot(ink, (0.299, 0.587, 0.114)) > 140
-    paper = (0, 0, 0) if light else (255, 255, 255)
-    cv2.putText(canvas, text, (x + margin, y - below - margin // 2), font, scale, paper, weight, cv2.LINE_AA)
+    box_w, box_h = width + 2 * margin, height + below + margin
+    x = max(0, min(x, W - box_w))
+    y = y if y >= box_h else min(y + box_h + thickness // 2, H)
+    cv2.rectangle(canvas, (x, y - box_h), (x + box_w - 1, y - 1), background, cv2.FILLED)
+    light = np.dot(background, (0.299, 0.587, 0.114)) > 140
+    foreground = (0, 0, 0) if light else (255, 255, 255)
+    cv2.putText(canvas, text, (x + margin, y - below - margin // 2), font, scale, foreground, weight, cv2.LINE_AA)

@@ -1,10 +1,10 @@
-"""Videos: read and written by threads of their own, so that a network never waits for a disk or a camera.
+"""Read and write videos in background threads, so that the network never waits for a disk or a camera.
 
     with Reader("film.mp4") as frames, Writer(record) as writer:
         for frame in frames:
-            writer.put(frame.picture, detector.detect(frame.picture))
+            writer.put(frame.image, detector.detect(frame.image))
 
-Nothing here grows with the length of a video: between two threads stand at most WAITING frames.
+Memory does not grow with the length of a video: at most QUEUE_SIZE frames wait between two threads.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import numpy as np
 from ..errors import ImageError
 from ..io.atomic import atomic_write
 
-WAITING = 4  # frames between two threads, at most
-PATIENCE = 0.1  # seconds after which a thread that waits looks whether it should end
-FPS = 25.0  # of sources that do not say
+QUEUE_SIZE = 4  # frames
+POLL_INTERVAL = 0.1  # seconds between two checks whether a waiting thread should stop
+DEFAULT_FPS = 25.0  # of sources that do not report it
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video: its number from 1 on, when it was read (seconds since the start), and its pixels, RGB."""
+    """One frame of a video: its number, from 1, the time it was read (seconds since the start), and its image, RGB."""
 
     number: int
     time: float
-    picture: np.ndarray
+    image: np.ndarray
 
 
 class Reader:
-    """The frames of a video, read ahead by a thread.
+    """The frames of a video, read ahead in a thread.
 
-    source: a file, the number of a camera, or a URL such as rtsp://... A file's frames all come, in order. A camera or a
-    stream does not wait, so there a frame that nobody took in time gives way to the next: what comes is never older than one
-    frame; `dropped` counts the others. skip: pass over so many frames after each one. Raises ImageError.
+    source: a file, a camera index, or a URL such as rtsp://... A file yields all frames, in order. A camera or a stream
+    does not wait: a frame that is not read in time is replaced by the next, so that a frame is never more than one frame
+    old; `dropped` counts replaced frames. skip: number of frames to skip after each one. Raises ImageError.
     """
 
     def __init__(self, source: str | int | Path, skip: int = 0):
@@ -52,15 +52,17 @@ class Reader:
         self.source, self.skip = str(source), skip
         self.live = self.source.isdecimal() or "://" in self.source
         if not self.live and not Path(self.source).is_file():
-            raise ImageError(f"{source}: there is no such file; give a video, a camera's number or a URL")
+            raise ImageError(f"{source}: no such file; use a video file, a camera index or a URL")
         self._capture = cv2.VideoCapture(int(self.source) if self.source.isdecimal() else self.source)
         if not self._capture.isOpened():
-            what = "is a camera in use or missing" if self.source.isdecimal() else "is no video that OpenCV can read"
-            raise ImageError(f"{source}: {what}; check the source")
+            problem = (
+                "camera is in use or missing" if self.source.isdecimal() else "is not a video that OpenCV can read"
+            )
+            raise ImageError(f"{source}: {problem}; check the source")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = self.fps if 0 < self.fps < 1000 else FPS
+        self.fps = self.fps if 0 < self.fps < 1000 else DEFAULT_FPS
         self.dropped = 0
-        self._queue: queue.Queue[Any] = queue.Queue(1 if self.live else WAITING)
+        self._queue: queue.Queue[Any] = queue.Queue(1 if self.live else QUEUE_SIZE)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="video reader", daemon=True)
 
@@ -97,38 +99,38 @@ class Reader:
                 for _ in range(self.skip):
                     number += self._capture.grab()
             if number == 0 and not self._stop.is_set():
-                end = ImageError(f"{self.source}: holds no frame that can be read; is the file whole?")
+                end = ImageError(f"{self.source}: has no readable frame; is the file complete?")
         except Exception as e:
             end = e
         self._put(end, last=True)
 
     def _put(self, item: Any, last: bool = False) -> None:
-        """Hand an item over; a live source replaces the frame that waits."""
+        """Queue an item; a live source replaces the waiting frame."""
         while not self._stop.is_set():
             try:
-                self._queue.put(item, timeout=0 if self.live and not last else PATIENCE)
+                self._queue.put(item, timeout=0 if self.live and not last else POLL_INTERVAL)
                 return
             except queue.Full:
                 if self.live and not last:
-                    self._take_back()
+                    self._drop_waiting()
 
-    def _take_back(self) -> None:
+    def _drop_waiting(self) -> None:
         try:
             self._queue.get_nowait()
             self.dropped += 1
-        except queue.Empty:  # it was taken at this very moment
+        except queue.Empty:  # the consumer was faster
             pass
 
 
 class Writer:
-    """Calls `work` in a thread of its own, in the order of `put`, which waits only while WAITING calls are still to be made.
+    """Calls `work` in a background thread, in the order of `put`, which blocks while QUEUE_SIZE calls are pending.
 
-    An exception in `work` comes out of the next `put`, or at the end of the `with`.
+    An exception in `work` is raised by the next `put`, or at the end of the `with` block.
     """
 
     def __init__(self, work: Callable[..., None]):
         self._work = work
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(QUEUE_SIZE)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="video writer", daemon=True)
 
@@ -137,7 +139,7 @@ class Writer:
         return self
 
     def put(self, *item: Any) -> None:
-        """Hand over the arguments of a call."""
+        """Queue a call of `work` with these arguments."""
         if self._error is not None:
             raise self._error
         self._queue.put(item)
@@ -150,7 +152,7 @@ class Writer:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._error is None:  # after an error the queue is only emptied, so that nobody waits for ever
+            if self._error is None:  # after an error, only drain the queue so that no `put` blocks forever
                 try:
                     self._work(*item)
                 except Exception as e:
@@ -158,14 +160,14 @@ class Writer:
 
 
 class Recorder:
-    """A video file that takes frames (H, W, 3) RGB, all of one size. It appears under its name when the `with` ends well."""
+    """A video file written from frames (H, W, 3) RGB of one size. It appears when the `with` block ends without an error."""
 
     def __init__(self, path: str | Path, fps: float):
         self.path, self.fps = Path(path), fps
         if self.path.suffix not in CODECS:
-            raise ImageError(f"{path}: videos are written as {', '.join(CODECS)}; end the name in one of them")
+            raise ImageError(f"{path}: unknown video format; use {', '.join(CODECS)}")
         if not self.path.parent.is_dir():
-            raise ImageError(f"{path}: cannot be written; give a file in a folder that exists")
+            raise ImageError(f"{path}: cannot be written; use a file in an existing folder")
         self._video: Any = None
 
     def __enter__(self) -> Recorder:
@@ -173,17 +175,17 @@ class Recorder:
         self._tmp = self._stack.enter_context(atomic_write(self.path))
         return self
 
-    def write(self, picture: np.ndarray) -> None:
-        """Append a frame. Raises ImageError where OpenCV cannot encode it."""
+    def write(self, image: np.ndarray) -> None:
+        """Append a frame. Raises ImageError if OpenCV cannot encode it."""
         import cv2
 
-        H, W = picture.shape[:2]
+        H, W = image.shape[:2]
         if self._video is None:
             code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix])
             self._video = cv2.VideoWriter(str(self._tmp), code, self.fps, (W, H))
             if not self._video.isOpened():
                 raise ImageError(f"{self.path}: OpenCV cannot write {W} x {H} pixels as {self.path.suffix}; try .avi")
-        self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self._video.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def __exit__(self, *error: Any) -> None:
         if self._video is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..image.resize import GREY, resize, step
+from ..image.resize import GREY, resize, spacing
 from .base import op
 
 
@@ -39,5 +39,5 @@ def write(
     apart: how many numbers of y lie between images, between channels and between pixels.
     """
     (N, h, w, C), (W, H), (new_w, new_h) = pictures.shape, net, new
-    sizes = (N * H * W * C, C, h, w, H, W, new_h, new_w, step(h, new_h), step(w, new_w))
+    sizes = (N * H * W * C, C, h, w, H, W, new_h, new_w, spacing(h, new_h), spacing(w, new_w))
     be.launch("resize.network_input", sizes[0], pictures, y, *sizes, *apart)
