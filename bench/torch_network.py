@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpudarknet.layers import Layer
-from gpudarknet.layers.convolutional import folded
+from gpudarknet.layers.convolutional import fold_batch_norm
 from gpudarknet.network import Network
 
 PASS = {
@@ -48,15 +48,15 @@ def step(
     """Return the layer as a function of its sources' tensors. Raises NotImplementedError."""
     F, kind, a = torch.nn.functional, layer.section, layer.__dict__
     if kind == "convolutional" and not (a["antialiasing"] or a["binary"] or a["xnor"]):
-        host = folded({name: np.asarray(value) for name, value in w.items()})
+        host = fold_batch_norm({name: np.asarray(value) for name, value in w.items()})
         kernel, bias = (tensor(torch, host[name]).to(device, dtype) for name in ("kernel", "bias"))
         kernel = kernel if layout is None else kernel.contiguous(memory_format=layout)
-        act, pad, geometry = activation(torch, a["activation"]), layer.border * layer.spread, layer  # type: ignore[attr-defined]
+        act, pad, geometry = activation(torch, a["activation"]), layer.pad_before * layer.effective_dilation, layer  # type: ignore[attr-defined]
         return lambda x: act(
             F.conv2d(x, kernel, bias, geometry.strides, pad, geometry.spread, geometry.groups)  # type: ignore[attr-defined]
         )
     if kind == "maxpool" and not (a["maxpool_depth"] or a["antialiasing"]):
-        size, total, strides = layer.side, layer.total, layer.strides  # type: ignore[attr-defined]
+        size, total, strides = layer.window, layer.pad_total, layer.strides  # type: ignore[attr-defined]
         before, after = total // 2, total - total // 2
         border = (before, after, before, after)
         return lambda x: F.max_pool2d(F.pad(x, border, value=-torch.inf) if total else x, size, strides)
@@ -124,7 +124,7 @@ def convolution(
     for value in learned.values():
         parameters.append(value.requires_grad_())
     kernel, bias, scale = (learned.get(name) for name in ("kernel", "bias", "scale"))
-    geometry = (layer.strides, layer.border * layer.spread, layer.spread, layer.groups)
+    geometry = (layer.strides, layer.pad_before * layer.effective_dilation, layer.effective_dilation, layer.groups)
     if scale is None:
         return lambda x: act(F.conv2d(x, kernel, bias, *geometry))
     mean, variance = (tensor(torch, w[name]).to(device) for name in ("mean", "variance"))

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.layers import ForwardContext
-from gpudarknet.layers.base import absolute
+from gpudarknet.layers.base import resolve_index
 from gpudarknet.layers.shortcut import Shortcut
 from gpudarknet.layers.sort_shortcut import SortShortcut
 from gpudarknet.ops import shortcut
@@ -128,7 +128,7 @@ def inside(net: gd.Network, outputs: list[np.ndarray]) -> list[dict[str, float]]
         layer = node.layer
         if not isinstance(layer, SortShortcut):
             continue
-        a, b = (outputs[s] for s in (node.index - 1, absolute(node.index, layer.from_[0])))
+        a, b = (outputs[s] for s in (node.index - 1, resolve_index(node.index, layer.from_[0])))
         ones = np.ones_like(a)
         da, _ = shortcut.sort_shortcut_backward(net.backend, ones, a, b, layer.eps, layer.slope)
         active = da != 1

@@ -119,7 +119,7 @@ class Detector:
         network = cfg if isinstance(cfg, Network) else load_network(cfg, weights, backend, batch, width, height)
         self.network = network
         self.head = last_head(network)
-        self.names = labels(names, self.head.labels, source, network.config.path)
+        self.names = labels(names, self.head.num_labels, source, network.config.path)
         self.letterbox = letterbox or bool(network.net.letter_box)
         self.precision = precision
 
@@ -248,8 +248,8 @@ def last_head(network: Network) -> DetectionHead:
             f"{network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it predicts no boxes;"
             " run a classifier with `gpudarknet classifier predict`"
         )
-    if len({head.labels for head in heads}) > 1:
-        counts = ", ".join(str(head.labels) for head in heads)
+    if len({head.num_labels for head in heads}) > 1:
+        counts = ", ".join(str(head.num_labels) for head in heads)
         raise DataError(f"{network.config.path}: its heads have different class counts ({counts}); make them equal")
     return heads[-1]
 

@@ -311,7 +311,7 @@ def test_a_stream_that_could_not_be_set_is_set_the_next_time(library):
     assert library.workspace == cublas.WORKSPACE
 
 
-OURS = ("product.product", "convolution.convolve", "convolution.convolve_backward")
+OURS = ("matmul.matmul", "convolution.convolve", "convolution.convolve_backward")
 CASES = [case for case in op_cases.CASES if case.op.name in OURS]
 
 

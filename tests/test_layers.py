@@ -10,7 +10,7 @@ import pytest
 
 from gpudarknet.layers import SECTIONS, ForwardContext, Layer
 from gpudarknet.layers.class_tree import ClassMap, Tree
-from gpudarknet.layers.shortcut import normalised_weights
+from gpudarknet.layers.shortcut import normalize_weights
 
 RNG = np.random.default_rng(20)
 
@@ -179,7 +179,7 @@ POOLS = [
 def test_pools(be: Any, keys: dict[str, int]) -> None:
     x = normal(2, 3, 7, 10)
     one = layer("maxpool", **keys)
-    size, total, (sy, sx) = one.side, one.total, one.strides
+    size, total, (sy, sx) = one.window, one.pad_total, one.strides
     OH, OW = (7 + total - size) // sy + 1, (10 + total - size) // sx + 1
     most, mean = np.empty((2, 3, OH, OW)), np.empty((2, 3, OH, OW))
     for i, j in np.ndindex(OH, OW):
@@ -241,7 +241,7 @@ def test_weighted_shortcut(be: Any, kind: str, norm: str) -> None:
     r = np.maximum(w["weight"], 0.001) if norm == "relu" else np.exp(w["weight"] - w["weight"].max(axis=0))
     v = (r / (1e-4 + r.sum(axis=0))).reshape(3, -1, 1, 1)
     close(forward(be, one, w, a, b, c), v[0] * a + v[1] * b + v[2] * c)
-    close(be.to_numpy(normalised_weights(be, be.asarray(w["weight"]), norm)), v.reshape(3, -1))
+    close(be.to_numpy(normalize_weights(be, be.asarray(w["weight"]), norm)), v.reshape(3, -1))
 
 
 SORT = [  # eps, a, b, y
@@ -527,7 +527,7 @@ def test_yolo_decodes_a_box(be: Any) -> None:
 def test_yolo_may_mask_anchors_beyond_num_if_they_are_listed() -> None:
     one = layer("yolo", classes=1, num=1, mask=(2,), anchors=(1, 2, 3, 4, 5, 6))  # as published cfgs do
     assert one.shape((6, 2, 3)) == (6, 2, 3)
-    assert one.sizes()[2].tolist() == [5, 6]
+    assert one.anchor_sizes()[2].tolist() == [5, 6]
 
 
 def test_yolo_with_new_coords(be: Any) -> None:

@@ -30,24 +30,24 @@ def step(p, t, kind):
 def yolo_by_loops(head, y, truth, goal):
     """forward_yolo_layer, cell by cell: (cost, delta)."""
     N, _, H, W = y.shape
-    K, A = head.classes, len(head.used)
+    K, A = head.classes, len(head.anchor_ids)
     v = y.astype(float).reshape(N, A, 5 + K, H, W)
     d = np.zeros_like(v)
-    sizes = head.sizes().astype(float)
+    sizes = head.anchor_sizes().astype(float)
     gain = [1.0] * K
     if head.counters_per_class:
         gain = [min(max(head.counters_per_class) / max(c, 1), head.max_delta) for c in head.counters_per_class]
     losses = []
 
     def box(n, a, j, i):
-        aw, ah = sizes[head.used[a]]
+        aw, ah = sizes[head.anchor_ids[a]]
         x, yy, w, h = v[n, a, :4, j, i]
         if head.new_coords:
             return (i + x) / W, (j + yy) / H, 4 * w * w * aw / goal.width, 4 * h * h * ah / goal.height
         return (i + x) / W, (j + yy) / H, exp(w) * aw / goal.width, exp(h) * ah / goal.height
 
     def box_move(n, a, j, i, t, multiplier):
-        aw, ah = sizes[head.used[a]]
+        aw, ah = sizes[head.anchor_ids[a]]
         out = v[n, a, :4, j, i]
         if head.iou_loss == "mse":
             tw, th = t[2] * goal.width / aw, t[3] * goal.height / ah
@@ -106,13 +106,13 @@ def yolo_by_loops(head, y, truth, goal):
             flat = [(0, 0, w / goal.width, h / goal.height) for w, h in sizes]
             likes = [score(f, (0, 0, r[2], r[3]), "iou") for f in flat]
             best = likes.index(max(likes))
-            chosen = [best] if best in head.used else []
+            chosen = [best] if best in head.anchor_ids else []
             if head.iou_thresh < 1:
                 kind = head.iou_thresh_kind
                 near = [m for m in range(len(flat)) if score(flat[m], (0, 0, r[2], r[3]), kind) > head.iou_thresh]
-                chosen += [m for m in near if m != best and m in head.used]
+                chosen += [m for m in near if m != best and m in head.anchor_ids]
             for m in chosen:
-                a = head.used.index(m)
+                a = head.anchor_ids.index(m)
                 losses.append(1 - score(box(n, a, j, i), r[:4], "giou" if head.iou_loss == "giou" else "iou"))
                 box_move(n, a, j, i, r[:4], gain[k])
                 if not head.objectness_smooth or d[n, a, 4, j, i] == 0:
@@ -165,7 +165,7 @@ def test_yolo(name):
     head = SECTIONS["yolo"](**keys)
     N, H, W = 2, 4, 6
     rng = np.random.default_rng(1)
-    v = rng.normal(0, 0.5, (N, len(head.used), 9, H, W))
+    v = rng.normal(0, 0.5, (N, len(head.anchor_ids), 9, H, W))
     v[:, :, :2] = rng.uniform(0, 1, v[:, :, :2].shape)
     v[:, :, 4:] = rng.uniform(0.02, 0.6, v[:, :, 4:].shape)
     y = v.reshape(N, -1, H, W).astype(np.float32)
@@ -174,7 +174,7 @@ def test_yolo(name):
     wanted_cost, wanted = yolo_by_loops(head, y, truth, GOAL)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
-    assert delta.dtype == np.float32 and (wanted != 0).sum() > N * len(head.used) * H * W
+    assert delta.dtype == np.float32 and (wanted != 0).sum() > N * len(head.anchor_ids) * H * W
 
 
 def test_a_head_without_truth_lowers_its_objectness():
@@ -346,7 +346,7 @@ def region_by_loops(head, y, truth, goal):
     N, _, H, W = y.shape
     A, K = head.num, head.classes
     v = y.astype(float).reshape(N, H, W, A, 5 + K)
-    d, sizes = np.zeros_like(v), head.sizes().astype(float)
+    d, sizes = np.zeros_like(v), head.anchor_sizes().astype(float)
 
     def sig(x):
         return 1 / (1 + exp(-x))

@@ -33,7 +33,7 @@ def opened(args: Any) -> tuple[DataFile, Detector, list[str], Faults]:
     with inputs.waiting(f"Loading {args.words[2]}"):
         cfg, weights = resources.bundled_cfg(args.words[1]), inputs.weights_file(args.words[2])
         detector = Detector(cfg, weights, file.names_path(), inputs.get_backend(args))
-    file.check_names(detector.head.labels, detector.network.config.path)
+    file.check_names(detector.head.num_labels, detector.network.config.path)
     return file, detector, read_list(file.find("valid")), Faults(Path())
 
 

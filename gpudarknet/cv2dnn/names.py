@@ -122,8 +122,8 @@ def cut(layer: Layer, **stop: Any) -> Compute:
 
 def blobs(layer: Layer, part: Part, w: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Return a part's arrays as OpenCV holds them: vectors as (1, n); a Region layer's are its anchors."""
-    if part.kind == "Region" and hasattr(layer, "sizes"):
-        used = getattr(layer, "used", slice(None))
-        return [layer.sizes()[used if isinstance(used, slice) else list(used)].reshape(1, -1)]
+    if part.kind == "Region" and hasattr(layer, "anchor_sizes"):
+        used = getattr(layer, "anchor_ids", slice(None))
+        return [layer.anchor_sizes()[used if isinstance(used, slice) else list(used)].reshape(1, -1)]
     found = [w[name] for name in part.blobs if name in w]
     return [a.reshape(1, -1) if a.ndim == 1 else a for a in found]

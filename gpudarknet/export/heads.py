@@ -39,7 +39,7 @@ def stretched(g: Graph, xy: str, scale: float) -> str:
 @lower.register
 def _yolo(layer: Yolo, g: Graph, w: Arrays, node: Node, x: str) -> str:
     C, H, W = node.shape
-    A = len(layer.used)
+    A = len(layer.anchor_ids)
     E = C // A
     v = g.reshape(x, A, E, H * W)
     if layer.new_coords:
@@ -52,7 +52,7 @@ def _yolo(layer: Yolo, g: Graph, w: Arrays, node: Node, x: str) -> str:
 @lower.register
 def _gaussian(layer: GaussianYolo, g: Graph, w: Arrays, node: Node, x: str) -> str:
     C, H, W = node.shape
-    A = len(layer.used)
+    A = len(layer.anchor_ids)
     E = C // A
     v = g.reshape(x, A, E, H * W)
     four, *rest = sigmoid_parts(g, v, "ssss" + "rsr" + "s" * (E - 7), 2)
@@ -106,7 +106,7 @@ def placed(g: Graph, xy: str, size: str, cells: np.ndarray, per: tuple[int, int]
 def anchored(g: Graph, layer: AnchorHead, node: Node, y: str) -> str:
     """Lay a yolo map out as rows (N, H*W*A, E), cell by cell."""
     C, H, W = node.shape
-    A = len(layer.used)
+    A = len(layer.anchor_ids)
     v = g.op("Transpose", g.reshape(y, A, C // A, H * W), perm=[0, 3, 1, 2])
     return g.reshape(v, H * W * A, C // A)
 
@@ -114,9 +114,9 @@ def anchored(g: Graph, layer: AnchorHead, node: Node, y: str) -> str:
 @boxes.register
 def _yolo_boxes(layer: Yolo, g: Graph, node: Node, net_w: int, net_h: int, y: str) -> Found:
     C, H, W = node.shape
-    A = len(layer.used)
+    A = len(layer.anchor_ids)
     rows, E = anchored(g, layer, node, y), C // A
-    anchors = np.tile(layer.sizes()[list(layer.used)] / [net_w, net_h], (H * W, 1))[None]
+    anchors = np.tile(layer.anchor_sizes()[list(layer.anchor_ids)] / [net_w, net_h], (H * W, 1))[None]
     raw = g.part(rows, 2, 2, 4)
     size = g.op("Mul", g.op("Mul", raw, raw), 4.0) if layer.new_coords else g.op("Exp", raw)
     found = placed(g, g.part(rows, 2, 0, 2), size, grid(H, W, A), (W, H), anchors)
@@ -127,9 +127,9 @@ def _yolo_boxes(layer: Yolo, g: Graph, node: Node, net_w: int, net_h: int, y: st
 @boxes.register
 def _gaussian_boxes(layer: GaussianYolo, g: Graph, node: Node, net_w: int, net_h: int, y: str) -> Found:
     C, H, W = node.shape
-    A = len(layer.used)
+    A = len(layer.anchor_ids)
     rows, E = anchored(g, layer, node, y), C // A
-    anchors = np.tile(layer.sizes()[list(layer.used)] / [net_w, net_h], (H * W, 1))[None]
+    anchors = np.tile(layer.anchor_sizes()[list(layer.anchor_ids)] / [net_w, net_h], (H * W, 1))[None]
     size = g.op("Exp", g.part(rows, 2, 4, 8, 2))
     found = placed(g, g.part(rows, 2, 0, 4, 2), size, grid(H, W, A), (W, H), anchors)
     shift = {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[layer.yolo_point]
@@ -148,7 +148,7 @@ def _region_boxes(layer: Region, g: Graph, node: Node, net_w: int, net_h: int, y
     C, H, W = node.shape
     A, at = layer.num, layer.coords
     rows = g.reshape(y, H * W * A, C // A)
-    anchors = np.tile(layer.sizes() / [W, H], (H * W, 1))[None]
+    anchors = np.tile(layer.anchor_sizes() / [W, H], (H * W, 1))[None]
     xy = g.op("Sigmoid", g.part(rows, 2, 0, 2))
     found = placed(g, xy, g.op("Exp", g.part(rows, 2, 2, 4)), grid(H, W, A), (W, H), anchors)
     scores = g.op("Mul", g.part(rows, 2, at, at + 1), g.part(rows, 2, at + 1, C // A))

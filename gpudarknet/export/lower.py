@@ -18,9 +18,9 @@ from ..layers import Layer, Shape
 from ..layers.activation import Activation
 from ..layers.avgpool import AvgPool
 from ..layers.batchnorm import BatchNorm
-from ..layers.blocks import BLURS
+from ..layers.blocks import BLUR_KERNELS
 from ..layers.connected import Connected
-from ..layers.convolutional import Convolutional, folded
+from ..layers.convolutional import Convolutional, fold_batch_norm
 from ..layers.crop import Crop
 from ..layers.dropout import Dropout
 from ..layers.empty import Empty
@@ -33,7 +33,7 @@ from ..layers.reorg import Reorg, Reorg3d
 from ..layers.route import Route
 from ..layers.sam import Sam
 from ..layers.scale_channels import ScaleChannels
-from ..layers.shortcut import Shortcut, normalised_weights
+from ..layers.shortcut import Shortcut, normalize_weights
 from ..layers.softmax import Softmax
 from ..layers.sort_shortcut import SortShortcut
 from ..layers.upsample import Upsample
@@ -90,7 +90,7 @@ def _batchnorm(layer: BatchNorm, g: Graph, w: Arrays, node: Node, x: str) -> str
 
 @lower.register
 def _connected(layer: Connected, g: Graph, w: Arrays, node: Node, x: str) -> str:
-    whole = folded({**w, "kernel": w["kernel"][:, :, None, None]})
+    whole = fold_batch_norm({**w, "kernel": w["kernel"][:, :, None, None]})
     y = g.op("Gemm", g.op("Flatten", x), whole["kernel"][:, :, 0, 0], whole["bias"], transB=1)
     return activated(g, g.reshape(y, layer.output, 1, 1), layer.activation)
 
@@ -102,18 +102,19 @@ def _convolutional(layer: Convolutional, g: Graph, w: Arrays, node: Node, x: str
         kernel = np.where(kernel > 0, 1, -1) * np.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
     if layer.xnor:
         x = g.op("Where", g.op("Less", x, 0.0), -1.0, 1.0)
-    whole, D, out = folded({**w, "kernel": kernel}), layer.spread, layer.host(shape)
+    whole, D, out = fold_batch_norm({**w, "kernel": kernel}), layer.effective_dilation, layer.conv_output_size(shape)
     y = g.op(
-        "Conv", x, whole["kernel"], whole["bias"], group=layer.parts, kernel_shape=[layer.size] * 2,
-        strides=layer.inner, dilations=[D, D], pads=pads(shape, layer.size, layer.inner, D, layer.border * D, out),
+        "Conv", x, whole["kernel"], whole["bias"], group=layer.effective_groups, kernel_shape=[layer.size] * 2,
+        strides=layer.conv_strides, dilations=[D, D],
+        pads=pads(shape, layer.size, layer.conv_strides, D, layer.pad_before * D, out),
     )  # fmt: skip
     y = activated(g, y, layer.activation)
     return blurred(g, y, layer.filters, layer.antialiasing, layer.strides) if layer.antialiasing else y
 
 
 def blurred(g: Graph, x: str, C: int, kind: int, strides: tuple[int, int]) -> str:
-    """Blur every channel and take the stride, as `layers.parts.blurred`."""
-    taps = BLURS[kind == 2]
+    """Blur every channel and take the stride, as `layers.blocks.blur_pool`."""
+    taps = BLUR_KERNELS[kind == 2]
     kernel = np.broadcast_to(taps, (C, 1, *taps.shape))
     return g.op("Conv", x, kernel, group=C, strides=strides, pads=[0 if kind == 2 else 1] * 4)
 
@@ -157,8 +158,8 @@ def _local(layer: Local, g: Graph, w: Arrays, node: Node, x: str) -> str:
 
 @lower.register
 def _local_avgpool(layer: LocalAvgPool, g: Graph, w: Arrays, node: Node, x: str) -> str:
-    border = pads(node.inputs[0], layer.side, layer.strides, 1, layer.total // 2, node.shape[1:])
-    return g.op("AveragePool", x, kernel_shape=[layer.side] * 2, strides=layer.strides, pads=border)
+    border = pads(node.inputs[0], layer.window, layer.strides, 1, layer.pad_total // 2, node.shape[1:])
+    return g.op("AveragePool", x, kernel_shape=[layer.window] * 2, strides=layer.strides, pads=border)
 
 
 @lower.register
@@ -169,9 +170,9 @@ def _maxpool(layer: MaxPool, g: Graph, w: Arrays, node: Node, x: str) -> str:
         lowest = float(np.finfo(g.dtype).min)
         x = g.pad(x, (0, 0, 0, 0), (0, turns * F - C, 0, 0), lowest) if C % F else x
         return g.op("ReduceMax", g.reshape(x, turns, F, H, W), axes=[1], keepdims=0)
-    _, OH, OW = layer.pooled((C, H, W), layer.inner)
-    border = pads((C, H, W), layer.side, layer.inner, 1, layer.total // 2, (OH, OW))
-    y = g.op("MaxPool", x, kernel_shape=[layer.side] * 2, strides=layer.inner, pads=border)
+    _, OH, OW = layer.pooled_shape((C, H, W), layer.pool_strides)
+    border = pads((C, H, W), layer.window, layer.pool_strides, 1, layer.pad_total // 2, (OH, OW))
+    y = g.op("MaxPool", x, kernel_shape=[layer.window] * 2, strides=layer.pool_strides, pads=border)
     if layer.maxpool_zero_nonmax:
         y = g.op("Where", g.op("Equal", x, y), y, 0.0)
     return blurred(g, y, C, layer.antialiasing, layer.strides) if layer.antialiasing else y
@@ -235,7 +236,7 @@ def spread(g: Graph, x: str, n: int, to: Shape) -> str:
 def _shortcut(layer: Shortcut, g: Graph, w: Arrays, node: Node, *xs: str) -> str:
     factors = None
     if layer.weights_type != "none":
-        factors = normalised_weights(Numpy, w["weight"], layer.weights_normalization).reshape(len(xs), 1, -1, 1, 1)
+        factors = normalize_weights(Numpy, w["weight"], layer.weights_normalization).reshape(len(xs), 1, -1, 1, 1)
     first, y = node.shape, ""
     for t, (x, shape) in enumerate(zip(xs, node.inputs, strict=True)):
         if shape != first:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .base import Activation as Kind
 from .base import ForwardContext, Layer
-from .blocks import activated
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,5 +17,5 @@ class Activation(Layer, section="activation"):
     activation: Kind = "linear"
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-        y, back = activated(be, xs[0], self.activation)
+        y, back = activate(be, xs[0], self.activation)
         return y, lambda dy, grad: (back(dy),)

@@ -14,7 +14,7 @@ from .class_tree import ClassMap
 MAX_ANCHORS = 1 << 16  # a limit for what a hostile cfg asks for
 
 
-def anchor_sizes(given: Sequence[float] | None, count: int) -> np.ndarray:
+def anchor_array(given: Sequence[float] | None, count: int) -> np.ndarray:
     """Return `count` anchors (count, 2) as widths and heights; 0.5 where the cfg gives none."""
     flat = np.full(2 * count, 0.5, np.float32)
     numbers = np.array(given or (), np.float32)[: flat.size]
@@ -30,7 +30,7 @@ class AnchorHead(DetectionHead):
         "track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer".split()
     )
     fallback: ClassVar[dict[str, str]] = {"iou_loss": "iou", "iou_thresh_kind": "iou", "nms_kind": "default"}
-    box: ClassVar[int]  # numbers per anchor beside the classes
+    box_channels: ClassVar[int]  # numbers per anchor beside the classes
 
     num: int = 1
     mask: tuple[int, ...] | None = None  # default: all anchors
@@ -55,31 +55,36 @@ class AnchorHead(DetectionHead):
     map: ClassMap | None = None
 
     @property
-    def count(self) -> int:
+    def num_anchors(self) -> int:
         """How many anchors there are: num, or more where mask names further ones that the cfg lists (a published one does)."""
-        return max(self.num, min(max(self.used, default=-1) + 1, len(self.anchors or ()) // 2))
+        return max(self.num, min(max(self.anchor_ids, default=-1) + 1, len(self.anchors or ()) // 2))
 
     @property
-    def used(self) -> tuple[int, ...]:
+    def anchor_ids(self) -> tuple[int, ...]:
         """The anchors of this head, as numbers into all anchors."""
         return self.mask if self.mask is not None else tuple(range(self.num))
 
-    def sizes(self) -> np.ndarray:
+    def anchor_sizes(self) -> np.ndarray:
         """Return all anchors (count, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
-        return anchor_sizes(self.anchors, self.count)
+        return anchor_array(self.anchors, self.num_anchors)
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if self.count > MAX_ANCHORS:
+        if self.num_anchors > MAX_ANCHORS:
             raise ShapeError(f"num={self.num} anchors are more than the {MAX_ANCHORS} that any network needs")
-        if self.classes < 1 or not self.used or min(self.used) < 0 or max(self.used) >= self.count:
+        if (
+            self.classes < 1
+            or not self.anchor_ids
+            or min(self.anchor_ids) < 0
+            or max(self.anchor_ids) >= self.num_anchors
+        ):
             raise ShapeError(
-                f"mask={','.join(map(str, self.used))} must name anchors between 0 and num - 1 = {self.count - 1}"
+                f"mask={','.join(map(str, self.anchor_ids))} must name anchors between 0 and num - 1 = {self.num_anchors - 1}"
             )
-        wanted = len(self.used) * (self.classes + self.box)
+        wanted = len(self.anchor_ids) * (self.classes + self.box_channels)
         if wanted != C:
             raise ShapeError(
-                f"{len(self.used)} anchors and {self.classes} classes need {wanted} input channels, there are {C};"
+                f"{len(self.anchor_ids)} anchors and {self.classes} classes need {wanted} input channels, there are {C};"
                 f" set filters={wanted} in the layer before it"
             )
         return inputs[0]

@@ -176,17 +176,17 @@ def accumulate(grad: dict[str, Any], name: str, value: Any) -> None:
     grad[name] = value if name not in grad else grad[name] + value
 
 
-def total(a: Any, axis: int | tuple[int, ...]) -> Any:
+def reduce_sum(a: Any, axis: int | tuple[int, ...]) -> Any:
     """Sum over axes; float16 adds up as float32."""
     return a.sum(axis=axis, dtype=np.float32 if a.dtype == np.float16 else None)
 
 
-def absolute(index: int, reference: int) -> int:
+def resolve_index(index: int, reference: int) -> int:
     """Return the layer that a cfg names: negative counts back from `index`, else it is the number itself."""
     return index + reference if reference < 0 else reference
 
 
-def same_size(inputs: Sequence[Shape]) -> None:
+def check_same_size(inputs: Sequence[Shape]) -> None:
     """Raise ShapeError unless all inputs have one height and width."""
     for k, (_, H, W) in enumerate(inputs[1:], 1):
         if (H, W) != inputs[0][1:]:
@@ -196,16 +196,16 @@ def same_size(inputs: Sequence[Shape]) -> None:
             )
 
 
-def unequal_sizes(inputs: Sequence[Shape]) -> str | None:
+def size_mismatch_warning(inputs: Sequence[Shape]) -> str | None:
     """Say that maps of different height or width are added, which Darknet does number by number in memory order."""
     try:
-        same_size(inputs)
+        check_same_size(inputs)
     except ShapeError as e:
         return f"{e}; as in Darknet their numbers are added in memory order, whatever their place in the image"
     return None
 
 
-def windows(length: int, size: int, stride: int, padding: int) -> int:
+def conv_output_length(length: int, size: int, stride: int, padding: int) -> int:
     """Return how many windows fit along one side; `padding` is the total. Division truncates toward zero, as C does."""
     room = length + padding - size
     count = room // stride + 1 if room >= 0 else 0
@@ -226,7 +226,7 @@ class DetectionHead(Layer):
     beta_nms: float = 0.6
 
     @property
-    def labels(self) -> int:
+    def num_labels(self) -> int:
         """How many class probabilities a row of `detections` has."""
         return self.classes
 

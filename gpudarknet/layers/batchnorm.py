@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base import ForwardContext, Layer, Shape, Weight, ones, zeros
-from .blocks import normalised
+from .blocks import batch_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,5 +18,5 @@ class BatchNorm(Layer, section="batchnorm"):
         return [("bias", (C,), zeros), ("scale", (C,), ones), ("mean", (C,), zeros), ("variance", (C,), zeros)]
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-        y, back = normalised(be, w, xs[0], ctx)
+        y, back = batch_norm(be, w, xs[0], ctx)
         return y, lambda dy, grad: (back(dy, grad),)

@@ -8,29 +8,29 @@ from typing import Any
 import numpy as np
 
 from ..ops import activation, im2col, norm
-from ..ops.matmul import product
-from .base import ForwardContext, accumulate, total, windows
+from ..ops.matmul import matmul
+from .base import ForwardContext, accumulate, conv_output_length, reduce_sum
 
 
-def activated(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
+def activate(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
     """Activate x (N, C, ...); backward(dy) takes dy through the activation."""
     y = activation.apply(be, x, kind)
     kept = x if kind in activation.NEEDS_INPUT else None
     return y, lambda dy: activation.apply_backward(be, dy, kept, y, kind)
 
 
-def biased(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
+def add_bias(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
     """Add the bias to z (N, F, OH, OW), in place."""
     z += w["bias"].reshape(-1, 1, 1)
 
     def backward(dz: Any, grad: dict[str, Any]) -> Any:
-        accumulate(grad, "bias", total(dz, axis=(0, 2, 3)))
+        accumulate(grad, "bias", reduce_sum(dz, axis=(0, 2, 3)))
         return dz
 
     return z, backward
 
 
-def normalised(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
     """Normalise x (N, C, H, W) by its own statistics in training, by the rolling ones at inference.
 
     Training follows cuDNN, the build that Darknet's published weights were made with: biased variance inside, unbiased
@@ -44,7 +44,7 @@ def normalised(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple
             gain = w["scale"] / xp.sqrt(w["variance"] + norm.EPS)
             invstd = (1 / xp.sqrt(w["variance"] + norm.EPS)).reshape(-1, 1, 1)
             accumulate(grad, "scale", (dy * (x - w["mean"].reshape(-1, 1, 1)) * invstd).sum(axis=(0, 2, 3)))
-            accumulate(grad, "bias", total(dy, axis=(0, 2, 3)))
+            accumulate(grad, "bias", reduce_sum(dy, axis=(0, 2, 3)))
             return (dy * gain.reshape(-1, 1, 1)).astype(dy.dtype, copy=False)
 
         return y, backward
@@ -64,28 +64,28 @@ def normalised(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple
     return y, backward_train
 
 
-BLURS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1 and antialiasing=2
+BLUR_KERNELS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1 and antialiasing=2
 
 
-def blurred_shape(size: tuple[int, int], kind: int, stride: tuple[int, int]) -> tuple[int, int]:
-    """Return the (height, width) that `blurred` makes of a map of `size`."""
-    taps, total = (2, 0) if kind == 2 else (3, 2)
-    OH, OW = (windows(n, taps, s, total) for n, s in zip(size, stride, strict=True))
+def blur_pool_shape(size: tuple[int, int], kind: int, stride: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) that `blur_pool` makes of a map of `size`."""
+    taps, pad_total = (2, 0) if kind == 2 else (3, 2)
+    OH, OW = (conv_output_length(n, taps, s, pad_total) for n, s in zip(size, stride, strict=True))
     return OH, OW
 
 
-def blurred(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any, Any]:
+def blur_pool(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any, Any]:
     """Blur every channel with a fixed kernel and take the stride: antialiasing=1 is 3 x 3, 2 is 2 x 2. (N, C, H, W)
 
     Zhang 2019, arXiv 1904.11486. Every reader of the layer gets the blurred map.
     """
     xp = be.xp
-    taps = xp.asarray(BLURS[kind == 2].reshape(-1), x.dtype)
+    taps = xp.asarray(BLUR_KERNELS[kind == 2].reshape(-1), x.dtype)
     size, pad = (2, 0) if kind == 2 else (3, 1)
     N, C, H, W = x.shape
-    OH, OW = blurred_shape((H, W), kind, stride)
+    OH, OW = blur_pool_shape((H, W), kind, stride)
     col = im2col.im2col(be, x, size, stride, 1, pad, OH, OW).reshape(N, C, size * size, OH * OW)
-    y = product(be, taps, col).reshape(N, C, OH, OW)
+    y = matmul(be, taps, col).reshape(N, C, OH, OW)
 
     def backward(dy: Any) -> Any:
         dcol = dy.reshape(N, C, 1, OH * OW) * taps.reshape(-1, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops.matmul import product
+from ..ops.matmul import matmul
 from .base import Activation, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
-from .blocks import activated, biased, normalised
+from .blocks import activate, add_bias, batch_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Connected(Layer, section="connected", aliases=("conn",)):
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
-        z = product(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
-        z, normalised_backward = normalised(be, w, z, ctx) if self.batch_normalize else biased(be, w, z)
-        y, activated_backward = activated(be, z, self.activation)
+        z = matmul(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
+        z, normalised_backward = batch_norm(be, w, z, ctx) if self.batch_normalize else add_bias(be, w, z)
+        y, activated_backward = activate(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
-            accumulate(grad, "kernel", product(be, dz.T, flat))
-            return (None if ctx.skip_input_grad else product(be, dz, kernel).reshape(x.shape),)
+            accumulate(grad, "kernel", matmul(be, dz.T, flat))
+            return (None if ctx.skip_input_grad else matmul(be, dz, kernel).reshape(x.shape),)
 
         return y, backward

@@ -34,7 +34,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
     bottleneck: int = 0
     state_constrain: float = 0.0  # 0: 32 * time_steps
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         part = Convolutional(
             filters=self.output, activation=self.activation, batch_normalize=self.batch_normalize, size=self.size,
             stride=self.stride, pad=self.pad, padding=self.padding, groups=self.groups,
@@ -52,7 +52,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
 
     def shape(self, *inputs: Shape) -> Shape:
         hidden = (self.output, *inputs[0][1:])
-        for _, layer, x in self.parts(inputs[0]):
+        for _, layer, x in self.sublayers(inputs[0]):
             if layer.shape(x) != hidden:
                 raise ShapeError("its state must keep its size; use stride=1, pad=1 and an odd size")
         return hidden
@@ -60,7 +60,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
     def flops(self, *inputs: Shape) -> float:
         C, H, W = self.shape(*inputs)
         own = (12 if self.peephole else 9) * C * H * W
-        return own + sum(layer.flops(x) for _, layer, x in self.parts(inputs[0]))
+        return own + sum(layer.flops(x) for _, layer, x in self.sublayers(inputs[0]))
 
     def step(
         self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext

@@ -1,4 +1,4 @@
-"""[convolutional]: patches times kernel in one gemm, batch norm or bias, activation (src/convolutional_layer.c)."""
+"""[convolutional]: convolution, batch norm or bias, activation (src/convolutional_layer.c)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import (
     Shape,
     ShapeError,
     Weight,
-    absolute,
     accumulate,
+    conv_output_length,
     ones,
+    resolve_index,
     uniform,
-    windows,
     zeros,
 )
-from .blocks import activated, biased, blurred, blurred_shape, normalised
+from .blocks import activate, add_bias, batch_norm, blur_pool, blur_pool_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,51 +58,52 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
 
     @property
     def strides(self) -> tuple[int, int]:
-        """The strides (vertical, horizontal) of the layer as a whole."""
+        """The strides (vertical, horizontal) of the whole layer."""
         return (
             self.stride_y if self.stride_y > 0 else self.stride,
             self.stride_x if self.stride_x > 0 else self.stride,
         )
 
     @property
-    def inner(self) -> tuple[int, int]:
-        """The strides of the convolution itself: with antialiasing the blur after it takes the stride."""
+    def conv_strides(self) -> tuple[int, int]:
+        """The strides of the convolution itself. With antialiasing, the blur that follows it applies the layer's strides."""
         return (1, 1) if self.antialiasing else self.strides
 
     @property
-    def border(self) -> int:
-        """Zeros before the first row and column, counted before dilation."""
+    def pad_before(self) -> int:
+        """Zeros before the first row and column, in taps: dilation multiplies them."""
         return self.size // 2 if self.pad else self.padding
 
     @property
-    def spread(self) -> int:
-        """The dilation; a kernel of one tap has none."""
+    def effective_dilation(self) -> int:
+        """The dilation; a 1 x 1 kernel has none."""
         return self.dilation if self.size > 1 else 1
 
     @property
-    def parts(self) -> int:
+    def effective_groups(self) -> int:
         """The groups; XNOR layers have none."""
         return 1 if self.xnor else self.groups
 
-    def host(self, x: Shape) -> tuple[int, int]:
+    def conv_output_size(self, x: Shape) -> tuple[int, int]:
         """Return (OH, OW) of the convolution, before any blur."""
-        _, H, W = x
-        return tuple(windows(n, self.size, s, 2 * self.border) for n, s in zip((H, W), self.inner, strict=True))  # type: ignore[return-value]
+        (_, H, W), (sy, sx), padding = x, self.conv_strides, 2 * self.pad_before
+        return conv_output_length(H, self.size, sy, padding), conv_output_length(W, self.size, sx, padding)
 
     def shape(self, *inputs: Shape) -> Shape:
         (x,) = inputs
-        if min(self.filters, self.size, self.stride, self.groups, self.dilation) < 1 or self.border < 0:
+        groups, P, D = self.effective_groups, self.pad_before, self.effective_dilation
+        if min(self.filters, self.size, self.stride, self.groups, self.dilation) < 1 or P < 0:
             raise ShapeError("filters, size, stride, groups and dilation must be at least 1, padding at least 0")
-        if x[0] % self.parts or self.filters % self.parts:
-            raise ShapeError(f"groups={self.parts} does not divide {x[0]} input channels and {self.filters} filters")
-        OH, OW = self.host(x)
-        for n, out, s in zip(x[1:], (OH, OW), self.inner, strict=True):
-            if (n + 2 * self.border * self.spread - (self.size - 1) * self.spread - 1) // s + 1 != out:
+        if x[0] % groups or self.filters % groups:
+            raise ShapeError(f"groups={groups} does not divide {x[0]} input channels and {self.filters} filters")
+        OH, OW = self.conv_output_size(x)
+        for n, out, s in zip(x[1:], (OH, OW), self.conv_strides, strict=True):
+            if (n + 2 * P * D - (self.size - 1) * D - 1) // s + 1 != out:
                 raise ShapeError(
-                    f"dilation={self.dilation} with size={self.size}, padding={self.border} overruns; use pad=1, odd size"
+                    f"dilation={self.dilation} with size={self.size}, padding={P} overruns; use pad=1, odd size"
                 )
         if self.antialiasing:
-            OH, OW = blurred_shape((OH, OW), self.antialiasing, self.strides)
+            OH, OW = blur_pool_shape((OH, OW), self.antialiasing, self.strides)
         return self.filters, OH, OW
 
     def weights(self, *inputs: Shape) -> list[Weight]:
@@ -112,71 +113,72 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         return [] if self.share_index is None else self.all_weights(*inputs)
 
     def weights_owner(self, index: int) -> int:
-        return index if self.share_index is None else absolute(index, self.share_index)
+        return index if self.share_index is None else resolve_index(index, self.share_index)
+
+    def all_weights(self, *inputs: Shape) -> list[Weight]:
+        """Return the arrays that `forward` uses, its own or shared."""
+        F, C = self.filters, inputs[0][0] // self.effective_groups
+        arrays: list[Weight] = [("bias", (F,), zeros)]
+        if self.batch_normalize:
+            arrays += [("scale", (F,), ones), ("mean", (F,), zeros), ("variance", (F,), zeros)]
+        return [*arrays, ("kernel", (F, C, self.size, self.size), uniform(self.size * self.size * C))]
 
     def unpack(self, name: str, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel" and self.flipped:  # stored as [taps][filters]
             return np.ascontiguousarray(flat.reshape(-1, shape[0]).T).reshape(shape)
         return flat.reshape(shape)
 
-    def all_weights(self, *inputs: Shape) -> list[Weight]:
-        """Return the arrays that `forward` uses, whether they are its own or shared."""
-        F, C = self.filters, inputs[0][0] // self.parts
-        found: list[Weight] = [("bias", (F,), zeros)]
-        if self.batch_normalize:
-            found += [("scale", (F,), ones), ("mean", (F,), zeros), ("variance", (F,), zeros)]
-        return [*found, ("kernel", (F, C, self.size, self.size), uniform(self.size * self.size * C))]
-
     def flops(self, *inputs: Shape) -> float:
-        OH, OW = self.host(inputs[0])
-        count = 2.0 * self.filters * (inputs[0][0] // self.parts) * self.size**2 * OH * OW
+        OH, OW = self.conv_output_size(inputs[0])
+        count = 2.0 * self.filters * (inputs[0][0] // self.effective_groups) * self.size**2 * OH * OW
         return count / 32 if self.xnor else count
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         kind = "convX" if self.xnor else "convS" if self.share_index is not None else "conv"
-        filters = f"{self.filters:5d}" + (f"/{self.parts:4d}" if self.parts > 1 else "")
-        (sy, sx), size = self.strides, self.size
+        groups, D, (sy, sx), size = self.effective_groups, self.effective_dilation, self.strides, self.size
+        filters = f"{self.filters:5d}" + (f"/{groups:4d}" if groups > 1 else "")
         if sx != sy:
             return kind, filters, f"{size:2d}x{size:2d}/{sx:2d}x{sy:2d}"
-        return kind, filters, f"{size:2d} x{size:2d}/{sx:2d}" + (f"({self.spread})" if self.spread > 1 else "")
+        return kind, filters, f"{size:2d} x{size:2d}/{sx:2d}" + (f"({D})" if D > 1 else "")
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         xp = be.xp
-        OH, OW = self.host(x.shape[1:])
-        kernel, x_read = w["kernel"], x
+        OH, OW = self.conv_output_size(x.shape[1:])
+        kernel, conv_input = w["kernel"], x
         if self.binary or self.xnor:
-            kernel = binarised(xp, kernel)
+            kernel = binarize(xp, kernel)
         if self.xnor:
-            x_read = xp.where(x >= 0, 1, -1).astype(x.dtype)
+            conv_input = xp.where(x >= 0, 1, -1).astype(x.dtype)
         kernel = kernel.astype(x.dtype, copy=False)
-        geometry = (self.parts, self.inner, self.spread, self.border * self.spread)
-        z = convolution.convolve(be, x_read, kernel, *geometry, OH, OW)
-        z, normalised_backward = normalised(be, w, z, ctx) if self.batch_normalize else biased(be, w, z)
-        y, activated_backward = activated(be, z, self.activation)
+        D = self.effective_dilation
+        geometry = (self.effective_groups, self.conv_strides, D, self.pad_before * D)
+        z = convolution.convolve(be, conv_input, kernel, *geometry, OH, OW)
+        z, z_backward = batch_norm(be, w, z, ctx) if self.batch_normalize else add_bias(be, w, z)
+        y, act_backward = activate(be, z, self.activation)
         if self.antialiasing:
-            y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
+            y, blur_backward = blur_pool(be, y, self.antialiasing, self.strides)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
-            dz = normalised_backward(activated_backward(dy), grad)
-            dx, dkernel = convolution.convolve_backward(be, dz, x_read, kernel, *geometry, int(ctx.skip_input_grad))
+            dz = z_backward(act_backward(dy), grad)
+            dx, dkernel = convolution.convolve_backward(be, dz, conv_input, kernel, *geometry, int(ctx.skip_input_grad))
             accumulate(grad, "kernel", dkernel)
             return (dx * ((x > -1) & (x < 1)) if self.xnor and dx is not None else dx,)
 
         return y, backward
 
 
-def binarised(xp: Any, kernel: Any) -> Any:
-    """Return the signs of a kernel (F, C, size, size), times the mean size of each filter's numbers."""
+def binarize(xp: Any, kernel: Any) -> Any:
+    """Return the signs of a kernel (F, C, size, size), times the mean magnitude of each filter."""
     return xp.where(kernel > 0, 1, -1) * xp.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
 
 
-def folded(w: dict[str, np.ndarray], binary: bool = False) -> dict[str, np.ndarray]:
-    """Return bias (F,) and kernel (F, ...) that do what w does at inference, batch norm included; computed in double."""
+def fold_batch_norm(w: dict[str, np.ndarray], binary: bool = False) -> dict[str, np.ndarray]:
+    """Return the bias (F,) and kernel (F, ...) that compute what w does at inference; folded in float64."""
     if binary:
-        w = {**w, "kernel": binarised(np, w["kernel"]).astype(np.float32)}
+        w = {**w, "kernel": binarize(np, w["kernel"]).astype(np.float32)}
     if "scale" not in w:
         return {"bias": w["bias"], "kernel": w["kernel"]}
     gain = w["scale"].astype(np.float64) / np.sqrt(w["variance"].astype(np.float64) + 1e-5)

@@ -17,24 +17,24 @@ from .yolo_loss import anchor_loss
 class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
     """Turn raw numbers into boxes with uncertainties.   (A*(9 + classes), H, W) -> same   (Choi et al. 2019, arXiv 1904.04620)"""
 
-    box = 9
+    box_channels = 9
     uc_normalizer: float = 1.0
     yolo_point: Literal["center", "left_top", "right_bottom"] = "center"
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-        y = yolo.gaussian_activate(be, xs[0], len(self.used), self.scale_x_y)
+        y = yolo.gaussian_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y)
         return y, lambda dy, grad: (dy,)
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """As for [yolo]; a class probability is also multiplied by 1 - the mean uncertainty of the four coordinates."""
-        xp, A = be.xp, len(self.used)
+        xp, A = be.xp, len(self.anchor_ids)
         N, C, H, W = y.shape
         v = y.reshape(N, A, C // A, H, W)
         plain = xp.concatenate(
             [v[:, :, 0:8:2], v[:, :, 8:]], axis=2
         )  # what [yolo] holds: x, y, w, h, objectness, classes
         plain[:, :, 5:] *= 1 - v[:, :, 1:8:2].mean(axis=2, keepdims=True)
-        anchors = be.asarray(self.sizes()[list(self.used)])
+        anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         rows = yolo.yolo_decode(be, plain.reshape(N, -1, H, W), anchors, net_w, net_h, thresh, 0)
         shift = {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[self.yolo_point]
         rows[:, 2:4] += shift * rows[:, 4:6]  # the point that was predicted is a corner

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, total
+from .base import ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, reduce_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Implicit(Layer, section="implicit"):
         y = be.xp.ascontiguousarray(be.xp.broadcast_to(weight, (xs[0].shape[0], *weight.shape)))
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
-            accumulate(grad, "weight", total(dy, axis=0))
+            accumulate(grad, "weight", reduce_sum(dy, axis=0))
             return (None,)
 
         return y, backward

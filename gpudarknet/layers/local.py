@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import im2col
-from ..ops.matmul import product
+from ..ops.matmul import matmul
 from .base import (
     Activation,
     ForwardContext,
@@ -15,12 +15,12 @@ from .base import (
     ShapeError,
     Weight,
     accumulate,
-    total,
+    conv_output_length,
+    reduce_sum,
     uniform,
-    windows,
     zeros,
 )
-from .blocks import activated
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Local(Layer, section="local"):
     def shape(self, *inputs: Shape) -> Shape:
         if min(self.filters, self.size, self.stride) < 1 or self.pad < 0:
             raise ShapeError("filters, size and stride must be at least 1, pad at least 0")
-        room = 2 * self.pad if not self.pad else self.size - 1  # with pad Darknet counts (H - 1) // stride + 1
-        _, H, W = inputs[0]
-        return self.filters, windows(H, self.size, self.stride, room), windows(W, self.size, self.stride, room)
+        padding = self.size - 1 if self.pad else 0  # with pad Darknet counts (H - 1) // stride + 1
+        OH, OW = (conv_output_length(n, self.size, self.stride, padding) for n in inputs[0][1:])
+        return self.filters, OH, OW
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         F, OH, OW = self.shape(*inputs)
@@ -58,17 +58,17 @@ class Local(Layer, section="local"):
         F, OH, OW = self.shape((C, H, W))
         K, L = C * self.size**2, OH * OW
         col = im2col.im2col(be, x, self.size, stride, 1, self.pad, OH, OW).reshape(N, K, L)
-        z = xp.ascontiguousarray(product(be, kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
+        z = xp.ascontiguousarray(matmul(be, kernel, col.transpose(2, 1, 0)).transpose(2, 1, 0))  # from (L, F, N)
         z = z.reshape(N, F, OH, OW)
         z += w["bias"]
-        y, back = activated(be, z, self.activation)
+        y, back = activate(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = back(dy)
-            accumulate(grad, "bias", total(dz, axis=0))
+            accumulate(grad, "bias", reduce_sum(dz, axis=0))
             places = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)
-            accumulate(grad, "kernel", product(be, places, col.transpose(2, 0, 1)))
-            dcol = product(be, kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
+            accumulate(grad, "kernel", matmul(be, places, col.transpose(2, 0, 1)))
+            dcol = matmul(be, kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
             dcol = xp.ascontiguousarray(dcol).reshape(N, C, self.size, self.size, OH, OW)
             return (im2col.col2im(be, dcol, H, W, stride, 1, self.pad),)
 

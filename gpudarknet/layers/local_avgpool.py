@@ -7,11 +7,11 @@ from typing import Any
 
 from ..ops import pool
 from .base import ForwardContext, Shape
-from .maxpool import Window
+from .maxpool import Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalAvgPool(Window, section="local_avgpool", aliases=("local_avg",)):
+class LocalAvgPool(Pooling, section="local_avgpool", aliases=("local_avg",)):
     """Average each window over the positions inside the image.   (C, H, W) -> (C, OH, OW)"""
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
@@ -20,7 +20,7 @@ class LocalAvgPool(Window, section="local_avgpool", aliases=("local_avg",)):
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         _, C, H, W = x.shape
-        _, OH, OW = self.pooled((C, H, W), self.strides)
-        window = (self.side, self.strides, self.total)
+        _, OH, OW = self.pooled_shape((C, H, W), self.strides)
+        window = (self.window, self.strides, self.pad_total)
         y = pool.local_avgpool(be, x, *window, OH, OW)
         return y, lambda dy, grad: (pool.local_avgpool_backward(be, dy, H, W, *window),)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import pool
-from .base import ForwardContext, Layer, Shape, ShapeError, windows
-from .blocks import blurred, blurred_shape
+from .base import ForwardContext, Layer, Shape, ShapeError, conv_output_length
+from .blocks import blur_pool, blur_pool_shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window(Layer):
+class Pooling(Layer):
     """The geometry of pooling windows. `padding` is the total over both sides; half of it comes before the image."""
 
     stride: int = 1
@@ -29,41 +29,41 @@ class Window(Layer):
         )
 
     @property
-    def side(self) -> int:
+    def window(self) -> int:
         """Length of the window's side."""
         return self.size if self.size > 0 else self.stride
 
     @property
-    def total(self) -> int:
+    def pad_total(self) -> int:
         """Padding over both sides."""
-        return self.padding if self.padding >= 0 else self.side - 1
+        return self.padding if self.padding >= 0 else self.window - 1
 
-    def pooled(self, x: Shape, strides: tuple[int, int]) -> Shape:
+    def pooled_shape(self, x: Shape, strides: tuple[int, int]) -> Shape:
         """Return the shape of x pooled with these strides."""
-        if min(self.side, *strides) < 1:
+        if min(self.window, *strides) < 1:
             raise ShapeError("size and stride must be at least 1")
-        if self.total - self.total // 2 >= self.side:
+        if self.pad_total - self.pad_total // 2 >= self.window:
             raise ShapeError(
-                f"padding={self.total} leaves windows of {self.side} that see nothing; give at most {2 * self.side - 2}"
+                f"padding={self.pad_total} leaves windows of {self.window} that see nothing; give at most {2 * self.window - 2}"
             )
-        C, H, W = x
-        return C, windows(H, self.side, strides[0], self.total), windows(W, self.side, strides[1], self.total)
+        OH, OW = (conv_output_length(n, self.window, s, self.pad_total) for n, s in zip(x[1:], strides, strict=True))
+        return x[0], OH, OW
 
     def shape(self, *inputs: Shape) -> Shape:
-        return self.pooled(inputs[0], self.strides)
+        return self.pooled_shape(inputs[0], self.strides)
 
     def flops(self, *inputs: Shape) -> float:
-        _, OH, OW = self.pooled(inputs[0], self.strides)
-        return float(self.side**2 * inputs[0][0] * OH * OW)
+        _, OH, OW = self.pooled_shape(inputs[0], self.strides)
+        return float(self.window**2 * inputs[0][0] * OH * OW)
 
     def table_cell(self) -> str:
         """The table's size/stride."""
         sy, sx = self.strides
-        return f"{self.side:2d}x{self.side:2d}/{sx:2d}" + (f"x{sy:2d}" if sx != sy else "")
+        return f"{self.window:2d}x{self.window:2d}/{sx:2d}" + (f"x{sy:2d}" if sx != sy else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxPool(Window, section="maxpool", aliases=("max",)):
+class MaxPool(Pooling, section="maxpool", aliases=("max",)):
     """Take the maximum of each window.   (C, H, W) -> (C, OH, OW); with maxpool_depth over channels -> (out_channels, H, W)"""
 
     maxpool_depth: int = 0
@@ -72,7 +72,7 @@ class MaxPool(Window, section="maxpool", aliases=("max",)):
     maxpool_zero_nonmax: int = 0
 
     @property
-    def inner(self) -> tuple[int, int]:
+    def pool_strides(self) -> tuple[int, int]:
         """The pool's own strides: with antialiasing the blur after it takes the stride."""
         return (1, 1) if self.antialiasing else self.strides
 
@@ -82,10 +82,10 @@ class MaxPool(Window, section="maxpool", aliases=("max",)):
             if not 1 <= self.out_channels <= x[0]:
                 raise ShapeError(f"out_channels={self.out_channels} must be between 1 and its {x[0]} input channels")
             return self.out_channels, *x[1:]
-        C, OH, OW = self.pooled(x, self.inner)
+        C, OH, OW = self.pooled_shape(x, self.pool_strides)
         if self.maxpool_zero_nonmax and (OH, OW) != x[1:]:
             raise ShapeError("maxpool_zero_nonmax needs an output as large as the input; use stride=1")
-        return (C, *blurred_shape((OH, OW), self.antialiasing, self.strides)) if self.antialiasing else (C, OH, OW)
+        return (C, *blur_pool_shape((OH, OW), self.antialiasing, self.strides)) if self.antialiasing else (C, OH, OW)
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return ("max-depth", str(self.out_channels), "") if self.maxpool_depth else ("max", "", self.table_cell())
@@ -96,20 +96,20 @@ class MaxPool(Window, section="maxpool", aliases=("max",)):
             y = pool.maxpool_depth(be, x, self.out_channels)
             return y, lambda dy, grad: (pool.maxpool_depth_backward(be, dy, x, y),)
         _, C, H, W = x.shape
-        _, OH, OW = self.pooled((C, H, W), self.inner)
-        y = pool.maxpool(be, x, self.side, self.inner, self.total, OH, OW)
+        _, OH, OW = self.pooled_shape((C, H, W), self.pool_strides)
+        y = pool.maxpool(be, x, self.window, self.pool_strides, self.pad_total, OH, OW)
         keep = x == y if self.maxpool_zero_nonmax else None
         if keep is not None:
             y = y * keep
         if self.antialiasing:
-            y, blur_backward = blurred(be, y, self.antialiasing, self.strides)
+            y, blur_backward = blur_pool(be, y, self.antialiasing, self.strides)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
             if keep is not None:
                 dy = dy * keep
-            index = pool.maxpool_argmax(be, x, self.side, self.inner, self.total, OH, OW)
-            return (pool.maxpool_backward(be, dy, index, H, W, self.side, self.inner, self.total),)
+            index = pool.maxpool_argmax(be, x, self.window, self.pool_strides, self.pad_total, OH, OW)
+            return (pool.maxpool_backward(be, dy, index, H, W, self.window, self.pool_strides, self.pad_total),)
 
         return y, backward

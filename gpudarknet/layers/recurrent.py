@@ -27,7 +27,7 @@ class Recurrent(Layer):
 
     output: int = 1
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         """Return its sub-layers in file order."""
         raise NotImplementedError
 
@@ -44,12 +44,12 @@ class Recurrent(Layer):
     def shape(self, *inputs: Shape) -> Shape:
         if self.output < 1:
             raise ShapeError("output must be at least 1")
-        for _, layer, x in self.parts(inputs[0]):
+        for _, layer, x in self.sublayers(inputs[0]):
             layer.shape(x)
         return self.output, 1, 1
 
     def weights(self, *inputs: Shape) -> list[Weight]:
-        parts = self.parts(inputs[0])
+        parts = self.sublayers(inputs[0])
         return [(f"{part}.{name}", *rest) for part, layer, x in parts for name, *rest in layer.weights(x)]  # type: ignore[misc]
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
@@ -59,7 +59,7 @@ class Recurrent(Layer):
         (x,) = xs
         T, B = ctx.steps, x.shape[0] // ctx.steps
         frames = x.reshape(T, B, *x.shape[1:])
-        parts = {name: layer for name, layer, _ in self.parts(x.shape[1:])}
+        parts = {name: layer for name, layer, _ in self.sublayers(x.shape[1:])}
         arrays = {name: {k[len(name) + 1 :]: v for k, v in w.items() if k.startswith(name + ".")} for name in parts}
         fresh = [be.zeros((B, *s), x.dtype) for s in self.state(x.shape[1:])]
         kept = w.get("state") if not ctx.train else None
@@ -110,18 +110,18 @@ class Rnn(Recurrent, section="rnn"):
     logistic: int = 0  # 1: self uses logistic, 2: loggy
 
     @property
-    def inner(self) -> Activation:
+    def self_activation(self) -> Activation:
         """The activation of the self part."""
         return {1: "logistic", 2: "loggy"}.get(self.logistic, self.activation)  # type: ignore[return-value]
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         def part(output: int, activation: Activation) -> Connected:
             return Connected(output=output, activation=activation, batch_normalize=self.batch_normalize)
 
         hidden = (self.hidden, 1, 1)
         return [
             ("input", part(self.hidden, self.activation), x),
-            ("self", part(self.hidden, self.inner), hidden),
+            ("self", part(self.hidden, self.self_activation), hidden),
             ("output", part(self.output, self.activation), hidden),
         ]
 
@@ -160,7 +160,7 @@ class Crnn(Rnn, section="crnn"):
     xnor: int = 0
     bin_output: int = 0
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         def part(filters: int, activation: Activation) -> Convolutional:
             return Convolutional(
                 filters=filters, activation=activation, batch_normalize=self.batch_normalize, size=self.size,
@@ -172,21 +172,21 @@ class Crnn(Rnn, section="crnn"):
         hidden = first.shape(x)
         return [
             ("input", first, x),
-            ("self", part(self.hidden, self.inner), hidden),
+            ("self", part(self.hidden, self.self_activation), hidden),
             ("output", part(self.output, self.activation), hidden),
         ]
 
     def state(self, x: Shape) -> list[Shape]:
-        return [self.parts(x)[1][2]]
+        return [self.sublayers(x)[1][2]]
 
     def shape(self, *inputs: Shape) -> Shape:
-        _, inner, out = self.parts(inputs[0])
+        _, inner, out = self.sublayers(inputs[0])
         if inner[1].shape(inner[2]) != inner[2]:
             raise ShapeError("its state must keep its size; use stride=1, pad=1 and an odd size")
         return out[1].shape(out[2])
 
     def flops(self, *inputs: Shape) -> float:
-        return sum(layer.flops(x) for _, layer, x in self.parts(inputs[0]))
+        return sum(layer.flops(x) for _, layer, x in self.sublayers(inputs[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class Gru(Recurrent, section="gru"):
 
     batch_normalize: int = 0
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         part = Connected(output=self.output, activation="linear", batch_normalize=self.batch_normalize)
         hidden = (self.output, 1, 1)
         return [
@@ -237,7 +237,7 @@ class Lstm(Recurrent, section="lstm"):
 
     batch_normalize: int = 0
 
-    def parts(self, x: Shape) -> list[Part]:
+    def sublayers(self, x: Shape) -> list[Part]:
         part = Connected(output=self.output, activation="linear", batch_normalize=self.batch_normalize)
         hidden = (self.output, 1, 1)
         return [*((f"w{gate}", part, hidden) for gate in "figo"), *((f"u{gate}", part, x) for gate in "figo")]

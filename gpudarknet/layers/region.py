@@ -9,7 +9,7 @@ import numpy as np
 
 from ..boxes import iou
 from ..ops import norm, yolo
-from .anchors import anchor_sizes
+from .anchors import anchor_array
 from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .box_loss import focal
 from .class_tree import ClassMap, Tree
@@ -51,12 +51,12 @@ class Region(DetectionHead, section="region"):
     class_scale: float = 1.0
     mask_scale: float = 1.0
 
-    def sizes(self) -> np.ndarray:
+    def anchor_sizes(self) -> np.ndarray:
         """Return the anchors (num, 2) as widths and heights in cells; 0.5 where the cfg gives none."""
-        return anchor_sizes(self.anchors, self.num)
+        return anchor_array(self.anchors, self.num)
 
     @property
-    def labels(self) -> int:
+    def num_labels(self) -> int:
         return len(self.map) if self.map is not None else self.classes
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -93,7 +93,7 @@ class Region(DetectionHead, section="region"):
         """As the base says. With a tree a box gets one class, the deepest above 0.5; with a map, the mapped classes."""
         if self.tree is not None or self.map is not None or self.classfix == -1:
             y, thresh = self.chosen(be, y, thresh)
-        return be.to_numpy(yolo.region_decode(be, y, be.asarray(self.sizes()), thresh, self.coords))
+        return be.to_numpy(yolo.region_decode(be, y, be.asarray(self.anchor_sizes()), thresh, self.coords))
 
     def chosen(self, be: Any, y: Any, thresh: float) -> tuple[Any, float]:
         """Replace the classes of y by those that tree, map and classfix let stand; return it with its threshold."""
@@ -138,7 +138,7 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext
     A, o = head.num, head.coords
     v = y.reshape(N, H, W, A, -1)
     d = np.zeros_like(v)
-    anchors = head.sizes() / np.array([W, H], np.float32)
+    anchors = head.anchor_sizes() / np.array([W, H], np.float32)
     cells = np.stack(np.meshgrid(np.arange(W), np.arange(H)), axis=-1).astype(np.float32)[:, :, None]  # (H, W, 1, 2)
     grid = np.array([W, H], np.float32)
     place = 1 / (1 + np.exp(-v[..., :2]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import route
-from .base import ForwardContext, Layer, Shape, ShapeError, absolute, same_size
+from .base import ForwardContext, Layer, Shape, ShapeError, check_same_size, resolve_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,10 @@ class Route(Layer, section="route"):
     group_id: int = 0
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return tuple(absolute(index, layer) for layer in self.layers)
+        return tuple(resolve_index(index, layer) for layer in self.layers)
 
     def shape(self, *inputs: Shape) -> Shape:
-        same_size(inputs)
+        check_same_size(inputs)
         if self.groups < 1 or not 0 <= self.group_id < self.groups:
             raise ShapeError(f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}")
         for C, _, _ in inputs:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute
-from .blocks import activated
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Sam(Layer, section="sam"):
     activation: Activation = "linear"
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return index - 1, absolute(index, self.from_)
+        return index - 1, resolve_index(index, self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
         if inputs[0] != inputs[1]:
@@ -31,5 +31,5 @@ class Sam(Layer, section="sam"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         a, b = xs
-        y, back = activated(be, shortcut.scale(be, a, b), self.activation)
+        y, back = activate(be, shortcut.scale(be, a, b), self.activation)
         return y, lambda dy, grad: shortcut.scale_backward(be, back(dy), a, b)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute
-from .blocks import activated
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class ScaleChannels(Layer, section="scale_channels"):
     activation: Activation = "linear"
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return index - 1, absolute(index, self.from_)
+        return index - 1, resolve_index(index, self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
         s, x = inputs
@@ -36,7 +36,7 @@ class ScaleChannels(Layer, section="scale_channels"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         s, x = xs
-        y, back = activated(be, shortcut.scale(be, x, s), self.activation)
+        y, back = activate(be, shortcut.scale(be, x, s), self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dx, ds = shortcut.scale_backward(be, back(dy), x, s)

@@ -13,12 +13,12 @@ from .base import (
     Shape,
     ShapeError,
     Weight,
-    absolute,
     accumulate,
     ones,
-    unequal_sizes,
+    resolve_index,
+    size_mismatch_warning,
 )
-from .blocks import activated
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Shortcut(Layer, section="shortcut"):
     weights_normalization: Literal["none", "relu", "avg_relu", "softmax"] = "none"
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return index - 1, *(absolute(index, layer) for layer in self.from_)
+        return index - 1, *(resolve_index(index, layer) for layer in self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
         if self.weights_type != "none" and self.weights_normalization == "none":
@@ -46,7 +46,7 @@ class Shortcut(Layer, section="shortcut"):
         return inputs[0]
 
     def shape_warning(self, *inputs: Shape) -> str | None:
-        return unequal_sizes(inputs)
+        return size_mismatch_warning(inputs)
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         if self.weights_type == "none":
@@ -58,9 +58,9 @@ class Shortcut(Layer, section="shortcut"):
         return float(C * H * W * len(self.from_)) * (1 if self.weights_type == "none" else 2)
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-        v = None if self.weights_type == "none" else normalised_weights(be, w["weight"], self.weights_normalization)
+        v = None if self.weights_type == "none" else normalize_weights(be, w["weight"], self.weights_normalization)
         z = shortcut.shortcut(be, xs, v)
-        y, back = activated(be, z, self.activation)
+        y, back = activate(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
@@ -71,7 +71,7 @@ class Shortcut(Layer, section="shortcut"):
         return y, backward
 
 
-def normalised_weights(be: Any, weight: Any, kind: str) -> Any:
+def normalize_weights(be: Any, weight: Any, kind: str) -> Any:
     """Normalise factors (n, C) over the n maps: relu: r / (1e-4 + sum r) with r = max(w, 0.001); softmax likewise."""
     xp = be.xp
     r = xp.exp(weight - weight.max(axis=0, keepdims=True)) if kind == "softmax" else xp.maximum(weight, 0.001)

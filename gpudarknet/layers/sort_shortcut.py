@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, absolute, unequal_sizes
-from .blocks import activated
+from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index, size_mismatch_warning
+from .blocks import activate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class SortShortcut(Layer, section="sort_shortcut"):
     slope: float = 0.0
 
     def sources(self, index: int) -> tuple[int, ...]:
-        return index - 1, *(absolute(index, layer) for layer in self.from_)
+        return index - 1, *(resolve_index(index, layer) for layer in self.from_)
 
     def shape(self, *inputs: Shape) -> Shape:
         if len(inputs) != 2:
@@ -38,7 +38,7 @@ class SortShortcut(Layer, section="sort_shortcut"):
         return inputs[0]
 
     def shape_warning(self, *inputs: Shape) -> str | None:
-        return unequal_sizes(inputs)
+        return size_mismatch_warning(inputs)
 
     def flops(self, *inputs: Shape) -> float:
         C, H, W = inputs[0]
@@ -49,5 +49,5 @@ class SortShortcut(Layer, section="sort_shortcut"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         a, b = xs
-        y, back = activated(be, shortcut.sort_shortcut(be, a, b, self.eps, self.slope), self.activation)
+        y, back = activate(be, shortcut.sort_shortcut(be, a, b, self.eps, self.slope), self.activation)
         return y, lambda dy, grad: shortcut.sort_shortcut_backward(be, back(dy), a, b, self.eps, self.slope)

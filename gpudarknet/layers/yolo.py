@@ -21,17 +21,17 @@ class Yolo(AnchorHead, section="yolo"):
     Wang et al. 2020, arXiv 2011.08036.
     """
 
-    box = 5
+    box_channels = 5
     new_coords: int = 0
     focal_loss: int = 0
     show_details: int = 1
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-        y = yolo.yolo_activate(be, xs[0], len(self.used), self.scale_x_y, self.new_coords)
+        y = yolo.yolo_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y, self.new_coords)
         return y, lambda dy, grad: (dy,)  # the loss gives delta with respect to the raw numbers
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
-        anchors = be.asarray(self.sizes()[list(self.used)])
+        anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:

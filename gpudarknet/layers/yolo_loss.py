@@ -44,16 +44,16 @@ class AnchorLoss:
 
     def __post_init__(self) -> None:
         head, (_, _, _, H, W) = self.head, self.v.shape
-        self.step = (head.box - 1) // 4  # Gaussian boxes have an uncertainty after each number
+        self.step = (head.box_channels - 1) // 4  # Gaussian boxes have an uncertainty after each number
         self.net = np.array([self.ctx.width, self.ctx.height], np.float32)
-        self.sizes = head.sizes() / self.net  # all anchors, relative to the network's input
+        self.sizes = head.anchor_sizes() / self.net  # all anchors, relative to the network's input
         self.d = np.zeros_like(self.v)
         raw = self.v[:, :, 0 : 4 * self.step : self.step].transpose(0, 1, 3, 4, 2)
         cells = np.stack(np.meshgrid(np.arange(W), np.arange(H)), axis=-1).astype(np.float32)
         self.boxes = np.empty(raw.shape, np.float32)
         self.boxes[..., :2] = (raw[..., :2] + cells) / np.array([W, H], np.float32)
         size = 4 * raw[..., 2:] ** 2 if self.new_coords else np.exp(raw[..., 2:])
-        self.boxes[..., 2:] = size * self.sizes[list(head.used)][:, None, None]
+        self.boxes[..., 2:] = size * self.sizes[list(head.anchor_ids)][:, None, None]
         self.boxes[..., :2] += self.corner * self.boxes[..., 2:]
         self.multipliers = np.ones(head.classes)
         if head.counters_per_class:
@@ -84,17 +84,17 @@ class AnchorLoss:
             self.assign(n, rows[:, :4], classes)
         likenesses = self.move_boxes()
         if head.iou_thresh < 1 or self.gaussian:  # a slot of several classes has one box: its delta is their mean
-            positive = (self.d[:, :, head.box :] > 0).sum(axis=2, keepdims=True)
+            positive = (self.d[:, :, head.box_channels :] > 0).sum(axis=2, keepdims=True)
             if not self.gaussian:
                 positive *= self.d[:, :, 4:5] != 0
-            self.d[:, :, : head.box - 1] /= np.maximum(positive, 1)
+            self.d[:, :, : head.box_channels - 1] /= np.maximum(positive, 1)
         if self.ctx.reject is not None and not self.gaussian:
             self.ctx.reject(self.d, self.d.shape[2])
         return self.cost(likenesses), self.d
 
     def background(self, n: int, boxes: np.ndarray, classes: np.ndarray) -> None:
         """Draw every objectness of image n to 0, but for slots whose box already resembles a truth's."""
-        head, o = self.head, self.head.box - 1
+        head, o = self.head, self.head.box_channels - 1
         v, d = self.v[n], self.d[n]
         normal = np.float32(head.obj_normalizer)
         d[:, o] = normal * (0 - v[:, o])
@@ -102,7 +102,7 @@ class AnchorLoss:
             return
         like = iou(self.boxes[n][..., None, :], boxes)  # (A, H, W, T)
         best = like.max(axis=-1)
-        match = np.where((v[:, head.box :] > 0.25).any(axis=1), best, 0)
+        match = np.where((v[:, head.box_channels :] > 0.25).any(axis=1), best, 0)
         close = match > head.ignore_thresh
         if not head.objectness_smooth:
             d[:, o][close] = 0
@@ -120,26 +120,26 @@ class AnchorLoss:
             target = Target(n, a, j, i, boxes[t], k, self.multipliers[k])
             self.classify(target)
             if head.objectness_smooth:
-                d[a, head.box + k, j, i] = self.multipliers[k] * (aim - v[a, head.box + k, j, i])
+                d[a, head.box_channels + k, j, i] = self.multipliers[k] * (aim - v[a, head.box_channels + k, j, i])
             self.targets.append(target)
 
     def assign(self, n: int, boxes: np.ndarray, classes: np.ndarray) -> None:
         """Give each truth of image n the slots that shall hold it: the best anchor's, and with iou_thresh like ones'."""
-        head, o, (H, W) = self.head, self.head.box - 1, self.v.shape[3:]
+        head, o, (H, W) = self.head, self.head.box_channels - 1, self.v.shape[3:]
         shape = np.zeros((len(self.sizes), 4), np.float32)
         shape[:, 2:] = self.sizes
         centred = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # (T, 1, 4): all truths with all anchors
         bests = iou(shape, centred).argmax(axis=1).tolist()
         likes = LIKENESS[head.iou_thresh_kind](shape, centred) if head.iou_thresh < 1 else None
-        used = sorted(set(head.used))
+        used = sorted(set(head.anchor_ids))
         for t, (box, k, best) in enumerate(zip(boxes, classes.tolist(), bests, strict=True)):
             point = box[:2] - self.corner * box[2:]
             i, j = (min(max(int(p * size), 0), size - 1) for p, size in zip(point, (W, H), strict=True))
-            anchors = [best] if best in head.used else []
+            anchors = [best] if best in head.anchor_ids else []
             if likes is not None:
                 anchors += [m for m in used if m != best and likes[t, m] > head.iou_thresh]
             for anchor in anchors:
-                target = Target(n, head.used.index(anchor), j, i, box, int(k), float(self.multipliers[k]))
+                target = Target(n, head.anchor_ids.index(anchor), j, i, box, int(k), float(self.multipliers[k]))
                 at = n, target.a, o, j, i
                 if self.gaussian or not head.objectness_smooth or self.d[at] == 0:
                     self.d[at] = target.multiplier * head.obj_normalizer * (1 - self.v[at])
@@ -150,7 +150,7 @@ class AnchorLoss:
     def classify(self, target: Target) -> None:
         """Write a slot's class deltas; a slot that another truth has classified only gets the further class."""
         head = self.head
-        at = target.n, target.a, slice(head.box, None), target.j, target.i
+        at = target.n, target.a, slice(head.box_channels, None), target.j, target.i
         out, d, k = self.v[at], self.d[at], target.k
         smooth = head.label_smooth_eps
         high, low = 1 - smooth + 0.5 * smooth, 0.5 * smooth
@@ -179,7 +179,7 @@ class AnchorLoss:
         gain = np.array([t.multiplier for t in self.targets], np.float32) * np.float32(head.iou_normalizer)
         raw = np.stack([self.v[n, a, c * s, j, i] for c in range(4)], axis=1)
         pred = self.boxes[n, a, j, i]
-        anchor = self.sizes[np.array(head.used)[a]]
+        anchor = self.sizes[np.array(head.anchor_ids)[a]]
         relative = truth[:, 2:] / anchor
         wanted = np.empty_like(raw)
         point = truth[:, :2] - self.corner * truth[:, 2:]
@@ -232,7 +232,7 @@ class AnchorLoss:
         head, d = self.head, self.d.astype(np.float64)
         if head.iou_loss == "mse" or not getattr(head, "show_details", 0):
             return float((d * d).sum())
-        rest = d[:, :, head.box - 1 :]
+        rest = d[:, :, head.box_channels - 1 :]
         boxes = head.iou_normalizer * float(losses.mean()) if losses.size else 0.0
         return boxes + head.obj_normalizer * float((rest * rest).sum())
 
@@ -250,6 +250,6 @@ def anchor_loss(
 ) -> tuple[float, np.ndarray]:
     """y (N, A*entries, H, W), truth (N, max*6) -> (cost, delta of y's shape)."""
     N, C, H, W = y.shape
-    A = len(head.used)
+    A = len(head.anchor_ids)
     cost, delta = AnchorLoss(head, ctx, y.reshape(N, A, C // A, H, W), gaussian).run(truth.reshape(N, -1, 6))
     return cost, delta.reshape(y.shape) * np.float32(head.delta_normalizer)

@@ -20,7 +20,7 @@ import numpy as np
 from ..backend.threads import Task, split_range
 from .base import op
 from .im2col import col2im_cuda, im2col_cuda
-from .matmul import product
+from .matmul import matmul
 
 LARGE = 1 << 20  # numbers of a task's products: 4 MB; a smaller task waits for the interpreter's lock too often
 WIDE = 768  # pixels that a product should have, where there are as many
@@ -195,7 +195,7 @@ def convolve_cuda(
 ) -> Any:
     (N, _), (F, _, size, _) = x.shape[:2], kernel.shape
     col = im2col_cuda(be, x, size, stride, dilation, pad, OH, OW).reshape(N, groups, -1, OH * OW)
-    return product(be, kernel.reshape(groups, F // groups, -1), col).reshape(N, F, OH, OW)
+    return matmul(be, kernel.reshape(groups, F // groups, -1), col).reshape(N, F, OH, OW)
 
 
 @op(sums=(1,))
@@ -282,8 +282,8 @@ def convolve_backward_cuda(
     (N, C, H, W), (F, _, size, _), (OH, OW) = x.shape, kernel.shape, dz.shape[2:]
     flat, dz = kernel.reshape(groups, F // groups, -1), dz.reshape(N, groups, F // groups, OH * OW)
     col = im2col_cuda(be, x, size, stride, dilation, pad, OH, OW).reshape(N, groups, -1, OH * OW)
-    dkernel = product(be, dz, col.transpose(0, 1, 3, 2)).sum(axis=0, dtype=np.float32).reshape(kernel.shape)
+    dkernel = matmul(be, dz, col.transpose(0, 1, 3, 2)).sum(axis=0, dtype=np.float32).reshape(kernel.shape)
     if skip_input_grad:
         return None, dkernel
-    dcol = product(be, flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
+    dcol = matmul(be, flat.transpose(0, 2, 1), dz).reshape(N, C, size, size, OH, OW)
     return col2im_cuda(be, dcol, H, W, stride, dilation, pad), dkernel

@@ -9,12 +9,12 @@ from .base import op
 
 
 @op
-def product(be: Any, a: Any, b: Any) -> Any:
+def matmul(be: Any, a: Any, b: Any) -> Any:
     """Multiply matrices of one type: a (..., M, K), b (..., K, N) -> (..., M, N)."""
     return be.xp.matmul(a, b)
 
 
-@product.kernel
-def product_cuda(be: Any, a: Any, b: Any) -> Any:
+@matmul.kernel
+def matmul_cuda(be: Any, a: Any, b: Any) -> Any:
     ours = be.cublas is not None and a.dtype == b.dtype and a.dtype.char in cublas.TYPES
     return cublas.matmul(be, a, b) if ours else be.xp.matmul(a, b)

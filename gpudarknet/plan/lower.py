@@ -53,8 +53,8 @@ def _activation(layer: Activation, build: Builder, x: FeatureMap) -> FeatureMap:
 def _convolutional(layer: Convolutional, build: Builder, x: FeatureMap) -> FeatureMap:
     if layer.binary or layer.xnor or layer.antialiasing:
         return build.reference(layer, x)
-    D = layer.spread
-    return build.convolve(x, layer.size, layer.strides, D, layer.border * D, layer.groups, layer.activation)
+    D = layer.effective_dilation
+    return build.convolve(x, layer.size, layer.strides, D, layer.pad_before * D, layer.groups, layer.activation)
 
 
 @_lower.register
@@ -71,7 +71,7 @@ def _empty(layer: Empty, build: Builder, x: FeatureMap) -> FeatureMap:
 def _maxpool(layer: MaxPool, build: Builder, x: FeatureMap) -> FeatureMap:
     if layer.maxpool_depth or layer.antialiasing or layer.maxpool_zero_nonmax:
         return build.reference(layer, x)
-    return build.maxpool(x, layer.side, layer.strides, layer.total)
+    return build.maxpool(x, layer.window, layer.strides, layer.pad_total)
 
 
 @_lower.register
@@ -111,4 +111,4 @@ def _upsample(layer: Upsample, build: Builder, x: FeatureMap) -> FeatureMap:
 
 @_lower.register
 def _yolo(layer: Yolo, build: Builder, x: FeatureMap) -> FeatureMap:
-    return build.yolo(x, len(layer.used), layer.scale_x_y, layer.new_coords)
+    return build.yolo(x, len(layer.anchor_ids), layer.scale_x_y, layer.new_coords)

@@ -75,7 +75,9 @@ def dataset(data: DataFile, net: Network, faults: Faults | None = None) -> DataS
                 f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
                 f" {label_path(paths[0])}"
             )
-        if (data.names or data.labels) and last.labels == last.classes:  # with a map, names may be those of either side
+        if (
+            data.names or data.labels
+        ) and last.num_labels == last.classes:  # with a map, names may be those of either side
             data.check_names(last.classes, net.config.path)
         cfg, sequences = net.net, None
         if cfg.track:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...layers.convolutional import folded
+from ...layers.convolutional import fold_batch_norm
 from ..steps import Activate, Convolve, Plan
 from .algorithms import METHODS
 from .command_list import team
@@ -57,7 +57,7 @@ def benchmark(step: Convolve, batch: int) -> dict[str, float]:
     (C, H, W), (F, OH, OW) = step.xs[0].shape, step.y.shape
     x, y = rng.random((batch, H, W, C), np.float32), np.empty((batch, OH, OW, F), np.float32)
     epilogue = [a for a in step.epilogue if isinstance(a, Activate)]
-    w = folded(step.w)
+    w = fold_batch_norm(step.w)
     best: dict[str, float] = {}
     with workers:
         last = partial(finish, epilogue, y, lambda m: y)

@@ -14,7 +14,7 @@ from ...backend import Backend
 from ...backend.threads import Stage, split_range
 from ...errors import BackendError
 from ...layers import ForwardContext
-from ...layers.convolutional import folded
+from ...layers.convolutional import fold_batch_norm
 from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Plan, Step, Upsample, YoloHead
 from .algorithms import METHODS, choose
 from .command_list import Tape, Task, team
@@ -121,7 +121,7 @@ def _convolve(program: Program, step: Convolve) -> Phases:
     name = program.algorithms[step]
     method, key = METHODS[name], (step.layers[0], name)
     if key not in program.packed_weights:
-        w = folded(step.w)
+        w = fold_batch_norm(step.w)
         program.packed_weights[key] = method.prepare(w["kernel"], w["bias"])
     last = partial(finish, step.epilogue, y, program.view)
     return method.bind(step, x, y, program.packed_weights[key], last, program.team.size)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...backend import Backend
 from ...layers.batchnorm import BatchNorm
-from ...layers.blocks import BLURS
+from ...layers.blocks import BLUR_KERNELS
 from ...layers.connected import Connected
 from ...layers.convolutional import Convolutional
 from ...layers.maxpool import MaxPool
@@ -43,13 +43,18 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
     if isinstance(layer, Convolutional) and layer.activation not in NORMALIZERS:
         if not layer.antialiasing:
             return convolved(step, layer, step.w, step.xs[0], step.y)
-        sharp = FeatureMap((C, *layer.host(step.xs[0].shape)))
+        sharp = FeatureMap((C, *layer.conv_output_size(step.xs[0].shape)))
         convolution = convolved(step, layer, step.w, step.xs[0], sharp)
         return [*convolution, _blurred(step, sharp, layer.antialiasing, layer.strides)]
     if isinstance(layer, MaxPool) and layer.antialiasing and not (layer.maxpool_depth or layer.maxpool_zero_nonmax):
-        sharp = FeatureMap(layer.pooled(step.xs[0].shape, layer.inner))
+        sharp = FeatureMap(layer.pooled_shape(step.xs[0].shape, layer.pool_strides))
         pool = steps.MaxPool(
-            layers=step.layers, xs=step.xs, y=sharp, size=layer.side, strides=layer.inner, padding=layer.total
+            layers=step.layers,
+            xs=step.xs,
+            y=sharp,
+            size=layer.window,
+            strides=layer.pool_strides,
+            padding=layer.pad_total,
         )
         return [pool, _blurred(step, sharp, layer.antialiasing, layer.strides)]
     return [step]
@@ -57,13 +62,13 @@ def rewritten(step: Step, be: Backend) -> list[Step]:
 
 def convolved(step: Step, layer: Convolutional, w: dict[str, Any], x: FeatureMap, y: FeatureMap) -> list[Step]:
     """Return the convolution of x with w and its activation, and what comes before: XNOR layers see signs alone."""
-    D, found = layer.spread, list[Step]()
+    D, found = layer.effective_dilation, list[Step]()
     if layer.xnor:
         found.append(Sign(layers=step.layers, xs=(x,), y=FeatureMap(x.shape)))
         x = found[0].y
     convolution = Convolve(
         layers=step.layers, xs=(x,), y=y, epilogue=activated(layer.activation), w=w, binary=bool(layer.xnor or layer.binary),
-        size=layer.size, strides=layer.inner, dilation=D, pad=layer.border * D, groups=layer.parts,
+        size=layer.size, strides=layer.conv_strides, dilation=D, pad=layer.pad_before * D, groups=layer.effective_groups,
     )  # fmt: skip
     return [*found, convolution]
 
@@ -112,6 +117,6 @@ def _channelwise(
 
 def _blurred(step: Step, sharp: FeatureMap, kind: int, strides: tuple[int, int]) -> Convolve:
     """Return the blur of a map by antialiasing: 1 is 3 x 3, 2 is 2 x 2 (layers/blocks.py)."""
-    kernel = BLURS[kind == 2]
+    kernel = BLUR_KERNELS[kind == 2]
     size = len(kernel)
     return _channelwise(step, size, strides, size // 3, fixed(kernel, step.y.shape[0]), sharp, "blur")

@@ -21,7 +21,7 @@ from ...layers.maxpool import MaxPool
 from ...layers.normalization import Normalization
 from ...layers.region import Region
 from ...layers.reorg import Reorg, Reorg3d
-from ...layers.shortcut import Shortcut, normalised_weights
+from ...layers.shortcut import Shortcut, normalize_weights
 from ...layers.softmax import Cost, Softmax
 from ...layers.sort_shortcut import SortShortcut
 from ...ops.activation import NAMES, NORMALIZERS
@@ -117,7 +117,9 @@ def _gaussian(program: Program, step: LayerCall, layer: GaussianYolo) -> list[Wo
     x, y, n = _views(program, step)
     C = x.shape[0]
     return [
-        kernel(program, "plan_layers.gaussian", n, x.a, y.a, n, C, C // len(layer.used), layer.scale_x_y, x.ld, y.ld)
+        kernel(
+            program, "plan_layers.gaussian", n, x.a, y.a, n, C, C // len(layer.anchor_ids), layer.scale_x_y, x.ld, y.ld
+        )
     ]
 
 
@@ -150,7 +152,7 @@ def _local(program: Program, step: LayerCall, layer: Local) -> list[Work] | None
 
 def _local_avgpool(program: Program, step: LayerCall, layer: LocalAvgPool) -> list[Work]:
     x, y, n = _views(program, step)
-    sizes = (n, *x.shape, *y.shape[1:], layer.side, *layer.strides, layer.total // 2, x.ld, y.ld)
+    sizes = (n, *x.shape, *y.shape[1:], layer.window, *layer.strides, layer.pad_total // 2, x.ld, y.ld)
     return [kernel(program, "plan_layers.local_avgpool", n, x.a, y.a, *sizes)]
 
 
@@ -161,7 +163,7 @@ def _maxpool(program: Program, step: LayerCall, layer: MaxPool) -> list[Work] | 
     if layer.antialiasing:
         return None
     pool = steps.MaxPool(
-        layers=step.layers, xs=step.xs, y=step.y, size=layer.side, strides=layer.strides, padding=layer.total
+        layers=step.layers, xs=step.xs, y=step.y, size=layer.window, strides=layer.strides, padding=layer.pad_total
     )
     others = kernel(program, "plan_layers.zero_others", n, x.a, y.a, n, y.shape[0], x.ld, y.ld)
     return [*launches.BIND[steps.MaxPool](program, pool), others]
@@ -223,7 +225,7 @@ def _shortcut(program: Program, step: LayerCall, layer: Shortcut) -> list[Work]:
     if layer.weights_type == "none":
         return _unlike(program, step, layer)
     x, y, n = _views(program, step)
-    factors, work = normalised_weights(program.be, step.w["weight"], layer.weights_normalization), []
+    factors, work = normalize_weights(program.be, step.w["weight"], layer.weights_normalization), []
     for t, m in enumerate(step.xs[1:], 1):
         other, own = program.view(m), factors[0] if t == 1 else None
         sizes = (n, *x.sizes, *other.sizes, factors.shape[1], x.ld, other.ld, y.ld)

@@ -20,7 +20,7 @@ from ...backend import Backend
 from ...backend.cublas import WORKSPACE
 from ...errors import OutOfMemoryError
 from ...layers import Shape
-from ...layers.convolutional import folded
+from ...layers.convolutional import fold_batch_norm
 from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, table, totals
 from . import algorithms, elementwise, launches, layers
 from .canonicalize import as_convolutions
@@ -182,7 +182,7 @@ class Program:
         """
         if self._key(step) not in self.prepared:
             group = self.scheme.together.get(step, (step,))
-            arrays = [folded({name: self.be.to_numpy(a) for name, a in s.w.items()}, s.binary) for s in group]
+            arrays = [fold_batch_norm({name: self.be.to_numpy(a) for name, a in s.w.items()}, s.binary) for s in group]
             kernels = [
                 algorithms.weights(s, self._form(s), w["kernel"], self.type) for s, w in zip(group, arrays, strict=True)
             ]

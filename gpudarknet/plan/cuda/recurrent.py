@@ -69,7 +69,7 @@ class Sheet:
         self.step, self.be, self.steps = step, be, list[Step]()
         (self.x,), self.y, layer = step.xs, step.y, step.layer
         assert isinstance(layer, Recurrent)
-        self.parts = {name: part for name, part, _ in layer.parts(self.x.shape)}
+        self.parts = {name: part for name, part, _ in layer.sublayers(self.x.shape)}
         self.states = tuple(map(FeatureMap, layer.state(self.x.shape)))
 
     def product(
