@@ -69,15 +69,15 @@ def plan(
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
     steps = program.plan.steps if on_cpu else program.steps
-    with program.team if on_cpu else program.stream_context.use():
-        bound = program.work if on_cpu else [cuda.BIND[type(step)](program, step) for step in steps]
+    with program.queue if on_cpu else program.stream_context.use():
+        bound = program.stages if on_cpu else [cuda.BIND[type(step)](program, step) for step in steps]
 
     def once() -> list[float]:
         now = [time.perf_counter()]
-        with program.team if on_cpu else program.stream_context.use():
+        with program.queue if on_cpu else program.stream_context.use():
             for work in bound:
                 if on_cpu:
-                    program.team.run(work)
+                    program.queue.run(work)
                 else:
                     for launch in work:
                         launch()

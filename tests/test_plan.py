@@ -17,7 +17,7 @@ from gpudarknet import cfg
 from gpudarknet.errors import DataError
 from gpudarknet.io.resources import bundled_cfg
 from gpudarknet.plan import Program, compile
-from gpudarknet.plan.cpu.algorithms import METHODS
+from gpudarknet.plan.cpu.algorithms import ALGORITHMS
 from gpudarknet.plan.cpu.program import Program as CpuProgram
 from gpudarknet.plan.steps import Convolve, Copy, LayerCall, MaxPool
 
@@ -100,20 +100,20 @@ def test_every_way_to_convolve_agrees(batch, channels, filters, width, height, s
     net = network(NET.format(channels, width, height) + BARE.format(filters, size, more))
     plan = plan_of(net, batch)
     (step,) = plan.steps
-    ways = [name for name, method in METHODS.items() if method.fits(step)]
-    assert ways
-    for name in ways:
+    names = [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(step)]
+    assert names
+    for name in names:
         agree(net, batch, {step.key(batch): name})
 
 
-@pytest.mark.parametrize("method", ["patches", "winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["im2col_gemm", "winograd_f2", "winograd_f4"])
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (44, 26), (12, 10)])
-def test_a_convolution_pools_its_own_map(method, width, height):
+def test_a_convolution_pools_its_own_map(algorithm, width, height):
     net = network(NET.format(5, width, height) + CONV.format(32, 3, 1, "leaky") + "[maxpool]\nsize=2\nstride=2\n")
     plan = plan_of(net)
     (step,) = plan.steps
     assert isinstance(step, Convolve) and step.pooled and step.layers == (0, 1)
-    agree(net, 1, {step.key(1): method})
+    agree(net, 1, {step.key(1): algorithm})
 
 
 def test_what_falls_or_is_odd_or_read_twice_is_pooled_by_a_step_of_its_own():

@@ -9,22 +9,22 @@ import pytest
 
 from gpudarknet.backend.threads import ThreadPool, split_range
 from gpudarknet.plan.cpu import gemm
-from gpudarknet.plan.cpu.command_list import Tape, Team
+from gpudarknet.plan.cpu.command_list import CommandList, CommandQueue
 from gpudarknet.plan.cpu.winograd import POINTS, transforms
 
 
 @pytest.fixture(params=[True, False])
 def blocks(request, monkeypatch):
     """With blocks and without, whatever this machine would choose."""
-    monkeypatch.setattr(gemm, "blocks_pay", lambda: request.param)
+    monkeypatch.setattr(gemm, "blocking_helps", lambda: request.param)
     return request.param
 
 
 def product(x, weights, out):
     """Record a product and play it."""
-    tape = Tape(Team(ThreadPool(1)), 0)
-    gemm.multiply(tape, x, weights, out)
-    for call in tape.calls:
+    commands = CommandList(CommandQueue(ThreadPool(1)), 0)
+    gemm.matmul(commands, x, weights, out)
+    for call in commands.commands:
         call()
 
 
@@ -33,7 +33,7 @@ def test_multiply(blocks, P, K, F):
     rng = np.random.default_rng(0)
     w, x = rng.random((K, F), np.float32), rng.random((P, K + 5), np.float32)[:, 2 : K + 2]
     out = np.full((P, F + 3), np.nan, np.float32)
-    packed = gemm.pack(w)
+    packed = gemm.pack_weights(w)
     assert packed.ndim == (3 if blocks and F % 16 == 0 else 2)
     product(x, packed, out[:, 1 : F + 1])
     np.testing.assert_allclose(out[:, 1 : F + 1], x @ w, rtol=1e-4)
@@ -44,19 +44,19 @@ def test_multiply_stacks(blocks):
     rng = np.random.default_rng(0)
     x, w = rng.random((6, 1100, 20), np.float32), rng.random((6, 20, 32), np.float32)
     out = np.empty((6, 1100, 32), np.float32)
-    product(x, gemm.pack(w), out)
+    product(x, gemm.pack_weights(w), out)
     np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
 def test_the_matrix_on_the_left_may_be_transposed(blocks):
     rng = np.random.default_rng(0)
     x, w, out = rng.random((20, 700), np.float32).T, rng.random((20, 32), np.float32), np.empty((700, 32), np.float32)
-    product(x, gemm.pack(w), out)
+    product(x, gemm.pack_weights(w), out)
     np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
 def test_the_race_has_an_answer():
-    assert gemm.blocks_pay() in (True, False)
+    assert gemm.blocking_helps() in (True, False)
 
 
 @pytest.mark.parametrize("m", POINTS)

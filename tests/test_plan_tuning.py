@@ -67,7 +67,7 @@ def test_every_shape_is_raced_once():
         list(races) == list(dict.fromkeys(s.key(1) for s in found.steps if isinstance(s, Convolve))) and len(races) == 3
     )
     first, _, last = races.values()
-    assert set(first) == {"patches", "winograd2", "winograd4"} and set(last) == {"patches", "direct"}
+    assert set(first) == {"im2col_gemm", "winograd_f2", "winograd_f4"} and set(last) == {"im2col_gemm", "gemm_1x1"}
     assert all(t > 0 for times in races.values() for t in times.values())
 
 
@@ -75,13 +75,13 @@ def test_choices_are_remembered_and_followed():
     found = plan()
     assert load_tuning(DEVICE) == {}
     key = found.steps[1].key(1)
-    path = save_tuning(DEVICE, {key: "patches"})
-    save_tuning(DEVICE, {"another": "direct"})
-    assert load_tuning(DEVICE) == {key: "patches", "another": "direct"}
+    path = save_tuning(DEVICE, {key: "im2col_gemm"})
+    save_tuning(DEVICE, {"another": "gemm_1x1"})
+    assert load_tuning(DEVICE) == {key: "im2col_gemm", "another": "gemm_1x1"}
     assert list(json.loads(path.read_text())) == [DEVICE]
     methods = Program(found, load_tuning(DEVICE)).algorithms
-    assert [methods[s] for s in found.steps] == ["patches", "patches", "patches", "direct"]
-    assert Program(found).algorithms[found.steps[1]] == "winograd4"
+    assert [methods[s] for s in found.steps] == ["im2col_gemm", "im2col_gemm", "im2col_gemm", "gemm_1x1"]
+    assert Program(found).algorithms[found.steps[1]] == "winograd_f4"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
@@ -94,8 +94,8 @@ def test_a_broken_file_is_as_good_as_none(text):
 def test_a_choice_that_does_not_fit_is_not_followed():
     found = plan()
     keys = [s.key(1) for s in found.steps]
-    methods = Program(found, dict.fromkeys(keys, "direct") | {keys[3]: "winograd2"}).algorithms
-    assert [methods[s] for s in found.steps] == ["patches", "winograd4", "winograd4", "direct"]
+    methods = Program(found, dict.fromkeys(keys, "gemm_1x1") | {keys[3]: "winograd_f2"}).algorithms
+    assert [methods[s] for s in found.steps] == ["im2col_gemm", "winograd_f4", "winograd_f4", "gemm_1x1"]
 
 
 def test_the_command_shows_a_plan(capsys):
@@ -104,7 +104,7 @@ def test_the_command_shows_a_plan(capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == "" and len(lines) == 8
-    assert lines[1].split() == ["0", "convolve", "3", "x", "3", "/", "1", "leaky", "16x20x26", "0", "patches"]
+    assert lines[1].split() == ["0", "convolve", "3", "x", "3", "/", "1", "leaky", "16x20x26", "0", "im2col_gemm"]
     assert lines[5] == "4 steps; 0 layers fused into the step before; 0 copies; fallback layers: none"
     assert lines[6].startswith("arena 0.1 MiB for batch 2") and lines[7].startswith("CPU, ")
 
@@ -129,17 +129,17 @@ def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
     found.batch, found.arena_size = 8, 8 * found.arena_size
     monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
     with pytest.raises(BackendError) as e:
-        cpu_program.reserve(found)
+        cpu_program.allocate_arena(found)
     assert str(e.value) == (
         f"batch 8 of 3 x 14 x 26 needs {8 * each:,} bytes for its maps, this machine has {3 * each:,}; a batch of 3 would fit"
     )
     monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: 8)
     with pytest.raises(BackendError, match="not one image would fit; make them smaller"):
-        cpu_program.reserve(found)
+        cpu_program.allocate_arena(found)
     monkeypatch.undo()
     monkeypatch.setattr(cpu_program.np, "zeros", no_memory)
     with pytest.raises(BackendError, match="this machine has less; a batch of 4 would fit"):
-        cpu_program.reserve(found)
+        cpu_program.allocate_arena(found)
 
 
 def no_memory(*args):

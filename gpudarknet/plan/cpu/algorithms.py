@@ -1,4 +1,4 @@
-"""Which way to convolve: by measurement where there is one, else by a rule that was fitted to measurements."""
+"""The convolution algorithms of the CPU, and the choice among them: measured, else by a rule fitted to measurements."""
 
 from __future__ import annotations
 
@@ -10,24 +10,33 @@ from typing import Any
 import numpy as np
 
 from ..steps import Convolve
-from .convolution import Phases, depthwise, direct, grouped, in_rows, packed, patches, with_bias
-from .winograd import kernels, winograd
+from .command_list import TaskStages
+from .convolution import (
+    depthwise,
+    gemm_1x1,
+    grouped_gemm,
+    im2col_gemm,
+    pack_gemm_1x1,
+    pack_grouped,
+    pack_im2col,
+)
+from .winograd import pack_winograd, winograd
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to convolve.
+class ConvAlgorithm:
+    """An algorithm for convolutions.
 
-    fits: which steps it can do. prepare(kernel (F, C/groups, size, size), bias (F,)) -> what it wants instead.
-    bind(step, x, y, prepared, last, team) -> phases of tasks.
+    supports: whether it can run a step. pack_weights(kernel (F, C/groups, size, size), bias (F,)): weights in its layout.
+    make_tasks(step, x, y, packed weights, epilogue, workers) -> stages of tasks.
     """
 
-    fits: Callable[[Convolve], bool]
-    prepare: Callable[[np.ndarray, np.ndarray], Any]
-    bind: Callable[..., Phases]
+    supports: Callable[[Convolve], bool]
+    pack_weights: Callable[[np.ndarray, np.ndarray], Any]
+    make_tasks: Callable[..., TaskStages]
 
 
-def _is_direct(s: Convolve) -> bool:
+def _is_1x1(s: Convolve) -> bool:
     return (s.size, s.strides, s.pad, s.groups) == (1, (1, 1), 0, 1)
 
 
@@ -35,29 +44,29 @@ def _is_winograd(s: Convolve) -> bool:
     return (s.size, s.strides, s.dilation, s.pad, s.groups) == (3, (1, 1), 1, 1, 1)
 
 
-METHODS: dict[str, Method] = {
-    "patches": Method(lambda s: s.groups == 1, with_bias, patches),
-    "grouped": Method(lambda s: s.groups > 1, in_rows, grouped),
-    "depthwise": Method(lambda s: s.depthwise, in_rows, depthwise),
-    "direct": Method(_is_direct, packed, direct),
-    "winograd2": Method(_is_winograd, partial(kernels, m=2), partial(winograd, m=2)),
-    "winograd4": Method(_is_winograd, partial(kernels, m=4), partial(winograd, m=4)),
+ALGORITHMS: dict[str, ConvAlgorithm] = {
+    "im2col_gemm": ConvAlgorithm(lambda s: s.groups == 1, pack_im2col, im2col_gemm),
+    "grouped_gemm": ConvAlgorithm(lambda s: s.groups > 1, pack_grouped, grouped_gemm),
+    "depthwise": ConvAlgorithm(lambda s: s.depthwise, pack_grouped, depthwise),
+    "gemm_1x1": ConvAlgorithm(_is_1x1, pack_gemm_1x1, gemm_1x1),
+    "winograd_f2": ConvAlgorithm(_is_winograd, partial(pack_winograd, m=2), partial(winograd, m=2)),
+    "winograd_f4": ConvAlgorithm(_is_winograd, partial(pack_winograd, m=4), partial(winograd, m=4)),
 }
 
 
-def choose(step: Convolve, batch: int, choices: Mapping[str, str]) -> str:
-    """Return the name of the method for a step: the measured one if there is one, else by rule."""
-    found = choices.get(step.key(batch), "")
-    if found in METHODS and METHODS[found].fits(step):
-        return found
-    if _is_direct(step):
-        return "direct"
+def select_algorithm(step: Convolve, batch: int, measured: Mapping[str, str]) -> str:
+    """Return the name of the algorithm for a step: the measured one if available, else by rule."""
+    name = measured.get(step.key(batch), "")
+    if name in ALGORITHMS and ALGORITHMS[name].supports(step):
+        return name
+    if _is_1x1(step):
+        return "gemm_1x1"
     if step.groups > 1:
-        return "depthwise" if step.depthwise else "grouped"
+        return "depthwise" if step.depthwise else "grouped_gemm"
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     if not _is_winograd(step) or min(C, F) < 16:
-        return "patches"
-    # F(4x4) holds 4 times the weights, F(2x2) 16/9 times: of the largest ones only as many as small maps gain by
+        return "im2col_gemm"
+    # F(4x4) has 4 times the weights of the kernel, F(2x2) 16/9 times; on small maps, reading large ones costs more than it saves.
     if H * W > 400 or F * C <= 1 << 17:
-        return "winograd4"
-    return "patches" if H * W > 300 else "winograd2"
+        return "winograd_f4"
+    return "im2col_gemm" if H * W > 300 else "winograd_f2"

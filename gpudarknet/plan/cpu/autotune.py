@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ...backend.threads import Stage
 from ...layers.convolutional import fold_batch_norm
 from ..steps import Activate, Convolve, Plan
-from .algorithms import METHODS
-from .command_list import team
-from .epilogue import finish
+from .algorithms import ALGORITHMS
+from .command_list import command_queue
+from .epilogue import bind_epilogue
 
 SECONDS = 0.25  # for each convolution
 
@@ -27,7 +28,13 @@ def device_name() -> str:
     """Return what a measurement is valid for: processor, NumPy and its BLAS, number of threads."""
     info: Any = np.show_config(mode="dicts")
     blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
-    parts = (processor(), f"numpy {np.__version__}", blas.get("name"), blas.get("version"), f"{team().size} threads")
+    parts = (
+        processor(),
+        f"numpy {np.__version__}",
+        blas.get("name"),
+        blas.get("version"),
+        f"{command_queue().size} threads",
+    )
     return ", ".join(str(part) for part in parts if part)
 
 
@@ -53,26 +60,31 @@ def measure(plan: Plan) -> Iterator[tuple[str, dict[str, float]]]:
 
 def benchmark(step: Convolve, batch: int) -> dict[str, float]:
     """Return the shortest time in seconds of each algorithm for a step, on random maps. Algorithms are interleaved."""
-    rng, workers = np.random.default_rng(0), team()
+    rng, queue = np.random.default_rng(0), command_queue()
     (C, H, W), (F, OH, OW) = step.xs[0].shape, step.y.shape
     x, y = rng.random((batch, H, W, C), np.float32), np.empty((batch, OH, OW, F), np.float32)
-    epilogue = [a for a in step.epilogue if isinstance(a, Activate)]
+    ops = [op for op in step.epilogue if isinstance(op, Activate)]
     w = fold_batch_norm(step.w)
     best: dict[str, float] = {}
-    with workers:
-        last = partial(finish, epilogue, y, lambda m: y)
-        ready = {name: m.prepare(w["kernel"], w["bias"]) for name, m in METHODS.items() if m.fits(step)}
-        ways = workers.settled(
-            lambda: {
-                name: [workers.record(tasks) for tasks in METHODS[name].bind(step, x, y, weights, last, workers.size)]
-                for name, weights in ready.items()
+    with queue:
+        epilogue = partial(bind_epilogue, ops, y, lambda m: y)
+        packed = {name: a.pack_weights(w["kernel"], w["bias"]) for name, a in ALGORITHMS.items() if a.supports(step)}
+
+        def record() -> dict[str, list[Stage]]:
+            return {
+                name: [
+                    queue.record_stage(tasks)
+                    for tasks in ALGORITHMS[name].make_tasks(step, x, y, weights, epilogue, queue.size)
+                ]
+                for name, weights in packed.items()
             }
-        )
-        end = time.perf_counter() + SECONDS * (len(ways) > 1)
+
+        candidates = queue.record_until_stable(record)
+        end = time.perf_counter() + SECONDS * (len(candidates) > 1)
         while True:
-            for name, phases in ways.items():
+            for name, stages in candidates.items():
                 start = time.perf_counter()
-                workers.run(phases)
+                queue.run(stages)
                 best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
             if time.perf_counter() >= end:
                 return best

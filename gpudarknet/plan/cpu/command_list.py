@@ -1,4 +1,4 @@
-"""The plan's work on all cores: recorded once, then replayed for every image by the threads of `cores`."""
+"""Command lists: a plan's NumPy calls, recorded once and replayed by the thread pool for every image."""
 
 from __future__ import annotations
 
@@ -14,82 +14,83 @@ from ...backend.threads import Stage, ThreadPool, thread_pool
 T = TypeVar("T")
 
 
-class Tape:
-    """Records what one worker is to do: the calls, with every view made beforehand."""
+class CommandList:
+    """The commands of one worker in one stage: NumPy calls whose arguments, views included, are made while recording."""
 
-    def __init__(self, team: Team, worker: int):
-        self._team, self._worker = team, worker
-        self.calls: list[Callable[[], object]] = []
+    def __init__(self, queue: CommandQueue, worker: int):
+        self._queue, self._worker = queue, worker
+        self.commands: list[Callable[[], object]] = []
 
-    def __call__(self, function: Callable[..., object], *args: Any, **more: Any) -> None:
+    def record(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Record a call."""
-        self.calls.append(partial(function, *args, **more))
+        self.commands.append(partial(function, *args, **kwargs))
 
     def scratch(self, name: str, *shape: int) -> np.ndarray:
-        """Return a float32 array of this worker's, with whatever is in it; it is the same memory for every task."""
-        return self._team.scratch(self._worker, name, *shape)
+        """Return an uninitialized float32 array of this worker's; every task gets the same memory for a name."""
+        return self._queue.scratch(self._worker, name, *shape)
 
     def shared(self, name: str, *shape: int) -> np.ndarray:
-        """As `scratch`, for what one phase leaves to the next: the same memory for all workers."""
-        return self._team.scratch(0, f"shared {name}", *shape)
+        """As `scratch`, but the same memory for all workers: what one stage leaves to the next."""
+        return self._queue.scratch(0, f"shared {name}", *shape)
 
 
-Task = Callable[[Tape], None]  # records a piece of work, which any worker may be given
+Task = Callable[[CommandList], None]  # records the commands of one piece of work, for whichever worker gets it
+TaskStages = list[list[Task]]  # a stage starts when the previous one has finished
 
 
-class Team:
-    """A crew that replays what was recorded, and the scratch of its workers. Use it inside `with team:`, as the crew.
+class CommandQueue:
+    """Records tasks into command lists and runs them on a thread pool; owns the workers' scratch. Use it inside `with queue:`.
 
-    Between two calls of NumPy a worker that has its arguments at hand holds the interpreter's lock so shortly that the others
-    seldom wait for it.
+    A replayed call has its arguments ready, so a worker holds the interpreter lock only briefly between two NumPy calls, and
+    the others rarely wait for it.
     """
 
-    def __init__(self, workers: ThreadPool):
-        self.crew, self.size, self.run = workers, workers.size, workers.run_stages
-        self.grown = False  # whether scratch was replaced by a larger piece since this was last set
+    def __init__(self, pool: ThreadPool):
+        self.pool, self.size, self.run = pool, pool.size, pool.run_stages
+        self.scratch_grew = False  # set when scratch is reallocated; earlier recordings then use the old memory
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
 
-    def __enter__(self) -> Team:
-        self.crew.__enter__()
+    def __enter__(self) -> CommandQueue:
+        self.pool.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.crew.__exit__(*exc)
+        self.pool.__exit__(*exc)
 
-    def record(self, tasks: Sequence[Task]) -> Stage:
-        """Share tasks out, neighbours to one worker, whose cache may still hold what it wrote in the phase before."""
-        count, tapes = len(tasks), []
+    def record_stage(self, tasks: Sequence[Task]) -> Stage:
+        """Record tasks into one command list per worker. Neighbours go to the same worker, whose cache may hold their input."""
+        count, stage = len(tasks), []
         for worker in range(self.size):
-            tape = Tape(self, worker)
+            commands = CommandList(self, worker)
             for task in tasks[count * worker // self.size : count * (worker + 1) // self.size]:
-                task(tape)
-            tapes.append(tape.calls)
-        return tapes
+                task(commands)
+            stage.append(commands.commands)
+        return stage
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
-        """Return a float32 array of a worker's, with whatever is in it; it is the same memory until a larger one is asked for."""
+        """Return an uninitialized float32 array of a worker's; the memory stays the same until a larger one is asked for."""
         n = prod(shape)
-        found = self._scratch.get((worker, name))
-        if found is None or found.size < n:
-            found = self._scratch[worker, name] = np.empty(n, np.float32)
-            self.grown = True
-        return found[:n].reshape(shape)
+        memory = self._scratch.get((worker, name))
+        if memory is None or memory.size < n:
+            memory = self._scratch[worker, name] = np.empty(n, np.float32)
+            self.scratch_grew = True
+        return memory[:n].reshape(shape)
 
-    def settled(self, make: Callable[[], T]) -> T:
-        """Return what `make` records, made again while scratch grew, so that all of it uses the same memory."""
+    def record_until_stable(self, record: Callable[[], T]) -> T:
+        """Return what `record` returns, repeated until scratch no longer grows, so that all of it uses the same memory."""
         while True:
-            self.grown = False
-            made = make()
-            if not self.grown:
-                return made
+            self.scratch_grew = False
+            recorded = record()
+            if not self.scratch_grew:
+                return recorded
 
     @property
     def scratch_bytes(self) -> int:
-        """The memory of all workers' scratch, which all networks share."""
+        """The size of all workers' scratch, which all networks share."""
         return sum(a.nbytes for a in self._scratch.values())
 
 
 @cache
-def team() -> Team:
-    """Return this process's team."""
-    return Team(thread_pool())
+def command_queue() -> CommandQueue:
+    """Return this process's queue."""
+    return CommandQueue(thread_pool())

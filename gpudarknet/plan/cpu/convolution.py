@@ -1,12 +1,12 @@
-"""Ways to convolve on the CPU. Each turns a step into phases of tasks; a phase begins when the one before has ended.
+"""Convolution algorithms of the CPU, as stages of tasks.
 
-Maps are (N, H, W, C) views: a pixel's channels lie side by side, pixels may lie apart.
+Maps are (N, H, W, C) views: channels are contiguous, pixels may be strided.
 
-patches    im2col of a band of rows, one gemm: K = size^2 C. A band's matrix stays in cache.
-direct     1 x 1: the map is the matrix. A gemm per piece of the map, or of the filters where the map is small.
-grouped    as patches, a small gemm for each group.
-depthwise  a kernel of its own for every channel: products and sums, tap by tap.
-winograd   3 x 3, stride 1: in `winograd.py`.
+im2col_gemm   im2col of a band of rows, one gemm with K = size^2 C. A band's matrix stays in cache.
+gemm_1x1      1 x 1: the map is the matrix. A gemm per piece of the map, or of the filters if the map is small.
+grouped_gemm  as im2col_gemm, with a small gemm for each group.
+depthwise     one kernel per channel: multiply and add, tap by tap.
+winograd      3 x 3, stride 1: in `winograd.py`.
 """
 
 from __future__ import annotations
@@ -15,210 +15,214 @@ import numpy as np
 
 from ...backend.threads import split_range
 from ..steps import Convolve
-from .command_list import Tape, Task
-from .epilogue import Last
-from .gemm import multiply, pack
+from .command_list import CommandList, Task, TaskStages
+from .epilogue import EpilogueFactory
+from .gemm import matmul, pack_weights
 
-Phases = list[list[Task]]
-COL = 1 << 18  # numbers of an im2col piece: 1 MB
-TALL = 192  # pixels that one gemm should have at least: below it reading the weights shows
+COL_SIZE = 1 << 18  # elements of an im2col matrix: 1 MB
+MIN_GEMM_ROWS = 192  # pixels that one gemm should have; with fewer, reading the weights dominates
+MIN_CONTIGUOUS_CHANNELS = 8  # with fewer, runs along a row of the map are longer than runs along the channels
+
+PackedWeights = tuple[np.ndarray, np.ndarray]  # the matrix, and the bias
 
 
-def ceil(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
     """Return a / b, rounded up."""
     return -(-a // b)
 
 
-def pixels(a: np.ndarray) -> np.ndarray:
-    """View rows of a map, (R, W, C), as (R*W, C). `reshape` copies where it cannot tell that rows follow each other."""
+def as_matrix(a: np.ndarray) -> np.ndarray:
+    """View rows of a map (R, W, C) as (R*W, C). `reshape` copies if it cannot tell that the rows are contiguous."""
     R, W, C = a.shape
     return np.lib.stride_tricks.as_strided(a, (R * W, C), a.strides[1:])
 
 
-Weights = tuple[np.ndarray, np.ndarray]  # the matrix, and the bias where it is not a row of it
-
-
-def rows_of(kernel: np.ndarray) -> np.ndarray:
-    """Order kernel (F, C/groups, size, size) as a patch is: -> (size^2 C/groups, F)."""
+def weight_matrix(kernel: np.ndarray) -> np.ndarray:
+    """Reorder kernel (F, C/groups, size, size) as im2col orders pixels: -> (size^2 C/groups, F)."""
     return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
 
 
-def packed(kernel: np.ndarray, bias: np.ndarray) -> Weights:
-    """Prepare for `direct`."""
-    return pack(rows_of(kernel)), bias
+def pack_gemm_1x1(kernel: np.ndarray, bias: np.ndarray) -> PackedWeights:
+    """Pack for `gemm_1x1`."""
+    return pack_weights(weight_matrix(kernel)), bias
 
 
-def with_bias(kernel: np.ndarray, bias: np.ndarray) -> Weights:
-    """Prepare for `patches`: the bias is one more row, which meets a column of ones."""
-    return pack(np.vstack([rows_of(kernel), bias])), bias
+def pack_im2col(kernel: np.ndarray, bias: np.ndarray) -> PackedWeights:
+    """Pack for `im2col_gemm`: the bias is one more row, multiplied by a column of ones."""
+    return pack_weights(np.vstack([weight_matrix(kernel), bias])), bias
 
 
-def in_rows(kernel: np.ndarray, bias: np.ndarray) -> Weights:
-    """Prepare for `grouped` and `depthwise`: (size^2 C/groups, F)."""
-    return np.ascontiguousarray(rows_of(kernel)), bias
+def pack_grouped(kernel: np.ndarray, bias: np.ndarray) -> PackedWeights:
+    """Pack for `grouped_gemm` and `depthwise`: (size^2 C/groups, F)."""
+    return np.ascontiguousarray(weight_matrix(kernel)), bias
 
 
-def by_filters(weights: np.ndarray, workers: int) -> list[tuple[int, int]]:
-    """Cut the filters of a prepared matrix into (from, to), one piece per worker, where its blocks allow."""
+def split_filters(weights: np.ndarray, workers: int) -> list[tuple[int, int]]:
+    """Split the filters of a packed matrix into ranges (from, to), one per worker if its blocks allow."""
     count, b = (weights.shape[-3], weights.shape[-1]) if weights.ndim == 3 else (weights.shape[-1], 1)
     return [(b * f0, b * f1) for f0, f1 in split_range(count, count, workers)]
 
 
-def filters(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
-    """Return the part of a prepared matrix that makes filters f0 to f1."""
+def filter_slice(weights: np.ndarray, f0: int, f1: int) -> np.ndarray:
+    """Return the part of a packed matrix that computes filters f0 to f1."""
     b = weights.shape[-1]
     return weights[f0 // b : f1 // b] if weights.ndim == 3 else weights[:, f0:f1]
 
 
-def direct(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
+def gemm_1x1(
+    step: Convolve, x: np.ndarray, y: np.ndarray, weights: PackedWeights, epilogue: EpilogueFactory, workers: int
+) -> TaskStages:
     """1 x 1, stride 1, one group: y (HW, F) = x (HW, C) @ weights (C, F)."""
     (N, H, W, C), F = x.shape, y.shape[3]
-    matrix, finish = weights[0], last(weights[1])
+    matrix, apply_epilogue = weights[0], epilogue(weights[1])
 
     def task(n: int, r0: int, r1: int, f0: int, f1: int) -> Task:
-        def record(tape: Tape) -> None:
-            out = tape.scratch("product", (r1 - r0) * W, f1 - f0)
-            multiply(tape, pixels(x[n, r0:r1]), filters(matrix, f0, f1), out)
-            finish(tape, n, r0, r1, f0, f1, out.reshape(r1 - r0, W, -1))
+        def record(commands: CommandList) -> None:
+            out = commands.scratch("gemm", (r1 - r0) * W, f1 - f0)
+            matmul(commands, as_matrix(x[n, r0:r1]), filter_slice(matrix, f0, f1), out)
+            apply_epilogue(commands, n, r0, r1, f0, f1, out.reshape(r1 - r0, W, -1))
 
         return record
 
-    if N * H * W >= workers * 2 * TALL:
-        parts = split_range(H, max(TALL, COL // (C + F)) // W, 1 if N > 1 else workers)
-        return [[task(n, *r, 0, F) for n in range(N) for r in parts]]
-    return [[task(n, 0, H, *f) for n in range(N) for f in by_filters(matrix, workers)]]
+    if N * H * W >= workers * 2 * MIN_GEMM_ROWS:
+        bands = split_range(H, max(MIN_GEMM_ROWS, COL_SIZE // (C + F)) // W, 1 if N > 1 else workers)
+        return [[task(n, *r, 0, F) for n in range(N) for r in bands]]
+    return [[task(n, 0, H, *f) for n in range(N) for f in split_filters(matrix, workers)]]
 
 
-def pool(tape: Tape, x: np.ndarray) -> np.ndarray:
-    """Keep the maximum of each 2 x 2 block: x (2R, 2S, F) -> (R, S, F), in scratch."""
+def maxpool_2x2(commands: CommandList, x: np.ndarray) -> np.ndarray:
+    """Record the maximum of each 2 x 2 block: x (2R, 2S, F) -> (R, S, F), in scratch."""
     R, S, F = x.shape
-    rows = tape.scratch("rows", R // 2, S, F)
-    tape(np.maximum, x[::2], x[1::2], out=rows)
-    found = tape.scratch("pooled", R // 2, S // 2, F)
-    tape(np.maximum, rows[:, ::2], rows[:, 1::2], out=found)
-    return found
+    rows = commands.scratch("rows", R // 2, S, F)
+    commands.record(np.maximum, x[::2], x[1::2], out=rows)
+    pooled = commands.scratch("pooled", R // 2, S // 2, F)
+    commands.record(np.maximum, rows[:, ::2], rows[:, 1::2], out=pooled)
+    return pooled
 
 
-def window(tape: Tape, x: np.ndarray, top: int, left: int, out: np.ndarray, fill: float = 0) -> None:
-    """Copy what x (H, W, C) has from (top, left) on into out (R, S, C), and `fill` where that is outside x."""
+def copy_padded(commands: CommandList, x: np.ndarray, top: int, left: int, out: np.ndarray, fill: float = 0) -> None:
+    """Record copying the window of x (H, W, C) that begins at (top, left) to out (R, S, C); outside x it is `fill`."""
     (H, W), (R, S) = x.shape[:2], out.shape[:2]
     a, b, c, d = max(0, -top), min(R, H - top), max(0, -left), min(S, W - left)
     if b <= a or d <= c:
-        tape(out.fill, fill)
+        commands.record(out.fill, fill)
         return
     for border in (out[:a], out[b:], out[a:b, :c], out[a:b, d:]):
         if border.size:
-            tape(border.fill, fill)
-    tape(np.copyto, out[a:b, c:d], x[top + a : top + b, left + c : left + d])
+            commands.record(border.fill, fill)
+    commands.record(np.copyto, out[a:b, c:d], x[top + a : top + b, left + c : left + d])
 
 
-FEW = 8  # channels: with fewer, runs along a row of the map are longer than along the channels
+def channel_scratch(commands: CommandList, name: str, channels: int, *shape: int) -> np.ndarray:
+    """Return scratch whose last axis holds channels: contiguous, or planar (channels outermost in memory) if there are few."""
+    if channels >= MIN_CONTIGUOUS_CHANNELS:
+        return commands.scratch(name, *shape)
+    return np.moveaxis(commands.scratch(name, shape[-1], *shape[:-1]), 0, -1)
 
 
-def grid(tape: Tape, name: str, channels: int, *shape: int) -> np.ndarray:
-    """Return scratch whose last axis, made of channels, lies side by side, or apart if those are few."""
-    if channels >= FEW:
-        return tape.scratch(name, *shape)
-    return np.moveaxis(tape.scratch(name, shape[-1], *shape[:-1]), 0, -1)
-
-
-def taps(tape: Tape, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndarray:
-    """View what the output's rows r0 to r1 are made from: x (H, W, C) -> (R, OW, size, size, C), zeros outside x."""
-    (sy, sx), d, R, OW, reach = (
-        step.strides,
-        step.dilation,
-        r1 - r0,
-        step.conv_output_size[1],
-        (step.size - 1) * step.dilation + 1,
-    )
-    padded = grid(tape, "padded", x.shape[2], (R - 1) * sy + reach, (OW - 1) * sx + reach, x.shape[2])
-    window(tape, x, r0 * sy - step.pad, -step.pad, padded)
+def sliding_windows(commands: CommandList, step: Convolve, x: np.ndarray, r0: int, r1: int) -> np.ndarray:
+    """View the inputs of output rows r0 to r1: x (H, W, C) -> (R, OW, size, size, C), 0 outside x."""
+    (sy, sx), d, C = step.strides, step.dilation, x.shape[2]
+    R, OW, extent = r1 - r0, step.conv_output_size[1], (step.size - 1) * step.dilation + 1
+    padded = channel_scratch(commands, "padded", C, (R - 1) * sy + extent, (OW - 1) * sx + extent, C)
+    copy_padded(commands, x, r0 * sy - step.pad, -step.pad, padded)
     a, b, c = padded.strides
-    shape = (R, OW, step.size, step.size, x.shape[2])
+    shape = (R, OW, step.size, step.size, C)
     return np.lib.stride_tricks.as_strided(padded, shape, (sy * a, sx * b, d * a, d * b, c))
 
 
-def patches(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
-    """Any size, stride and dilation, one group. The bias is the product of ones with one more row of weights."""
+def im2col_gemm(
+    step: Convolve, x: np.ndarray, y: np.ndarray, weights: PackedWeights, epilogue: EpilogueFactory, workers: int
+) -> TaskStages:
+    """Any size, stride and dilation, one group. The bias is one more row of the weights, multiplied by ones."""
     (N, _, _, C), F, (OH, OW), size = x.shape, y.shape[3], step.conv_output_size, step.size
     K, s = C * size * size, 2 if step.pooled else 1  # a band has a multiple of s rows
-    matrix, finish = weights[0], last(None)
+    matrix, apply_epilogue = weights[0], epilogue(None)
 
-    def fill(tape: Tape, col: np.ndarray, n: int, r0: int, r1: int) -> None:
-        found = taps(tape, step, x[n], r0, r1)
-        tape(np.copyto, col[:, :K].reshape(found.shape), found)
-        tape(col[:, K].fill, 1)
+    def im2col(commands: CommandList, col: np.ndarray, n: int, r0: int, r1: int) -> None:
+        windows = sliding_windows(commands, step, x[n], r0, r1)
+        commands.record(np.copyto, col[:, :K].reshape(windows.shape), windows)
+        commands.record(col[:, K].fill, 1)
 
-    def product(tape: Tape, col: np.ndarray, n: int, r0: int, r1: int, f0: int, f1: int) -> None:
-        """Make rows r0 to r1 of filters f0 to f1, pooled if they are to be."""
-        out = tape.scratch("product", len(col), f1 - f0)
-        multiply(tape, col, filters(matrix, f0, f1), out)
-        found = out.reshape(r1 - r0, OW, -1)
-        finish(tape, n, r0 // s, r1 // s, f0, f1, pool(tape, found) if step.pooled else found)
+    def gemm(commands: CommandList, col: np.ndarray, n: int, r0: int, r1: int, f0: int, f1: int) -> None:
+        """Compute rows r0 to r1 of filters f0 to f1, with max-pooling if it is fused."""
+        out = commands.scratch("gemm", len(col), f1 - f0)
+        matmul(commands, col, filter_slice(matrix, f0, f1), out)
+        rows = out.reshape(r1 - r0, OW, -1)
+        rows = maxpool_2x2(commands, rows) if step.pooled else rows
+        apply_epilogue(commands, n, r0 // s, r1 // s, f0, f1, rows)
 
     def band(n: int, r0: int, r1: int) -> Task:
-        def record(tape: Tape) -> None:
-            col = grid(tape, "col", C, (r1 - r0) * OW, K + 1)
-            fill(tape, col, n, r0, r1)
-            product(tape, col, n, r0, r1, 0, F)
+        def record(commands: CommandList) -> None:
+            col = channel_scratch(commands, "col", C, (r1 - r0) * OW, K + 1)
+            im2col(commands, col, n, r0, r1)
+            gemm(commands, col, n, r0, r1, 0, F)
 
         return record
 
-    def shared(tape: Tape) -> np.ndarray:
-        return tape.shared("col", OH * OW, K + 1)
+    def shared_col(commands: CommandList) -> np.ndarray:
+        return commands.shared("col", OH * OW, K + 1)
 
-    def lay_out(n: int, r0: int, r1: int) -> Task:
-        return lambda tape: fill(tape, shared(tape)[r0 * OW : r1 * OW], n, r0, r1)
+    def im2col_rows(n: int, r0: int, r1: int) -> Task:
+        return lambda commands: im2col(commands, shared_col(commands)[r0 * OW : r1 * OW], n, r0, r1)
 
-    def share(n: int, f0: int, f1: int) -> Task:
-        return lambda tape: product(tape, shared(tape), n, 0, OH, f0, f1)
+    def gemm_filters(n: int, f0: int, f1: int) -> Task:
+        return lambda commands: gemm(commands, shared_col(commands), n, 0, OH, f0, f1)
 
-    if N * OH * OW < 2 * TALL * workers:  # the weights are the larger matrix: every worker takes some of the filters
-        cuts, shares = split_range(OH, OH, workers), by_filters(matrix, workers)
-        return [tasks for n in range(N) for tasks in ([lay_out(n, *r) for r in cuts], [share(n, *f) for f in shares])]
-    rows = max(COL // (K * OW), ceil(TALL, OW))
+    if N * OH * OW < 2 * MIN_GEMM_ROWS * workers:  # the weights are the larger matrix: split the filters among workers
+        row_ranges, filter_ranges = split_range(OH, OH, workers), split_filters(matrix, workers)
+        stages: TaskStages = []
+        for n in range(N):
+            stages += [im2col_rows(n, *r) for r in row_ranges], [gemm_filters(n, *f) for f in filter_ranges]
+        return stages
+    rows = max(COL_SIZE // (K * OW), ceil_div(MIN_GEMM_ROWS, OW))
     bands = split_range(OH // s, max(1, rows // s), 1 if N > 1 else workers)
     return [[band(n, s * r0, s * r1) for n in range(N) for r0, r1 in bands]]
 
 
-def grouped(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
+def grouped_gemm(
+    step: Convolve, x: np.ndarray, y: np.ndarray, weights: PackedWeights, epilogue: EpilogueFactory, workers: int
+) -> TaskStages:
     """Any size, stride and dilation, several groups."""
     (N, _, _, C), F, (OH, OW), size, g = x.shape, y.shape[3], step.conv_output_size, step.size, step.groups
-    K, finish = C // g * size * size, last(weights[1])
+    K, apply_epilogue = C // g * size * size, epilogue(weights[1])
     matrices = weights[0].reshape(K, g, F // g).swapaxes(0, 1)
 
     def task(n: int, r0: int, r1: int) -> Task:
         R, L = r1 - r0, (r1 - r0) * OW
 
-        def record(tape: Tape) -> None:
-            col, out = tape.scratch("col", g, L, K), tape.scratch("product", R, OW, F)
-            found = taps(tape, step, x[n], r0, r1).reshape(R, OW, size, size, g, C // g)
-            tape(np.copyto, col.reshape(g, R, OW, size, size, C // g), found.transpose(4, 0, 1, 2, 3, 5))
-            tape(np.matmul, col, matrices, out=out.reshape(L, g, F // g).swapaxes(0, 1))
-            finish(tape, n, r0, r1, 0, F, out)
+        def record(commands: CommandList) -> None:
+            col, out = commands.scratch("col", g, L, K), commands.scratch("gemm", R, OW, F)
+            windows = sliding_windows(commands, step, x[n], r0, r1).reshape(R, OW, size, size, g, C // g)
+            commands.record(np.copyto, col.reshape(g, R, OW, size, size, C // g), windows.transpose(4, 0, 1, 2, 3, 5))
+            commands.record(np.matmul, col, matrices, out=out.reshape(L, g, F // g).swapaxes(0, 1))
+            apply_epilogue(commands, n, r0, r1, 0, F, out)
 
         return record
 
-    bands = split_range(OH, max(COL // (C * size * size * OW), 1), 1 if N > 1 else workers)
+    bands = split_range(OH, max(COL_SIZE // (C * size * size * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]
 
 
-def depthwise(step: Convolve, x: np.ndarray, y: np.ndarray, weights: Weights, last: Last, workers: int) -> Phases:
-    """Any size, stride and dilation; as many groups as channels as filters."""
+def depthwise(
+    step: Convolve, x: np.ndarray, y: np.ndarray, weights: PackedWeights, epilogue: EpilogueFactory, workers: int
+) -> TaskStages:
+    """Any size, stride and dilation; groups = channels = filters."""
     (N, _, _, C), (OH, OW), size = x.shape, step.conv_output_size, step.size
-    finish = last(weights[1])
+    apply_epilogue = epilogue(weights[1])
 
     def task(n: int, r0: int, r1: int) -> Task:
-        def record(tape: Tape) -> None:
-            found = taps(tape, step, x[n], r0, r1)
-            total, one = tape.scratch("product", 2, r1 - r0, OW, C)
+        def record(commands: CommandList) -> None:
+            windows = sliding_windows(commands, step, x[n], r0, r1)
+            total, product = commands.scratch("gemm", 2, r1 - r0, OW, C)
             for i, w in enumerate(weights[0]):
-                tape(np.multiply, found[:, :, i // size, i % size], w, out=one if i else total)
+                out = product if i else total
+                commands.record(np.multiply, windows[:, :, i // size, i % size], w, out=out)
                 if i:
-                    tape(np.add, total, one, out=total)
-            finish(tape, n, r0, r1, 0, C, total)
+                    commands.record(np.add, total, product, out=total)
+            apply_epilogue(commands, n, r0, r1, 0, C, total)
 
         return record
 
-    bands = split_range(OH, max(COL // (8 * C * OW), 1), 1 if N > 1 else workers)
+    bands = split_range(OH, max(COL_SIZE // (8 * C * OW), 1), 1 if N > 1 else workers)
     return [[task(n, *r) for n in range(N) for r in bands]]

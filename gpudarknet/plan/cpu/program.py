@@ -1,4 +1,4 @@
-"""Run a plan with NumPy: all cores, BLAS for the products, nothing allocated between one image and the next but results."""
+"""Run a plan with NumPy: all cores, BLAS for matrix multiplication; between two images only the results are allocated."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ...errors import BackendError
 from ...layers import ForwardContext
 from ...layers.convolutional import fold_batch_norm
 from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Plan, Step, Upsample, YoloHead
-from .algorithms import METHODS, choose
-from .command_list import Tape, Task, team
-from .convolution import Phases, pixels, window
-from .epilogue import finish, logistic
+from .algorithms import ALGORITHMS, select_algorithm
+from .command_list import CommandList, Task, TaskStages, command_queue
+from .convolution import as_matrix, copy_padded
+from .epilogue import bind_epilogue, logistic
 
-BLOCK = 1 << 16  # numbers that one task of a pool or a copy takes
+TASK_SIZE = 1 << 16  # elements that one task of a pool or a copy processes
 
 
 class Program:
-    """A plan bound to an arena and to prepared weights; `run` may be called from any thread.
+    """A plan bound to an arena and to packed weights; `run` may be called from any thread.
 
-    choices: name of the method for a convolution's key, as `tune` measures them; others are chosen by rule.
-    packed_weights: (layer, algorithm) -> its weights, which programs of one network share.
-    poison: fill the arena with NaN before each run, so that reading what no step wrote shows in the results.
-    Raises BackendError where memory does not suffice.
+    choices: the algorithm for a convolution's key, as measured by `autotune`; others are chosen by rule.
+    packed_weights: (layer, algorithm) -> its weights, shared by the programs of one network.
+    poison: fill the arena with NaN before each run, so that a read of unwritten memory shows in the results.
+    Raises BackendError if there is not enough memory.
     """
 
     def __init__(
@@ -40,68 +40,76 @@ class Program:
         packed_weights: dict[Any, Any] | None = None,
         poison: bool = False,
     ):
-        self.plan, self.poison, self.team = plan, poison, team()
+        self.plan, self.poison, self.queue = plan, poison, command_queue()
         self.packed_weights = {} if packed_weights is None else packed_weights
-        self.arena = reserve(plan)
-        self.algorithms = {s: choose(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)}
-        with self.team:  # weights are prepared as they will be used: BLAS on one thread
-            self.work = self.team.settled(self._record)
+        self.arena = allocate_arena(plan)
+        self.algorithms = {
+            s: select_algorithm(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)
+        }
+        with self.queue:  # weights are packed under the same conditions as they are used: BLAS on one thread
+            self.stages = self.queue.record_until_stable(self._record)
 
     def _record(self) -> list[list[Stage]]:
-        return [[self.team.record(tasks) for tasks in BIND[type(step)](self, step)] for step in self.plan.steps]
+        return [
+            [self.queue.record_stage(tasks) for tasks in EMITTERS[type(step)](self, step)] for step in self.plan.steps
+        ]
 
     def describe(self) -> str:
-        """Return the plan as text, how each convolution is done, and the memory it takes."""
-        own = {id(a): a.nbytes for made in self.packed_weights.values() for a in made if isinstance(a, np.ndarray)}
-        sizes = (self.arena.nbytes, sum(own.values()), self.team.scratch_bytes)
+        """Return the plan as text, the algorithm of each convolution, and the memory in use."""
+        packed = {
+            id(a): a.nbytes for arrays in self.packed_weights.values() for a in arrays if isinstance(a, np.ndarray)
+        }
+        sizes = (self.arena.nbytes, sum(packed.values()), self.queue.scratch_bytes)
         arena, weights, scratch = (f"{size / 2**20:.1f}" for size in sizes)
         return (
             f"{self.plan.describe(self.algorithms)}\n"
-            f"CPU, {self.team.size} threads; MiB: arena {arena}, prepared weights {weights}, scratch {scratch}"
+            f"CPU, {self.queue.size} threads; MiB: arena {arena}, packed weights {weights}, scratch {scratch}"
         )
 
     def view(self, m: FeatureMap) -> np.ndarray:
-        """Return a map's memory as (N, H, W, C); pixels lie apart where the map is a part of another."""
+        """Return a map's memory as (N, H, W, C); pixels are strided if the map is part of another."""
         offset, ld = self.plan.address(m)
         C, H, W = m.shape
         strides = (4 * H * W * ld, 4 * W * ld, 4 * ld, 4)
         return np.lib.stride_tricks.as_strided(self.arena[offset:], (self.plan.batch, H, W, C), strides)
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
-        """Run the plan on x (N, C, H, W); return fresh arrays, one per output."""
+        """Run the plan on x (N, C, H, W); return new arrays, one per output."""
         results = [np.empty((self.plan.batch, *m.shape), np.float32) for m in self.plan.outputs]
-        with self.team as workers:
+        with self.queue as queue:
             if self.poison:
                 self.arena.fill(np.nan)
-            ends = [self._leave(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
-            workers.run([workers.record(self._enter(x)), *chain(*self.work), *map(workers.record, ends)])
+            outputs = [self._store_output(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
+            queue.run(
+                [queue.record_stage(self._load_input(x)), *chain(*self.stages), *map(queue.record_stage, outputs)]
+            )
         return results
 
-    def _enter(self, x: np.ndarray) -> list[Task]:
-        """Return the tasks that bring x (N, C, H, W) into the order of maps, channel by channel: they are few."""
-        to, (N, C, H, _) = self.view(self.plan.input), x.shape
+    def _load_input(self, x: np.ndarray) -> list[Task]:
+        """Return tasks that transpose x (N, C, H, W) into the input map, channel by channel, as there are few."""
+        y, (N, C, H, _) = self.view(self.plan.input), x.shape
 
         def task(n: int, r: slice) -> Task:
-            def record(tape: Tape) -> None:
+            def record(commands: CommandList) -> None:
                 for c in range(C):
-                    tape(np.copyto, to[n, r, :, c], x[n, c, r])
+                    commands.record(np.copyto, y[n, r, :, c], x[n, c, r])
 
             return record
 
-        return [task(n, slice(*r)) for n in range(N) for r in split_range(H, H, self.team.size)]
+        return [task(n, slice(*r)) for n in range(N) for r in split_range(H, H, self.queue.size)]
 
-    def _leave(self, m: FeatureMap, result: np.ndarray) -> list[Task]:
-        """Return the tasks that bring a map into the order of results (N, C, H, W)."""
+    def _store_output(self, m: FeatureMap, result: np.ndarray) -> list[Task]:
+        """Return tasks that transpose a map into a result (N, C, H, W)."""
         y, (N, C) = self.view(m).transpose(0, 3, 1, 2), result.shape[:2]
 
         def task(n: int, c: slice) -> Task:
-            return lambda tape: tape(np.copyto, result[n, c], y[n, c])
+            return lambda commands: commands.record(np.copyto, result[n, c], y[n, c])
 
-        return [task(n, slice(*c)) for n in range(N) for c in split_range(C, C, self.team.size)]
+        return [task(n, slice(*c)) for n in range(N) for c in split_range(C, C, self.queue.size)]
 
 
-def reserve(plan: Plan) -> np.ndarray:
-    """Return the arena. Raises BackendError, which says how many images would fit, where memory does not suffice."""
+def allocate_arena(plan: Plan) -> np.ndarray:
+    """Return the arena. Raises BackendError, which says how many images would fit, if there is not enough memory."""
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     need = 4 * plan.arena_size
     try:
@@ -111,126 +119,128 @@ def reserve(plan: Plan) -> np.ndarray:
         have = None
     C, H, W = plan.input.shape
     fit = plan.batch * have // need if have else plan.batch // 2
-    way = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
+    advice = f"a batch of {fit} would fit" if fit > 0 else "not one image would fit; make them smaller"
     raise BackendError(f"batch {plan.batch} of {C} x {H} x {W} needs {need:,} bytes for its maps, this machine has "
-                       f"{'less' if have is None else f'{have:,}'}; {way}")  # fmt: skip
+                       f"{'less' if have is None else f'{have:,}'}; {advice}")  # fmt: skip
 
 
-def _convolve(program: Program, step: Convolve) -> Phases:
+def _convolve(program: Program, step: Convolve) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     name = program.algorithms[step]
-    method, key = METHODS[name], (step.layers[0], name)
+    algorithm, key = ALGORITHMS[name], (step.layers[0], name)
     if key not in program.packed_weights:
         w = fold_batch_norm(step.w)
-        program.packed_weights[key] = method.prepare(w["kernel"], w["bias"])
-    last = partial(finish, step.epilogue, y, program.view)
-    return method.bind(step, x, y, program.packed_weights[key], last, program.team.size)
+        program.packed_weights[key] = algorithm.pack_weights(w["kernel"], w["bias"])
+    epilogue = partial(bind_epilogue, step.epilogue, y, program.view)
+    return algorithm.make_tasks(step, x, y, program.packed_weights[key], epilogue, program.queue.size)
 
 
-def _by_rows(program: Program, step: Step, work: Callable[[Tape, int, int, int], None], per_row: int) -> Phases:
-    """Return one phase: work(tape, n, from, to) and then `after`, for pieces of the rows of every image."""
+def _by_rows(
+    program: Program, step: Step, work: Callable[[CommandList, int, int, int], None], row_size: int
+) -> TaskStages:
+    """Return one stage: work(commands, image, first row, end row), then the epilogue, for bands of every image."""
     N, (C, H, _) = program.plan.batch, step.y.shape
-    last = finish(step.epilogue, program.view(step.y), program.view)
+    apply_epilogue = bind_epilogue(step.epilogue, program.view(step.y), program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
-        def record(tape: Tape) -> None:
-            work(tape, n, r0, r1)
-            last(tape, n, r0, r1, 0, C)
+        def record(commands: CommandList) -> None:
+            work(commands, n, r0, r1)
+            apply_epilogue(commands, n, r0, r1, 0, C)
 
         return record
 
-    return [[task(n, *r) for n in range(N) for r in split_range(H, BLOCK // per_row, program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in split_range(H, TASK_SIZE // row_size, program.queue.size)]]
 
 
-def _copy(program: Program, step: Copy) -> Phases:
+def _copy(program: Program, step: Copy) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     N, H, W, C = y.shape
-    last = finish(step.epilogue, y, program.view)
+    apply_epilogue = bind_epilogue(step.epilogue, y, program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
-        return lambda tape: last(tape, n, r0, r1, 0, C, x[n, r0:r1])
+        return lambda commands: apply_epilogue(commands, n, r0, r1, 0, C, x[n, r0:r1])
 
-    return [[task(n, *r) for n in range(N) for r in split_range(H, BLOCK // (W * C), program.team.size)]]
+    return [[task(n, *r) for n in range(N) for r in split_range(H, TASK_SIZE // (W * C), program.queue.size)]]
 
 
-def _upsample(program: Program, step: Upsample) -> Phases:
+def _upsample(program: Program, step: Upsample) -> TaskStages:
     x, y, s = program.view(step.xs[0]), program.view(step.y), step.s
 
-    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
+    def work(commands: CommandList, n: int, r0: int, r1: int) -> None:
         for r in range(r0, r1):
             if r > r0 and r % s:
-                tape(np.copyto, y[n, r], y[n, r - 1])
+                commands.record(np.copyto, y[n, r], y[n, r - 1])
             else:
                 row = y[n, r].reshape(x.shape[2], s, -1)
-                tape(np.multiply, x[n, r // s, :, None], step.scale, out=row)
+                commands.record(np.multiply, x[n, r // s, :, None], step.scale, out=row)
 
     return _by_rows(program, step, work, y.shape[2] * y.shape[3])
 
 
-def _maxpool(program: Program, step: MaxPool) -> Phases:
+def _maxpool(program: Program, step: MaxPool) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     (_, H, W, C), (OH, OW), size, (sy, sx) = x.shape, y.shape[1:3], step.size, step.strides
-    before = step.padding // 2
-    WP = max(before + W, (OW - 1) * sx + size)
-    inside = before == 0 and (OH - 1) * sy + size <= H and WP == W
+    pad = step.padding // 2
+    padded_width = max(pad + W, (OW - 1) * sx + size)
+    inside = pad == 0 and (OH - 1) * sy + size <= H and padded_width == W
 
-    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
-        top, rows = r0 * sy - before, (r1 - r0 - 1) * sy + size
+    def work(commands: CommandList, n: int, r0: int, r1: int) -> None:
+        top, rows = r0 * sy - pad, (r1 - r0 - 1) * sy + size
         if inside:
             source = x[n, top : top + rows]
         else:
-            source = tape.scratch("padded", rows, WP, C)
-            window(tape, x[n], top, -before, source, -np.inf)
-        down = tape.scratch("rows", r1 - r0, WP, C)
-        _maximum(tape, [source[p : p + (r1 - r0 - 1) * sy + 1 : sy] for p in range(size)], down)
-        _maximum(tape, [down[:, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, r0:r1])
+            source = commands.scratch("padded", rows, padded_width, C)
+            copy_padded(commands, x[n], top, -pad, source, -np.inf)
+        down = commands.scratch("rows", r1 - r0, padded_width, C)
+        _maximum(commands, [source[p : p + (r1 - r0 - 1) * sy + 1 : sy] for p in range(size)], down)
+        _maximum(commands, [down[:, q : q + (OW - 1) * sx + 1 : sx] for q in range(size)], y[n, r0:r1])
 
-    return _by_rows(program, step, work, sy * WP * C)
+    return _by_rows(program, step, work, sy * padded_width * C)
 
 
-def _maximum(tape: Tape, parts: list[np.ndarray], out: np.ndarray) -> None:
-    if len(parts) == 1:
-        tape(np.copyto, out, parts[0])
+def _maximum(commands: CommandList, arrays: list[np.ndarray], out: np.ndarray) -> None:
+    if len(arrays) == 1:
+        commands.record(np.copyto, out, arrays[0])
         return
-    tape(np.maximum, parts[0], parts[1], out=out)
-    for part in parts[2:]:
-        tape(np.maximum, out, part, out=out)
+    commands.record(np.maximum, arrays[0], arrays[1], out=out)
+    for a in arrays[2:]:
+        commands.record(np.maximum, out, a, out=out)
 
 
-def _yolo(program: Program, step: YoloHead) -> Phases:
+def _yolo(program: Program, step: YoloHead) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
-    entries = x.shape[3] // step.A
+    channels = x.shape[3] // step.A
 
-    def work(tape: Tape, n: int, r0: int, r1: int) -> None:
-        raw, out = (pixels(a[n, r0:r1]).reshape(-1, step.A, entries) for a in (x, y))
+    def work(commands: CommandList, n: int, r0: int, r1: int) -> None:
+        raw, out = (as_matrix(a[n, r0:r1]).reshape(-1, step.A, channels) for a in (x, y))
         if step.new_coords:
-            tape(np.copyto, out, raw)
+            commands.record(np.copyto, out, raw)
         else:
-            logistic(tape, raw, out, *tape.scratch("finish", 2, *out.shape))
-            tape(np.copyto, out[..., 2:4], raw[..., 2:4])
+            logistic(commands, raw, out, *commands.scratch("epilogue", 2, *out.shape))
+            commands.record(np.copyto, out[..., 2:4], raw[..., 2:4])
         if step.scale_x_y != 1:
-            tape(np.multiply, out[..., :2], step.scale_x_y, out=out[..., :2])
-            tape(np.subtract, out[..., :2], 0.5 * (step.scale_x_y - 1), out=out[..., :2])
+            commands.record(np.multiply, out[..., :2], step.scale_x_y, out=out[..., :2])
+            commands.record(np.subtract, out[..., :2], 0.5 * (step.scale_x_y - 1), out=out[..., :2])
 
     return _by_rows(program, step, work, x.shape[2] * x.shape[3])
 
 
-def _reference(program: Program, step: LayerCall) -> Phases:
+def _layer_call(program: Program, step: LayerCall) -> TaskStages:
     xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
 
     def run() -> None:
         maps = [np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in xs]
-        found, _ = step.layer.forward(be, step.w, *maps, ctx=ForwardContext())
-        y.transpose(0, 3, 1, 2)[...] = found
+        output, _ = step.layer.forward(be, step.w, *maps, ctx=ForwardContext())
+        y.transpose(0, 3, 1, 2)[...] = output
 
-    return [[lambda tape: tape(run)]]
+    return [[lambda commands: commands.record(run)]]
 
 
-BIND: dict[type[Step], Callable[[Program, Any], Phases]] = {
+EMITTERS: dict[type[Step], Callable[[Program, Any], TaskStages]] = {
     Convolve: _convolve,
     Copy: _copy,
     MaxPool: _maxpool,
-    LayerCall: _reference,
+    LayerCall: _layer_call,
     Upsample: _upsample,
     YoloHead: _yolo,
 }
