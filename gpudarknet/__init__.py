@@ -1,4 +1,4 @@
-"""Run and train Darknet (YOLO) networks: CUDA kernels and cuBLAS through CuPy, NumPy where there is no GPU.
+"""Run and train Darknet (YOLO) networks: CUDA kernels and cuBLAS through CuPy, NumPy without a GPU.
 
 import gpudarknet as gd
 net = gd.load_network("yolov4-tiny.cfg", "yolov4-tiny.weights")

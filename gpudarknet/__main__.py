@@ -1,4 +1,4 @@
-"""`python -m gpudarknet` is the command `gpudarknet`."""
+"""Entry point of `python -m gpudarknet`, the same as the command `gpudarknet`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Find the benchmark suite: a checkout has it in bench/ beside this package; a wheel carries it here, in place of this file."""
+"""Locate the benchmark suite: bench/ next to this package in a checkout; in a wheel, it replaces this file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The errors a user can cause: each message names the place, the fact and the way out, on one line."""
+"""Errors that users can cause. Every message is one line: where, what is wrong, how to fix it."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from collections.abc import Iterable
 
 
 class DarknetError(Exception):
-    """Base of every error that is about the user's input or machine, not about this package's code."""
+    """Base class of all errors caused by the user's input or machine rather than by a bug in this package."""
 
 
 class CfgError(DarknetError):
-    """A .cfg file, or the network that it describes, is wrong. Messages begin with `file:line:`."""
+    """A .cfg file, or the network it describes, is invalid. Messages start with `file:line:`."""
 
 
 class WeightsError(DarknetError):
-    """A .weights file does not fit its network."""
+    """A weights file cannot be read, written or downloaded, or does not match its network."""
 
 
 class BackendError(DarknetError):
-    """The array module that was asked for cannot run here."""
+    """The requested backend cannot run on this machine."""
 
 
 class OutOfMemoryError(BackendError, MemoryError):
-    """The memory of the device is full."""
+    """The device is out of memory."""
 
 
 class ImageError(DarknetError):
-    """A picture or a video cannot be read or written."""
+    """An image or a video cannot be read or written."""
 
 
 class DataError(DarknetError):
-    """A .data, .names, tree, map or label file is wrong."""
+    """A .data, .names, tree, map or label file is invalid."""
 
 
 class TrainError(DarknetError):
-    """Training cannot begin, or cannot go on: a checkpoint that does not fit, numbers that are not finite."""
+    """Training cannot start or continue: for example, a mismatched checkpoint or non-finite values."""
 
 
 class BackendWarning(UserWarning):
-    """There is a GPU, but it is not used."""
+    """A GPU is present but not used."""
 
 
 class CfgWarning(UserWarning):
-    """A .cfg file holds something that changes nothing, for example a key that no layer reads."""
+    """A .cfg file contains something without effect, for example a key that no layer reads."""
 
 
 class WeightsWarning(UserWarning):
-    """A .weights file was used only in part, or filled only part of the network."""
+    """A .weights file was used only partly, or does not cover the whole network."""
 
 
 class TrainWarning(UserWarning):
-    """Training goes on, but differently from what one would expect."""
+    """Training continues, but behaves unexpectedly."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean '...'?" if a known word resembles this one, else ""."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.7)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """Return "; did you mean '...'?" if a known word is similar (by difflib's ratio), else ""."""
+    close = difflib.get_close_matches(word, list(known), 1, cutoff)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -69,8 +69,8 @@ def test_train_a_classifier_and_measure_it(folder, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("3 images, top 1: ") and out.endswith(", top 3: 1.000000\n")
     assert err.splitlines() == [
-        "warning: 1 image cannot be read; bad.list says which and why",
-        "warning: 1 label is wrong or missing; bad_label.list says which and why",
+        "warning: 1 image cannot be read; listed with reasons in bad.list",
+        "warning: 1 label is wrong or missing; listed with reasons in bad_label.list",
     ]
     assert (folder / "bad.list").read_text().splitlines() == [f"{folder}/none.png: no such file; check the path"]
     (folder / "list.txt").write_text("cow_.png\n")
@@ -88,7 +88,7 @@ def test_flags_of_training(folder, capsys):
     )
     assert " 3: mean average precision (mAP@0.30) = " in capsys.readouterr().out
     assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
-    assert "aug_0.jpg to aug_1.jpg: what the next iteration sees\n" in capsys.readouterr().out
+    assert "aug_0.jpg to aug_1.jpg: the batch of the next iteration\n" in capsys.readouterr().out
     assert image.read("aug_1.jpg").shape == (32, 64, 3)
 
 
@@ -104,7 +104,7 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
     assert main(["detector", "train", "x.data", "x.cfg"]) == 130
     out, err = capsys.readouterr()
     last = folder / "backup" / "x_last.weights"
-    assert out.splitlines()[-1] == f"stopped after iteration 2 of 3; {last} goes on from there" and err == ""
+    assert out.splitlines()[-1] == f"stopped after iteration 2 of 3; resume from {last}" and err == ""
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert main(["detector", "train", "x.data", "x.cfg", str(last), "-backend", "numpy"]) == 0
@@ -115,7 +115,7 @@ def test_a_checkpoint_that_will_be_lost_is_told(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     assert capsys.readouterr().err == ""
     main(["detector", "train", "x.data", "x.cfg"])
-    said = f"warning: {folder}/backup/x_last.weights: will be overwritten; to go on from it, give it after the cfg\n"
+    said = f"warning: {folder}/backup/x_last.weights: will be overwritten; to resume from it, add it after the cfg\n"
     assert capsys.readouterr().err == said
 
 
@@ -124,7 +124,7 @@ def test_nothing_left_to_train(folder, capsys):
     capsys.readouterr()
     assert main(["detector", "train", "x.data", "x.cfg", "backup/x_last.weights"]) == 0
     assert capsys.readouterr().err == (
-        "warning: backup/x_last.weights: is at iteration 3 of 3, nothing is left to do; -clear begins at 0 with it\n"
+        "warning: backup/x_last.weights: is at iteration 3 of 3, training is complete; -clear restarts at 0\n"
     )
 
 
@@ -143,7 +143,7 @@ def test_going_on_from_a_checkpoint(folder, capsys):
 def test_faults_of_the_data_set_are_told(folder, capsys):
     (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["detector", "train", "x.data", "x.cfg"]) == 0
-    assert capsys.readouterr().err == "warning: 1 label is wrong or missing; bad_label.list says which and why\n"
+    assert capsys.readouterr().err == "warning: 1 label is wrong or missing; listed with reasons in bad_label.list\n"
 
 
 def test_anchors(folder, capsys):
@@ -176,7 +176,7 @@ def test_names_that_do_not_fit(folder, capsys):
     ("words", "said"),
     [
         (["detector", "calc_anchors", "x.data"],
-         "detector calc_anchors: give the input's size as in the cfg, -width 416 -height 416"),
+         "detector calc_anchors: set -width and -height to the cfg's input size, such as -width 416 -height 416"),
         (["classifier", "train", "x.data", "x.cfg"], "x.cfg: is a detector; use `gpudarknet detector train`"),
         (["detector", "map", "x.data", "x.cfg", "none"], "none: cannot be read (No such file or directory); check the path"),
         (["detector", "train", "x.data", "x.cfg", "x.weights"],

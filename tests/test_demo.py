@@ -62,7 +62,7 @@ def test_demo_finds_every_digit_and_draws_it(folder, capsys):
     assert err == "" and lines[0].startswith(f"{resources.find('digits', '.jpg')}: Predicted in ")
     names = resources.find("digits", ".names").read_text().split()
     assert sorted(line.split(":")[0] for line in lines[1:-1]) == sorted(names[k] for k, *_ in TRUTHS)
-    assert lines[-1] == f"The picture with its boxes: {folder / 'predictions.jpg'}"
+    assert lines[-1] == f"annotated image: {folder / 'predictions.jpg'}"
     assert image.read("predictions.jpg").shape == image.read(resources.find("digits", ".jpg")).shape
 
 

@@ -237,8 +237,8 @@ def test_as_the_cpu_engine(tmp_path):
     before = net.predict(x)[0]
     net.program_cache.clear()
     assert not np.allclose(net.predict(x)[0], before)
-    found = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)
-    same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.picture()), thresh=0.7)
+    found = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
+    same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
     assert [d.label for d in found] == [d.label for d in same] and found
 
 
@@ -267,10 +267,10 @@ def test_the_command(tmp_path, capsys):
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     assert session.run(None, {"input": np.zeros((2, 3, 64, 128), np.float32)})[0].shape == (2, 1920, 4)
     assert cli.main(["export", *words, str(tmp_path / "tiny.pt")]) == 2
-    expected = f"error: {tmp_path / 'tiny.pt'}: cannot tell the form; end the name in .onnx, .safetensors, .weights\n"
+    expected = f"error: {tmp_path / 'tiny.pt'}: unknown format; use .onnx, .safetensors, .weights\n"
     assert capsys.readouterr().err == expected
     assert cli.main(["export", *words, str(out), "-batch", "0"]) == 2
-    expected = "error: -batch 0: must be at least 1; -dynamic takes any number of images\n"
+    expected = "error: -batch 0: must be at least 1; -dynamic allows any batch size\n"
     assert capsys.readouterr().err == expected
 
 

@@ -12,7 +12,7 @@ import opencv4
 import pytest
 
 from gpudarknet import cli
-from gpudarknet.cli.demo import Clock
+from gpudarknet.cli.demo import FpsMeter
 from gpudarknet.errors import ImageError
 from gpudarknet.image import video
 
@@ -184,11 +184,11 @@ def test_demo_without_a_video(folder, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_the_clock(monkeypatch):
+def test_the_fps_meter(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("gpudarknet.cli.demo.time.perf_counter", lambda: now[0])
-    clock, lines = Clock(), []
+    meter, lines = FpsMeter(), []
     for _ in range(30):
         now[0] += 0.1
-        lines += clock.tick()
+        lines += meter.tick()
     assert lines[0] == "FPS:10.0 \t AVG_FPS:10.0" and 2 <= len(lines) <= 3

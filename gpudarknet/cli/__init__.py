@@ -1,12 +1,11 @@
-"""The command line, the only place that prints. Each file of this folder beside the first few holds a group of commands.
+"""The command line, the only part of the package that prints.
 
-A new group is a file with COMMANDS, and its name in GROUPS. What a command needs it imports when it runs, so that help and
-errors come at once.
+Each module in GROUPS defines a group of commands as COMMANDS; to add a group, write such a module and list it there.
+`arguments.py` parses, `help.py` prints help; `inputs.py`, `outputs.py`, `formats.py` and `results.py` are shared.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DarknetError
+from ..errors import DarknetError, did_you_mean
 from .arguments import Command, UsageError, parse
 
 GROUPS = (
@@ -33,52 +32,52 @@ GROUPS = (
     "export",
     "bench",
 )
-BROKEN, INTERRUPTED = 2, 130  # exit codes
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=errors)  # no name of a file or a class may end in a traceback
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of a broken picture is in our own error
+            stream.reconfigure(errors=errors)  # undecodable file or class names must not cause a traceback
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own errors report broken images
     with warnings.catch_warnings(), log_to_stderr():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show_warning
         try:
-            code = run(words)
+            code = run(argv)
             sys.stdout.flush()
             return code
         except DarknetError as e:
             return fail(str(e))
         except KeyboardInterrupt:
-            return INTERRUPTED
-        except BrokenPipeError:  # whoever read the output has gone; nothing may be written at exit either
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:  # the reader of our output is gone: discard what would be flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN
+            return EXIT_ERROR
         except OSError as e:
             return fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
         except MemoryError:
             return fail("out of memory; make width, height or batch smaller")
 
 
-def run(words: list[str]) -> int:
-    """Find the command that the words begin with and run it."""
-    if not words or plain_help(words[0]) or words[0] == "help":
+def run(argv: list[str]) -> int:
+    """Find the command at the start of the arguments and run it."""
+    if not argv or is_help(argv[0]) or argv[0] == "help":
         from .help import overview, page
 
-        asked = [word for word in words[1:] if not plain_help(word)]
-        page(find(asked)[0]) if asked else overview(commands())
+        names = [word for word in argv[1:] if not is_help(word)]
+        page(find(names)[0]) if names else overview(commands())
         return 0
-    if words[0] in ("version", "-version", "--version"):
+    if argv[0] in ("version", "-version", "--version"):
         from .. import __version__
 
         print(f"gpudarknet {__version__}")
         return 0
-    command, rest = find(words)
-    if any(plain_help(word) for word in rest):
+    command, rest = find(argv)
+    if any(is_help(word) for word in rest):
         from .help import page
 
         page(command)
@@ -86,21 +85,18 @@ def run(words: list[str]) -> int:
     return command.run(parse(command, rest)) or 0
 
 
-def plain_help(word: str) -> bool:
-    """Say whether a word asks for help."""
+def is_help(word: str) -> bool:
+    """Return whether an argument requests help."""
     return word in ("-h", "-help", "--help")
 
 
 def commands() -> list[Command]:
     """Return all commands, group by group."""
-    found: list[Command] = []
-    for group in GROUPS:
-        found += importlib.import_module(f".{group}", __name__).COMMANDS
-    return found
+    return [command for group in GROUPS for command in importlib.import_module(f".{group}", __name__).COMMANDS]
 
 
 def find(words: Sequence[str]) -> tuple[Command, list[str]]:
-    """Return the command that the words begin with, and the words after it. Raises UsageError."""
+    """Return the command at the start of `words`, and the remaining words. Raises UsageError."""
     known = {command.name: command for command in commands()}
     for count in (2, 1):
         command = known.get(" ".join(words[:count]))
@@ -108,23 +104,20 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]]:
             return command, list(words[count:])
     verbs = [name.split()[1] for name in known if name.split()[0] == words[0] and " " in name]
     if verbs:
-        said = f"no '{words[1]}'" if len(words) > 1 else "a word is missing after it"
-        raise UsageError(f"{words[0]}: {said}; it has {', '.join(verbs)}")
-    close = difflib.get_close_matches(" ".join(words[:2]), known, 1, 0.6) or difflib.get_close_matches(
-        words[0], known, 1
-    )
-    hint = f"did you mean '{close[0]}'?" if close else "`gpudarknet help` lists all"
-    raise UsageError(f"no command '{words[0]}'; {hint}")
+        problem = f"no subcommand '{words[1]}'" if len(words) > 1 else "needs a subcommand"
+        raise UsageError(f"{words[0]}: {problem}; it has {', '.join(verbs)}")
+    hint = did_you_mean(" ".join(words[:2]), known, 0.6) or did_you_mean(words[0], known, 0.6)
+    raise UsageError(f"no command '{words[0]}'{hint or '; `gpudarknet help` lists all'}")
 
 
 def fail(message: str) -> int:
-    """Say what went wrong, on one line of stderr; return the exit code for it."""
-    tell("error", message)
-    return BROKEN
+    """Print an error as one line on stderr; return its exit code."""
+    eprint("error", message)
+    return EXIT_ERROR
 
 
-def tell(kind: str, message: str) -> None:
-    """Print a line to stderr. What a file smuggled into a message cannot steer the terminal or add lines."""
+def eprint(kind: str, message: str) -> None:
+    """Print one line to stderr, with control characters replaced: file contents cannot inject terminal codes or lines."""
     clean = "".join(c if c.isprintable() else " " for c in message)
     print(f"{kind}: {clean}", file=sys.stderr, flush=True)
 
@@ -133,14 +126,14 @@ def show_warning(
     message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """Print a warning as one line."""
-    tell("warning", str(message))
+    eprint("warning", str(message))
 
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Print what the package logs, such as what it waits for, while the block runs."""
+    """Print the package's log messages, such as 'compiling CUDA kernels', while the block runs."""
     logger, handler = logging.getLogger("gpudarknet"), logging.Handler()
-    handler.emit = lambda record: tell(record.levelname.lower(), record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: eprint(record.levelname.lower(), record.getMessage())  # type: ignore[method-assign]
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -1,24 +1,28 @@
-"""Arguments in Darknet's habit: flags anywhere, one dash or two, dashes and underscores inside a flag's name as you like."""
+"""Command-line parsing with Darknet's conventions.
+
+Why not argparse: a flag may be written with one dash or two, and dashes and underscores inside it are interchangeable
+(-dont_show, --dont-show); errors are one line and suggest the nearest flag; and `Command` is plain data that the help and
+the documentation are generated from.
+"""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import DarknetError
+from ..errors import DarknetError, did_you_mean
 
 
 class UsageError(DarknetError):
-    """The command line itself is wrong."""
+    """The command line is wrong."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag: its name as Darknet spells it, its kind (bool: it stands alone), its default, and what it does."""
+    """A flag: its name in Darknet's spelling, its type (bool: takes no value), its default and its help text."""
 
     name: str
     kind: type[bool] | type[int] | type[float] | type[str]
@@ -28,15 +32,15 @@ class Flag:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its words ("detector test"), what follows them, what it does, and the function that does it.
+    """A command: its name ("detector test"), positional arguments, help text and the function that runs it.
 
-    help: one short line; more: the rest, for its own page. words: what must follow, in order; "[image ...]" may follow, with
-    dots any number of times. run(args) gets the words as `args.words` and each flag under its name; it returns an exit code,
-    None for 0.
+    positionals: in order; "[image ...]" is optional, and with dots repeatable. help: one short line; more: further text
+    for the command's own help page. run(args) gets `args.positionals` and each flag as an attribute; it returns an exit
+    code, or None for 0.
     """
 
     name: str
-    words: tuple[str, ...]
+    positionals: tuple[str, ...]
     help: str
     run: Callable[[Any], int | None]
     flags: tuple[Flag, ...] = ()
@@ -44,49 +48,51 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """The command as it is typed."""
-        return " ".join(["gpudarknet", self.name, *self.words, *(["[flags]"] if self.flags else [])])
+        """The usage line."""
+        return " ".join(["gpudarknet", self.name, *self.positionals, *(["[flags]"] if self.flags else [])])
 
 
-def plain(word: str) -> str:
-    """Return a flag's name without what may differ: leading dashes, dashes and underscores inside."""
-    return word.lstrip("-").replace("-", "").replace("_", "")
+def normalize(flag: str) -> str:
+    """Return a flag's name without leading dashes and without dashes and underscores inside."""
+    return flag.lstrip("-").replace("-", "").replace("_", "")
 
 
 def parse(command: Command, argv: Sequence[str]) -> SimpleNamespace:
-    """Sort what follows a command into words and flags. "--" ends the flags. Raises UsageError."""
-    known = {plain(flag.name): flag for flag in command.flags}
+    """Parse a command's arguments into positionals and flags. "--" ends the flags. Raises UsageError."""
+    known = {normalize(flag.name): flag for flag in command.flags}
     values: dict[str, Any] = {flag.name: flag.default for flag in command.flags}
-    words: list[str] = []
+    positionals: list[str] = []
     rest = list(argv)
     while rest:
-        word = rest.pop(0)
-        if word == "--":
-            words += rest
+        argument = rest.pop(0)
+        if argument == "--":
+            positionals += rest
             break
-        if not word.startswith("-") or word == "-":
-            words.append(word)
+        if not argument.startswith("-") or argument == "-":
+            positionals.append(argument)
             continue
-        name, equals, value = word.partition("=")
-        flag = known.get(plain(name))
+        name, equals, value = argument.partition("=")
+        flag = known.get(normalize(name))
         if flag is None:
-            raise UsageError(f"{command.name}: no flag '{name}'{nearest(name, known)}")
+            names = [f"-{flag.name}" for flag in command.flags]
+            hint = did_you_mean("-" + name.lstrip("-"), names, 0.6) or f"; it has {', '.join(names) or 'none'}"
+            raise UsageError(f"{command.name}: no flag '{name}'{hint}")
         if flag.kind is bool:
             if equals:
-                raise UsageError(f"{command.name}: -{flag.name} takes no value, found '{value}'")
+                raise UsageError(f"{command.name}: -{flag.name} takes no value, got '{value}'")
             values[flag.name] = True
             continue
         if not equals:
             if not rest:
-                raise UsageError(f"{command.name}: -{flag.name} needs a value after it")
+                raise UsageError(f"{command.name}: -{flag.name} needs a value")
             value = rest.pop(0)
         values[flag.name] = convert(command, flag, value)
-    check_words(command, words)
-    return SimpleNamespace(words=words, **values)
+    check_positionals(command, positionals)
+    return SimpleNamespace(positionals=positionals, **values)
 
 
 def convert(command: Command, flag: Flag, value: str) -> Any:
-    """Turn a flag's value into its kind."""
+    """Convert a flag's value to its type."""
     if flag.kind is str:
         return value
     try:
@@ -96,22 +102,15 @@ def convert(command: Command, flag: Flag, value: str) -> Any:
     except (ValueError, OverflowError):
         pass
     kind = "an integer" if flag.kind is int else "a number"
-    raise UsageError(f"{command.name}: -{flag.name} needs {kind}, found '{value[:40]}'")
+    raise UsageError(f"{command.name}: -{flag.name} needs {kind}, got '{value[:40]}'")
 
 
-def check_words(command: Command, words: Sequence[str]) -> None:
-    """Raise UsageError where words are missing or too many."""
-    needed = [word for word in command.words if not word.startswith("[")]
-    if len(words) < len(needed):
-        missing = needed[len(words)]
+def check_positionals(command: Command, positionals: Sequence[str]) -> None:
+    """Raise UsageError if there are too few or too many positional arguments."""
+    required = [name for name in command.positionals if not name.startswith("[")]
+    if len(positionals) < len(required):
+        missing = required[len(positionals)]
         raise UsageError(f"{command.name}: {missing} is missing; usage: {command.usage}")
-    if len(words) > len(command.words) and not any("..." in word for word in command.words):
-        raise UsageError(f"{command.name}: '{words[len(command.words)]}' is too much; usage: {command.usage}")
-
-
-def nearest(word: str, known: dict[str, Flag]) -> str:
-    """Return what to say after an unknown flag."""
-    close = difflib.get_close_matches(plain(word), list(known), 1, 0.6)
-    if close:
-        return f"; did you mean '-{known[close[0]].name}'?"
-    return f"; it has {', '.join('-' + flag.name for flag in known.values()) or 'none'}"
+    if len(positionals) > len(command.positionals) and not any("..." in name for name in command.positionals):
+        extra = positionals[len(command.positionals)]
+        raise UsageError(f"{command.name}: unexpected argument '{extra}'; usage: {command.usage}")

@@ -43,7 +43,7 @@ def chosen(args: Any, default: Any) -> Any:
             raise UsageError(f"bench: -{name} cannot be negative")
     if not 0 < args.seconds <= 3600:
         raise UsageError(f"bench: -seconds is a time from 0 to 3600, found {args.seconds:g}")
-    if args.weights and len(args.words) != 1:
+    if args.weights and len(args.positionals) != 1:
         raise UsageError("bench: -weights belongs to one network; name it")
     batches = [int(word) if word.isdecimal() else 0 for word in args.batch.split(",")]
     if min(batches) < 1:
@@ -51,7 +51,7 @@ def chosen(args: Any, default: Any) -> Any:
     precisions = words(args.precision, ("fp32", "tf32", "fp16"), "precision")
     engines = words(args.engines, default.engines, "engines")
     return replace(
-        default, networks=tuple(args.words) or default.networks, batches=tuple(batches), kinds=kinds(args.device),
+        default, networks=tuple(args.positionals) or default.networks, batches=tuple(batches), kinds=kinds(args.device),
         engines=engines, precisions=precisions, width=args.width, height=args.height, seconds=args.seconds,
         limit=args.limit, threads=args.threads, weights=args.weights, layers=args.layers,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def show(grid: Any) -> None:
 def estimate(args: Any) -> None:
     """Work the rule out for a network: for a GFLOPS figure, for a CPU's data, or for this machine."""
     rule = part("rule_of_thumb")
-    word = args.words[0] if args.words else rule.YOLO_VOC
+    word = args.positionals[0] if args.positionals else rule.YOLO_VOC
     if word == rule.YOLO_VOC:
         name, gflop = f"{word} 416 x 416", rule.RULE_GFLOP
         if args.width or args.height:
@@ -168,13 +168,13 @@ def peaks(args: Any) -> list[tuple[float, str]]:
 def compare(args: Any) -> None:
     """Show what changed between two runs."""
     records = part("records")
-    before, after = (records.read(Path(word)) for word in args.words)
+    before, after = (records.read(Path(word)) for word in args.positionals)
     show(part("compare").compare(before, after))
 
 
 def report(args: Any) -> None:
     """Print the tables of an earlier run and write its page again; of GPU checks, write README.md's table."""
-    paths = [Path(word) for word in args.words]
+    paths = [Path(word) for word in args.positionals]
     gpu_report = part("gpu_report")
     if any(map(gpu_report.is_result, paths)):
         report_gpu(paths, Path(args.readme) if args.readme else part("records").folder().parent.parent / "README.md")

@@ -1,4 +1,4 @@
-"""`classifier predict` and `classify`: say what an image shows; `classifier valid`: how often that is right."""
+"""`classifier predict` and `classify`: classify images; `classifier valid`: measure accuracy."""
 
 from __future__ import annotations
 
@@ -10,62 +10,64 @@ from typing import Any
 import numpy as np
 
 from .. import image
+from ..data import Faults, classifier_boxes, read_list
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
+from ..evaluate.classification import accuracy
 from ..io import resources
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from ..network import Network, load_network
 from . import fail, inputs
 from .arguments import Command, Flag, UsageError
-from .inputs import counting
+from .inputs import progress_bar
 
-IMAGENET = Path("cfg/imagenet1k.data")  # where Darknet's `classify` looks
+IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` reads
 
 
 def predict(args: Any) -> int:
-    """Classify with the names of a .data file; -t, else its key `top`, says how many classes to print."""
-    data, cfg, weights, *images = args.words
+    """Classify with the names of a .data file; print -t classes, by default as many as its key `top` says."""
+    data, cfg, weights, *images = args.positionals
     file = inputs.data_file(data)
     return run(args, cfg, weights, file.names_path(), args.t or file.top, images)
 
 
 def classify(args: Any) -> int:
-    """Classify with the names of cfg/imagenet1k.data, or with numbers where that file is not there."""
-    cfg, weights, *images = args.words
+    """Classify with the names of cfg/imagenet1k.data or, if that file does not exist, with numbers."""
+    cfg, weights, *images = args.positionals
     names = DataFile.read(IMAGENET).names_path() if IMAGENET.is_file() else None
     return run(args, cfg, weights, names, args.t or 5, images)
 
 
 def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
-    """Classify each image and print its `top` classes. An image that cannot be read is passed over."""
+    """Classify each image and print its `top` classes. Unreadable images are skipped."""
     if top < 1:
-        raise UsageError(f"-t and the key top count classes from 1 on, found {top}")
-    listed = read_names(names) if names else None
+        raise UsageError(f"-t and the key top must be at least 1, got {top}")
+    label_list = read_names(names) if names else None
     file = inputs.weights_file(weights)
-    with inputs.waiting(f"Loading {weights}"):
+    with inputs.spinner(f"Loading {weights}"):
         network = load_network(resources.bundled_cfg(cfg), file, inputs.get_backend(args))
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
-        raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector test`")
-    known = labels(listed, int(np.prod(last.shape)), str(names), network.config.path)
+        raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector test`")
+    class_labels = labels(label_list, int(np.prod(last.shape)), str(names), network.config.path)
     tree = getattr(last.layer, "tree", None)
     code = 0
-    for path in inputs.images(images):
+    for path in inputs.image_paths(images):
         try:
-            picture = image.read(path, network.channels)
+            img = image.read(path, network.channels)
         except ImageError as e:
             code = fail(str(e))
             continue
-        for line in lines(probabilities(network, picture, path, tree), known, top, tree):
+        for line in lines(probabilities(network, img, path, tree), class_labels, top, tree):
             print(line)
     return code
 
 
-def probabilities(network: Network, picture: image.Image, path: str, tree: Tree | None) -> np.ndarray:
-    """Return the probability of each class (classes,), and print how long the network took."""
-    x = image.classifier_input(picture, network.width, network.height)[None]
+def probabilities(network: Network, img: image.Image, path: str, tree: Tree | None) -> np.ndarray:
+    """Return the probability of each class (classes,), and print the inference time."""
+    x = image.classifier_input(img, network.width, network.height)[None]
     begin = time.perf_counter()
     p = network.backend.to_numpy(network.predict(x)[-1]).reshape(-1)
     print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
@@ -73,7 +75,7 @@ def probabilities(network: Network, picture: image.Image, path: str, tree: Tree 
 
 
 def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> Iterator[str]:
-    """Yield the lines of the most probable classes; of equals, the earlier class comes first."""
+    """Yield the lines of the most probable classes; ties in class order."""
     for i in np.argsort(-p, kind="stable")[:top].tolist():
         if tree is None:
             yield f"{names[i]}: {p[i]:f}"
@@ -83,36 +85,33 @@ def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> I
 
 
 def valid(args: Any) -> None:
-    """Print how many of the images of `valid` are classified rightly; an image's path tells its class."""
-    from ..data import Faults, classifier_boxes, read_list
-    from ..evaluate.classification import accuracy
-
-    data, cfg, weights = args.words
+    """Print the accuracy on the images of `valid`; an image's class is the label in its path."""
+    data, cfg, weights = args.positionals
     file, faults = inputs.data_file(data), Faults(Path())
     network = load_network(resources.bundled_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
-        raise DataError(f"{network.config.path}: finds boxes, it does not classify; use `gpudarknet detector map`")
-    known, paths = file.read_labels(), read_list(file.find("valid"))
-    with counting(len(paths)) as done:
-        found = accuracy(network, paths, classifier_boxes(known), args.t or file.top, faults, done)
-    print(f"{found.images} images, top 1: {found.first:f}, top {found.top}: {found.among:f}")
-    inputs.tell_faults(faults)
+        raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector map`")
+    class_labels, paths = file.read_labels(), read_list(file.find("valid"))
+    with progress_bar(len(paths)) as done:
+        report = accuracy(network, paths, classifier_boxes(class_labels), args.t or file.top, faults, done)
+    print(f"{report.images} images, top 1: {report.first:f}, top {report.top}: {report.among:f}")
+    inputs.warn_bad_samples(faults)
 
 
-FLAGS = (Flag("t", int, 0, "How many classes"), inputs.BACKEND, inputs.GPU)
-MORE = "Prints the most probable classes. Without an image, paths are read from standard input, one a line"
+FLAGS = (Flag("t", int, 0, "Number of classes to print"), inputs.BACKEND, inputs.GPU)
+MORE = "Prints the most probable classes. Without an image, paths are read from standard input, one per line"
 COMMANDS = (
     Command(
         "classifier predict", ("x.data", "x.cfg", "x.weights", "[image ...]"),
-        "Say what images show", predict, FLAGS, f"{MORE}. -t 0, the default, means the .data file's key top, else 1",
+        "Classify images", predict, FLAGS, f"{MORE}. -t 0, the default, means the .data file's key top, else 1",
     ),
     Command(
         "classifier valid", ("x.data", "x.cfg", "x.weights"), "Measure accuracy on the images of `valid`", valid, FLAGS,
-        "An image's class is the label that its path contains. It counts as right where that class is the most probable one, and"
-        " where it is among the -t most probable; -t 0, the default, means the .data file's key top, else 1",
+        "An image's class is the label that its path contains. Prints top-1 accuracy and top-t accuracy; -t 0, the default,"
+        " means the .data file's key top, else 1",
     ),
     Command(
-        "classify", ("x.cfg", "x.weights", "[image ...]"), "Say what images show, of ImageNet's 1000 classes", classify, FLAGS,
-        f"{MORE}. -t 0, the default, means 5. Names come from {IMAGENET} where that is",
+        "classify", ("x.cfg", "x.weights", "[image ...]"), "Classify images into ImageNet's 1000 classes", classify, FLAGS,
+        f"{MORE}. -t 0, the default, means 5. Names come from {IMAGENET} if it exists",
     ),
 )  # fmt: skip

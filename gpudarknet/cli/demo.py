@@ -1,4 +1,4 @@
-"""`detector demo`: find objects in a video, a camera or a stream."""
+"""`detector demo`: detect objects in a video, a camera or a stream."""
 
 from __future__ import annotations
 
@@ -17,90 +17,88 @@ from . import inputs
 from .arguments import Command, Flag
 from .outputs import writable
 
-SAY = 1.0  # seconds between two lines of FPS
+REPORT_INTERVAL = 1.0  # seconds between two FPS lines
 
 
 def demo(args: Any) -> int:
-    """Find objects frame by frame; read and write in threads of their own."""
-    data, cfg, weights, *source = args.words
+    """Detect objects frame by frame, reading and writing in background threads."""
+    data, cfg, weights, *source = args.positionals
     names, file = inputs.data_file(data).names_path(), inputs.weights_file(weights)
-    with inputs.waiting(f"Loading {weights}"):
+    with inputs.spinner(f"Loading {weights}"):
         detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
     with ExitStack() as stack:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None
         if args.out_filename:
             recorder = stack.enter_context(Recorder(args.out_filename, reader.fps / (1 + args.s)))
-        lines = writable(args.jsonl) if args.jsonl and args.jsonl != "-" else None
-        stream = (
-            stack.enter_context(open(lines, "w", encoding="utf-8")) if lines else sys.stdout if args.jsonl else None
-        )
+        path = writable(args.jsonl) if args.jsonl and args.jsonl != "-" else None
+        jsonl = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout if args.jsonl else None
 
-        def record(frame: Frame, found: list[Detection]) -> None:
+        def record(frame: Frame, detections: list[Detection]) -> None:
             if recorder:
-                recorder.write(image.draw(frame.image, found, detector.names))
-            if stream:
-                stream.write(json_line(frame, found) + "\n")
+                recorder.write(image.draw(frame.image, detections, detector.names))
+            if jsonl:
+                jsonl.write(json_line(frame, detections) + "\n")
 
         writer = stack.enter_context(Writer(record))
         stack.enter_context(reader)
-        clock = Clock()
-        code = watch(detector, reader, writer, clock, args)
-    say = f"{reader.source}: {clock.frames} frames, {clock.average:.1f} FPS"
-    print(say + (f", {reader.dropped} late frames dropped" if reader.live else ""), file=sys.stderr)
+        meter = FpsMeter()
+        code = process(detector, reader, writer, meter, args)
+    summary = f"{reader.source}: {meter.frames} frames, {meter.average:.1f} FPS"
+    print(summary + (f", {reader.dropped} late frames dropped" if reader.live else ""), file=sys.stderr)
     return code
 
 
-def watch(detector: Detector, reader: Reader, writer: Writer, clock: Clock, args: Any) -> int:
-    """Run the network on every frame until the source, the time or the user's patience ends."""
+def process(detector: Detector, reader: Reader, writer: Writer, meter: FpsMeter, args: Any) -> int:
+    """Run the network on every frame until the source ends, the time limit is reached or the user stops."""
     try:
         for frame in reader:
-            found = detector.detect(frame.image, args.thresh, args.nms)
-            writer.put(frame, found)
-            for line in clock.tick():
+            detections = detector.detect(frame.image, args.thresh, args.nms)
+            writer.put(frame, detections)
+            for line in meter.tick():
                 print(line, file=sys.stderr)
             if args.ext_output:
-                print("\n".join(object_lines(frame, found)))
-            if args.show and show(image.draw(frame.image, found, detector.names)):
+                print("\n".join(object_lines(frame, detections)))
+            if args.show and show(image.draw(frame.image, detections, detector.names)):
                 break
-            if 0 < args.time_limit_sec <= clock.spent:
+            if 0 < args.time_limit_sec <= meter.elapsed:
                 break
-    except KeyboardInterrupt:  # the way to end a camera; what was recorded is kept
+    except KeyboardInterrupt:  # the usual way to stop a camera; the recording is kept
         return 0 if reader.live else 130
     return 0
 
 
-class Clock:
-    """Counts frames: the rate of the last second, and of all."""
+class FpsMeter:
+    """Measures frames per second: of the last second, and on average."""
 
     def __init__(self) -> None:
-        self.begin = self.said = time.perf_counter()
-        self.frames = self.since = 0
+        self.begin = self.reported = time.perf_counter()
+        self.frames = self.recent = 0
 
     @property
-    def spent(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.begin
 
     @property
     def average(self) -> float:
         """Frames per second since the start."""
-        return self.frames / max(self.spent, 1e-9)
+        return self.frames / max(self.elapsed, 1e-9)
 
     def tick(self) -> Iterator[str]:
-        """Count a frame; once a second yield a line with the rates, as Darknet prints it."""
+        """Count a frame; once per second, yield a line with both rates, in Darknet's format."""
         self.frames += 1
-        self.since += 1
+        self.recent += 1
         now = time.perf_counter()
-        if now - self.said >= SAY:
-            yield f"FPS:{self.since / (now - self.said):.1f} \t AVG_FPS:{self.average:.1f}"
-            self.said, self.since = now, 0
+        if now - self.reported >= REPORT_INTERVAL:
+            yield f"FPS:{self.recent / (now - self.reported):.1f} \t AVG_FPS:{self.average:.1f}"
+            self.reported, self.recent = now, 0
 
 
-def object_lines(frame: Frame, found: list[Detection]) -> Iterator[str]:
-    """Yield the frame's number and a line for each object, with its box in pixels."""
+def object_lines(frame: Frame, detections: list[Detection]) -> Iterator[str]:
+    """Yield the frame's number and one line per object, with its box in pixels."""
     yield f"frame {frame.number}:"
-    for d in found:
+    for d in detections:
         left, top, width, height = d.box
         yield (
             f"{d.label}: {d.confidence * 100:.0f}%\t(left_x: {left:4.0f}   top_y: {top:4.0f}   width: {width:4.0f}"
@@ -108,8 +106,8 @@ def object_lines(frame: Frame, found: list[Detection]) -> Iterator[str]:
         )
 
 
-def json_line(frame: Frame, found: list[Detection]) -> str:
-    """Return a frame's objects as one line of JSON, in the words of Darknet's JSON files."""
+def json_line(frame: Frame, detections: list[Detection]) -> str:
+    """Return a frame's objects as one line of JSON, with the keys of Darknet's JSON files."""
     keys = ("center_x", "center_y", "width", "height")
     objects = [
         {
@@ -118,42 +116,42 @@ def json_line(frame: Frame, found: list[Detection]) -> str:
             "relative_coordinates": {k: round(v, 6) for k, v in zip(keys, d.relative, strict=True)},
             "confidence": round(d.confidence, 6),
         }
-        for d in found
+        for d in detections
     ]
     return json.dumps({"frame_id": frame.number, "time": round(frame.time, 3), "objects": objects}, ensure_ascii=False)
 
 
-def show(picture: Any) -> bool:
-    """Show a picture in a window; say whether Escape was pressed."""
+def show(img: Any) -> bool:
+    """Show an image in a window; return whether Escape was pressed."""
     import cv2
 
-    cv2.imshow("Demo", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    cv2.imshow("Demo", cv2.cvtColor(img, cv2.COLOR_RGB2BGR))
     return bool(cv2.waitKey(1) & 0xFF == 27)
 
 
 FLAGS = (
-    Flag("thresh", float, 0.25, "Show what is more certain than this, 0 to 1"),
-    Flag("nms", float, 0.45, "Of two boxes of one class that overlap more, drop one; 0 keeps both"),
-    Flag("c", str, "0", "Number of the camera, where no video is given"),
-    Flag("s", int, 0, "Pass over so many frames after each one"),
-    Flag("out_filename", str, None, "Write the video with its boxes to this file (.avi, .mp4, .mkv, .mov)"),
-    Flag("jsonl", str, None, "Write a line of JSON for each frame to this file, - for standard output"),
-    Flag("ext_output", bool, False, "Print each frame's objects with coordinates, in pixels"),
-    Flag("letter_box", bool, False, "Keep the frame's proportions instead of stretching it"),
-    Flag("show", bool, False, "Open a window; Escape ends the demo"),
-    Flag("time_limit_sec", float, 0.0, "End after so many seconds; 0 for no limit"),
+    Flag("thresh", float, 0.25, "Minimum confidence (exclusive), 0 to 1"),
+    Flag("nms", float, 0.45, "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all"),
+    Flag("c", str, "0", "Index of the camera, if no video is given"),
+    Flag("s", int, 0, "Number of frames to skip after each one"),
+    Flag("out_filename", str, None, "Write the annotated video to this file (.avi, .mp4, .mkv, .mov)"),
+    Flag("jsonl", str, None, "Write one line of JSON per frame to this file; - for standard output"),
+    Flag("ext_output", bool, False, "Print each frame's objects with coordinates in pixels"),
+    Flag("letter_box", bool, False, "Keep the frame's aspect ratio instead of stretching it"),
+    Flag("show", bool, False, "Open a window; Escape stops the demo"),
+    Flag("time_limit_sec", float, 0.0, "Stop after this many seconds; 0 for no limit"),
     inputs.BACKEND,
     inputs.GPU,
-    Flag("dont_show", bool, False, "Accepted; a window is opened only with -show"),
+    Flag("dont_show", bool, False, "Accepted; a window opens only with -show"),
 )
 MORE = (
-    "The video is a file, a camera's number, or a URL such as rtsp://...; without one it is camera 0. Of a file every frame "
-    "is used; of a camera or a URL late frames are dropped, so that what is shown is what happens. Ctrl-C ends it and keeps "
-    "what was written"
+    "The video is a file, a camera index, or a URL such as rtsp://...; the default is camera 0. All frames of a file are "
+    "processed; late frames of a camera or a URL are dropped, so that the output stays live. Ctrl-C stops and keeps what has "
+    "been written"
 )
 COMMANDS = (
     Command(
         "detector demo", ("x.data", "x.cfg", "x.weights", "[video]"),
-        "Find objects in a video, a camera or a stream", demo, FLAGS, MORE,
+        "Detect objects in a video, a camera or a stream", demo, FLAGS, MORE,
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`detector test` and `detect`: find objects in images."""
+"""`detector test` and `detect`: detect objects in images."""
 
 from __future__ import annotations
 
@@ -16,99 +16,107 @@ from . import fail, formats, inputs, results
 from .arguments import Command, Flag
 from .outputs import writable, write
 
-PICTURE = "predictions.jpg"
+ANNOTATED_IMAGE = "predictions.jpg"
 
 
 def test(args: Any) -> int:
-    """Find objects with the names of a .data file."""
-    data, cfg, weights, *images = args.words
+    """Detect objects, with the class names of a .data file."""
+    data, cfg, weights, *images = args.positionals
     names = inputs.data_file(data).names_path()
     return run(args, cfg, weights, names, images)
 
 
 def detect(args: Any) -> int:
-    """Find objects with the names of COCO."""
-    cfg, weights, *images = args.words
+    """Detect objects, with COCO's class names."""
+    cfg, weights, *images = args.positionals
     names = inputs.data_file("coco").names_path()
     return run(args, cfg, weights, names, images)
 
 
 def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
-    """Find objects in each image; print, draw and write what was asked for. An image that cannot be read is passed over."""
+    """Detect objects in each image; print, draw and write the requested results. Unreadable images are skipped."""
     out = writable(args.out) if args.out else None
     file = inputs.weights_file(weights)
-    with inputs.waiting(f"Loading {weights}"):
+    with inputs.spinner(f"Loading {weights}"):
         detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
-    more = results.asked(args)
-    written: list[str] = []
+    writers = results.requested(args)
+    entries: list[str] = []
     code = 0
-    for number, path in enumerate(inputs.images(images), 1):
+    for number, path in enumerate(inputs.image_paths(images), 1):
         try:
-            found, picture = look(detector, path, args)
+            scored, img = detect_one(detector, path, args)
         except ImageError as e:
             code = fail(str(e))
             continue
-        for line in formats.lines(found, detector.names, args.thresh, args.ext_output):
+        for line in formats.text_lines(scored, detector.names, args.thresh, args.ext_output):
             print(line)
-        image.write(PICTURE, image.draw(picture, formats.marks(found, detector.names, args.thresh), detector.names))
+        image.write(
+            ANNOTATED_IMAGE,
+            image.draw(img, formats.labelled_boxes(scored, detector.names, args.thresh), detector.names),
+        )
         if out:
-            written.append(formats.json_image(number, path, found, detector.names))
+            entries.append(formats.json_image(number, path, scored, detector.names))
         if args.save_labels:
-            write(label_path(path), formats.label_lines(found, detector.names, args.thresh))
-        for result in more:
-            result.add(path, picture, found, detector.to_detections(found))
-    for result in more:
-        result.end()
-    if out and written:
-        write(out, formats.json_file(written))
+            write(label_path(path), formats.label_lines(scored, detector.names, args.thresh))
+        for writer in writers:
+            writer.add(path, img, scored, detector.to_detections(scored))
+    for writer in writers:
+        writer.close()
+    if out and entries:
+        write(out, formats.json_file(entries))
     return code
 
 
-def look(detector: Detector, path: str, args: Any) -> tuple[ScoredBoxes, image.Image]:
-    """Find objects in one image and print how long the network took."""
-    picture = image.read(path, detector.network.channels)
+def detect_one(detector: Detector, path: str, args: Any) -> tuple[ScoredBoxes, image.Image]:
+    """Detect objects in one image and print the inference time."""
+    img = image.read(path, detector.network.channels)
     if args.tiles:
         begin = time.perf_counter()
-        found = tiles.detect_boxes(detector, picture, args.thresh, args.nms)
+        scored = tiles.detect_boxes(detector, img, args.thresh, args.nms)
         print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
-        return found, picture
-    x = detector.upload([picture])
+        return scored, img
+    x = detector.upload([img])
     begin = time.perf_counter()
     rows = detector.infer(x, args.thresh)
-    taken = time.perf_counter() - begin
-    print(f"{path}: Predicted in {1000 * taken:f} milli-seconds.")
-    return detector.postprocess(rows[:, 1:], picture, args.nms), picture
+    seconds = time.perf_counter() - begin
+    print(f"{path}: Predicted in {1000 * seconds:f} milli-seconds.")
+    return detector.postprocess(rows[:, 1:], img, args.nms), img
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:
-    """Return the flags of both commands, which differ in one default."""
+    """Return the flags of these commands, which differ only in the default threshold."""
     return (
-        Flag("thresh", float, thresh, "Show what is more certain than this, 0 to 1"),
-        Flag("nms", float, 0.45, "Of two boxes of one class that overlap more, drop one; 0 keeps both"),
-        Flag("ext_output", bool, False, "Print coordinates, in pixels"),
+        Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1"),
+        Flag("nms", float, 0.45, "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all"),
+        Flag("ext_output", bool, False, "Print coordinates in pixels"),
         Flag("out", str, None, "Write all results to this JSON file"),
-        Flag("save_labels", bool, False, "Write each image's boxes to a label file beside it"),
+        Flag("save_labels", bool, False, "Write each image's boxes to a label file next to it"),
         *results.FLAGS,
-        Flag("tiles", bool, False, "Look also at each part of the network's size, for small objects in large images"),
-        Flag("letter_box", bool, False, "Keep the image's proportions instead of stretching it"),
+        Flag(
+            "tiles",
+            bool,
+            False,
+            "Also process the image in tiles of the network's input size, to find small objects",
+        ),
+        Flag("letter_box", bool, False, "Keep the image's aspect ratio instead of stretching it"),
         inputs.BACKEND,
         inputs.GPU,
         Flag("dont_show", bool, False, "Accepted; no window is opened"),
-        Flag("hier", float, 0.5, "Accepted; it changes nothing, as in Darknet"),
+        Flag("hier", float, 0.5, "Accepted; has no effect, as in Darknet"),
     )
 
 
 MORE = (
-    f"Prints what it finds, as Darknet does, and draws it in {PICTURE}. Without an image, paths are read from standard input, "
-    "one a line"
+    f"Prints the detections as Darknet does and draws them in {ANNOTATED_IMAGE}. Without an image, paths are read from "
+    "standard input, one per line"
 )
 COMMANDS = (
     Command(
         "detector test", ("x.data", "x.cfg", "x.weights", "[image ...]"),
-        "Find objects in images", test, flags(0.25), MORE,
+        "Detect objects in images", test, flags(0.25), MORE,
     ),
     Command(
         "detect", ("x.cfg", "x.weights", "[image ...]"),
-        "Find objects of COCO's 80 classes in images", detect, flags(0.24), MORE,
+        "Detect objects of COCO's 80 classes in images", detect, flags(0.24), MORE,
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`demo`: the network that ships with its weights finds digits in a picture, or in yours, without any download."""
+"""`demo`: detect digits in the bundled image, or in yours, with the bundled network. Needs no download."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from .arguments import Command
 
 
 def demo(args: Any) -> int:
-    """Find handwritten digits in images, or in the one that ships; say where the drawn picture is."""
-    images = args.words or [str(resources.find("digits", ".jpg"))]
+    """Detect handwritten digits in images, or in the bundled one; print where the annotated image is."""
+    images = args.positionals or [str(resources.find("digits", ".jpg"))]
     names, weights = resources.find("digits", ".names"), resources.find("digits", ".weights")
     code = detector.run(args, "digits", str(weights), names, images)
     if code == 0:
-        print(f"The picture with its boxes: {Path(detector.PICTURE).resolve()}")
+        print(f"annotated image: {Path(detector.ANNOTATED_IMAGE).resolve()}")
     return code
 
 
 MORE = (
-    "The network was trained by examples/digits.py on handwritten digits on photographs; docs/digits.md tells how well it"
-    " does. Without an image it looks at one that it was not trained on"
+    "The network was trained by examples/digits.py on handwritten digits pasted on photographs; docs/digits.md describes it"
+    " and its accuracy. Without an image it uses the bundled one, which is not in the training set"
 )
-COMMANDS = (Command("demo", ("[image ...]",), "Find digits, with all that ships", demo, detector.flags(0.25), MORE),)
+COMMANDS = (
+    Command("demo", ("[image ...]",), "Detect digits with the bundled network", demo, detector.flags(0.25), MORE),
+)

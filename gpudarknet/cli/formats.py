@@ -1,4 +1,4 @@
-"""Detections in the forms that Darknet prints and writes (draw_detections_v3, detection_to_json, test_detector)."""
+"""Darknet's output formats: text lines, JSON, label files (draw_detections_v3, detection_to_json, test_detector)."""
 
 from __future__ import annotations
 
@@ -10,81 +10,83 @@ import numpy as np
 
 from ..detector import HIDDEN_PREFIX, Detection, ScoredBoxes
 
-JSON_THRESH = 0.005  # Darknet's own, whatever -thresh says
+JSON_THRESH = 0.005  # fixed in Darknet, independent of -thresh
 
 
-def best(found: ScoredBoxes, names: Sequence[str], thresh: float, hidden: bool = False) -> list[tuple[int, int]]:
-    """Return (row, best class) of the boxes that have a class above thresh; a hidden class is best only if `hidden`."""
-    shown = np.array([hidden or not name.startswith(HIDDEN_PREFIX) for name in names[: found.probs.shape[1]]], bool)
-    probs = np.where(shown, found.probs, 0)
+def best_classes(
+    scored: ScoredBoxes, names: Sequence[str], thresh: float, hidden: bool = False
+) -> list[tuple[int, int]]:
+    """Return (row, best class) of the boxes with a class above thresh; hidden classes count only if `hidden`."""
+    shown = np.array([hidden or not name.startswith(HIDDEN_PREFIX) for name in names[: scored.probs.shape[1]]], bool)
+    probs = np.where(shown, scored.probs, 0)
     return [(i, int(p.argmax())) for i, p in enumerate(probs) if p.size and p.max() > thresh]
 
 
-def also(found: ScoredBoxes, row: int, first: int, thresh: float) -> list[int]:
-    """Return the other classes of a box above thresh, in class order."""
-    return [int(c) for c in np.flatnonzero(found.probs[row] > thresh) if c != first]
+def other_classes(scored: ScoredBoxes, row: int, first: int, thresh: float) -> list[int]:
+    """Return a box's other classes above thresh, in class order."""
+    return [int(c) for c in np.flatnonzero(scored.probs[row] > thresh) if c != first]
 
 
-def lines(found: ScoredBoxes, names: Sequence[str], thresh: float, ext_output: bool) -> Iterator[str]:
-    """Yield a line for each box's best class and then one for each of its other classes, boxes from left to right."""
-    chosen = best(found, names, thresh)
-    chosen.sort(key=lambda item: found.boxes[item[0], 0] - found.boxes[item[0], 2] / 2)
-    for row, first in chosen:
-        place = "\t" + pixels(found, row) if ext_output else ""
-        for c in (first, *also(found, row, first, thresh)):
-            yield f"{names[c]}: {found.probs[row, c] * 100:.0f}%{place}"
+def text_lines(scored: ScoredBoxes, names: Sequence[str], thresh: float, ext_output: bool) -> Iterator[str]:
+    """Yield one line per box and class, the best class first, boxes from left to right."""
+    best = best_classes(scored, names, thresh)
+    best.sort(key=lambda item: scored.boxes[item[0], 0] - scored.boxes[item[0], 2] / 2)
+    for row, first in best:
+        coordinates = "\t" + pixel_box(scored, row) if ext_output else ""
+        for c in (first, *other_classes(scored, row, first, thresh)):
+            yield f"{names[c]}: {scored.probs[row, c] * 100:.0f}%{coordinates}"
 
 
-def pixels(found: ScoredBoxes, row: int) -> str:
-    """Return a box as -ext_output shows it: rounded pixels, not clipped to the image."""
-    x, y, w, h = found.boxes[row].tolist()
-    W, H = found.width, found.height
+def pixel_box(scored: ScoredBoxes, row: int) -> str:
+    """Format a box for -ext_output: in rounded pixels, not clipped to the image."""
+    x, y, w, h = scored.boxes[row].tolist()
+    W, H = scored.width, scored.height
     values = [half_up(v) for v in ((x - w / 2) * W, (y - h / 2) * H, w * W, h * H)]
     return "(left_x: {:4.0f}   top_y: {:4.0f}   width: {:4.0f}   height: {:4.0f})".format(*values)
 
 
 def half_up(value: float) -> float:
-    """Round half away from zero, as C does."""
+    """Round half away from zero, as in C."""
     return math.copysign(math.floor(abs(value) + 0.5), value)
 
 
-def marks(found: ScoredBoxes, names: Sequence[str], thresh: float) -> list[Detection]:
-    """Return what to draw: one mark a box, labelled with its best class and then its others."""
+def labelled_boxes(scored: ScoredBoxes, names: Sequence[str], thresh: float) -> list[Detection]:
+    """Return the boxes to draw, each labelled with its best class, then its other classes."""
     drawn = []
-    for row, first in best(found, names, thresh):
-        label = ", ".join(names[c] for c in (first, *also(found, row, first, thresh)))
-        x, y, w, h = found.boxes[row].tolist()
-        W, H = found.width, found.height
+    for row, first in best_classes(scored, names, thresh):
+        label = ", ".join(names[c] for c in (first, *other_classes(scored, row, first, thresh)))
+        x, y, w, h = scored.boxes[row].tolist()
+        W, H = scored.width, scored.height
         box = ((x - w / 2) * W, (y - h / 2) * H, w * W, h * H)
-        drawn.append(Detection(label, first, float(found.probs[row, first]), box, (x, y, w, h)))
+        drawn.append(Detection(label, first, float(scored.probs[row, first]), box, (x, y, w, h)))
     return drawn
 
 
-def json_image(frame: int, path: str, found: ScoredBoxes, names: Sequence[str]) -> str:
-    """Return an image's part of the JSON file. Unlike Darknet's, names and paths with quotes or backslashes are valid JSON."""
+def json_image(frame: int, path: str, scored: ScoredBoxes, names: Sequence[str]) -> str:
+    """Return an image's entry in the JSON file. Unlike in Darknet, quotes and backslashes in names and paths are escaped."""
     objects = []
-    for row, c in zip(*np.nonzero(found.probs > JSON_THRESH), strict=True):
+    for row, c in zip(*np.nonzero(scored.probs > JSON_THRESH), strict=True):
         if not names[c].startswith(HIDDEN_PREFIX):
-            x, y, w, h = found.boxes[row].tolist()
+            x, y, w, h = scored.boxes[row].tolist()
             objects.append(
-                f'  {{"class_id":{c}, "name":{quoted(names[c])}, "relative_coordinates":{{"center_x":{x:f}, "center_y":{y:f},'
-                f' "width":{w:f}, "height":{h:f}}}, "confidence":{found.probs[row, c]:f}}}'
+                f'  {{"class_id":{c}, "name":{json_string(names[c])}, "relative_coordinates":{{"center_x":{x:f},'
+                f' "center_y":{y:f}, "width":{w:f}, "height":{h:f}}}, "confidence":{scored.probs[row, c]:f}}}'
             )
     body = ", \n".join(objects)
-    return f'{{\n "frame_id":{frame}, \n "filename":{quoted(path)}, \n "objects": [ \n{body}\n ] \n}}'
+    return f'{{\n "frame_id":{frame}, \n "filename":{json_string(path)}, \n "objects": [ \n{body}\n ] \n}}'
 
 
 def json_file(images: Sequence[str]) -> str:
-    """Return the whole JSON file, of the images' parts."""
+    """Return the complete JSON file from the images' entries."""
     return "[\n" + ", \n".join(images) + "\n]"
 
 
-def quoted(text: str) -> str:
+def json_string(text: str) -> str:
     """Return text as a JSON string."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def label_lines(found: ScoredBoxes, names: Sequence[str], thresh: float) -> str:
-    """Return a label file: `class x y w h` for each box's best class, as parts of the image."""
-    rows = ((c, *found.boxes[row].tolist()) for row, c in best(found, names, thresh, hidden=True))
+def label_lines(scored: ScoredBoxes, names: Sequence[str], thresh: float) -> str:
+    """Return a label file: `class x y w h` for each box's best class, relative to the image."""
+    rows = ((c, *scored.boxes[row].tolist()) for row, c in best_classes(scored, names, thresh, hidden=True))
     return "".join(f"{c} {x:2.4f} {y:2.4f} {w:2.4f} {h:2.4f}\n" for c, x, y, w, h in rows)

@@ -1,4 +1,4 @@
-"""Help, laid out with rich."""
+"""Help pages, formatted with rich."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.table import Table
 from .arguments import Command
 
 INTRO = "Run and train Darknet (YOLO) networks."
-HINT = "A cfg, .data or weights argument is a path, or the name of a shipped file or published network, such as yolov4-tiny."
+HINT = "A cfg, .data or weights argument is a path, or the name of a bundled file or pretrained network, such as yolov4-tiny."
 
 
 def overview(commands: Sequence[Command]) -> None:
-    """Print all commands with what they do."""
+    """Print all commands with their short help."""
     table = columns()
     for command in commands:
         table.add_row(f"[bold]{command.name}[/]", command.help)
@@ -23,11 +23,11 @@ def overview(commands: Sequence[Command]) -> None:
     screen = Console(highlight=False)
     screen.print(f"{INTRO}\n\n[bold]gpudarknet[/] COMMAND ...\n")
     screen.print(table)
-    screen.print(f"\n{HINT}\n[bold]gpudarknet COMMAND --help[/] explains a command and its flags.")
+    screen.print(f"\n{HINT}\n[bold]gpudarknet COMMAND --help[/] shows a command's flags.")
 
 
 def page(command: Command) -> None:
-    """Print what a command does, how it is typed, and its flags with their defaults."""
+    """Print a command's usage, help text and flags with their defaults."""
     screen = Console(highlight=False)
     screen.print(f"[bold]{escape(command.usage)}[/]\n\n{command.help}. {command.more}".rstrip(". ") + ".")
     if not command.flags:
@@ -37,12 +37,12 @@ def page(command: Command) -> None:
         value = "" if flag.kind is bool else {int: "N", float: "X", str: "TEXT"}[flag.kind]
         default = f" [dim](default {flag.default})[/]" if flag.default not in (None, False, "") else ""
         table.add_row(f"[bold]-{flag.name}[/] {value}", flag.help + default)
-    screen.print("\nFlags may stand anywhere, with one dash or two.")
+    screen.print("\nFlags may appear anywhere, with one dash or two.")
     screen.print(table)
 
 
 def columns() -> Table:
-    """Return a table without lines, whose first column keeps its width."""
+    """Return a table without borders, whose first column does not wrap."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     table.add_column(no_wrap=True)
     return table

@@ -1,20 +1,19 @@
-"""`info`: what this machine offers, and why the GPU is or is not used."""
+"""`info`: what this machine has, and why the GPU is or is not used."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .. import __version__, backend
+from ..io import download, resources
 from .arguments import Command
 
 
 def info(args: Any) -> None:
-    """Print versions, backend, GPU, BLAS, threads and places."""
+    """Print versions, backend, GPU, BLAS, threads and folders."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
-
-    from .. import __version__, backend
-    from ..io import download, resources
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = [
@@ -23,8 +22,8 @@ def info(args: Any) -> None:
         ("cfg", str(resources.folder())),
         ("cache", str(download.cache_dir())),
     ]
-    for what, value in rows:
-        table.add_row(f"[bold]{escape(what)}[/]", escape(value))
+    for name, value in rows:
+        table.add_row(f"[bold]{escape(name)}[/]", escape(value))
     Console(highlight=False).print(table)
 
 

@@ -1,4 +1,4 @@
-"""What several commands are given: files by path or name, a backend, images by argument or one a line on standard input."""
+"""Inputs of commands: files by path or bundled name, the backend, images; progress bars while they are processed."""
 
 from __future__ import annotations
 
@@ -6,44 +6,42 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import backend as backends
 from ..backend import Backend
+from ..data import Faults
 from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
 from ..io import download, resources
-from . import tell
+from . import eprint
 from .arguments import Flag
 
-if TYPE_CHECKING:
-    from ..data import Faults
-
 BACKEND = Flag(
-    "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy where there is a GPU, else numpy"
+    "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy if a GPU is available, else numpy"
 )
-GPU = Flag("i", int, 0, "Number of the GPU; -1 means none")
+GPU = Flag("i", int, 0, "Index of the GPU; -1 uses the CPU")
 
 
-def data_file(word: str) -> DataFile:
-    """Read a .data file, by path or shipped name."""
-    return DataFile.read(resources.find(word, ".data"))
+def data_file(name: str) -> DataFile:
+    """Read a .data file, given by path or bundled name."""
+    return DataFile.read(resources.find(name, ".data"))
 
 
-def weights_file(word: str) -> Path:
-    """Return the weights that a user means: a path, a shipped name, or a published one, which is fetched on first use."""
-    path = resources.find(word, ".weights")
+def weights_file(name: str) -> Path:
+    """Return the path of weights given by path, bundled name or pretrained name; the latter are downloaded on first use."""
+    path = resources.find(name, ".weights")
     if path.is_file():
         return path
-    if word in download.PRETRAINED:
-        return fetched(word)
+    if name in download.PRETRAINED:
+        return download_weights(name)
     if path.suffix == ".weights" and path.stem in download.PRETRAINED:
-        raise WeightsError(f"{word}: is not there; `gpudarknet weights {path.stem}` fetches it, then write {path.stem}")
+        raise WeightsError(f"{name}: no such file; use the name {path.stem}, which downloads it on first use")
     return path
 
 
-def fetched(name: str) -> Path:
-    """Return the path of published weights; show progress while they are fetched."""
+def download_weights(name: str) -> Path:
+    """Return the path of pretrained weights; show progress while they are downloaded."""
     if not sys.stderr.isatty():
         return download.weights(name)
     from rich.console import Console
@@ -55,19 +53,21 @@ def fetched(name: str) -> Path:
         return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
 
 
-def tell_faults(faults: Faults) -> None:
-    """Say how many images and labels could not be used, and where they are listed."""
-    for found, what, file in (
+def warn_bad_samples(faults: Faults) -> None:
+    """Warn how many images and labels could not be used, and where they are listed."""
+    for samples, singular, file in (
         (faults.images, "image cannot be read", "bad.list"), (faults.labels, "label is wrong or missing", "bad_label.list")
     ):  # fmt: skip
-        if found:
-            many = what.replace("image", "images").replace("label is", "labels are")
-            tell("warning", f"{len(found)} {what if len(found) == 1 else many}; {file} says which and why")
+        if samples:
+            plural = singular.replace("image", "images").replace("label is", "labels are")
+            eprint(
+                "warning", f"{len(samples)} {singular if len(samples) == 1 else plural}; listed with reasons in {file}"
+            )
 
 
 @contextmanager
-def counting(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are done, where a person looks on."""
+def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many images are done, if stderr is a terminal. Yields the function to call with that number."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return
@@ -80,7 +80,7 @@ def counting(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def get_backend(args: Any) -> Backend:
-    """Return the backend that -backend and -i ask for, with its GPU made the current one."""
+    """Return the backend selected by -backend and -i, and make its GPU current."""
     if args.i < 0:
         return backends.get("numpy")
     be = backends.get(args.backend)
@@ -92,10 +92,10 @@ def get_backend(args: Any) -> Backend:
     return be
 
 
-def images(words: Sequence[str]) -> Iterator[str]:
-    """Yield paths of images: the words, or where there are none, the lines of standard input, each asked for."""
-    if words:
-        yield from words
+def image_paths(paths: Sequence[str]) -> Iterator[str]:
+    """Yield image paths: the given ones or, if there are none, lines of standard input, with a prompt for each."""
+    if paths:
+        yield from paths
         return
     while True:
         print("Enter Image Path: ", end="", flush=True)
@@ -107,8 +107,8 @@ def images(words: Sequence[str]) -> Iterator[str]:
             yield line.strip("\r\n")
 
 
-def waiting(text: str) -> AbstractContextManager[Any]:
-    """Show that something takes long, where a person looks on."""
+def spinner(text: str) -> AbstractContextManager[Any]:
+    """Show a spinner during a slow operation, if stderr is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console

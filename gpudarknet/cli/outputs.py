@@ -1,4 +1,4 @@
-"""What several commands write: text files, checked before anything is computed."""
+"""Output files: checked for writability before anything is computed, then written atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..io.atomic import atomic_write
 
 
 def writable(out: str) -> Path:
-    """Return the path of a result. Raises DataError where it could not be written in the end."""
+    """Return an output path. Raises DataError if it cannot be written."""
     path = Path(out)
     if path.is_dir() or not path.parent.is_dir():
         raise DataError(f"{out}: cannot be written; use a file in an existing folder")
@@ -17,7 +17,7 @@ def writable(out: str) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises DataError."""
+    """Write a text file atomically. Raises DataError."""
     try:
         with atomic_write(path) as tmp:
             tmp.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")

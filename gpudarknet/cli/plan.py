@@ -8,25 +8,25 @@ from typing import Any
 from .. import backend as backends
 from ..backend import Backend
 from ..io import resources
+from ..network import load_network
+from ..plan import compile, cpu, cuda
+from ..plan.cuda import dry_run
+from ..plan.tuning import load_tuning, save_tuning
 from . import inputs
 from .arguments import Command, Flag, UsageError
 
 
 def plan(args: Any) -> None:
-    """Print the plan that the backend runs: steps, what is fused into them, memory; with -tune, measure first."""
-    from ..network import load_network
-    from ..plan import compile, cpu, cuda
-    from ..plan.tuning import load_tuning
-
+    """Print the compiled plan: steps, what is fused into them, memory. With -tune, benchmark the algorithms first."""
     if args.batch < 1:
-        raise UsageError(f"plan: -batch is a number of images from 1 on, found {args.batch}")
+        raise UsageError(f"plan: -batch must be at least 1, got {args.batch}")
     if args.precision not in ("fp32", "tf32", "fp16"):
         raise UsageError(f"plan: unknown precision '{args.precision}'; choose fp32, tf32 or fp16")
     size = {key: value for key in ("width", "height") if (value := getattr(args, key)) is not None}
     be, why = device(args)
     if why and args.tune:
-        raise UsageError(f"plan: -tune measures, and there is no GPU: {why}")
-    net = load_network(resources.bundled_cfg(args.words[0]), backend=be, batch=args.batch, **size)
+        raise UsageError(f"plan: -tune needs the GPU: {why}")
+    net = load_network(resources.bundled_cfg(args.positionals[0]), backend=be, batch=args.batch, **size)
     compiled = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
     if be.executor != "cuda":
         name = cpu.autotune.device_name()
@@ -46,9 +46,7 @@ def plan(args: Any) -> None:
 
 
 def device(args: Any) -> tuple[Backend, str]:
-    """Return the backend that -device or else -backend asks for, and why it cannot run if it is a GPU that is not there."""
-    from ..plan.cuda import dry_run
-
+    """Return the backend selected by -device or -backend, and why it cannot run if it needs a GPU that is missing."""
     if args.device not in (None, "cpu", "gpu"):
         raise UsageError(f"plan: unknown device '{args.device}'; choose cpu or gpu")
     if args.device == "cpu":
@@ -63,8 +61,6 @@ def device(args: Any) -> tuple[Backend, str]:
 
 def store(results: Iterable[tuple[str, str, dict[str, float]]], device: str) -> None:
     """Print measurements as they are made, (key, fastest, seconds by algorithm), and store the fastest in the tuning file."""
-    from ..plan.tuning import save_tuning
-
     algorithms = {}
     for key, algorithms[key], times in results:
         listed = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
@@ -76,19 +72,19 @@ COMMANDS = (
     Command(
         "plan",
         ("x.cfg",),
-        "Print a network's compiled plan: steps, what is fused, memory",
+        "Print a network's compiled plan: steps, fusions, memory",
         plan,
         (
-            Flag("width", int, None, "pixels; default: the cfg's"),
-            Flag("height", int, None, "pixels; default: the cfg's"),
-            Flag("batch", int, 1, "images at a time"),
+            Flag("width", int, None, "Width of the input in pixels; default: the cfg's"),
+            Flag("height", int, None, "Height of the input in pixels; default: the cfg's"),
+            Flag("batch", int, 1, "Batch size"),
             Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
-            Flag("tune", bool, False, "measure the convolution algorithms first, and store the fastest"),
+            Flag("tune", bool, False, "Benchmark the convolution algorithms first, and store the fastest"),
             Flag(
                 "device",
                 str,
                 None,
-                "cpu or gpu: whose plan; without a GPU, gpu shows what it would be. Default: the backend's",
+                "cpu or gpu; gpu without a GPU shows the plan as it would be. Default: the backend's",
             ),
             inputs.BACKEND,
             inputs.GPU,

@@ -1,4 +1,4 @@
-"""`weights`: list and fetch published weights."""
+"""`weights`: list and download pretrained weights."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any
 
 from ..io import download
 from .arguments import Command
-from .inputs import fetched
+from .inputs import download_weights
 
 
 def weights(args: Any) -> None:
-    """Fetch the named weights and print their paths, or list all."""
-    if not args.words:
+    """Download the named weights and print their paths, or list all."""
+    if not args.positionals:
         show()
-    for name in args.words:
-        path = fetched(name)
+    for name in args.positionals:
+        path = download_weights(name)
         print(path, flush=True)
         if download.PRETRAINED[path.stem].sha256 is None:
             print(
-                f"{path.name}: its size is right; nobody published a sha256 to check it by. It has {download.sha256(path)}",
+                f"{path.name}: only its size was verified, no sha256 is published; its sha256 is {download.sha256(path)}",
                 file=sys.stderr,
             )
 
 
 def show() -> None:
-    """Print the published weights: size, source, what they are checked by, and whether they are in the cache."""
+    """Print the pretrained weights: size, source, how they are verified, and whether they are cached."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", "MB", "checked by", "cached", "published as", box=None, header_style="bold")
-    for name, published in download.PRETRAINED.items():
-        there = "yes" if download.cached_path(name).is_file() else ""
-        source = published.source.removeprefix("https://").split("/releases/")[0].split("/media/")[0]
+    table = Table("network", "MB", "verified by", "cached", "source", box=None, header_style="bold")
+    for name, pretrained in download.PRETRAINED.items():
+        cached = "yes" if download.cached_path(name).is_file() else ""
+        source = pretrained.source.removeprefix("https://").split("/releases/")[0].split("/media/")[0]
         table.add_row(
-            name, f"{4 * published.elements / 1e6:.0f}", "sha256" if published.sha256 else "size", there, source
+            name, f"{4 * pretrained.elements / 1e6:.0f}", "sha256" if pretrained.sha256 else "size", cached, source
         )
-    screen = Console(highlight=False)
-    screen.print(table)
-    screen.print(f"\nThe cache is {download.cache_dir()}; {download.CACHE_VARIABLE} names another.")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\nCache: {download.cache_dir()}; set {download.CACHE_VARIABLE} to change it.")
 
 
-MORE = "Prints the path of each file; without a name, lists what is published, and what is in the cache"
-COMMANDS = (Command("weights", ("[name ...]",), "Fetch published weights", weights, more=MORE),)
+MORE = "Prints the path of each file; without a name, lists all pretrained weights and whether they are cached"
+COMMANDS = (Command("weights", ("[name ...]",), "Download pretrained weights", weights, more=MORE),)
