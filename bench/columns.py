@@ -1,4 +1,4 @@
-"""What the report works out of records: efficiencies, the rule's FPS, and how they compare with this CPU."""
+"""Columns that the report derives from records: efficiencies, the FPS that the rule predicts, and the ratio to this CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table "GPU FPS vs CPU GFLOPS estimates". None: not known here.
+    """One row of the table "GPU FPS vs CPU GFLOPS estimates". None: unknown.
 
     peak, of_peak, rule, of_rule, per_gflops are ranges (low, high), as the peak is. gemm in GFLOP/s; equivalent: the
-    single-precision GFLOPS that a CPU would need for this FPS by the rule; cores: how many cores of this machine that is;
-    times: FPS against the fastest of our CPU engines here, same network and size.
+    single-precision GFLOPS that a CPU needs for this FPS by the rule; cores: the same in cores of this machine;
+    times: FPS relative to our fastest CPU engine here, for the same network and size.
     """
 
     result: Record
@@ -36,7 +36,7 @@ class Row:
 
 
 def peak_of(device: Record, precision: str) -> Range | None:
-    """Return the device's peak GFLOPS as (low, high); a gemm that was faster moves what it disproves."""
+    """Return the device's peak GFLOPS as (low, high), each raised to the measured gemm if that was faster."""
     span = device["peak_gflops"].get(precision)
     if not span:
         return None
@@ -45,22 +45,22 @@ def peak_of(device: Record, precision: str) -> Range | None:
 
 
 def rows(records: Sequence[Record], here: Record | None = None) -> list[Row]:
-    """Return a row for every result with numbers. `here` is the CPU to compare with, default the first one in records."""
+    """Return a row for every successful result. `here`: the CPU to compare with, by default the first one in records."""
     devices = {m["device"]: m for m in machines(records)}
     here = here or next((m for m in devices.values() if m["kind"] == "cpu"), None)
     best: dict[tuple[str, int, int], float] = {}
     for r in results(records):
         if here and r["device"] == here["device"] and r["engine"] in ("plan", "reference"):
-            place = r["network"], r["width"], r["height"]
-            best[place] = max(best.get(place, 0.0), r["fps"]["median"])
+            workload = r["network"], r["width"], r["height"]
+            best[workload] = max(best.get(workload, 0.0), r["fps"]["median"])
     return [row(r, devices[r["device"]], here, best) for r in results(records) if r["device"] in devices]
 
 
 def row(r: Record, device: Record, here: Record | None, best: dict[tuple[str, int, int], float]) -> Row:
-    """Work out one row."""
+    """Return one row."""
     fps, gflop = r["fps"]["median"], r["gflop"]
     achieved, gemm, peak = fps * gflop, device["gemm_gflops"].get(r["precision"]), peak_of(device, r["precision"])
-    promised = tuple(rule_of_thumb.fps(p, gflop) for p in peak) if peak else None
+    predicted = tuple(rule_of_thumb.fps(p, gflop) for p in peak) if peak else None
     per_core = peak_of(here, "fp32") if here else None
     equivalent, cpu = rule_of_thumb.equivalent(fps, gflop), best.get((r["network"], r["width"], r["height"]))
     return Row(
@@ -71,8 +71,8 @@ def row(r: Record, device: Record, here: Record | None, best: dict[tuple[str, in
         of_gemm=achieved / gemm if gemm else None,
         peak=peak,
         of_peak=(achieved / peak[1], achieved / peak[0]) if peak else None,
-        rule=promised,  # type: ignore[arg-type]
-        of_rule=(fps / promised[1], fps / promised[0]) if promised else None,
+        rule=predicted,  # type: ignore[arg-type]
+        of_rule=(fps / predicted[1], fps / predicted[0]) if predicted else None,
         per_gflops=(fps / peak[1], fps / peak[0]) if peak else None,
         equivalent=equivalent,
         cores=equivalent / per_core[1] * here["cores"] if per_core and here else None,

@@ -1,6 +1,6 @@
-"""Compare two runs: what changed beyond noise.
+"""Compare two runs and report changes beyond noise.
 
-A change counts where the medians differ by more than 3 % and the spreads (p10 to p90 of single calls) do not overlap.
+A change counts if the medians differ by more than 3 % and the interdecile ranges (p10 to p90 of single calls) do not overlap.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from .records import Record, machines, results
 from .tables import Grid, number, size
 
-FLOOR = 0.03
+MIN_CHANGE = 0.03
 KEY = ("network", "width", "height", "batch", "precision", "engine", "threads")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row that both runs have: ratio is after / before of FPS; verdict "faster", "slower" or "same"."""
+    """A result that both runs have: ratio of FPS, after / before; verdict "faster", "slower" or "same"."""
 
     before: Record
     after: Record
@@ -29,14 +29,14 @@ def change(before: Record, after: Record) -> Change:
     """Compare two results of one network, size and engine."""
     a, b = before["fps"], after["fps"]
     ratio = b["median"] / a["median"]
-    apart = b["p10"] > a["p90"] or b["p90"] < a["p10"]
-    if not apart or abs(ratio - 1) <= FLOOR:
+    disjoint = b["p10"] > a["p90"] or b["p90"] < a["p10"]
+    if not disjoint or abs(ratio - 1) <= MIN_CHANGE:
         return Change(before, after, ratio, "same")
     return Change(before, after, ratio, "faster" if ratio > 1 else "slower")
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> Grid:
-    """Make a table of all rows; under it, what may make the comparison unfair."""
+    """Return a table of all results; its notes say what may make the comparison unfair."""
     kinds = [{m["device"]: m["kind"] for m in machines(run)} for run in (before, after)]
     olds, news = (
         {(kind.get(r["device"]), *(r.get(k) for k in KEY)): r for r in results(run)}
@@ -50,17 +50,17 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Grid:
         if old is None:
             cells.append([*name, "–", number(new["fps"]["median"]), "–", "new"])
             continue
-        found = change(old, new)
-        verdicts.append(found.verdict)
+        row = change(old, new)
+        verdicts.append(row.verdict)
         cells.append(
-            [*name, number(old["fps"]["median"]), number(new["fps"]["median"]), f"{found.ratio:.3f}", found.verdict]
+            [*name, number(old["fps"]["median"]), number(new["fps"]["median"]), f"{row.ratio:.3f}", row.verdict]
         )
     for key, old in olds.items():
         if key not in news:
             name = [size(old), old["engine"], old["precision"], str(old["batch"])]
             cells.append([*name, number(old["fps"]["median"]), "–", "–", "gone"])
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("faster", "slower", "same"))
-    notes = [f"{counts}: the spreads p10–p90 overlap, or the medians differ by less than {FLOOR:.0%}"]
+    notes = [f"{counts}: p10–p90 overlap, or the medians differ by less than {MIN_CHANGE:.0%}"]
     if set(kinds[0]) != set(kinds[1]):
         notes.append(f"Different devices: {', '.join(sorted(kinds[0]))} before, {', '.join(sorted(kinds[1]))} after.")
     for when, run in (("before", before), ("after", after)):

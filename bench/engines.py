@@ -1,7 +1,7 @@
-"""What is compared: our engines, and peers where they are installed. Each opens a network and is then timed.
+"""The engines to compare: ours, and other frameworks if installed. Each opens a network, which is then timed.
 
-"open" includes all that is done once: reading, compiling, a first call. What is timed is the network alone: an input that
-lies ready in memory (on a GPU: on the device) to the outputs of its heads, without reading pictures and without boxes.
+Opening covers everything done once: reading, compiling, a first call. Only the network itself is timed: from an input in
+memory (on a GPU: in device memory) to the outputs of its heads, without image decoding and without box decoding.
 An engine that cannot run raises Unavailable with a sentence for the report.
 """
 
@@ -28,12 +28,12 @@ from .timing import Sample, measure
 
 
 class Unavailable(Exception):
-    """This engine cannot run this network here; the text says why."""
+    """This engine cannot run this network here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network on one engine: kind is "cpu" or "gpu"."""
+    """One network on one engine. kind: "cpu" or "gpu"."""
 
     engine: str
     cfg: str
@@ -46,25 +46,25 @@ class Job:
     kind: str = "cpu"
 
     def network(self, backend: str = "numpy") -> Network:
-        """Read the network."""
+        """Load the network."""
         return load_network(self.cfg, self.weights, backend, self.batch, self.width, self.height)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An open engine: `sample(seconds, fewest)` times calls; version and note go into the report."""
+class Session:
+    """An opened engine: `sample(seconds, min_calls)` times calls; version and note go into the report."""
 
     sample: Callable[[float, int], Sample]
     version: str = ""
     note: str = ""
 
 
-def timed(call: Callable[[], object], version: str = "", note: str = "") -> Ready:
-    """Make an engine of a function that runs the network once."""
-    return Ready(lambda seconds, fewest: measure(call, seconds, fewest), version, note)
+def session_of(call: Callable[[], object], version: str = "", note: str = "") -> Session:
+    """Return a session for a function that runs the network once."""
+    return Session(lambda seconds, min_calls: measure(call, seconds, min_calls), version, note)
 
 
-def ours(job: Job) -> Ready:
+def ours(job: Job) -> Session:
     """Open one of our engines: "plan" or "reference"."""
     from gpudarknet import __version__
 
@@ -74,27 +74,27 @@ def ours(job: Job) -> Ready:
         )
     network = job.network("cupy" if job.kind == "gpu" else "numpy")
     if job.kind == "gpu" and job.engine == "plan" and network.backend.cublas is None:
-        raise Unavailable("without cuBLAS the plan does not run on this GPU")
-    x: Any = network.backend.asarray(seeded.picture(network, job.batch))
-    finish = finisher(network)
+        raise Unavailable("the plan needs cuBLAS to run on this GPU")
+    x: Any = network.backend.asarray(seeded.network_input(network, job.batch))
+    synchronize = synchronizer(network)
 
     def call() -> None:
         network.predict(x, job.engine, job.precision)  # type: ignore[arg-type]
-        finish()
+        synchronize()
 
-    return timed(call, __version__)
+    return session_of(call, __version__)
 
 
-def finisher(network: Network) -> Callable[[], None]:
-    """Return a function that waits until the network's device has done what it was asked."""
+def synchronizer(network: Network) -> Callable[[], None]:
+    """Return a function that waits for the network's device to synchronize all work."""
     if network.backend.name == "cupy":
-        synchronize: Callable[[], None] = network.backend.xp.cuda.Device().synchronize
-        return synchronize
+        sync: Callable[[], None] = network.backend.xp.cuda.Device().synchronize
+        return sync
     return lambda: None
 
 
-def module(name: str, package: str) -> Any:
-    """Import a peer. Raises Unavailable, saying what would install it."""
+def import_framework(name: str, package: str) -> Any:
+    """Import another framework. Raises Unavailable, naming the package that provides it."""
     try:
         return importlib.import_module(name)
     except ImportError as e:
@@ -103,15 +103,15 @@ def module(name: str, package: str) -> Any:
         raise Unavailable(f"does not import: {e}") from None
 
 
-def only_cpu_fp32(job: Job) -> None:
-    """Raise Unavailable for what this peer is not run with here."""
+def require_cpu_fp32(job: Job) -> None:
+    """Raise Unavailable unless the job is on the CPU in fp32."""
     if job.kind != "cpu" or job.precision != "fp32":
-        raise Unavailable("compared on the CPU in fp32 only")
+        raise Unavailable("compared in fp32 on the CPU only")
 
 
-def exported(job: Job, folder: str) -> str:
-    """Write the network as ONNX; return the file's path. Raises Unavailable."""
-    module("onnx", "onnx")
+def export_onnx(job: Job, folder: str) -> str:
+    """Export the network as ONNX and return the file's path. Raises Unavailable."""
+    import_framework("onnx", "onnx")
     from gpudarknet.export import write_onnx
 
     path = Path(folder) / "network.onnx"
@@ -119,33 +119,33 @@ def exported(job: Job, folder: str) -> str:
     return str(path)
 
 
-def opencv(job: Job) -> Ready:
-    """Open OpenCV's DNN module: through its own Darknet reader (OpenCV 4), else through our ONNX export."""
-    only_cpu_fp32(job)
-    cv2 = module("cv2", "opencv-python")
+def opencv(job: Job) -> Session:
+    """Open OpenCV's DNN module, with its own Darknet reader (OpenCV 4) or from our ONNX export."""
+    require_cpu_fp32(job)
+    cv2 = import_framework("cv2", "opencv-python")
     cv2.setNumThreads(job.threads)
     reads = hasattr(cv2.dnn, "readNetFromDarknet")
     with tempfile.TemporaryDirectory() as folder:
         try:
             if reads:
-                net = cv2.dnn.readNetFromDarknet(sized_cfg(job, folder), job.weights)
+                net = cv2.dnn.readNetFromDarknet(resized_cfg(job, folder), job.weights)
             else:
-                net = cv2.dnn.readNetFromONNX(exported(job, folder))
+                net = cv2.dnn.readNetFromONNX(export_onnx(job, folder))
         except cv2.error as e:
-            raise Unavailable(f"OpenCV {cv2.__version__} does not read it: {line(e)}") from None
+            raise Unavailable(f"OpenCV {cv2.__version__} does not read it: {last_line(e)}") from None
         except Unavailable as e:
-            raise Unavailable(f"OpenCV {cv2.__version__} reads no Darknet files any more, and {e}") from None
-    x, names = seeded.picture(job.network(), job.batch), net.getUnconnectedOutLayersNames()
+            raise Unavailable(f"OpenCV {cv2.__version__} no longer reads Darknet files, and {e}") from None
+    x, names = seeded.network_input(job.network(), job.batch), net.getUnconnectedOutLayersNames()
 
     def call() -> None:
         net.setInput(x)
         net.forward(names)
 
-    return timed(call, cv2.__version__, "" if reads else "through ONNX")
+    return session_of(call, cv2.__version__, "" if reads else "from ONNX")
 
 
-def sized_cfg(job: Job, folder: str) -> str:
-    """Write the cfg with this job's size, for programs that read it themselves; return its path."""
+def resized_cfg(job: Job, folder: str) -> str:
+    """Write the cfg with this job's input size, for programs that read it themselves; return its path."""
     text = Path(job.cfg).read_text(encoding="utf-8")
     for key, value in (("width", job.width), ("height", job.height), ("batch", job.batch), ("subdivisions", 1)):
         text = re.sub(rf"^\s*{key}\s*=.*$", f"{key}={value}", text, count=1, flags=re.MULTILINE)
@@ -154,21 +154,21 @@ def sized_cfg(job: Job, folder: str) -> str:
     return str(path)
 
 
-def onnxruntime(job: Job) -> Ready:
+def onnxruntime(job: Job) -> Session:
     """Open ONNX Runtime on our ONNX export."""
-    only_cpu_fp32(job)
-    ort = module("onnxruntime", "onnxruntime")
+    require_cpu_fp32(job)
+    ort = import_framework("onnxruntime", "onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
     with tempfile.TemporaryDirectory() as folder:
-        session = ort.InferenceSession(exported(job, folder), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: seeded.picture(job.network(), job.batch)}
-    return timed(lambda: session.run(None, feed), ort.__version__)
+        session = ort.InferenceSession(export_onnx(job, folder), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: seeded.network_input(job.network(), job.batch)}
+    return session_of(lambda: session.run(None, feed), ort.__version__)
 
 
-def torch(job: Job) -> Ready:
-    """Open PyTorch on a module built from our layers, on the CPU or the GPU."""
-    torch = module("torch", "torch")
+def torch(job: Job) -> Session:
+    """Open PyTorch on a module built from our layers, on the CPU or a GPU."""
+    torch = import_framework("torch", "torch")
     if job.kind == "gpu" and not torch.cuda.is_available():
         raise Unavailable("this build of PyTorch sees no GPU")
     torch.set_num_threads(job.threads)
@@ -179,7 +179,7 @@ def torch(job: Job) -> Ready:
         forward = torch_network.build(network, torch, device, dtype)
     except NotImplementedError as e:
         raise Unavailable(str(e)) from None
-    x = torch_network.tensor(torch, seeded.picture(network, job.batch)).to(device, dtype)
+    x = torch_network.tensor(torch, seeded.network_input(network, job.batch)).to(device, dtype)
 
     def call() -> None:
         with torch.inference_mode():
@@ -187,49 +187,49 @@ def torch(job: Job) -> Ready:
         if job.kind == "gpu":
             torch.cuda.synchronize()
 
-    return timed(call, torch.__version__, "eager")
+    return session_of(call, torch.__version__, "eager")
 
 
-UNKNOWN_TO_2018 = re.compile(
+UNSUPPORTED_IN_2018 = re.compile(
     r"activation\s*=\s*(mish|swish|hard_mish)|groups\s*=\s*[2-9]|\[sort_shortcut\]|weights_type"
 )
 
 
-def darknet(job: Job) -> Ready:
+def darknet(job: Job) -> Session:
     """Open Debian's `darknet` (the original program as of 2018): its `speed` command with its own random weights.
 
-    The wall clock is the program's figure; CPU time is what its process used after it had listed the layers.
+    Wall-clock time is what the program prints; CPU time is what its process used after printing the layers.
     """
-    only_cpu_fp32(job)
+    require_cpu_fp32(job)
     program = shutil.which("darknet")
     if program is None:
         raise Unavailable("no `darknet` on the PATH; Debian and Ubuntu have it: apt install darknet")
     if job.batch != 1:
-        raise Unavailable("its speed command runs one picture at a time")
-    if found := UNKNOWN_TO_2018.search(Path(job.cfg).read_text(encoding="utf-8")):
-        raise Unavailable(f"the program of 2018 does not know {found.group(0)}")
+        raise Unavailable("its speed command runs one image at a time")
+    if unsupported := UNSUPPORTED_IN_2018.search(Path(job.cfg).read_text(encoding="utf-8")):
+        raise Unavailable(f"the program of 2018 does not know {unsupported[0]}")
     layers = len(job.network().nodes)
 
-    def sample(seconds: float, fewest: int) -> Sample:
-        found = Sample()
-        while len(found.wall) < fewest or sum(found.wall) < seconds:
-            found.add(darknet_once(program, job, layers))
-        return found
+    def sample(seconds: float, min_calls: int) -> Sample:
+        timings = Sample()
+        while len(timings.wall) < min_calls or sum(timings.wall) < seconds:
+            timings.add(darknet_once(program, job, layers))
+        return timings
 
-    return Ready(sample, "2018 (Debian)", "its own speed command and random weights")
+    return Session(sample, "2018 (Debian)", "its own speed command and random weights")
 
 
 def darknet_once(program: str, job: Job, layers: int) -> Sample:
-    """Run `darknet speed` on one picture; raise Unavailable if it prints no time."""
+    """Run `darknet speed` on one image. Raises Unavailable if it prints no time."""
     loaded, last = 0.0, ""
     with tempfile.TemporaryDirectory() as folder:
-        command, pipe = [program, "speed", sized_cfg(job, folder), "1"], subprocess.PIPE
+        command, pipe = [program, "speed", resized_cfg(job, folder), "1"], subprocess.PIPE
         with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
             assert process.stderr is not None and process.stdout is not None
             for text in process.stderr:
                 last = text.strip() or last
                 if re.match(rf"\s*{layers - 1} ", text):
-                    loaded = busy_seconds(process.pid)
+                    loaded = cpu_seconds(process.pid)
             printed, before = process.stdout.read(), os.times()
             process.wait()
             after = os.times()
@@ -240,8 +240,8 @@ def darknet_once(program: str, job: Job, layers: int) -> Sample:
     return Sample([float(time.group(1))], [max(whole - loaded, 0.0)])
 
 
-def busy_seconds(pid: int) -> float:
-    """Return the CPU seconds of a running process, 0 where /proc does not say."""
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a running process, 0 without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -249,12 +249,12 @@ def busy_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """Return the last line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
 
 
-ENGINES: dict[str, Callable[[Job], Ready]] = {
+ENGINES: dict[str, Callable[[Job], Session]] = {
     "plan": ours,
     "reference": ours,
     "opencv": opencv,
@@ -265,17 +265,17 @@ ENGINES: dict[str, Callable[[Job], Ready]] = {
 OURS = ("plan", "reference")
 
 
-def start(job: Job) -> Ready:
-    """Open an engine and run it once. Raises Unavailable for every reason that is the engine's own."""
+def start(job: Job) -> Session:
+    """Open an engine and run it once. Raises Unavailable if the engine itself cannot."""
     try:
-        ready = ENGINES[job.engine](job)
-        ready.sample(0.0, 1)
-        return ready
+        session = ENGINES[job.engine](job)
+        session.sample(0.0, 1)
+        return session
     except DarknetError as e:
-        raise Unavailable(line(e)) from None
+        raise Unavailable(last_line(e)) from None
     except MemoryError:
         raise Unavailable("out of memory") from None
     except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as e:
         if job.engine in OURS:
             raise
-        raise Unavailable(line(e)) from None
+        raise Unavailable(last_line(e)) from None

@@ -1,4 +1,4 @@
-"""Describe a GPU as `machine` describes a CPU: peaks from its properties, gemm and copy measured, per precision.
+"""Describe a GPU as `machine` describes a CPU: peaks from its properties, measured gemm and copy rates, by precision.
 
 CuPy is imported inside the functions that run on a device.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .timing import measure, spread
+from .timing import measure, quantiles
 
-# Multiply-adds a cycle and SM, dense, with float32 accumulation: CUDA cores, TF32 and fp16 tensor cores, by compute capability
-# (low, high): where two chips of one capability differ, desktop cards have the low one.
+# Multiply-adds per cycle and SM, dense, with float32 accumulation: CUDA cores, TF32 and fp16 tensor cores, by compute capability
+# (low, high): if two chips of one capability differ, desktop cards have the low value.
 Units = tuple[int, int]
 UNITS: dict[tuple[int, int], dict[str, Units]] = {
     (6, 0): {"fp32": (64, 64)},
@@ -28,8 +28,8 @@ UNITS: dict[tuple[int, int], dict[str, Units]] = {
 def peaks(properties: Mapping[str, Any], khz: int) -> dict[str, list[float]]:
     """Return the peak in GFLOPS for each precision as [low, high]: SMs x highest clock x multiply-adds x 2.
 
-    properties: what `cupy.cuda.runtime.getDeviceProperties` returns; khz: the clock, which CUDA 13 took out of them. An
-    unknown architecture or clock has no peak.
+    properties: what `cupy.cuda.runtime.getDeviceProperties` returns; khz: the clock, which CUDA 13 removed from
+    them. Unknown architectures and clocks have no peak.
     """
     units = UNITS.get((properties["major"], properties["minor"]), {}) if khz else {}
     per_unit = properties["multiProcessorCount"] * khz / 1e6 * 2
@@ -37,34 +37,34 @@ def peaks(properties: Mapping[str, Any], khz: int) -> dict[str, list[float]]:
 
 
 def describe(properties: Mapping[str, Any], khz: int) -> dict[str, object]:
-    """Describe a device as the fields of a "machine" record that need no measurement."""
-    name, found = properties["name"], peaks(properties, khz)
+    """Return the fields of a "machine" record that need no measurement."""
+    name, peak_gflops = properties["name"], peaks(properties, khz)
     return {
         "device": name.decode() if isinstance(name, bytes) else name,
         "kind": "gpu",
         "cores": properties["multiProcessorCount"],
         "clock_ghz": [round(khz / 1e6, 3)] * 2,
-        "peak_gflops": found,
+        "peak_gflops": peak_gflops,
         "peak_source": "SMs x highest clock x units"
-        if found
-        else "unknown: this architecture is not in the table, or its clock is not shown",
+        if peak_gflops
+        else "unknown: this architecture is not in the table, or its clock is not reported",
         "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
     }
 
 
-def measured(n: int = 8192, mib: int = 1024, seconds: float = 1.0) -> dict[str, object]:
-    """Measure this device: gemm of n x n in fp32 and fp16 in GFLOP/s, copy rate in GB/s (read plus written)."""
+def measure_rates(n: int = 8192, mib: int = 1024, seconds: float = 1.0) -> dict[str, object]:
+    """Measure this device: n x n gemm in fp32 and fp16 in GFLOP/s, copy rate in GB/s (read plus written)."""
     import cupy
 
-    finish = cupy.cuda.Device().synchronize
+    synchronize = cupy.cuda.Device().synchronize
 
     def rate(call: Any, work: float) -> float:
-        def whole() -> None:
+        def synchronized() -> None:
             call()
-            finish()
+            synchronize()
 
-        measure(whole, fewest=3)
-        return round(work / spread(measure(whole, seconds, 10).wall).median / 1e9, 1)
+        measure(synchronized, min_calls=3)
+        return round(work / quantiles(measure(synchronized, seconds, 10).wall).median / 1e9, 1)
 
     gemm = {}
     for kind, dtype in (("fp32", "float32"), ("fp16", "float16")):
@@ -76,5 +76,5 @@ def measured(n: int = 8192, mib: int = 1024, seconds: float = 1.0) -> dict[str, 
     y = cupy.empty_like(x)
     copy = rate(lambda x=x, y=y: cupy.copyto(y, x), 2 * x.nbytes)
     del x, y
-    cupy.get_default_memory_pool().free_all_blocks()  # the networks run in other processes, and want the memory
+    cupy.get_default_memory_pool().free_all_blocks()  # the networks run in other processes and need the memory
     return {"gemm_gflops": gemm, "copy_gb_s": copy}

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: tables and SVG plots, light and dark, for desk, phone and print."""
+"""The report as one self-contained HTML file: tables and SVG plots, light and dark, for desktop, phone and print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def page(records: Sequence[Record], gpus: Sequence[Record] = ()) -> str:
-    """Write the whole page."""
+    """Return the whole page."""
     known = machines(records)
     device = next((m for m in known if m["kind"] == "cpu"), known[0])
     drawings = [plots.speeds(records), plots.rule_plot([*records, *gpus])] if results(records) else []
@@ -23,18 +23,18 @@ def page(records: Sequence[Record], gpus: Sequence[Record] = ()) -> str:
         f"<h1>{escape(device['device'])}: FPS and GFLOPS</h1>",
         f'<p class="soft">{escape(origin(device))}</p>',
         facts(records, device),
-        doubts(device),
+        caveats(device),
         '<div class="plots">' + "".join(drawings) + "</div>",
         grid(tables.estimates(records, gpus), cards=True),
         grid(tables.speed(records), cards=True),
-        *(grid(tables.about(m), kind="about") for m in known),
+        *(grid(tables.describe(m), kind="about") for m in known),
         *(
             f'<div class="layers">{plots.layer_plot(records, g)}{grid(tables.slowest(records, g))}</div>'
             for g in layers(records)
         ),
-        "<h2>Method</h2><p>Every engine runs in a process of its own, kept to the same processors and threads; engines take "
-        "turns, so that a machine that changes its speed changes it for all. One call to warm up; then the wall clock and the "
-        "CPU time of each call. <code>gpudarknet bench</code> made this page; its numbers are in the .jsonl file beside it.</p>",
+        "<h2>Method</h2><p>Every engine runs in a separate process with the same processors and threads; engines are "
+        "interleaved, so that a change of the machine's speed affects all of them. After one warm-up call, wall-clock and CPU "
+        "time of each call are measured. <code>gpudarknet bench</code> made this page from the .jsonl file next to it.</p>",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     title = f"<title>gpudarknet bench: {escape(device['device'])}</title>"
@@ -43,15 +43,15 @@ def page(records: Sequence[Record], gpus: Sequence[Record] = ()) -> str:
 
 
 def origin(device: Record) -> str:
-    """Say which version measured, and when."""
+    """Return the version that was measured, and when."""
     when = device["date"].replace("T", " ").removesuffix("Z")
     return f"gpudarknet {device.get('version', '')}, commit {device.get('commit') or 'unknown'}, measured {when} UTC"
 
 
 def facts(records: Sequence[Record], device: Record) -> str:
-    """Show the few numbers that matter most."""
+    """Return the key figures."""
     peak, gemm = device["peak_gflops"].get("fp32"), device["gemm_gflops"].get("fp32")
-    shown = [(span(tuple(peak)) if peak else "–", "GFLOPS peak, worked out"), (number(gemm), "GFLOP/s gemm, measured"),
+    shown = [(span(tuple(peak)) if peak else "–", "GFLOPS peak, derived"), (number(gemm), "GFLOP/s gemm, measured"),
              (number(device.get("copy_gb_s")), "GB/s copied")]  # fmt: skip
     ours = [r for r in results(records) if r["engine"] in ("plan", "reference")]
     if ours:
@@ -59,21 +59,21 @@ def facts(records: Sequence[Record], device: Record) -> str:
         most = max(ours, key=lambda r: r["fps"]["median"] * r["gflop"])
         shown.append((f"{number(best['fps']['median'])} FPS", f"{size(best)}, {best['engine']}"))
         if gemm:
-            share = most["fps"]["median"] * most["gflop"] / gemm
-            shown.append((percent(share), f"of the gemm: {size(most)}, {most['engine']}"))
+            efficiency = most["fps"]["median"] * most["gflop"] / gemm
+            shown.append((percent(efficiency), f"of gemm: {size(most)}, {most['engine']}"))
     cells = "".join(
         f'<div class="fact"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in shown
     )
     return f'<div class="facts">{cells}</div>'
 
 
-def doubts(device: Record) -> str:
-    """Show what makes the numbers less certain."""
+def caveats(device: Record) -> str:
+    """Return what makes the measurements less reliable."""
     return "".join(f'<p class="flags">{escape(flag)}</p>' for flag in device.get("flags", []))
 
 
 def grid(table: Grid, cards: bool = False, kind: str = "") -> str:
-    """Write a table; with cards, a phone shows each row as a list of its cells."""
+    """Return a table; with cards, a phone shows each row as a list of its cells."""
     last = len(table.heads) - 1
 
     def word(k: int, cell: str = "") -> str:

@@ -1,6 +1,6 @@
-"""The plots of the report, as SVG without a library. Colours are classes and variables of the page's style sheet.
+"""The report's plots, as SVG without a library. Colours are classes and variables of the page's style sheet.
 
-A plot is 440 units wide, so that its letters can be read on a phone and two stand side by side on a desk.
+A plot is 440 units wide: readable on a phone, and two fit side by side on a desktop screen.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ from html import escape
 from . import published, rule_of_thumb
 from .columns import peak_of, rows
 from .records import Record, layers, machines, results
-from .tables import bound, engine, layers_of, number, size
+from .tables import bound, engine, group_title, number, size
 
 WIDTH = 440
 ENGINES = ("plan", "reference", "opencv", "onnxruntime", "torch", "darknet")  # the order of the page's colours
 
 
 def colour(engine: str) -> str:
-    """Return the class of an engine's colour."""
+    """Return the CSS class of an engine's colour."""
     return f"e{ENGINES.index(engine)}" if engine in ENGINES else "other"
 
 
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    """Write words at a place."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+def text(x: float, y: float, label: str, kind: str = "", anchor: str = "start") -> str:
+    """Return a text at a position."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(label)}</text>'
 
 
-def rule_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    """Draw a line."""
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """Return a line."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
 def dot(x: float, y: float, kind: str, title: str, r: float = 4) -> str:
-    """Draw a dot that tells its numbers when pointed at."""
+    """Return a dot with a tooltip."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="{kind}"><title>{escape(title)}</title></circle>'
 
 
 def box(x: float, y: float, w: float, h: float, kind: str, title: str = "") -> str:
-    """Draw a bar that tells its numbers when pointed at."""
-    said = f"<title>{escape(title)}</title>" if title else ""
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" class="{kind}">{said}</rect>'
+    """Return a bar with a tooltip."""
+    tooltip = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" class="{kind}">{tooltip}</rect>'
 
 
 def figure(title: str, caption: str, height: float, parts: Sequence[str]) -> str:
-    """Put a drawing into a figure with title and caption."""
+    """Return a figure with title, drawing and caption."""
     drawing = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     return f"<figure><h3>{escape(title)}</h3>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
-class Log:
-    """A logarithmic axis: values low..high on pixels start..end."""
+class LogAxis:
+    """A logarithmic axis that maps low..high to pixels start..end."""
 
     low: float
     high: float
@@ -65,38 +65,38 @@ class Log:
         return self.start + part * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return the powers of ten within, with 2s and 5s where there are few of them."""
+        """Return the powers of ten in range, with 2s and 5s if there are only a few."""
         tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         steps = (1, 2, 5) if len(tens) <= 3 else (1,)
-        found = [m * 10.0**e for e in tens for m in steps]
-        return [t for t in found if self.low * 0.999 <= t <= self.high * 1.001]
+        ticks = [m * 10.0**e for e in tens for m in steps]
+        return [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
 
 
-def axis(values: Sequence[float], start: float, end: float, room: float = 1.3) -> Log:
-    """Make an axis that holds all values, with some room."""
-    low, high = min(values) / room, max(values) * room
+def axis(values: Sequence[float], start: float, end: float, margin: float = 1.3) -> LogAxis:
+    """Return an axis for all values, with a margin."""
+    low, high = min(values) / margin, max(values) * margin
     if high / low < 4:
         low, high = low / 2, high * 2
-    return Log(low, high, start, end)
+    return LogAxis(low, high, start, end)
 
 
 def plain(value: float) -> str:
-    """Write a tick: 0.01, 5, 2000 as 2k."""
+    """Format a tick: 0.01, 5, 2000 as 2k."""
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-def frame(x: Log, y: Log, xname: str, yname: str) -> list[str]:
-    """Draw grid, ticks and names of two axes."""
+def frame(x: LogAxis, y: LogAxis, xname: str, yname: str) -> list[str]:
+    """Return grid, ticks and names of two axes."""
     parts = []
     for t in x.ticks():
-        parts += [rule_line(x(t), y.start, x(t), y.end, "grid"), text(x(t), y.start + 14, plain(t), "tick", "middle")]
+        parts += [line(x(t), y.start, x(t), y.end, "grid"), text(x(t), y.start + 14, plain(t), "tick", "middle")]
     for t in y.ticks():
-        parts += [rule_line(x.start, y(t), x.end, y(t), "grid"), text(x.start - 5, y(t) + 4, plain(t), "tick", "end")]
+        parts += [line(x.start, y(t), x.end, y(t), "grid"), text(x.start - 5, y(t) + 4, plain(t), "tick", "end")]
     return [*parts, text(x.end, y.start + 30, xname, "name", "end"), text(4, y.end - 12, yname, "name")]
 
 
 def legend(engines: Sequence[str], y: float) -> list[str]:
-    """Name the colours in one line."""
+    """Return the legend of colours, in one line."""
     parts, x = [], 10.0
     for name in engines:
         parts += [dot(x, y - 4, colour(name), name), text(x + 8, y, name, "tick")]
@@ -104,43 +104,43 @@ def legend(engines: Sequence[str], y: float) -> list[str]:
     return parts
 
 
-def shown(records: Sequence[Record]) -> list[str]:
-    """Return the engines that have numbers, in the order of colours."""
+def engines_in(records: Sequence[Record]) -> list[str]:
+    """Return the engines with results, in the order of colours."""
     have = {r["engine"] for r in results(records)}
     return [e for e in ENGINES if e in have] + sorted(have - set(ENGINES))
 
 
 def speeds(records: Sequence[Record]) -> str:
     """Plot FPS by network and engine."""
-    found = sorted(results(records), key=lambda r: (r["gflop"], r["network"], -r["fps"]["median"]))
-    x = axis([r["fps"][k] for r in found for k in ("p10", "p90")], 130, WIDTH - 46)
+    ordered = sorted(results(records), key=lambda r: (r["gflop"], r["network"], -r["fps"]["median"]))
+    x = axis([r["fps"][k] for r in ordered for k in ("p10", "p90")], 130, WIDTH - 46)
     devices = {m["device"]: m for m in machines(records)}
     parts: list[str] = []
     y, last = 6.0, ""
-    for r in found:
+    for r in ordered:
         if size(r) != last:
             last, y = size(r), y + 24
             cost = f'<tspan class="tick" dx="7">{number(r["gflop"])} GFLOP</tspan>'
             parts.append(f'<text x="4" y="{y - 4:.1f}" class="label">{escape(last)}{cost}</text>')
-            parts.append(rule_line(4, y, WIDTH - 4, y, "grid"))
+            parts.append(line(4, y, WIDTH - 4, y, "grid"))
         y += 17
         fps, kind = r["fps"], colour(r["engine"])
         batch = f" ×{r['batch']}" * (r["batch"] > 1) + f" {r['precision']}" * (r["precision"] != "fp32")
         title = f"{last} {r['engine']}{batch}: {number(fps['median'])} FPS, p10–p90 {number(fps['p10'])}–{number(fps['p90'])}"
         parts.append(text(14, y, engine(r, devices) + batch, "tick"))
-        parts.append(rule_line(x(fps["p10"]), y - 4, x(fps["p90"]), y - 4, f"whisker {kind}"))
+        parts.append(line(x(fps["p10"]), y - 4, x(fps["p90"]), y - 4, f"whisker {kind}"))
         parts.append(dot(x(fps["median"]), y - 4, kind, title))
         parts.append(text(max(x(fps["p90"]), x(fps["median"]) + 4) + 6, y, number(fps["median"]), "value"))
     bottom = y + 12
-    grid = [rule_line(x(t), 14, x(t), bottom, "grid faint") for t in x.ticks()]
+    grid = [line(x(t), 14, x(t), bottom, "grid faint") for t in x.ticks()]
     ticks = [text(x(t), bottom + 12, plain(t), "tick", "middle") for t in x.ticks()]
     name = text(WIDTH - 4, bottom + 27, "FPS, logarithmic", "name", "end")
-    caption = "Median of pictures a second; the line spans p10 to p90 of single calls. More is better."
+    caption = "Median images per second; the line spans p10 to p90 of single calls. Higher is better."
     return figure("FPS by network and engine", caption, bottom + 34, [*grid, *parts, *ticks, name])
 
 
 def rule_plot(records: Sequence[Record]) -> str:
-    """Plot FPS against peak GFLOPS, every network brought to the rule's 34.90 GFLOP, with the rule's line."""
+    """Plot FPS against peak GFLOPS, with every network scaled to the rule's 34.90 GFLOP, and the rule as a line."""
     own = [row for row in rows(records) if row.peak]
     points = [(row.peak[1], row.achieved / rule_of_thumb.RULE_GFLOP) for row in own if row.peak]
     others = [(p.peak, p.fps * p.gflop / rule_of_thumb.RULE_GFLOP) for p in published.POINTS]
@@ -151,31 +151,31 @@ def rule_plot(records: Sequence[Record]) -> str:
         x, y, "peak of the device, GFLOPS in single precision", "FPS × GFLOP / 34.90: as if all were yolo-voc"
     )
     low, high = max(x.low, y.low / rule_of_thumb.RULE), min(x.high, y.high / rule_of_thumb.RULE)
-    parts.append(rule_line(x(low), y(low * rule_of_thumb.RULE), x(high), y(high * rule_of_thumb.RULE), "law"))
+    parts.append(line(x(low), y(low * rule_of_thumb.RULE), x(high), y(high * rule_of_thumb.RULE), "law"))
     mid = math.exp(math.log(low) + 0.62 * (math.log(high) - math.log(low)))
     angle = math.degrees(math.atan2(y(high * rule_of_thumb.RULE) - y(low * rule_of_thumb.RULE), x(high) - x(low)))
     at = f"{x(mid):.1f} {y(mid * rule_of_thumb.RULE) + 14:.1f}"
     parts.append(f'<text transform="translate({at}) rotate({angle:.1f})" class="law-name" text-anchor="middle">'
                  "0.01 FPS per GFLOPS</text>")  # fmt: skip
     right = (rule_of_thumb.DISCUSSION.peak, listed[1])
-    parts += [rule_line(x(listed[0]), y(listed[1]), x(right[0]), y(right[1]), "mishap"),
+    parts += [line(x(listed[0]), y(listed[1]), x(right[0]), y(right[1]), "mistake"),
               dot(x(listed[0]), y(listed[1]), "published", f"{rule_of_thumb.DISCUSSION.cpu} by BOINC's list: {listed[0]} GFLOPS"),
               text(x(listed[0]) - 4, y(listed[1]) - 9, "i7-7700K as listed", "tick")]  # fmt: skip
     parts += published_points(x, y)
     for row, point in zip(own, points, strict=True):
         title = f"{row.device['device']}, {size(row.result)} {row.result['engine']}: {number(row.result['fps']['median'])} FPS"
         parts.append(dot(x(point[0]), y(point[1]), colour(row.result["engine"]), title))
-    parts += legend(shown(records), 370)
+    parts += legend(engines_in(records), 370)
     parts += [dot(WIDTH - 70, 366, "published", "published"), text(WIDTH - 62, 370, "published", "tick")]
     caption = (
-        "On the line, a device does what the rule promises: 35 % of its peak. Rings are published results. The dashed line is "
-        "the discussion's mishap: 39.76 GFLOPS from a list of Whetstone figures for a CPU whose peak is 537.6."
+        "On the line, a device reaches what the rule predicts: 35 % of its peak. Rings are published results. The dashed line "
+        "is a known mistake: 39.76 GFLOPS from a list of Whetstone figures for a CPU whose peak is 537.6."
     )
     return figure("FPS against GFLOPS, and the rule", caption, 378, parts)
 
 
 def published_points(x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
-    """Draw the published results; a name at each device's best one."""
+    """Return the published results, with the device's name at its best one."""
     parts, seen = [], set()
     for p in sorted(published.POINTS, key=lambda p: -p.fps * p.gflop):
         at = x(p.peak), y(p.fps * p.gflop / rule_of_thumb.RULE_GFLOP)
@@ -196,7 +196,7 @@ def published_points(x: Callable[[float], float], y: Callable[[float], float]) -
 
 
 def roofline(records: Sequence[Record]) -> str:
-    """Plot GFLOP/s against FLOP per byte, under the roof of this CPU's gemm and copies."""
+    """Plot the roofline: GFLOP/s against FLOP per byte, bounded by this CPU's gemm and copy rates."""
     device = next(
         (m for m in machines(records) if m["kind"] == "cpu" and m.get("copy_gb_s") and m["gemm_gflops"]), None
     )
@@ -211,32 +211,32 @@ def roofline(records: Sequence[Record]) -> str:
     peak = peak_of(device, "fp32")
     top = peak[1] if peak else gemm
     x = axis([p[0] for p in [*spots, *dots]] + [gemm / copy], 42, WIDTH - 12)
-    floor = [max(p[1], gemm / 300) for p in spots] + [p[1] for p in dots]
-    y = axis([*floor, gemm, top], 320, 26)
+    lowest = [max(p[1], gemm / 300) for p in spots] + [p[1] for p in dots]
+    y = axis([*lowest, gemm, top], 320, 26)
     parts = frame(x, y, "FLOP per byte moved", "GFLOP/s")
     parts += [f'<circle cx="{x(p[0]):.1f}" cy="{y(p[1]):.1f}" r="2.2" class="spot"/>' for p in spots if p[1] >= y.low]
     start = max(x.low, y.low / copy)
     ridge = gemm / copy
-    parts.append(rule_line(x(start), y(start * copy), x(ridge), y(gemm), "roof"))
-    parts.append(rule_line(x(ridge), y(gemm), x.end, y(gemm), "roof"))
+    parts.append(line(x(start), y(start * copy), x(ridge), y(gemm), "roof"))
+    parts.append(line(x(ridge), y(gemm), x.end, y(gemm), "roof"))
     parts.append(text(x.end, y(gemm) - 5, f"gemm measured {number(gemm)}", "tick", "end"))
     if peak and top > 1.03 * gemm:
-        parts.append(rule_line(x(ridge), y(top), x.end, y(top), "roof faint"))
+        parts.append(line(x(ridge), y(top), x.end, y(top), "roof faint"))
         parts.append(text(x.end, y(top) - 5, f"peak {number(top)}", "tick", "end"))
     parts.append(text(x(start) + 6, y(start * copy) + 4, f"copy {number(copy)} GB/s", "tick"))
     for row, p in zip(nets, dots, strict=True):
         title = f"{size(row.result)} {row.result['engine']}: {number(p[1])} GFLOP/s at {number(p[0])} FLOP per byte"
         parts.append(dot(x(p[0]), y(p[1]), colour(row.result["engine"]), title))
-    parts += legend(shown(records), 370)
+    parts += legend(engines_in(records), 370)
     caption = (
         "Large dots: whole networks, bytes of their convolutions. Small dots: single layers of the reference engine. Left of the "
-        "ridge memory is the bound, right of it arithmetic; a layer whose maps stay in caches may stand above the slope."
+        "ridge point layers are memory-bound, right of it compute-bound; a layer whose maps stay in caches may exceed the slope."
     )
     return figure(f"Roofline of {device['device']}", caption, 378, parts)
 
 
 def layer_plot(records: Sequence[Record], mine: Sequence[Record]) -> str:
-    """Plot the time of every layer of one group that `records.layers` returns."""
+    """Plot the time of every layer of a group from `records.layers`."""
     devices = {m["device"]: m for m in machines(records)}
     most = max(r["ms"] for r in mine)
     left, bottom, top = 40.0, 180.0, 30.0
@@ -245,20 +245,18 @@ def layer_plot(records: Sequence[Record], mine: Sequence[Record]) -> str:
     parts = []
     for part in (0.5, 1.0):
         y = bottom - part * most * scale
-        parts += [rule_line(left, y, WIDTH - 8, y, "grid"), text(left - 5, y + 4, number(part * most), "tick", "end")]
+        parts += [line(left, y, WIDTH - 8, y, "grid"), text(left - 5, y + 4, number(part * most), "tick", "end")]
     for k, r in enumerate(mine):
         side = bound(r, devices[r["device"]]) if r["device"] in devices else "–"
         rate = 1e3 * r["gflop"] / r["ms"] if r["ms"] else 0
         title = f"layer {r['index']} {r['name']}: {number(r['ms'])} ms, {number(rate)} GFLOP/s"
-        h, kind = r["ms"] * scale, "side-a" if side == "arithmetic" else "side-m"
+        h, kind = r["ms"] * scale, "side-a" if side == "compute" else "side-m"
         parts.append(box(left + k * step, bottom - h, max(step - 0.8, 0.8), h, kind, title))
     for k in range(0, len(mine), max(1, round(len(mine) / 8 / 5) * 5 or 1)):
         parts.append(text(left + (k + 0.5) * step, bottom + 13, str(mine[k]["index"]), "tick", "middle"))
-    parts += [rule_line(left, bottom, WIDTH - 8, bottom, "axis"), text(4, 16, "ms", "name")]
+    parts += [line(left, bottom, WIDTH - 8, bottom, "axis"), text(4, 16, "ms", "name")]
     parts += [text(WIDTH - 8, bottom + 28, "layer", "name", "end")]
-    parts += [box(190, 8, 9, 9, "side-a"), text(203, 16, "bound by arithmetic", "tick")]
-    parts += [box(322, 8, 9, 9, "side-m"), text(335, 16, "by memory", "tick")]
+    parts += [box(190, 8, 9, 9, "side-a"), text(203, 16, "compute-bound", "tick")]
+    parts += [box(322, 8, 9, 9, "side-m"), text(335, 16, "memory-bound", "tick")]
     total = sum(r["ms"] for r in mine)
-    return figure(
-        layers_of(mine), f"{number(total)} ms in all; the slowest are in the table with it.", bottom + 34, parts
-    )
+    return figure(group_title(mine), f"{number(total)} ms in total; the table lists the slowest.", bottom + 34, parts)

@@ -1,6 +1,6 @@
-"""FPS that others published, with the peak of their device: the points that the rule was made from, and its mishap.
+"""Published FPS with the peak of the device: the data behind the rule of thumb.
 
-They are shown in the plot as published and nowhere mixed with measurements.
+The plot marks them as published; they are never mixed with measurements.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .rule_of_thumb import DISCUSSION, RULE_GFLOP
 
 @dataclass(frozen=True)
 class Point:
-    """A published speed: peak in GFLOPS (fp32), GFLOP a picture, FPS, and where it is written."""
+    """A published speed: peak in GFLOPS (fp32), GFLOP per image, FPS, and the source."""
 
     device: str
     engine: str

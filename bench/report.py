@@ -1,4 +1,4 @@
-"""Write a report: records as JSON lines and the page beside them; and the records of GPUs that go into the tables."""
+"""Write a report: records as JSON lines, and the HTML page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from . import page, records
 from .records import Record
 
 
-def write(found: Sequence[Record], lines: Path, html: Path, gpus: Sequence[Record]) -> None:
-    """Write both files; each appears whole or not at all."""
-    records.write(lines, found)
-    write_page(found, html, gpus)
+def write(results: Sequence[Record], lines: Path, html: Path, gpus: Sequence[Record]) -> None:
+    """Write both files, each atomically."""
+    records.write(lines, results)
+    write_page(results, html, gpus)
 
 
-def write_page(found: Sequence[Record], html: Path, gpus: Sequence[Record]) -> None:
-    """Write the page alone."""
+def write_page(results: Sequence[Record], html: Path, gpus: Sequence[Record]) -> None:
+    """Write the page only."""
     with atomic_write(html) as tmp:
-        tmp.write_text(page.page(found, gpus), encoding="utf-8")
+        tmp.write_text(page.page(results, gpus), encoding="utf-8")

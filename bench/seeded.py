@@ -1,7 +1,7 @@
-"""Weights from a seed, for networks that nobody has trained: maps keep their size through the layers, as trained ones do.
+"""Random weights from a seed for untrained networks, with which activations keep their scale through the layers.
 
-Darknet's own initial weights will not do here: their batch norm divides by a variance of 0, so that numbers overflow, and
-some processors take far longer over infinities and denormals.
+Darknet's initial weights are unsuitable: their batch norm divides by a variance of 0, so values overflow, and some processors
+are far slower on infinities and denormals.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 
 from gpudarknet.network import Network
 
-ADDED = 0.2  # the size of what a shortcut adds
+ADDED = 0.2  # scale of what a shortcut adds
 
 
 def fill(network: Network, seed: int = 1) -> None:
-    """Give every layer kernels N(0, 2 / fan in), batch norm near 1 and biases near 0.
+    """Draw weights: kernels N(0, 2 / fan in), batch norm near 1 and biases near 0.
 
-    What a shortcut adds is made small, as training makes it: else every one of them would double a map's variance, and
-    yolov3's numbers would be more than float16 can hold.
+    The residual branch of a shortcut is scaled down, as training does it: otherwise each shortcut would double the variance,
+    and yolov3's activations would overflow float16.
     """
     added = {node.index - 1 for node in network.nodes if node.layer.section.endswith("shortcut")}
     rng = np.random.default_rng(seed)
@@ -41,14 +41,14 @@ def fill(network: Network, seed: int = 1) -> None:
             network.weights[node.index][name] = network.backend.asarray(a, np.float32)
 
 
-def picture(network: Network, batch: int = 1, seed: int = 2) -> np.ndarray:
+def network_input(network: Network, batch: int = 1, seed: int = 2) -> np.ndarray:
     """Return network inputs (batch, C, H, W), uniform in [0, 1)."""
     shape = (batch, network.channels, network.height, network.width)
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def write(network: Network, path: Path) -> Path:
-    """Fill a network and write its weights file, which every engine reads."""
+def write_weights(network: Network, path: Path) -> Path:
+    """Fill a network and write its weights file, which all engines read."""
     fill(network)
     network.save_weights(path)
     return path

@@ -1,6 +1,6 @@
-"""Run the benchmark: describe the machine, then for each network let the engines take turns, each in its own process.
+"""Run the benchmark: describe the machine, then time the engines on each network, each engine in its own process.
 
-Turns, not one engine after the other: a machine that slows down after a minute slows down all of them.
+Engines are interleaved rather than run one after the other, so that a machine that slows down affects all of them.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from gpudarknet.io import resources
 
 from . import gpu, machine, seeded
 from .engines import ENGINES, OURS, Job
-from .layers import moved
+from .layers import bytes_moved
 from .records import SCHEMA, Record
-from .timing import FEWEST, Sample, spread
+from .timing import MIN_CALLS, Sample, quantiles
 
 NETWORKS = ("yolov2-tiny", "yolov3-tiny", "yolov4-tiny", "yolov2-voc", "yolov3")
 ROUNDS = 5
-REST = 0.2  # seconds between turns: thread pools spin for a while after their last task
-PATIENCE = 180.0  # seconds to open a network, or for a turn beyond its own length
+COOLDOWN = 0.2  # seconds between measurements: thread pools spin for a while after their last task
+TIMEOUT = 180.0  # seconds to open a network, or for a measurement beyond its own length
 POOLS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. seconds: timed, for each row; width and height 0: the cfg's own; limit 0: none.
+    """What to run. seconds: measured per result; width, height 0: the cfg's; limit 0: none.
 
-    After `limit` seconds nothing new is begun; what was left out says so.
+    After `limit` seconds nothing new is started; results record what was skipped.
     """
 
     networks: tuple[str, ...] = NETWORKS
@@ -64,14 +64,14 @@ class Options:
     limit: float = 0.0
 
     @property
-    def late(self) -> str:
-        """What a row says that was left out for want of time."""
-        return f"left out: the limit of {self.limit:.0f} s was reached"
+    def skip_reason(self) -> str:
+        """The failure recorded for skipped results."""
+        return f"skipped: the limit of {self.limit:.0f} s was reached"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network to run: its name, files, size and cost."""
+class Workload:
+    """A network to run: name, files, input size and cost."""
 
     name: str
     cfg: str
@@ -84,7 +84,7 @@ class Subject:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What every record about it says."""
+        """The fields of every record about it."""
         return {k: v for k, v in asdict(self).items() if k not in ("cfg", "weights")} | {"network": self.name}
 
 
@@ -99,7 +99,7 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, encoding="utf-8",
             env=os.environ | limits,
         )  # fmt: skip
-        # The one limit that every library obeys. It comes early: the process has not loaded NumPy yet.
+        # The one limit that all libraries respect. It is set before the process loads NumPy.
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self.process.pid, sorted(machine.affinity())[:threads])
         self.answers: queue.Queue[str] = queue.Queue()
@@ -112,25 +112,25 @@ class Worker:
             self.answers.put(text)
         self.answers.put("")
 
-    def ask(self, question: dict[str, Any]) -> None:
-        """Send a question; a worker that is gone shows in `answer`."""
+    def ask(self, request: dict[str, Any]) -> None:
+        """Send a request; if the worker has died, `answer` reports it."""
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
 
-    def answer(self, patience: float = PATIENCE) -> dict[str, Any]:
-        """Return the answer, or {"failed": why}."""
+    def answer(self, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """Return the answer, or {"failed": reason}."""
         try:
-            text = self.answers.get(timeout=patience)
+            text = self.answers.get(timeout=timeout)
         except queue.Empty:
             self.close()
-            return {"failed": f"no answer within {patience:.0f} s"}
+            return {"failed": f"no answer within {timeout:.0f} s"}
         if text:
             return dict(json.loads(text))
         code = self.process.wait()
         self.errors.seek(0)
-        last = (self.errors.read().strip().splitlines() or ["without a word"])[-1][:200]
+        last = (self.errors.read().strip().splitlines() or ["no message"])[-1][:200]
         return {"failed": f"its process ended with code {code}: {last}"}
 
     def close(self) -> None:
@@ -146,23 +146,23 @@ class Worker:
             self.process.stdout.close()
 
 
-def rate(question: dict[str, Any], threads: int) -> float | None:
+def rate(request: dict[str, Any], threads: int) -> float | None:
     """Measure the machine in a worker: {"gemm": n} or {"copy": mib}; None if that fails."""
-    worker = Worker(question, threads)
+    worker = Worker(request, threads)
     try:
-        found = worker.answer().get("rate")
-        return None if found is None else round(float(found), 2)
+        value = worker.answer().get("rate")
+        return None if value is None else round(float(value), 2)
     finally:
         worker.close()
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout this runs in, with a plus where files differ from it; None outside one."""
-    place = Path(gpudarknet.__file__).parent.parent
-    if not (place / ".git").exists():
+    """Return the checkout's commit, with a plus if files differ from it; None outside a checkout."""
+    root = Path(gpudarknet.__file__).parent.parent
+    if not (root / ".git").exists():
         return None
     try:
-        git = ["git", "-C", str(place)]
+        git = ["git", "-C", str(root)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "gpudarknet", "kernels"], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
@@ -170,8 +170,8 @@ def commit() -> str | None:
     return head.stdout.strip() + "+" * bool(dirty)
 
 
-def stamp(described: dict[str, Any]) -> Record:
-    """Begin a "machine" record."""
+def machine_record(described: dict[str, Any]) -> Record:
+    """Return a "machine" record: date, versions and the described fields."""
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
     return {
         "record": "machine",
@@ -183,129 +183,129 @@ def stamp(described: dict[str, Any]) -> Record:
     }
 
 
-def cpu_record(threads: int, tell: Tell) -> Record:
+def cpu_record(threads: int, log: Log) -> Record:
     """Describe and measure this CPU."""
-    record = stamp(machine.describe())
+    record = machine_record(machine.describe())
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     n = 2048 if threads < 8 else 4096
-    tell(f"machine: matrix product {n} x {n}, one thread")
+    log(f"machine: gemm {n} x {n}, one thread")
     one = rate({"gemm": n}, 1)
-    tell(f"machine: matrix product {n} x {n}, {threads} threads")
+    log(f"machine: gemm {n} x {n}, {threads} threads")
     many = rate({"gemm": n}, threads) if threads > 1 else one
-    tell("machine: copies")
+    log("machine: copies")
     copy = rate({"copy": 128}, threads)
     info: Any = np.show_config(mode="dicts")
     blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
     record |= {"gemm_gflops": {"fp32": many} if many else {}, "gemm_one_thread": one, "gemm_n": n, "copy_gb_s": copy}
     record |= {"blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(), "load": round(load, 2)}
-    record["flags"] = machine.doubts(record, load, gemm=many)
+    record["flags"] = machine.caveats(record, load, gemm=many)
     return {name: value for name, value in record.items() if value is not None or name == "commit"}
 
 
-def gpu_record(tell: Tell) -> Record:
+def gpu_record(log: Log) -> Record:
     """Describe and measure the GPU."""
     import cupy
 
-    tell("GPU: matrix products and copies")
+    log("GPU: gemm and copies")
     device = cupy.cuda.Device()
     khz = device.attributes.get("ClockRate", 0)
     described = gpu.describe(cupy.cuda.runtime.getDeviceProperties(device.id), khz)
-    return stamp(described) | gpu.measured() | {"flags": []}
+    return machine_record(described) | gpu.measure_rates() | {"flags": []}
 
 
-def subject(word: str, options: Options, folder: Path) -> Subject:
-    """Read a network and write seeded weights for it, unless the user gives some."""
-    path = resources.bundled_cfg(word)
+def workload(name: str, options: Options, folder: Path) -> Workload:
+    """Load a network and write seeded weights for it, unless options name some."""
+    path = resources.bundled_cfg(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = load_network(path, backend="numpy", width=options.width or None, height=options.height or None)
-        weights = options.weights or str(seeded.write(network, folder / f"{path.stem}.weights"))
+        weights = options.weights or str(seeded.write_weights(network, folder / f"{path.stem}.weights"))
     gflop, bflops, mbyte = costs(path.stem, network.nodes)
     size = network.width, network.height
-    return Subject(path.stem, str(path.resolve()), weights, *size, round(gflop, 4), round(bflops, 4), round(mbyte, 4))
+    return Workload(path.stem, str(path.resolve()), weights, *size, round(gflop, 4), round(bflops, 4), round(mbyte, 4))
 
 
 def costs(name: str, nodes: Any) -> tuple[float, float, float]:
-    """Return a network's GFLOP, BFLOPS and MB a picture, as "result" records have them. Raises DataError where there are none.
+    """Return a network's GFLOP, BFLOPS and MB per image, as in "result" records. Raises DataError if there are none.
 
-    GFLOP are those of the convolutions, which the rule counts; a network without any has Darknet's total instead.
+    GFLOP count the convolutions, as the rule does; a network without convolutions has Darknet's total instead.
     """
     conv = [node for node in nodes if node.layer.section == "convolutional"]
     bflops = tables.bflops(nodes)
     gflop = sum(n.layer.flops(*n.inputs) for n in conv) / 1e9 or bflops
     if not gflop:
-        raise DataError(f"{name}: has no layer whose operations Darknet counts; take another network")
-    return gflop, bflops, sum(moved(n) for n in conv) / 1e6
+        raise DataError(f"{name}: has no layer whose operations Darknet counts; choose another network")
+    return gflop, bflops, sum(bytes_moved(n) for n in conv) / 1e6
 
 
-def cost_of(word: str, width: int = 0, height: int = 0) -> tuple[str, float]:
-    """Return a network's name with its size, and GFLOP a picture; weights are not made. Raises DarknetError."""
-    config = cfg.read(resources.bundled_cfg(word))
+def cost_of(name: str, width: int = 0, height: int = 0) -> tuple[str, float]:
+    """Return a network's name with its input size, and GFLOP per image, without making weights. Raises DarknetError."""
+    config = cfg.read(resources.bundled_cfg(name))
     net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
-    name, (_, H, W) = Path(config.path).stem, net.input
+    stem, (_, H, W) = Path(config.path).stem, net.input
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return f"{name} {W} x {H}", costs(name, graph.build(replace(config, net=net)))[0]
+        return f"{stem} {W} x {H}", costs(stem, graph.build(replace(config, net=net)))[0]
 
 
-def jobs(subject: Subject, options: Options, threads: int) -> Iterator[Job]:
-    """Yield what to run for one network."""
+def jobs(workload: Workload, options: Options, threads: int) -> Iterator[Job]:
+    """Yield the jobs for one network."""
     for kind in options.kinds:
         for batch in options.batches:
             for precision in options.precisions if kind == "gpu" else ("fp32",):
                 for engine in options.engines:
                     if kind == "gpu" and engine not in (*OURS, "torch"):
                         continue
-                    size = subject.width, subject.height, batch, precision
-                    yield Job(engine, subject.cfg, subject.weights, *size, threads, kind)
+                    size = workload.width, workload.height, batch, precision
+                    yield Job(engine, workload.cfg, workload.weights, *size, threads, kind)
 
 
-def run(options: Options, tell: Tell = lambda text: None) -> Iterator[Record]:
-    """Run everything; yield records as they are known. tell(text) hears what happens now. Raises DarknetError."""
+def run(options: Options, log: Log = lambda text: None) -> Iterator[Record]:
+    """Run the benchmark and yield its records. log(text) reports progress. Raises DarknetError."""
     described = machine.describe()
     usable = int(str(described["threads"]))
     threads = min(options.threads or usable, usable)
     for engine in options.engines:
         if engine not in ENGINES:
-            raise DataError(f"bench: no engine '{engine}'; it knows {', '.join(ENGINES)}")
+            raise DataError(f"bench: no engine '{engine}'; choose from {', '.join(ENGINES)}")
     begin = time.monotonic()
 
-    def over() -> bool:
+    def limit_reached() -> bool:
         return 0 < options.limit < time.monotonic() - begin
 
     with tempfile.TemporaryDirectory() as folder:
-        subjects = [subject(word, options, Path(folder)) for word in options.networks]
-        about = {"cpu": cpu_record(threads, tell)}
+        workloads = [workload(word, options, Path(folder)) for word in options.networks]
+        devices = {"cpu": cpu_record(threads, log)}
         if "gpu" in options.kinds:
-            about["gpu"] = gpu_record(tell)
-        stat, throttled = machine.read(machine.PROC / "stat"), machine.throttles()
-        found: list[Record] = []
-        left_out: list[str] = []
-        for each in subjects:
-            for record in turns(each, list(jobs(each, options, threads)), options, tell, over):
-                found.append(record | {"device": about[record.pop("kind")]["device"]})
-            if options.layers and over():
-                left_out.append(f"{each.name}: its layers are {options.late}")
+            devices["gpu"] = gpu_record(log)
+        stat, throttled = machine.read_text(machine.PROC / "stat"), machine.throttle_count()
+        results: list[Record] = []
+        skipped: list[str] = []
+        for each in workloads:
+            for record in interleave(each, list(jobs(each, options, threads)), options, log, limit_reached):
+                results.append(record | {"device": devices[record.pop("kind")]["device"]})
+            if options.layers and limit_reached():
+                skipped.append(f"{each.name}: layers {options.skip_reason}")
             elif options.layers:
                 for job in jobs(each, options, threads):
                     if job.engine in OURS and (job.engine == "plan" or job.precision == "fp32"):
-                        tell(f"{each.name}: {job.engine}, layer by layer")
-                        known = {"network": each.name, "device": about[job.kind]["device"]}
-                        found += [known | record for record in layers(job)]
-        tell("machine: matrix product once more")
-        own = about["cpu"]
+                        log(f"{each.name}: {job.engine}, layer by layer")
+                        fields = {"network": each.name, "device": devices[job.kind]["device"]}
+                        results += [fields | record for record in layers(job)]
+        log("machine: gemm again")
+        own = devices["cpu"]
         first, again = own["gemm_gflops"].get("fp32"), rate({"gemm": own["gemm_n"]}, threads)
-        steal = machine.stolen(stat, machine.read(machine.PROC / "stat"))
-        own["flags"] = machine.doubts(own, own["load"], steal, machine.throttles() - throttled, first, again)
-        own["flags"] += left_out
+        steal = machine.steal_share(stat, machine.read_text(machine.PROC / "stat"))
+        own["flags"] = machine.caveats(own, own["load"], steal, machine.throttle_count() - throttled, first, again)
+        own["flags"] += skipped
         if again:
             own["gemm_gflops"] = {"fp32": max(first or 0.0, again)}
-    yield from about.values()
-    yield from found
+    yield from devices.values()
+    yield from results
 
 
 def layers(job: Job) -> list[Record]:
-    """Time a network's layers in a worker; none if that fails, which its "result" says too."""
+    """Profile a network's layers in a worker; empty if that fails, which the "result" reports too."""
     worker = Worker({"layers": asdict(job)}, job.threads)
     try:
         return list(worker.answer().get("records", []))
@@ -313,58 +313,58 @@ def layers(job: Job) -> list[Record]:
         worker.close()
 
 
-def turns(
-    subject: Subject, jobs: list[Job], options: Options, tell: Tell, over: Callable[[], bool] = lambda: False
+def interleave(
+    workload: Workload, jobs: list[Job], options: Options, log: Log, limit_reached: Callable[[], bool] = lambda: False
 ) -> Iterator[Record]:
-    """Open all jobs of a network, let them take turns, and yield a "result" record for each. over() ends the turns."""
+    """Open all jobs of a network, measure them in interleaved rounds, and yield a "result" record for each."""
     seconds = options.seconds
     workers: dict[Job, Worker] = {}
     samples: dict[Job, Sample] = {}
     records: dict[Job, Record] = {}
     try:
         for job in jobs:
-            tell(f"{subject.name}: opening {job.engine}")
-            records[job] = blank(subject, job)
-            if over():
-                records[job]["failed"] = options.late
+            log(f"{workload.name}: opening {job.engine}")
+            records[job] = new_result(workload, job)
+            if limit_reached():
+                records[job]["failed"] = options.skip_reason
                 continue
             workers[job] = Worker(asdict(job), job.threads)
             ready = workers[job].answer()
-            if take(ready, records[job]):
+            if succeeded(ready, records[job]):
                 records[job] |= {"engine_version": ready["version"], "note": ready["note"]}
                 samples[job] = Sample()
-        for turn in range(ROUNDS):
+        for i in range(ROUNDS):
             for job, sample in samples.items():
                 spent = sum(sample.wall)
-                if "failed" in records[job] or (turn and spent > seconds and spent / turn > seconds / ROUNDS):
+                if "failed" in records[job] or (i and spent > seconds and spent / i > seconds / ROUNDS):
                     continue
-                if over() and sample.wall:
+                if limit_reached() and sample.wall:
                     continue
-                tell(f"{subject.name}: {job.engine}, turn {turn + 1} of {ROUNDS}")
-                time.sleep(REST)
-                workers[job].ask({"seconds": seconds / ROUNDS, "fewest": 1})
-                timed = workers[job].answer(PATIENCE + seconds)
-                if take(timed, records[job]):
+                log(f"{workload.name}: {job.engine}, round {i + 1} of {ROUNDS}")
+                time.sleep(COOLDOWN)
+                workers[job].ask({"seconds": seconds / ROUNDS, "min_calls": 1})
+                timed = workers[job].answer(TIMEOUT + seconds)
+                if succeeded(timed, records[job]):
                     sample.add(Sample(timed["wall"], timed["cpu"]))
     finally:
         for worker in workers.values():
             worker.close()
     for job, record in records.items():
         if "failed" not in record:
-            record |= numbers(samples[job], job.batch)
+            record |= statistics(samples[job], job.batch)
         yield record
 
 
-def take(answer: dict[str, Any], record: Record) -> bool:
-    """Say whether an answer is good; write its failure into the record."""
+def succeeded(answer: dict[str, Any], record: Record) -> bool:
+    """Return whether an answer is a success; else copy its failure into the record."""
     if "failed" in answer:
         record["failed"] = answer["failed"]
     return "failed" not in answer
 
 
-def blank(subject: Subject, job: Job) -> Record:
-    """Begin a "result" record."""
-    fields = {k: v for k, v in subject.fields.items() if k != "name"}
+def new_result(workload: Workload, job: Job) -> Record:
+    """Return a "result" record without measurements."""
+    fields = {k: v for k, v in workload.fields.items() if k != "name"}
     own = {
         "batch": job.batch,
         "precision": job.precision,
@@ -375,13 +375,13 @@ def blank(subject: Subject, job: Job) -> Record:
     return {"record": "result"} | fields | own
 
 
-def numbers(sample: Sample, batch: int) -> Record:
-    """Return a sample's medians and spread, as fields of a "result" record."""
+def statistics(sample: Sample, batch: int) -> Record:
+    """Return a sample's quantiles as fields of a "result" record."""
     wall, cpu = ([1e3 * t for t in times] for times in (sample.wall, sample.cpu))
     fps = [1e3 * batch / t for t in wall]
-    spreads = {"wall_ms": spread(wall), "cpu_ms": spread(cpu), "fps": spread(fps)}
-    found: Record = {name: {k: round(v, 4) for k, v in asdict(s).items()} for name, s in spreads.items()}
-    found["calls"] = len(wall)
-    if len(wall) < FEWEST:
-        found["few"] = f"{len(wall)} timed call{'s' * (len(wall) > 1)} only: slow for the time allowed"
-    return found
+    samples = {"wall_ms": quantiles(wall), "cpu_ms": quantiles(cpu), "fps": quantiles(fps)}
+    fields: Record = {name: {k: round(v, 4) for k, v in asdict(s).items()} for name, s in samples.items()}
+    fields["calls"] = len(wall)
+    if len(wall) < MIN_CALLS:
+        fields["warning"] = f"only {len(wall)} timed call{'s' * (len(wall) > 1)}: too slow for the time limit"
+    return fields

@@ -1,4 +1,4 @@
-"""The tables of the report, as text: the terminal and the page show the same cells."""
+"""The report's tables as text, the same for terminal and page."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from .columns import Range, Row, rows
 from .records import Record, machines, results
 
 NO_GPU = (
-    "No results of a GPU are here: nobody has committed any to bench/results/, so this table has no GPU rows, and none are made "
-    "up. On a machine with one, `gpudarknet bench --device gpu --out FILE.jsonl` writes them."
+    "There are no GPU results in bench/results/ yet, so this table has no GPU rows. "
+    "On a machine with a GPU, `gpudarknet bench --device gpu --out FILE.jsonl` writes them."
 )
 CAVEATS = (
-    "Rule: 0.01 FPS per GFLOPS of peak for a network of 34.90 GFLOP, that is 35 % of the peak; it was measured with cuDNN in "
-    "fp32 on a GPU of 2015. Peaks of tensor cores (tf32, fp16) need an efficiency of their own.",
-    "CPU-GFLOPS: single-precision peak that a CPU would need for this FPS by the rule; in cores of this machine beside it.",
+    "Rule: 0.01 FPS per GFLOPS of peak for a network of 34.90 GFLOP, which is 35 % of the peak; measured with cuDNN in "
+    "fp32 on a GPU of 2015. Tensor cores (tf32, fp16) have another efficiency.",
+    "CPU-GFLOPS: single-precision peak that a CPU needs for this FPS by the rule; = cores: the same in cores of this machine.",
 )
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: a title, heads, rows of cells, and lines under it. The first `left` columns are words, the others numbers."""
+    """A table: title, column heads, rows of cells, and notes. The first `left` columns are text, the others numbers."""
 
     title: str
     heads: tuple[str, ...]
@@ -31,7 +31,7 @@ class Grid:
 
 
 def number(value: float | None) -> str:
-    """Write three digits, thousands apart; a dash for what is not known."""
+    """Format with three significant digits and thousands separators; a dash if unknown."""
     if value is None:
         return "–"
     if abs(value) >= 999.5:
@@ -40,30 +40,30 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Write a share."""
+    """Format a fraction as a percentage."""
     return "–" if value is None else f"{100 * value:.{0 if value >= 0.1 else 1}f} %"
 
 
-def span(value: Range | None, write: object = number) -> str:
-    """Write a range, or one number where both ends read the same."""
+def span(value: Range | None, form: object = number) -> str:
+    """Format a range, or one number if both ends look the same."""
     if value is None:
         return "–"
-    low, high = (write(v) for v in value)  # type: ignore[operator]
+    low, high = (form(v) for v in value)  # type: ignore[operator]
     return low if low == high else f"{low.removesuffix(' %')}–{high}"
 
 
 def size(r: Record) -> str:
-    """Write a network with its input's size."""
+    """Return the network's name with its input size."""
     return f"{r['network']} {r['width']}" + (f"×{r['height']}" if r["height"] != r["width"] else "")
 
 
 def engine(r: Record, devices: Mapping[str, Record]) -> str:
-    """Name a result's engine, and that it runs on a GPU."""
+    """Return a result's engine, marked if it runs on a GPU."""
     return r["engine"] + " (GPU)" * (devices.get(r["device"], {}).get("kind") == "gpu")
 
 
-def about(m: Record) -> Grid:
-    """Say what a device is, what it should do and what it does."""
+def describe(m: Record) -> Grid:
+    """Return a device's description: what it is, its peak, its measured rates."""
     cells = [[m["device"], m["kind"].upper()]]
     if m["kind"] == "cpu":
         cells.append(["cores", f"{m['cores']} ({m['threads']} hardware threads usable)"])
@@ -85,7 +85,7 @@ def about(m: Record) -> Grid:
 
 
 def speed(records: Sequence[Record]) -> Grid:
-    """List every result: FPS, wall clock and CPU time of a call, and what failed."""
+    """List every result: FPS, wall-clock and CPU time of a call, and failures."""
     heads = (
         "network",
         "engine",
@@ -109,73 +109,75 @@ def speed(records: Sequence[Record]) -> Grid:
             cells.append([*first, "–", "", "", "", "", "", r["failed"]])
             continue
         fps, wall, cpu = r["fps"], r["wall_ms"]["median"], r["cpu_ms"]["median"]
-        note = "; ".join(text for text in (r.get("engine_version", ""), r.get("note", ""), r.get("few", "")) if text)
+        note = "; ".join(
+            text for text in (r.get("engine_version", ""), r.get("note", ""), r.get("warning", "")) if text
+        )
         cells.append([
             *first, number(fps["median"]), span((fps["p10"], fps["p90"])), number(wall), number(cpu),
             f"{cpu / wall:.2f}" if wall else "–", str(r["calls"]), note,
         ])  # fmt: skip
     notes = [
-        "One call is one batch, input in memory to outputs in memory. Medians; p10–p90: one call in ten lies below, one above."
+        "A call is one batch, from input in memory to outputs in memory. Medians; p10–p90: 10th and 90th percentile of calls."
     ]
-    notes.append("CPU ms adds up all threads: a timer of CPU time shows it, a clock on the wall shows wall ms.")
+    notes.append("CPU ms is the sum over all threads, wall ms the elapsed time.")
     return Grid("Speed", heads, cells, 3, notes)
 
 
 def estimates(records: Sequence[Record], gpus: Sequence[Record] = ()) -> Grid:
-    """Compare FPS with what GFLOPS promise. `gpus` are records of other machines, shown with their date."""
+    """Compare FPS with the rule's prediction. `gpus`: records of other machines, shown with their date."""
     heads = (
         "device", "network", "engine", "precision", "batch", "FPS", "GFLOP/s", "peak GFLOPS", "of peak", "of gemm", "rule FPS",
         "÷ rule", "FPS per GFLOPS", "CPU-GFLOPS", "= cores", "× this CPU",
     )  # fmt: skip
     own = {m["device"] for m in machines(records)}
     others = [r for r in gpus if r["device"] not in own]
-    found = rows([*records, *others])
-    found.sort(
+    shown = rows([*records, *others])
+    shown.sort(
         key=lambda row: (row.device["kind"], row.result["gflop"], row.result["network"], -row.result["fps"]["median"])
     )
-    cells = [line(row) for row in found]
+    cells = [line(row) for row in shown]
     notes = list(CAVEATS)
     for m in machines(others):
         notes.append(
             f"{m['device']}: not this machine; measured {m['date'][:10]}, commit {m.get('commit') or 'unknown'}."
         )
-    if not any(row.device["kind"] == "gpu" for row in found):
+    if not any(row.device["kind"] == "gpu" for row in shown):
         notes.insert(0, NO_GPU)
     return Grid("GPU FPS vs CPU GFLOPS estimates", heads, cells, 4, notes)
 
 
 def line(row: Row) -> list[str]:
-    """Write one row of `estimates`."""
+    """Return one row of `estimates`."""
     r = row.result
     return [
         row.device["device"], size(r), r["engine"], r["precision"], str(r["batch"]), number(r["fps"]["median"]),
         number(row.achieved), span(row.peak), span(row.of_peak, percent), percent(row.of_gemm), span(row.rule), span(row.of_rule),
-        span(row.per_gflops, fine), number(row.equivalent), number(row.cores), number(row.times),
+        span(row.per_gflops, four_digits), number(row.equivalent), number(row.cores), number(row.times),
     ]  # fmt: skip
 
 
-def fine(value: float) -> str:
-    """Write FPS per GFLOPS, to be compared with 0.01."""
+def four_digits(value: float) -> str:
+    """Format FPS per GFLOPS, to be compared with 0.01."""
     return f"{value:.4f}"
 
 
 def bound(r: Record, device: Record) -> str:
-    """Say what bounds a layer on this device: arithmetic or memory; a dash where it is not known."""
+    """Return what bounds a layer on this device: "compute" or "memory", a dash if unknown."""
     gemm, copy = device["gemm_gflops"].get("fp32"), device.get("copy_gb_s")
     if not gemm or not copy or not r["mbyte"]:
         return "–"
-    return "arithmetic" if 1e3 * r["gflop"] / r["mbyte"] > gemm / copy else "memory"
+    return "compute" if 1e3 * r["gflop"] / r["mbyte"] > gemm / copy else "memory"
 
 
-def layers_of(mine: Sequence[Record]) -> str:
-    """Name a group of "layer" records."""
+def group_title(mine: Sequence[Record]) -> str:
+    """Return the title of a group of "layer" records."""
     r = mine[0]
     more = f", batch {r['batch']}" * (r["batch"] > 1) + f", {r['precision']}" * (r["precision"] != "fp32")
     return f"{'Steps' if r['engine'] == 'plan' else 'Layers'} of {size(r)}, {r['engine']}{more}"
 
 
 def slowest(records: Sequence[Record], mine: Sequence[Record], most: int = 8) -> Grid:
-    """List the layers that take the most time, of one group that `records.layers` returns."""
+    """List the slowest layers of a group from `records.layers`."""
     devices = {m["device"]: m for m in machines(records)}
     total = sum(r["ms"] for r in mine) or 1.0
     cells = []
@@ -186,5 +188,5 @@ def slowest(records: Sequence[Record], mine: Sequence[Record], most: int = 8) ->
         cells.append([str(r["index"]), r["name"], side, number(r["ms"]), percent(r["ms"] / total), number(r["gflop"]), flops,
                       number(r["mbyte"] / r["ms"]) if r["ms"] else "–"])  # fmt: skip
     heads = ("layer", "kind", "bound by", "ms", "share", "GFLOP", "GFLOP/s", "GB/s")
-    shown = f"{min(most, len(mine))} of {len(mine)}; all of them together {number(total)} ms"
-    return Grid(layers_of(mine), heads, cells, 3, [shown])
+    shown = f"{min(most, len(mine))} of {len(mine)}; total {number(total)} ms"
+    return Grid(group_title(mine), heads, cells, 3, [shown])

@@ -1,10 +1,10 @@
-"""Each op at the sizes of real networks: its array-language definition and, on a GPU, its CUDA kernel beside it.
+"""Benchmark each op at the sizes of real networks: its NumPy/CuPy reference and, on a GPU, its CUDA kernel.
 
     python -m pytest bench/test_kernels.py                               # everything
     python -m pytest bench/test_kernels.py -k "shortcut or reorg" --benchmark-columns=median,ops
 
-The last table has GB/s (arrays read and written once) and its share of what a copy reaches on the same device. Ops that are not
-named in CASES run on the inputs of their tests, at the size of a map in the middle of YOLOv3.
+The last table has GB/s (arrays read and written once), also relative to a copy on the same device. Ops that are not in CASES
+run on the inputs of their tests, at the size of a feature map in the middle of YOLOv3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpudarknet import backend
 from gpudarknet.backend import Backend
 from gpudarknet.ops.base import OPS
 
-from .timing import measure, spread
+from .timing import measure, quantiles
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import op_cases
@@ -32,13 +32,13 @@ MIDDLE = (1, 256, 26, 26)
 
 
 def maps(*shape: int) -> np.ndarray:
-    """Return a feature map (N, C, H, W) of normal numbers."""
+    """Return a feature map (N, C, H, W) of normal values."""
     return np.random.default_rng(3).standard_normal(shape, np.float32)
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op and where its size comes from; `args` makes its arguments."""
+    """An op and the layer that its size comes from; `args` makes its arguments."""
 
     op: str
     where: str
@@ -69,34 +69,34 @@ CASES = [
 ]  # fmt: skip
 
 
-def rest() -> Iterator[Case]:
-    """Yield a case for every op with a kernel that CASES leave out."""
+def remaining_ops() -> Iterator[Case]:
+    """Yield a case for every op that has a kernel and is not in CASES."""
     named = {case.op for case in CASES}
     for case in op_cases.CASES:
         if case.op.name not in named and case.op.cuda is not None:
             named.add(case.op.name)
-            yield Case(case.op.name, "26x26", partial(made, case.make, case.variant))
+            yield Case(case.op.name, "26x26", partial(case_arguments, case.make, case.variant))
 
 
-def made(make: Callable[..., tuple[Any, ...]], variant: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make a test's arguments at the middle size, with float32 arrays."""
+def case_arguments(make: Callable[..., tuple[Any, ...]], variant: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a test's arguments at size MIDDLE, with float32 arrays."""
     args = make(np.random.default_rng(3), *MIDDLE, *variant)
     return op_cases.each(args, lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a)
 
 
-def forms() -> list[tuple[str, Backend]]:
-    """Return the forms that can run here: the definition on NumPy, and on a GPU definition and kernel."""
-    found = [("definition, CPU", Backend("numpy", np))]
+def variants() -> list[tuple[str, Backend]]:
+    """Return the variants available here: the reference on NumPy, and on a GPU the reference and the kernel."""
+    available = [("reference, CPU", Backend("numpy", np))]
     if backend.why_no_cupy() is None:
         gpu = backend.get("cupy")
-        found += [("definition, GPU", Backend("cupy", gpu.xp)), ("kernel, GPU", gpu)]
-    return found
+        available += [("reference, GPU", Backend("cupy", gpu.xp)), ("kernel, GPU", gpu)]
+    return available
 
 
-FORMS = dict(forms())
+VARIANTS = dict(variants())
 
 
-def finish(be: Backend) -> None:
+def synchronize(be: Backend) -> None:
     """Wait for the device."""
     if be.name == "cupy":
         be.xp.cuda.Device().synchronize()
@@ -104,17 +104,17 @@ def finish(be: Backend) -> None:
 
 @cache
 def copy_rate(name: str) -> float:
-    """Return GB/s of a copy of 64 MiB on a backend, read plus written."""
-    be = FORMS[name]
+    """Return GB/s of a 64 MiB copy on a backend, read plus written."""
+    be = VARIANTS[name]
     a = be.xp.ones(1 << 24, np.float32)
     b = be.xp.empty_like(a)
 
     def copy() -> None:
         be.xp.copyto(b, a)
-        finish(be)
+        synchronize(be)
 
-    measure(copy, fewest=2)
-    return 2 * a.nbytes / spread(measure(copy, 0.2, 5).wall).median / 1e9
+    measure(copy, min_calls=2)
+    return 2 * a.nbytes / quantiles(measure(copy, 0.2, 5).wall).median / 1e9
 
 
 def size(*values: Any) -> int:
@@ -123,19 +123,19 @@ def size(*values: Any) -> int:
 
 
 @pytest.mark.benchmark(max_time=0.2, min_rounds=5, warmup=True, warmup_iterations=2)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", [*CASES, *rest()], ids=str)
-def test_kernel(case: Case, form: str, benchmark: Any) -> None:
-    be, op = FORMS[form], OPS[case.op]
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", [*CASES, *remaining_ops()], ids=str)
+def test_kernel(case: Case, variant: str, benchmark: Any) -> None:
+    be, op = VARIANTS[variant], OPS[case.op]
     args = op_cases.each(case.args(), be.asarray)
     result = op(be, *args)
 
     def call() -> None:
         op(be, *args)
-        finish(be)
+        synchronize(be)
 
     benchmark.group = str(case)
     benchmark(call)
-    seconds = benchmark.stats.stats.median if benchmark.stats else float("inf")  # none with --benchmark-disable
+    seconds = benchmark.stats.stats.median if benchmark.stats else float("inf")  # None with --benchmark-disable
     rate = (size(*args) + size(result)) / seconds / 1e9
-    benchmark.extra_info |= {"GB/s": round(rate, 2), "of a copy": round(rate / copy_rate(form), 3)}
+    benchmark.extra_info |= {"GB/s": round(rate, 2), "of a copy": round(rate / copy_rate(variant), 3)}

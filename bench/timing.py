@@ -1,7 +1,7 @@
-"""Measure calls: the time that passed (wall clock) and the time that processors worked (CPU time), side by side.
+"""Time calls: elapsed time (wall clock) and CPU time together.
 
-One without the other misleads: `clock()` in C, and with it Darknet's old timer, counts CPU time, which two busy threads
-double and a wait leaves out. The clocks are arguments so that tests can say what time it is.
+One without the other misleads: C's `clock()`, which Darknet's old timer used, counts CPU time, which doubles with two busy
+threads and excludes waits. The clocks are arguments, so that tests can replace them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Clock = Callable[[], float]
-FEWEST = 3  # timed calls, however long one takes: a median of less is not one
+MIN_CALLS = 3  # timed calls, however long one takes; fewer give no useful median
 
 
 @dataclass
 class Sample:
-    """Timed calls: seconds of wall clock and of CPU time for each."""
+    """Timed calls: seconds of wall-clock and of CPU time for each."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -31,24 +31,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The middle of some numbers, and what one in ten lies below and above."""
+class Quantiles:
+    """Median, 10th and 90th percentile."""
 
     median: float
     p10: float
     p90: float
 
 
-def spread(numbers: Sequence[float]) -> Spread:
-    """Return median, 10th and 90th percentile. Raises ValueError for no numbers."""
-    if not len(numbers):
-        raise ValueError("a median of no numbers")
-    p10, median, p90 = np.percentile(np.asarray(numbers, np.float64), (10, 50, 90))
-    return Spread(float(median), float(p10), float(p90))
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Return median, 10th and 90th percentile. Raises ValueError for an empty sequence."""
+    if not len(values):
+        raise ValueError("no values to take quantiles of")
+    p10, median, p90 = np.percentile(np.asarray(values, np.float64), (10, 50, 90))
+    return Quantiles(float(median), float(p10), float(p90))
 
 
 def cpu_time() -> float:
-    """Return the seconds that processors have worked for this process, all threads, and for children that have ended."""
+    """Return the CPU seconds of this process, all threads, and of children that have ended."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
@@ -56,13 +56,13 @@ def cpu_time() -> float:
 def measure(
     call: Callable[[], object],
     seconds: float = 0.0,
-    fewest: int = 1,
+    min_calls: int = 1,
     wall: Clock = time.perf_counter,
     cpu: Clock = cpu_time,
 ) -> Sample:
-    """Call again and again until `seconds` have passed and `fewest` calls are done; return the time of each."""
+    """Repeat a call until `seconds` have passed and at least `min_calls` calls are done; return the time of each."""
     sample, begin = Sample(), wall()
-    while len(sample.wall) < fewest or wall() - begin < seconds:
+    while len(sample.wall) < min_calls or wall() - begin < seconds:
         cpu_before, before = cpu(), wall()
         call()
         after, cpu_after = wall(), cpu()

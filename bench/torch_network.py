@@ -1,4 +1,4 @@
-"""The same network in PyTorch: one function per layer, for timing next to ours; batch norm folded, but not to train."""
+"""The same network in PyTorch: one function per layer, for comparison; batch norm is folded, except for training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PASS = {
     "detection",
     "cost",
     "softmax",
-}  # heads stay raw: a few sigmoids are not what counts
+}  # heads stay raw: some sigmoids cost nothing
 
 
 def tensor(torch: Any, a: np.ndarray) -> Any:
-    """Copy an array into a tensor; by its buffer, which works with every NumPy."""
+    """Copy an array into a tensor through its buffer, which works with any NumPy version."""
     return torch.frombuffer(bytearray(np.ascontiguousarray(a, np.float32)), dtype=torch.float32).reshape(a.shape)
 
 
 def activation(torch: Any, kind: str) -> Callable[[Any], Any]:
-    """Return PyTorch's function of that name. Raises NotImplementedError."""
+    """Return PyTorch's activation of that name. Raises NotImplementedError."""
     F = torch.nn.functional
     known: dict[str, Callable[[Any], Any]] = {
         "linear": lambda x: x,
@@ -38,22 +38,22 @@ def activation(torch: Any, kind: str) -> Callable[[Any], Any]:
         "logistic": torch.sigmoid,
     }
     if kind not in known:
-        raise NotImplementedError(f"activation={kind} is not in the comparison with PyTorch")
+        raise NotImplementedError(f"activation={kind} is not implemented in the PyTorch comparison")
     return known[kind]
 
 
 def step(
     torch: Any, layer: Layer, w: dict[str, Any], device: str, dtype: Any, layout: Any = None
 ) -> Callable[..., Any]:
-    """Return the layer as a function of its sources' tensors. Raises NotImplementedError."""
+    """Return the layer as a function of its inputs' tensors. Raises NotImplementedError."""
     F, kind, a = torch.nn.functional, layer.section, layer.__dict__
     if kind == "convolutional" and not (a["antialiasing"] or a["binary"] or a["xnor"]):
-        host = fold_batch_norm({name: np.asarray(value) for name, value in w.items()})
-        kernel, bias = (tensor(torch, host[name]).to(device, dtype) for name in ("kernel", "bias"))
+        fused = fold_batch_norm({name: np.asarray(value) for name, value in w.items()})
+        kernel, bias = (tensor(torch, fused[name]).to(device, dtype) for name in ("kernel", "bias"))
         kernel = kernel if layout is None else kernel.contiguous(memory_format=layout)
         act, pad, geometry = activation(torch, a["activation"]), layer.pad_before * layer.effective_dilation, layer  # type: ignore[attr-defined]
         return lambda x: act(
-            F.conv2d(x, kernel, bias, geometry.strides, pad, geometry.spread, geometry.groups)  # type: ignore[attr-defined]
+            F.conv2d(x, kernel, bias, geometry.strides, pad, geometry.effective_dilation, geometry.groups)  # type: ignore[attr-defined]
         )
     if kind == "maxpool" and not (a["maxpool_depth"] or a["antialiasing"]):
         size, total, strides = layer.window, layer.pad_total, layer.strides  # type: ignore[attr-defined]
@@ -77,29 +77,29 @@ def step(
         return lambda x: x.mean((2, 3), keepdim=True)
     if kind in PASS:
         return lambda x: x
-    raise NotImplementedError(f"[{kind}] is not in the comparison with PyTorch")
+    raise NotImplementedError(f"[{kind}] is not implemented in the PyTorch comparison")
 
 
 def reorg(x: Any, s: int) -> Any:
-    """Rearrange as YOLOv2's [reorg] does; see layers/reorg.py."""
+    """Rearrange like YOLOv2's [reorg]; see layers/reorg.py."""
     N, C, H, W = x.shape
-    wide = x.reshape(N, C // (s * s), H, s, W, s).permute(0, 3, 5, 1, 2, 4)
-    return wide.reshape(N, C * s * s, H // s, W // s)
+    split = x.reshape(N, C // (s * s), H, s, W, s).permute(0, 3, 5, 1, 2, 4)
+    return split.reshape(N, C * s * s, H // s, W // s)
 
 
 def build(network: Network, torch: Any, device: str, dtype: Any, layout: Any = None) -> Callable[[Any], list[Any]]:
-    """Return forward(x) -> the outputs of the network's heads. Raises NotImplementedError for layers it has no word for.
+    """Return forward(x) -> outputs of the network's heads. Raises NotImplementedError for unsupported layers.
 
-    layout: torch's memory format for kernels, None for its default.
+    layout: PyTorch's memory format for kernels, None for the default.
     """
     weights = network.weights
-    return joined(network, [step(torch, n.layer, weights[n.index], device, dtype, layout) for n in network.nodes])
+    return sequence(network, [step(torch, n.layer, weights[n.index], device, dtype, layout) for n in network.nodes])
 
 
 def trainable(
     network: Network, torch: Any, layout: Any, device: str = "cpu"
 ) -> tuple[Callable[[Any], list[Any]], list[Any]]:
-    """Return forward(x) with batch norm by the batch's statistics, and the parameters that it learns, in float32.
+    """Return forward(x) with batch norm on batch statistics, and its trainable parameters, in float32.
 
     The network's weights are on NumPy.
     """
@@ -111,13 +111,13 @@ def trainable(
             steps.append(convolution(torch, layer, w, parameters, layout, device))
         else:
             steps.append(step(torch, layer, w, device, torch.float32, layout))
-    return joined(network, steps), parameters
+    return sequence(network, steps), parameters
 
 
 def convolution(
     torch: Any, layer: Any, w: dict[str, Any], parameters: list[Any], layout: Any, device: str
 ) -> Callable[[Any], Any]:
-    """Return a [convolutional] that learns; its parameters are appended."""
+    """Return a trainable [convolutional] and append its parameters."""
     F, act = torch.nn.functional, activation(torch, layer.activation)
     learned = {name: tensor(torch, w[name]).to(device) for name in ("kernel", "bias", "scale") if name in w}
     learned["kernel"] = learned["kernel"].contiguous(memory_format=layout)
@@ -133,8 +133,8 @@ def convolution(
     )
 
 
-def joined(network: Network, steps: list[Callable[..., Any]]) -> Callable[[Any], list[Any]]:
-    """Return forward(x), which runs a function for each layer and gives the outputs of the heads."""
+def sequence(network: Network, steps: list[Callable[..., Any]]) -> Callable[[Any], list[Any]]:
+    """Return forward(x), which runs one function per layer and returns the heads' outputs."""
     sources = [node.sources for node in network.nodes]
 
     def forward(x: Any) -> list[Any]:

@@ -1,9 +1,9 @@
-"""Train small networks with this package and with PyTorch, in turns: python -m bench.train [x.cfg ...] [--batch 16]
+"""Train small networks with this package and with PyTorch, interleaved: python -m bench.train [x.cfg ...] [--batch 16]
 
-A step is forward, loss, backward and SGD with momentum and decay, on one batch that lies in memory, from the same weights.
-Our loss is the heads' own, with its search for boxes; PyTorch's is the mean square of the heads' raw maps, which is less
-work, so the comparison leans to PyTorch. Each runs in processes of its own, with one thread and with all, PyTorch in both
-of its memory layouts; what counts is the best of each. The last column is our images per second over PyTorch's.
+A step is forward, loss, backward and SGD with momentum and weight decay, on one batch in memory, from the same weights.
+Our loss is the heads' own, including box matching; PyTorch's is the mean square of the heads' raw outputs, which is less
+work, so the comparison favours PyTorch. Each runs in separate processes, with one thread and with all, PyTorch in both memory
+layouts; the best of each counts. The last line is the ratio of images per second, ours / PyTorch's.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from gpudarknet import Trainer, __version__, cfg, load_network
 from gpudarknet.network import Network
 
 from . import machine, seeded, suite, torch_network
-from .engines import Job, Ready, module, timed
-from .timing import Sample, spread
+from .engines import Job, Session, import_framework, session_of
+from .timing import Sample, quantiles
 
 NETWORKS = ("digits", "yolov3-tiny")
-SIZE = (128, 96)  # width and height: on a CPU one trains small networks
+SIZE = (128, 96)  # width and height: small, as is usual on a CPU
 ROUNDS = 5
-TRUTHS = 5  # boxes in a picture
+TRUTHS = 5  # boxes per image
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 5e-4
 ENGINES = ("gpudarknet", "torch", "torch channels last")
 
 
-def start(job: Job) -> Ready:
-    """Open a job's engine for training and take a first step. Raises Unavailable."""
-    ready = ours(job) if job.engine == "gpudarknet" else torch(job, job.engine.endswith("last"))
-    ready.sample(0.0, 3)
-    return ready
+def start(job: Job) -> Session:
+    """Open a job's engine for training and run warm-up steps. Raises Unavailable."""
+    session = ours(job) if job.engine == "gpudarknet" else torch(job, job.engine.endswith("last"))
+    session.sample(0.0, 3)
+    return session
 
 
 def network(job: Job) -> Network:
-    """Read a network, to be trained by SGD at a constant rate."""
+    """Load a network, configured for SGD at a constant learning rate."""
     config = cfg.read(job.cfg)
     net = replace(config.net, width=job.width, height=job.height, batch=job.batch, subdivisions=1, adam=0, burn_in=0,
                   policy="constant", learning_rate=RATE, momentum=MOMENTUM, decay=DECAY)  # fmt: skip
@@ -49,7 +49,7 @@ def network(job: Job) -> Network:
 
 
 def boxes(net: Network, N: int, seed: int = 3) -> np.ndarray:
-    """Return truths (N, TRUTHS*6) as a [yolo] or [region] head reads them."""
+    """Return random ground truth (N, TRUTHS*6) as a [yolo] or [region] head reads it."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((N, TRUTHS, 6), np.float32)
     truth[..., :2] = rng.uniform(0.2, 0.8, (N, TRUTHS, 2))
@@ -58,89 +58,87 @@ def boxes(net: Network, N: int, seed: int = 3) -> np.ndarray:
     return truth.reshape(N, -1)
 
 
-def ours(job: Job) -> Ready:
+def ours(job: Job) -> Session:
     """Open this package's trainer."""
     net = network(job)
     trainer, x, truth = (
         Trainer(net, emulate_darknet_cpu_bugs=False),
-        seeded.picture(net, job.batch),
+        seeded.network_input(net, job.batch),
         boxes(net, job.batch),
     )
-    return timed(lambda: trainer.step(x, truth), __version__)
+    return session_of(lambda: trainer.step(x, truth), __version__)
 
 
-def torch(job: Job, channels_last: bool) -> Ready:
+def torch(job: Job, channels_last: bool) -> Session:
     """Open PyTorch on the same layers."""
-    pytorch: Any = module("torch", "torch")
+    pytorch: Any = import_framework("torch", "torch")
     pytorch.set_num_threads(job.threads)
     net = network(job)
     layout = pytorch.channels_last if channels_last else pytorch.contiguous_format
     forward, parameters = torch_network.trainable(net, pytorch, layout)
-    x = torch_network.tensor(pytorch, seeded.picture(net, job.batch)).contiguous(memory_format=layout)
-    optimiser = pytorch.optim.SGD(parameters, lr=1e-6, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
+    x = torch_network.tensor(pytorch, seeded.network_input(net, job.batch)).contiguous(memory_format=layout)
+    optimizer = pytorch.optim.SGD(parameters, lr=1e-6, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = sum(y.square().mean() for y in forward(x))
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         loss.item()
 
-    return timed(step, pytorch.__version__)
+    return session_of(step, pytorch.__version__)
 
 
-def turns(jobs: list[Job], seconds: float) -> dict[Job, Sample | str]:
-    """Let the jobs take turns, each in its process; return the time of their steps, or why there is none."""
-    found: dict[Job, Sample | str] = {}
+def interleave(jobs: list[Job], seconds: float) -> dict[Job, Sample | str]:
+    """Run the jobs in ROUNDS interleaved rounds, each in its process; return their step times, or the failure."""
+    samples: dict[Job, Sample | str] = {}
     workers = {job: suite.Worker({"train": asdict(job)}, job.threads) for job in jobs}
     try:
         for job, worker in workers.items():
-            ready = worker.answer()
-            found[job] = str(ready["failed"]) if "failed" in ready else Sample()
+            answer = worker.answer()
+            samples[job] = str(answer["failed"]) if "failed" in answer else Sample()
         for _ in range(ROUNDS):
-            for job, sample in found.items():
+            for job, sample in samples.items():
                 if isinstance(sample, Sample):
-                    workers[job].ask({"seconds": seconds / ROUNDS, "fewest": 3})
+                    workers[job].ask({"seconds": seconds / ROUNDS, "min_calls": 3})
                     timed = workers[job].answer()
                     sample.add(Sample(timed["wall"], timed["cpu"]))
     finally:
         for worker in workers.values():
             worker.close()
-    return found
+    return samples
 
 
-def compare(
-    name: str, batch: int, width: int, height: int, seconds: float, tell: Callable[[str], None]
-) -> float | None:
-    """Time one network; tell of every job, and return our best images/s over PyTorch's best, None without PyTorch."""
+def compare(name: str, batch: int, width: int, height: int, seconds: float, log: Callable[[str], None]) -> float | None:
+    """Time one network and log every job; return our best images/s over PyTorch's best, None without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         options = suite.Options(width=width, height=height)
-        subject = suite.subject(name, options, Path(folder))
+        workload = suite.workload(name, options, Path(folder))
         counts = sorted({1, int(str(machine.describe()["threads"]))})
-        size = subject.width, subject.height, batch, "fp32"
-        jobs = [Job(e, subject.cfg, subject.weights, *size, n) for e in ENGINES for n in counts]
+        size = workload.width, workload.height, batch, "fp32"
+        jobs = [Job(e, workload.cfg, workload.weights, *size, n) for e in ENGINES for n in counts]
         best = {"gpudarknet": 0.0, "torch": 0.0}
-        for job, sample in turns(jobs, seconds).items():
-            head = f"{subject.name} {subject.width} x {subject.height}, batch {batch}: {job.engine}, threads: {job.threads}"
+        for job, sample in interleave(jobs, seconds).items():
+            head = f"{workload.name} {workload.width} x {workload.height}, batch {batch}: {job.engine}, threads: {job.threads}"
             if isinstance(sample, str):
-                tell(f"{head}: {sample}")
+                log(f"{head}: {sample}")
                 continue
-            speed = spread([batch / t for t in sample.wall])
-            tell(f"{head}: {speed.median:.0f} images/s ({speed.p10:.0f} to {speed.p90:.0f}; {len(sample.wall)} steps)")
+            speed = quantiles([batch / t for t in sample.wall])
+            log(f"{head}: {speed.median:.0f} images/s ({speed.p10:.0f} to {speed.p90:.0f}; {len(sample.wall)} steps)")
             kind = job.engine.split()[0]
             best[kind] = max(best[kind], speed.median)
     return best["gpudarknet"] / best["torch"] if best["torch"] else None
 
 
-def main(words: list[str] | None = None) -> int:
-    """Compare on every network named; print what comes of it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train", description="Training speed beside PyTorch's")
-    parser.add_argument("networks", nargs="*", default=NETWORKS, help="cfg files or names of shipped ones")
-    parser.add_argument("--batch", type=int, default=16, help="pictures in a step")
+def main(argv: list[str] | None = None) -> int:
+    """Compare on every network named and print the results."""
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description="Training speed compared with PyTorch")
+    parser.add_argument("networks", nargs="*", default=NETWORKS, help="cfg files or names of bundled ones")
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--width", type=int, default=SIZE[0], help="of the input, in pixels")
     parser.add_argument("--height", type=int, default=SIZE[1], help="of the input, in pixels")
-    parser.add_argument("--seconds", type=float, default=3.0, help="timed, for each engine and count of threads")
-    args = parser.parse_args(words)
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured for each engine and thread count")
+    args = parser.parse_args(argv)
     for name in args.networks:
         ratio = compare(name, args.batch, args.width, args.height, args.seconds, lambda text: print(text, flush=True))
         if ratio is not None:

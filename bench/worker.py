@@ -1,9 +1,9 @@
-"""Run one engine in a process of its own, because threads and libraries of one must not slow down another.
+"""Run one engine in a separate process, so that threads and libraries of one do not slow down another.
 
-Lines of JSON: the first on stdin is a Job; {"ready": ...} or {"failed": why} answers it. Then each {"seconds": s, "fewest": n}
-is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and {"copy": mib} measure the machine and
-{"layers": Job} a network's layers, for one answer; {"train": Job} is a Job that trains. What libraries print on stdout goes to
-stderr, so that it cannot mix with the answers.
+The protocol is JSON lines. The first line on stdin is a Job; the answer is {"ready": ...} or {"failed": reason}. Then each
+{"seconds": s, "min_calls": n} is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and
+{"copy": mib} measure the machine and {"layers": Job} a network's layers, with one answer; {"train": Job} is a Job that trains.
+What libraries print on stdout goes to stderr, so that it cannot mix with the answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -42,13 +42,13 @@ def main() -> None:
         if "train" in first:
             from . import train
 
-            ready = train.start(Job(**first["train"]))
+            session = train.start(Job(**first["train"]))
         else:
-            ready = start(Job(**first))
-        answer(ready=True, version=ready.version, note=ready.note)
+            session = start(Job(**first))
+        answer(ready=True, version=session.version, note=session.note)
         for text in sys.stdin:
-            turn = json.loads(text)
-            answer(**asdict(ready.sample(turn["seconds"], turn["fewest"])))
+            request = json.loads(text)
+            answer(**asdict(session.sample(request["seconds"], request["min_calls"])))
     except Unavailable as e:
         answer(failed=str(e))
 

@@ -70,10 +70,10 @@ def own(kind: type) -> list[str]:
 
 def records() -> list[type]:
     """Return every class that declares keys: [net], the sections, and what they are built on."""
-    found: list[type] = [Net]
+    kinds: list[type] = [Net]
     for kind in dict.fromkeys(SECTIONS.values()):
-        found += [base for base in reversed(kind.__mro__) if issubclass(base, Layer) and base not in found]
-    return [kind for kind in found if own(kind)]
+        kinds += [base for base in reversed(kind.__mro__) if issubclass(base, Layer) and base not in kinds]
+    return [kind for kind in kinds if own(kind)]
 
 
 def net() -> str:
@@ -84,16 +84,16 @@ def net() -> str:
 def sections() -> str:
     """Return a part for every section, in alphabetical order, after the keys that all have."""
     kinds = dict.fromkeys(SECTIONS.values())
-    found = ["## Keys of every section", "", *table(Layer)]
+    lines = ["## Keys of every section", "", *table(Layer)]
     for kind in sorted(kinds, key=lambda kind: kind.section.lower()):
-        found += ["", f"## [{kind.section}] {{ #{kind.section.lower()} }}", ""]
-        found += [described(kind), ""]
+        lines += ["", f"## [{kind.section}] {{ #{kind.section.lower()} }}", ""]
+        lines += [described(kind), ""]
         spellings = [f"`[{name}]`" for name, other in SECTIONS.items() if other is kind and name != kind.section]
         if spellings:
-            found += [f"Also written {' or '.join(spellings)}.", ""]
-        found += [*table(kind), "", *without_effect(kind)]
-        found.append(f"Source: `{Path(inspect.getfile(kind)).relative_to(HERE.parent).as_posix()}`{origin(kind)}.")
-    return "\n".join(found)
+            lines += [f"Also written {' or '.join(spellings)}.", ""]
+        lines += [*table(kind), "", *without_effect(kind)]
+        lines.append(f"Source: `{Path(inspect.getfile(kind)).relative_to(HERE.parent).as_posix()}`{origin(kind)}.")
+    return "\n".join(lines)
 
 
 def activations() -> str:
@@ -112,10 +112,10 @@ def described(kind: type) -> str:
 def origin(kind: type) -> str:
     """Return where a section comes from: what the head of its module names in brackets, a file of Darknet's or a paper."""
     words = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0]
-    found = re.findall(r"\(([^()]*)\)", words)
-    if not found:
+    sources = re.findall(r"\(([^()]*)\)", words)
+    if not sources:
         return ""
-    return plain(f"; Darknet's {found[-1]}" if "src/" in found[-1] else f"; {found[-1]}")
+    return plain(f"; Darknet's {sources[-1]}" if "src/" in sources[-1] else f"; {sources[-1]}")
 
 
 def table(kind: type) -> Iterator[str]:
@@ -220,7 +220,7 @@ def signature(name: str, value: Callable[..., Any]) -> str:
     """Return how something is called, as a block of code: on one line if that fits, else a line for each argument."""
     if inspect.isclass(value) and not inspect.isfunction(value.__init__):  # list, Exception
         return ""
-    found = inspect.signature(value)
+    described = inspect.signature(value)
     parameters = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
     arguments = [argument(p) for p in parameters]
     kinds = [p.kind for p in parameters]

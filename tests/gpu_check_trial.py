@@ -1,4 +1,4 @@
-"""Made-up stages for the tests of the GPU check's runner: `python -m gpu_check_trial` stands in for bench.gpu_check.child."""
+"""Fake stages for the tests of the GPU check's runner: `python -m gpu_check_trial` replaces bench.gpu_check.child."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.gpu_check.case import Case, Context, Skipped, Stage  # noqa: E402
 
 
 class Sticky(RuntimeError):
-    """An error as CuPy raises it when a kernel has read where nothing is."""
+    """An error like CuPy's after an illegal memory access."""
 
     status = 700
 
@@ -61,27 +61,27 @@ def waiting():
     return {}
 
 
-def listed(*runs, limit=None):
+def case_list(*runs, limit=None):
     return lambda context: [
         Case(run.__name__ if i == 0 or run is not passing else f"passing-{i}", run, limit) for i, run in enumerate(runs)
     ]
 
 
-def numbers(context: Context):
+def non_finite(context: Context):
     return [Case("not-a-number", lambda: {"value": float("nan"), "values": (1, 2)})]
 
 
 STAGES = [
-    Stage("mixed", listed(passing, raising, failing, skipping, passing), 60, checks=True),
-    Stage("hang", listed(passing, hanging, passing, limit=1.5), 60, checks=True),
-    Stage("late", listed(passing, hanging, passing, limit=600), 8, checks=True),
-    Stage("killed", listed(passing, killing, passing), 60, checks=True),
-    Stage("left", listed(passing, leaving, sticky, passing), 60, checks=True),
-    Stage("sticky", listed(passing, sticky, passing), 60, checks=True),
+    Stage("mixed", case_list(passing, raising, failing, skipping, passing), 60, checks=True),
+    Stage("hang", case_list(passing, hanging, passing, limit=1.5), 60, checks=True),
+    Stage("late", case_list(passing, hanging, passing, limit=600), 8, checks=True),
+    Stage("killed", case_list(passing, killing, passing), 60, checks=True),
+    Stage("left", case_list(passing, leaving, sticky, passing), 60, checks=True),
+    Stage("sticky", case_list(passing, sticky, passing), 60, checks=True),
     Stage("slow", lambda context: [Case(str(i), waiting) for i in range(400)], 8),
     Stage("long", lambda context: [Case(str(i), waiting) for i in range(200)], 60),
-    Stage("numbers", numbers, 60),
-    Stage("good", listed(passing, passing), 60),
+    Stage("non-finite", non_finite, 60),
+    Stage("good", case_list(passing, passing), 60),
     Stage(
         "environment",
         lambda context: [Case("variable", lambda: {"value": os.environ["TRIAL"]})],

@@ -1,4 +1,4 @@
-"""Two runs side by side: a change counts when it is beyond noise."""
+"""Comparison of two runs: a change counts if it is beyond noise."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from gpudarknet.cli import main
 
 
 @pytest.mark.parametrize(
-    ("fps", "spread", "verdict"),
+    ("fps", "noise", "verdict"),
     [
         (10.0, 0.1, "same"),
         (11.5, 0.1, "same"),  # 9..11 and 10.35..12.65 overlap
         (12.5, 0.1, "faster"),  # 11.25 is above 11
         (8.0, 0.1, "slower"),
-        (10.2, 0.001, "same"),  # certain, but small
+        (10.2, 0.001, "same"),  # significant, but small
     ],
 )
-def test_a_change_counts_when_spreads_lie_apart_and_it_is_not_tiny(fps, spread, verdict):
-    before = result(CPU, 10.0, spread=min(spread, 0.1))
-    assert compare.change(before, result(CPU, fps, spread=spread)).verdict == verdict
+def test_a_change_counts_if_ranges_are_disjoint_and_it_is_not_tiny(fps, noise, verdict):
+    before = result(CPU, 10.0, noise=min(noise, 0.1))
+    assert compare.change(before, result(CPU, fps, noise=noise)).verdict == verdict
 
 
 def test_rows_are_matched_by_network_size_engine_and_threads():
@@ -32,15 +32,15 @@ def test_rows_are_matched_by_network_size_engine_and_threads():
         ("net 416", "plan"): "faster", ("net 416", "torch"): "same", ("new 416", "plan"): "new", ("old 416", "plan"): "gone",
     }  # fmt: skip
     assert grid.notes == [
-        "1 faster, 0 slower, 1 same: the spreads p10–p90 overlap, or the medians differ by less than 3%",
-        "before: busy: made up",
-        "after: busy: made up",
+        "1 faster, 0 slower, 1 same: p10–p90 overlap, or the medians differ by less than 3%",
+        "before: busy: fake",
+        "after: busy: fake",
     ]
 
 
 def test_different_devices_are_named():
     notes = compare.compare([CPU, result(CPU, 1.0)], GPU_RECORDS).notes
-    assert "Different devices: Made-up CPU before, Made-up GPU after." in notes
+    assert "Different devices: Fake CPU before, Fake GPU after." in notes
 
 
 def test_the_command_prints_the_table(tmp_path, capsys):

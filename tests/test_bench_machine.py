@@ -1,4 +1,4 @@
-"""The machine model: cores, clock and SIMD width read from /proc as files of known machines, and the doubts about them."""
+"""The machine model: cores, clock and SIMD width from /proc of known machines, and caveats of measurements."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def cpuinfo(threads, per_core=1, **values):
     return machine.processors("\n".join(CPU.format(n=n, core=n // per_core, **values) for n in range(threads)))
 
 
-def test_cores_are_counted_once_however_many_threads_they_have():
+def test_cores_are_counted_once_regardless_of_hardware_threads():
     cpus = cpuinfo(8, per_core=2)
     assert machine.usable_cores(cpus, set(range(8)), None) == (4, 8)
-    assert machine.usable_cores(cpus, {0, 1, 2}, None) == (2, 3)  # one core whole, half of another
+    assert machine.usable_cores(cpus, {0, 1, 2}, None) == (2, 3)  # one core, and one hardware thread of another
     assert machine.usable_cores(cpus, set(range(8)), 3.5) == (3, 3)  # the cgroup's quota
     assert machine.usable_cores(cpus, set(range(8)), 0.5) == (1, 1)
     assert machine.usable_cores([], {0, 1}, None) == (2, 2)  # no /proc
@@ -75,7 +75,7 @@ def test_flop_per_cycle_of_arm(part, want):
     assert machine.flop_per_cycle({"processor": "0", "Features": "fp asimd", "CPU part": part}) == want
 
 
-def test_clock_is_a_range_from_what_runs_now_to_the_highest(tmp_path):
+def test_the_clock_range_is_from_current_to_maximum(tmp_path):
     assert machine.clock(cpuinfo(2), tmp_path) == (3.9, 4.2)
     folder = tmp_path / "devices/system/cpu/cpu0/cpufreq"
     folder.mkdir(parents=True)
@@ -84,41 +84,41 @@ def test_clock_is_a_range_from_what_runs_now_to_the_highest(tmp_path):
     assert machine.clock([], tmp_path / "none") is None
 
 
-def test_stolen_time_is_the_share_between_two_readings():
-    assert machine.stolen("cpu 100 0 0 100 0 0 0 10 0 0\n", "cpu 150 0 0 130 0 0 0 30 0 0\n") == pytest.approx(0.2)
-    assert machine.stolen("", "") == 0
+def test_steal_is_the_share_between_two_readings():
+    assert machine.steal_share("cpu 100 0 0 100 0 0 0 10 0 0\n", "cpu 150 0 0 130 0 0 0 30 0 0\n") == pytest.approx(0.2)
+    assert machine.steal_share("", "") == 0
 
 
-def test_doubts_name_virtual_busy_stolen_hot_and_a_peak_that_is_too_low():
+def test_caveats_are_virtual_busy_steal_throttling_and_a_low_peak():
     own = {"virtual": True, "threads": 2, "peak_gflops": {"fp32": [100.0, 120.0]}}
-    assert machine.doubts(own, 0.4) == [
-        "virtual machine: cores may be hardware threads, and the clock shown is not the clock run"
+    assert machine.caveats(own, 0.4) == [
+        "virtual machine: cores may be hardware threads, and the reported clock is not the actual one"
     ]
-    assert machine.doubts(own | {"virtual": False}, 1.5, 0.03, 7, 130.0) == [
-        "busy: 1.50 processes were running on 2 hardware threads before the run",
-        "3% of the time went to other guests of the same host (steal)",
-        "throttled: cores slowed down for heat 7 times during the run",
-        "gemm reached 130 GFLOP/s, more than the peak that was worked out: the true clock is higher",
+    assert machine.caveats(own | {"virtual": False}, 1.5, 0.03, 7, 130.0) == [
+        "busy: load 1.50 on 2 hardware threads before the run",
+        "3% steal time: other guests used the same host",
+        "thermal throttling: 7 events during the run",
+        "gemm reached 130 GFLOP/s, more than the derived peak: the actual clock is higher",
     ]
 
 
-def test_a_machine_that_changes_its_speed_is_doubted():
+def test_an_unstable_speed_is_a_caveat():
     own = {"threads": 2, "peak_gflops": {"fp32": [100.0, 120.0]}}
-    assert machine.doubts(own, 0.0, gemm=80.0, again=85.0) == []
-    assert machine.doubts(own, 0.0, gemm=80.0, again=40.0) == [
-        "its speed changed: gemm reached 80 GFLOP/s before the run and 40 after it"
+    assert machine.caveats(own, 0.0, gemm=80.0, again=85.0) == []
+    assert machine.caveats(own, 0.0, gemm=80.0, again=40.0) == [
+        "unstable: gemm reached 80 GFLOP/s before the run and 40 after it"
     ]
 
 
 def test_this_machine_is_described():
-    found = machine.describe()
-    assert found["device"] and found["kind"] == "cpu"
-    assert 1 <= found["cores"] <= found["threads"]
-    assert machine.gemm(64, seconds=0, fewest=1) > 0
+    cpu = machine.describe()
+    assert cpu["device"] and cpu["kind"] == "cpu"
+    assert 1 <= cpu["cores"] <= cpu["threads"]
+    assert machine.gemm(64, seconds=0, min_calls=1) > 0
     assert machine.copy_rate(1, seconds=0) > 0
 
 
-def test_a_gpu_is_measured_through_cupy(monkeypatch):
+def test_a_gpu_is_measured_with_cupy(monkeypatch):
     synchronized = []
     device = SimpleNamespace(synchronize=lambda: synchronized.append(True))
     pool = SimpleNamespace(free_all_blocks=lambda: None)
@@ -127,13 +127,13 @@ def test_a_gpu_is_measured_through_cupy(monkeypatch):
         cuda=SimpleNamespace(Device=lambda: device), get_default_memory_pool=lambda: pool,
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    found = gpu.measured(n=32, mib=1, seconds=0)
-    assert set(found["gemm_gflops"]) == {"fp32", "fp16"}
-    assert found["copy_gb_s"] > 0
-    assert len(synchronized) == 3 * (3 + 10)  # every call is waited for
+    measured = gpu.measure_rates(n=32, mib=1, seconds=0)
+    assert set(measured["gemm_gflops"]) == {"fp32", "fp16"}
+    assert measured["copy_gb_s"] > 0
+    assert len(synchronized) == 3 * (3 + 10)  # every call is synchronized
 
 
-def test_peaks_of_a_gpu_are_those_of_its_data_sheet():
+def test_gpu_peaks_match_the_data_sheet():
     h100 = {
         "major": 9,
         "minor": 0,
@@ -141,7 +141,7 @@ def test_peaks_of_a_gpu_are_those_of_its_data_sheet():
         "name": b"NVIDIA H100 80GB HBM3",
         "totalGlobalMem": 80 << 30,
     }
-    found = gpu.describe(h100, 1_980_000)
-    assert found["peak_gflops"]["fp32"] == pytest.approx([66_900] * 2, rel=1e-3)
+    described = gpu.describe(h100, 1_980_000)
+    assert described["peak_gflops"]["fp32"] == pytest.approx([66_900] * 2, rel=1e-3)
     assert gpu.peaks(h100, 1_830_000)["fp16"] == pytest.approx([990_000] * 2, rel=3e-3)  # the clock of its fp16 figure
     assert gpu.describe(h100 | {"major": 99}, 1_980_000)["peak_source"].startswith("unknown")

@@ -1,4 +1,4 @@
-"""The page: one file that needs nothing else, the same numbers as the tables, and what a browser makes of it."""
+"""The page: one self-contained file, the same values as the tables, and how a browser renders it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "br"}
 
 
 class Balance(HTMLParser):
-    """Collects tags that were not closed in order."""
+    """Checks that tags are closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_one_file_with_balanced_tags_and_sound_drawings():
+def test_the_page_is_one_file_with_balanced_tags_and_valid_svg():
     text = page.page(RECORDS, GPU_RECORDS)
     balance = Balance()
     balance.feed(text)
@@ -43,7 +43,7 @@ def test_the_page_is_one_file_with_balanced_tags_and_sound_drawings():
     assert len(drawings) == 4
     for drawing in drawings:
         ElementTree.fromstring(drawing)
-    assert not re.search(r"https?:|<script|<link|<img|url\(", text)  # nothing is fetched
+    assert not re.search(r"https?:|<script|<link|<img|url\(", text)  # nothing external
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text and "@media print" in text
 
 
@@ -52,7 +52,7 @@ def test_names_are_escaped():
     assert "A &lt;b&gt; &amp; C" in text and "A <b>" not in text
 
 
-def test_everything_is_drawn_inside_its_frame():
+def test_plots_stay_inside_their_frame():
     every = [
         plots.speeds(RECORDS),
         plots.rule_plot([*RECORDS, *GPU_RECORDS]),
@@ -66,8 +66,8 @@ def test_everything_is_drawn_inside_its_frame():
                 assert 0 <= float(value) <= most, figure
 
 
-def test_a_run_without_numbers_still_makes_a_page():
-    assert "Made-up CPU" in page.page([CPU])
+def test_a_run_without_results_still_makes_a_page():
+    assert "Fake CPU" in page.page([CPU])
 
 
 def test_the_report_command_writes_the_page(tmp_path, capsys):
@@ -77,12 +77,12 @@ def test_the_report_command_writes_the_page(tmp_path, capsys):
     assert "GPU FPS vs CPU GFLOPS estimates" in capsys.readouterr().out
 
 
-def test_report_of_a_file_without_a_machine(tmp_path, capsys):
+def test_a_file_without_a_machine_is_refused(tmp_path, capsys):
     records.write(tmp_path / "run.jsonl", [])
     assert main(["bench", "report", str(tmp_path / "run.jsonl")]) == 2
-    place = tmp_path / "run.jsonl"
+    path = tmp_path / "run.jsonl"
     assert capsys.readouterr().err == (
-        f"error: bench report: {place} has no machine record; give a file that `gpudarknet bench` wrote\n"
+        f"error: bench report: {path} has no machine record; pass a file written by `gpudarknet bench`\n"
     )
 
 
@@ -92,9 +92,9 @@ QUIET = (
 ).split()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to look at the page with")
+@pytest.mark.skipif(BROWSER is None, reason="no chromium to render the page")
 @pytest.mark.parametrize(("width", "height"), [(1280, 1600), (500, 1600)])
-def test_a_browser_shows_it(tmp_path, width, height):
+def test_a_browser_renders_it(tmp_path, width, height):
     import cv2
 
     (tmp_path / "page.html").write_text(page.page(RECORDS, GPU_RECORDS), encoding="utf-8")
@@ -106,11 +106,11 @@ def test_a_browser_shows_it(tmp_path, width, height):
         capture_output=True,
         timeout=120,
     )
-    picture = cv2.imread(str(shot))
-    assert picture.shape == (height, width, 3)
-    background = picture[0, 0]
-    inked = (picture != background).any(axis=2)
+    image = cv2.imread(str(shot))
+    assert image.shape == (height, width, 3)
+    background = image[0, 0]
+    inked = (image != background).any(axis=2)
     assert 0.02 < inked.mean() < 0.6
-    assert not inked[:, -8:].any()  # nothing runs over the right edge
-    for colour in ("c4620b", "0677d9"):  # --e0 and --e1 of the light style, as OpenCV's BGR: dots and bars are there
-        assert (picture == list(bytes.fromhex(colour))).all(axis=2).sum() > 50
+    assert not inked[:, -8:].any()  # nothing overflows the right edge
+    for colour in ("c4620b", "0677d9"):  # --e0 and --e1 of the light style, in OpenCV's BGR: dots and bars are drawn
+        assert (image == list(bytes.fromhex(colour))).all(axis=2).sum() > 50

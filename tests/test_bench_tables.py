@@ -1,4 +1,4 @@
-"""The tables: efficiencies, the rule, GPUs of other machines, and what is said when there are none."""
+"""The tables: efficiencies, the rule, GPUs of other machines, and the note if there are none."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from bench_cases import CPU, GPU_RECORDS, RECORDS, failed, result
 from gpudarknet.bench import columns, records, tables
 
 
-def row(device="Made-up CPU", engine="plan", found=RECORDS, precision="fp32"):
-    every = columns.rows(found)
+def row(device="Fake CPU", engine="plan", rows=RECORDS, precision="fp32"):
+    every = columns.rows(rows)
     return next(
         r
         for r in every
@@ -17,62 +17,62 @@ def row(device="Made-up CPU", engine="plan", found=RECORDS, precision="fp32"):
     )
 
 
-def test_a_row_of_the_cpu():
-    found = row()
-    assert found.achieved == 140.0  # 4 FPS x 35 GFLOP
-    assert found.of_gemm == 0.35
-    assert found.peak == (400.0, 512.0)  # gemm disproves the lower end of 384
-    assert found.of_peak == (140 / 512, 140 / 400)
-    assert found.rule == pytest.approx((0.01 * 400 * 34.9 / 35, 0.01 * 512 * 34.9 / 35))
-    assert found.of_rule == pytest.approx((4 / 5.1054, 4 / 3.9886), rel=1e-4)
-    assert found.per_gflops == (4 / 512, 4 / 400)
-    assert found.equivalent == pytest.approx(400.0)  # 4 x 35 / 0.35
-    assert found.cores == pytest.approx(400 / 128)  # a core has 512 / 4
-    assert (found.times, row(engine="reference").times) == (1.0, 0.25)
+def test_columns_of_the_cpu():
+    cpu = row()
+    assert cpu.achieved == 140.0  # 4 FPS x 35 GFLOP
+    assert cpu.of_gemm == 0.35
+    assert cpu.peak == (400.0, 512.0)  # gemm exceeds the lower end of 384
+    assert cpu.of_peak == (140 / 512, 140 / 400)
+    assert cpu.rule == pytest.approx((0.01 * 400 * 34.9 / 35, 0.01 * 512 * 34.9 / 35))
+    assert cpu.of_rule == pytest.approx((4 / 5.1054, 4 / 3.9886), rel=1e-4)
+    assert cpu.per_gflops == (4 / 512, 4 / 400)
+    assert cpu.equivalent == pytest.approx(400.0)  # 4 x 35 / 0.35
+    assert cpu.cores == pytest.approx(400 / 128)  # a core has 512 / 4
+    assert (cpu.times, row(engine="reference").times) == (1.0, 0.25)
 
 
-def test_a_row_of_a_gpu_is_compared_with_this_cpu():
-    found = row("Made-up GPU", found=[*RECORDS, *GPU_RECORDS])
-    assert found.times == 50.0  # 200 FPS / 4
-    assert found.cores == pytest.approx(200 * 35 / 0.35 / 128)
-    half = row("Made-up GPU", found=[*RECORDS, *GPU_RECORDS], precision="fp16")
+def test_a_gpu_is_compared_with_this_cpu():
+    gpu = row("Fake GPU", rows=[*RECORDS, *GPU_RECORDS])
+    assert gpu.times == 50.0  # 200 FPS / 4
+    assert gpu.cores == pytest.approx(200 * 35 / 0.35 / 128)
+    half = row("Fake GPU", rows=[*RECORDS, *GPU_RECORDS], precision="fp16")
     assert half.of_gemm == pytest.approx(800 * 35 / 60000)
 
 
-def test_without_a_peak_nothing_is_made_of_it():
-    found = row(found=[CPU | {"peak_gflops": {}}, *RECORDS[1:]])
-    assert (found.peak, found.of_peak, found.rule, found.of_rule, found.per_gflops, found.cores) == (None,) * 6
-    assert "–" in tables.line(found)
+def test_without_a_peak_its_columns_are_empty():
+    cpu = row(rows=[CPU | {"peak_gflops": {}}, *RECORDS[1:]])
+    assert (cpu.peak, cpu.of_peak, cpu.rule, cpu.of_rule, cpu.per_gflops, cpu.cores) == (None,) * 6
+    assert "–" in tables.line(cpu)
 
 
 def test_gpus_of_other_machines_are_shown_with_their_date(tmp_path):
     records.write(tmp_path / "2025-12-31.jsonl", GPU_RECORDS)
-    grid = tables.estimates(RECORDS, records.of_gpus(tmp_path))
+    grid = tables.estimates(RECORDS, records.gpu_records(tmp_path))
     shown = [cells[0] for cells in grid.cells]
-    assert shown.count("Made-up GPU") == 2 and shown.count("Made-up CPU") == 2
-    assert "Made-up GPU: not this machine; measured 2025-12-31, commit def." in grid.notes
+    assert shown.count("Fake GPU") == 2 and shown.count("Fake CPU") == 2
+    assert "Fake GPU: not this machine; measured 2025-12-31, commit def." in grid.notes
     assert tables.NO_GPU not in grid.notes
-    first = next(cells for cells in grid.cells if cells[0] == "Made-up GPU" and cells[3] == "fp32")
+    first = next(cells for cells in grid.cells if cells[0] == "Fake GPU" and cells[3] == "fp32")
     assert first == [
-        "Made-up GPU", "net 416", "plan", "fp32", "1", "200", "7,000", "10,000", "70 %", "78 %", "99.7", "2.01", "0.0200",
+        "Fake GPU", "net 416", "plan", "fp32", "1", "200", "7,000", "10,000", "70 %", "78 %", "99.7", "2.01", "0.0200",
         "20,000", "156", "50.0",
     ]  # fmt: skip
 
 
-def test_without_gpus_the_table_says_so_first():
+def test_without_gpus_the_first_note_says_so():
     grid = tables.estimates(RECORDS)
     assert grid.notes[0] == tables.NO_GPU
-    assert {cells[0] for cells in grid.cells} == {"Made-up CPU"}
+    assert {cells[0] for cells in grid.cells} == {"Fake CPU"}
 
 
-def test_every_column_that_was_promised_is_there():
+def test_all_columns_are_present():
     assert tables.estimates(RECORDS).heads == (
         "device", "network", "engine", "precision", "batch", "FPS", "GFLOP/s", "peak GFLOPS", "of peak", "of gemm", "rule FPS",
         "÷ rule", "FPS per GFLOPS", "CPU-GFLOPS", "= cores", "× this CPU",
     )  # fmt: skip
 
 
-def test_speed_shows_both_clocks_and_what_failed():
+def test_speed_shows_both_clocks_and_failures():
     grid = tables.speed([*RECORDS, failed(CPU, "opencv", "no")])
     plan, *_, torch = grid.cells[0], grid.cells[2]
     at = grid.heads.index
@@ -80,11 +80,11 @@ def test_speed_shows_both_clocks_and_what_failed():
     assert (torch[at("FPS")], torch[at("note")]) == ("–", "not installed; pip install torch")
 
 
-def test_layers_say_what_bounds_them():
+def test_layers_show_what_bounds_them():
     grid = tables.slowest(RECORDS, records.layers(RECORDS)[0])
     assert grid.title == "Layers of net 416, reference"
     assert grid.cells == [
-        ["0", "convolutional", "arithmetic", "200", "80 %", "30.0", "150", "0.500"],
+        ["0", "convolutional", "compute", "200", "80 %", "30.0", "150", "0.500"],
         ["1", "maxpool", "memory", "50.0", "20 %", "0.0100", "0.200", "2.00"],
     ]
 
@@ -94,7 +94,7 @@ def test_layers_say_what_bounds_them():
     [(None, "–"), (0.0, "0"), (0.00123, "0.00123"), (9.999, "10.0"), (123.4, "123"), (999.9, "1,000"), (1234.5, "1,230"),
      (67e3, "67,000")],
 )  # fmt: skip
-def test_numbers_have_three_digits(value, want):
+def test_numbers_have_three_significant_digits(value, want):
     assert tables.number(value) == want
 
 
@@ -104,5 +104,5 @@ def test_spans():
     assert tables.span(None) == "–"
 
 
-def test_a_batch_counts_pictures():
+def test_a_batch_counts_images():
     assert columns.rows([CPU, result(CPU, 8.0, batch=4)])[0].achieved == 280.0

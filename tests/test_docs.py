@@ -54,8 +54,8 @@ class Block:
 def blocks(text: str) -> list[Block]:
     """Return a page's blocks in order."""
     block = r"(?:^<!-- ((?:not run|run by)\b.*?) -->\n)?^```(\w*)\n(.*?)^```$"
-    found = re.finditer(block, text, re.DOTALL | re.MULTILINE)
-    return [Block(m[2], m[3], text.count("\n", 0, m.start(2)) + 1, m[1] or "") for m in found]
+    matches = re.finditer(block, text, re.DOTALL | re.MULTILINE)
+    return [Block(m[2], m[3], text.count("\n", 0, m.start(2)) + 1, m[1] or "") for m in matches]
 
 
 BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
@@ -191,7 +191,7 @@ def test_a_block_that_is_not_run_says_why(page):
 # What documents name is there
 
 
-COMMANDS = [line for found in BLOCKS.values() for b in found if b.language == "console" for line in b.text.splitlines()]
+COMMANDS = [line for page in BLOCKS.values() for b in page if b.language == "console" for line in b.text.splitlines()]
 
 
 def test_make_targets():

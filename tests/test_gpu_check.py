@@ -1,4 +1,4 @@
-"""What of `make gpu-check` needs no GPU: its stages on NumPy and through host-cuda, their limits, what it says without a GPU."""
+"""The parts of `make gpu-check` that need no GPU: its stages on NumPy and host-cuda, their limits, its output without a GPU."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from bench.gpu_check import __main__ as command  # noqa: E402
 from bench.gpu_check import (  # noqa: E402
     accuracy,
     ceilings,
+    checks,
     child,
     correctness,
     environment,
     launch_costs,
     networks,
-    parts,
     robustness,
     speed,
+    target,
     tools,
     torch_speed,
     training,
     tuning,
-    watched,
 )
 from bench.gpu_check.case import Context, Skipped, Stage  # noqa: E402
 from gpudarknet import backend, load_network  # noqa: E402
@@ -42,13 +42,13 @@ from gpudarknet.plan.cuda import autotune  # noqa: E402
 from gpudarknet.plan.cuda.algorithms import BUDGETS, WAYS  # noqa: E402
 
 NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
-CACHES = (networks.opened, correctness.wanted, correctness.convolutions, correctness.subject, accuracy.detector,
-          torch_speed.forward_of, speed.reference)  # fmt: skip
+CACHES = (networks.seeded_network, correctness.expected, correctness.convolutions, correctness.convolution_network,
+          accuracy.detector, torch_speed.channels_last_forward, speed.reference)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    """Nothing that stages keep between cases comes from another test; the backend host-cuda has a name."""
+    """Clear the stages' caches around each test; make host-cuda available by name."""
     get = backend.get
     monkeypatch.setattr(backend, "get", lambda name="auto": plan_backend() if name == "host-cuda" else get(name))
     for cache in CACHES:
@@ -61,7 +61,7 @@ def clean(monkeypatch):
 def run(cases, context, only=""):
     """Run the cases of a stage in this process; return their rows by name."""
     rows = {}
-    for case in Stage("stage", cases, 60).chosen(context, only and f"stage/{only}"):
+    for case in Stage("stage", cases, 60).selected(context, only and f"stage/{only}"):
         rows[case.name] = child.plain(child.run_case(case.name, case, context))
         json.dumps(rows[case.name], allow_nan=False)
     return rows
@@ -72,43 +72,44 @@ def failures(rows):
 
 
 @pytest.mark.parametrize(("part", "limit"), [("A", 240), ("B", 300)])
-def test_the_limits_of_a_part_add_up_to_less_than_it_may_take(part, limit):
-    assert parts.PROBE + sum(stage.limit for stage in parts.PARTS[part]) < limit
+def test_the_limits_of_a_part_add_up_to_less_than_its_own(part, limit):
+    assert checks.PROBE + sum(stage.limit for stage in checks.PARTS[part]) < limit
 
 
-def test_names_are_there_once():
+def test_names_are_unique():
     for context in (Context("numpy"), NUMPY):
-        names = [f"{stage.name}/{case.name}" for stage in parts.STAGES for case in stage.cases(context)]
+        names = [f"{stage.name}/{case.name}" for stage in checks.STAGES for case in stage.cases(context)]
         assert len(set(names)) == len(names)
         assert all(" " not in name for name in names)
-    assert len({stage.name for stage in parts.STAGES}) == len(parts.STAGES)
+    assert len({stage.name for stage in checks.STAGES}) == len(checks.STAGES)
 
 
-def test_part_a_is_in_order():
-    names = [stage.name for stage in parts.A]
+def test_the_order_of_part_a():
+    names = [stage.name for stage in checks.A]
     assert (
-        names[:6] == ["warm", "versions", "precisions", "algorithms", "kernels", "networks"] and names[-1] == "memcheck"
+        names[:6] == ["compile", "versions", "precisions", "algorithms", "kernels", "networks"]
+        and names[-1] == "memcheck"
     )
 
 
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "probed", lambda backend, limit: {"why": "the driver shows no CUDA device"})
+def test_without_a_gpu_it_prints_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(command, "probe_device", lambda backend, limit: {"why": "the driver shows no CUDA device"})
     assert command.main(["--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr() == ("", "gpu-check: no GPU to check: the driver shows no CUDA device\n")
     assert not (tmp_path / "new").exists()
 
 
-def test_the_probe_is_a_process_of_its_own():
-    found = command.probed("numpy", 60)
-    assert found["why"] is None and found["emulated"] is False
-    assert command.probed("numpy", 0.001)["why"] == "CuPy did not answer within 0.001 s"
+def test_the_probe_runs_in_a_separate_process():
+    device = command.probe_device("numpy", 60)
+    assert device["why"] is None and device["emulated"] is False
+    assert command.probe_device("numpy", 0.001)["why"] == "CuPy did not respond within 0.001 s"
 
 
 def test_the_list(capsys):
     assert command.main(["--list", "--only", "kernels/pool.maxpool"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  kernels/pool.maxpool/float32" in lines and "  kernels/pool.maxpool/float16" in lines
-    assert len(lines) == 4  # and a line for each part
+    assert len(lines) == 4  # including a line for each part
 
 
 def test_a_case_from_the_command_line(tmp_path):
@@ -129,7 +130,7 @@ def test_a_case_from_the_command_line(tmp_path):
 # Correctness
 
 
-def test_kernels_pass_and_all_are_there():
+def test_every_kernel_is_checked_and_passes():
     context = Context("host-cuda", small=True)
     rows = run(correctness.kernels, context)
     assert failures(rows) == {}
@@ -145,18 +146,18 @@ def test_a_wrong_kernel_fails(monkeypatch):
     assert row["outcome"] == "failed" and row["failed"][0].startswith("reorg.space_to_depth-")
 
 
-def test_an_op_that_raises_hides_no_other(monkeypatch):
+def test_an_op_that_raises_does_not_hide_others(monkeypatch):
     monkeypatch.setattr(OPS["pool.maxpool"], "reference", lambda *args: 1 / 0)
     rows = run(correctness.kernels, NUMPY)
     assert list(failures(rows)) == ["pool.maxpool/float32"]
     assert "ZeroDivisionError" in rows["pool.maxpool/float32"]["traceback"]
 
 
-def test_only_the_types_that_kernels_have_are_compiled():
+def test_only_the_storage_types_of_kernels_are_compiled():
     pairs = correctness.storage_types()
     assert {("plan", "float"), ("plan", "half_t"), ("optimizers", "float")} <= set(pairs)
     assert ("optimizers", "half_t") not in pairs  # weights are float32
-    assert run(correctness.compiled, NUMPY)["kernels"]["skipped"] == "backend numpy compiles no kernels"
+    assert run(correctness.compilation, NUMPY)["kernels"]["skipped"] == "backend numpy compiles no kernels"
 
 
 def test_networks_are_compared_layer_by_layer(monkeypatch):
@@ -166,15 +167,15 @@ def test_networks_are_compared_layer_by_layer(monkeypatch):
     good[0][5] = good[0][5] + np.float32(1)
     monkeypatch.setattr(correctness, "outputs", lambda *args: good)
     (failed,) = run(correctness.networks, NUMPY)["yolov4-tiny"]["failed"]
-    assert failed.startswith("output 5 is ")
+    assert failed.startswith("output 5 differs by ")
 
 
 def test_precisions_and_graphs_are_checked(monkeypatch):
     rows = run(correctness.precisions, NUMPY)
     assert failures(rows) == {} and len(rows) == 3
-    assert {row["eagerly"] for row in rows.values()} == {"on the CPU"}
+    assert {row["eager_reason"] for row in rows.values()} == {"on the CPU"}
     monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
-    assert run(correctness.precisions, NUMPY)["yolov4-tiny/fp32"]["failed"][0].endswith("off, 1e-09 allowed")
+    assert run(correctness.precisions, NUMPY)["yolov4-tiny/fp32"]["failed"][0].endswith("relative error, 1e-09 allowed")
 
 
 def test_every_convolution_algorithm_is_checked(monkeypatch):
@@ -183,43 +184,43 @@ def test_every_convolution_algorithm_is_checked(monkeypatch):
     rows = run(correctness.algorithms, HOST)
     assert failures(rows) == {}
     names = {name.replace(" ", "-") for name in WAYS if name not in BUDGETS}  # maps are too small for those
-    assert set(rows) == {f"{precision}/{name}" for precision in ("fp32", "fp16") for name in {*names, "measured"}}
+    assert set(rows) == {f"{precision}/{name}" for precision in ("fp32", "fp16") for name in {*names, "autotuned"}}
     assert {row["outcome"] for row in rows.values()} == {"passed"}
     monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
     assert run(correctness.algorithms, HOST, "fp32/kernel")["fp32/kernel"]["outcome"] == "failed"
 
 
-def test_boxes_of_the_shipped_network(monkeypatch):
+def test_boxes_of_the_bundled_network(monkeypatch):
     monkeypatch.delenv(accuracy.VARIABLE, raising=False)
     rows = run(accuracy.boxes_and_scores, HOST)
     assert failures(rows) == {}
-    assert rows["published"]["outcome"] == "skipped"
+    assert rows["pretrained"]["outcome"] == "skipped"
     assert all(rows[f"digits/{precision}"]["boxes"] >= 3 for precision in ("fp32", "tf32", "fp16"))
-    assert rows["digits/fp16"]["maps_relative"] > 0
+    assert rows["digits/fp16"]["heads_relative_error"] > 0
 
 
-def test_boxes_that_move_fail(monkeypatch):
-    real = accuracy.seen
+def test_displaced_boxes_fail(monkeypatch):
+    real = accuracy.run_detector
 
     def moved(by, array, precision):
-        found, maps = real(by, array, precision)
-        return [(label, score, box + (precision == "fp16") * 0.1) for label, score, box in found], maps
+        objects, heads = real(by, array, precision)
+        return [(label, score, box + (precision == "fp16") * 0.1) for label, score, box in objects], heads
 
-    monkeypatch.setattr(accuracy, "seen", moved)
+    monkeypatch.setattr(accuracy, "run_detector", moved)
     rows = run(accuracy.boxes_and_scores, NUMPY)
     assert list(failures(rows)) == ["digits/fp16"] and "digits.jpg: class" in rows["digits/fp16"]["failed"][0]
 
 
-def test_real_weights_are_those_that_the_variable_names(monkeypatch, tmp_path):
+def test_real_weights_are_named_by_the_variable(monkeypatch, tmp_path):
     network = load_network(thin("yolov3-tiny"), backend="numpy")
     for name in ("yolov3-tiny", "of-nobody"):
         network.save_weights(tmp_path / f"{name}.weights")
     (tmp_path / "dog.jpg").write_bytes(b"")
     monkeypatch.setenv(accuracy.VARIABLE, str(tmp_path))
-    assert list(accuracy.real_weights()) == ["yolov3-tiny", "digits"]
+    assert list(accuracy.weights_by_network()) == ["yolov3-tiny", "digits"]
     assert [path.name for path in accuracy.images(tmp_path / "yolov3-tiny.weights")] == ["digits.jpg", "dog.jpg"]
     monkeypatch.setenv(accuracy.VARIABLE, str(tmp_path / "yolov3-tiny.weights"))
-    assert list(accuracy.real_weights()) == ["yolov3-tiny", "digits"]
+    assert list(accuracy.weights_by_network()) == ["yolov3-tiny", "digits"]
 
 
 # Robustness and tools
@@ -234,34 +235,34 @@ def test_threads(context):
 
 def test_an_error_in_a_thread_is_raised():
     with pytest.raises(ZeroDivisionError):
-        robustness.together([lambda: None, lambda: 1 / 0])
+        robustness.run_in_threads([lambda: None, lambda: 1 / 0])
 
 
 def test_results_that_change_between_threads_fail(monkeypatch):
     calls = iter(range(1000))
-    real = robustness.numpy_of
-    monkeypatch.setattr(robustness, "numpy_of", lambda network, heads: [y + next(calls) for y in real(network, heads)])
+    real = robustness.to_numpy
+    monkeypatch.setattr(robustness, "to_numpy", lambda network, heads: [y + next(calls) for y in real(network, heads)])
     row = run(robustness.threads, NUMPY, "two-threads-one-network")["two-threads-one-network"]
-    assert row["failed"][0] == "thread 0: 3 of 3 results are other ones"
+    assert row["failed"][0] == "thread 0: 3 of 3 results differ"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_watched_program_computes_the_same_with_every_map_apart(precision):
-    network = networks.opened("yolov4-tiny", HOST, 64)
-    be, plan = network.backend, networks.planned(network, 2)
-    x = networks.seeded.picture(network, 2)
-    apart, usual = watched.Apart(plan, be, precision), cuda.Program(plan, be, precision)
-    for got, want in zip(apart.run(x), usual.run(x), strict=True):
+def test_the_target_program_computes_the_same_with_separate_buffers(precision):
+    network = networks.seeded_network("yolov4-tiny", HOST, 64)
+    be, plan = network.backend, networks.compile_plan(network, 2)
+    x = networks.seeded.network_input(network, 2)
+    separate, default = target.SeparateBuffers(plan, be, precision), cuda.Program(plan, be, precision)
+    for got, want in zip(separate.run(x), default.run(x), strict=True):
         np.testing.assert_array_equal(got, want)
-    assert len(apart.own) > 20
+    assert len(separate.buffers) > 20
 
 
-def test_the_watched_program_prints_what_it_did(capsys):
-    watched.main("fp16", plan_backend(), "1")
-    assert " pieces of work, " in capsys.readouterr().out
+def test_the_target_program_prints_a_summary(capsys):
+    target.main("fp16", plan_backend(), "1")
+    assert " launches, " in capsys.readouterr().out
 
 
-def test_tools_that_are_missing_are_rows(monkeypatch):
+def test_missing_tools_skip_their_cases(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda *args, **kw: None)
     context = Context("cupy", small=True)
     for cases, tool in (
@@ -292,25 +293,25 @@ def fake_tool(folder, name, text):
 
 
 @pytest.mark.parametrize("code", [0, 9])
-def test_what_compute_sanitizer_finds(monkeypatch, tmp_path, code):
+def test_errors_from_compute_sanitizer(monkeypatch, tmp_path, code):
     text = SANITIZER.format(log=tmp_path / "log", code=code)
     fake_tool(tmp_path, "compute-sanitizer", text)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    row = tools.sanitize(Context("cupy"), "racecheck", "fp16", watched.KERNELS)
+    row = tools.sanitize(Context("cupy"), "racecheck", "fp16", target.KERNELS)
     assert row["failed"] == (["========= ERROR SUMMARY: 2 errors"] if code else [])
-    said = (tmp_path / "log").read_text()
-    assert "--kernel-name kne=to_nchw --kernel-name kne=rank_boxes" in said
-    assert said.split()[-5:] == ["-m", "bench.gpu_check.watched", "fp16", "cupy", "0"]
+    log = (tmp_path / "log").read_text()
+    assert "--kernel-name kne=to_nchw --kernel-name kne=rank_boxes" in log
+    assert log.split()[-5:] == ["-m", "bench.gpu_check.target", "fp16", "cupy", "0"]
 
 
-def test_kernels_that_are_watched_for_races_are_those_with_shared_memory():
+def test_racecheck_covers_the_kernels_with_shared_memory():
     names = set()
     for path in (ROOT / "kernels").glob("*.cu"):
         kernel = ""
         for line in path.read_text().splitlines():
             kernel = line.split("void ")[1].split("(")[0].split()[-1] if "__global__" in line else kernel
             names |= {kernel} if "__shared__" in line else set()
-    assert names == set(watched.KERNELS)
+    assert names == set(target.KERNELS)
 
 
 NCU = """==PROF== Connected
@@ -321,48 +322,50 @@ NCU = """==PROF== Connected
 """
 
 
-def test_what_ncu_says(monkeypatch, tmp_path):
-    assert tools.measured(NCU) == [
+def test_parsing_of_ncu_output(monkeypatch, tmp_path):
+    assert tools.parse_ncu(NCU) == [
         {"grid": "(12, 1, 1)", "us": 12.8, "dram_percent": 71.5}, {"grid": "(3, 1, 1)", "us": 2.5},
     ]  # fmt: skip
     fake_tool(tmp_path, "ncu", "#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM - no permission'\nexit 1\n")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(Skipped, match=r"^ncu may not count here: ==ERROR== ERR_NVGPUCTRPERM - no permission$"):
+    with pytest.raises(
+        Skipped, match=r"^ncu cannot access performance counters: ==ERROR== ERR_NVGPUCTRPERM - no permission$"
+    ):
         tools.profiled(Context("cupy"), "im2col")
 
 
 # The environment
 
 
-def test_versions_have_a_row_for_everything_that_may_be_missing(monkeypatch):
+def test_versions_have_a_row_for_everything_optional(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda *args, **kw: None)
     rows = run(environment.versions, NUMPY)
     assert failures(rows) == {}
     for name in ("nvidia-smi", "compute-sanitizer", "ncu"):
         assert rows[name]["skipped"] == f"{name} is not installed"
-    assert rows["git"]["commit"] != "unknown" and rows["git"]["changed"] is None  # by hand, without git
+    assert rows["git"]["commit"] != "unknown" and rows["git"]["dirty"] is None  # from files, without git
     assert rows["python"]["numpy"] == np.__version__
 
 
 def test_the_commit_without_git(tmp_path):
     git = tmp_path / ".git"
-    assert environment.head(git) == "unknown"
+    assert environment.git_head(git) == "unknown"
     (git / "refs/heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert environment.head(git) == "unknown"
+    assert environment.git_head(git) == "unknown"
     (git / "packed-refs").write_text(f"# pack-refs\n{'a' * 40} refs/heads/main\n")
-    assert environment.head(git) == "a" * 40
+    assert environment.git_head(git) == "a" * 40
     (git / "refs/heads/main").write_text("b" * 40 + "\n")
-    assert environment.head(git) == "b" * 40
+    assert environment.git_head(git) == "b" * 40
     (git / "HEAD").write_text("c" * 40 + "\n")
-    assert environment.head(git) == "c" * 40
+    assert environment.git_head(git) == "c" * 40
     own = git / "worktrees/w"
     own.mkdir(parents=True)
     (own / "HEAD").write_text("ref: refs/heads/main\n")
     (own / "commondir").write_text("../..\n")
     (tmp_path / "w").mkdir()
     (tmp_path / "w/.git").write_text(f"gitdir: {own}\n")
-    assert environment.head(tmp_path / "w/.git") == "b" * 40
+    assert environment.git_head(tmp_path / "w/.git") == "b" * 40
 
 
 SMI = """#!/bin/sh
@@ -378,8 +381,8 @@ esac
 def test_clocks_of_an_old_nvidia_smi(monkeypatch, tmp_path):
     fake_tool(tmp_path, "nvidia-smi", SMI)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    found = environment.clocks()
-    assert found["sm_clock"] == "1980 MHz" and found["throttle_reasons"] == "0x0000000000000004"
+    clocks = environment.clocks()
+    assert clocks["sm_clock"] == "1980 MHz" and clocks["throttle_reasons"] == "0x0000000000000004"
 
 
 # Speed
@@ -401,12 +404,12 @@ def test_speed_of_a_network(no_torch):
     assert detected["boxes"] == 0 and detected["detect_jpeg_ms"] > detected["read_ms"] > 0
 
 
-def test_speed_on_kernels(no_torch):
+def test_speed_with_kernels(no_torch):
     rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
     assert failures(rows) == {}
     ours = rows["64/fp32/batch-1/ours"]
-    assert ours["graph_ms"] > 0 and ours["host_us"] > 0 and "launches" in ours["described"]
-    assert {name.rpartition("/")[2] for name in rows} >= {"eager", "one-by-one", "without-winograd"}
+    assert ours["graph_ms"] > 0 and ours["host_us"] > 0 and "launches" in ours["description"]
+    assert {name.rpartition("/")[2] for name in rows} >= {"eager", "unfused", "no-winograd"}
 
 
 def test_a_wrong_plan_fails(no_torch, monkeypatch):
@@ -414,12 +417,12 @@ def test_a_wrong_plan_fails(no_torch, monkeypatch):
     monkeypatch.setattr(cuda.Program, "run", lambda self, x: [y + 0.1 * next(calls) for y in real(self, x)])
     row = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,)), HOST, "64/fp32/batch-1/ours")["64/fp32/batch-1/ours"]
     assert (
-        row["failed"][0].endswith("of the largest number off the reference engine")
+        row["failed"][0].endswith("of the largest value from the reference engine")
         and row["failed"][1] == "two runs differ"
     )
 
 
-def test_a_wrong_form_of_a_plan_fails(no_torch, monkeypatch):
+def test_a_wrong_variant_of_a_plan_fails(no_torch, monkeypatch):
     real = cuda.Program.run
 
     def run_wrongly(self, x):
@@ -427,28 +430,28 @@ def test_a_wrong_form_of_a_plan_fails(no_torch, monkeypatch):
 
     monkeypatch.setattr(cuda.Program, "run", run_wrongly)
     rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
-    assert rows["64/fp32/batch-1/eager"]["failed"][0].endswith("of the largest number from the usual form")
+    assert rows["64/fp32/batch-1/eager"]["failed"][0].endswith("of the largest value from the default plan")
 
 
-def test_each_launch_has_its_bytes_and_operations():
+def test_each_launch_has_bytes_and_operations():
     rows = run(launch_costs.launches, HOST, "yolov4-tiny/64/fp32/batch-1")
     (row,) = rows.values()
     assert failures(rows) == {}
     columns = dict(zip(row["launch_columns"], zip(*row["launches"], strict=True), strict=True))
     assert all(us > 0 for us in columns["us"]) and all(mb > 0 for mb in columns["mb"])
-    # gemms pad channels to multiples of 8, and Winograd needs 4/9 of the products; the plan's count has pools too
-    assert 0.3 < sum(columns["gflop"]) / row["gflop_of_the_plan"] < 1.5
+    # gemms pad channels to multiples of 8, and Winograd needs 4/9 of the multiplications; the plan's count includes pools
+    assert 0.3 < sum(columns["gflop"]) / row["plan_gflop"] < 1.5
     assert sum(one["count"] for one in row["sums"].values()) == len(row["launches"])
 
 
 def test_bytes_of_a_gemm():
     recorder = launch_costs.Recorder(plan_backend())
     handle = recorder.backend().cublas(0, (0, 0))
-    handle.handle = type("Nothing", (), {"gemm": lambda *args: None, "gemms": lambda *args: None})()
-    recorder.found = []
+    handle.handle = type("NullHandle", (), {"gemm": lambda *args: None, "gemms": lambda *args: None})()
+    recorder.launched = []
     handle.gemm("fp16", 0, 0, 0, 3, 5, 7, 5, 7, 7)
     handle.gemms("fp32", 2, 0, 0, 0, 3, 5, 7, 5, 7, 7, 15, 21, 35)
-    one, two = recorder.found
+    one, two = recorder.launched
     assert (one.bytes, one.flops) == (2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 3 * 5 * 7)
     assert (two.bytes, two.flops) == (4 * 2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 2 * 3 * 5 * 7)
 
@@ -458,7 +461,7 @@ def test_tuning(monkeypatch):
     rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")
     assert failures(rows) == {}
     row = rows["yolov3/64/fp16/batch-1"]
-    assert row["choices"].keys() == row["microseconds"].keys() and row["rule"]["images_s"] > 0
+    assert row["choices"].keys() == row["microseconds"].keys() and row["heuristic"]["images_s"] > 0
     assert all(choice in row["microseconds"][key] for key, choice in row["choices"].items())
 
 
@@ -477,7 +480,7 @@ def test_ceilings(cases):
     assert all(np.isfinite(v) for row in rows.values() for v in row.values() if isinstance(v, float))
 
 
-def test_what_a_launch_costs():
+def test_launch_overhead():
     assert run(launch_costs.launches, NUMPY, "empty")["empty"]["op_us"] > 0
 
 

@@ -1,4 +1,4 @@
-"""The GPU check's runner, on made-up stages (gpu_check_trial.py): a row of every case, whatever becomes of the process."""
+"""The GPU check's runner on fake stages (gpu_check_trial.py): a row for every case, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.gpu_check import child, runner  # noqa: E402
 from bench.gpu_check.case import Context, matches  # noqa: E402
 
 CHILD = (sys.executable, "-X", "faulthandler", "-m", "gpu_check_trial")
-FOUND = {"why": None, "device": "Made-up GPU", "driver": "1.0", "emulated": False}
+DEVICE = {"why": None, "device": "Fake GPU", "driver": "1.0", "emulated": False}
 
 
 @pytest.fixture(autouse=True)
@@ -34,122 +34,122 @@ def stages(*names):
 
 
 def rows(stage, only=""):
-    """Run a stage; return its rows by case, without what its name says of the stage."""
-    found, log = [], []
-    runner.Runner(CHILD, Context("numpy"), found.append, log.append).run(*stages(stage), only)
-    assert len({row["case"] for row in found}) == len(found), "a row for each case"
-    return {row["case"].removeprefix(f"{stage}/"): row for row in found}, "".join(log)
+    """Run a stage; return its rows by case name, without the stage's prefix, and its log."""
+    results, log = [], []
+    runner.Runner(CHILD, Context("numpy"), results.append, log.append).run(*stages(stage), only)
+    assert len({row["case"] for row in results}) == len(results), "one row per case"
+    return {row["case"].removeprefix(f"{stage}/"): row for row in results}, "".join(log)
 
 
-def outcomes(found):
-    return {case: row["outcome"] for case, row in found.items()}
+def outcomes(results):
+    return {case: row["outcome"] for case, row in results.items()}
 
 
 def test_every_outcome_has_a_row():
-    found, log = rows("mixed")
-    assert outcomes(found) == {
+    results, log = rows("mixed")
+    assert outcomes(results) == {
         "passing": "passed", "raising": "failed", "failing": "failed", "skipping": "skipped", "passing-4": "passed",
     }  # fmt: skip
-    assert found["raising"]["failed"] == ["RuntimeError: the device is lost"]
-    assert "in raising\n" in found["raising"]["traceback"]
-    assert found["failing"]["failed"] == ["3 times its tolerance"]
-    assert found["skipping"]["skipped"] == "compute-sanitizer is not installed"
-    assert found["passing"]["process"] == found["passing-4"]["process"]
+    assert results["raising"]["failed"] == ["RuntimeError: the device is lost"]
+    assert "in raising\n" in results["raising"]["traceback"]
+    assert results["failing"]["failed"] == ["3 times its tolerance"]
+    assert results["skipping"]["skipped"] == "compute-sanitizer is not installed"
+    assert results["passing"]["process"] == results["passing-4"]["process"]
     assert "on stdout, before it" in log
 
 
-def test_a_case_that_hangs_costs_its_own_time_only():
-    found, _ = rows("hang")
-    assert outcomes(found) == {"passing": "passed", "hanging": "timed out", "passing-2": "passed"}
-    assert found["hanging"]["failed"] == ["the time of the case was over"]
-    assert found["hanging"]["stdout"] == "about to hang\n"  # what it printed before it was killed
+def test_a_hanging_case_costs_only_its_own_time():
+    results, _ = rows("hang")
+    assert outcomes(results) == {"passing": "passed", "hanging": "timed out", "passing-2": "passed"}
+    assert results["hanging"]["failed"] == ["the case's time limit was reached"]
+    assert results["hanging"]["stdout"] == "about to hang\n"  # printed before it was killed
     assert (
-        "Timeout" in found["hanging"]["stderr"] and "in hanging" in found["hanging"]["stderr"]
+        "Timeout" in results["hanging"]["stderr"] and "in hanging" in results["hanging"]["stderr"]
     )  # faulthandler's traceback
-    assert found["passing"]["process"] != found["passing-2"]["process"]
+    assert results["passing"]["process"] != results["passing-2"]["process"]
 
 
 def test_a_stage_ends_at_its_limit(monkeypatch):
-    monkeypatch.setattr(runner, "LEAST", 5.0)
-    found, _ = rows("late")
-    assert outcomes(found) == {"passing": "passed", "hanging": "timed out", "passing-2": "not run"}
+    monkeypatch.setattr(runner, "MIN_REMAINING", 5.0)
+    results, _ = rows("late")
+    assert outcomes(results) == {"passing": "passed", "hanging": "timed out", "passing-2": "not run"}
 
 
-def test_a_process_that_dies_costs_one_case():
-    found, _ = rows("killed")
-    assert outcomes(found) == {"passing": "passed", "killing": "died", "passing-2": "passed"}
-    assert found["killing"]["failed"] == ["the process ended by SIGSEGV"]
-    assert len(found["killing"]["stderr"]) == child.TAIL and "Segmentation fault" in found["killing"]["stderr"]
-    assert "in killing" in found["killing"]["stderr"]
+def test_a_dying_process_fails_one_case():
+    results, _ = rows("killed")
+    assert outcomes(results) == {"passing": "passed", "killing": "died", "passing-2": "passed"}
+    assert results["killing"]["failed"] == ["the process ended by SIGSEGV"]
+    assert len(results["killing"]["stderr"]) == child.TAIL and "Segmentation fault" in results["killing"]["stderr"]
+    assert "in killing" in results["killing"]["stderr"]
 
 
-def test_after_a_sticky_error_a_new_process_goes_on():
-    found, _ = rows("sticky")
-    assert outcomes(found) == {"passing": "passed", "sticky": "failed", "passing-2": "passed"}
-    assert found["sticky"]["unusable"].startswith("cudaErrorIllegalAddress")
-    assert found["passing"]["process"] != found["passing-2"]["process"]
+def test_after_a_sticky_error_a_new_process_continues():
+    results, _ = rows("sticky")
+    assert outcomes(results) == {"passing": "passed", "sticky": "failed", "passing-2": "passed"}
+    assert results["sticky"]["unusable"].startswith("cudaErrorIllegalAddress")
+    assert results["passing"]["process"] != results["passing-2"]["process"]
 
 
-def test_several_processes_may_be_lost():
-    found, _ = rows("left")
-    assert outcomes(found) == {"passing": "passed", "leaving": "died", "sticky": "failed", "passing-3": "passed"}
-    assert found["leaving"]["failed"] == ["the process ended with exit code 3"]
+def test_several_processes_may_die():
+    results, _ = rows("left")
+    assert outcomes(results) == {"passing": "passed", "leaving": "died", "sticky": "failed", "passing-3": "passed"}
+    assert results["leaving"]["failed"] == ["the process ended with exit code 3"]
 
 
-def test_a_stage_that_does_not_start_has_a_row_too():
-    found = []
+def test_a_stage_that_fails_to_start_has_a_row_too():
+    results = []
     command = (sys.executable, "-c", "import sys; sys.exit('no such module')")
-    runner.Runner(command, Context("numpy"), found.append).run(*stages("good"))
-    (row,) = found
+    runner.Runner(command, Context("numpy"), results.append).run(*stages("good"))
+    (row,) = results
     assert (row["case"], row["outcome"]) == ("good/process", "died")
     assert row["stderr"] == "no such module\n"
 
 
-def test_measuring_begins_nothing_when_most_of_the_time_is_over():
-    found, _ = rows("slow")
-    kinds = list(outcomes(found).values())
+def test_a_measuring_stage_starts_nothing_when_most_of_its_time_is_used():
+    results, _ = rows("slow")
+    kinds = list(outcomes(results).values())
     assert kinds[0] == "passed" and kinds[-1] == "not run" and len(kinds) == 400
     assert kinds == sorted(kinds, reverse=True)
-    assert found["399"]["why"] == "no time was left"
+    assert results["399"]["why"] == "out of time"
 
 
 @pytest.mark.parametrize(("only", "cases"), [
     ("mixed/failing", {"failing"}), ("mixed", {"passing", "raising", "failing", "skipping", "passing-4"}), ("mixed/fail", set()),
 ])  # fmt: skip
-def test_only_runs_the_rows_that_a_name_means(only, cases):
+def test_only_selects_cases_by_name(only, cases):
     assert set(rows("mixed", only)[0]) == cases
 
 
-def test_datafile():
+def test_names_match_up_to_a_slash():
     assert matches("a/416/fp16", "") and matches("a/416/fp16", "a/416") and matches("a/416/fp16", "a/416/fp16/")
     assert not matches("a/416/fp16", "a/41") and not matches("a/416", "a/416/fp16")
 
 
-def test_what_is_no_number_is_text_in_json():
-    assert rows("numbers")[0]["not-a-number"]["value"] == "nan"
+def test_non_finite_numbers_are_text_in_json():
+    assert rows("non-finite")[0]["not-a-number"]["value"] == "nan"
     assert rows("environment")[0]["variable"]["value"] == "a"
 
 
 def run(folder, *names, only=""):
-    return command.run("A", stages(*names), Context("numpy"), FOUND, folder, only, CHILD)
+    return command.run("A", stages(*names), Context("numpy"), DEVICE, folder, only, CHILD)
 
 
 def written(folder):
-    (path,) = folder.glob("*-made-up-gpu-gpu-check-a.jsonl")
+    (path,) = folder.glob("*-fake-gpu-gpu-check-a.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_file_and_the_last_line(tmp_path, capsys):
+def test_the_file_and_the_summary(tmp_path, capsys):
     assert run(tmp_path, "good")["passed"] is True
     (path,) = tmp_path.glob("*.jsonl")
-    path.write_text(path.read_text() + '{"case": "half of a r')  # the machine was taken away, and came back
+    path.write_text(path.read_text() + '{"case": "half of a r')  # the machine went away and came back
     assert run(tmp_path, "mixed", "killed")["passed"] is False
     printed = capsys.readouterr().out.splitlines()
-    found = written(tmp_path)
-    assert [json.loads(line) for line in printed if line.startswith("{")] == found
-    assert {row["record"] for row in found} == {"gpu-check"} and {row["part"] for row in found} == {"A"}
-    starts, ends = ([row for row in found if row["case"] == case] for case in ("start", "end"))
-    assert starts[0]["device"] == "Made-up GPU" and len(starts[0]["commit"]) >= 7
+    results = written(tmp_path)
+    assert [json.loads(line) for line in printed if line.startswith("{")] == results
+    assert {row["record"] for row in results} == {"gpu-check"} and {row["part"] for row in results} == {"A"}
+    starts, ends = ([row for row in results if row["case"] == case] for case in ("start", "end"))
+    assert starts[0]["device"] == "Fake GPU" and len(starts[0]["commit"]) >= 7
     assert [(row["passed"], row["summary"]) for row in ends] == [
         (True, "all of 2 cases passed"),
         (False, "3 of 8 cases failed: mixed/raising (RuntimeError: the device is lost), mixed/failing (3 times its tolerance), "
@@ -160,22 +160,24 @@ def test_the_file_and_the_last_line(tmp_path, capsys):
 
 
 def test_two_parts_make_three_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "probed", lambda backend, limit: FOUND)
-    monkeypatch.setattr(command.parts, "PARTS", {"A": stages("good"), "B": stages("numbers")})
+    monkeypatch.setattr(command, "probe_device", lambda backend, limit: DEVICE)
+    monkeypatch.setattr(command.checks, "PARTS", {"A": stages("good"), "B": stages("non-finite")})
     real = command.run
     monkeypatch.setattr(command, "run", lambda *args: real(*args, command=CHILD))
     assert command.main(["--out", str(tmp_path / "new"), "--backend", "numpy"]) == 0
     assert len(list((tmp_path / "new").iterdir())) == 3
-    assert command.main(["--out", str(tmp_path / "new"), "--backend", "numpy", "--only", "numbers/not-a-number"]) == 0
+    assert (
+        command.main(["--out", str(tmp_path / "new"), "--backend", "numpy", "--only", "non-finite/not-a-number"]) == 0
+    )
     assert len(list((tmp_path / "new").iterdir())) == 3
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path / "new"), "--backend", "numpy", "--only", "good/nothing"])
-    assert "--only good/nothing: no row has this name; --list shows them" in capsys.readouterr().err
+    assert "--only good/nothing: no case has this name; see --list" in capsys.readouterr().err
 
 
 def test_an_interruption_ends_all_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "probed", lambda backend, limit: FOUND)
-    monkeypatch.setattr(command.parts, "PARTS", {"A": stages("good"), "B": stages("good")})
+    monkeypatch.setattr(command, "probe_device", lambda backend, limit: DEVICE)
+    monkeypatch.setattr(command.checks, "PARTS", {"A": stages("good"), "B": stages("good")})
     parts = []
 
     def interrupted(part, *args):
@@ -187,9 +189,9 @@ def test_an_interruption_ends_all_parts(tmp_path, monkeypatch):
     assert parts == ["A"]
 
 
-def test_an_emulated_device_makes_it_small_and_says_so_in_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "probed", lambda backend, limit: FOUND | {"emulated": True})
-    monkeypatch.setattr(command.parts, "PARTS", {"A": stages("good")})
+def test_an_emulated_device_implies_small_and_marks_every_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "probe_device", lambda backend, limit: DEVICE | {"emulated": True})
+    monkeypatch.setattr(command.checks, "PARTS", {"A": stages("good")})
     real = command.run
     monkeypatch.setattr(command, "run", lambda *args: real(*args, command=CHILD))
     assert command.main(["--out", str(tmp_path), "--backend", "numpy"]) == 0
@@ -207,21 +209,21 @@ tests.run(Path(sys.argv[1]), "long")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_kill_in_the_middle_leaves_the_rows_before_it(tmp_path, number):
+def test_a_killed_run_keeps_its_rows(tmp_path, number):
     code = WHOLE.format(root=str(ROOT), tests=str(ROOT / "tests"))
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(4)]
         process.send_signal(number)
         lines += process.stdout.readlines()
-    found = written(tmp_path)
-    assert [json.loads(line) for line in lines[:4]] == found[:4]
-    assert [row["outcome"] for row in found[1:4]] == ["passed"] * 3
+    results = written(tmp_path)
+    assert [json.loads(line) for line in lines[:4]] == results[:4]
+    assert [row["outcome"] for row in results[1:4]] == ["passed"] * 3
     if number == signal.SIGTERM:
-        assert found[-1]["case"] == "end" and found[-1]["passed"] is False
-        assert found[-1]["summary"].endswith("; cut short: by SIGTERM")
+        assert results[-1]["case"] == "end" and results[-1]["passed"] is False
+        assert results[-1]["summary"].endswith("; interrupted by SIGTERM")
     else:
-        assert 4 <= len(found) < 200 and found[-1]["case"] != "end"
+        assert 4 <= len(results) < 200 and results[-1]["case"] != "end"
 
 
 def test_a_process_ends_with_the_runner(tmp_path):

@@ -47,8 +47,8 @@ def test_plans_move_16_bytes_at_a_time(file, T):
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", ptx.decode(), re.DOTALL))
     for kernel in WIDE[file]:
         for access in ("ld", "st"):
-            found = re.findall(rf"{access}\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)", bodies[kernel])
-            assert found, f"{kernel} has no {access} of 16 bytes"
+            accesses = re.findall(rf"{access}\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)", bodies[kernel])
+            assert accesses, f"{kernel} has no {access} of 16 bytes"
 
 
 def test_messages_name_file_and_line():

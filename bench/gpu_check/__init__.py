@@ -1,11 +1,11 @@
-"""The check of a machine with a GPU: `make gpu-check`, or in a checkout `python -m bench.gpu_check`.
+"""Check and measure a machine with a GPU: `make gpu-check`, or in a checkout `python -m bench.gpu_check`.
 
-Part A (less than 4 minutes) says whether everything is right and how fast the main networks are, part B (less than 5 minutes)
-measures the rest. A part is a list of stages, a stage a list of cases, each of which gives one row of JSON, printed and written
-as soon as it is known: a run that is cut short keeps the rows that it has. bench/results/README.md says how to read them.
+Part A (under 4 minutes) checks correctness and measures the main networks, part B (under 5 minutes) measures the rest. A part
+is a list of stages, a stage a list of cases. Each case gives one JSON row, printed and written as soon as it is known, so an
+interrupted run keeps its rows. bench/results/README.md documents them.
 
-`case` says what stages and cases are, `parts` lists them; `runner` runs a stage in a process of its own, which is `child`;
-`environment` describes the machine. The cases: `correctness`, `accuracy`, `robustness`, `tools` (compute-sanitizer and Nsight
-Compute, which watch `watched`), `speed`, `torch_speed`, `tuning`, `launch_costs`, `ceilings` and `training`; `networks` makes
-what they run on. The table in README.md is made of the rows by `bench/gpu_report.py`.
+`case` defines stages and cases, `checks` lists them; `runner` runs a stage in a separate process, which is `child`; `environment`
+describes the machine. The cases are in `correctness`, `accuracy`, `robustness`, `tools` (compute-sanitizer and Nsight Compute,
+which run `target`), `speed`, `torch_speed`, `tuning`, `launch_costs`, `ceilings` and `training`; `networks` makes the networks
+they run. `bench/gpu_report.py` makes README.md's table from the rows.
 """

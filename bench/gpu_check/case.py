@@ -1,4 +1,4 @@
-"""What a check is made of: a stage runs in a process of its own, its cases one after the other, a row for each."""
+"""The structure of the check: a stage runs in a separate process, its cases in sequence, with one row per case."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from gpudarknet.backend import Backend
 
 Row = dict[str, Any]
 
-EMULATOR = "CUDA emulator"  # how the name of an emulated device begins
-# CUDA's errors after which nothing works in the process any more: launch timeout, illegal address, misaligned address, illegal
+EMULATOR = "CUDA emulator"  # prefix of an emulated device's name
+# Sticky CUDA errors, after which every call in the process fails: launch timeout, illegal address, misaligned address, illegal
 # instruction and the like, from driver_types.h.
 STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721})
 
 
 class Skipped(Exception):
-    """What a case needs is not on this machine; the message says what."""
+    """A case's requirement is missing on this machine; the message says which."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What cases are run with: the backend by name, and whether everything is to be small."""
+    """What cases run with: the backend's name, and whether to run everything small."""
 
     backend: str = "cupy"
     small: bool = False
 
     @property
     def time_scale(self) -> float:
-        """What limits are multiplied by: a small run is for emulated devices, which take long."""
+        """The factor for time limits: small runs are for emulated devices, which are slow."""
         return 5.0 if self.small else 1.0
 
     @property
@@ -41,11 +41,11 @@ class Context:
         return backends.get(self.backend)
 
     def wait(self) -> None:
-        """Wait until the device has done what it was asked. Raises what went wrong there."""
+        """Wait for the device to finish. Raises its asynchronous errors."""
         wait(self.be)
 
     def release(self) -> None:
-        """Give memory that nobody uses any more back to the device, PyTorch's too."""
+        """Return unused pool memory to the device, PyTorch's too."""
         gc.collect()
         if self.backend == "cupy":
             self.be.xp.get_default_memory_pool().free_all_blocks()
@@ -54,7 +54,7 @@ class Context:
             torch.cuda.empty_cache()
 
     def unusable(self, error: BaseException | None) -> str:
-        """Say why nothing works in this process any more after an error; "" if something does."""
+        """Return why the device is unusable in this process after an error; "" if it is usable."""
         if getattr(error, "status", None) in STICKY:
             return str(error)
         try:
@@ -67,16 +67,16 @@ class Context:
 
 
 def wait(be: Backend) -> None:
-    """Wait until the device of a backend has done what it was asked."""
+    """Wait for a backend's device to finish."""
     if be.name == "cupy":
         be.xp.cuda.Device().synchronize()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the result: run() returns its fields; "failed": [...] among them says what is wrong.
+    """A case: run() returns the fields of its row; "failed": [...] lists what is wrong.
 
-    name: stable, so that the row can be run again. limit: seconds; None: half the stage's.
+    name: stable, so that the case can be rerun. limit: seconds; None: half the stage's.
     """
 
     name: str
@@ -86,10 +86,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the check. cases(context) lists what it does, always in the same order.
+    """A stage of the check. cases(context) lists its cases, always in the same order.
 
-    limit: seconds for all of it, starting Python included. checks: it says what is right, so every case must run; of a stage
-    that measures, no case is begun when most of its time is over. env: variables it runs under.
+    limit: seconds for the whole stage, including Python's start. checks: the stage checks correctness, so every case must run;
+    a stage that measures starts no new case when most of its time is used. env: environment variables.
     """
 
     name: str
@@ -98,11 +98,11 @@ class Stage:
     checks: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
-    def chosen(self, context: Context, only: str = "") -> list[Case]:
-        """Return its cases, or those that a name means: the stage's, a case's, or the beginning of one up to a slash."""
+    def selected(self, context: Context, only: str = "") -> list[Case]:
+        """Return its cases, or those that `only` selects: a stage's name, a case's, or a prefix up to a slash."""
         return [case for case in self.cases(context) if matches(f"{self.name}/{case.name}", only)]
 
 
 def matches(name: str, only: str) -> bool:
-    """Say whether a row is meant: by its whole name, by a part of it up to a slash, or by nothing, which means all."""
+    """Return whether `only` selects a case: its whole name, a prefix up to a slash, or "" for all."""
     return not only or f"{name}/".startswith(only.rstrip("/") + "/")

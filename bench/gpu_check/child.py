@@ -1,10 +1,10 @@
-"""Run a stage's cases in this process and report each: what the runner starts for every stage.
+"""Run a stage's cases in this process and report each. The runner starts this for every stage.
 
     python -m bench.gpu_check.child --stage kernels --rows 7 --limit 30
 
-Reports are lines of JSON on the file descriptor --rows: {"cases": [names]} first, {"begin": name, "limit": seconds} before each
-case, its row after it, and {"done": true} at the end. After an error that leaves the device unusable the process ends; the
-runner starts another one for the cases behind.
+Reports are JSON lines on the file descriptor --rows: first {"cases": [names]}, {"begin": name, "limit": seconds} before each
+case, its row after it, and {"done": true} at the end. After an error that leaves the device unusable the process ends, and the
+runner starts another one for the remaining cases.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import numpy as np
 
 from .case import Case, Context, Row, Skipped, Stage
 
-BUDGET = 0.8  # part of a measuring stage's time after which no new case is begun
-TAIL = 6000  # characters that are kept of a traceback and of what a process printed
+BUDGET = 0.8  # fraction of a measuring stage's time after which no new case is started
+TAIL = 6000  # characters kept of a traceback and of a process's output
 
 
-def main(stages: Sequence[Stage], words: Sequence[str] | None = None) -> None:
-    """Run the stage that is named in the words."""
+def main(stages: Sequence[Stage], argv: Sequence[str] | None = None) -> None:
+    """Run the stage named in argv."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--stage", required=True)
     parser.add_argument("--rows", type=int, required=True)
@@ -40,10 +40,10 @@ def main(stages: Sequence[Stage], words: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--after", default="", help="the last case that has a row")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     start = time.monotonic()
     end_with_parent()
-    os.set_inheritable(args.rows, False)  # what a case starts must not hold it open
+    os.set_inheritable(args.rows, False)  # processes that a case starts must not keep it open
     stage = next(stage for stage in stages if stage.name == args.stage)
     with os.fdopen(args.rows, "w", encoding="utf-8") as rows:
 
@@ -63,20 +63,20 @@ def run(
     only: str = "",
     after: str = "",
 ) -> None:
-    """Run the cases that come after one, until the device is unusable or `limit` seconds from `start` on are over."""
-    cases = {f"{stage.name}/{case.name}": case for case in stage.chosen(context, only)}
+    """Run the cases after `after`, until the device is unusable or `limit` seconds since `start` are over."""
+    cases = {f"{stage.name}/{case.name}": case for case in stage.selected(context, only)}
     names = list(cases)
     names = names[names.index(after) + 1 :] if after else names
     report({"cases": names})
-    share = stage.limit / 2 if len(cases) > 1 else stage.limit  # one that hangs leaves time for others
+    case_limit = stage.limit / 2 if len(cases) > 1 else stage.limit  # a hanging case leaves time for others
     for name in names:
         left = limit - (time.monotonic() - start)
         scale, own = context.time_scale, cases[name].limit
         needed = (1 - BUDGET) * stage.limit if own is None else min(own, (1 - BUDGET) * stage.limit)
         if not stage.checks and left < needed * scale and name != names[0]:
-            report({"case": name, "outcome": "not run", "why": "no time was left"})
+            report({"case": name, "outcome": "not run", "why": "out of time"})
             continue
-        seconds = max(0.1, min(left, (own or share) * scale))
+        seconds = max(0.1, min(left, (own or case_limit) * scale))
         report({"begin": name, "limit": seconds})
         faulthandler.dump_traceback_later(max(0.6 * seconds, seconds - 2), file=2)
         row = run_case(name, cases[name], context)
@@ -84,22 +84,22 @@ def run(
         report(row)
         if "unusable" in row:
             return
-        if not stage.checks:  # what one case leaves must not be in the way of the next one's batch of 64
+        if not stage.checks:  # leave the memory to the next case's batch of 64
             with suppress(Exception):
                 context.release()
     report({"done": True})
 
 
 def run_case(name: str, case: Case, context: Context) -> Row:
-    """Run a case and wait for the device; return its row. Whatever goes wrong is in the row."""
+    """Run a case, wait for the device and return its row, which records any error."""
     begin = time.perf_counter()
     error: BaseException | None = None
     row: Row = {"case": name, "outcome": "passed"}
     try:
-        found = case.run()
+        fields = case.run()
         context.wait()
-        row |= found
-        if found.get("failed"):
+        row |= fields
+        if fields.get("failed"):
             row["outcome"] = "failed"
     except Skipped as e:
         row |= {"outcome": "skipped", "skipped": str(e)}
@@ -119,7 +119,7 @@ def run_case(name: str, case: Case, context: Context) -> Row:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON knows it: NumPy's numbers as Python's, and what is no finite number as text."""
+    """Convert a value to what JSON can hold: NumPy scalars to Python's, non-finite numbers to text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -130,12 +130,12 @@ def plain(value: Any) -> Any:
 
 
 def end_with_parent() -> None:
-    """Let the system end this process when the runner is killed, so that none is left on the device."""
+    """Have the system kill this process when the runner dies, so that none stays on the device."""
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":
-    from .parts import STAGES
+    from .checks import STAGES
 
     main(STAGES)

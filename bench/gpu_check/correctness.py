@@ -1,4 +1,4 @@
-"""Hold the kernels, networks, precisions and convolution algorithms to NumPy."""
+"""Compare kernels, networks, precisions and convolution algorithms with NumPy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from gpudarknet.plan.steps import Convolve
 
 from .case import Case, Context, Row, Skipped
 from .child import TAIL
-from .networks import CONVOLUTIONS, config, distance, pair, planned
+from .networks import CONVOLUTIONS, compile_plan, config, pair, relative_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-NETWORKS = {  # name -> (width, height, how far float32 may go, in standard deviations of a layer's output)
+NETWORKS = {  # name -> (width, height, float32 tolerance in standard deviations of a layer's output)
     "yolov2": (96, 64, 2e-4),  # reorg, region
     "yolov4-tiny": (96, 64, 2e-4),  # route groups, yolo
     "yolov4-csp": (128, 96, 1e-3),  # mish, scale_x_y, 175 layers
@@ -37,16 +37,16 @@ NETWORKS = {  # name -> (width, height, how far float32 may go, in standard devi
     "darknet19": (96, 64, 2e-4),  # a classifier
 }
 SMALL_NETWORKS = ("yolov4-tiny",)
-PRECISIONS = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}  # how far a whole network may be off
-PROCESSES = 12  # that compile at a time, at most
-PRECISE = ("yolov2", "yolov4-tiny")  # the networks that are run in each of them
+PRECISIONS = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}  # tolerance of a whole network's relative error
+MAX_PROCESSES = 12  # that compile in parallel
+PRECISION_NETWORKS = ("yolov2", "yolov4-tiny")  # networks that run in each precision
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def compiled(context: Context) -> Iterable[Case]:
-    """List what is compiled before anything else, so that the limits of other stages measure work: our kernels and CuPy's."""
+def compilation(context: Context) -> Iterable[Case]:
+    """List what is compiled first, so that other stages' limits exclude compilation: our kernels and CuPy's."""
     yield Case("kernels", lambda: compile_all(context, [f"{file}:{T}" for file, T in storage_types()], "compile_files"))
     yield Case(
         "cupy", lambda: compile_all(context, list(dict.fromkeys(case.op.name for case in op_cases().CASES)), "warm_ops")
@@ -54,19 +54,19 @@ def compiled(context: Context) -> Iterable[Case]:
 
 
 def storage_types() -> list[tuple[str, str]]:
-    """Return (file, T) of everything that is compiled: a file whose kernels have no array of T only with float."""
-    found = []
+    """Return every (file, T) to compile; a file whose kernels have no array of T only with float."""
+    pairs = []
     for file in cuda.files():
         both = any(p.type == "T" for own in cuda.parameters(file).values() for p in own)
-        found += [(file, T) for T in (("float", "half_t") if both else ("float",))]
-    return sorted(found, key=lambda pair: -len(cuda.source(*pair)))  # the long ones first
+        pairs += [(file, T) for T in (("float", "half_t") if both else ("float",))]
+    return sorted(pairs, key=lambda pair: -len(cuda.source(*pair)))  # longest first
 
 
 def compile_all(context: Context, names: list[str], function: str) -> Row:
-    """Compile in parallel processes, which leave what they make in CuPy's cache; return the seconds of each name."""
+    """Compile in parallel processes into CuPy's cache; return the seconds per name."""
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} compiles no kernels")
-    count = min(max(1, worker_count()), PROCESSES, len(names))
+    count = min(max(1, worker_count()), MAX_PROCESSES, len(names))
     code = f"import sys; from bench.gpu_check import correctness; correctness.{function}(sys.argv[1:])"
     running = [
         subprocess.Popen([sys.executable, "-c", code, *names[i::count]], cwd=ROOT, text=True,
@@ -76,24 +76,24 @@ def compile_all(context: Context, names: list[str], function: str) -> Row:
     result: Row = {"processes": count, "seconds_of": {}, "failed": []}
     for process in running:
         out, err = process.communicate()
-        result["seconds_of"] |= {name: float(taken) for name, taken in (line.split() for line in out.splitlines())}
+        result["seconds_of"] |= {name: float(elapsed) for name, elapsed in (line.split() for line in out.splitlines())}
         if process.returncode:
-            result["failed"].append((err.strip().splitlines() or ["a process that says nothing"])[-1])
+            result["failed"].append((err.strip().splitlines() or ["a process failed without a message"])[-1])
             result["stderr"] = err[-TAIL:]
     return result
 
 
-def compile_files(words: list[str]) -> None:
-    """Compile files of kernels, each given as FILE:TYPE; print how long each takes."""
+def compile_files(files: list[str]) -> None:
+    """Compile kernel files, each given as FILE:TYPE; print the seconds of each."""
     launcher = cuda.launcher()
-    for word in words:
-        start, (file, T) = time.perf_counter(), word.split(":")
+    for name in files:
+        start, (file, T) = time.perf_counter(), name.split(":")
         launcher.compile([file], T)
-        print(word, round(time.perf_counter() - start, 2), flush=True)
+        print(name, round(time.perf_counter() - start, 2), flush=True)
 
 
 def warm_ops(names: list[str]) -> None:
-    """Run ops once in each type, so that CuPy compiles what they need of it; a later stage says whether they are right."""
+    """Run ops once in each type, so that CuPy compiles its kernels; a later stage checks the results."""
     for name in names:
         start = time.perf_counter()
         for dtype in ("float32", "float16"):
@@ -103,7 +103,7 @@ def warm_ops(names: list[str]) -> None:
 
 
 def op_cases() -> Any:
-    """Import the cases of the tests, which are those of this check."""
+    """Import the tests' op cases, which this check uses."""
     if str(ROOT / "tests") not in sys.path:
         sys.path.append(str(ROOT / "tests"))
     import op_cases
@@ -112,7 +112,7 @@ def op_cases() -> Any:
 
 
 def kernels(context: Context) -> Iterable[Case]:
-    """List the ops, each with float32 and, where it has kernels for that, float16 arrays."""
+    """List the ops, each with float32 and, if it has kernels for it, float16 arrays."""
     tests = op_cases()
     names = dict.fromkeys(case.op.name for case in tests.CASES)
     half = {case.op.name for case in tests.CASES if case.half}
@@ -122,11 +122,11 @@ def kernels(context: Context) -> Iterable[Case]:
 
 
 def check_op(context: Context, name: str, dtype: str) -> Row:
-    """Run an op on the inputs of its tests, and compare with its plain form in float64."""
+    """Run an op on its tests' inputs, and compare with the plain loops in float64."""
     tests, be = op_cases(), context.be
     if dtype == "float16" and be.launch is None:
         raise Skipped(f"backend {context.backend} has no kernels")
-    worst, failed, count = 0.0, [], 0  # worst: largest error, in units of its tolerance
+    worst, failed, count = 0.0, [], 0  # worst: largest error in units of its tolerance
     for case in tests.CASES:
         if case.op.name != name or (context.small and case.shape != tests.SHAPES[1]):
             continue
@@ -140,23 +140,23 @@ def check_op(context: Context, name: str, dtype: str) -> Row:
                 for n, a in zip(names, args, strict=True)
             )
         here = tests.each(args, lambda a: be.asarray(a.copy()))
-        found = case.op(be, *here)
+        result = case.op(be, *here)
         count += 1
-        got = [be.to_numpy(a) for a in tests.arrays(here if found is None else found)]
+        got = [be.to_numpy(a) for a in tests.arrays(here if result is None else result)]
         for g, want in zip(got, case.want(args), strict=True):
             allowed = 1e-300 if case.exact else atol + rtol * np.abs(want)
             ratio = float((np.abs(g - want) / allowed).max(initial=0)) if g.shape == want.shape else np.inf
             worst = max(worst, ratio)
             if not ratio <= 1:
                 failed.append(f"{case}: {ratio:.3g} times its tolerance")
-    return {"calls": count, "worst_in_tolerances": worst, "failed": failed}
+    return {"calls": count, "max_error_in_tolerances": worst, "failed": failed}
 
 
 # --- networks ----------------------------------------------------------------------------------------------------------
 
 
 def networks(context: Context) -> Iterable[Case]:
-    """List networks of which every layer is compared."""
+    """List networks whose layers are all compared."""
     for name in SMALL_NETWORKS if context.small else NETWORKS:
         yield Case(name, partial(check_network, context, name))
 
@@ -170,101 +170,101 @@ def outputs(name: str, context: Context) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def check_network(context: Context, name: str) -> Row:
-    """Run a network on this backend and on NumPy, and compare every layer's output, then `predict`'s."""
+    """Run a network on this backend and on NumPy; compare every layer's output, then `predict`'s."""
     tolerance = NETWORKS[name][2]
-    found = zip(*outputs(name, context), strict=True)
-    distances = [float(np.abs(got - want).max() / (want.std() or 1)) for got, want in found]
+    pairs = zip(*outputs(name, context), strict=True)
+    distances = [float(np.abs(got - want).max() / (want.std() or 1)) for got, want in pairs]
     worst = float(np.max(distances))  # NaN if any is
     failed = (
-        [] if worst <= tolerance else [f"output {int(np.argmax(distances))} is {worst:.2g} standard deviations off"]
+        [] if worst <= tolerance else [f"output {int(np.argmax(distances))} differs by {worst:.2g} standard deviations"]
     )
-    return {"outputs": len(distances), "worst": worst, "tolerance": tolerance, "failed": failed}
+    return {"outputs": len(distances), "max_error": worst, "tolerance": tolerance, "failed": failed}
 
 
 def precisions(context: Context) -> Iterable[Case]:
     """List networks in each precision."""
-    for name in SMALL_NETWORKS if context.small else PRECISE:
+    for name in SMALL_NETWORKS if context.small else PRECISION_NETWORKS:
         for precision in PRECISIONS:
             yield Case(f"{name}/{precision}", partial(check_precision, context, name, precision))
 
 
 @lru_cache(maxsize=1)
-def wanted(name: str, context: Context) -> tuple[Network, np.ndarray, list[np.ndarray]]:
-    """Return a network on the backend, an input, and what NumPy's reference engine makes of it."""
+def expected(name: str, context: Context) -> tuple[Network, np.ndarray, list[np.ndarray]]:
+    """Return a network on the backend, an input, and the outputs of NumPy's reference engine."""
     here, numpy, x = pair(config(name, context.small), context, *NETWORKS[name][:2])
     return here, x, numpy.predict(x, engine="reference")
 
 
 def check_precision(context: Context, name: str, precision: Any) -> Row:
-    """Compare `predict` in a precision with NumPy's reference engine, captured and replayed."""
-    here, x, want = wanted(name, context)
+    """Compare `predict` in a precision, captured and replayed, with NumPy's reference engine."""
+    here, x, want = expected(name, context)
     first, again = (
         [here.backend.to_numpy(y).copy() for y in here.predict(x, precision=precision)] for _ in range(2)
-    )  # a plan is captured in its first run and replayed in the second
-    off = max(distance(y, w) for y, w in zip(again, want, strict=True))
+    )  # the first run captures the plan, the second replays it
+    error = max(relative_error(y, w) for y, w in zip(again, want, strict=True))
     program = list(here.program_cache.programs.values())[-1]
-    eagerly = getattr(program, "eagerly", "on the CPU")
-    failed = [] if off <= PRECISIONS[precision] else [f"{off:.2g} off, {PRECISIONS[precision]} allowed"]
-    if context.backend == "cupy" and eagerly is not None:
-        failed.append(f"not a CUDA graph: {eagerly}")
+    eager_reason = getattr(program, "eagerly", "on the CPU")
+    failed = [] if error <= PRECISIONS[precision] else [f"{error:.2g} relative error, {PRECISIONS[precision]} allowed"]
+    if context.backend == "cupy" and eager_reason is not None:
+        failed.append(f"not a CUDA graph: {eager_reason}")
     if not all(np.array_equal(a, b) for a, b in zip(first, again, strict=True)):
         failed.append("two runs differ")
-    return {"relative": off, "tolerance": PRECISIONS[precision], "eagerly": eagerly, "failed": failed}
+    return {"relative_error": error, "tolerance": PRECISIONS[precision], "eager_reason": eager_reason, "failed": failed}
 
 
 # --- convolution algorithms --------------------------------------------------------------------------------------------
 
 
 def algorithms(context: Context) -> Iterable[Case]:
-    """List every convolution algorithm in every precision; then what a measurement chooses, in every form of a plan."""
+    """List every convolution algorithm in every precision; then the autotuned plan with every option."""
     names = sorted({name for batch in (1, 3) for step in convolutions(batch) for name in possible(step)})
     for precision in PRECISIONS:
         for name in names:
             yield Case(f"{precision}/{name.replace(' ', '-')}",
                        partial(check_algorithm, context, precision, name))  # fmt: skip
-        yield Case(f"{precision}/measured", partial(check_measured, context, precision))
+        yield Case(f"{precision}/autotuned", partial(check_autotuned, context, precision))
 
 
 @lru_cache(maxsize=2)
 def convolutions(batch: int) -> list[Convolution]:
-    """Return the convolutions of the network that has every kind of them."""
-    here, _, _ = pair(cfg.parse(CONVOLUTIONS), Context("numpy"), batch=1)  # the size of images changes nothing
-    return [Convolution(s, batch, 4) for s in planned(here, batch).steps if isinstance(s, Convolve)]
+    """Return the convolutions of CONVOLUTIONS, which has every kind."""
+    here, _, _ = pair(cfg.parse(CONVOLUTIONS), Context("numpy"), batch=1)  # independent of the image size
+    return [Convolution(s, batch, 4) for s in compile_plan(here, batch).steps if isinstance(s, Convolve)]
 
 
 @lru_cache(maxsize=1)
-def subject(context: Context) -> tuple[Network, dict[int, Any], dict[Any, Any]]:
-    """Return that network on the backend, an input with its outputs for each batch, and the arrays that programs share."""
+def convolution_network(context: Context) -> tuple[Network, dict[int, Any], dict[Any, Any]]:
+    """Return that network on the backend, an input with its outputs for each batch size, and the arrays that programs share."""
     if context.be.cublas is None:
-        raise Skipped("plans run on CUDA where there is cuBLAS")
+        raise Skipped("plans on CUDA need cuBLAS")
     size = (16, 8) if context.small else (40, 24)
     here, numpy, x = pair(cfg.parse(CONVOLUTIONS), context, *size, batch=3)
-    found = {n: (planned(here, n), x[:n], numpy.predict(x[:n], engine="reference")) for n in (1, 3)}
-    return here, found, {}
+    runs = {n: (compile_plan(here, n), x[:n], numpy.predict(x[:n], engine="reference")) for n in (1, 3)}
+    return here, runs, {}
 
 
 def check_algorithm(context: Context, precision: str, name: str) -> Row:
-    """Let one convolution after the other be done by an algorithm, and compare the network with NumPy's reference engine."""
-    here, found, prepared = subject(context)
+    """Run one convolution at a time with an algorithm, and compare the network with NumPy's reference engine."""
+    here, runs, prepared = convolution_network(context)
     worst, failed, count = 0.0, [], 0
-    for batch, (plan, x, want) in found.items():
+    for batch, (plan, x, want) in runs.items():
         for step in (s for s in plan.steps if isinstance(s, Convolve)):
             if name in possible(Convolution(step, batch, 2 if precision == "fp16" else 4)):
                 program = cuda_plan.Program(plan, here.backend, precision, prepared, {step.key(batch): name})
-                off = off_by(program, x, want)
-                worst, count = max(worst, off), count + 1
-                if not off <= PRECISIONS[precision]:
-                    failed.append(f"{step.key(batch)}: {off:.2g} off, {PRECISIONS[precision]} allowed")
+                error = error_of(program, x, want)
+                worst, count = max(worst, error), count + 1
+                if not error <= PRECISIONS[precision]:
+                    failed.append(f"{step.key(batch)}: {error:.2g} relative error, {PRECISIONS[precision]} allowed")
     if not count:
-        raise Skipped(f"no convolution of the network can be done so in {precision}")
-    return {"relative": worst, "programs": count, "failed": failed}
+        raise Skipped(f"no convolution of the network supports it in {precision}")
+    return {"relative_error": worst, "programs": count, "failed": failed}
 
 
-def check_measured(context: Context, precision: str) -> Row:
-    """Compare the network with the algorithms that a measurement chooses, in every form of a plan, poisoned."""
-    here, found, prepared = subject(context)
+def check_autotuned(context: Context, precision: str) -> Row:
+    """Compare the network with autotuned algorithms, with every combination of options, in poisoned memory."""
+    here, runs, prepared = convolution_network(context)
     worst, failed = 0.0, []
-    for plan, x, want in found.values():
+    for plan, x, want in runs.values():
         choices = {key: choice for key, choice, _ in autotune.measure(plan, here.backend, precision)}
         for together in (True, False):
             for ahead in (True, False):
@@ -272,15 +272,15 @@ def check_measured(context: Context, precision: str) -> Row:
                     plan, here.backend, precision, prepared, choices,
                     poison=True, graph=ahead, together=together, ahead=ahead,
                 )  # fmt: skip
-                off = off_by(program, x, want)
-                worst = max(worst, off)
-                if not off <= PRECISIONS[precision]:
-                    failed.append(f"batch {plan.batch}, together {together}, ahead {ahead}: {off:.2g} off")
-    return {"relative": worst, "failed": failed}
+                error = error_of(program, x, want)
+                worst = max(worst, error)
+                if not error <= PRECISIONS[precision]:
+                    failed.append(f"batch {plan.batch}, together {together}, ahead {ahead}: relative error {error:.2g}")
+    return {"relative_error": worst, "failed": failed}
 
 
-def off_by(program: cuda_plan.Program, x: np.ndarray, want: list[np.ndarray]) -> float:
-    """Return how far a program is off in its second run, which replays what the first has captured."""
+def error_of(program: cuda_plan.Program, x: np.ndarray, want: list[np.ndarray]) -> float:
+    """Return a program's relative error in its second run, which replays what the first captured."""
     for _ in range(2):
         got = [program.be.to_numpy(y) for y in program.run(program.be.asarray(x))]
-    return max(distance(y, w) for y, w in zip(got, want, strict=True))
+    return max(relative_error(y, w) for y, w in zip(got, want, strict=True))

@@ -1,4 +1,4 @@
-"""Say what the machine is: versions, the device, its clock and temperature, the commit. Whatever is missing is said, too.
+"""Describe the machine: versions, the device, its clocks and temperature, the commit. Missing items are reported too.
 
 python -m bench.gpu_check.environment       # whether there is a GPU, as JSON; in a process of its own, which may hang
 """
@@ -25,7 +25,7 @@ from .case import EMULATOR, Case, Context, Row, Skipped
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("gpudarknet", "numpy", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cublas-cu12", "nvidia-cublas", "torch", "triton",
             "opencv-python", "opencv-python-headless")  # fmt: skip
-SMI = {  # field of ours -> what nvidia-smi calls it; the last had another name before driver 535
+SMI = {  # our field -> nvidia-smi's names for it; the last was renamed in driver 535
     "sm_clock": ("clocks.sm",),
     "memory_clock": ("clocks.mem",),
     "temperature": ("temperature.gpu",),
@@ -34,19 +34,19 @@ SMI = {  # field of ours -> what nvidia-smi calls it; the last had another name 
 }
 
 
-def program(name: str) -> str:
-    """Return the path of one of NVIDIA's tools: on the PATH, in CUDA's folder, or in a Python package. Raises Skipped."""
+def find_tool(name: str) -> str:
+    """Return the path of an NVIDIA tool: on the PATH, in CUDA's folder, or in a Python package. Raises Skipped."""
     packages = [*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib")]
-    inside = [str(path) for package in packages for path in Path(package).glob("nvidia/*/bin")]
-    for path in (None, "/usr/local/cuda/bin", *inside):
-        found = shutil.which(name, path=path)
-        if found:
-            return found
+    bins = [str(path) for package in packages for path in Path(package).glob("nvidia/*/bin")]
+    for path in (None, "/usr/local/cuda/bin", *bins):
+        executable = shutil.which(name, path=path)
+        if executable:
+            return executable
     raise Skipped(f"{name} is not installed")
 
 
-def said(*command: str, seconds: float = 10) -> str:
-    """Return what a program prints. Raises Skipped where it does not run."""
+def output_of(*command: str, seconds: float = 10) -> str:
+    """Return a program's output. Raises Skipped if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, cwd=ROOT)
     except (OSError, subprocess.TimeoutExpired) as e:
@@ -58,49 +58,51 @@ def said(*command: str, seconds: float = 10) -> str:
 
 
 def commit() -> tuple[str, bool | None]:
-    """Return the commit and whether something has changed since: by git, else as .git/HEAD says, else "unknown"."""
+    """Return the commit and whether the checkout is dirty: from git, else from .git/HEAD, else "unknown"."""
     if shutil.which("git"):
         try:
-            return said("git", "rev-parse", "HEAD"), bool(said("git", "status", "--porcelain", "--untracked-files=no"))
+            return output_of("git", "rev-parse", "HEAD"), bool(
+                output_of("git", "status", "--porcelain", "--untracked-files=no")
+            )
         except Skipped:
             pass
-    return head(ROOT / ".git"), None
+    return git_head(ROOT / ".git"), None
 
 
-def head(git: Path) -> str:
-    """Return the commit that a repository's files name; "unknown" where they do not."""
+def git_head(git: Path) -> str:
+    """Return the commit of HEAD from a repository's files, or "unknown"."""
     try:
-        if git.is_file():  # a worktree: the folder is somewhere else
+        if git.is_file():  # a worktree: the folder is elsewhere
             git = (git.parent / git.read_text().partition(":")[2].strip()).resolve()
-        word = (git / "HEAD").read_text().strip()
-        name = word.removeprefix("ref: ")
-        if name == word:
-            return word
+        head = (git / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
         common = git / "commondir"
         folders = [git, git / common.read_text().strip()] if common.is_file() else [git]
         for folder in folders:
             if (folder / name).is_file():
                 return (folder / name).read_text().strip()
             packed = folder / "packed-refs"
-            found = re.search(rf"^(\w{{40,}}) {re.escape(name)}$", packed.read_text() if packed.is_file() else "", re.M)
-            if found:
-                return found[1]
+            match = re.search(rf"^(\w{{40,}}) {re.escape(name)}$", packed.read_text() if packed.is_file() else "", re.M)
+            if match:
+                return match[1]
     except OSError:
         pass
     return "unknown"
 
 
 def device() -> Row:
-    """Return what CUDA says of the device. CuPy must work here."""
+    """Return CUDA's description of the device. Needs a working CuPy."""
     import cupy
 
     runtime = cupy.cuda.runtime
-    found = runtime.getDeviceProperties(cupy.cuda.Device().id)
+    properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
     free, total = runtime.memGetInfo()
     return {
-        "device": found["name"].decode(),
-        "architecture": f"sm_{found['major']}{found['minor']}",
-        "multiprocessors": found["multiProcessorCount"],
+        "device": properties["name"].decode(),
+        "architecture": f"sm_{properties['major']}{properties['minor']}",
+        "multiprocessors": properties["multiProcessorCount"],
         "memory_bytes": total,
         "free_bytes": free,
         "driver_cuda": runtime.driverGetVersion(),
@@ -109,38 +111,38 @@ def device() -> Row:
 
 
 def probe(backend: str = "cupy") -> Row:
-    """Say why no GPU can be used ("why"), else what the device is, and its driver."""
+    """Return why no GPU is usable ("why"), or else the device and its driver."""
     if backend != "cupy":
         return {"why": None, "device": platform.processor() or platform.machine(), "driver": "none", "emulated": False}
     why = backends.why_no_cupy()
     if why is not None:
         return {"why": why}
-    found = device()
+    properties = device()
     try:
         driver = smi("driver_version")
     except Skipped:
-        driver = f"CUDA {found['driver_cuda'] // 1000}.{found['driver_cuda'] % 1000 // 10}"
-    return {"why": None, **found, "driver": driver, "emulated": found["device"].startswith(EMULATOR)}
+        driver = f"CUDA {properties['driver_cuda'] // 1000}.{properties['driver_cuda'] % 1000 // 10}"
+    return {"why": None, **properties, "driver": driver, "emulated": properties["device"].startswith(EMULATOR)}
 
 
 def smi(*fields: str) -> str:
-    """Return what nvidia-smi says of the first device, the first of some names of a field that it knows. Raises Skipped."""
-    path = program("nvidia-smi")
+    """Query nvidia-smi for a field of the first device, by the first of its names that is known. Raises Skipped."""
+    path = find_tool("nvidia-smi")
     for field in fields[:-1]:
         try:
-            return said(path, "-i", "0", f"--query-gpu={field}", "--format=csv,noheader")
+            return output_of(path, "-i", "0", f"--query-gpu={field}", "--format=csv,noheader")
         except Skipped:
             continue
-    return said(path, "-i", "0", f"--query-gpu={fields[-1]}", "--format=csv,noheader")
+    return output_of(path, "-i", "0", f"--query-gpu={fields[-1]}", "--format=csv,noheader")
 
 
 def clocks() -> Row:
-    """Return clock, temperature, power and why it is throttled (a mask; 0x0 and 0x1, idle, are good)."""
+    """Return clocks, temperature, power and throttle reasons (a mask; 0x0 and 0x1, idle, are fine)."""
     return {name: smi(*fields) for name, fields in SMI.items()}
 
 
 def versions(context: Context) -> Iterable[Case]:
-    """List what there is on this machine, a row for each thing that may be missing."""
+    """List this machine's software and tools, one case for each that may be missing."""
     yield Case("python", partial(python_packages, context))
     yield Case("device", partial(device_row, context))
     yield Case("cublas", partial(cublas, context))
@@ -153,30 +155,30 @@ def versions(context: Context) -> Iterable[Case]:
 
 
 def tool_version(name: str) -> Row:
-    """Return the version of one of NVIDIA's tools. Raises Skipped where it is not installed."""
-    return {"version": said(program(name), "--version").splitlines()[-1]}
+    """Return the version of an NVIDIA tool. Raises Skipped if it is not installed."""
+    return {"version": output_of(find_tool(name), "--version").splitlines()[-1]}
 
 
 def python_packages(context: Context) -> Row:
-    """Return the versions of Python, the system and the packages that are installed."""
-    found: Row = {"python": platform.python_version(), "system": platform.platform(), "backend": context.backend}
+    """Return the versions of Python, the system and the installed packages."""
+    versions: Row = {"python": platform.python_version(), "system": platform.platform(), "backend": context.backend}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def device_row(context: Context) -> Row:
-    """Return what CUDA says of the device."""
+    """Return CUDA's description of the device."""
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} has no device")
     return device()
 
 
 def cublas(context: Context) -> Row:
-    """Return the version of cuBLAS that plans use, and CuPy's."""
+    """Return the versions of the cuBLAS that plans use and of CuPy's."""
     from gpudarknet.plan.cuda.stream import stream_context
 
     if context.backend != "cupy":
@@ -185,19 +187,19 @@ def cublas(context: Context) -> Row:
 
     own = stream_context(context.be).handle
     cupys = cupy.cuda.cublas.getVersion(cupy.cuda.device.get_cublas_handle())
-    return {"version": own.version(), "library": getattr(own.library, "_name", ""), "cupys": cupys}
+    return {"version": own.version(), "library": getattr(own.library, "_name", ""), "cupy_version": cupys}
 
 
 def git() -> Row:
-    """Return the commit. Raises Skipped where it cannot be known."""
-    name, changed = commit()
+    """Return the commit. Raises Skipped if it is unknown."""
+    name, dirty = commit()
     if name == "unknown":
-        raise Skipped("the commit is unknown: there is neither git nor a .git folder")
-    return {"commit": name, "changed": changed}
+        raise Skipped("the commit is unknown: neither git nor a .git folder is available")
+    return {"commit": name, "dirty": dirty}
 
 
 def torch_row() -> Row:
-    """Return what PyTorch has been built for, without importing it, which takes seconds."""
+    """Return PyTorch's version without importing it, which takes seconds."""
     try:
         return {"version": importlib.metadata.version("torch")}
     except importlib.metadata.PackageNotFoundError:
@@ -205,8 +207,8 @@ def torch_row() -> Row:
 
 
 def opencv() -> Row:
-    """Return OpenCV's version: images are read with it."""
+    """Return OpenCV's version, which reads images."""
     try:
         return {"version": importlib.import_module("cv2").__version__}
     except ImportError as e:
-        raise Skipped(f"OpenCV does not load: {e}") from None
+        raise Skipped(f"OpenCV does not import: {e}") from None

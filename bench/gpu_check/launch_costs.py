@@ -1,4 +1,4 @@
-"""Time every launch of a plan, beside the bytes that it moves and the operations that it does; and what a launch costs at all."""
+"""Time every launch of a plan, with the bytes that it moves and its operations; and the overhead of a launch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gpudarknet.plan.steps import Convolve
 
 from .. import seeded
 from .case import Case, Context, Row, Skipped, wait
-from .networks import opened, planned
-from .speed import MOST, Subject, subjects, timed
+from .networks import compile_plan, seeded_network
+from .speed import MAX_REPLAYS, Workload, time_budget, workloads
 
-ROWS = ("launch", "us", "mb", "gflop")  # of each launch in a row's "launches"
+COLUMNS = ("launch", "us", "mb", "gflop")  # of a row's "launches"
 
 
 @dataclass
-class Count:
-    """What one launch is: its name, the bytes of the arrays that it reads and writes, once each, and its operations."""
+class LaunchCost:
+    """The cost of a launch: name, bytes of the arrays that it reads and writes (once each), and operations."""
 
     name: str
     bytes: float
@@ -34,19 +34,19 @@ class Count:
 
 @dataclass
 class Recorder:
-    """A backend that passes everything on and, while `found` is a list, notes what is launched."""
+    """Wraps a backend and, while `launched` is a list, records launches."""
 
     be: Backend
-    found: list[Count] | None = field(default=None)
+    launched: list[LaunchCost] | None = field(default=None)
 
     def backend(self) -> Backend:
-        """Return the backend."""
+        """Return the wrapped backend."""
         return replace(self.be, launch=self.launch, cublas=self.handle)
 
     def launch(self, name: str, threads: int, *args: Any, **options: Any) -> None:
         """Launch a kernel."""
-        if self.found is not None:
-            self.found.append(Count(name, kernel_bytes(name, args), 0.0))
+        if self.launched is not None:
+            self.launched.append(LaunchCost(name, kernel_bytes(name, args), 0.0))
         assert self.be.launch is not None
         self.be.launch(name, threads, *args, **options)
 
@@ -58,7 +58,7 @@ class Recorder:
 
 @dataclass
 class Handle:
-    """A cuBLAS handle that notes products."""
+    """A cuBLAS handle that records gemms."""
 
     recorder: Recorder
     handle: Any
@@ -67,46 +67,46 @@ class Handle:
         return getattr(self.handle, name)
 
     def gemm(self, precision: str, y: int, a: int, w: int, M: int, N: int, K: int, *lds: int) -> None:
-        """Multiply."""
-        self._note(f"gemm {M} x {N} x {K}", precision, 1, M, N, K)
+        """Run a gemm."""
+        self._record(f"gemm {M} x {N} x {K}", precision, 1, M, N, K)
         self.handle.gemm(precision, y, a, w, M, N, K, *lds)
 
     def gemms(self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, *more: int) -> None:
-        """Multiply `count` times."""
-        self._note(f"{count} gemms {M} x {N} x {K}", precision, count, M, N, K)
+        """Run a strided batched gemm."""
+        self._record(f"{count} gemms {M} x {N} x {K}", precision, count, M, N, K)
         self.handle.gemms(precision, count, y, a, w, M, N, K, *more)
 
-    def _note(self, name: str, precision: str, count: int, M: int, N: int, K: int) -> None:
-        if self.recorder.found is not None:
+    def _record(self, name: str, precision: str, count: int, M: int, N: int, K: int) -> None:
+        if self.recorder.launched is not None:
             itemsize = 2 if PRECISIONS[precision][0] == R_16F else 4
             moved = itemsize * count * (M * K + N * K + M * N)
-            self.recorder.found.append(Count(name, moved, 2.0 * count * M * N * K))
+            self.recorder.launched.append(LaunchCost(name, moved, 2.0 * count * M * N * K))
 
 
 def kernel_bytes(name: str, args: tuple[Any, ...]) -> float:
-    """Return the bytes of a kernel's arrays; of what im2col reads, only the part that makes its rows."""
+    """Return the bytes of a kernel's arrays; of im2col's input, only the part that this launch needs."""
     file, _, own = name.partition(".")
     sizes = {p.name: a.nbytes for p, a in zip(kernels.parameters(file)[own], args, strict=True) if hasattr(a, "nbytes")}
     moved = sum(sizes.values())
     if name == "plan.im2col":
         names = [p.name for p in kernels.parameters(file)[own]]
         x, col = names[:2]
-        # The map is read at least once for all of its patches; this launch makes col's share of them.
+        # All patches together read the map at least once; this launch makes the patches in col.
         stride = args[names.index("sy")] * args[names.index("sx")]
         moved = sizes[col] + min(sizes[x], sizes[col] / args[names.index("size")] ** 2 * stride)
     return float(moved)
 
 
 def launches(context: Context) -> Iterable[Case]:
-    """List the plans whose launches are timed."""
+    """List the plans whose launches are time_budget."""
     yield Case("empty", partial(empty, context))
     for network in ("yolov4-tiny", "yolov3"):
-        for s in subjects(context, network, (416,), ("fp16", "fp32"), (1, 64)):
+        for s in workloads(context, network, (416,), ("fp16", "fp32"), (1, 64)):
             yield Case(f"{network}/{s}", partial(each_launch, context, s))
 
 
 def empty(context: Context) -> Row:
-    """Measure what a launch costs that computes nothing, and an op on one number."""
+    """Measure the overhead of an empty kernel, and of an op on one element."""
     from .ceilings import seconds
 
     be, calls = context.be, 10 if context.small else 1000
@@ -118,39 +118,41 @@ def empty(context: Context) -> Row:
     return row
 
 
-def each_launch(context: Context, subject: Subject) -> Row:
-    """Time every launch of a plan by itself, replayed until it takes long enough to be measured."""
+def each_launch(context: Context, subject: Workload) -> Row:
+    """Time every launch of a plan separately, repeated until it takes long enough to measure."""
     if context.be.cublas is None:
-        raise Skipped("plans run on CUDA where there is cuBLAS")
-    network = opened(subject.network, context, subject.size)
-    recorder, plan = Recorder(network.backend), planned(network, subject.batch)
+        raise Skipped("plans on CUDA need cuBLAS")
+    network = seeded_network(subject.network, context, subject.size)
+    recorder, plan = Recorder(network.backend), compile_plan(network, subject.batch)
     program = cuda.Program(plan, recorder.backend(), subject.precision, graph=False)
-    x = network.backend.asarray(seeded.picture(network, subject.batch))
+    x = network.backend.asarray(seeded.network_input(network, subject.batch))
     program.run(x)
     wait(network.backend)
     work = list(program.work)
-    counts = [counted(program, recorder, one) for one in work]
-    seconds, rounds = timed(context)
-    taken = [program.stream_context.time(one, seconds / 50, 1 if context.small else 2, MOST) for one in work]
+    costs = [cost_of(program, recorder, one) for one in work]
+    seconds, rounds = time_budget(context)
+    times = [program.stream_context.time(one, seconds / 50, 1 if context.small else 2, MAX_REPLAYS) for one in work]
     if program.entry.step is not None:
         work.insert(0, lambda: program.entry.take(x))
-        counts.insert(0, Count("entry", first_bytes(program, x), first_flops(program.entry.step, subject.batch)))
-        taken.insert(0, program.stream_context.time(work[0], seconds / 50, 1 if context.small else 2, MOST))
+        costs.insert(0, LaunchCost("entry", first_bytes(program, x), first_flops(program.entry.step, subject.batch)))
+        times.insert(0, program.stream_context.time(work[0], seconds / 50, 1 if context.small else 2, MAX_REPLAYS))
     lines = [
         [c.name, round(1e6 * t, 2), round(c.bytes / 1e6, 3), round(c.flops / 1e9, 4)]
-        for c, t in zip(counts, taken, strict=True)
+        for c, t in zip(costs, times, strict=True)
     ]
-    return {**subject.fields(), "launch_columns": ROWS, "launches": lines, "sums": sums(lines),
-            "total_us": round(1e6 * sum(taken), 1), "gflop_of_the_plan": round(plan.flops * subject.batch / 1e9, 3)}  # fmt: skip
+    return {**subject.fields(), "launch_columns": COLUMNS, "launches": lines, "sums": sums(lines),
+            "total_us": round(1e6 * sum(times), 1), "plan_gflop": round(plan.flops * subject.batch / 1e9, 3)}  # fmt: skip
 
 
-def counted(program: cuda.Program, recorder: Recorder, work: Any) -> Count:
-    """Run one piece of work and return what it launched."""
-    recorder.found = []
+def cost_of(program: cuda.Program, recorder: Recorder, work: Any) -> LaunchCost:
+    """Run one item of work and return the cost of its launches."""
+    recorder.launched = []
     with program.stream_context.use():
         work()
-    found, recorder.found = recorder.found, None
-    return Count(" + ".join(c.name for c in found), sum(c.bytes for c in found), sum(c.flops for c in found))
+    launches, recorder.launched = recorder.launched, None
+    return LaunchCost(
+        " + ".join(c.name for c in launches), sum(c.bytes for c in launches), sum(c.flops for c in launches)
+    )
 
 
 def first_bytes(program: cuda.Program, x: Any) -> float:
@@ -168,7 +170,7 @@ def first_flops(step: Convolve, batch: int) -> float:
 
 
 def sums(lines: list[list[Any]]) -> Row:
-    """Add up launches by kernel: how many, us, GB/s and TFLOP/s."""
+    """Sum launches by kernel: count, us, GB/s and TFLOP/s."""
     groups: dict[str, list[float]] = {}
     for name, us, mb, gflop in lines:
         kind = "gemm" if "gemm" in name else name

@@ -1,4 +1,4 @@
-"""Make the networks that cases run on: shipped ones with weights from a seed, thin ones where all is to be small."""
+"""Make the networks that cases run: bundled ones with seeded weights, with fewer filters for small runs."""
 
 from __future__ import annotations
 
@@ -84,25 +84,25 @@ mask=0,1,2
 anchors=10,12,14,16,18,20
 classes=2
 num=3
-"""  # every kind of convolution, a pool, siblings, a residual
+"""  # every kind of convolution, a max pool, parallel branches, a residual
 
 
 def config(name: str, small: bool = False) -> cfg.Config:
-    """Return a shipped cfg; small: with an eighth of its filters, so that its weights are a sixty-fourth. Heads keep theirs."""
+    """Return a bundled cfg; small: with 1/8 of the filters, except for heads, and so about 1/64 of the weights."""
     path = resources.bundled_cfg(name)
     if not small:
         return cfg.read(path)
 
-    def fewer(found: re.Match[str]) -> str:
-        filters = int(found[1])
+    def reduce(match: re.Match[str]) -> str:
+        filters = int(match[1])
         return f"filters={filters // 8 if filters % 32 == 0 else filters}"
 
-    thin = cfg.parse(re.sub(r"filters=(\d+)", fewer, path.read_text(encoding="utf-8")))
+    thin = cfg.parse(re.sub(r"filters=(\d+)", reduce, path.read_text(encoding="utf-8")))
     return replace(thin, path=str(path))
 
 
-def blank(config: cfg.Config, be: Backend, width: int = 0, height: int = 0) -> Network:
-    """Return a network without weights: drawing Darknet's initial ones would take seconds."""
+def without_weights(config: cfg.Config, be: Backend, width: int = 0, height: int = 0) -> Network:
+    """Return a network without weights: drawing Darknet's initial ones takes seconds."""
     net = replace(config.net, width=width or config.net.width, height=height or config.net.height)
     config = replace(config, net=net)
     with warnings.catch_warnings():
@@ -112,20 +112,20 @@ def blank(config: cfg.Config, be: Backend, width: int = 0, height: int = 0) -> N
 
 
 @lru_cache(maxsize=1)
-def opened(name: str, context: Context, size: int) -> Network:
-    """Return a shipped network with weights from a seed, at size x size; the one that was opened last is kept."""
-    network = blank(config(name, context.small), context.be, size, size)
+def seeded_network(name: str, context: Context, size: int) -> Network:
+    """Return a bundled network with seeded weights at size x size; the latest one is cached."""
+    network = without_weights(config(name, context.small), context.be, size, size)
     seeded.fill(network)
     return network
 
 
-def planned(network: Network, batch: int) -> Plan:
-    """Compile a network."""
+def compile_plan(network: Network, batch: int) -> Plan:
+    """Compile a network's plan."""
     return compile(network.nodes, network.weights, network.heads, network.net.input, batch)
 
 
 def with_weights(network: Network, be: Backend) -> Network:
-    """Return the same network with the same weights on another backend."""
+    """Return a copy of a network and its weights on another backend."""
     weights = [{name: network.backend.to_numpy(a) for name, a in own.items()} for own in network.weights]
     return Network(network.config, network.nodes, weights, be)
 
@@ -133,12 +133,12 @@ def with_weights(network: Network, be: Backend) -> Network:
 def pair(
     config: cfg.Config, context: Context, width: int = 0, height: int = 0, batch: int = 2
 ) -> tuple[Network, Network, np.ndarray]:
-    """Return a network with weights from a seed on the backend, the same on NumPy, and an input for both."""
-    numpy = blank(config, Backend("numpy", np, executor="cpu"), width, height)
+    """Return a network with seeded weights on the backend, the same on NumPy, and an input for both."""
+    numpy = without_weights(config, Backend("numpy", np, executor="cpu"), width, height)
     seeded.fill(numpy)
-    return with_weights(numpy, context.be), numpy, seeded.picture(numpy, batch)
+    return with_weights(numpy, context.be), numpy, seeded.network_input(numpy, batch)
 
 
-def distance(got: np.ndarray, want: np.ndarray) -> float:
-    """Return the norm of the difference over that of what is wanted; NaN if a number is."""
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Return the norm of the difference over the norm of `want`; NaN if any element is."""
     return float(np.linalg.norm(got.astype(np.float64) - want) / (np.linalg.norm(want) or 1))

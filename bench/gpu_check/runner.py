@@ -1,7 +1,7 @@
-"""Run stages one after the other, each in processes of its own, and keep a row of every case, whatever becomes of them.
+"""Run stages one after the other, each in separate processes, and emit a row for every case whatever happens.
 
-A process that ends before its cases do, is killed at its limit or finds the device unusable costs the case at which it was;
-the next process goes on behind it. What processes print goes to files, so that it is there after they are killed.
+If a process dies, is killed at its limit or finds the device unusable, only its current case is lost; another process continues
+with the next case. Processes print to files, so that their output survives when they are killed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from .case import Context, Row, Stage
 from .child import TAIL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LEAST = 2.0  # seconds that must be left to start another process
-GRACE = 10.0  # seconds in which a process whose cases are done has to end
+MIN_REMAINING = 2.0  # seconds that must remain to start another process
+GRACE = 10.0  # seconds for a process to exit when its cases are done
 
 Emit = Callable[[Row], None]
 
 
 @dataclass
 class Child:
-    """A process that runs a stage's cases, and what it has reported."""
+    """A process that runs a stage's cases, and its reports so far."""
 
     process: subprocess.Popen[bytes]
     rows: int
     output: Any
     errors: Any
-    left: list[str] | None = None  # cases without a row; None before it said what they are
-    current: str = ""  # the case at which it is
-    last: str = ""  # the last case that has a row
-    until: float = 0.0  # when the current case's time is over
+    left: list[str] | None = None  # cases without a row; None before the first report
+    current: str = ""  # the running case
+    last: str = ""  # the last case with a row
+    deadline: float = 0.0  # deadline of the current case
     done: bool = False
-    unusable: bool = False  # whether it can do no more
-    late: bool = False  # whether its time, or its case's, was over before it ended
+    unusable: bool = False  # whether the device is unusable in this process
+    timed_out: bool = False  # whether it or its case timed out
     buffer: bytes = b""
 
     @classmethod
     def start(cls, command: Sequence[str], env: dict[str, str]) -> Child:
-        """Start a command; the descriptor on which it is to report is its last argument."""
+        """Start a command; its last argument is the descriptor for its reports."""
         rows, writing = os.pipe()
         output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         process = subprocess.Popen(
@@ -59,26 +59,26 @@ class Child:
             stderr=errors,
             stdin=subprocess.DEVNULL,
             pass_fds=(writing,),
-            start_new_session=True,  # a tool that the stage started ends with it
+            start_new_session=True,  # so that tools started by the stage are killed with it
         )
         os.close(writing)
         return cls(process, rows, output, errors)
 
-    def reports(self, until: float) -> Iterator[Row]:
-        """Yield what it reports, until it ends or its time is over."""
+    def reports(self, deadline: float) -> Iterator[Row]:
+        """Yield its reports until it ends or times out."""
         while True:
-            soonest = min(until, self.until) if self.current else until
+            soonest = min(deadline, self.deadline) if self.current else deadline
             if not select.select([self.rows], [], [], max(0.0, soonest - time.monotonic()))[0]:
-                self.late = True
+                self.timed_out = True
                 return
-            found = os.read(self.rows, 1 << 16)
-            if not found:
+            data = os.read(self.rows, 1 << 16)
+            if not data:
                 return
-            *lines, self.buffer = (self.buffer + found).split(b"\n")
+            *lines, self.buffer = (self.buffer + data).split(b"\n")
             yield from map(json.loads, lines)
 
-    def note(self, report: Row) -> Row | None:
-        """Remember a report; return it if it is a row."""
+    def handle(self, report: Row) -> Row | None:
+        """Process a report; return it if it is a row."""
         if "case" in report:
             self.current, self.last, self.unusable = "", report["case"], "unusable" in report
             if self.left and self.last in self.left:
@@ -87,30 +87,30 @@ class Child:
         if "cases" in report:
             self.left = report["cases"]
         elif "begin" in report:
-            self.current, self.until = report["begin"], time.monotonic() + report["limit"]
+            self.current, self.deadline = report["begin"], time.monotonic() + report["limit"]
         else:
             self.done = True
         return None
 
     def kill(self) -> None:
-        """End it and what it has started."""
+        """Kill it and the processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def close(self) -> None:
-        """Let go of its files."""
+        """Close its files."""
         os.close(self.rows)
         self.output.close()
         self.errors.close()
 
     def tails(self) -> Row:
-        """Return the end of what it has printed."""
+        """Return the end of its output."""
         return {"stdout": tail(self.output), "stderr": tail(self.errors)}
 
 
 def tail(file: Any) -> str:
-    """Return the last characters of a file."""
+    """Return the last TAIL characters of a file."""
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - 4 * TAIL))
     return file.read().decode("utf-8", "replace")[-TAIL:]
@@ -118,53 +118,53 @@ def tail(file: Any) -> str:
 
 @dataclass
 class Runner:
-    """Runs stages. command: what starts a child, without its arguments; emit is given every row, tell what was printed."""
+    """Runs stages. command: starts a child, without its arguments; emit: receives every row; log: receives printed output."""
 
     command: Sequence[str]
     context: Context
     emit: Emit
-    tell: Callable[[str], None] = field(default=lambda text: None)
+    log: Callable[[str], None] = field(default=lambda text: None)
 
     def run(self, stage: Stage, only: str = "") -> None:
-        """Run a stage, in as many processes as it takes and time allows."""
-        until = time.monotonic() + stage.limit * self.context.time_scale
+        """Run a stage in as many processes as needed and time allows."""
+        deadline = time.monotonic() + stage.limit * self.context.time_scale
         after: str | None = ""
         while after is not None:
-            after = self.one(stage, only, until, after)
+            after = self.run_process(stage, only, deadline, after)
 
-    def one(self, stage: Stage, only: str, until: float, after: str) -> str | None:
-        """Run the cases behind one in a process; return the last that has a row if others are left, else None."""
+    def run_process(self, stage: Stage, only: str, deadline: float, after: str) -> str | None:
+        """Run the cases after `after` in a process; return the last case with a row if others remain, else None."""
         begin = time.monotonic()
-        words = ["--stage", stage.name, "--limit", f"{until - begin:.1f}", "--backend", self.context.backend]
+        words = ["--stage", stage.name, "--limit", f"{deadline - begin:.1f}", "--backend", self.context.backend]
         words += ["--small"] * self.context.small + ["--only", only] * bool(only) + ["--after", after] * bool(after)
         child = Child.start([*self.command, *words], os.environ | dict(stage.env))
         try:
-            return self.follow(child, stage.name, until)
+            return self.relay(child, stage.name, deadline)
         finally:
             child.kill()
             printed = child.tails()
-            self.tell(f"=== {stage.name} behind {after or 'nothing'}: exit code {child.process.returncode}, "
+            self.log(f"=== {stage.name} after {after or 'start'}: exit code {child.process.returncode}, "
                       f"{time.monotonic() - begin:.1f} s\n{printed['stdout']}{printed['stderr']}")  # fmt: skip
             child.close()
 
-    def follow(self, child: Child, stage: str, until: float) -> str | None:
-        """Give on the rows of a child, and one for what has ended it, if it did not end by itself."""
-        for report in child.reports(until):
-            row = child.note(report)
+    def relay(self, child: Child, stage: str, deadline: float) -> str | None:
+        """Emit a child's rows, and a row for what ended it unless it ended normally."""
+        for report in child.reports(deadline):
+            row = child.handle(report)
             if row is not None:
                 self.emit(row)
             if child.done or child.unusable:
                 break
         name, problem = child.current or f"{stage}/process", ("", "")
-        if child.late:
-            whose = "case" if time.monotonic() < until else "stage"
-            problem = "timed out", f"the time of the {whose} was over"
+        if child.timed_out:
+            whose = "case" if time.monotonic() < deadline else "stage"
+            problem = "timed out", f"the {whose}'s time limit was reached"
         elif child.unusable:
-            pass  # its row has said so; it may hang at its end
-        elif not wait(child.process, max(1.0, min(GRACE, until - time.monotonic()))):
-            problem = "timed out", "the process did not end when its cases were done"
+            pass  # its row says so; it may hang on exit
+        elif not wait(child.process, max(1.0, min(GRACE, deadline - time.monotonic()))):
+            problem = "timed out", "the process did not exit after its last case"
         elif child.process.returncode or not child.done:
-            problem = "died", f"the process ended {how(child.process.returncode)}"
+            problem = "died", f"the process ended {describe_exit(child.process.returncode)}"
         child.kill()
         if problem[0]:
             self.emit({"case": name, "outcome": problem[0], "failed": [problem[1]], **child.tails()})
@@ -173,15 +173,15 @@ class Runner:
         last = child.current or child.last
         if child.done or not child.left:
             return None
-        if not last or until - time.monotonic() < LEAST:
+        if not last or deadline - time.monotonic() < MIN_REMAINING:
             for name in child.left:
-                self.emit({"case": name, "outcome": "not run", "why": "its stage's time was over"})
+                self.emit({"case": name, "outcome": "not run", "why": "the stage's time limit was reached"})
             return None
         return last
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for a process to end; say whether it did."""
+    """Wait for a process to end; return whether it did."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -189,8 +189,8 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def how(code: int) -> str:
-    """Say how a process ended."""
+def describe_exit(code: int) -> str:
+    """Describe an exit code."""
     if code >= 0:
         return f"with exit code {code}"
     return f"by {signal.Signals(-code).name}"

@@ -1,6 +1,6 @@
-"""Time PyTorch on the same networks and weights: channels_last as a CUDA graph, eagerly, and by torch.compile.
+"""Time PyTorch in channels_last on the same networks and weights: as a CUDA graph, eagerly, and with torch.compile.
 
-PyTorch is not what is checked: where it does not import or fails, the row is skipped and says why.
+PyTorch itself is not checked: if it does not import or fails, the case is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from gpudarknet.backend import Backend
 
 from .. import seeded, torch_network
 from .case import Case, Context, Row, Skipped
-from .networks import opened, with_weights
-from .speed import MOST, Subject, image_rate, subjects, timed
+from .networks import seeded_network, with_weights
+from .speed import MAX_REPLAYS, Workload, image_rate, time_budget, workloads
 
 
 def torch_module(context: Context) -> Any:
-    """Import PyTorch. Raises Skipped where it does not import, or sees no GPU."""
+    """Import PyTorch. Raises Skipped if it does not import or sees no GPU."""
     try:
         torch = importlib.import_module("torch")
     except ModuleNotFoundError as e:
@@ -34,34 +34,34 @@ def torch_module(context: Context) -> Any:
 
 
 @lru_cache(maxsize=1)
-def forward_of(context: Context, network: str, size: int, precision: str) -> Callable[[Any], list[Any]]:
-    """Return a network in PyTorch, in channels_last; the last one is kept."""
+def channels_last_forward(context: Context, network: str, size: int, precision: str) -> Callable[[Any], list[Any]]:
+    """Return a network in PyTorch, in channels_last; the latest one is cached."""
     torch = torch_module(context)
     device = "cuda" if context.backend == "cupy" else "cpu"
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    host = with_weights(opened(network, context, size), Backend("numpy", np, executor="cpu"))
-    return torch_network.build(host, torch, device, dtype, torch.channels_last)
+    network_on_cpu = with_weights(seeded_network(network, context, size), Backend("numpy", np, executor="cpu"))
+    return torch_network.build(network_on_cpu, torch, device, dtype, torch.channels_last)
 
 
-def measure(context: Context, subject: Subject, kind: str) -> Row:
+def measure(context: Context, subject: Workload, kind: str) -> Row:
     """Time PyTorch: kind is torch-graph, torch-eager or torch-compile."""
     torch = torch_module(context)
     if context.backend != "cupy" and (subject.precision != "fp32" or kind == "torch-graph"):
         raise Skipped(f"{kind} in {subject.precision} needs a GPU")
     try:
-        return attempt(context, subject, kind, torch)
+        return time_torch(context, subject, kind, torch)
     except Exception as e:
         raise Skipped(f"{kind}: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
 
 
-def attempt(context: Context, subject: Subject, kind: str, torch: Any) -> Row:
-    """Time PyTorch once."""
+def time_torch(context: Context, subject: Workload, kind: str, torch: Any) -> Row:
+    """Time PyTorch."""
     cuda = context.backend == "cupy"
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = subject.precision == "tf32"
-    forward = forward_of(context, subject.network, subject.size, subject.precision)
-    network = opened(subject.network, context, subject.size)
-    x = torch_network.tensor(torch, seeded.picture(network, subject.batch))
+    forward = channels_last_forward(context, subject.network, subject.size, subject.precision)
+    network = seeded_network(subject.network, context, subject.size)
+    x = torch_network.tensor(torch, seeded.network_input(network, subject.batch))
     x = x.to("cuda" if cuda else "cpu", torch.float16 if subject.precision == "fp16" else torch.float32)
     x = x.contiguous(memory_format=torch.channels_last)
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -76,13 +76,13 @@ def attempt(context: Context, subject: Subject, kind: str, torch: Any) -> Row:
         row: Row = {**subject.fields(), "engine": kind, "torch": torch.__version__}
         row |= image_rate(call, wait, subject.batch, context)
         if kind == "torch-graph":
-            taken = device_seconds(torch, call, context)
-            row |= {"graph_ms": round(1e3 * taken, 4), "graph_images_s": round(subject.batch / taken, 1)}
+            elapsed = device_seconds(torch, call, context)
+            row |= {"graph_ms": round(1e3 * elapsed, 4), "graph_images_s": round(subject.batch / elapsed, 1)}
     return row
 
 
 def captured(torch: Any, forward: Callable[[Any], Any], x: Any) -> Callable[[], object]:
-    """Record forward(x) as a CUDA graph, as PyTorch's manual says: warm-ups on another stream first."""
+    """Capture forward(x) as a CUDA graph, after warm-ups on a side stream as PyTorch's documentation requires."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -91,18 +91,18 @@ def captured(torch: Any, forward: Callable[[Any], Any], x: Any) -> Callable[[], 
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = forward(x)
+        outputs = forward(x)
 
     def replay() -> object:
         graph.replay()
-        return kept
+        return outputs
 
     return replay
 
 
 def device_seconds(torch: Any, call: Callable[[], object], context: Context) -> float:
-    """Return the least seconds of a call on the device over some rounds, measured as `StreamContext.time` does."""
-    seconds, rounds = timed(context)
+    """Return the minimum device seconds of a call over several rounds, as a plan's own timing does."""
+    seconds, rounds = time_budget(context)
 
     def once(calls: int) -> float:
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -113,11 +113,11 @@ def device_seconds(torch: Any, call: Callable[[], object], context: Context) -> 
         after.synchronize()
         return float(before.elapsed_time(after)) / 1e3 / calls
 
-    calls = max(1, min(MOST, int(seconds / rounds / max(once(1), 1e-6))))
+    calls = max(1, min(MAX_REPLAYS, int(seconds / rounds / max(once(1), 1e-6))))
     return min(once(calls) for _ in range(rounds))
 
 
 def compiled(context: Context) -> Iterable[Case]:
-    """List what torch.compile is tried on."""
-    for s in subjects(context, "yolov4-tiny", (416,), ("fp16",), (1, 64)):
+    """List the workloads for torch.compile."""
+    for s in workloads(context, "yolov4-tiny", (416,), ("fp16",), (1, 64)):
         yield Case(f"yolov4-tiny/{s}/torch-compile", partial(measure, context, s, "torch-compile"))

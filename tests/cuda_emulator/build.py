@@ -70,8 +70,8 @@ def headers(wheel: CuPy) -> Path:
 
 def version(include: Path) -> int:
     """Return CUDART_VERSION: 12090 is CUDA 12.9."""
-    found = re.search(r"#define CUDART_VERSION +(\d+)", (include / "cuda_runtime_api.h").read_text(encoding="utf-8"))
-    return int(found[1]) if found else 0
+    match = re.search(r"#define CUDART_VERSION +(\d+)", (include / "cuda_runtime_api.h").read_text(encoding="utf-8"))
+    return int(match[1]) if match else 0
 
 
 def check_machine() -> None:

@@ -32,13 +32,13 @@ def functions(data: bytes) -> list[Symbol]:
     table = next((s for s in sections if s[1] == 2), None)  # SHT_SYMTAB
     if table is None:
         raise RuntimeError("CuPy's runtime module has no symbol table, so the CUDA emulator cannot take its place")
-    strings, found = sections[table[6]][4], []
+    strings, symbols = sections[table[6]][4], []
     for at in range(table[4], table[4] + table[5], 24):
         name, info, _, _, value, size = struct.unpack_from("<IBBHQQ", data, at)
         if info & 15 == 2 and value:  # STT_FUNC
             start = strings + name
-            found.append(Symbol(data[start : data.index(b"\0", start)].decode(), value, size))
-    return found
+            symbols.append(Symbol(data[start : data.index(b"\0", start)].decode(), value, size))
+    return symbols
 
 
 def redirect(module: Path, emulator: ctypes.CDLL) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""The check's two parts: their stages in order, with the seconds that each may take."""
+"""The check's two parts: their stages in order, each with its time limit in seconds."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from functools import partial
 from . import accuracy, ceilings, correctness, launch_costs, robustness, tools, training, tuning
 from .case import Stage
 from .environment import versions
-from .speed import Subject, cases
+from .speed import Workload, cases
 from .torch_speed import compiled
 
-PROBE = 12.0  # seconds in which CuPy has to say whether there is a GPU, before each part's stages
+PROBE = 12.0  # seconds for CuPy to find a GPU, before each part's stages
 
-MAIN, EVERY = ("fp16", "fp32"), ("fp16", "fp32", "tf32")
+MAIN, ALL = ("fp16", "fp32"), ("fp16", "fp32", "tf32")
 GRAPH, EAGER = "torch-graph", "torch-eager"
 
 
-def in_part_a(subject: Subject) -> bool:
-    """Say whether part A has it."""
+def in_part_a(subject: Workload) -> bool:
+    """Return whether part A includes a workload."""
     return subject.precision in MAIN and subject.batch in (1, 64) and subject.size != 608
 
 
 A = (
-    Stage("warm", correctness.compiled, 22, checks=True),
+    Stage("compile", correctness.compilation, 22, checks=True),
     Stage("versions", versions, 8),
     Stage("precisions", correctness.precisions, 20, checks=True),
     Stage("algorithms", correctness.algorithms, 22, checks=True),
     Stage("kernels", correctness.kernels, 24, checks=True),
     Stage("networks", correctness.networks, 23, checks=True),
-    Stage("boxes", accuracy.boxes_and_scores, 12),
+    Stage("detections", accuracy.boxes_and_scores, 12),
     Stage("threads", robustness.threads, 10, checks=True),
     Stage("yolov4-tiny", cases("yolov4-tiny", (416,), MAIN, (1, 64)), 24),
     Stage("yolov3", cases("yolov3", (416,), MAIN, (1, 64)), 33),
     Stage("memcheck", partial(tools.memcheck, "fp16"), 29, checks=True),
 )
 B = (
-    Stage("yolov2-tiny", cases("yolov2-tiny", (416,), EVERY, (1, 8, 64)), 14),
-    Stage("yolov3-tiny", cases("yolov3-tiny", (416,), EVERY, (1, 8, 64)), 14),
-    Stage("yolov4-tiny-more", cases("yolov4-tiny", (416,), EVERY, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 18),
+    Stage("yolov2-tiny", cases("yolov2-tiny", (416,), ALL, (1, 8, 64)), 14),
+    Stage("yolov3-tiny", cases("yolov3-tiny", (416,), ALL, (1, 8, 64)), 14),
+    Stage("yolov4-tiny-extended", cases("yolov4-tiny", (416,), ALL, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 18),
     Stage("yolov2", cases("yolov2", (416, 608), MAIN, (1, 8, 64)), 20),
-    Stage("yolov3-more", cases("yolov3", (416, 608), EVERY, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 25),
+    Stage("yolov3-extended", cases("yolov3", (416, 608), ALL, (1, 8, 64), (GRAPH, EAGER), True, in_part_a), 25),
     Stage("yolov4", cases("yolov4", (416, 608), MAIN, (1, 8, 64)), 22),
     Stage("launches", launch_costs.launches, 24),
-    Stage("tuning", tuning.tuned, 26),
+    Stage("autotune", tuning.tuned, 26),
     Stage("profile", tools.profile, 15),
-    Stage("memcheck-more", partial(tools.memcheck, "fp32"), 18, checks=True),
+    Stage("memcheck-fp32", partial(tools.memcheck, "fp32"), 18, checks=True),
     Stage("racecheck", tools.racecheck, 17, checks=True),
     Stage("training", training.steps, 22),
     Stage("ceilings", ceilings.copies, 9, env={"CUPY_TF32": "0"}),

@@ -1,7 +1,7 @@
-"""Run a small network once, for compute-sanitizer and Nsight Compute to watch: python -m bench.gpu_check.watched fp16
+"""Run a small network once, as the target of compute-sanitizer and Nsight Compute: python -m bench.gpu_check.target fp16
 
-CuPy's memory pool and a plan's arena are one allocation each, inside of which no tool sees where a map ends. So there is no
-pool here, every map is an array of its own, and nothing is captured. Of a network with heads, boxes are read off too.
+CuPy's memory pool and a plan's arena are one allocation each, in which the tools cannot see where a feature map ends. So this
+program uses no pool, allocates every feature map separately, and captures nothing. It also decodes the heads' boxes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from gpudarknet.plan.cuda.program import View
 from gpudarknet.plan.steps import FeatureMap, Step
 
 from .. import seeded
-from .networks import blank, config, planned
+from .networks import compile_plan, config, without_weights
 
 KERNELS = ("to_nchw", "rank_boxes")  # those of a prediction that use shared memory, where threads can race
 
 
-class Apart(cuda.Program):
-    """A program whose maps and work spaces are arrays of their own, filled with NaN before they are used."""
+class SeparateBuffers(cuda.Program):
+    """A program whose feature maps and workspaces are separate arrays, initially NaN."""
 
     def __init__(self, plan: Plan, be: Backend, precision: str):
-        self.own: dict[Any, Any] = {}
+        self.buffers: dict[Any, Any] = {}
         super().__init__(plan, be, precision, graph=False)
 
-    def _array(self, key: Any, numbers: int) -> Any:
-        if key not in self.own:
-            self.own[key] = self.be.empty((numbers,), self.type)
-            self.own[key].fill(np.nan)
-        return self.own[key]
+    def _array(self, key: Any, size: int) -> Any:
+        if key not in self.buffers:
+            self.buffers[key] = self.be.empty((size,), self.type)
+            self.buffers[key].fill(np.nan)
+        return self.buffers[key]
 
     def view(self, m: FeatureMap) -> View:
-        """Return a map's memory."""
+        """Return a feature map's memory."""
         C, H, W = m.shape
         ld, pixels = rounded(m.storage.shape[0]), self.plan.batch * H * W
         whole = self._array(m.storage, ld * pixels)
@@ -47,7 +47,7 @@ class Apart(cuda.Program):
         )
 
     def memory(self, step: Step, name: str) -> Any:
-        """Return memory that a step needs beside its maps."""
+        """Return a step's workspace."""
         return self._array((step, name), self.scheme.needs[step, name])
 
 
@@ -59,21 +59,21 @@ def main(
     height: str = "96",
     batch: str = "2",
 ) -> None:
-    """Run yolov4-tiny in a precision; small: a thin one."""
+    """Run yolov4-tiny in a precision; small: with fewer filters."""
     if backend == "cupy":
         import cupy
 
         cupy.cuda.set_allocator(None)
-    network = blank(config("yolov4-tiny", small == "1"), backends.get(backend), int(width), int(height))
+    network = without_weights(config("yolov4-tiny", small == "1"), backends.get(backend), int(width), int(height))
     seeded.fill(network)
     be = network.backend
-    program = Apart(planned(network, int(batch)), be, precision)
-    heads = program.run(be.asarray(seeded.picture(network, int(batch))))
+    program = SeparateBuffers(compile_plan(network, int(batch)), be, precision)
+    heads = program.run(be.asarray(seeded.network_input(network, int(batch))))
     rows = network.detections(heads, 0.1)
     finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
-    print(f"{len(program.work)} pieces of work, {len(program.own)} arrays, {len(rows)} boxes")
+    print(f"{len(program.work)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
     if not finite:
-        sys.exit("numbers that are not finite")
+        sys.exit("values are not finite")
 
 
 if __name__ == "__main__":
