@@ -1,4 +1,4 @@
-"""Compile a network into a plan: layers to steps, steps fused, maps placed."""
+"""Compile a network into a plan: lower layers to steps, fuse steps, plan memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from ..graph import Node
 from ..layers import Shape
-from .fuse import Builder, fuse, layout
+from .builder import Builder
+from .fuse import fuse
 from .lower import lower
+from .memory import plan_memory
 from .steps import FeatureMap, Plan
 
 
@@ -17,7 +19,7 @@ def compile(
 ) -> Plan:
     """Compile layers for `batch` images of `shape` (C, H, W). heads: the layers whose maps are the outputs.
 
-    The plan holds references to the weights, no copies.
+    The plan refers to the weights; it does not copy them.
     """
     builder = Builder(FeatureMap(shape))
     maps = {-1: builder.input}
@@ -25,7 +27,7 @@ def compile(
         builder.node, builder.w = node, weights[node.index]
         maps[node.index] = lower(node.layer, builder, *(maps[source] for source in node.sources))
     outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
-    done = fuse(builder.steps, outputs)
-    offsets, arena_size, peak_live = layout(done, builder.input, outputs, batch)
+    steps = fuse(builder.steps, outputs)
+    offsets, arena_size, peak_live = plan_memory(steps, builder.input, outputs, batch)
     flops = sum(n.layer.flops(*n.inputs) for n in nodes)
-    return Plan(batch, builder.input, outputs, done, offsets, arena_size, peak_live, flops)
+    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops)

@@ -1,7 +1,7 @@
-"""How each layer becomes steps: one function per class, and the layer's own `forward` for those that have none.
+"""Lower layers to steps: one function per class. Layers without one fall back to their `forward`.
 
-It stands here and not in the layers, because a layer says what is computed and this says in which pieces; a new layer
-runs in a plan before anybody has written its function.
+These functions are here and not in the layers because a layer defines what is computed, this module in which steps; a new
+layer runs in a plan before it has a function here.
 """
 
 from __future__ import annotations
@@ -25,90 +25,98 @@ from ..layers.sort_shortcut import SortShortcut
 from ..layers.upsample import Upsample
 from ..layers.yolo import Yolo
 from ..ops.activation import NORMALIZERS
-from .fuse import Builder
+from .builder import Builder
 from .steps import FeatureMap
 
-ACTIVATED = (Connected, Convolutional, Local, Sam, ScaleChannels, Shortcut, SortShortcut)  # the last thing that they do
+ACTIVATED = (
+    Connected,
+    Convolutional,
+    Local,
+    Sam,
+    ScaleChannels,
+    Shortcut,
+    SortShortcut,
+)  # with an activation at the end
 
 
-def lower(layer: Layer, build: Builder, *xs: FeatureMap) -> FeatureMap:
-    """Add the layer's steps to the plan; return the map that is its output."""
+def lower(layer: Layer, builder: Builder, *xs: FeatureMap) -> FeatureMap:
+    """Add the layer's steps to the plan; return its output."""
     if isinstance(layer, ACTIVATED) and layer.activation in NORMALIZERS and not getattr(layer, "antialiasing", 0):
-        y = _lower(replace(layer, activation="linear"), build, *xs)
-        return build.reference(Activation(activation=layer.activation), y)
-    return _lower(layer, build, *xs)
+        y = _lower(replace(layer, activation="linear"), builder, *xs)
+        return builder.call_layer(Activation(activation=layer.activation), y)
+    return _lower(layer, builder, *xs)
 
 
 @singledispatch
-def _lower(layer: Layer, build: Builder, *xs: FeatureMap) -> FeatureMap:
-    return build.reference(layer, *xs)
+def _lower(layer: Layer, builder: Builder, *xs: FeatureMap) -> FeatureMap:
+    return builder.call_layer(layer, *xs)
 
 
 @_lower.register
-def _activation(layer: Activation, build: Builder, x: FeatureMap) -> FeatureMap:
-    return build.reference(layer, x) if layer.activation in NORMALIZERS else build.activate(x, layer.activation)
+def _activation(layer: Activation, builder: Builder, x: FeatureMap) -> FeatureMap:
+    return builder.call_layer(layer, x) if layer.activation in NORMALIZERS else builder.activate(x, layer.activation)
 
 
 @_lower.register
-def _convolutional(layer: Convolutional, build: Builder, x: FeatureMap) -> FeatureMap:
+def _convolutional(layer: Convolutional, builder: Builder, x: FeatureMap) -> FeatureMap:
     if layer.binary or layer.xnor or layer.antialiasing:
-        return build.reference(layer, x)
+        return builder.call_layer(layer, x)
     D = layer.effective_dilation
-    return build.convolve(x, layer.size, layer.strides, D, layer.pad_before * D, layer.groups, layer.activation)
+    return builder.convolve(x, layer.size, layer.strides, D, layer.pad_before * D, layer.groups, layer.activation)
 
 
 @_lower.register
-def _dropout(layer: Dropout, build: Builder, x: FeatureMap) -> FeatureMap:
+def _dropout(layer: Dropout, builder: Builder, x: FeatureMap) -> FeatureMap:
     return x
 
 
 @_lower.register
-def _empty(layer: Empty, build: Builder, x: FeatureMap) -> FeatureMap:
+def _empty(layer: Empty, builder: Builder, x: FeatureMap) -> FeatureMap:
     return x
 
 
 @_lower.register
-def _maxpool(layer: MaxPool, build: Builder, x: FeatureMap) -> FeatureMap:
+def _maxpool(layer: MaxPool, builder: Builder, x: FeatureMap) -> FeatureMap:
     if layer.maxpool_depth or layer.antialiasing or layer.maxpool_zero_nonmax:
-        return build.reference(layer, x)
-    return build.maxpool(x, layer.window, layer.strides, layer.pad_total)
+        return builder.call_layer(layer, x)
+    return builder.maxpool(x, layer.window, layer.strides, layer.pad_total)
 
 
 @_lower.register
-def _route(layer: Route, build: Builder, *xs: FeatureMap) -> FeatureMap:
+def _route(layer: Route, builder: Builder, *xs: FeatureMap) -> FeatureMap:
     counts = [x.shape[0] // layer.groups for x in xs]
-    return build.concat([build.channels(x, layer.group_id * n, n) for x, n in zip(xs, counts, strict=True)])
+    return builder.concat([builder.channels(x, layer.group_id * n, n) for x, n in zip(xs, counts, strict=True)])
 
 
 @_lower.register
-def _sam(layer: Sam, build: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
-    return build.multiply(a, b, layer.activation)
+def _sam(layer: Sam, builder: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    return builder.multiply(a, b, layer.activation)
 
 
 @_lower.register
-def _scale_channels(layer: ScaleChannels, build: Builder, s: FeatureMap, x: FeatureMap) -> FeatureMap:
-    return build.multiply(x, s, layer.activation)
+def _scale_channels(layer: ScaleChannels, builder: Builder, s: FeatureMap, x: FeatureMap) -> FeatureMap:
+    return builder.multiply(x, s, layer.activation)
 
 
 @_lower.register
-def _shortcut(layer: Shortcut, build: Builder, *xs: FeatureMap) -> FeatureMap:
+def _shortcut(layer: Shortcut, builder: Builder, *xs: FeatureMap) -> FeatureMap:
     if layer.weights_type != "none" or any(x.shape != xs[0].shape for x in xs):
-        return build.reference(layer, *xs)
-    return build.add(xs[0], xs[1:], layer.activation)
+        return builder.call_layer(layer, *xs)
+    return builder.add(xs[0], xs[1:], layer.activation)
 
 
 @_lower.register
-def _sort_shortcut(layer: SortShortcut, build: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
+def _sort_shortcut(layer: SortShortcut, builder: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
     if a.shape != b.shape:
-        return build.reference(layer, a, b)
-    return build.sort(a, b, layer.eps, layer.slope, layer.activation)
+        return builder.call_layer(layer, a, b)
+    return builder.sort(a, b, layer.eps, layer.slope, layer.activation)
 
 
 @_lower.register
-def _upsample(layer: Upsample, build: Builder, x: FeatureMap) -> FeatureMap:
-    return build.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else build.reference(layer, x)
+def _upsample(layer: Upsample, builder: Builder, x: FeatureMap) -> FeatureMap:
+    return builder.upsample(x, layer.stride, layer.scale) if layer.stride > 0 else builder.call_layer(layer, x)
 
 
 @_lower.register
-def _yolo(layer: Yolo, build: Builder, x: FeatureMap) -> FeatureMap:
-    return build.yolo(x, len(layer.anchor_ids), layer.scale_x_y, layer.new_coords)
+def _yolo(layer: Yolo, builder: Builder, x: FeatureMap) -> FeatureMap:
+    return builder.yolo(x, len(layer.anchor_ids), layer.scale_x_y, layer.new_coords)

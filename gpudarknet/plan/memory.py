@@ -1,28 +1,32 @@
-"""Place maps in one arena: maps that are never alive together share memory."""
+"""Plan memory: feature maps are placed in one arena; those whose lifetimes do not overlap share memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+
+from .steps import ALIGNMENT, FeatureMap, Step
 
 
-def allocate(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> tuple[list[int], int]:
-    """Return an offset for each size, and the arena's size. lives: (first, last) step that touches it, both included.
+def allocate(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignment: int) -> tuple[list[int], int]:
+    """Return an offset for each buffer, and the arena's size. lifetimes: first and last step that uses it, inclusive.
 
-    Greedy by size: the largest first, each into the tightest gap left by those that live at the same time.
+    Greedy by size: the largest first, each into the smallest gap between buffers alive at the same time.
     """
     offsets = [0] * len(sizes)
     placed: list[int] = []
     end = 0
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], lives[i])):
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], lifetimes[i])):
         size = -(-sizes[i] // alignment) * alignment
-        beside = sorted(
-            (offsets[j], sizes[j]) for j in placed if lives[j][0] <= lives[i][1] and lives[i][0] <= lives[j][1]
+        first, last = lifetimes[i]
+        overlapping = sorted(
+            (offsets[j], sizes[j]) for j in placed if lifetimes[j][0] <= last and first <= lifetimes[j][1]
         )
-        best, gap, free = -1, 0, 0
-        for offset, length in beside:
-            room = offset - free
-            if room >= size and (best < 0 or room < gap):
-                best, gap = free, room
+        best, best_gap, free = -1, 0, 0
+        for offset, length in overlapping:
+            gap = offset - free
+            if gap >= size and (best < 0 or gap < best_gap):
+                best, best_gap = free, gap
             free = max(free, -(-(offset + length) // alignment) * alignment)
         offsets[i] = free if best < 0 else best
         placed.append(i)
@@ -30,15 +34,34 @@ def allocate(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: 
     return offsets, end
 
 
-def peak_live(sizes: Sequence[int], lives: Sequence[tuple[int, int]], alignment: int) -> int:
-    """Return the most that is alive at one step: no placement can need less."""
+def peak_live(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignment: int) -> int:
+    """Return the largest total size alive at one step: a lower bound on the arena."""
     change: dict[int, int] = {}
-    for size, (first, last) in zip(sizes, lives, strict=True):
-        whole = -(-size // alignment) * alignment
-        change[first] = change.get(first, 0) + whole
-        change[last + 1] = change.get(last + 1, 0) - whole
-    alive = most = 0
+    for size, (first, last) in zip(sizes, lifetimes, strict=True):
+        aligned = -(-size // alignment) * alignment
+        change[first] = change.get(first, 0) + aligned
+        change[last + 1] = change.get(last + 1, 0) - aligned
+    live = peak = 0
     for step in sorted(change):
-        alive += change[step]
-        most = max(most, alive)
-    return most
+        live += change[step]
+        peak = max(peak, live)
+    return peak
+
+
+def plan_memory(
+    steps: Sequence[Step], input: FeatureMap, outputs: Sequence[FeatureMap], batch: int
+) -> tuple[dict[FeatureMap, int], int, int]:
+    """Place the storage of every map; return offsets, arena size and peak_live, in elements.
+
+    A storage is alive from the first step that writes any part of it to the last that reads one.
+    """
+    lifetimes: dict[FeatureMap, list[int]] = {input: [-1, -1]}
+    for i, step in enumerate(steps):
+        for m in (step.y, *step.reads):
+            lifetimes.setdefault(m.storage, [i, i])[1] = i
+    for m in outputs:
+        lifetimes[m.storage][1] = len(steps)
+    sizes = [batch * prod(m.shape) for m in lifetimes]
+    spans = [(first, last) for first, last in lifetimes.values()]
+    offsets, size = allocate(sizes, spans, ALIGNMENT)
+    return dict(zip(lifetimes, offsets, strict=True)), size, peak_live(sizes, spans, ALIGNMENT)

@@ -1,4 +1,4 @@
-"""What a plan is made of: maps in one arena, and steps that write them. Data only; `cpu` and `cuda` interpret it."""
+"""A plan is feature maps in one arena and steps that write them. Data only; `cpu` and `cuda` interpret it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..layers import Layer, Shape
 
 @dataclass(eq=False)
 class FeatureMap:
-    """A feature map (C, H, W) of every image: memory of its own, or the channels from `base_offset` on of a larger map."""
+    """A feature map (C, H, W) of every image: a buffer, or the channels of `base` from `base_offset` on."""
 
     shape: Shape
     base: FeatureMap | None = None
@@ -20,16 +20,16 @@ class FeatureMap:
 
     @property
     def storage(self) -> FeatureMap:
-        """The map that has the memory."""
+        """The map that owns the memory."""
         return self if self.base is None else self.base.storage
 
     @property
     def channel_offset(self) -> int:
-        """The first channel of this map in its root."""
+        """The first channel of this map in its storage."""
         return 0 if self.base is None else self.base_offset + self.base.channel_offset
 
     def bases(self) -> Iterator[FeatureMap]:
-        """Yield this map and every map that it is a part of."""
+        """Yield this map and every map it is part of."""
         m: FeatureMap | None = self
         while m is not None:
             yield m
@@ -49,7 +49,7 @@ class Activate:
 
 @dataclass(frozen=True)
 class Add:
-    """y = y + other, number by number."""
+    """y = y + other, elementwise."""
 
     other: FeatureMap
 
@@ -79,12 +79,12 @@ class Multiply:
         return "multiply"
 
 
-EpilogueOp = Activate | Add | Sort | Multiply  # what a step does to its result while that is in cache
+EpilogueOp = Activate | Add | Sort | Multiply  # what a step applies to its result while it is in cache
 
 
 @dataclass(eq=False, kw_only=True)
 class Step:
-    """Write the map y from the maps xs, then apply the epilogue to it. layers: the layers of the cfg whose work this is."""
+    """Write the map y from the maps xs, then apply the epilogue to it. layers: the layers of the cfg it computes."""
 
     layers: tuple[int, ...]
     xs: tuple[FeatureMap, ...]
@@ -94,11 +94,11 @@ class Step:
 
     @property
     def reads(self) -> tuple[FeatureMap, ...]:
-        """Every map that it reads."""
-        return *self.xs, *(a.other for a in self.epilogue if not isinstance(a, Activate))
+        """Every map it reads."""
+        return *self.xs, *(op.other for op in self.epilogue if not isinstance(op, Activate))
 
     def note(self) -> str:
-        """Say in a few characters what it does beside its name."""
+        """Return its parameters as short text for the plan's table."""
         return ""
 
 
@@ -106,9 +106,9 @@ class Step:
 class Convolve(Step):
     """Convolve with w, the layer's arrays: batch norm is folded into kernel and bias when the plan is loaded.
 
-    pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's products it is, if that
-    has several. binary: of the kernel, take signs and each filter's mean size. pooled: keep only the maximum of each 2 x 2
-    block; the epilogue then runs on the pooled map, which is the same for what rises with its input and four times less work.
+    pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's convolutions it is, if
+    there are several. binary: replace the kernel by its signs times each filter's mean magnitude. pooled: keep only the maximum
+    of each 2 x 2 block; the epilogue then runs on the pooled map: the same result for monotonic functions, a quarter of the work.
     """
 
     name = "convolve"
@@ -124,12 +124,12 @@ class Convolve(Step):
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel has a kernel of its own."""
+        """Whether every channel has its own kernel."""
         return self.groups > 1 and self.groups == self.xs[0].shape[0] == self.y.shape[0]
 
     @property
     def conv_output_size(self) -> tuple[int, int]:
-        """The convolution's own (OH, OW), before blocks are pooled."""
+        """(OH, OW) of the convolution, before pooling."""
         _, H, W = self.y.shape
         return (2 * H, 2 * W) if self.pooled else (H, W)
 
@@ -143,7 +143,7 @@ class Convolve(Step):
         return f"{self.size} x {self.size} / {stride}{more}"
 
     def key(self, batch: int) -> str:
-        """Name everything that its speed depends on."""
+        """Return a key of everything its speed depends on."""
         (C, H, W), F = self.xs[0].shape, self.y.shape[0]
         sizes = (batch, C, H, W, F, self.size, *self.strides, self.dilation, self.pad, self.groups, int(self.pooled))
         return "x".join(map(str, sizes))
@@ -151,7 +151,7 @@ class Convolve(Step):
 
 @dataclass(eq=False, kw_only=True)
 class MaxPool(Step):
-    """Take maxima of windows; padding is the total over both sides, half of it before the image."""
+    """Max-pool; padding is the total over both sides, half of it before the image."""
 
     name = "maxpool"
     size: int
@@ -165,7 +165,7 @@ class MaxPool(Step):
 
 @dataclass(eq=False, kw_only=True)
 class Upsample(Step):
-    """Repeat every pixel s x s times, times scale."""
+    """Repeat every pixel s x s times, multiplied by scale."""
 
     name = "upsample"
     s: int
@@ -184,7 +184,7 @@ class Copy(Step):
 
 @dataclass(eq=False, kw_only=True)
 class YoloHead(Step):
-    """Activate a [yolo] map of A anchors: sigmoid of x, y, objectness and classes, then x and y scaled."""
+    """Apply the activations of a [yolo] layer with A anchors: sigmoid of x, y, objectness and classes, then scale_x_y."""
 
     name = "yolo"
     A: int
@@ -194,7 +194,7 @@ class YoloHead(Step):
 
 @dataclass(eq=False, kw_only=True)
 class LayerCall(Step):
-    """Run the layer's own `forward`: what no other step covers, and what keeps a state between calls."""
+    """Call the layer's `forward`: for layers that no other step covers, or that keep state between calls."""
 
     name = "fallback"
     layer: Layer
@@ -204,16 +204,16 @@ class LayerCall(Step):
         return f"[{self.layer.section}]"
 
 
-ALIGNMENT = 64  # numbers: 256 bytes
+ALIGNMENT = 64  # elements: 256 bytes
 
 
 @dataclass(eq=False)
 class Plan:
-    """A network compiled for inputs (batch, C, H, W): steps in order, and where in one arena each map lies.
+    """A network compiled for inputs (batch, C, H, W): steps in order, and the offset of each map in one arena.
 
-    offsets: for every root map its first float32 in the arena. arena_size: its size in float32. peak_live: the least
-    that any placement could need (the most that is alive at once). flops: operations per image, as the layer table's. states:
-    maps that are there before the first step, beside the input.
+    offsets: storage -> its first float32 in the arena. arena_size: its size in float32. peak_live: a lower bound on it, the
+    largest total alive at one step. flops: operations per image, as in the layer table. states: maps that, like the input,
+    are written before the first step.
     """
 
     batch: int
@@ -228,41 +228,41 @@ class Plan:
 
     @property
     def copies(self) -> list[Step]:
-        """The steps that only move numbers, because a map has to be in two places."""
+        """The steps that only copy, because a map is needed in two places."""
         return _copies(self.steps)
 
     def address(self, m: FeatureMap) -> tuple[int, int]:
-        """Return where the map of image 0 begins and how far apart pixels are, in float32."""
+        """Return the offset of image 0 of a map and the stride of its pixels, in float32."""
         return self.offsets[m.storage] + m.channel_offset, m.storage.shape[0]
 
     def describe(self, algorithms: Mapping[Any, str] | None = None) -> str:
-        """Return the plan as text: a line per step, then totals. methods: the algorithm of each convolution."""
+        """Return the plan as text: a line per step, then totals. algorithms: that of each convolution."""
         outputs = sum(prod(s.y.shape) for s in self.steps) * self.batch
-        other = {s.layer.section for s in self.steps if isinstance(s, LayerCall)}
+        fallbacks = {s.layer.section for s in self.steps if isinstance(s, LayerCall)}
         return "\n".join(
             [
-                *table(self.steps, algorithms or {}, lambda m: 4 * self.address(m)[0]),
-                totals(self.steps, other),
+                *step_table(self.steps, algorithms or {}, lambda m: 4 * self.address(m)[0]),
+                totals(self.steps, fallbacks),
                 f"arena {4 * self.arena_size / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.peak_live / 2**20:.1f} "
                 f"needed; all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
             ]
         )
 
 
-def table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Callable[[FeatureMap], int]) -> list[str]:
-    """Return a heading and a line per step. offset: the first byte of a map in the arena."""
+def step_table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Callable[[FeatureMap], int]) -> list[str]:
+    """Return a header and a line per step. offset: the first byte of a map in the arena."""
     lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16} {'offset':>11}  algorithm"]
     for s in steps:
         layers = ",".join(map(str, s.layers))
         epilogue, shape = " ".join(map(str, s.epilogue)), "x".join(map(str, s.y.shape))
-        inside = " in place" if s.y.base is not None else ""
+        in_place = " in place" if s.y.base is not None else ""
         line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16} {offset(s.y):>11}"
-        lines.append(f"{line}  {algorithms.get(s, '')}{inside}".rstrip())
+        lines.append(f"{line}  {algorithms.get(s, '')}{in_place}".rstrip())
     return lines
 
 
 def totals(steps: Sequence[Step], fallbacks: Collection[str]) -> str:
-    """Count steps. fallbacks: sections that run by their layer's own `forward`."""
+    """Return the counts of steps. fallbacks: sections that fall back to their layer's `forward`."""
     fused, copied = sum(len(s.layers) - 1 for s in steps), len(_copies(steps))
     other = ", ".join(sorted(set(fallbacks))) or "none"
     return f"{len(steps)} steps; {fused} layers fused into the step before; {copied} copies; fallback layers: {other}"

@@ -21,7 +21,7 @@ from ...backend.cublas import WORKSPACE
 from ...errors import OutOfMemoryError
 from ...layers import Shape
 from ...layers.convolutional import fold_batch_norm
-from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, table, totals
+from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, step_table, totals
 from . import algorithms, elementwise, launches, layers
 from .canonicalize import as_convolutions
 from .convolution import convolve
@@ -262,7 +262,7 @@ class Program:
         arena, weights, workspace = (f"{size / 2**20:.1f}" for size in sizes)
         return "\n".join(
             [
-                *table(self.steps, methods, lambda m: size * (scheme.offsets[m.storage] + m.channel_offset)),
+                *step_table(self.steps, methods, lambda m: size * (scheme.offsets[m.storage] + m.channel_offset)),
                 f"{totals(self.steps, self.through)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
                 f"CUDA, {self.precision}, {how}: {launches} launches; MiB on the device for batch {self.plan.batch}: "
                 f"arena {arena}, weights {weights}, cuBLAS {workspace}",
