@@ -99,11 +99,11 @@ def test_strides() -> None:
     layer = conv("stride=2\nstride_x=3\nstride_y=0")
     assert layer.strides == (2, 3)
     assert (
-        conv("size=5\npad=1").border,
-        conv("size=5\npadding=1").border,
-        conv("size=5\npad=1\npadding=1").border,
+        conv("size=5\npad=1").pad_before,
+        conv("size=5\npadding=1").pad_before,
+        conv("size=5\npad=1\npadding=1").pad_before,
     ) == (2, 1, 2)
-    assert (conv("size=1\ndilation=4").spread, conv("size=3\ndilation=4").spread) == (1, 4)
+    assert (conv("size=1\ndilation=4").effective_dilation, conv("size=3\ndilation=4").spread) == (1, 4)
 
 
 FAULTS = {
@@ -163,10 +163,14 @@ def test_activations_of_cfgs_are_those_of_the_ops() -> None:
     assert set(get_args(Activation)) == {*activation.NAMES, *activation.NORMALIZERS}
 
 
-def test_every_darknet_section_is_there() -> None:
-    names = (
+DARKNET_SECTIONS = frozenset(
+    (
         "convolutional conv connected conn maxpool max local_avgpool local_avg avgpool avg softmax soft normalization lrn"
         " dropout batchnorm activation route shortcut scale_channels sam upsample reorg reorg3d crop cost local detection"
         " region yolo Gaussian_yolo rnn gru lstm crnn conv_lstm history implicit contrastive empty silence"
-    )
-    assert {*names.split(), "sort_shortcut"} <= set(SECTIONS)
+    ).split()
+)
+
+
+def test_every_darknet_section_is_there() -> None:
+    assert {*DARKNET_SECTIONS, "sort_shortcut"} <= set(SECTIONS)

@@ -1,7 +1,9 @@
-"""The example in docs/layer.md and docs/kernel.md works as written: its layer, its op, its kernel and its case."""
+"""The example in docs/layer.md and docs/kernel.md works as written: layer, test, keys, op, kernel and case."""
 
 from __future__ import annotations
 
+import configparser
+import dataclasses
 import re
 import sys
 import types
@@ -17,13 +19,14 @@ from test_ops import compare, run
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend, cuda
-from gpudarknet.layers import SECTIONS
+from gpudarknet.layers import SECTIONS, Layer
 from gpudarknet.ops import reorg
 from gpudarknet.ops.base import OPS
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("layer.md", "kernel.md"))
 BLOCKS = dict(re.findall(r"```(?:python|cuda)\n(?:#|//) (\S+)\n(.*?)```", TEXT, re.DOTALL))
+KEYS = re.findall(r"```ini\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
@@ -61,21 +64,38 @@ def case(tmp_path, monkeypatch):
 
 def test_the_example_is_complete():
     assert set(BLOCKS) == {
-        "gpudarknet/layers/shuffle.py", "gpudarknet/ops/reorg.py", "kernels/reorg.cu", "tests/op_cases/reorg.py",
+        "gpudarknet/layers/shuffle.py", "tests/test_shuffle.py", "gpudarknet/ops/reorg.py", "kernels/reorg.cu",
+        "tests/op_cases/reorg.py",
     }  # fmt: skip
 
 
-def test_the_layer_runs_from_a_cfg_and_has_its_way_back(layer):
+def test_its_keys_are_described(layer):
+    parser = configparser.ConfigParser()
+    parser.read_string(KEYS[0])
+    assert set(parser["shuffle"]) == {f.name for f in dataclasses.fields(layer)} - {
+        f.name for f in dataclasses.fields(Layer)
+    }
+
+
+def test_its_test_passes(layer, be):
+    test = {}
+    exec(BLOCKS["tests/test_shuffle.py"], test)
+    test["test_forward"](be)
+    ((name, (shapes, keys)),) = test["CASES"].items()
+    for train in (True, False):
+        analytic, numeric = directional(name, shapes, train, **keys)
+        assert analytic == pytest.approx(numeric, rel=1e-6)
+
+
+def test_the_layer_runs_from_a_cfg(layer):
     text = "[net]\nwidth=4\nheight=3\nchannels=6\n[shuffle]\ngroups=3\n"
     network = load_network(cfg.parse(text), backend="numpy")
     x = np.random.default_rng(0).random((2, 6, 3, 4), dtype=np.float32)
     for y in (*network.trace(x), *network.predict(x)):
         np.testing.assert_array_equal(y, x[:, [0, 2, 4, 1, 3, 5]])
-    analytic, numeric = directional("shuffle", ((6, 4, 5),), groups=3)
-    assert analytic == pytest.approx(numeric, rel=1e-6)
 
 
-def test_the_kernel_computes_what_its_definition_says(case):
+def test_the_kernel_computes_what_its_reference_computes(case):
     backend_for("host-cuda")
     backends = Backend("numpy", np), Backend("host-cuda", np, host_cuda.launcher())
     assert len(case) == 2 * len(op_cases.SHAPES)

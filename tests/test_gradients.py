@@ -5,8 +5,10 @@ float64 and h = 1e-6 leave an error of about 1e-9; random numbers keep away from
 
 from __future__ import annotations
 
+import layer_cases
 import numpy as np
 import pytest
+from layer_cases import CASES, draw_weights
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
@@ -19,21 +21,13 @@ BE = Backend("numpy", np)
 H = 1e-6
 
 
-def arrays(layer, inputs, rng):
-    """Draw weights in float64; variances and scales are positive."""
-    drawn = {}
-    for name, shape, _ in layer.weights(*inputs):
-        a = rng.normal(0, 1, shape)
-        drawn[name] = np.abs(a) + 0.5 if name.endswith(("variance", "scale")) else a
-    return drawn
-
-
-def directional(section, inputs, train=True, steps=1, batch=3, seed=0, frozen=(), **keys):
+def directional(section, inputs, train=True, batch=3, seed=0, frozen=(), **keys):
     """Return (analytic, numeric) derivatives of a layer along one random direction of its inputs and weights."""
     rng = np.random.default_rng(seed)
     layer = SECTIONS[section](**keys)
+    steps = 3 if layer_cases.has_state(layer) else 1
     xs = [rng.normal(0, 1, (batch * steps, *shape)) for shape in inputs]
-    w = arrays(layer, inputs, rng)
+    w = draw_weights(layer, inputs, rng)
     vs = [rng.normal(0, 1, x.shape) for x in xs]
     us = {name: rng.normal(0, 1, a.shape) for name, a in w.items() if not name.endswith(("mean", "variance"))}
     us = {name: u for name, u in us.items() if name not in frozen}
@@ -53,99 +47,20 @@ def directional(section, inputs, train=True, steps=1, batch=3, seed=0, frozen=()
     return analytic, numeric
 
 
-EXACT = [kind for kind in activation.NAMES if kind not in ("gelu", "selu", "stair")]
-CASES = {
-    "convolutional": ((5, 7, 6), dict(filters=4, size=3, pad=1, activation="leaky")),
-    "convolutional bn": ((5, 7, 6), dict(filters=4, size=3, pad=1, batch_normalize=1, activation="mish")),
-    "convolutional groups": ((6, 7, 5), dict(filters=8, size=3, stride=2, pad=1, groups=2, activation="swish")),
-    "convolutional dilation": ((3, 9, 8), dict(filters=4, size=3, pad=1, dilation=2, activation="linear")),
-    "convolutional unequal strides": ((3, 9, 8), dict(filters=4, size=3, padding=1, stride_x=2, stride_y=3)),
-    "convolutional even size": ((3, 9, 8), dict(filters=4, size=2, stride=2, padding=1, activation="linear")),
-    "convolutional 1x1": ((3, 4, 5), dict(filters=7, activation="relu")),
-    "convolutional blur 3": ((3, 9, 8), dict(filters=4, size=3, stride=2, pad=1, antialiasing=1)),
-    "convolutional blur 2": ((3, 9, 8), dict(filters=4, size=3, stride=2, pad=1, antialiasing=2)),
-    "convolutional softmax": ((3, 4, 5), dict(filters=7, activation="normalize_channels_softmax_maxval")),
-    "connected": ((3, 4, 5), dict(output=6, activation="tanh")),
-    "connected bn": ((3, 4, 5), dict(output=6, batch_normalize=1, activation="logistic")),
-    "batchnorm": ((3, 4, 5), {}),
-    "local": ((3, 7, 6), dict(filters=4, size=3, stride=2, pad=1)),
-    "local unpadded": ((3, 7, 6), dict(filters=4, size=3, stride=2, activation="leaky")),
-    "maxpool 2": ((3, 7, 6), dict(size=2, stride=2)),
-    "maxpool stride 1": ((3, 7, 6), dict(size=2, stride=1)),
-    "maxpool 3": ((3, 9, 6), dict(size=3, stride_x=2, stride_y=1)),
-    "maxpool 5 in 2": ((3, 9, 6), dict(size=5, stride=2)),
-    "maxpool depth": ((7, 4, 5), dict(maxpool_depth=1, out_channels=3)),
-    "maxpool blur": ((3, 9, 6), dict(size=2, stride=2, antialiasing=1)),
-    "maxpool nonmax": ((3, 9, 6), dict(size=3, stride=1, maxpool_zero_nonmax=1)),
-    "local_avgpool": ((3, 9, 6), dict(size=3, stride=2)),
-    "avgpool": ((3, 4, 5), {}),
-    "dropout": ((3, 4, 5), dict(probability=0.4)),
-    "dropout blocks": ((9, 8, 7), dict(probability=0.5, dropblock_size_abs=4)),
-    "crop": ((3, 9, 8), dict(crop_height=5, crop_width=4, flip=1)),
-    "crop noadjust": ((3, 9, 8), dict(crop_height=5, crop_width=4, noadjust=1)),
-    "upsample": ((3, 4, 5), dict(stride=3, scale=0.5)),
-    "upsample down": ((3, 7, 5), dict(stride=-2, scale=2)),
-    "reorg": ((8, 6, 4), dict(stride=2)),
-    "reorg reverse": ((8, 3, 5), dict(stride=2, reverse=1)),
-    "reorg3d": ((3, 6, 4), dict(stride=2)),
-    "reorg3d reverse": ((16, 3, 5), dict(stride=2, reverse=1)),
-    "normalization": ((7, 3, 4), dict(alpha=0.3, beta=0.75, size=5, kappa=40)),
-    "empty": ((3, 4, 5), {}),
-    "implicit": ((3, 4, 5), dict(filters=6, atoms=2)),
-    "rnn": ((3, 2, 1), dict(output=5, hidden=4, activation="tanh", shortcut=1)),
-    "rnn bn": ((3, 2, 1), dict(output=5, hidden=4, activation="logistic", batch_normalize=1, logistic=2)),
-    "crnn": ((3, 4, 5), dict(output=5, hidden=4, pad=1, activation="leaky")),
-    "gru": ((3, 2, 1), dict(output=5)),
-    "lstm": ((3, 2, 1), dict(output=5)),
-    "conv_lstm": ((3, 4, 5), dict(output=4, pad=1)),
-    "conv_lstm peephole": ((3, 4, 5), dict(output=4, pad=1, peephole=1, state_constrain=1.5)),
-    "conv_lstm bottleneck": ((3, 4, 5), dict(output=4, pad=1, bottleneck=1, activation="leaky")),
-    "history": ((3, 4, 5), dict(history_size=3)),
-}  # fmt: skip
-JOINS = {
-    "route": (((3, 4, 5), (2, 4, 5)), dict(layers=(0, 1))),
-    "route groups": (((4, 4, 5), (6, 4, 5)), dict(layers=(0, 1), groups=2, group_id=1)),
-    "shortcut": (((3, 4, 5), (3, 4, 5)), dict(from_=(0,), activation="leaky")),
-    "shortcut three": (((3, 4, 5), (2, 4, 5), (5, 4, 5)), dict(from_=(0, 1), activation="swish")),
-    "sort_shortcut": (((3, 4, 5), (3, 4, 5)), dict(from_=(0,), eps=0.01)),
-    "sort_shortcut slope": (((3, 4, 5), (3, 4, 5)), dict(from_=(0,), eps=0.01, slope=0.1, activation="mish")),
-    "sort_shortcut fewer": (((3, 4, 5), (2, 4, 5)), dict(from_=(0,), eps=0.01, activation="leaky")),
-    "sort_shortcut more": (((3, 4, 5), (4, 4, 5)), dict(from_=(0,), eps=0.01)),
-    "sam": (((3, 4, 5), (3, 4, 5)), dict(from_=0, activation="logistic")),
-    "scale_channels": (((3, 1, 1), (3, 4, 5)), dict(from_=0, activation="leaky")),
-    "scale_channels pixels": (((1, 4, 5), (3, 4, 5)), dict(from_=0, scale_wh=1)),
-}  # fmt: skip
-RECURRENT = ("rnn", "crnn", "gru", "lstm", "conv_lstm", "history")
-
-
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", CASES)
 def test_layer(name, train):
-    section, (shape, keys) = name.split()[0], CASES[name]
-    steps = 3 if section in RECURRENT else 1
-    analytic, numeric = directional(section, (shape,), train, steps, **keys)
+    shapes, keys = CASES[name]
+    analytic, numeric = directional(name.split()[0], shapes, train, **keys)
     softmax = keys.get("activation") == "normalize_channels_softmax_maxval"  # its backward leaves out the 1e-4 below
     assert analytic == pytest.approx(numeric, rel=3e-4 if softmax else 1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", JOINS)
-def test_layer_that_joins(name):
-    shapes, keys = JOINS[name]
-    analytic, numeric = directional(name.split()[0], shapes, **keys)
-    assert analytic == pytest.approx(numeric, rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize("kind", EXACT)
-def test_activation(kind):
-    analytic, numeric = directional("activation", ((3, 4, 5),), activation=kind)
-    assert analytic == pytest.approx(numeric, rel=1e-6, abs=1e-7)
-
-
-def test_every_layer_with_numbers_is_checked():
-    """A new section needs a case; what is left out passes deltas unchanged, or is a detection head with its own tests."""
-    checked = {name.split()[0] for name in (*CASES, *JOINS)} | {"activation"}
-    unchanged = {"softmax", "cost", "yolo", "Gaussian_yolo", "region", "detection", "contrastive"}
-    assert {kind.section for kind in SECTIONS.values()} == checked | unchanged
+def test_every_layer_has_a_case():
+    """Except layers with a loss: they pass its delta on, and have tests of their own in test_losses.py."""
+    missing = {kind for kind in SECTIONS.values() if not kind.has_loss} - {SECTIONS[name.split()[0]] for name in CASES}
+    files = [f"tests/test_{kind.__module__.split('.')[-1]}.py for [{kind.section}]" for kind in missing]
+    assert files == [], "define CASES, as in tests/layer_cases.py"
 
 
 # Darknet's derivatives that are not derivatives: kept, and held to its formulas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_gradients import CASES, JOINS, RECURRENT, arrays
+from layer_cases import CASES, draw_weights, has_state
 
 import gpudarknet as gd
 from gpudarknet import cfg
@@ -13,7 +13,7 @@ from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, ForwardContext
 from gpudarknet.train.loss_scale import LossScale
 
-LAYERS = {name: ((shape,), keys) for name, (shape, keys) in CASES.items()} | JOINS
+LAYERS = dict(CASES)
 LAYERS["crnn"] = (((3, 4, 5),), dict(output=5, hidden=4, pad=1, activation="tanh"))  # no kink to be rounded across
 LAYERS["connected softmax"] = (((3, 4, 5),), dict(output=6, activation="normalize_channels"))
 LAYERS["convolutional xnor"] = (((5, 7, 6),), dict(filters=4, size=3, pad=1, xnor=1, batch_normalize=1))
@@ -26,10 +26,11 @@ def there_and_back(be, name, dtype, train):
     """Run a layer both ways on maps of a type; return y, the dxs and the weights' gradients as NumPy arrays."""
     shapes, keys = LAYERS[name]
     rng = np.random.default_rng(3)
-    layer, steps = SECTIONS[name.split()[0]](**keys), 3 if name.split()[0] in RECURRENT else 1
+    layer = SECTIONS[name.split()[0]](**keys)
+    steps = 3 if has_state(layer) else 1
     # numbers that float16 holds exactly, so that both types choose the same maxima and signs
     xs = [rng.normal(0, 1, (5 * steps, *shape)).astype(np.float16).astype(dtype) for shape in shapes]
-    w = {key: be.asarray(a, np.float32) for key, a in arrays(layer, shapes, rng).items()}
+    w = {key: be.asarray(a, np.float32) for key, a in draw_weights(layer, shapes, rng).items()}
     chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
     y, backward = layer.forward(be, w, *(be.asarray(x) for x in xs), ctx=chance)
     dy = np.random.default_rng(5).normal(0, 1, y.shape).astype(np.float16).astype(dtype)
