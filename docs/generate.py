@@ -1,6 +1,6 @@
-"""Pages that are made of the code, so that they cannot drift from it: a hook of mkdocs.
+"""A hook of mkdocs that generates parts of pages from the code, so that they cannot become outdated.
 
-A line `<!-- made: NAME ARGUMENT ... -->` in a page is replaced by the Markdown that the function NAME below returns.
+A line `<!-- made: NAME ARGUMENT ... -->` in a page is replaced by the Markdown that the function NAME returns.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from gpudarknet.cli.arguments import Command, Flag
 from gpudarknet.layers import SECTIONS, Layer
 
 HERE = Path(__file__).parent
-MADE = re.compile(r"^<!-- made: (.+?) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- made: (.+?) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
-    """Replace the marks of a page. mkdocs calls this for each one."""
-    return MADE.sub(lambda mark: make(*mark[1].split()), markdown)
+    """Replace the marks in a page; mkdocs calls this for each page."""
+    return MARK.sub(lambda mark: generate(*mark[1].split()), markdown)
 
 
-def make(name: str, *arguments: str) -> str:
-    """Return what a mark stands for."""
-    makers: dict[str, Callable[..., str]] = {
+def generate(name: str, *arguments: str) -> str:
+    """Return the Markdown for a mark."""
+    generators: dict[str, Callable[..., str]] = {
         "page": page, "net": net, "sections": sections, "activations": activations, "commands": commands, "api": api,
     }  # fmt: skip
-    return makers[name](*arguments)
+    return generators[name](*arguments)
 
 
 def page(name: str) -> str:
-    """Return a page that stands outside of this folder, with its links as they are from here."""
+    """Return a page from the repository's root, with its links relative to this folder."""
     text = (HERE.parent / name).read_text(encoding="utf-8")
     return re.sub(r"\]\(docs/", "](", text)
 
@@ -50,7 +50,7 @@ Meanings = dict[str, dict[str, str]]
 
 
 def meanings() -> Meanings:
-    """Read keys.ini: name of a section or a class -> key -> what it means."""
+    """Read keys.ini: name of a section or a class -> key -> meaning."""
     parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(HERE / "keys.ini", encoding="utf-8")
@@ -58,22 +58,22 @@ def meanings() -> Meanings:
 
 
 def group(kind: type) -> str:
-    """Return the name under which keys.ini has the fields that a class declares."""
+    """Return the heading in keys.ini for the fields that a class declares."""
     return vars(kind).get("section") or kind.__name__
 
 
-def own(kind: type) -> list[str]:
-    """Return the keys that a class declares itself."""
+def own_keys(kind: type) -> list[str]:
+    """Return the keys that a class itself declares."""
     declared = {f.name for f in fields(kind)} & set(vars(kind).get("__annotations__", ()))
     return [f.name.rstrip("_") for f in fields(kind) if f.name in declared]
 
 
 def records() -> list[type]:
-    """Return every class that declares keys: [net], the sections, and what they are built on."""
+    """Return every class that declares keys: [net], the sections, and their base classes."""
     kinds: list[type] = [Net]
     for kind in dict.fromkeys(SECTIONS.values()):
         kinds += [base for base in reversed(kind.__mro__) if issubclass(base, Layer) and base not in kinds]
-    return [kind for kind in kinds if own(kind)]
+    return [kind for kind in kinds if own_keys(kind)]
 
 
 def net() -> str:
@@ -82,12 +82,12 @@ def net() -> str:
 
 
 def sections() -> str:
-    """Return a part for every section, in alphabetical order, after the keys that all have."""
+    """Return the keys common to all sections, then every section in alphabetical order."""
     kinds = dict.fromkeys(SECTIONS.values())
     lines = ["## Keys of every section", "", *table(Layer)]
     for kind in sorted(kinds, key=lambda kind: kind.section.lower()):
         lines += ["", f"## [{kind.section}] {{ #{kind.section.lower()} }}", ""]
-        lines += [described(kind), ""]
+        lines += [description(kind), ""]
         spellings = [f"`[{name}]`" for name, other in SECTIONS.items() if other is kind and name != kind.section]
         if spellings:
             lines += [f"Also written {' or '.join(spellings)}.", ""]
@@ -102,15 +102,15 @@ def activations() -> str:
     return "\n".join(("| activation | y |", "|---|---|", *rows))
 
 
-def described(kind: type) -> str:
-    """Return a class's docstring: what it does, the shapes, the rest."""
+def description(kind: type) -> str:
+    """Return a class's docstring: purpose, shapes, the rest."""
     first, *rest = (inspect.getdoc(kind) or "").split("\n")
     does, *shapes = re.split(r"\s{3,}", first)
     return "\n".join([does, *(f"\n`{shape}`" for shape in shapes), *map(plain, rest)])
 
 
 def origin(kind: type) -> str:
-    """Return where a section comes from: what the head of its module names in brackets, a file of Darknet's or a paper."""
+    """Return a section's source: the parentheses in its module's first line, a file of Darknet's or a paper."""
     words = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0]
     sources = re.findall(r"\(([^()]*)\)", words)
     if not sources:
@@ -119,33 +119,33 @@ def origin(kind: type) -> str:
 
 
 def table(kind: type) -> Iterator[str]:
-    """Yield the lines of a table of keys: those that every section has are left out, but for the class that has them."""
-    words = meanings()
+    """Yield the lines of a table of keys, without those common to all sections unless kind is Layer."""
+    meaning_of = meanings()
     bases = [base for base in kind.__mro__ if base is Net or issubclass(base, Layer)]
-    where = {key: group(base) for base in reversed(bases) for key in own(base)}
+    where = {key: group(base) for base in reversed(bases) for key in own_keys(base)}
     shown = [f for f in fields(kind) if kind is Layer or where[f.name.rstrip("_")] != "Layer"]
     if not shown:
-        yield "It has no keys of its own."
+        yield "No keys."
         return
     hints = typing.get_type_hints(kind)
     yield from ("| key | default | meaning |", "|---|---|---|")
     for f in shown:
         key = f.name.rstrip("_")
-        meaning = plain(words[where[key]][key]) + choices(hints[f.name])
+        meaning = plain(meaning_of[where[key]][key]) + choices(hints[f.name])
         yield f"| `{key}` | {default(f.default)} | {meaning} |"
 
 
 def default(value: Any) -> str:
-    """Return a default as a cfg would write it."""
+    """Return a default as written in a cfg."""
     if value is MISSING:
-        return "*needed*"
+        return "*required*"
     if value is None or value == float("inf"):
         return "none"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def choices(hint: Any) -> str:
-    """Return the words that a key may have."""
+    """Return the values that a key may have."""
     if typing.get_origin(hint) is not typing.Literal:
         return ""
     words = typing.get_args(hint)
@@ -153,24 +153,24 @@ def choices(hint: Any) -> str:
 
 
 def without_effect(kind: Any) -> Iterator[str]:
-    """Yield what is said of keys that Darknet has and that do nothing here."""
-    for keys, said in ((kind.ignored, "Read without effect"), (kind.unsupported, "Refused unless 0")):
+    """Yield the keys of Darknet that have no effect here."""
+    for keys, effect in ((kind.ignored, "Ignored"), (kind.unsupported, "Refused unless 0")):
         if keys:
-            yield f"{said}: {', '.join(f'`{key}`' for key in sorted(keys))}.\n"
+            yield f"{effect}: {', '.join(f'`{key}`' for key in sorted(keys))}.\n"
 
 
 # The command line
 
 
 def commands() -> str:
-    """Return a part for every command."""
+    """Return the documentation of every command."""
     return "\n\n".join("\n".join(command(one)) for one in cli.commands())
 
 
 def command(one: Command) -> Iterator[str]:
-    """Yield a command's part."""
-    does = f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + "."
-    yield from (f"## {one.name}", "", "```text", one.usage, "```", "", does)
+    """Yield a command's documentation."""
+    text = f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + "."
+    yield from (f"## {one.name}", "", "```text", one.usage, "```", "", text)
     if one.flags:
         yield from ("", "| flag | default | meaning |", "|---|---|---|", *map(flag, one.flags))
 
@@ -188,11 +188,11 @@ def flag(one: Flag) -> str:
 def api(module: str, *names: str) -> str:
     """Return the documentation of some of a module's names."""
     loaded = import_module(module)
-    return "\n\n".join("\n\n".join(entry(module, name, getattr(loaded, name))) for name in names)
+    return "\n\n".join("\n\n".join(symbol(module, name, getattr(loaded, name))) for name in names)
 
 
-def entry(module: str, name: str, value: Any) -> Iterator[str]:
-    """Yield the parts of a name: heading, signature, docstring, and for a class its fields and its methods."""
+def symbol(module: str, name: str, value: Any) -> Iterator[str]:
+    """Yield a symbol's heading, signature and docstring, and for a class its fields and methods."""
     yield f"### {module}.{name} {{ #{module}.{name} }}"
     yield signature(name, value)
     yield document(value)
@@ -209,7 +209,7 @@ def entry(module: str, name: str, value: Any) -> Iterator[str]:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class has itself and that say what they do."""
+    """Yield the documented public methods and properties that a class itself defines."""
     for key, member in vars(kind).items():
         callable_or_value = inspect.isfunction(member) or isinstance(member, (property, classmethod))
         if callable_or_value and not key.startswith("_") and inspect.getdoc(member):
@@ -217,17 +217,17 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def signature(name: str, value: Callable[..., Any]) -> str:
-    """Return how something is called, as a block of code: on one line if that fits, else a line for each argument."""
+    """Return a signature as a code block, with one argument per line if it does not fit on one."""
     if inspect.isclass(value) and not inspect.isfunction(value.__init__):  # list, Exception
         return ""
-    described = inspect.signature(value)
-    parameters = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
+    sig = inspect.signature(value)
+    parameters = [p for p in sig.parameters.values() if p.name not in ("self", "cls")]
     arguments = [argument(p) for p in parameters]
     kinds = [p.kind for p in parameters]
     if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
-    told = "" if found.return_annotation in (found.empty, None) else str(found.return_annotation)
-    result = f" -> {told}" if told not in ("", "None") else ""
+    annotation = "" if sig.return_annotation in (sig.empty, None) else str(sig.return_annotation)
+    result = f" -> {annotation}" if annotation not in ("", "None") else ""
     line = f"{name}({', '.join(arguments)}){result}"
     if len(line) > 90:
         line = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){result}"
@@ -235,23 +235,23 @@ def signature(name: str, value: Callable[..., Any]) -> str:
 
 
 def argument(p: inspect.Parameter) -> str:
-    """Return an argument as it stands in the source, whose annotations are text."""
+    """Return a parameter as in the source."""
     stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
-    told = "" if p.annotation is p.empty else f": {p.annotation}"
+    annotation = "" if p.annotation is p.empty else f": {p.annotation}"
     made = p.default.__name__ if inspect.isclass(p.default) else repr(p.default)
     made = "..." if made == "<factory>" else made  # a dataclass makes a new one each time
-    value = "" if p.default is p.empty else f" = {made}" if told else f"={made}"
-    return f"{stars}{p.name}{told}{value}"
+    value = "" if p.default is p.empty else f" = {made}" if annotation else f"={made}"
+    return f"{stars}{p.name}{annotation}{value}"
 
 
 def document(value: Any) -> str:
-    """Return a docstring as Markdown: its indented lines are code."""
+    """Return a docstring as Markdown; indented lines are code."""
     text = inspect.getdoc(value) or ""
     return "\n".join(line if line.startswith("    ") else plain(line) for line in textwrap.dedent(text).split("\n"))
 
 
 def plain(text: str) -> str:
-    """Escape what Markdown or HTML would take for marks, outside of `code`."""
+    """Escape Markdown and HTML outside of `code`."""
     parts = text.split("`")
     for k in range(0, len(parts), 2):
         parts[k] = re.sub(r"([*_\[\]<>|])", r"\\\1", parts[k]).replace("\\<", "&lt;").replace("\\>", "&gt;")

@@ -1,7 +1,7 @@
-"""The fixture `be`: every numeric test runs on each backend that this machine can offer.
+"""The fixture `be`: every numeric test runs on each available backend.
 
 "cuda" is a GPU, or with --cuda-emulator the real CuPy on an emulated one (cuda_emulator/); without either, such tests are
-left out.
+deselected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpudarknet.backend import Backend
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--cuda-emulator", action="store_true", help="run tests of CUDA with the real CuPy on an emulated device"
+        "--cuda-emulator", action="store_true", help="run CUDA tests with the real CuPy on an emulated device"
     )
 
 
@@ -29,15 +29,15 @@ def pytest_configure(config):
         cuda_emulator.install()  # before anything imports CuPy
 
 
-LONG = ("test_sanitize", "test_nvrtc", "test_gpu_check_emulated")  # files of tests that take up to minutes each
+SLOW = ("test_sanitize", "test_nvrtc", "test_gpu_check_emulated")  # files whose tests take up to minutes each
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark what runs on a device, and leave it out where there is none; say why if an emulated one was asked for.
+    """Mark tests that need a device; deselect them without one, or skip them if the emulator is requested but unavailable.
 
-    The longest tests come first, so that no process is left alone with one at the end.
+    The slowest tests come first, so that none runs alone at the end of a parallel run.
     """
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    items.sort(key=lambda item: item.path.stem not in SLOW)
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def cuda_is_in_order():
-    """Fail a test on an emulated device that leaves an error of CUDA behind."""
+    """Fail a test that leaves a CUDA error behind on the emulated device."""
     yield
     if cuda_emulator.installed():
         error = cuda_emulator.reset()
@@ -68,14 +68,14 @@ def cuda_is_in_order():
 
 @pytest.fixture
 def emulator():
-    """The emulated CUDA, for tests that count what is done on it or let it fail."""
+    """The CUDA emulator, for tests that count its operations or inject errors."""
     if not cuda_emulator.installed():
         pytest.skip("needs --cuda-emulator")
     return cuda_emulator
 
 
 class Poisoned(Backend):
-    """NumPy arrays through the CUDA kernels; what nobody has written to is NaN (-1 in integers)."""
+    """The CUDA kernels on NumPy arrays; uninitialized elements are NaN (-1 in integers)."""
 
     def empty(self, shape, dtype=np.float32):
         a = np.empty(shape, dtype)
@@ -88,13 +88,13 @@ HOST_CUDA = Poisoned("host-cuda", np, host_cuda.launcher())
 
 @pytest.fixture(params=["numpy", "host-cuda", "cuda"])
 def be(request):
-    """A backend: the definitions on NumPy, the kernels on a CPU (host_cuda/), the kernels on a GPU."""
+    """A backend: references on NumPy, kernels on the CPU (host_cuda/), kernels on a GPU."""
     return backend_for(request.param)
 
 
 @pytest.fixture(params=["host-cuda", "cuda"])
 def kernels(request):
-    """A backend with kernels."""
+    """A backend with CUDA kernels."""
     return backend_for(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Weights and inputs from a seed, drawn as the runs of the original program in tests/data were."""
+"""Weights and inputs from a seed, drawn as for the recordings of Darknet in tests/data."""
 
 from __future__ import annotations
 

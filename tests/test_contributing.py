@@ -95,7 +95,7 @@ def test_the_layer_runs_from_a_cfg(layer):
         np.testing.assert_array_equal(y, x[:, [0, 2, 4, 1, 3, 5]])
 
 
-def test_the_kernel_computes_what_its_reference_computes(case):
+def test_the_kernel_matches_its_reference(case):
     backend_for("host-cuda")
     backends = Backend("numpy", np), Backend("host-cuda", np, host_cuda.launcher())
     assert len(case) == 2 * len(op_cases.SHAPES)

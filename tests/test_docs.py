@@ -1,4 +1,4 @@
-"""The documents tell the truth: their commands and their Python run as written, the files they name exist, the site builds."""
+"""The documentation is correct: its commands and Python run as written, the files that it names exist, the site builds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gpudarknet.layers.base import Activation
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 DOCS = [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-FUTURE = {"gpudarknet/layers/shuffle.py"}  # what the example of docs/layer.md would add
+FUTURE = {"gpudarknet/layers/shuffle.py"}  # what the example in docs/layer.md adds
 FOREIGN = {"darknet.py"}  # Darknet's own
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCS}
 README = TEXTS["README.md"]
@@ -43,7 +43,7 @@ EXTRAS = set(re.findall(r"^([a-z0-9]+) = \[", OPTIONAL, re.MULTILINE))
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: its language, its text, the line above which it stands, and the comment that says who runs it."""
+    """A code block: language, text, line number before it, and the comment that says what runs it."""
 
     language: str
     text: str
@@ -61,12 +61,12 @@ def blocks(text: str) -> list[Block]:
 BLOCKS = {name: blocks(text) for name, text in TEXTS.items()}
 
 
-# Every block runs, or says why not
+# Every block runs, or states why not
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """Weights for yolov4-tiny from a seed, lowered until they see some dozens of objects of the first classes in noise."""
+    """Seeded weights for yolov4-tiny, biased so that noise gives some dozens of detections of the first classes."""
     network = gd.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy")
     path = seeded.write_weights(network, tmp_path_factory.mktemp("weights") / "yolov4-tiny.weights", 3, 1.5)
     network = gd.load_network(resources.bundled_cfg("yolov4-tiny"), path, backend="numpy")
@@ -79,8 +79,8 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, weights) -> Iterator[Path]:
-    """The folder that a reader works in: shipped files, a picture, weights without a download, and an installed package."""
+def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
+    """A reader's working folder: bundled files, an image, weights without a download, and an installed package."""
     for name in ("yolov4-tiny.cfg", "coco.names", "coco.data"):
         (tmp_path / name).write_bytes((resources.folder() / name).read_bytes())
     (tmp_path / "cfg").symlink_to(resources.folder())
@@ -93,13 +93,13 @@ def desk(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
     with ExitStack() as stack:
-        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.OPENCV, sys.modules):  # `install` changes OpenCV for good
+        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.OPENCV, sys.modules):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))
         yield tmp_path
 
 
 def run_line(line: str) -> None:
-    """Run a line of a console block; commands of our own in this process."""
+    """Run a line of a console block, our own commands in this process."""
     if line.startswith("gpudarknet "):
         assert cli.main(shlex.split(line)[1:]) == 0, line
     else:
@@ -107,7 +107,7 @@ def run_line(line: str) -> None:
 
 
 def parse_line(line: str) -> None:
-    """Hold a line that is not run to what there is: commands, flags, make's targets, extras, programs."""
+    """Check a line that is not run: commands, flags, make targets, extras, programs."""
     program, *words = shlex.split(line)
     if program == "gpudarknet":
         if words[0] != "help" and "--help" not in words:
@@ -117,11 +117,11 @@ def parse_line(line: str) -> None:
     elif program == "pip":
         assert words[0] == "install" and set(re.findall(r"\[(\w+)\]", line)) <= EXTRAS, line
     else:
-        assert program in {".", "cp", "sudo", "python"}, f"{line}: what is this?"
+        assert program in {".", "cp", "sudo", "python"}, f"{line}: unknown program"
 
 
 def run_cfg(text: str) -> None:
-    """Parse a cfg, without a warning, and build its network; a part of one is only parsed."""
+    """Parse a cfg without warnings and build its network; only parse a fragment."""
     if text.startswith("[net]"):
         graph.build(cfg.parse(text, strict=True))
     else:
@@ -129,10 +129,10 @@ def run_cfg(text: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_runs(page, desk):
+def test_every_block_runs(page, workspace):
     names: dict = {"__name__": "__main__"}
     for block in BLOCKS[page]:
-        place = f"{page}:{block.line}"
+        location = f"{page}:{block.line}"
         if block.language == "console":
             for line in block.text.splitlines():
                 parse_line(line)
@@ -142,11 +142,11 @@ def test_every_block_runs(page, desk):
             with np.errstate(all="ignore"):
                 exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec"), names)
         elif block.language == "python":
-            compile(block.text, place, "exec")
+            compile(block.text, location, "exec")
         elif block.language == "cfg":
             run_cfg(block.text)
         else:
-            assert block.mark, f"{place}: nobody runs a block of '{block.language}'"
+            assert block.mark, f"{location}: nothing runs a block of '{block.language}'"
     CHECKS.get(page, lambda names: None)(names)
 
 
@@ -166,7 +166,7 @@ def check_darknet(names: dict) -> None:
 
 
 def check_training(names: dict) -> None:
-    assert names["report"].mean > 0.25  # about 0.5; so short a training scatters
+    assert names["report"].mean > 0.25  # about 0.5; so short a training varies
     assert names["last"].iteration == 10  # five, then resumed
     assert Path("backup/chart_shapes.csv").is_file()
 
@@ -180,28 +180,28 @@ CHECKS: dict[str, Callable[[dict], None]] = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_block_that_is_not_run_says_why(page):
+def test_a_block_that_is_not_run_states_why(page):
     for block in BLOCKS[page]:
         assert not block.mark or re.fullmatch(r"not run: .{8,}|run by tests/test_\w+\.py", block.mark), block
         assert not block.mark.startswith("run by") or (ROOT / block.mark.split()[-1]).is_file(), block
     fences = len(re.findall(r"^ *```", TEXTS[page], re.MULTILINE))
-    assert fences == 2 * len(BLOCKS[page]), "a block is not at the beginning of its line, or has no end"
+    assert fences == 2 * len(BLOCKS[page]), "a block is indented or not closed"
 
 
-# What documents name is there
+# What documents name exists
 
 
 COMMANDS = [line for page in BLOCKS.values() for b in page if b.language == "console" for line in b.text.splitlines()]
 
 
-def test_make_targets():
-    made = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
-    assert {"demo", "test"} <= made <= TARGETS
+def test_make_targets_exist():
+    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
+    assert {"demo", "test"} <= targets <= TARGETS
     ci = (ROOT / ".ci/run").read_text()
     assert {"test", "demo", "lint"} <= set(re.findall(r"make ([a-z-]+)", ci)) <= TARGETS
 
 
-def test_files_that_commands_name():
+def test_files_named_in_commands_exist():
     for line in COMMANDS:
         for word in line.split():
             if word.startswith(("tests/", "bench/")) and not word.startswith("bench/results/"):
@@ -209,14 +209,14 @@ def test_files_that_commands_name():
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_files_that_documents_name(name):
+def test_files_named_in_documents_exist(name):
     text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL)
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     quoted = [word for word in re.findall(r"`([\w./]+/[\w.]*|[\w/]+\.(?:py|md|cu|cuh))`", text)]
     for word in {word for word in (*links, *quoted) if "NAME" not in word} - FUTURE - FOREIGN:
         folders = (ROOT, (ROOT / name).parent, ROOT / "kernels", ROOT / "gpudarknet", ROOT / "gpudarknet/layers")
-        made = word.startswith("build/")  # by make, and not in the repository
-        assert made or any((folder / word).exists() for folder in folders), word
+        built = word.startswith("build/")  # by make, not in the repository
+        assert built or any((folder / word).exists() for folder in folders), word
 
 
 def test_readme_names_every_bundled_network():
@@ -225,14 +225,14 @@ def test_readme_names_every_bundled_network():
 
 
 def rows(page: str, head: str) -> set[str]:
-    """Return the quoted words in the first column of the table whose head begins so."""
+    """Return the quoted words in the first column of the table whose header begins with `head`."""
     lines = TEXTS[page].split("\n")
     begin = next(k for k, line in enumerate(lines) if line.startswith(f"| {head}"))
     end = next(k for k in range(begin, len(lines)) if not lines[k].startswith("|"))
     return {word for line in lines[begin + 2 : end] for word in re.findall(r"`(\w+)`", line.split("|")[1])}
 
 
-def test_tables_are_whole():
+def test_tables_are_complete():
     assert rows("docs/index.md", "extra") == EXTRAS
     known = {f.name for f in fields(DataFile)} - {"path"}
     assert known - {"labels"} <= rows("docs/training.md", "key of a `.data` file") <= known
@@ -250,20 +250,20 @@ def generate():
     return module
 
 
-def test_every_key_has_a_meaning_and_every_meaning_a_key(generate):
-    words = generate.meanings()
-    assert set(words.pop("activations")) == set(typing.get_args(Activation))
-    assert {group: set(keys) for group, keys in words.items()} == {
-        generate.group(kind): set(generate.own(kind)) for kind in generate.records()
+def test_keys_and_meanings_match(generate):
+    meanings = generate.meanings()
+    assert set(meanings.pop("activations")) == set(typing.get_args(Activation))
+    assert {group: set(keys) for group, keys in meanings.items()} == {
+        generate.group(kind): set(generate.own_keys(kind)) for kind in generate.records()
     }
 
 
-def test_the_page_of_sections_has_each_key_of_each(generate):
+def test_the_page_of_sections_lists_every_key(generate):
     page = generate.sections()
     assert re.findall(r"^## \[(\w+)\]", page, re.MULTILINE) == sorted(
         {kind.section for kind in SECTIONS.values()}, key=str.lower
     )
-    for key, default in (("filters", "`1`"), ("layers", "*needed*"), ("truth_thresh", "`1`"), ("max_delta", "none")):
+    for key, default in (("filters", "`1`"), ("layers", "*required*"), ("truth_thresh", "`1`"), ("max_delta", "none")):
         assert f"| `{key}` | {default} |" in page
     assert "One of `sse`, `masked`, `smooth`." in page
 
@@ -271,12 +271,12 @@ def test_the_page_of_sections_has_each_key_of_each(generate):
 # The site
 
 
-def test_the_site_builds_without_a_warning_and_without_the_network(tmp_path):
+def test_the_site_builds_without_warnings_and_external_links(tmp_path):
     if importlib.util.find_spec("material") is None:
         pytest.skip('mkdocs-material is not installed; pip install ".[docs]"')
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
     built = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
     assert {Path(page).stem for page in PAGES if page.startswith("docs/")} <= set(built)

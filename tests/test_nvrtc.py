@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, without warnings and without spilling registers."""
+"""Every kernel compiles for every architecture without warnings or register spills."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wheel():
 
 @pytest.mark.parametrize("T", cuda.STORAGE.values())
 @pytest.mark.parametrize("file", cuda.files())
-def test_compiles_for_every_architecture(file, T):
+def test_kernels_compile_for_every_architecture(file, T):
     for architecture in nvrtc.ARCHITECTURES:
         cubin, log = nvrtc.compile(cuda.source(file, T), architecture)
         assert log == "", f"sm_{architecture}"
@@ -51,7 +51,7 @@ def test_plans_move_16_bytes_at_a_time(file, T):
             assert accesses, f"{kernel} has no {access} of 16 bytes"
 
 
-def test_messages_name_file_and_line():
+def test_compiler_messages_name_file_and_line():
     text = cuda.source("upsample").replace("float sum = 0;", "float sum = zero;")
     line = (cuda.folder() / "upsample.cu").read_text().splitlines().index("    float sum = 0;") + 1
     cubin, log = nvrtc.compile(text, 80)

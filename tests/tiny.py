@@ -1,7 +1,7 @@
-"""A detector so small that its results are worked out on paper, and the files to run it.
+"""A detector small enough to compute its results by hand, and its files.
 
-4 x 2 cells of 16 pixels, one anchor of 20 x 10 pixels, two classes. A cell looks at its first pixel alone: objectness is
-sigmoid(8 R - 4), cat sigmoid(2 - 4 G), dog sigmoid(4 G - 2), with R and G from 0 to 1; its box is centred and of the
+4 x 2 cells of 16 pixels, one anchor of 20 x 10 pixels, two classes. A cell sees only its first pixel: objectness is
+sigmoid(8 R - 4), cat sigmoid(2 - 4 G), dog sigmoid(4 G - 2), with R and G from 0 to 1; its box is centred and has the
 anchor's size.
 """
 
