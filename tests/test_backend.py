@@ -24,10 +24,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setattr(backend, "gpus", list)
     backend.why_no_cupy.cache_clear()
-    backend._warn_unused.cache_clear()
+    backend._warn_idle_gpu.cache_clear()
     yield
     backend.why_no_cupy.cache_clear()
-    backend._warn_unused.cache_clear()
+    backend._warn_idle_gpu.cache_clear()
 
 
 def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None, driver: int = 12040) -> None:
@@ -98,15 +98,16 @@ NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_
 WHY = {
     "no working driver": (
         dict(count=CUDARuntimeError("cudaErrorUnknown: unknown error")),
-        "there is no working NVIDIA driver (cudaErrorUnknown: unknown error); install it, nvidia-smi must list a GPU",
+        "there is no working NVIDIA driver (cudaErrorUnknown: unknown error); install one, nvidia-smi must list a GPU",
     ),
     "no driver": (
         dict(count=TOO_OLD, driver=0),
-        "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all",
+        "there is no NVIDIA driver; on a machine with an NVIDIA GPU, install it or start the container with --gpus all",
     ),
     "old driver": (
         dict(count=TOO_OLD, driver=11040),
-        "the NVIDIA driver is too old for this CuPy: it has CUDA 11.4, CuPy 12.9; update the driver or install a CuPy for it",
+        "the NVIDIA driver is too old for this CuPy: it supports CUDA 11.4, CuPy uses 12.9; "
+        "update the driver or install a CuPy for it",
     ),
     "replaced driver": (
         dict(count=CUDARuntimeError("cudaErrorSystemDriverMismatch: unsupported combination")),
@@ -117,20 +118,20 @@ WHY = {
     "zero devices": (dict(count=0), NO_DEVICE),
     "no headers": (
         dict(kernel=RuntimeError("Failed to find CUDA headers\nand more")),
-        f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them",
+        f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} includes them",
     ),
     "no compiler": (
         dict(kernel=RuntimeError("nvrtc is gone\nand more")),
-        f"a first kernel and gemm fail on the device (nvrtc is gone); {INSTALL}",
+        f"a test kernel and gemm fail on the device (nvrtc is gone); {INSTALL}",
     ),
     "full device": (
         dict(kernel=MemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes).")),
-        "the GPU is taken by other programs (Out of memory allocating 512 bytes (allocated so far: 0 bytes).); "
+        "the GPU is in use by other programs (Out of memory allocating 512 bytes (allocated so far: 0 bytes).); "
         "end some, nvidia-smi lists them",
     ),
     "taken device": (
         dict(kernel=CUDARuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")),
-        "the GPU is taken by other programs (cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable); "
+        "the GPU is in use by other programs (cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable); "
         "end some, nvidia-smi lists them",
     ),
 }
@@ -158,8 +159,8 @@ def test_a_gpu_that_lies_idle_is_warned_of_once(monkeypatch: pytest.MonkeyPatch)
     fake_cupy(monkeypatch, kernel=RuntimeError("nvrtc is gone"))
     monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
     message = (
-        "backend: 'auto' takes NumPy, often 100 times slower, and leaves the NVIDIA H200 idle: a first kernel and gemm fail on "
-        f"the device (nvrtc is gone); {INSTALL}; backend='numpy' says that this is meant"
+        "backend: 'auto' uses NumPy, often 100 times slower, and leaves the NVIDIA H200 idle: a test kernel and gemm fail on "
+        f"the device (nvrtc is gone); {INSTALL}; pass backend='numpy' if this is intended"
     )
     with pytest.warns(BackendWarning) as caught:
         assert backend.get().name == "numpy"
@@ -175,7 +176,7 @@ def test_nobody_is_warned_who_has_no_gpu_no_cupy_or_wants_numpy(monkeypatch: pyt
     fake_cupy(monkeypatch, count=TOO_OLD, driver=0)
     backend.get("auto")  # warnings are errors here
     monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200"])
-    backend._warn_unused.cache_clear()
+    backend._warn_idle_gpu.cache_clear()
     backend.get("numpy")
     monkeypatch.setenv(backend.VARIABLE, "numpy")
     backend.get("auto")
@@ -259,7 +260,7 @@ GPUS = backend.gpus  # before the fixture changes it
     ("settings", "said"),
     [
         ({"driver_version": 0}, "there is no NVIDIA driver; "),
-        ({"driver_version": 11080}, "the NVIDIA driver is too old for this CuPy: it has CUDA 11.8, CuPy 1"),
+        ({"driver_version": 11080}, "the NVIDIA driver is too old for this CuPy: it supports CUDA 11.8, CuPy uses 1"),
         ({"devices": 0}, "the driver shows no CUDA device; "),
     ],
 )
@@ -276,8 +277,8 @@ def test_a_gpu_that_the_real_cupy_cannot_use_is_told_once(emulator: Any, monkeyp
         assert backend.get("auto").name == "numpy"
     (warning,) = told
     assert re.match(
-        r"backend: 'auto' takes NumPy, often 100 times slower, and leaves the CUDA emulator \(no GPU\) idle: "
-        r"a first kernel and gemm fail on the device \(",
+        r"backend: 'auto' uses NumPy, often 100 times slower, and leaves the CUDA emulator \(no GPU\) idle: "
+        r"a test kernel and gemm fail on the device \(",
         str(warning.message),
     )
 
@@ -369,7 +370,7 @@ def test_arrays_that_cannot_be_taken_are_refused(be: Backend, name: str) -> None
 
 def test_an_array_of_the_gpu_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
-    message = f"it lies in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
+    message = f"it is in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
     with pytest.raises(DataError) as e:
         backend.get("numpy").asarray(Tensor(A, 2))
     assert str(e.value) == f"cannot use a Tensor as an array: {message}"
@@ -389,8 +390,8 @@ class CuPyOutOfMemory(MemoryError):
 
 SAID = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
 SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture says it
-WAY = "make batch, width or height smaller, or end other programs there"
-FULL = f"CUDA is out of memory: 1,843,200 bytes asked for, {SIZES}; {WAY}"
+WAY = "reduce batch, width or height, or end other programs on the device"
+FULL = f"CUDA is out of memory: 1,843,200 bytes requested, {SIZES}; {WAY}"
 
 
 class Full:
@@ -443,7 +444,7 @@ def test_full_memory_is_told_by_a_copy_to_the_host() -> None:
             CuPyOutOfMemory(
                 "Out of memory allocating 512 bytes (allocated so far: 64 bytes, limit set to: 100 bytes)."
             ),
-            f"CUDA is out of memory: 512 bytes asked for, {SIZES}, CuPy is limited to 100; {WAY}",
+            f"CUDA is out of memory: 512 bytes requested, {SIZES}, CuPy's limit is 100; {WAY}",
         ),
         (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
         (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
@@ -517,7 +518,7 @@ def test_full_memory_is_told_wherever_it_is_met(emulator: Any, name: str) -> Non
             net.detections(outputs, 0.1)
         else:
             trainer.step(X, TRUTH)
-    told = r".*CUDA is out of memory: [\d,]+ bytes asked for, 0 free of 4,096 on the device"
+    told = r".*CUDA is out of memory: [\d,]+ bytes requested, 0 free of 4,096 on the device"
     assert re.fullmatch(f"{told}; {WAY}|.* bytes on the device, 0 are free; .*", str(e.value)), e.value
 
 

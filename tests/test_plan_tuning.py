@@ -120,7 +120,7 @@ def test_the_command_tunes(capsys):
 def test_the_command_refuses_no_images(capsys):
     Path("x.cfg").write_text(NET)
     assert main(["plan", "x.cfg", "-batch", "0"]) == 2
-    assert capsys.readouterr().err == "error: plan: -batch is a number of images from 1 on, found 0\n"
+    assert capsys.readouterr().err == "error: plan: -batch must be at least 1, got 0\n"
 
 
 def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):

@@ -1,4 +1,4 @@
-"""Threads that share work: all of it is done, errors come back, and threads change no bit of a training."""
+"""The thread pool: all tasks run, errors reach the caller, and training is bit-identical for any number of threads."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ num=3
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_all_tasks_are_done(size):
+def test_all_tasks_run(size):
     pool, done = ThreadPool(size), []
     for k in range(50):
         pool.run_all([lambda k=k, j=j: done.append((k, j)) for j in range(1 + k % 4)])
     assert sorted(done) == [(k, j) for k in range(50) for j in range(1 + k % 4)]
 
 
-def test_a_task_may_share_in_its_turn():
+def test_a_task_may_run_tasks():
     pool, done = ThreadPool(2), []
     pool.run_all([lambda k=k: pool.run_all([lambda: done.append(k)] * 3) for k in range(4)])
     assert sorted(done) == sorted([0, 1, 2, 3] * 3)
@@ -74,12 +74,12 @@ def test_training_does_not_depend_on_the_number_of_threads(monkeypatch, tmp_path
     rng = np.random.default_rng(4)
     x, truth = rng.random((6, 3, 32, 48), np.float32), np.zeros((6, 12), np.float32)
     truth[:, :5] = rng.uniform(0.2, 0.6, (6, 5)) * [1, 1, 1, 1, 0]
-    found = []
+    results = []
     for pool in (ThreadPool(1), ThreadPool(2), ThreadPool(3)):
         monkeypatch.setattr(backend, "thread_pool", lambda pool=pool: pool)
         net = gd.load_network(tmp_path / "x.cfg", backend="numpy", seed=5)
         trainer = gd.Trainer(net)
         costs = [trainer.step(x, truth) for _ in range(3)]
         net.save_weights(tmp_path / "x.weights")
-        found.append((costs, (tmp_path / "x.weights").read_bytes()))
-    assert found[0] == found[1] == found[2]
+        results.append((costs, (tmp_path / "x.weights").read_bytes()))
+    assert results[0] == results[1] == results[2]

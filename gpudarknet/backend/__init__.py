@@ -1,11 +1,11 @@
-"""Choose the array module: CuPy with CUDA kernels where there is a GPU, NumPy everywhere else.
+"""Backends: CuPy with CUDA kernels on a GPU, NumPy everywhere else.
 
     from gpudarknet import backend
     be = backend.get("auto")        # "auto" | "cupy" | "numpy" | "onnxruntime"
     be.xp.zeros((2, 3))             # numpy or cupy
 
-A `Backend` is an argument, never a global: guessing it from the arrays could not say "NumPy arrays, but through the
-kernels", which is what the tests on machines without a GPU do.
+A `Backend` is always passed as an argument. It is neither global nor inferred from arrays, because the tests run the CUDA
+kernels on NumPy arrays on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from .threads import Task, thread_pool, tune_malloc
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
-CUDA_DEVICES = (2, 13)  # DLPack's types of memory: CUDA's, plain and managed; 1 and 3 are the host's, 3 pinned
-UNUSABLE = (TypeError, ValueError, BufferError, RuntimeError)  # what arrays say that cannot be taken
-# What CuPy's memory pool, CUDA's runtime and its driver say when a device's memory is full.
-FULL = re.compile(
+DLPACK_CUDA = (2, 13)  # DLPack device types: CUDA and CUDA managed memory
+CONVERSION_ERRORS = (TypeError, ValueError, BufferError, RuntimeError)  # raised by arrays that cannot be converted
+# Messages of CuPy's memory pool, the CUDA runtime and the driver when the device's memory is full.
+OUT_OF_MEMORY = re.compile(
     r"Out of memory allocating ([\d,]+) bytes(?:.*limit set to: ([\d,]+) bytes)?"
     r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
 )
 NO_CUPY = "CuPy is not installed"
-NO_DRIVER = "there is no NVIDIA driver; where there is an NVIDIA GPU, install its driver, or start the container with --gpus all"
+NO_DRIVER = (
+    "there is no NVIDIA driver; on a machine with an NVIDIA GPU, install it or start the container with --gpus all"
+)
 NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
@@ -77,16 +79,16 @@ _executors: dict[str, Executor] = {}
 
 
 def register_executor(name: str, executor: Executor) -> None:
-    """Register the executor that backends refer to by name. The modules that implement one call this when imported."""
+    """Register the executor that backends refer to by `name`. Modules that implement one call this when imported."""
     _executors[name] = executor
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An array module, and how to launch a kernel on its arrays.
+    """An array module, and the functions that launch kernels on its arrays.
 
-    `launch(kernel, threads, *args, block=256)` runs `kernels/FILE.cu`'s kernel "FILE.NAME" on at least `threads` CUDA
-    threads; it is None where there are no kernels, and ops then run their array-language definitions.
+    `launch(kernel, threads, *args, block=256)` runs kernel "FILE.NAME" of `kernels/FILE.cu` on at least `threads` CUDA
+    threads; if it is None, ops run their reference implementations in `xp`.
     `cublas(stream, workspace)` opens a `cublas.Handle`. `executor` names the registered executor that compiles networks for
     this backend; without one, networks run layer by layer.
     """
@@ -98,7 +100,7 @@ class Backend:
     executor: str | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
-        """Allocate an array without writing to it."""
+        """Allocate an uninitialized array."""
         with self.guard():
             return self.xp.empty(shape, dtype)
 
@@ -106,6 +108,72 @@ class Backend:
         """Allocate an array of zeros."""
         with self.guard():
             return self.xp.zeros(shape, dtype)
+
+    def guard(self) -> MemoryGuard:
+        """Return a context that turns CuPy's and CUDA's out-of-memory errors into OutOfMemoryError."""
+        return MemoryGuard(self)
+
+    def strided(self, a: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+        """View a contiguous array with any shape and strides; offset and strides are in elements, which may overlap."""
+        byte_strides = tuple(s * a.itemsize for s in strides)
+        if self.xp is np:  # five times faster than as_strided
+            return np.ndarray(shape, a.dtype, a, offset * a.itemsize, byte_strides)
+        return self.xp.lib.stride_tricks.as_strided(a.reshape(-1)[offset:], shape, byte_strides)
+
+    def asarray(self, a: Any, dtype: Any = None) -> Any:
+        """Convert any array-like object to a C-contiguous array of this backend: lists, NumPy, CuPy, DLPack.
+
+        A contiguous array on this device and of this type is not copied, whichever library it is from; arrays on other devices
+        are copied to the current one. Raises DataError for objects that are not arrays, need their gradient, or have a type
+        unknown here.
+        """
+        xp, kind = self.xp, type(a).__name__
+        if xp is np or not (isinstance(a, xp.ndarray) or on_gpu(a)):
+            a = host_array(a)
+        elif not isinstance(a, xp.ndarray):
+            try:
+                a = xp.asarray(a) if hasattr(a, "__cuda_array_interface__") else xp.from_dlpack(a)
+            except CONVERSION_ERRORS as e:
+                raise DataError(_conversion_error(a, e)) from None
+        try:
+            with self.guard():
+                if not isinstance(a, np.ndarray) and a.device.id != self.current_device():
+                    a = a.copy()  # to the current device
+                return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
+        except (TypeError, ValueError) as e:
+            raise DataError(f"cannot use a {kind} as an array: {_first_line(e)}") from None
+
+    def current_device(self) -> int | None:
+        """Return the index of this thread's current GPU; None if arrays are in host memory."""
+        cuda = getattr(self.xp, "cuda", None)
+        return None if cuda is None else int(cuda.Device().id)
+
+    def use_device(self, device: int | None) -> AbstractContextManager[Any]:
+        """Return a context in which a GPU is the current one; None is the host and changes nothing."""
+        return nullcontext() if device is None else self.xp.cuda.Device(device)
+
+    def synchronize(self) -> None:
+        """Wait for the current stream; NumPy is always synchronous."""
+        cuda = getattr(self.xp, "cuda", None)
+        if cuda is not None:
+            cuda.get_current_stream().synchronize()
+
+    def tune_malloc(self) -> None:
+        """Make malloc keep freed memory, for repetitive work such as training."""
+        if self.xp is np and self.launch is None:
+            tune_malloc()
+
+    def run_parallel(self, tasks: Sequence[Task]) -> None:
+        """Run independent tasks: on NumPy in parallel, one thread per core, each with single-threaded BLAS.
+
+        Tasks must not depend on the number of cores; otherwise results would.
+        """
+        if self.xp is np and self.launch is None:
+            with np.errstate(all="ignore"):
+                thread_pool().run_all(tasks)
+        else:
+            for task in tasks:
+                task()
 
     def supported_precision(self, precision: str) -> str:
         """Return `precision` if the executor computes in it, else the executor's default."""
@@ -124,82 +192,16 @@ class Backend:
             raise BackendError(f"backend '{self.name}': executor '{self.executor}' is not registered")
         return _executors[self.executor]
 
-    def guard(self) -> Guard:
-        """Return a context whose work raises OutOfMemoryError where CuPy says that the device's memory is full."""
-        return Guard(self)
-
-    def strided(self, a: Any, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-        """View a contiguous array from number `begin` on with any shape, and strides in numbers; places may overlap."""
-        apart = tuple(s * a.itemsize for s in strides)
-        if self.xp is np:  # a fifth of the time
-            return np.ndarray(shape, a.dtype, a, begin * a.itemsize, apart)
-        return self.xp.lib.stride_tricks.as_strided(a.reshape(-1)[begin:], shape, apart)
-
-    def asarray(self, a: Any, dtype: Any = None) -> Any:
-        """Bring anything array-like here, as a C-contiguous array: lists, NumPy, CuPy, and what has DLPack.
-
-        An array that is already here, contiguous and of that type is returned as it is; others on the GPU are not copied if they
-        are. What lies on another device is brought to the current one. Raises DataError for what is not an array, needs its
-        gradient, or has numbers unknown here.
-        """
-        xp, given = self.xp, type(a).__name__
-        if xp is np or not (isinstance(a, xp.ndarray) or on_gpu(a)):
-            a = host_array(a)
-        elif not isinstance(a, xp.ndarray):
-            try:
-                a = xp.asarray(a) if hasattr(a, "__cuda_array_interface__") else xp.from_dlpack(a)
-            except UNUSABLE as e:
-                raise DataError(_refusal(a, e)) from None
-        try:
-            with self.guard():
-                if not isinstance(a, np.ndarray) and a.device.id != self.current_device():
-                    a = a.copy()  # to the current device
-                return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
-        except (TypeError, ValueError) as e:
-            raise DataError(f"cannot use a {given} as an array: {_line(e)}") from None
-
-    def current_device(self) -> int | None:
-        """Return the number of this thread's current GPU; None where arrays are the host's."""
-        cuda = getattr(self.xp, "cuda", None)
-        return None if cuda is None else int(cuda.Device().id)
-
-    def use_device(self, device: int | None) -> AbstractContextManager[Any]:
-        """Make a GPU the current one for a block; do nothing for None, the host."""
-        return nullcontext() if device is None else self.xp.cuda.Device(device)
-
-    def synchronize(self) -> None:
-        """Wait until the current stream has done what it was given; NumPy has at once."""
-        cuda = getattr(self.xp, "cuda", None)
-        if cuda is not None:
-            cuda.get_current_stream().synchronize()
-
-    def tune_malloc(self) -> None:
-        """Prepare for work that is the same again and again: training."""
-        if self.xp is np and self.launch is None:
-            tune_malloc()
-
-    def run_parallel(self, tasks: Sequence[Task]) -> None:
-        """Do tasks that write to places of their own: on NumPy side by side, a thread per core, BLAS on one thread in each.
-
-        Tasks must not depend on the number of cores, since results would too.
-        """
-        if self.xp is np and self.launch is None:
-            with np.errstate(all="ignore"):
-                thread_pool().run_all(tasks)
-        else:
-            for task in tasks:
-                task()
-
     def to_numpy(self, a: Any) -> np.ndarray:
-        """Bring an array of this backend to the host, as NumPy."""
+        """Return an array of this backend as a NumPy array."""
         if isinstance(a, np.ndarray):
             return a
-        with self.guard():  # what is not contiguous is copied on the device first
+        with self.guard():  # a non-contiguous array is first copied on the device
             return a.get()
 
 
-class Guard:
-    """Says what CuPy says of full memory in one line: how much was asked for, how much is free, and what to do."""
+class MemoryGuard:
+    """Raises OutOfMemoryError in place of CuPy's errors: one line with the bytes requested and free, and what to do."""
 
     __slots__ = ("be",)
 
@@ -210,33 +212,33 @@ class Guard:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, OutOfMemoryError):  # it has been said
+        if isinstance(error, OutOfMemoryError):  # already translated
             return
-        if isinstance(error, (MemoryError, RuntimeError)) and (full := FULL.search(str(error))):
-            facts = [f"{full[1]} bytes asked for"] if full[1] else []
-            with suppress(Exception):  # after some errors the device says nothing more
+        if isinstance(error, (MemoryError, RuntimeError)) and (match := OUT_OF_MEMORY.search(str(error))):
+            facts = [f"{match[1]} bytes requested"] if match[1] else []
+            with suppress(Exception):  # after some errors the device does not answer
                 facts.append("{:,} free of {:,} on the device".format(*self.be.xp.cuda.runtime.memGetInfo()))
-            facts += [f"CuPy is limited to {full[2]}"] if full[2] else []
-            said = ": ".join(filter(None, ["CUDA is out of memory", ", ".join(facts)]))
+            facts += [f"CuPy's limit is {match[2]}"] if match[2] else []
+            message = ": ".join(filter(None, ["CUDA is out of memory", ", ".join(facts)]))
             raise OutOfMemoryError(
-                f"{said}; make batch, width or height smaller, or end other programs there"
+                f"{message}; reduce batch, width or height, or end other programs on the device"
             ) from error
 
 
 def on_gpu(a: Any) -> bool:
-    """Say whether an array of another library lies in CUDA's memory. Raises DataError for one that cannot be read."""
+    """Return whether an array of another library is in CUDA memory. Raises DataError if that cannot be read."""
     try:
         if hasattr(a, "__cuda_array_interface__"):
             return True
-        return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] in CUDA_DEVICES
-    except UNUSABLE as e:
-        raise DataError(_refusal(a, e)) from None
+        return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] in DLPACK_CUDA
+    except CONVERSION_ERRORS as e:
+        raise DataError(_conversion_error(a, e)) from None
 
 
 def host_array(a: Any) -> np.ndarray:
-    """View, or copy from a device, any array-like object as NumPy: `__dlpack__` and `__cuda_array_interface__` too.
+    """Return any array-like object as NumPy, without a copy if it is in host memory: also DLPack and CUDA array interface.
 
-    Raises DataError for what is not an array, and for one that needs its gradient or has numbers which NumPy has not.
+    Raises DataError for objects that are not arrays, need their gradient, or have a type unknown to NumPy.
     """
     if isinstance(a, np.ndarray):
         return a
@@ -246,50 +248,50 @@ def host_array(a: Any) -> np.ndarray:
             try:
                 import cupy
             except ImportError:
-                raise TypeError("it lies in GPU memory, and CuPy is not installed; copy it to the host first") from None
+                raise TypeError("it is in GPU memory, and CuPy is not installed; copy it to the host first") from None
             return (cupy.asarray if hasattr(a, "__cuda_array_interface__") else cupy.from_dlpack)(a).get()
         if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
             return np.from_dlpack(a)
         return np.asarray(a)
-    except UNUSABLE as e:
-        raise DataError(_refusal(a, e)) from None
+    except CONVERSION_ERRORS as e:
+        raise DataError(_conversion_error(a, e)) from None
 
 
-def _refusal(a: Any, error: Exception) -> str:
-    """Say why an array cannot be taken; of another library's, what mostly helps."""
-    said = f"cannot use a {type(a).__name__} as an array: {_line(error)}"
-    return said + ("; detach it, and convert bfloat16 to float32" if hasattr(a, "__dlpack_device__") else "")
+def _conversion_error(a: Any, error: Exception) -> str:
+    """Return why an array cannot be converted, and for arrays of other libraries what usually helps."""
+    message = f"cannot use a {type(a).__name__} as an array: {_first_line(error)}"
+    return message + ("; detach it, and convert bfloat16 to float32" if hasattr(a, "__dlpack_device__") else "")
 
 
 def get(name: str | Backend = "auto") -> Backend:
-    """Return a backend. An argument beats the variable GPUDARKNET_BACKEND, which beats detection.
+    """Return a backend. An argument takes precedence over the environment variable GPUDARKNET_BACKEND, and that over detection.
 
-    "auto" quietly gives NumPy on a machine without a GPU, or without CuPy; it warns where both are there and do not work,
-    once. "onnxruntime" is NumPy whose networks predict with ONNX Runtime.
-    Raises BackendError, which says why and what to install, when "cupy" or "onnxruntime" is asked for and cannot run.
+    "auto" returns NumPy on a machine without a GPU or without CuPy; if both are present and do not work, it warns once.
+    "onnxruntime" is NumPy, with networks that predict with ONNX Runtime.
+    Raises BackendError, with the reason and what to install, if "cupy" or "onnxruntime" is requested and cannot run.
     """
     if isinstance(name, Backend):
         return name
-    asked, place = name, "backend"
+    requested, source = name, "backend"
     if name == "auto" and os.environ.get(VARIABLE):
-        asked, place = os.environ[VARIABLE], VARIABLE
-    if asked not in CHOICES:
-        raise BackendError(f"{place}: unknown backend '{asked}'; choose one of {', '.join(CHOICES)}")
-    if asked == "numpy":
+        requested, source = os.environ[VARIABLE], VARIABLE
+    if requested not in CHOICES:
+        raise BackendError(f"{source}: unknown backend '{requested}'; choose one of {', '.join(CHOICES)}")
+    if requested == "numpy":
         return Backend("numpy", np, executor="cpu")
-    if asked == "onnxruntime":
+    if requested == "onnxruntime":
         for package in ("onnx", "onnxruntime"):
             if importlib.util.find_spec(package) is None:
                 raise BackendError(
-                    f"{place}: 'onnxruntime' cannot run here: {package} is not installed; pip install \"gpudarknet[cpu]\""
+                    f"{source}: 'onnxruntime' cannot run here: {package} is not installed; pip install \"gpudarknet[cpu]\""
                 )
         return Backend("onnxruntime", np, executor="onnxruntime")
     why = why_no_cupy()
     if why is None:
         return _cupy()
-    if asked == "cupy":
-        raise BackendError(f"{place}: 'cupy' cannot run here: {why}")
-    _warn_unused(why)
+    if requested == "cupy":
+        raise BackendError(f"{source}: 'cupy' cannot run here: {why}")
+    _warn_idle_gpu(why)
     return Backend("numpy", np, executor="cpu")
 
 
@@ -304,26 +306,27 @@ def _cupy() -> Backend:
 
 @cache
 def why_no_cupy() -> str | None:
-    """Say why the CuPy backend cannot run here and what would help; None when it can."""
+    """Return why the CuPy backend cannot run here and what would help; None if it can."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as e:
-        detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({_line(e)})"
+        detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({_first_line(e)})"
         return f"{detail}; {INSTALL}"
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
     except Exception as e:
-        if "Insufficient" in str(e):  # which the runtime also says where there is no driver at all
-            known = runtime.driverGetVersion()
-            have = f"it has CUDA {_cuda(known)}, CuPy {_cuda(runtime.runtimeGetVersion())}"
-            old = f"the NVIDIA driver is too old for this CuPy: {have}; update the driver or install a CuPy for it"
-            return old if known else NO_DRIVER
+        if "Insufficient" in str(e):  # the runtime reports this without any driver, too
+            version = runtime.driverGetVersion()
+            if not version:
+                return NO_DRIVER
+            versions = f"it supports CUDA {_cuda(version)}, CuPy uses {_cuda(runtime.runtimeGetVersion())}"
+            return f"the NVIDIA driver is too old for this CuPy: {versions}; update the driver or install a CuPy for it"
         if "NoDevice" in str(e):
             return NO_DEVICE
         if "DriverMismatch" in str(e):
-            return f"the NVIDIA driver was replaced while it was in use ({_line(e)}); restart the machine"
-        return f"there is no working NVIDIA driver ({_line(e)}); install it, nvidia-smi must list a GPU"
+            return f"the NVIDIA driver was replaced while it was in use ({_first_line(e)}); restart the machine"
+        return f"there is no working NVIDIA driver ({_first_line(e)}); install one, nvidia-smi must list a GPU"
     if count == 0:
         return NO_DEVICE
     try:
@@ -331,10 +334,10 @@ def why_no_cupy() -> str | None:
         cupy.zeros((2, 2), np.float32) @ cupy.zeros((2, 2), np.float32)
     except Exception as e:
         if "header" in str(e).lower():
-            return f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} brings them"
+            return f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} includes them"
         if any(word in str(e).lower() for word in ("out of memory", "unavailable")):
-            return f"the GPU is taken by other programs ({_line(e)}); end some, nvidia-smi lists them"
-        return f"a first kernel and gemm fail on the device ({_line(e)}); {INSTALL}"
+            return f"the GPU is in use by other programs ({_first_line(e)}); end some, nvidia-smi lists them"
+        return f"a test kernel and gemm fail on the device ({_first_line(e)}); {INSTALL}"
     return None
 
 
@@ -343,38 +346,38 @@ def _cuda(version: int) -> str:
 
 
 def gpus() -> list[str]:
-    """Return the names of the NVIDIA GPUs that the driver shows; it is asked itself, so CuPy need not be there."""
+    """Return the names of the NVIDIA GPUs, from the driver itself, so that CuPy is not needed."""
     count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
             return []
-    except (OSError, AttributeError):  # no driver, or something else of that name
+    except (OSError, AttributeError):  # no driver, or another library of that name
         return []
-    found = []
+    names = []
     for k in range(count.value):
         failed = driver.cuDeviceGet(ctypes.byref(device), k) or driver.cuDeviceGetName(name, len(name), device)
-        found.append("NVIDIA GPU" if failed else name.value.decode(errors="replace"))
-    return found
+        names.append("NVIDIA GPU" if failed else name.value.decode(errors="replace"))
+    return names
 
 
 @cache
-def _warn_unused(why: str) -> None:
-    """Warn, once, where a GPU lies idle although CuPy was installed for it."""
+def _warn_idle_gpu(why: str) -> None:
+    """Warn once if a GPU stays idle although CuPy is installed."""
     if not why.startswith(NO_CUPY) and (names := gpus()):
         warnings.warn(
-            f"backend: 'auto' takes NumPy, often 100 times slower, and leaves the {names[0]} idle: {why};"
-            " backend='numpy' says that this is meant",
+            f"backend: 'auto' uses NumPy, often 100 times slower, and leaves the {names[0]} idle: {why};"
+            " pass backend='numpy' if this is intended",
             BackendWarning, stacklevel=3,
         )  # fmt: skip
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def diagnose() -> list[tuple[str, str]]:
-    """Describe this machine for `gpudarknet info`: (what, value) rows about Python, backend, GPU, BLAS and threads."""
+    """Describe this machine for `gpudarknet info`: (name, value) rows about Python, backend, GPU, BLAS and threads."""
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     for package in ("numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x", "cupy-cuda13x", "onnxruntime"):
         try:
@@ -398,13 +401,13 @@ def diagnose() -> list[tuple[str, str]]:
 
 
 def blas() -> list[tuple[str, str]]:
-    """Describe the BLAS under NumPy and the threads it may use, as (what, value) rows."""
+    """Describe NumPy's BLAS and the threads it may use, as (name, value) rows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     info = np.show_config(mode="dicts")
-    found = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
+    library = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
     limits = [f"{k}={os.environ[k]}" for k in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
               if k in os.environ]  # fmt: skip
     return [
-        ("BLAS", f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()),
+        ("BLAS", f"{library.get('name', 'unknown')} {library.get('version', '')}".strip()),
         ("threads", f"{cores} cores usable" + (f", limited by {', '.join(limits)}" if limits else "")),
     ]

@@ -1,9 +1,8 @@
-"""All cores on one piece of work: threads that do it side by side, each with BLAS of its own on one thread.
+"""A thread pool that uses all cores, with single-threaded BLAS in each thread.
 
-NumPy and BLAS release the interpreter's lock while they compute, so Python threads run side by side, as long as each call
-takes longer than waiting for that lock: some ten microseconds. One thread per core with a gemm of its own, on a piece that
-stays in its cache, beats one gemm on all threads: copying, activation and gemm all run on all cores, and nobody waits inside
-a gemm.
+NumPy and BLAS release the interpreter lock while they compute, so Python threads run in parallel as long as each call takes
+longer than acquiring the lock, some ten microseconds. One thread per core, each with its own gemm on a piece that stays in its
+cache, beats one multithreaded gemm: copies, activations and gemms all run on all cores, and no thread waits inside a gemm.
 """
 
 from __future__ import annotations
@@ -20,32 +19,32 @@ from pathlib import Path
 import numpy as np
 
 Task = Callable[[], object]
-Stage = Sequence[Sequence[Task]]  # what each worker does, one after the other
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+Stage = Sequence[Sequence[Task]]  # for each worker, its tasks in order
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
 
 
 class ThreadPool:
-    """`size` workers, one of them the caller. Inside `with crew:`, which keeps other threads out, BLAS has one thread."""
+    """`size` workers, one of them the caller. `with pool:` excludes other threads and sets BLAS to one thread."""
 
     def __init__(self, size: int):
         self.size = size
         self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # threads do not survive a fork, nor who held a lock
+            os.register_at_fork(after_in_child=self._reset)  # a fork copies neither threads nor the owners of locks
 
     def _reset(self) -> None:
-        """Begin, or begin again in a forked process: with no thread, and nothing to do."""
+        """Set the initial state, also in a forked process: no threads, no work."""
         self.lock = threading.RLock()
-        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python each time, and
-        # to spin in place of waiting gains 3 % where all cores are free, but takes three times as long where one is not.
-        self._go, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
-        for signal in (*self._go, *self._done):
+        # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python code each time;
+        # spinning gains 3 % if all cores are free, but takes three times as long if one is not.
+        self._start, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
+        for signal in (*self._start, *self._done):
             signal.acquire()
         self._stage: Stage = []
         self._error: BaseException | None = None
         self._started = False
-        self._depth, self._before = 0, 1  # entries; threads that BLAS had before the first
-        self._within = threading.local()
+        self._depth, self._saved_blas_threads = 0, 1
+        self._local = threading.local()
 
     def __enter__(self) -> ThreadPool:
         self.lock.acquire()
@@ -55,54 +54,54 @@ class ThreadPool:
                 threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"gpudarknet-{worker}").start()
         self._depth += 1
         if self._depth == 1:
-            self._before = set_blas_threads(1)
+            self._saved_blas_threads = set_blas_threads(1)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            set_blas_threads(self._before)
+            set_blas_threads(self._saved_blas_threads)
         self.lock.release()
 
     @property
     def in_worker(self) -> bool:
-        """Whether who asks is at work beside others."""
-        return getattr(self._within, "stage", False)
+        """True inside a worker thread, or in the caller while other workers run."""
+        return getattr(self._local, "in_worker", False)
 
     def run_all(self, tasks: Sequence[Task]) -> None:
-        """Do all tasks, in any order, on all workers; return when all are done. Raises what a task raised.
+        """Run all tasks, in any order, on all workers; return when all are done. Raises what a task raised.
 
-        Within a task, do them one after the other, as the other workers have their own.
+        Inside a task, run them sequentially: the other workers are busy.
         """
         if self.in_worker:
             for task in tasks:
                 task()
             return
-        waiting = list(reversed(tasks))
+        queue = list(reversed(tasks))
 
-        def take() -> None:
+        def run_queued() -> None:
             while self._error is None:
                 try:
-                    task = waiting.pop()
+                    task = queue.pop()
                 except IndexError:
                     return
                 task()
 
-        with self:  # for one task too: on some CPUs BLAS gives other bits with other numbers of threads
-            self.run_stages([[[take]] * min(self.size, len(tasks)) + [[]] * (self.size - len(tasks))])
+        with self:  # for one task too: on some CPUs the bits of BLAS's results depend on its number of threads
+            self.run_stages([[[run_queued]] * min(self.size, len(tasks)) + [[]] * (self.size - len(tasks))])
 
     def run_stages(self, stages: Iterable[Stage]) -> None:
-        """Do one phase after the other, each on all workers. Raises what a task raised; then no later one has run."""
+        """Run stages one after the other, each on all workers. If a task raises, no later stage runs; its exception is raised."""
         self._error = None
         with np.errstate(all="ignore"):
             for stage in stages:
                 others = [worker for worker in range(1, self.size) if stage[worker]]
                 self._stage = stage
                 for worker in others:
-                    self._go[worker].release()
-                self._within.stage = bool(others)
+                    self._start[worker].release()
+                self._local.in_worker = bool(others)
                 self._work(stage[0])
-                self._within.stage = False
+                self._local.in_worker = False
                 for worker in others:
                     self._wait(self._done[worker])
         if self._error is not None:
@@ -110,7 +109,7 @@ class ThreadPool:
             raise error
 
     def _wait(self, signal: threading.Lock) -> None:
-        """Wait for a worker, also if Ctrl-C comes meanwhile: nobody may begin while it is at work."""
+        """Wait for a worker, even through Ctrl-C: nothing may start while it is running."""
         while True:
             try:
                 signal.acquire()
@@ -124,55 +123,55 @@ class ThreadPool:
                 if self._error is not None:
                     return
                 task()
-        except BaseException as e:  # handed to the caller of run
+        except BaseException as e:  # re-raised by run_stages
             self._error = e
 
     def _serve(self, worker: int) -> None:
-        self._within.stage = True
+        self._local.in_worker = True
         with np.errstate(all="ignore"):
             while True:
-                self._go[worker].acquire()
+                self._start[worker].acquire()
                 self._work(self._stage[worker])
                 self._done[worker].release()
 
 
-def split_range(length: int, most: int, workers: int = 1) -> list[tuple[int, int]]:
-    """Cut a length into nearly equal (from, to), none longer than `most`, their count a multiple of the workers if it can be.
+def split_range(length: int, max_size: int, workers: int = 1) -> list[tuple[int, int]]:
+    """Split a length into nearly equal ranges (from, to) of at most `max_size`, their count a multiple of `workers` if possible.
 
-    Where results depend on the pieces, leave the workers out: then they do not depend on the cores.
+    If results depend on the ranges, omit `workers`, so that they do not depend on the number of cores.
     """
-    count = -(-length // max(1, most))
+    count = -(-length // max(1, max_size))
     count = min(length, -(-count // workers) * workers)
     return list(pairwise(length * i // count for i in range(count + 1)))
 
 
 @cache
 def thread_pool() -> ThreadPool:
-    """Return this process's crew: as many workers as BLAS has threads, or one where BLAS cannot be told to keep to one."""
+    """Return this process's pool: as many workers as BLAS has threads, or one if the number of BLAS threads cannot be set."""
     return ThreadPool(worker_count())
 
 
 def worker_count() -> int:
-    """Return how many threads with a BLAS of their own this process may use at a time."""
+    """Return how many threads with single-threaded BLAS this process may use."""
     control = _blas_control()
     return 1 if control is None else max(1, min(control[1](), available_cores()))
 
 
 @cache
 def tune_malloc() -> None:
-    """Let this process keep the memory that it frees, where the C library is GNU's.
+    """Make malloc of the GNU C library keep freed memory instead of returning it to the system.
 
-    A step of training asks for what the last one gave back. To get it from the system again, page by page, takes a fifth
-    of a step, and threads that ask together take longer.
+    A training step allocates what the last one freed. Faulting it in again, page by page, takes a fifth of a step, and longer
+    if several threads do so at once.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for what, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
-            mallopt(what, value)
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
+            mallopt(parameter, value)
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many cores this process may use, a container's share of time counted."""
+    """Return how many cores this process may use, by affinity and by its container's CPU quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         time, period = map(int, quota.read_text().split())
@@ -182,19 +181,19 @@ def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def set_blas_threads(count: int) -> int:
-    """Let BLAS use `count` threads, where it can be told; return how many it used."""
+    """Set the number of BLAS threads, if possible; return the previous number."""
     control = _blas_control()
     if control is None:
         return count
-    before = control[1]()
-    if before != count:
+    previous = control[1]()
+    if previous != count:
         control[0](count)
-    return before
+    return previous
 
 
 @cache
 def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
-    """Find OpenBLAS's (set, get) of the thread count in the library that NumPy has loaded."""
+    """Return OpenBLAS's setter and getter of the thread count, from the library that NumPy has loaded."""
     for path in _blas_libraries():
         try:
             library = ctypes.CDLL(str(path))
@@ -214,11 +213,11 @@ def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
 
 
 def _blas_libraries() -> list[Path]:
-    """Return the OpenBLAS that NumPy brings, then others that this process has loaded."""
+    """Return the OpenBLAS libraries bundled with NumPy, or else those that this process has loaded."""
     home = Path(np.__file__).parent
-    found = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
+    paths = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
     maps = Path("/proc/self/maps")
-    if not found and maps.exists():
+    if not paths and maps.exists():
         names = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "openblas" in line}
-        found = [Path(name) for name in sorted(names)]
-    return found
+        paths = [Path(name) for name in sorted(names)]
+    return paths
