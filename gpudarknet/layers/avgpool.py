@@ -13,6 +13,7 @@ from .base import ForwardContext, Layer, Shape
 class AvgPool(Layer, section="avgpool", aliases=("avg",)):
     """Average every channel.   (C, H, W) -> (C, 1, 1)"""
 
+    cpu_delta = "kept"
     def shape(self, *inputs: Shape) -> Shape:
         return inputs[0][0], 1, 1
 

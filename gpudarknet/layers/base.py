@@ -18,6 +18,10 @@ Weight = tuple[str, tuple[int, ...], "Init"]  # name, shape, how Darknet fills i
 Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Backward = Callable[[Any, dict[str, Any]], tuple[Any, ...]]  # backward(dy, grad) -> one dx per source
 
+# What Darknet's CPU build does with a layer's delta (train/darknet_cpu_bugs.py): set it to 0 before each step; keep it, and never
+# update the weights; overwrite the delta of the layer before; share the buffer of the layer before.
+CpuDelta = Literal["zeroed", "kept", "overwrites_input", "shared"]
+
 SECTIONS: dict[str, type[Layer]] = {}  # every spelling of a section's name -> its class
 
 
@@ -79,6 +83,7 @@ class Layer:
     loss_missing: ClassVar[bool] = False  # it has a loss in Darknet that is not implemented here
     weight_decay_params: ClassVar[tuple[str, ...]] = ("kernel",)  # the weights that weight decay applies to
     grad_clip: ClassVar[float] = float("inf")  # training clips the gradient of each weight to +-grad_clip
+    cpu_delta: ClassVar[CpuDelta] = "zeroed"
     uses_adam: ClassVar[bool] = False  # adam=1 in [net] applies to it; the other layers keep SGD
 
     # keys that Darknet reads in every section

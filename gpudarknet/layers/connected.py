@@ -18,6 +18,7 @@ class Connected(Layer, section="connected", aliases=("conn",)):
     kernel, unlike in a convolution.
     """
 
+    cpu_delta = "kept"
     output: int = 1
     activation: Activation = "logistic"
     batch_normalize: int = 0

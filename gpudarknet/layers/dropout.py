@@ -18,6 +18,7 @@ class Dropout(Layer, section="dropout"):
     dropblock_size_rel * W or dropblock_size_abs pixels; side and probability grow until 85 % of the training.
     """
 
+    cpu_delta = "shared"
     probability: float = 0.2
     dropblock: int = 0
     dropblock_size_rel: float = 0.0

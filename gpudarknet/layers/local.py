@@ -30,6 +30,7 @@ class Local(Layer, section="local"):
     w: bias (F, OH, OW), kernel (OH*OW, F, C*size*size). `pad` counts zeros on each side, 0 or 1.
     """
 
+    cpu_delta = "kept"
     filters: int = 1
     size: int = 1
     stride: int = 1

@@ -1,8 +1,7 @@
-"""What the original program's CPU build does wrong in classifiers, copied so that steps can be held to its numbers.
+"""Bugs of Darknet's CPU build when it trains classifiers, emulated so that its recorded numbers can be reproduced.
 
-It does not mark [avgpool], [connected] and [local] as layers in training. So their deltas are not set to 0 before a step, and add
-up from one to the next, unless a convolution comes after them and replaces the delta; and [connected] and [local] never move
-their weights.
+It does not mark [avgpool], [connected] and [local] as trained layers. Their deltas are therefore not zeroed before a step and
+accumulate over steps, unless a convolution follows and overwrites them; and [connected] and [local] never update their weights.
 """
 
 from __future__ import annotations
@@ -12,58 +11,51 @@ from typing import Any
 
 from ..errors import TrainWarning
 from ..graph import Node
-from ..layers.avgpool import AvgPool
-from ..layers.base import Layer
-from ..layers.connected import Connected
-from ..layers.convolutional import Convolutional
-from ..layers.dropout import Dropout
-from ..layers.local import Local
+from ..layers.base import Backward
 from ..network import Network
 from ..ops import activation
 
-STILL = Connected | Local  # layers whose weights never move
 
-
-class CpuBuild:
-    """The faults in the training of one network. kept: layer -> its delta, which the next step adds to."""
+class DarknetCpuBugs:
+    """The bugs that affect one network. kept_deltas: layer -> its delta, to which the next step adds."""
 
     def __init__(self, net: Network):
-        self.net, self.kept, self.warned = net, dict[int, Any](), False
+        self.net, self.kept_deltas, self.warned = net, dict[int, Any](), False
 
-    def still(self, layer: Layer) -> bool:
-        """Say whether a layer's weights never move."""
-        return isinstance(layer, STILL)
+    def frozen_by_bug(self, node: Node) -> bool:
+        """Return whether the weights of a layer are never updated."""
+        return node.layer.cpu_delta == "kept" and bool(self.net.weights[node.index])
 
-    def keeps(self, node: Node) -> bool:
-        """Say whether a layer adds to its old delta. ([dropout] has none of its own.)"""
-        after = (n.layer for n in self.net.nodes[node.index + 1 :] if not isinstance(n.layer, Dropout))
-        return isinstance(node.layer, AvgPool | STILL) and not isinstance(next(after, None), Convolutional)
+    def accumulates_delta(self, node: Node) -> bool:
+        """Return whether a layer adds to its delta of the previous step."""
+        later = (n.layer.cpu_delta for n in self.net.nodes[node.index + 1 :] if n.layer.cpu_delta != "shared")
+        return node.layer.cpu_delta == "kept" and next(later, None) != "overwrites_input"
 
-    def way(self, node: Node, y: Any, way: Any) -> Any:
-        """Give the way back of a layer as this build goes it: the delta is kept, some layers get no gradient."""
-        if not isinstance(node.layer, AvgPool | STILL):
-            return way
+    def wrap(self, node: Node, y: Any, backward: Backward) -> Backward:
+        """Return the backward function of a layer with output y as this build runs it: delta kept, no gradient if frozen."""
+        if node.layer.cpu_delta != "kept":
+            return backward
         kind = getattr(node.layer, "activation", "linear")
 
-        def faulty(dy: Any, grad: dict[str, Any]) -> Any:
-            if self.keeps(node):
-                self.kept[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
-            return way(dy, {} if self.still(node.layer) else grad)
+        def buggy_backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+            if self.accumulates_delta(node):
+                self.kept_deltas[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
+            return backward(dy, {} if self.frozen_by_bug(node) else grad)
 
-        return faulty
+        return buggy_backward
 
     def warn(self) -> None:
-        """Say once, to the caller's caller, which layers are trained wrongly."""
-        faults = []
-        for fault, nodes in (
-            ("the deltas of {} add up from step to step", [n for n in self.net.nodes if self.keeps(n)]),
-            ("the weights of {} never move", [n for n in self.net.nodes if self.still(n.layer)]),
+        """Warn once which layers are trained incorrectly; the warning points at the caller's caller."""
+        bugs = []
+        for bug, nodes in (
+            ("the deltas of {} accumulate over steps", [n for n in self.net.nodes if self.accumulates_delta(n)]),
+            ("the weights of {} are never updated", [n for n in self.net.nodes if self.frozen_by_bug(n)]),
         ):
             if names := sorted({f"[{node.layer.section}]" for node in nodes}):
-                faults.append(fault.format(" and ".join(names)))
-        if faults and not self.warned:
+                bugs.append(bug.format(" and ".join(names)))
+        if bugs and not self.warned:
             warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(faults)};"
+                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(bugs)};"
                 " Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Filters on the deltas of [yolo], late in a training: wrong labels make large ones (the end of forward_yolo_layer).
+"""Filters on the deltas of [yolo] late in training, where wrong labels cause large deltas (the end of forward_yolo_layer).
 
-From three quarters of the training on, num_sigmas_reject_badlabels and badlabels_rejection_percentage set the largest deltas to
-0; from iteration equidistant_point on, the smallest. What is large is told from running averages, which a checkpoint holds.
+In the last quarter of training, num_sigmas_reject_badlabels and badlabels_rejection_percentage zero the largest deltas; from
+iteration equidistant_point on, the smallest are zeroed. The thresholds derive from running averages, which checkpoints store.
 """
 
 from __future__ import annotations
@@ -10,63 +10,63 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-STEP = 0.01  # by which the limit of badlabels_rejection_percentage moves
+LIMIT_STEP = 0.01  # by which badlabels_rejection_percentage adjusts its limit
 
 
 @dataclass
-class Rejection:
-    """Running averages over iterations and heads, of the deltas that are not 0: maximum, mean, spread; and the limit."""
+class LabelFilter:
+    """Running averages, over iterations and heads, of nonzero deltas: maximum, mean, standard deviation; and the limit."""
 
-    highest: float = 0.0
+    maximum: float = 0.0
     mean: float = 0.0
-    spread: float = 0.0
+    std: float = 0.0
     limit: float = 0.0
 
-    def numbers(self) -> np.ndarray:
-        """Return its state (4,)."""
+    def state(self) -> np.ndarray:
+        """Return the state as an array (4,)."""
         return np.array(astuple(self))
 
-    def take(self, numbers: np.ndarray) -> None:
-        """Go on from the state of another."""
-        self.highest, self.mean, self.spread, self.limit = numbers.tolist()
+    def load_state(self, state: np.ndarray) -> None:
+        """Restore what `state` returned."""
+        self.maximum, self.mean, self.std, self.limit = state.tolist()
 
-    def filter(
-        self, d: np.ndarray, entries: int, iteration: int, end: int, sigmas: float, percent: float, point: int
+    def apply(
+        self, delta: np.ndarray, anchor_size: int, iteration: int, end: int, sigmas: float, percent: float, point: int
     ) -> None:
-        """Set deltas d of a head to 0, in place. entries: numbers of an anchor; end: max_batches; then the three keys."""
+        """Zero deltas of a head in place. anchor_size: values per anchor; end: max_batches; then the values of the three keys."""
         start = end * 3 // 4
         late = 0 < start < iteration
         sigmas, percent = (sigmas, percent) if late else (0.0, 0.0)
-        sizes = np.abs(d)
-        some = sizes[sizes > 0]
-        if not (sigmas or percent or 0 < point < iteration) or not some.size:
+        sizes = np.abs(delta)
+        nonzero = sizes[sizes > 0]
+        if not (sigmas or percent or 0 < point < iteration) or not nonzero.size:
             return
         progress = (iteration - point) / max(end - point, 1)
         low = self.mean * progress * 1.4
-        self.highest = follow(self.highest or float(some.max()), float(some.max()))
-        self.mean = follow(self.mean, float(some.mean()))
+        self.maximum = running_average(self.maximum or float(nonzero.max()), float(nonzero.max()))
+        self.mean = running_average(self.mean, float(nonzero.mean()))
         if sigmas:
-            bound = self.mean + sigmas * self.spread
-            high = max(bound, self.highest - (iteration - start) / start * abs(self.highest - bound))
-            self.spread = follow(self.spread, float(np.sqrt(((d[sizes > 0] - self.mean) ** 2).mean())))
-            d[sizes > high] = 0
+            bound = self.mean + sigmas * self.std
+            high = max(bound, self.maximum - (iteration - start) / start * abs(self.maximum - bound))
+            self.std = running_average(self.std, float(np.sqrt(((delta[sizes > 0] - self.mean) ** 2).mean())))
+            delta[sizes > high] = 0
             low = min(bound, self.mean) * progress
         if percent:
-            self.reject_share(d, entries, percent)
+            self.reject_percentage(delta, anchor_size, percent)
         if 0 < point < iteration:
-            d[np.abs(d) < low] = 0
+            delta[np.abs(delta) < low] = 0
 
-    def reject_share(self, d: np.ndarray, entries: int, percent: float) -> None:
-        """Set deltas above the limit to 0, and move the limit towards the one that takes so many percent of the anchors."""
-        self.limit = self.limit or self.highest
-        count, above = np.count_nonzero(d), np.abs(d) > self.limit
-        d[above] = 0
-        if 100 * np.count_nonzero(above) * entries > percent * count:
-            self.limit += STEP
-        elif self.limit > STEP:
-            self.limit -= STEP
+    def reject_percentage(self, delta: np.ndarray, anchor_size: int, percent: float) -> None:
+        """Zero deltas above the limit, and move the limit towards the one that rejects this percentage of the anchors."""
+        self.limit = self.limit or self.maximum
+        count, above = np.count_nonzero(delta), np.abs(delta) > self.limit
+        delta[above] = 0
+        if 100 * np.count_nonzero(above) * anchor_size > percent * count:
+            self.limit += LIMIT_STEP
+        elif self.limit > LIMIT_STEP:
+            self.limit -= LIMIT_STEP
 
 
-def follow(average: float, value: float) -> float:
-    """Return the running average after one more value."""
+def running_average(average: float, value: float) -> float:
+    """Return the running average updated with one more value."""
     return 0.99 * average + 0.01 * value

@@ -1,7 +1,7 @@
-"""The loss scale: deltas are multiplied by it on the way back, so that float16 does not round the small ones to 0.
+"""Loss scaling: deltas are multiplied by a factor in the backward pass, so that small ones do not underflow in float16.
 
-Gradients of weights are divided by it before they are used. (Micikevicius et al. 2017, arXiv 1710.03740; loss_scale in
-Darknet's [net].)
+Weight gradients are divided by it before they are used. (Micikevicius et al. 2017, arXiv 1710.03740; loss_scale in Darknet's
+[net].)
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-START = 4096.0  # a delta of 1 leaves float16 room for sums sixteen times as large
-PATIENCE = 1000  # good iterations after which a larger scale is tried
-LEAST = 1.0
+INIT_SCALE = 4096.0  # for a delta of 1, float16 can hold sums sixteen times as large
+GROWTH_INTERVAL = 1000  # successful iterations before the scale is doubled
+MIN_SCALE = 1.0
 
 
 @dataclass
 class LossScale:
-    """value: the factor; adapts: it falls when a gradient overflows and rises in time; steady: good iterations since."""
+    """value: the factor; dynamic: adjust it; growth_tracker: successful iterations since the last change."""
 
     value: float = 1.0
-    adapts: bool = False
-    steady: int = 0
+    dynamic: bool = False
+    growth_tracker: int = 0
 
     @classmethod
-    def of(cls, given: float, half: bool) -> LossScale:
-        """Take what [net] gives; where it gives 1 and maps are float16, one that adapts."""
-        return cls(START, adapts=True) if half and given == 1 else cls(given)
+    def of(cls, loss_scale: float, half: bool) -> LossScale:
+        """Return the scale for the key loss_scale of [net]; with float16 maps and the default 1 it is dynamic."""
+        return cls(INIT_SCALE, dynamic=True) if half and loss_scale == 1 else cls(loss_scale)
 
-    def good(self) -> None:
-        """Note an iteration whose gradients were finite."""
-        self.steady += self.adapts
-        if self.steady == PATIENCE:
-            self.value, self.steady = self.value * 2, 0
+    def on_success(self) -> None:
+        """Count an iteration whose gradients were finite; double the scale after GROWTH_INTERVAL of them."""
+        self.growth_tracker += self.dynamic
+        if self.growth_tracker == GROWTH_INTERVAL:
+            self.value, self.growth_tracker = self.value * 2, 0
 
-    def fall(self) -> bool:
-        """Halve it after an overflow; say whether that could be done."""
-        if not self.adapts or self.value <= LEAST:
+    def backoff(self) -> bool:
+        """Halve the scale after an overflow; return False if it cannot be lowered."""
+        if not self.dynamic or self.value <= MIN_SCALE:
             return False
-        self.value, self.steady = self.value / 2, 0
+        self.value, self.growth_tracker = self.value / 2, 0
         return True
 
-    def numbers(self) -> np.ndarray:
-        """Return its state (2,)."""
-        return np.array([self.value, self.steady])
+    def state(self) -> np.ndarray:
+        """Return the state as an array (2,)."""
+        return np.array([self.value, self.growth_tracker])
 
-    def take(self, numbers: np.ndarray) -> None:
-        """Go on from the state of another; a scale that [net] gives stays."""
-        if self.adapts:
-            self.value, self.steady = float(numbers[0]), int(numbers[1])
+    def load_state(self, state: np.ndarray) -> None:
+        """Restore what `state` returned; a fixed scale stays as [net] gives it."""
+        if self.dynamic:
+            self.value, self.growth_tracker = float(state[0]), int(state[1])

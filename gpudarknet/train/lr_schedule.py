@@ -9,15 +9,15 @@ from ..errors import CfgError
 
 
 def check(net: Net, path: str) -> None:
-    """Raise CfgError for a policy without what it needs."""
+    """Raise CfgError if a policy lacks the keys it needs."""
     if net.policy == "steps" and (not net.steps or not net.scales or len(net.steps) != len(net.scales)):
-        raise CfgError(f"{path}: [net] policy=steps needs steps and scales, as many of one as of the other")
+        raise CfgError(f"{path}: [net] policy=steps needs steps and scales of equal length")
     if net.policy in ("poly", "sgdr") and net.max_batches < 1:
-        raise CfgError(f"{path}: [net] policy={net.policy} needs max_batches, the iterations of the whole training")
+        raise CfgError(f"{path}: [net] policy={net.policy} needs max_batches, the number of iterations")
 
 
-def rate(net: Net, n: int, chance: float = 1.0) -> float:
-    """Return the learning rate at iteration n (the first update is 1). `chance` in 0..1 is for policy=random."""
+def rate(net: Net, n: int, u: float = 1.0) -> float:
+    """Return the learning rate at iteration n (the first update is 1). `u`, uniform in 0..1, is for policy=random."""
     base = net.learning_rate
     if n < net.burn_in:
         return base * (n / net.burn_in) ** net.power
@@ -34,7 +34,7 @@ def rate(net: Net, n: int, chance: float = 1.0) -> float:
     if net.policy == "poly":
         return base * max(0.0, 1 - n / net.max_batches) ** net.power
     if net.policy == "random":
-        return base * chance**net.power
+        return base * u**net.power
     if net.policy == "sigmoid":
         return base / (1 + math.exp(min(net.gamma * (n - net.step), 700.0)))
     if net.policy == "sgdr":
