@@ -271,10 +271,10 @@ def convert(kind: Any, section: Section, option: Option, hint: Any, report: Repo
 
 
 def resolve_path(cfg: str, name: str) -> Path:
-    """Return where a file that a cfg names is: as it stands, beside the cfg, or in the folder above it."""
+    """Return the path of a file that a cfg names: as given, or relative to the cfg's folder or its parent."""
     folder = Path(cfg).resolve().parent
-    places = (Path(name), folder / name, folder.parent / name)
-    return next((place for place in places if place.is_file()), places[0])
+    candidates = (Path(name), folder / name, folder.parent / name)
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def atoi(text: str) -> tuple[int, str]:

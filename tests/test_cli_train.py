@@ -163,7 +163,7 @@ def test_names_that_do_not_fit(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     (folder / "x.names").write_text("red\ngreen\nblue\ncow\n")
     capsys.readouterr()
-    said = f"error: {folder}/x.names: has 4 names, x.cfg has 3 classes; they must be as many\n"
+    said = f"error: {folder}/x.names: has 4 names, x.cfg has 3 classes; the numbers must be equal\n"
     for words in (["train", "x.data", "x.cfg"], ["map", "x.data", "x.cfg", "backup/x_final.weights"]):
         assert main(["detector", *words]) == 2
         assert capsys.readouterr().err == said

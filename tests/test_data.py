@@ -1,4 +1,4 @@
-"""Label files, augmentation and the loader: boxes follow the pixels, faults are reported, one seed gives one batch."""
+"""Label files, augmentation and the loader: boxes follow the pixels, errors are reported, one seed gives one batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from gpudarknet import cfg, data
-from gpudarknet.data.augment import ClassifierAugment, Colours, DetectionAugment, Margins, crop, fitted, moved
+from gpudarknet.data.augment import (
+    ClassifierAugment,
+    Colours,
+    DetectionAugment,
+    Margins,
+    crop,
+    crop_boxes,
+    shift_margins,
+)
 from gpudarknet.errors import DataError
 from gpudarknet.layers import SECTIONS
 from gpudarknet.layers.class_tree import Tree
@@ -18,16 +26,16 @@ STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
 def spots(W=90, H=60, seed=0):
     """Draw an image of grey noise with three flat rectangles, whose colours tell their classes, and their boxes (3, 5)."""
     rng = np.random.default_rng(seed)
-    picture = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
+    image = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
     boxes = []
     for k, (x, y) in enumerate(((0.2, 0.3), (0.5, 0.7), (0.8, 0.25))):
         w, h = 0.16, 0.2
         left, top = round((x - w / 2) * W), round((y - h / 2) * H)
         wide, high = round(w * W), round(h * H)
-        picture[top : top + high, left : left + wide] = 0
-        picture[top : top + high, left : left + wide, k] = 255
+        image[top : top + high, left : left + wide] = 0
+        image[top : top + high, left : left + wide, k] = 255
         boxes.append(((left + wide / 2) / W, (top + high / 2) / H, wide / W, high / H, k))
-    return picture, np.array(boxes, np.float32)
+    return image, np.array(boxes, np.float32)
 
 
 def check(x, truth, at_least=1):
@@ -70,9 +78,9 @@ def test_boxes_follow_the_pixels(name):
 
 
 def test_a_still_image_is_only_resized():
-    picture, boxes = spots()
-    x, truth = DetectionAugment(**STILL).sample(lambda r: (picture, boxes), np.random.default_rng(0), 90, 60)
-    np.testing.assert_array_equal(np.rint(x * 255).astype(np.uint8), picture.transpose(2, 0, 1))
+    image, boxes = spots()
+    x, truth = DetectionAugment(**STILL).sample(lambda r: (image, boxes), np.random.default_rng(0), 90, 60)
+    np.testing.assert_array_equal(np.rint(x * 255).astype(np.uint8), image.transpose(2, 0, 1))
     found = truth.reshape(5, 6)
     np.testing.assert_allclose(found[np.argsort(found[:3, 4]), :5], boxes, atol=1e-6)
     assert not found[3:].any()
@@ -80,10 +88,10 @@ def test_a_still_image_is_only_resized():
 
 def test_letter_box_keeps_proportions():
     """A 90 x 30 image into 64 x 64: a band of 21 rows, the mean colour above and below."""
-    picture = np.full((30, 90, 3), 200, np.uint8)
+    image = np.full((30, 90, 3), 200, np.uint8)
     boxes = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
     x, truth = DetectionAugment(**STILL, letter_box=True).sample(
-        lambda r: (picture, boxes), np.random.default_rng(0), 64, 64
+        lambda r: (image, boxes), np.random.default_rng(0), 64, 64
     )
     assert x.min() == x.max()  # the mean colour of one colour
     assert truth[:5] == pytest.approx([0.5, 0.5, 0.2, 0.2 / 3, 0], abs=1e-6)
@@ -93,9 +101,9 @@ def test_mixup_halves_two_images():
     dark, light = np.full((6, 9, 3), 10, np.uint8), np.full((6, 9, 3), 211, np.uint8)
     box = np.array([[0.5, 0.5, 0.5, 0.5, 1]], np.float32)
     for seed in range(20):
-        pictures = iter((dark, light))
+        images = iter((dark, light))
         x, truth = DetectionAugment(**STILL, mixup=True).sample(
-            lambda r, p=pictures: (next(p), box), np.random.default_rng(seed), 8, 6
+            lambda r, p=images: (next(p), box), np.random.default_rng(seed), 8, 6
         )
         if x[0, 0, 0] * 255 != pytest.approx(10):
             assert x[0, 0, 0] * 255 == pytest.approx(111, abs=1)
@@ -105,29 +113,29 @@ def test_mixup_halves_two_images():
 
 
 def test_crop_fills_with_the_mean_colour():
-    picture, _ = spots()
-    out = crop(picture, Margins(left=-5, right=10, top=4, bottom=-6))
+    image, _ = spots()
+    out = crop(image, Margins(left=-5, right=10, top=4, bottom=-6))
     assert out.shape == (60 - 4 + 6, 90 + 5 - 10, 3)
-    np.testing.assert_array_equal(out[:-6, 5:], picture[4:, :80])
-    mean = np.rint(picture.mean(axis=(0, 1)))
+    np.testing.assert_array_equal(out[:-6, 5:], image[4:, :80])
+    mean = np.rint(image.mean(axis=(0, 1)))
     assert (out[:, :5] == mean).all() and (out[-6:] == mean).all()
 
 
 def test_boxes_that_leave_the_crop_are_clipped_and_dropped():
     boxes = np.array([[0.1, 0.5, 0.1, 0.2, 0], [0.5, 0.5, 0.4, 0.2, 1]], np.float32)
-    out = fitted(boxes, Margins(50, 0, 0, 0), 100, 60, False, np.random.default_rng(0))
+    out = crop_boxes(boxes, Margins(50, 0, 0, 0), 100, 60, False, np.random.default_rng(0))
     out = out[out[:, 4].argsort()]
     assert out[0, 2] == 0  # left of the crop
     assert out[1, :4] == pytest.approx([0.2, 0.5, 0.4, 0.2])  # 0.5 .. 0.7 of the image is 0 .. 0.4 of the crop
-    mirrored = fitted(boxes, Margins(50, 0, 0, 0), 100, 60, True, np.random.default_rng(0))
+    mirrored = crop_boxes(boxes, Margins(50, 0, 0, 0), 100, 60, True, np.random.default_rng(0))
     assert mirrored[mirrored[:, 4].argsort()][1, 0] == pytest.approx(0.8)
 
 
-def test_moved_keeps_the_size():
-    cut = Margins(3, -7, 2, 5)
+def test_shifted_margins_keep_the_size():
+    margins = Margins(3, -7, 2, 5)
     for corner in range(4):
         for flip in (False, True):
-            new = moved(cut, corner, flip)
+            new = shift_margins(margins, corner, flip)
             assert (new.left + new.right, new.top + new.bottom) == (-4, 7)
             assert 0 in (new.left, new.right) and 0 in (new.top, new.bottom)
 
@@ -141,23 +149,23 @@ def classifier(**keys):
 
 def test_a_square_in_the_middle():
     """min_crop = the short side = the input: the middle of the image, pixel for pixel."""
-    picture = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
-    x, truth = classifier().sample(lambda r: (picture, np.array([[0, 0, 0, 0, 2]])), np.random.default_rng(0), 24, 24)
-    np.testing.assert_allclose(x, picture.transpose(2, 0, 1) / 255, atol=1e-6)
+    image = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    x, truth = classifier().sample(lambda r: (image, np.array([[0, 0, 0, 0, 2]])), np.random.default_rng(0), 24, 24)
+    np.testing.assert_allclose(x, image.transpose(2, 0, 1) / 255, atol=1e-6)
     assert truth.tolist() == [0, 0, 1, 0]
 
 
 def test_turning_by_a_quarter():
     """A dot right of the middle comes to stand above it: the square is read along turned axes."""
-    picture = np.zeros((25, 25, 1), np.uint8)
-    picture[12, 20] = 255
+    image = np.zeros((25, 25, 1), np.uint8)
+    image[12, 20] = 255
     augment = classifier(min_crop=25, max_crop=25, angle=90.0)
 
     class Full(np.random.Generator):
         def uniform(self, low, high, size=None):
             return high
 
-    x, _ = augment.one(lambda r: (picture, np.zeros((1, 5))), Full(np.random.PCG64(0)), 25, 25)
+    x, _ = augment.augment_image(lambda r: (image, np.zeros((1, 5))), Full(np.random.PCG64(0)), 25, 25)
     assert np.unravel_index(x.argmax(), x.shape)[:2] in {(4, 12), (4, 13), (5, 12), (5, 13)}
 
 
@@ -193,25 +201,25 @@ def test_labels(tmp_path):
     path.write_text(
         "2 0.5 0.25 0.1 0.2\n\n0 0.5 0.5 1.5 0.2\n7 0.5 0.5 0.1 0.1\n1 0 0.5 0.1 0.1\n1 0.5 x 0.1 0.1\n1 .5 .5 .1 .1\n"
     )
-    boxes, faults = data.read_labels(path, 3)
+    boxes, errors = data.read_labels(path, 3)
     np.testing.assert_allclose(boxes, [[0.5, 0.25, 0.1, 0.2, 2], [0.5, 0.5, 1, 0.2, 0]])
-    assert faults == [
-        f"{path}:3: size 1.5 x 0.2 is above 1 and is taken for 1; numbers are relative",
+    assert errors == [
+        f"{path}:3: size 1.5 x 0.2 is above 1 and is clipped to 1; values must be relative",
         f"{path}:4: class 7 is not one of 0 to 2",
-        f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; numbers are relative, 0 to 1",
-        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest is not read",
+        f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; values must be relative, 0 to 1",
+        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest of the file is ignored",
     ]
     path.write_text("\ufeff0 0.5 0.5 0.1 0.001\r\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")
-    boxes, faults = data.read_labels(path, 3, (416, 320))
+    boxes, errors = data.read_labels(path, 3, (416, 320))
     np.testing.assert_allclose(boxes, [[0.5, 0.5, 0.1, 0.001, 0]])
-    assert faults == [
-        f"{path}:1: box of 42 x 0.32 pixels in an input of 416 x 320 is less than one pixel and is not learned",
-        f"{path}:2: box 0.5 0.5 0 0.1 is not inside the image; numbers are relative, 0 to 1",
-        f"{path}:3: expected 'class x y width height', found '0 0.5 nan 0.1 0.1'; the rest is not read",
+    assert errors == [
+        f"{path}:1: box of 42 x 0.32 pixels in an input of 416 x 320 is smaller than one pixel and is not trained",
+        f"{path}:2: box 0.5 0.5 0 0.1 is not inside the image; values must be relative, 0 to 1",
+        f"{path}:3: expected 'class x y width height', found '0 0.5 nan 0.1 0.1'; the rest of the file is ignored",
     ]
-    boxes, faults = data.read_labels(tmp_path / "none.txt", 3)
+    boxes, errors = data.read_labels(tmp_path / "none.txt", 3)
     assert boxes.shape == (0, 5)
-    assert faults == [f"{tmp_path}/none.txt: cannot be read (No such file or directory); its image counts as empty"]
+    assert errors == [f"{tmp_path}/none.txt: cannot be read (No such file or directory); its image counts as empty"]
 
 
 def test_tracks(tmp_path):
@@ -225,7 +233,7 @@ def test_tracks(tmp_path):
     assert data.read_labels(path, 3)[0].shape == (3, 5)
     path.write_text("0 .5 .5 .1 .1 a\n")
     assert data.read_labels(path, 3, tracks=True)[1] == [
-        f"{path}:1: expected 'class x y width height [track]', found '0 .5 .5 .1 .1 a'; the rest is not read"
+        f"{path}:1: expected 'class x y width height [track]', found '0 .5 .5 .1 .1 a'; the rest of the file is ignored"
     ]
 
 
@@ -235,9 +243,9 @@ def test_sequences(extra):
     paths, read = [str(k) for k in range(50)], []
 
     class Frames(data.DataSet):
-        def first(self, numbers):
-            read.append(numbers[0])
-            rng = np.random.default_rng(numbers[0])  # other boxes in every frame
+        def first_readable(self, indices):
+            read.append(indices[0])
+            rng = np.random.default_rng(indices[0])  # other boxes in every frame
             boxes = np.concatenate([rng.uniform(0.2, 0.6, (int(rng.integers(5)), 5)) * [1, 1, 1, 1, 0]])
             return spots()[0], boxes.astype(np.float32)
 
@@ -262,13 +270,13 @@ def test_sequences(extra):
 def test_a_fault_is_written_once(tmp_path):
     """By several runs too; each run knows what it met."""
     for _ in range(2):
-        faults = data.Faults(tmp_path)
+        bad_samples = data.BadSamples(tmp_path)
         for _ in range(2):
-            faults.label("a.txt:1: wrong")
-        assert faults.labels == ["a.txt:1: wrong"]
+            bad_samples.add_label("a.txt:1: wrong")
+        assert bad_samples.labels == ["a.txt:1: wrong"]
     assert (tmp_path / "bad_label.list").read_text() == "a.txt:1: wrong\n"
-    nowhere = data.Faults(tmp_path / "none")  # a folder that cannot be written to stops no training
-    nowhere.label("a.txt:1: wrong")
+    nowhere = data.BadSamples(tmp_path / "none")  # a folder that cannot be written to stops no training
+    nowhere.add_label("a.txt:1: wrong")
     assert nowhere.labels == ["a.txt:1: wrong"]
 
 
@@ -285,9 +293,9 @@ def files(folder, count=4):
     """Write images with labels; return their paths."""
     paths = []
     for n in range(count):
-        picture, boxes = spots(seed=n)
+        image, boxes = spots(seed=n)
         paths.append(str(folder / f"{n}.png"))
-        cv2.imwrite(paths[-1], picture[:, :, ::-1])
+        cv2.imwrite(paths[-1], image[:, :, ::-1])
         lines = [f"{int(k)} {x} {y} {w} {h}" for x, y, w, h, k in boxes]
         (folder / f"{n}.txt").write_text("\n".join(lines))
     return paths
@@ -313,12 +321,12 @@ def test_unreadable_images_are_passed_over(tmp_path):
     broken.write_bytes(b"\x89PNG\r\n\x1a\nxx")
     (tmp_path / "0.txt").write_text("9 0.5 0.5 0.1 0.1\n")
     source = data.DataSet(
-        [*paths, str(broken)], DetectionAugment(**STILL), data.detection_boxes(3), faults=data.Faults(tmp_path)
+        [*paths, str(broken)], DetectionAugment(**STILL), data.detection_boxes(3), bad_samples=data.BadSamples(tmp_path)
     )
     with data.Loader(source, 6, lambda k: (64, 32)) as loader:
         assert loader.get(0)[0].shape == (6, 3, 32, 64)
     reason = f"{broken}: is truncated; download or save the file again"
-    assert source.faults.images == [reason]
+    assert source.bad_samples.images == [reason]
     assert (tmp_path / "bad.list").read_text() == f"{reason}\n"
     assert (tmp_path / "bad_label.list").read_text() == f"{tmp_path}/0.txt:1: class 9 is not one of 0 to 2\n"
     nothing = data.DataSet([str(broken)], DetectionAugment(**STILL), data.detection_boxes(3))
@@ -328,11 +336,11 @@ def test_unreadable_images_are_passed_over(tmp_path):
 
 
 def test_classes_by_path():
-    faults = data.Faults()
+    bad_samples = data.BadSamples()
     read = data.classifier_boxes(["cat", "dog"])
-    assert read("/x/dog.1.png", faults)[:, 4].tolist() == [1]
-    read("/x/cow.png", faults)
-    assert faults.labels == ["/x/cow.png: holds 0 of the labels in its path; it should be one"]
+    assert read("/x/dog.1.png", bad_samples)[:, 4].tolist() == [1]
+    read("/x/cow.png", bad_samples)
+    assert bad_samples.labels == ["/x/cow.png: 0 labels occur in its path; it should be one"]
 
 
 def test_random_sizes():

@@ -61,7 +61,7 @@ def test_a_file_without_names_is_refused(tmp_path):
     path.write_text("\n \n")
     with pytest.raises(DataError) as error:
         read_names(path)
-    assert str(error.value) == f"{path}: is empty; it must have one class name a line"
+    assert str(error.value) == f"{path}: is empty; it must have one class name per line"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
 from gpudarknet.detector import Detector, ScoredBoxes
 from gpudarknet.errors import DataError
-from gpudarknet.evaluate import Judged
+from gpudarknet.evaluate import ImageEval
 
 NONE = np.zeros((0, 5), np.float32)
 
@@ -23,7 +23,7 @@ NONE = np.zeros((0, 5), np.float32)
 def random_images(seed=0, images=6, classes=3):
     """Draw truths, and detections that are shaken truths, doubles and noise; probabilities have no ties."""
     rng = np.random.default_rng(seed)
-    judged = []
+    evals = []
     for n in range(images):
         truth = np.column_stack(
             [rng.uniform(0.2, 0.8, (5, 2)), rng.uniform(0.1, 0.3, (5, 2)), rng.integers(0, classes, 5)]
@@ -32,26 +32,26 @@ def random_images(seed=0, images=6, classes=3):
         boxes = np.concatenate([hits, rng.uniform(0.1, 0.5, (4, 4))])
         probs = np.where(rng.random((12, classes)) < 0.4, rng.random((12, classes)), 0)
         probs[np.arange(5), truth[:, 4].astype(int)] = rng.uniform(0.2, 1, 5)
-        judged.append(Judged(ScoredBoxes(boxes, probs, 100, 80), truth.astype(np.float32), NONE, f"/x/img_{n}.jpg"))
-    return judged
+        evals.append(ImageEval(ScoredBoxes(boxes, probs, 100, 80), truth.astype(np.float32), NONE, f"/x/img_{n}.jpg"))
+    return evals
 
 
 def map_by_ranks(images, classes, iou_thresh, points, conf_thresh):
     """validate_detector_map as it stands: precision and recall of every class at every rank of one list."""
     entries, truths, base = [], np.zeros(classes), 0
     tp, fp, total_iou = np.zeros(classes), np.zeros(classes), 0.0
-    for judged in images:
-        for t in judged.truth:
+    for img in images:
+        for t in img.truth:
             truths[int(t[4])] += 1
         checkpoint = len(entries)
-        for i in range(len(judged.found.boxes)):
+        for i in range(len(img.scored.boxes)):
             for k in range(classes):
-                p = judged.found.probs[i, k]
+                p = img.scored.probs[i, k]
                 if p == 0:
                     continue
                 best, most = -1, 0.0
-                for n, t in enumerate(judged.truth):
-                    like = float(iou(judged.found.boxes[i], t[:4]))
+                for n, t in enumerate(img.truth):
+                    like = float(iou(img.scored.boxes[i], t[:4]))
                     if like > iou_thresh and t[4] == k and like > most:
                         best, most = base + n, like
                 entries.append((p, k, best))
@@ -61,7 +61,7 @@ def map_by_ranks(images, classes, iou_thresh, points, conf_thresh):
                         total_iou += most
                     else:
                         fp[k] += 1
-        base += len(judged.truth)
+        base += len(img.truth)
     entries.sort(key=lambda e: -e[0])
     N, flags = len(entries), set()
     P, R = np.zeros((N, classes)), np.zeros((N, classes))
@@ -96,7 +96,7 @@ def test_map_is_darknets(points, iou_thresh):
     report = evaluate.mean_average_precision(images, 4, iou_thresh, points, 0.25)
     ap, tp, fp, truths, average = map_by_ranks(images, 4, iou_thresh, points, 0.25)
     np.testing.assert_allclose(report.ap, ap, rtol=1e-12)
-    np.testing.assert_array_equal([report.right, report.wrong, report.truths], [tp, fp, truths])
+    np.testing.assert_array_equal([report.tp, report.fp, report.truths], [tp, fp, truths])
     assert report.average_iou == pytest.approx(average)
     assert report.mean == pytest.approx(ap.mean()) and 0.1 < report.mean < 0.9
     assert report.precision == pytest.approx(tp.sum() / (tp + fp).sum())
@@ -114,12 +114,12 @@ def test_the_area_takes_the_precision_at_the_left():
 
 
 def test_nothing_found_and_no_truth():
-    empty = Judged(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
+    empty = ImageEval(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
     report = evaluate.mean_average_precision([empty], 2)
     assert (report.mean, report.precision, report.recall, report.f1, report.average_iou) == (0, 0, 0, 0, 0)
     with pytest.raises(DataError) as e:
         evaluate.mean_average_precision([empty], 2, points=7)
-    assert str(e.value) == "points=7: average precision is taken over 0 (the area), 11 or 101 points"
+    assert str(e.value) == "points=7: average precision is computed over 0 (the area), 11 or 101 points"
 
 
 def test_difficult_boxes_count_neither_way():
@@ -127,25 +127,25 @@ def test_difficult_boxes_count_neither_way():
     truth = np.array([[0.2, 0.2, 0.1, 0.1, 0]], np.float32)
     found = ScoredBoxes(box, np.array([[0.9]]), 10, 10)
     hard = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
-    assert evaluate.mean_average_precision([Judged(found, truth, NONE)], 1).wrong.tolist() == [1]
-    report = evaluate.mean_average_precision([Judged(found, truth, hard)], 1)
-    assert (report.wrong.tolist(), report.detections) == ([0], 0)
+    assert evaluate.mean_average_precision([ImageEval(found, truth, NONE)], 1).fp.tolist() == [1]
+    report = evaluate.mean_average_precision([ImageEval(found, truth, hard)], 1)
+    assert (report.fp.tolist(), report.detections) == ([0], 0)
 
 
 def test_coco_of_perfect_boxes_and_of_shaken_ones():
     pytest.importorskip("faster_coco_eval")
     images = random_images(images=4)
     perfect = [
-        Judged(ScoredBoxes(j.truth[:, :4], np.eye(3)[j.truth[:, 4].astype(int)], 400, 300), j.truth, NONE)
+        ImageEval(ScoredBoxes(j.truth[:, :4], np.eye(3)[j.truth[:, 4].astype(int)], 400, 300), j.truth, NONE)
         for j in images
     ]
-    scores, each = evaluate.coco(perfect, ["a", "b", "c"])
-    assert scores["AP"] == pytest.approx(1) and each == pytest.approx([1, 1, 1])
-    scores, each = evaluate.coco(images, ["a", "b", "c", "d"])
-    assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(each[3])
+    scores, per_class = evaluate.coco(perfect, ["a", "b", "c"])
+    assert scores["AP"] == pytest.approx(1) and per_class == pytest.approx([1, 1, 1])
+    scores, per_class = evaluate.coco(images, ["a", "b", "c", "d"])
+    assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(per_class[3])
     report = evaluate.mean_average_precision(images, 3, 0.5, 101)
     assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
-    tiny = [Judged(ScoredBoxes(j.found.boxes, j.found.probs, 30, 20), j.truth, NONE) for j in perfect]
+    tiny = [ImageEval(ScoredBoxes(j.scored.boxes, j.scored.probs, 30, 20), j.truth, NONE) for j in perfect]
     scores, _ = evaluate.coco(tiny, ["a", "b", "c"])
     assert scores["AP small"] == pytest.approx(1) and np.isnan(scores["AP medium"]) and np.isnan(scores["AP large"])
 
@@ -153,7 +153,7 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
 def test_recall():
     images = random_images()
     found = evaluate.recall(images, 0.5)
-    best = [iou(j.truth[:, None, :4], j.found.boxes).max(axis=1) for j in images]
+    best = [iou(j.truth[:, None, :4], j.scored.boxes).max(axis=1) for j in images]
     assert found.proposals == 12
     assert found.recall == pytest.approx(np.mean(np.concatenate(best) > 0.5))
     assert found.average_iou == pytest.approx(np.mean(np.concatenate(best)))
@@ -206,7 +206,7 @@ def test_map_is_the_original_programs(head, tmp_path):
     for r in ORIGINAL[head]["map"]:
         report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"], r["thresh"])
         assert [report.detections, report.truths.sum()] == r["counts"]
-        assert [list(report.right), list(report.wrong)] == [r["right"], r["wrong"]]
+        assert [list(report.tp), list(report.fp)] == [r["right"], r["wrong"]]
         assert report.ap * 100 == pytest.approx(r["ap"], abs=0.006)  # printed with two digits
         assert report.mean == pytest.approx(r["mean"], abs=2e-6)
         assert report.average_iou * 100 == pytest.approx(r["average_iou"], abs=0.006)
@@ -215,7 +215,7 @@ def test_map_is_the_original_programs(head, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 def test_recall_is_the_original_programs(head, tmp_path):
     detector, paths = detector_and_pictures(head, tmp_path)
-    images = evaluate.judge(detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, find=evaluate.proposals)
+    images = evaluate.judge(detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, detect=evaluate.proposals)
     found = evaluate.recall(images)
     assert (found.proposals, 100 * found.average_iou, 100 * found.recall) == pytest.approx(
         ORIGINAL[head]["recall"], abs=0.006
@@ -239,7 +239,7 @@ def test_anchors_are_the_middles_of_heaps():
     np.testing.assert_allclose(found.sizes, wanted, rtol=0.05)
     assert 0.85 < found.average_iou < 1 and found.counters.tolist() == [30, 0, 60]
     np.testing.assert_array_equal(found.sizes, evaluate.calc_anchors(truth, 3, 200, 100, seed=3).sizes)
-    picture = evaluate.picture_of_anchors(truth, found, 200, 100)
+    picture = evaluate.draw_anchors(truth, found, 200, 100)
     assert picture.shape == (500, 500, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) >= 4
     with pytest.raises(DataError) as e:
         evaluate.calc_anchors(truth[:2], 3, 200, 100)
@@ -253,11 +253,11 @@ def test_result_lines():
     found = ScoredBoxes(
         np.array([[0.5, 0.5, 1.2, 0.5], [0.5, 0.5, 0.2, 0.2]]), np.array([[0.25, 0], [0, 0.5]]), 100, 80
     )
-    judged = Judged(found, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
-    assert list(evaluate.voc_lines(judged, 0)) == [
+    img = ImageEval(found, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
+    assert list(evaluate.voc_lines(img, 0)) == [
         "COCO_val2014_000000000042 0.250000 1.000000 21.000000 100.000000 61.000000"
     ]
-    assert list(evaluate.coco_entries(judged, (1, 90))) == [
+    assert list(evaluate.coco_entries(img, (1, 90))) == [
         {"image_id": 42, "category_id": 1, "score": 0.25, "bbox": [0.0, 20.0, 100.0, 40.0]},
         {"image_id": 42, "category_id": 90, "score": 0.5, "bbox": [40.0, 32.0, 20.0, 16.0]},
     ]
@@ -269,13 +269,15 @@ def test_judge_reads_images_and_labels(tmp_path):
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n5 0.5 0.5 0.2 0.2\n")
     text = "[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=14\nsize=3\nstride=2\npad=1\nactivation=linear\n"
     net = cfg.parse(text + "[yolo]\nclasses=2\nnum=2\nanchors=8,9,20,18\n")
-    detector, faults, counted = Detector(net, None, ["a", "b"], "numpy"), data.Faults(), []
+    detector, bad_samples, counted = Detector(net, None, ["a", "b"], "numpy"), data.BadSamples(), []
     paths = [str(tmp_path / "a.png"), str(tmp_path / "none.png")]
     images = list(
-        evaluate.judge(detector, paths, 0.1, faults=faults, difficult=lambda p: p[:-3] + "txt", done=counted.append)
+        evaluate.judge(
+            detector, paths, 0.1, bad_samples=bad_samples, difficult=lambda p: p[:-3] + "txt", done=counted.append
+        )
     )
     assert len(images) == 1 and counted == [1]
     assert images[0].truth.tolist() == [[0.5, 0.5, pytest.approx(0.2), pytest.approx(0.2), 1]]
-    assert len(images[0].difficult) == 2 and len(images[0].found.boxes) > 0
-    assert faults.images[0].startswith(f"{paths[1]}: ") and len(faults.labels) == 1
-    assert evaluate.truths_of(paths, 2).shape == (1, 5)
+    assert len(images[0].difficult) == 2 and len(images[0].scored.boxes) > 0
+    assert bad_samples.images[0].startswith(f"{paths[1]}: ") and len(bad_samples.labels) == 1
+    assert evaluate.read_truths(paths, 2).shape == (1, 5)

@@ -116,7 +116,7 @@ def test_a_training_follows_the_one_in_float32(be):
     way = moved(whole, first)
     assert np.linalg.norm(moved(half, first) - way) < 0.005 * np.linalg.norm(way)
     assert {a.dtype.name for own in half.net.weights for a in own.values()} == {"float32"}
-    assert {g.dtype.name for own in half.gradients for g in own.values()} == {"float32"}
+    assert {g.dtype.name for own in half.momentum for g in own.values()} == {"float32"}
 
 
 @imitated
@@ -128,11 +128,11 @@ def test_small_gradients_vanish_without_a_scale(be):
     def gradient(precision, scale):
         text = NET.format(f"loss_scale={scale}").replace("momentum=0.9\ndecay=0.001", "momentum=1\ndecay=0")
         trainer = gd.Trainer(gd.load_network(cfg.parse(text + body), backend=be, seed=1), precision=precision)
-        trainer.scale.adapts = False
-        trainer.scale.value = scale
+        trainer.loss_scale.dynamic = False
+        trainer.loss_scale.value = scale
         x = np.random.default_rng(2).random((4, 3, 10, 12), np.float32)
         trainer.step(x, np.tile(np.float32([0.4, 0.6, 0.3, 0.2, 0, 0]), (4, 1)))
-        return be.to_numpy(trainer.gradients[0]["kernel"])
+        return be.to_numpy(trainer.momentum[0]["kernel"])
 
     wanted = gradient("fp32", 1)
     assert np.abs(wanted).max() > 1e-10 and not gradient("fp16", 1).any()
@@ -161,8 +161,8 @@ def test_a_probability_that_float16_cannot_hold(be, end):
 def test_a_step_that_overflows_is_skipped_and_the_scale_falls(be):
     """The weights stay, the momentum stays, the iteration counts; a good step follows."""
     trainer, _ = trained(be, "fp16", 2)
-    trainer.scale.value = 2.0**22  # the deltas of softmax, up to 1, become infinite
-    before = [{k: be.to_numpy(a).copy() for k, a in own.items()} for own in trainer.gradients]
+    trainer.loss_scale.value = 2.0**22  # the deltas of softmax, up to 1, become infinite
+    before = [{k: be.to_numpy(a).copy() for k, a in own.items()} for own in trainer.momentum]
     kernel = be.to_numpy(trainer.net.weights[0]["kernel"]).copy()
     x, truth = np.random.default_rng(2).random((4, 3, 10, 12), np.float32), np.eye(5)[:4]
     scales = []
@@ -170,9 +170,9 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_falls(be):
         trainer.step(x, truth)
         if not trainer.skipped:
             break
-        scales.append(trainer.scale.value)
+        scales.append(trainer.loss_scale.value)
         np.testing.assert_array_equal(be.to_numpy(trainer.net.weights[0]["kernel"]), kernel)
-        for own, old in zip(trainer.gradients, before, strict=True):
+        for own, old in zip(trainer.momentum, before, strict=True):
             for k, g in own.items():
                 np.testing.assert_array_equal(be.to_numpy(g), old[k])
     assert scales[0] == 2.0**21 and scales == sorted(scales, reverse=True) and scales[-1] <= 2.0**17
@@ -200,7 +200,7 @@ def test_a_given_scale_that_is_too_large():
         trained("numpy", "fp16", 1, "loss_scale=1000000")
     assert str(e.value) == (
         "cfg: iteration 1: the gradient of bias in layer 4 [convolutional] is not finite; loss_scale=1e+06 may be too large;"
-        " without the key it is found"
+        " remove the key for a dynamic scale"
     )
 
 
@@ -227,11 +227,11 @@ def test_a_loss_scale_changes_nothing_in_float32():
 @imitated
 def test_a_checkpoint_holds_the_scale(tmp_path):
     trainer, _ = trained("numpy", "fp16", 3)
-    trainer.scale.fall()
+    trainer.loss_scale.backoff()
     trainer.save(tmp_path / "state.npz")
     other, _ = trained("numpy", "fp16", 0)
     other.load(tmp_path / "state.npz")
-    assert other.scale == trainer.scale and other.scale.value == 2048
+    assert other.loss_scale == trainer.loss_scale and other.loss_scale.value == 2048
 
 
 def test_words():
@@ -242,7 +242,7 @@ def test_words():
     with pytest.warns(TrainWarning) as said:
         trainer = gd.Trainer(net, precision="fp16")
     assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32"
-    assert trainer.faults is None  # Darknet's CPU build has no float16
+    assert trainer.cpu_bugs is None  # Darknet's CPU build has no float16
 
 
 @imitated

@@ -10,7 +10,7 @@ import pytest
 import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.layers import SECTIONS, LossContext
-from gpudarknet.train.label_filter import Rejection
+from gpudarknet.train.label_filter import LabelFilter
 
 KEYS = {
     "sigmas": dict(sigmas=3.0, percent=0.0, point=0),
@@ -59,24 +59,24 @@ class Plain:
 
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_the_originals_steps(keys):
-    rng, got, want, zeroed = np.random.default_rng(4), Rejection(), Plain(), 0
+    rng, got, want, zeroed = np.random.default_rng(4), LabelFilter(), Plain(), 0
     for iteration in range(0, 100, 2):
         d = rng.standard_t(2, (2, 3, 7, 4, 5))
         d[rng.random(d.shape) < 0.5] = 0
         numbers, before = d.reshape(-1).tolist(), d.copy()
-        got.filter(d, 7, iteration, 100, **keys)
+        got.apply(d, 7, iteration, 100, **keys)
         want.filter(numbers, 7, iteration, 100, **keys)
         np.testing.assert_array_equal(d.reshape(-1), numbers)
         zeroed += (d != before).sum()
-    assert zeroed and got.numbers() == pytest.approx([want.top, want.mean, want.std, want.limit])
+    assert zeroed and got.state() == pytest.approx([want.top, want.mean, want.std, want.limit])
 
 
 def test_nothing_happens_early_or_without_deltas():
-    rejection, d = Rejection(), np.ones(6)
-    rejection.filter(d, 6, 75, 100, 3.0, 1.0, 0)
-    rejection.filter(np.zeros(6), 6, 90, 100, 3.0, 1.0, 5)
-    rejection.filter(d, 6, 90, 0, 3.0, 1.0, 0)
-    assert d.all() and not rejection.numbers().any()
+    label_filter, d = LabelFilter(), np.ones(6)
+    label_filter.apply(d, 6, 75, 100, 3.0, 1.0, 0)
+    label_filter.apply(np.zeros(6), 6, 90, 100, 3.0, 1.0, 5)
+    label_filter.apply(d, 6, 90, 0, 3.0, 1.0, 0)
+    assert d.all() and not label_filter.state().any()
 
 
 def test_the_cost_does_not_count_what_was_rejected():
@@ -136,6 +136,6 @@ def test_a_checkpoint_holds_what_it_remembers(tmp_path):
     resumed.load(tmp_path / "state.npz")
     for _ in range(2):
         step(resumed)
-    assert straight.rejection.numbers().all()
-    np.testing.assert_array_equal(resumed.rejection.numbers(), straight.rejection.numbers())
+    assert straight.label_filter.state().all()
+    np.testing.assert_array_equal(resumed.label_filter.state(), straight.label_filter.state())
     np.testing.assert_array_equal(resumed.net.weights[0]["kernel"], straight.net.weights[0]["kernel"])

@@ -19,7 +19,7 @@ import gpudarknet as gd
 from gpudarknet import data
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.errors import DataError, TrainError, TrainWarning
-from gpudarknet.train import history, loop
+from gpudarknet.train import datasets, history
 
 CFG = """[net]
 width=64
@@ -118,7 +118,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
         trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=5))  # the other way to go on
         trainer.fit(source, tmp_path / "c", resume=weights, iterations=2)
         trainer = start(cfg, weights)
-        found = loop.resume(trainer, weights)
+        found = trainer.resume(weights)
         trainer.fit(source, tmp_path / "b", iterations=2, extra=found)
         for name in ("x_last.npz", "x_last.weights"):
             assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -132,7 +132,6 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
 
 KILLED = """
 import os, signal, sys, gpudarknet as gd
-from gpudarknet.train import loop
 cfg, data, out, resume, fatal = sys.argv[1:]
 calls = 0
 def dying(function):
@@ -147,7 +146,7 @@ os.fsync, os.replace = dying(os.fsync), dying(os.replace)
 weights = f"{out}/x_last.weights" if resume == "1" else None
 net = gd.load_network(cfg, weights, "numpy")
 trainer = gd.Trainer(net, clear=weights is None, emulate_darknet_cpu_bugs=False)
-extra = loop.resume(trainer, weights) if weights else {}
+extra = trainer.resume(weights) if weights else {}
 trainer.fit(data, out, save_last=1, extra=extra, report=lambda p: print(p.iteration, flush=True))
 """
 
@@ -195,7 +194,7 @@ def test_killed_while_it_writes(tmp_path):
         weights = out / "x_last.weights"
         trainer = start(cfg, weights)
         assert trainer.iteration == 2
-        trainer.fit(source, out, save_last=1, extra=loop.resume(trainer, weights))
+        trainer.fit(source, out, save_last=1, extra=trainer.resume(weights))
         same_end(tmp_path)
         shutil.rmtree(out)
 
@@ -230,7 +229,7 @@ def test_ctrl_c_ends_the_iteration_and_saves_it(tmp_path):
     assert trainer.iteration == 3 and signal.getsignal(signal.SIGINT) is before
     weights = tmp_path / "b" / "x_last.weights"
     trainer = start(cfg, weights)
-    trainer.fit(source, tmp_path / "b", extra=loop.resume(trainer, weights))
+    trainer.fit(source, tmp_path / "b", extra=trainer.resume(weights))
     assert (tmp_path / "a" / "x_final.weights").read_bytes() == (tmp_path / "b" / "x_final.weights").read_bytes()
 
 
@@ -254,15 +253,15 @@ def test_a_sidecar_of_other_weights_is_left(tmp_path):
     trainer.net.save_weights(weights)
     other = start(cfg, weights)
     with pytest.warns(TrainWarning) as said:
-        assert loop.resume(other, weights) == {}
+        assert other.resume(weights) == {}
     assert (
         str(said[0].message)
-        == f"{weights.with_suffix('.npz')}: is older than {weights} and is not used; momentum begins at 0"
+        == f"{weights.with_suffix('.npz')}: is older than {weights} and is ignored; momentum starts at 0"
     )
     with pytest.warns(TrainWarning) as said:
-        assert loop.resume(other, tmp_path / "none.weights") == {}
-    assert str(said[0].message) == f"{tmp_path}/none.npz: is not there, so momentum begins at 0"
-    assert loop.resume(start(cfg), tmp_path / "none.weights") == {}  # nothing has been trained that could have momentum
+        assert other.resume(tmp_path / "none.weights") == {}
+    assert str(said[0].message) == f"{tmp_path}/none.npz: does not exist; momentum starts at 0"
+    assert start(cfg).resume(tmp_path / "none.weights") == {}  # nothing has been trained that could have momentum
 
 
 def test_an_average_needs_time(tmp_path):
@@ -270,7 +269,7 @@ def test_an_average_needs_time(tmp_path):
     with pytest.warns(TrainWarning) as said:
         start(cfg).fit(source, tmp_path / "out", iterations=1)
     assert str(said[0].message) == (
-        f"{cfg}: ema_alpha has no effect below max_batches=2000: the average is made from half of the training on, until 1000"
+        f"{cfg}: ema_alpha has no effect if max_batches is below 2000: the average runs from half of the training to 1000"
         " iterations before its end"
     )
 
@@ -280,7 +279,7 @@ def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
     source, cfg = project(tmp_path, end=40)
     (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.003").replace("mosaic=1", ""))
     seen = []
-    measure = loop.validation(DataFile.read(source))
+    measure = datasets.validation_score(DataFile.read(source))
     start(cfg).fit(source, tmp_path / "out", report=seen.append, measure=measure)
     assert np.mean([p.loss for p in seen[-5:]]) < 0.5 * np.mean([p.loss for p in seen[:5]])
     assert seen[-1].map is not None and 0 <= seen[-1].map <= 1
@@ -305,24 +304,25 @@ def test_a_classifier(tmp_path):
     (tmp_path / "x.cfg").write_text(text.format(4))
     with pytest.raises(DataError) as e:
         start(tmp_path / "x.cfg").fit(tmp_path / "x.data")
-    assert str(e.value) == f"{tmp_path}/x.data: has 3 labels, but {tmp_path}/x.cfg tells 4 classes apart"
+    assert str(e.value) == f"{tmp_path}/x.data: has 3 labels, but {tmp_path}/x.cfg has 4 classes"
 
 
 def test_refusals(tmp_path):
     source, cfg = project(tmp_path, end=0)
     with pytest.raises(TrainError) as e:
         start(cfg).fit(source, tmp_path / "out")
-    assert str(e.value) == f"{cfg}: [net] max_batches=0 says how many iterations to train; set it"
+    assert str(e.value) == f"{cfg}: [net] max_batches=0; set it to the number of iterations to train"
     cfg.write_text(cfg.read_text().replace("max_batches=0", "max_batches=5"))
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainError) as e:
         start(cfg).fit(source, tmp_path / "out", resume=tmp_path / "x_last.weights")
-    assert str(e.value) == f"{tmp_path}/x_last.npz: is not there, so nothing can be resumed; check the path"
+    assert str(e.value) == f"{tmp_path}/x_last.npz: does not exist, so training cannot be resumed; check the path"
     with pytest.raises(
-        TrainError, match=r"file: is no folder for weights \(File exists\); change backup in the .data file$"
+        TrainError,
+        match=r"file: cannot be used as the weights folder \(File exists\); change backup in the .data file$",
     ):
         start(cfg).fit(source, tmp_path / "file")
-    assert isinstance(loop.dataset(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
+    assert isinstance(datasets.training_set(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
 
 
 def test_tracks_make_sequences(tmp_path):
@@ -331,7 +331,7 @@ def test_tracks_make_sequences(tmp_path):
     cfg.write_text(cfg.read_text().replace("[dropout]", "[conv_lstm]\noutput=6\npad=1\nsize=3\n[dropout]"))
     (tmp_path / "1.txt").write_text("0 .5 .5 .2 .2 77\n")
     trainer = start(cfg)
-    found = loop.dataset(DataFile.read(source), trainer.net)
+    found = datasets.training_set(DataFile.read(source), trainer.net)
     assert found.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
     truths = [found.sample(0, k, number, (64, 32))[1].reshape(-1, 6) for k in range(10) for number in range(6)]
     tracks = {row[5] for truth in truths for row in truth if row[2]}

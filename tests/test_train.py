@@ -96,8 +96,8 @@ def test_emulated_cpu_bugs_are_warned_about():
     with pytest.warns(TrainWarning) as said:
         gd.Trainer(net).step(*batch(net))
     assert str(said[0].message) == (
-        "cfg: as in Darknet's CPU build, the deltas of [connected] add up from step to step and the weights of [connected]"
-        " never move; Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly"
+        "cfg: as in Darknet's CPU build, the deltas of [connected] accumulate over steps and the weights of [connected] are"
+        " never updated; Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly"
     )
 
 
@@ -159,9 +159,9 @@ def test_stopbackward_freezes_what_stands_before():
 def test_stopbackward_until_an_iteration():
     net = network(NET + CONV + "stopbackward=2\n" + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
-    assert [trainer.first, trainer.step(*batch(net)) > 0, trainer.first] == [1, True, 1]
+    assert [trainer.first_trained, trainer.step(*batch(net)) > 0, trainer.first_trained] == [1, True, 1]
     trainer.step(*batch(net))
-    assert trainer.first == 0
+    assert trainer.first_trained == 0
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_offered_is_told():
         gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     assert (
         str(said[0].message)
-        == "cfg: the loss of layer 1 [contrastive] is not offered; what only it reads does not learn"
+        == "cfg: the loss of layer 1 [contrastive] is not implemented; layers that only it reads are not trained"
     )
 
 
@@ -222,7 +222,7 @@ def test_shared_weights_learn_from_all_their_users():
     first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
     net = network(NET + first + first + "share_index=-1\n" + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
-    assert trainer.gradients[1] is trainer.gradients[0]
+    assert trainer.momentum[1] is trainer.momentum[0]
     trainer.step(*batch(net))
     assert net.weights[0] is net.weights[1]
 
@@ -260,14 +260,14 @@ def test_average_of_the_weights():
     net = network(NET + "max_batches=2004\nema_alpha=0.5\n" + CONV + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     trainer.iteration, kernels = 1001, []
-    trainer.follow()
-    assert trainer.average is None
+    trainer.update_ema()
+    assert trainer.ema_weights is None
     for trainer.iteration in (1002, 1003):
         net.weights[0]["kernel"] += 1
         kernels.append(net.weights[0]["kernel"].copy())
-        trainer.follow()
+        trainer.update_ema()
     trainer.iteration = 1004
-    trainer.follow()
+    trainer.update_ema()
     np.testing.assert_allclose(net.weights[0]["kernel"], (kernels[0] + kernels[1]) / 2, rtol=1e-6)
 
 
@@ -290,27 +290,27 @@ def test_refusals():
     with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\], "):
         gd.Trainer(net)
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
-    with pytest.raises(DataError, match=r"^a batch of 3 images and 3 truths; both must be one multiple of 2$"):
+    with pytest.raises(
+        DataError, match=r"^a batch of 3 images and 3 truths; both counts must be the same multiple of 2$"
+    ):
         gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, N=3))
     net = network(NET + CONV + LAST + END)
-    with pytest.raises(
-        DataError, match=r"^a truth of 3 numbers for each image does not fit layer 3 \[softmax\] of cfg$"
-    ):
+    with pytest.raises(DataError, match=r"^a truth of 3 values per image does not fit layer 3 \[softmax\] of cfg$"):
         gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, K=3))
     net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
-    with pytest.raises(DataError, match=r"^a truth of 5 numbers for each image does not fit layer 2 \[yolo\] of cfg$"):
+    with pytest.raises(DataError, match=r"^a truth of 5 values per image does not fit layer 2 \[yolo\] of cfg$"):
         gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net))
     net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
-    with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales, as many of one as of "):
+    with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales of equal length$"):
         gd.Trainer(net)
 
 
 # Schedules: by the formulas
 
 
-def rates(text, *iterations, chance=0.5):
+def rates(text, *iterations, u=0.5):
     net = cfg.parse("[net]\nwidth=4\nheight=4\nchannels=1\nlearning_rate=0.5\n" + text + "\n[avgpool]\n").net
-    return [lr_schedule.rate(net, n, chance) for n in iterations]
+    return [lr_schedule.rate(net, n, u) for n in iterations]
 
 
 @pytest.mark.parametrize(
@@ -367,9 +367,9 @@ def test_a_checkpoint_holds_the_average(tmp_path):
         for step in steps:
             trainer.step(*batch(trainer.net, step))
         trainer.save(tmp_path / "state.npz")
-    assert resumed.iteration == 1006 and stopped.average is not None
+    assert resumed.iteration == 1006 and stopped.ema_weights is not None
     np.testing.assert_array_equal(flat(resumed.net), flat(straight.net))
-    np.testing.assert_array_equal(resumed.net.weights[0]["kernel"], resumed.average[0]["kernel"])
+    np.testing.assert_array_equal(resumed.net.weights[0]["kernel"], resumed.ema_weights[0]["kernel"])
 
 
 def test_a_checkpoint_of_another_network(tmp_path):
@@ -388,7 +388,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(TrainError) as e:
             other.load(path)
-        assert str(e.value) == f"{path}: is not a checkpoint of this program; remove it to begin anew"
+        assert str(e.value) == f"{path}: is not a checkpoint of this program; remove it to start over"
 
 
 def test_two_trainings_with_one_seed_are_the_same():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import image
-from ..data import Faults, classifier_boxes, read_list
+from ..data import BadSamples, classifier_boxes, read_list
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
@@ -87,15 +87,15 @@ def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> I
 def valid(args: Any) -> None:
     """Print the accuracy on the images of `valid`; an image's class is the label in its path."""
     data, cfg, weights = args.positionals
-    file, faults = inputs.data_file(data), Faults(Path())
+    file, bad_samples = inputs.data_file(data), BadSamples(Path())
     network = load_network(resources.bundled_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector map`")
     class_labels, paths = file.read_labels(), read_list(file.find("valid"))
     with progress_bar(len(paths)) as done:
-        report = accuracy(network, paths, classifier_boxes(class_labels), args.t or file.top, faults, done)
-    print(f"{report.images} images, top 1: {report.first:f}, top {report.top}: {report.among:f}")
-    inputs.warn_bad_samples(faults)
+        report = accuracy(network, paths, classifier_boxes(class_labels), args.t or file.top, bad_samples, done)
+    print(f"{report.images} images, top 1: {report.top1:f}, top {report.top}: {report.top_k:f}")
+    inputs.warn_bad_samples(bad_samples)
 
 
 FLAGS = (Flag("t", int, 0, "Number of classes to print"), inputs.BACKEND, inputs.GPU)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import evaluate, image
-from ..data import Faults, read_list
+from ..data import BadSamples, read_list
 from ..data.datafile import DataFile, label_path
 from ..detector import Detector
 from ..errors import DataError
-from ..evaluate import Judged, Report
+from ..evaluate import ImageEval, Report
 from ..io import resources
 from . import eprint, inputs
 from .arguments import Command, Flag, UsageError
@@ -23,28 +23,28 @@ from .outputs import write as write_text
 COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
 
-def load(args: Any) -> tuple[DataFile, Detector, list[str], Faults]:
+def load(args: Any) -> tuple[DataFile, Detector, list[str], BadSamples]:
     """Load what these commands share: .data file, detector, image paths of `valid`, record of bad samples."""
     file = inputs.data_file(args.positionals[0])
     with inputs.spinner(f"Loading {args.positionals[2]}"):
         cfg, weights = resources.bundled_cfg(args.positionals[1]), inputs.weights_file(args.positionals[2])
         detector = Detector(cfg, weights, file.names_path(), inputs.get_backend(args))
     file.check_names(detector.head.num_labels, detector.network.config.path)
-    return file, detector, read_list(file.find("valid")), Faults(Path())
+    return file, detector, read_list(file.find("valid")), BadSamples(Path())
 
 
 def measure(args: Any) -> None:
     """Print Darknet's mAP report, and COCO's if faster-coco-eval is installed."""
-    file, detector, paths, faults = load(args)
+    file, detector, paths, bad_samples = load(args)
     difficult = read_difficult(file)
     with progress_bar(len(paths)) as done:
-        judged = list(evaluate.judge(detector, paths, faults=faults, difficult=difficult, done=done))
+        images = list(evaluate.judge(detector, paths, bad_samples=bad_samples, difficult=difficult, done=done))
     classes = len(detector.names)
-    report = evaluate.mean_average_precision(judged, classes, args.iou_thresh, args.points, args.thresh)
+    report = evaluate.mean_average_precision(images, classes, args.iou_thresh, args.points, args.thresh)
     scores: dict[str, float] = {}
     class_ap: Sequence[float] | None = None
     try:
-        scores, per_class = evaluate.coco(judged, detector.names)
+        scores, per_class = evaluate.coco(images, detector.names)
         class_ap = per_class.tolist()
     except DataError as e:
         eprint("warning", str(e))
@@ -52,21 +52,21 @@ def measure(args: Any) -> None:
         print(text)
     for name, value in scores.items():
         print(f" COCO {name} = {100 * value:.2f} %" if value == value else f" COCO {name}: no objects of this size")
-    inputs.warn_bad_samples(faults)
+    inputs.warn_bad_samples(bad_samples)
 
 
 def lines(report: Report, names: Sequence[str], coco_ap: Sequence[float] | None) -> Iterator[str]:
     """Yield the lines of Darknet's report, with COCO's AP per class if it is known."""
     yield f" detections_count = {report.detections}, unique_truth_count = {report.truths.sum()}"
     for k, name in enumerate(names):
-        counts = f"(TP = {report.right[k]}, FP = {report.wrong[k]})"
+        counts = f"(TP = {report.tp[k]}, FP = {report.fp[k]})"
         coco = f"   COCO AP = {100 * coco_ap[k]:.2f}%" if coco_ap is not None and coco_ap[k] == coco_ap[k] else ""
         yield f"class_id = {k}, name = {name}, ap = {100 * report.ap[k]:.2f}%   \t {counts}{coco}"
-    conf, fn = report.conf_thresh, int(report.truths.sum() - report.right.sum())
+    conf, fn = report.conf_thresh, int(report.truths.sum() - report.tp.sum())
     rates = f"precision = {report.precision:.2f}, recall = {report.recall:.2f}, F1-score = {report.f1:.2f}"
     yield f" for conf_thresh = {conf:.2f}, {rates}"
     yield (
-        f" for conf_thresh = {conf:.2f}, TP = {report.right.sum()}, FP = {report.wrong.sum()}, FN = {fn},"
+        f" for conf_thresh = {conf:.2f}, TP = {report.tp.sum()}, FP = {report.fp.sum()}, FN = {fn},"
         f" average IoU = {100 * report.average_iou:.2f} %"
     )
     method = f"used {report.points} Recall-points" if report.points else "used Area-Under-Curve for each unique Recall"
@@ -84,16 +84,16 @@ def read_difficult(file: DataFile) -> Callable[[str], str] | None:
 
 def valid(args: Any) -> None:
     """Write the detections in the images of `valid`: one VOC file per class, or COCO's JSON for eval=coco."""
-    file, detector, paths, faults = load(args)
+    file, detector, paths, bad_samples = load(args)
     folder, coco = Path(file.results), file.eval == "coco"
     if coco and len(detector.names) > len(COCO_IDS):
         raise DataError(f"{file.path}: eval=coco needs COCO's 80 classes, got {len(detector.names)}")
     entries: list[dict[str, Any]] = []
     voc: list[list[str]] = [[] for _ in detector.names]
     with progress_bar(len(paths)) as done:
-        for judged in evaluate.judge(detector, paths, args.thresh, 0.6, faults, done=done):
-            collect(judged, entries if coco else voc, coco)
-    inputs.warn_bad_samples(faults)
+        for img in evaluate.judge(detector, paths, args.thresh, 0.6, bad_samples, done=done):
+            collect(img, entries if coco else voc, coco)
+    inputs.warn_bad_samples(bad_samples)
     folder.mkdir(parents=True, exist_ok=True)
     if coco:
         write(folder / f"{args.out or 'coco_results'}.json", json.dumps(entries, separators=(",", ":")) + "\n")
@@ -102,13 +102,13 @@ def valid(args: Any) -> None:
         write(folder / f"{args.out or 'comp4_det_test_'}{name}.txt", "".join(row + "\n" for row in rows))
 
 
-def collect(judged: Judged, into: list[Any], coco: bool) -> None:
+def collect(img: ImageEval, into: list[Any], coco: bool) -> None:
     """Add an image's results."""
     if coco:
-        into += evaluate.coco_entries(judged, COCO_IDS)
+        into += evaluate.coco_entries(img, COCO_IDS)
         return
     for k, rows in enumerate(into):
-        rows += evaluate.voc_lines(judged, k)
+        rows += evaluate.voc_lines(img, k)
 
 
 def write(path: Path, text: str) -> None:
@@ -119,12 +119,12 @@ def write(path: Path, text: str) -> None:
 
 def recall(args: Any) -> None:
     """Print the recall of the predicted boxes, whatever their class."""
-    _, detector, paths, faults = load(args)
+    _, detector, paths, bad_samples = load(args)
     with progress_bar(len(paths)) as done:
-        settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, faults
-        judged = evaluate.judge(detector, paths, *settings, done=done, find=evaluate.proposals)
-        result = evaluate.recall(judged, args.iou_thresh)
-    inputs.warn_bad_samples(faults)
+        settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, bad_samples
+        images = evaluate.judge(detector, paths, *settings, done=done, detect=evaluate.proposals)
+        result = evaluate.recall(images, args.iou_thresh)
+    inputs.warn_bad_samples(bad_samples)
     print(f"images: {len(paths)}, proposals per image: {result.proposals:.2f}")
     print(f"average IoU: {100 * result.average_iou:.2f} %, recall: {100 * result.recall:.2f} %")
 
@@ -136,9 +136,9 @@ def calc_anchors(args: Any) -> None:
             "detector calc_anchors: set -width and -height to the cfg's input size, such as -width 416 -height 416"
         )
     file = inputs.data_file(args.positionals[0])
-    faults = Faults(Path())
-    truths = evaluate.truths_of(read_list(file.find("train")), file.classes, faults)
-    inputs.warn_bad_samples(faults)
+    bad_samples = BadSamples(Path())
+    truths = evaluate.read_truths(read_list(file.find("train")), file.classes, bad_samples)
+    inputs.warn_bad_samples(bad_samples)
     result = evaluate.calc_anchors(truths, args.num_of_clusters, args.width, args.height, args.seed)
     pair = "{:.4f},{:.4f}" if args.width <= 32 else "{:3.0f},{:3.0f}"
     anchors = ", ".join(pair.format(w, h) for w, h in result.sizes.tolist())
@@ -148,7 +148,7 @@ def calc_anchors(args: Any) -> None:
     counters = ", ".join(str(n) for n in result.counters.tolist())
     write(Path("counters_per_class.txt"), f"counters_per_class = {counters}\n")
     if args.show:
-        image.write("anchors.png", evaluate.picture_of_anchors(truths, result, args.width, args.height))
+        image.write("anchors.png", evaluate.draw_anchors(truths, result, args.width, args.height))
         print("anchors.png")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import backend as backends
 from ..backend import Backend
-from ..data import Faults
+from ..data import BadSamples
 from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
 from ..io import download, resources
@@ -53,10 +53,10 @@ def download_weights(name: str) -> Path:
         return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
 
 
-def warn_bad_samples(faults: Faults) -> None:
+def warn_bad_samples(bad_samples: BadSamples) -> None:
     """Warn how many images and labels could not be used, and where they are listed."""
     for samples, singular, file in (
-        (faults.images, "image cannot be read", "bad.list"), (faults.labels, "label is wrong or missing", "bad_label.list")
+        (bad_samples.images, "image cannot be read", "bad.list"), (bad_samples.labels, "label is wrong or missing", "bad_label.list")
     ):  # fmt: skip
         if samples:
             plural = singular.replace("image", "images").replace("label is", "labels are")

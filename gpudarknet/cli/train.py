@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from .. import image
-from ..data import DataSet, Faults
+from ..data import BadSamples, DataSet
 from ..detector import Detection
 from ..errors import DataError
 from ..io import resources
 from ..layers import DetectionHead
 from ..network import load_network
-from ..train import Trainer, loop
+from ..train import Trainer, datasets
 from ..train.loop import Progress
 from . import eprint, inputs
 from .arguments import Command, Flag
@@ -46,14 +46,14 @@ def run(args: Any, detects: bool) -> None:
     trainer = Trainer(
         net, args.seed, clear=args.clear, emulate_darknet_cpu_bugs=False, precision="fp16" if args.fp16 else "fp32"
     )
-    extra = {} if args.clear or weights is None else loop.resume(trainer, weights)
-    faults = Faults(Path())
-    data = loop.dataset(file, net, faults)
+    extra = {} if args.clear or weights is None else trainer.resume(weights)
+    bad_samples = BadSamples(Path())
+    data = datasets.training_set(file, net, bad_samples)
     measure, metric = None, f"mean average precision (mAP@{args.iou_thresh:.2f})" if detects else "top-1 accuracy"
     if detects and args.map:
-        measure = loop.validation(file, args.iou_thresh, args.points)
+        measure = datasets.validation_score(file, args.iou_thresh, args.points)
     elif not detects and args.topk:
-        measure = loop.validation(file)
+        measure = datasets.validation_score(file)
     begin, end = trainer.iteration, net.net.max_batches
     print(f"{Path(cfg).stem}: {len(data.paths)} images, batch {trainer.batch}, iterations {begin + 1} to {end}")
     if begin >= end > 0:
@@ -70,13 +70,13 @@ def run(args: Any, detects: bool) -> None:
         with reporter(begin, end, metric) as report:
             trainer.fit(
                 data, file.backup, Path(cfg).stem, measure=measure, report=report, extra=extra, workers=args.workers,
-                save_last=file.savelast or 100, save_weights=file.saveweights, score="mAP" if detects else "accuracy",
+                save_last=file.savelast or 100, save_weights=file.saveweights, metric="mAP" if detects else "accuracy",
             )  # fmt: skip
     except KeyboardInterrupt:
         if trainer.iteration > begin:
             print(f"stopped after iteration {trainer.iteration} of {end}; resume from {last}")
         raise
-    warn_bad_samples(faults)
+    warn_bad_samples(bad_samples)
     print(f"{file.backup}: {Path(cfg).stem}_final.weights")
 
 

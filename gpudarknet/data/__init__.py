@@ -1,6 +1,6 @@
-"""Training data: lists of images, their labels, and batches of random samples that are ready before they are needed.
+"""Training data: lists of images, their labels, and batches of random samples, prefetched in threads.
 
-What cannot be read is reported and passed over, never fatal. Batch k of a seed is always the same, whatever came before it.
+Samples that cannot be read are reported and skipped. Batch k is the same for the same seed, whatever ran before.
 """
 
 from __future__ import annotations
@@ -23,99 +23,101 @@ from ..layers import DetectionHead
 from .augment import rand_scale
 from .datafile import label_path, text
 
-TRIES = 100  # unreadable images in a row before a data set counts as missing
-LONGEST_LIST = 1 << 30  # bytes; Open Images' list of 1.7 million images has 0.1 GB
-TRACKS = 4000  # objects of one image that get track numbers of their own, as in Darknet
+MAX_TRIES = 100  # unreadable images in a row before reading fails
+MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
+MAX_TRACKS = 4000  # objects per image that get distinct default track numbers, as in Darknet
 Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) with tracks
 
 
 def read_list(path: str | Path) -> list[str]:
-    """Read a list of images, one path a line; a relative path is looked up here, then beside the list. Raises DataError."""
-    lines = [line.strip() for line in text(path, LONGEST_LIST).split("\n")]
+    """Read a list of image paths, one per line; relative to the current folder or to the list's. Raises DataError."""
+    lines = [line.strip() for line in text(path, MAX_LIST_BYTES).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
-    beside = Path(path).parent
-    return [line if os.path.isabs(line) or os.path.exists(line) else str(beside / line) for line in lines]
+    folder = Path(path).parent
+    return [line if os.path.isabs(line) or os.path.exists(line) else str(folder / line) for line in lines]
 
 
 def read_labels(
     path: str | Path, classes: int | None = None, size: tuple[int, int] | None = None, tracks: bool = False
 ) -> tuple[Boxes, list[str]]:
-    """Read a label file, lines `class x y w h`: boxes (K, 5) as x, y, w, h, class, and what is wrong with it.
+    """Read a label file with lines `class x y w h`; return boxes (K, 5) as x, y, w, h, class, and a list of its errors.
 
-    A missing file means an image without objects. As in Darknet reading ends at the first line that is not five numbers;
-    boxes of an unknown class or outside the image are dropped, sizes above 1 become 1. Each fault is one line `path:line: ...`.
-    size: the network's input (width, height), to tell of boxes that are too small for it. tracks: boxes are (K, 6), with the
-    number of the object's track: a sixth number on the line, else one that only this line of this file has.
+    A missing file means an image without objects. As in Darknet, reading ends at the first line that is not five numbers;
+    boxes of an unknown class or outside the image are dropped, sizes above 1 become 1. Each error is one line `path:line: ...`.
+    size: the network's input (width, height), to report boxes that are too small for it. tracks: boxes are (K, 6), with the
+    track number: the sixth number of the line, else one that is unique to this line and file.
     """
     columns = 6 if tracks else 5
     try:
         lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as e:
         return np.zeros((0, columns), np.float32), [f"{path}: cannot be read ({e.strerror}); its image counts as empty"]
-    own = zlib.crc32(str(path).encode(errors="replace")) % TRACKS * TRACKS
-    found: list[tuple[float, ...]] = []
-    faults: list[str] = []
+    first_track = zlib.crc32(str(path).encode(errors="replace")) % MAX_TRACKS * MAX_TRACKS
+    boxes: list[tuple[float, ...]] = []
+    errors: list[str] = []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         try:
             k, x, y, w, h = (float(word) for word in words[:5])
-            track = int(words[5]) if tracks and len(words) > 5 else own + number - 1
+            track = int(words[5]) if tracks and len(words) > 5 else first_track + number - 1
             if not np.isfinite([k, x, y, w, h]).all():
                 raise ValueError
         except ValueError:
-            wanted = "class x y width height" + " [track]" * tracks
-            faults.append(f"{path}:{number}: expected '{wanted}', found '{line.strip()[:40]}'; the rest is not read")
+            expected = "class x y width height" + " [track]" * tracks
+            errors.append(
+                f"{path}:{number}: expected '{expected}', found '{line.strip()[:40]}'; the rest of the file is ignored"
+            )
             break
         if k != int(k) or k < 0 or (classes is not None and k >= classes):
-            faults.append(f"{path}:{number}: class {k:g} is not one of 0 to {(classes or 1) - 1}")
+            errors.append(f"{path}:{number}: class {k:g} is not one of 0 to {(classes or 1) - 1}")
         elif not (0 < x <= 1 and 0 < y <= 1) or w <= 0 or h <= 0:
-            faults.append(
-                f"{path}:{number}: box {x:g} {y:g} {w:g} {h:g} is not inside the image; numbers are relative, 0 to 1"
+            errors.append(
+                f"{path}:{number}: box {x:g} {y:g} {w:g} {h:g} is not inside the image; values must be relative, 0 to 1"
             )
         else:
             if w > 1 or h > 1:
-                faults.append(
-                    f"{path}:{number}: size {w:g} x {h:g} is above 1 and is taken for 1; numbers are relative"
+                errors.append(
+                    f"{path}:{number}: size {w:g} x {h:g} is above 1 and is clipped to 1; values must be relative"
                 )
             if size and (w * size[0] < 1 or h * size[1] < 1):
-                faults.append(
+                errors.append(
                     f"{path}:{number}: box of {w * size[0]:.2g} x {h * size[1]:.2g} pixels in an input of {size[0]} x"
-                    f" {size[1]} is less than one pixel and is not learned"
+                    f" {size[1]} is smaller than one pixel and is not trained"
                 )
-            found.append((x, y, min(w, 1.0), min(h, 1.0), k, track)[:columns])
-    return np.array(found, np.float32).reshape(-1, columns), faults
+            boxes.append((x, y, min(w, 1.0), min(h, 1.0), k, track)[:columns])
+    return np.array(boxes, np.float32).reshape(-1, columns), errors
 
 
 @dataclass
-class Faults:
-    """What was wrong with a data set, each once; also appended to Darknet's files bad.list and bad_label.list."""
+class BadSamples:
+    """Images and labels that could not be used, each once; also appended to Darknet's files bad.list and bad_label.list."""
 
     folder: Path | None = None
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    met: set[tuple[str, str]] = field(default_factory=set)  # (file, line)
-    old: dict[str, set[str]] = field(default_factory=dict)  # file -> lines that earlier runs have written
+    seen: set[tuple[str, str]] = field(default_factory=set)  # (file, line)
+    written: dict[str, set[str]] = field(default_factory=dict)  # file -> lines of earlier runs
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def image(self, fault: ImageError) -> None:
-        """Note an image that cannot be read, and why."""
-        self.note(self.images, str(fault), "bad.list")
+    def add_image(self, error: ImageError) -> None:
+        """Record an image that cannot be read."""
+        self.add(self.images, str(error), "bad.list")
 
-    def label(self, fault: str) -> None:
-        """Note a fault of a label file."""
-        self.note(self.labels, fault, "bad_label.list")
+    def add_label(self, error: str) -> None:
+        """Record an error of a label file."""
+        self.add(self.labels, error, "bad_label.list")
 
-    def note(self, found: list[str], line: str, file: str) -> None:
-        """Keep a line, and append it to its file; where that cannot be written, only the count is left."""
+    def add(self, lines: list[str], line: str, file: str) -> None:
+        """Record a line and append it to its file; if that cannot be written, only record it."""
         with self.lock:
-            if (file, line) in self.met:
+            if (file, line) in self.seen:
                 return
-            self.met.add((file, line))
-            found.append(line)
+            self.seen.add((file, line))
+            lines.append(line)
             try:
                 if self.folder is not None:
                     self.append(self.folder / file, line)
@@ -123,17 +125,17 @@ class Faults:
                 self.folder = None
 
     def append(self, path: Path, line: str) -> None:
-        """Append a line to a file that does not have it."""
-        form: dict[str, Any] = dict(encoding="utf-8", errors="surrogateescape")
-        if path.name not in self.old:
-            self.old[path.name] = set(path.read_text(**form).splitlines()) if path.is_file() else set()
-        if line not in self.old[path.name]:
-            with open(path, "a", **form) as out:
+        """Append a line to a file unless the file has it already."""
+        encoding: dict[str, Any] = dict(encoding="utf-8", errors="surrogateescape")
+        if path.name not in self.written:
+            self.written[path.name] = set(path.read_text(**encoding).splitlines()) if path.is_file() else set()
+        if line not in self.written[path.name]:
+            with open(path, "a", **encoding) as out:
                 out.write(line + "\n")
 
 
 class Augment(Protocol):
-    """Makes a sample for a W x H input from images that `draw` gives."""
+    """Makes a sample for a W x H input from images that `draw` returns."""
 
     def sample(
         self, draw: Callable[[np.random.Generator], tuple[np.ndarray, Boxes]], rng: np.random.Generator, W: int, H: int
@@ -142,110 +144,111 @@ class Augment(Protocol):
 
 @dataclass(frozen=True)
 class Sequences:
-    """How a batch is laid out with [net] track=1: parts of [step][sequence], as recurrent layers read them.
+    """The layout of a batch with [net] track=1: subdivisions of [step][sequence], as recurrent layers read them.
 
-    The steps of a sequence are images that follow each other in the list, 1 to `speed` apart.
+    The steps of a sequence are images of the list with a stride of 1 to `speed`.
     """
 
     steps: int
-    count: int  # sequences of a part
+    count: int  # sequences per subdivision
     speed: int
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Return which sequence of the batch sample `number` belongs to, and which of its steps it is."""
-        part, within = divmod(number, self.steps * self.count)
-        step, sequence = divmod(within, self.count)
-        return part * self.count + sequence, step
+    def position(self, sample: int) -> tuple[int, int]:
+        """Return (sequence, step) of a sample of the batch."""
+        subdivision, offset = divmod(sample, self.steps * self.count)
+        step, sequence = divmod(offset, self.count)
+        return subdivision * self.count + sequence, step
 
 
 @dataclass
 class DataSet:
-    """Images with boxes: read(path) -> boxes (K, 5). For a classifier only the class counts."""
+    """Images with boxes: boxes(path, bad_samples) -> (K, 5). For a classifier only the class is used."""
 
     paths: Sequence[str]
     augment: Augment
-    boxes: Callable[[str, Faults], Boxes]
+    boxes: Callable[[str, BadSamples], Boxes]
     channels: int = 3
-    faults: Faults = field(default_factory=Faults)
+    bad_samples: BadSamples = field(default_factory=BadSamples)
     sequences: Sequences | None = None
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
-        """Draw a random image that can be read, uint8 (H, W, C), with its boxes. Raises DataError where none can."""
-        return self.first(int(rng.integers(len(self.paths))) for _ in range(TRIES))
+        """Draw a random readable image, uint8 (H, W, C), with its boxes. Raises DataError if there is none."""
+        return self.first_readable(int(rng.integers(len(self.paths))) for _ in range(MAX_TRIES))
 
-    def first(self, numbers: Iterable[int]) -> tuple[np.ndarray, Boxes]:
-        """Read the first image that can be read, of these numbers of the list."""
-        for number in numbers:
-            path = self.paths[number % len(self.paths)]
+    def first_readable(self, indices: Iterable[int]) -> tuple[np.ndarray, Boxes]:
+        """Read the first readable image among these indices into the list."""
+        for index in indices:
+            path = self.paths[index % len(self.paths)]
             try:
-                return image.read(path, self.channels), self.boxes(path, self.faults)
+                return image.read(path, self.channels), self.boxes(path, self.bad_samples)
             except ImageError as e:
-                fault = e
-                self.faults.image(e)
-        raise DataError(f"{fault}; {TRIES - 1} more images of the list cannot be read either")
+                error = e
+                self.bad_samples.add_image(e)
+        raise DataError(f"{error}; {MAX_TRIES - 1} more images of the list cannot be read either")
 
     def sample(self, seed: int, iteration: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,).
 
-        The steps of a sequence are cropped, flipped and coloured alike.
+        All steps of a sequence are cropped, flipped and recoloured alike.
         """
         if self.sequences is None:
             return self.augment.sample(self.draw, np.random.default_rng([seed, iteration, number, 4]), *size)
-        sequence, step = self.sequences.place(number)
-        chance, speed = np.random.default_rng([seed, iteration, sequence, 5]), self.sequences.speed
+        sequence, step = self.sequences.position(number)
+        sequence_rng, speed = np.random.default_rng([seed, iteration, sequence, 5]), self.sequences.speed
 
         def draw(rng: np.random.Generator) -> tuple[np.ndarray, Boxes]:
-            # from here on all steps have the same chance, however much of it their boxes have taken
-            rng.bit_generator.state = np.random.default_rng(int(chance.integers(1 << 62))).bit_generator.state
-            begin, pace = int(chance.integers(len(self.paths))), int(chance.integers(1, max(speed, 1) + 1))
-            return self.first(range(begin + step * pace, begin + step * pace + TRIES))
+            # reset, so that all steps draw the same from here on, however many values their boxes have consumed
+            rng.bit_generator.state = np.random.default_rng(int(sequence_rng.integers(1 << 62))).bit_generator.state
+            begin = int(sequence_rng.integers(len(self.paths)))
+            stride = int(sequence_rng.integers(1, max(speed, 1) + 1))
+            return self.first_readable(range(begin + step * stride, begin + step * stride + MAX_TRIES))
 
         return self.augment.sample(draw, np.random.default_rng([seed, iteration, sequence, 4]), *size)
 
 
 def detection_boxes(
     classes: int, size: tuple[int, int] | None = None, tracks: bool = False
-) -> Callable[[str, Faults], Boxes]:
-    """Give the reader of an image's boxes for a detector of so many classes; the rest as for `read_labels`."""
+) -> Callable[[str, BadSamples], Boxes]:
+    """Return a function that reads an image's boxes for a detector; the arguments are those of `read_labels`."""
 
-    def read(path: str, faults: Faults) -> Boxes:
-        boxes, wrong = read_labels(label_path(path), classes, size, tracks)
-        for fault in wrong:
-            faults.label(fault)
+    def read(path: str, bad_samples: BadSamples) -> Boxes:
+        boxes, errors = read_labels(label_path(path), classes, size, tracks)
+        for error in errors:
+            bad_samples.add_label(error)
         return boxes
 
     return read
 
 
-def classifier_boxes(labels: Sequence[str]) -> Callable[[str, Faults], Boxes]:
-    """Give the reader of an image's classes: every label that occurs in its path, which should be one."""
+def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes]:
+    """Return a function that finds an image's classes: the labels that occur in its path, which should be exactly one."""
 
-    def read(path: str, faults: Faults) -> Boxes:
-        found = [k for k, label in enumerate(labels) if label in path]
-        if len(found) != 1:
-            faults.label(f"{path}: holds {len(found)} of the labels in its path; it should be one")
-        boxes = np.zeros((len(found), 5), np.float32)
-        boxes[:, 4] = found
+    def read(path: str, bad_samples: BadSamples) -> Boxes:
+        matches = [k for k, label in enumerate(labels) if label in path]
+        if len(matches) != 1:
+            bad_samples.add_label(f"{path}: {len(matches)} labels occur in its path; it should be one")
+        boxes = np.zeros((len(matches), 5), np.float32)
+        boxes[:, 4] = matches
         return boxes
 
     return read
 
 
 def input_size(net: Net, heads: Sequence[object], seed: int) -> Callable[[int], tuple[int, int]]:
-    """Give the function iteration -> (width, height) of the input: `random` in a head changes it every 10 iterations.
+    """Return a function iteration -> (width, height) of the input: `random` in a head changes it every 10 iterations.
 
     The size is the [net]'s times U(1, 1.4) or its reciprocal (1.4: the value of `random` if that is not 1), in steps of
-    resize_step; the first ten iterations and the last 100 take the largest.
+    resize_step; the first ten iterations and the last 100 use the largest.
     """
     random = max([float(getattr(head, "random", 0)) for head in heads if isinstance(head, DetectionHead)], default=0.0)
     if not random:
         return lambda iteration: (net.width, net.height)
-    most, step = 1.4 if random == 1 else random, net.resize_step
+    max_scale, step = 1.4 if random == 1 else random, net.resize_step
 
     def size(iteration: int) -> tuple[int, int]:
-        scale = rand_scale(np.random.default_rng([seed, iteration // 10, 3]), most)
+        scale = rand_scale(np.random.default_rng([seed, iteration // 10, 3]), max_scale)
         if iteration < 10 or iteration > net.max_batches - 100:
-            scale = most
+            scale = max_scale
         width, height = (max(step, int(scale * side / step + 1.5) * step) for side in (net.width, net.height))
         return (net.width, net.height) if scale < 1 and (width > net.width or height > net.height) else (width, height)
 
@@ -253,31 +256,26 @@ def input_size(net: Net, heads: Sequence[object], seed: int) -> Callable[[int], 
 
 
 class Loader:
-    """Makes batches in threads (OpenCV and NumPy let others run meanwhile), a few ahead of the one that is asked for."""
+    """Makes batches in threads (OpenCV and NumPy release the GIL) and prefetches a few of them."""
 
     def __init__(
-        self,
-        data: DataSet,
-        batch: int,
-        size: Callable[[int], tuple[int, int]],
-        seed: int = 0,
-        workers: int = 0,
-        ahead: int = 2,
-    ):
-        self.data, self.batch, self.size, self.seed, self.ahead = data, batch, size, seed, ahead
+        self, data: DataSet, batch: int, size: Callable[[int], tuple[int, int]], seed: int = 0, workers: int = 0,
+        prefetch: int = 2,
+    ):  # fmt: skip
+        self.data, self.batch, self.size, self.seed, self.prefetch = data, batch, size, seed, prefetch
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(workers or cores)
-        self.waiting: dict[int, list[Future[tuple[np.ndarray, np.ndarray]]]] = {}
+        self.pending: dict[int, list[Future[tuple[np.ndarray, np.ndarray]]]] = {}
 
     def get(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return batch `iteration`: x (N, C, H, W) float32, truth (N, truths). Raises DataError where no image can be read."""
-        for k in range(iteration, iteration + 1 + self.ahead):
-            if k not in self.waiting:
+        """Return batch `iteration`: x (N, C, H, W) float32, truth (N, truths). Raises DataError if no image can be read."""
+        for k in range(iteration, iteration + 1 + self.prefetch):
+            if k not in self.pending:
                 size = self.size(k)
-                self.waiting[k] = [self.pool.submit(self.data.sample, self.seed, k, n, size) for n in range(self.batch)]
-        samples = [future.result() for future in self.waiting.pop(iteration)]
-        for old in [k for k in self.waiting if k < iteration]:
-            del self.waiting[old]
+                self.pending[k] = [self.pool.submit(self.data.sample, self.seed, k, n, size) for n in range(self.batch)]
+        samples = [future.result() for future in self.pending.pop(iteration)]
+        for old in [k for k in self.pending if k < iteration]:
+            del self.pending[old]
         return np.stack([x for x, _ in samples]), np.stack([truth for _, truth in samples])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The small text files around a network: .names, .data, and where an image's labels are (src/utils.c, src/option_list.c)."""
+"""The text files around a network: .names, .data, and the path of an image's labels (src/utils.c, src/option_list.c)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from ..cfg import atoi, resolve_path
 from ..errors import DataError
 
-LARGEST = 16 << 20  # bytes; the 22,000 names of ImageNet have 0.7 MB
-LABELS = (  # folders of images -> folders of labels, in Darknet's order
+MAX_BYTES = 16 << 20  # the 22,000 names of ImageNet have 0.7 MB
+LABELS = (  # image folder -> label folder, in Darknet's order
     ("/images/train2017/", "/labels/train2017/"),
     ("/images/val2017/", "/labels/val2017/"),
     ("/images/train2014/", "/labels/train2014/"),
@@ -20,23 +20,23 @@ LABELS = (  # folders of images -> folders of labels, in Darknet's order
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
-    """Read class names, one a line, as they stand; empty lines at the end do not count. Raises DataError."""
+    """Read class names, one per line, unchanged; trailing empty lines are ignored. Raises DataError."""
     names = [line.rstrip("\r") for line in text(path).split("\n")]
     while names and not names[-1].strip():
         names.pop()
     if not names:
-        raise DataError(f"{path}: is empty; it must have one class name a line")
+        raise DataError(f"{path}: is empty; it must have one class name per line")
     return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """A .data file: what a data set is and where its parts are. Keys that Darknet does not know are not kept."""
+    """A .data file: the classes and files of a data set. Keys that Darknet does not know are dropped."""
 
     path: str
     classes: int = 20
     names: str | None = None
-    labels: str | None = None  # the old word for names
+    labels: str | None = None  # legacy alias of `names`
     train: str | None = None
     valid: str | None = None
     backup: str = "backup"
@@ -51,9 +51,9 @@ class DataFile:
 
     @classmethod
     def read(cls, path: str | Path) -> DataFile:
-        """Read a .data file: key=value lines, blanks vanish, the first of two equal keys counts. Raises DataError."""
+        """Read a .data file: key=value lines; blanks are removed, the first of equal keys is used. Raises DataError."""
         kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
-        found: dict[str, str | int] = {}
+        values: dict[str, str | int] = {}
         for number, raw in enumerate(text(path).split("\n"), 1):
             line = re.sub(r"[ \t\r]", "", raw)
             if not line or line[0] in "#;":
@@ -61,55 +61,55 @@ class DataFile:
             key, equals, value = line.partition("=")
             if not equals or not value:
                 raise DataError(f"{path}:{number}: expected key=value, found '{line[:40]}'")
-            if key in kinds and key not in found:
-                found[key] = atoi(value)[0] if kinds[key] == "int" else value
-        if not found:
+            if key in kinds and key not in values:
+                values[key] = atoi(value)[0] if kinds[key] == "int" else value
+        if not values:
             raise DataError(f"{path}: has none of the keys {', '.join(kinds)}; is it a .data file?")
-        return cls(path=str(path), **found)  # type: ignore[arg-type]
+        return cls(path=str(path), **values)  # type: ignore[arg-type]
 
     def find(self, key: str) -> Path:
-        """Return the file that a key names: as it stands, beside the .data file, or in the folder above. Raises DataError."""
+        """Return the file that a key names: as given, or relative to the .data file's folder or its parent. Raises DataError."""
         value = getattr(self, key)
         if not value:
             raise DataError(f"{self.path}: has no key '{key}'; add a line {key}=FILE")
         return resolve_path(self.path, value)
 
     def names_path(self) -> Path:
-        """Return where its class names are. Raises DataError where it does not say."""
+        """Return the path of the class names. Raises DataError if there is none."""
         return self.find("names" if self.names or not self.labels else "labels")
 
     def read_labels(self) -> tuple[str, ...]:
-        """Read the words that tell the class of a classifier's image by its path: `labels`, else the names."""
+        """Read the labels that name a classifier's classes in image paths: `labels`, else `names`."""
         return read_names(self.find("labels" if self.labels else "names"))
 
     def read_names(self) -> tuple[str, ...]:
-        """Read its class names."""
+        """Read the class names."""
         return read_names(self.names_path())
 
     def check_names(self, classes: int, cfg: str) -> None:
-        """Raise DataError unless there are as many names as a cfg has classes."""
+        """Raise DataError unless the number of names equals the number of a cfg's classes."""
         count = len(self.read_names())
         if count != classes:
             raise DataError(
-                f"{self.names_path()}: has {count} names, {cfg} has {classes} classes; they must be as many"
+                f"{self.names_path()}: has {count} names, {cfg} has {classes} classes; the numbers must be equal"
             )
 
 
 def label_path(image: str | Path) -> Path:
-    """Return where an image's labels are: the same place with .txt, and `labels` for the image folders of COCO and VOC."""
+    """Return the path of an image's labels: with .txt, and `labels` in place of the image folders of COCO and VOC."""
     path = str(image).replace("\\", "/")
     for images, labels in LABELS:
         path = path.replace(images, labels)
     return Path(path).with_suffix(".txt")
 
 
-def text(path: str | Path, largest: int = LARGEST) -> str:
-    """Read a text file of up to `largest` bytes. Raises DataError where it is missing, larger or binary."""
+def text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
+    """Read a text file of up to `max_bytes`. Raises DataError if it is missing, larger or binary."""
     try:
         with open(path, "rb") as file:
-            data = file.read(largest + 1)
+            data = file.read(max_bytes + 1)
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    if len(data) > largest or b"\0" in data:
+    if len(data) > max_bytes or b"\0" in data:
         raise DataError(f"{path}: is not a text file (binary data); check the order of the files")
     return data.decode("utf-8-sig", errors="replace")

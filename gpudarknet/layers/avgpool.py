@@ -14,6 +14,7 @@ class AvgPool(Layer, section="avgpool", aliases=("avg",)):
     """Average every channel.   (C, H, W) -> (C, 1, 1)"""
 
     cpu_delta = "kept"
+
     def shape(self, *inputs: Shape) -> Shape:
         return inputs[0][0], 1, 1
 

@@ -33,12 +33,11 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     XNOR form follows its CUDA build (Rastegari et al. 2016, arXiv 1603.05279).
     """
 
-    uses_adam = True
-    cpu_delta = "overwrites_input"
     ignored = frozenset(
         "cbn grad_centr angle stream wait_stream bin_output dot sway rotate stretch stretch_sway".split()
     )
     uses_adam = True
+    cpu_delta = "overwrites_input"
     unsupported = frozenset({"coordconv", "assisted_excitation", "reverse"})
 
     filters: int = 1

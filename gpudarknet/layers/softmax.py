@@ -11,7 +11,7 @@ from ..ops import norm
 from .base import ForwardContext, Layer, LossContext, Shape, ShapeError
 from .class_tree import Tree
 
-SECRET = -1234.0  # a truth that says "do not care"
+IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
         if self.noloss:
             return 0.0, np.zeros_like(y)
         t = truth.reshape(y.shape).astype(np.float32)
-        told = t != SECRET
+        told = t != IGNORE_LABEL
         with np.errstate(divide="ignore"):
             cost = -np.log(y[told & (t != 0)], dtype=np.float64).sum()
         return float(cost), np.where(told, t - y, 0)
@@ -75,7 +75,7 @@ class Cost(Layer, section="cost"):
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """sse: delta = t - x, cost its squares' sum; smooth: delta is cut to +-1; masked: where t is -1234 both are 0."""
         t = truth.reshape(x.shape).astype(np.float32)
-        error = np.where(t == SECRET, 0, t - x) if self.type == "masked" else t - x
+        error = np.where(t == IGNORE_LABEL, 0, t - x) if self.type == "masked" else t - x
         if self.type == "smooth":
             size = np.abs(error)
             cost = np.where(size < 1, error * error, 2 * size - 1)

@@ -98,7 +98,13 @@ class TrainingRun:
         self.seconds_per_iteration = float("nan")  # a running average
         self.last_saved = self.last_drawn = time.monotonic()
         self.history = History.resume(self.folder / f"chart_{base}.csv", trainer.iteration)
-        names = f"{base}_last.weights", f"{base}_last.npz", f"{base}_best.weights", f"chart_{base}.csv", f"chart_{base}.png"
+        names = (
+            f"{base}_last.weights",
+            f"{base}_last.npz",
+            f"{base}_best.weights",
+            f"chart_{base}.csv",
+            f"chart_{base}.png",
+        )
         for name in names:
             remove_stale_tmp(self.folder / name)
 

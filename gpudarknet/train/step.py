@@ -51,7 +51,7 @@ class TrainStep:
                     " reads are not trained",
                     TrainWarning, stacklevel=2,
                 )  # fmt: skip
-        be.prepare()
+        be.tune_malloc()
         cfg = net.net
         net.seen = 0 if clear else net.seen
         half = precision == "fp16"
@@ -64,7 +64,9 @@ class TrainStep:
         self.skipped = False  # whether the last step was
         self.label_filter = LabelFilter()
         self.exact = exact
-        self.cpu_bugs = DarknetCpuBugs(net) if emulate_darknet_cpu_bugs and not half else None  # that build is float32 only
+        self.cpu_bugs = (
+            DarknetCpuBugs(net) if emulate_darknet_cpu_bugs and not half else None
+        )  # that build is float32 only
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.momentum: Arrays = []
@@ -133,7 +135,12 @@ class TrainStep:
         loss_ctx = LossContext(net.width, net.height, net.seen, self.exact, rng, self.filter_deltas)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         ctx = ForwardContext(
-            train=True, rng=rng, steps=cfg.time_steps, progress=progress, frozen=self.first_trained, skip_input_grad=True
+            train=True,
+            rng=rng,
+            steps=cfg.time_steps,
+            progress=progress,
+            frozen=self.first_trained,
+            skip_input_grad=True,
         )
         loss_inputs = {source for node in net.nodes if node.layer.loss_reads_input for source in node.sources}
         inputs: dict[int, Any] = {-1: x}
@@ -296,9 +303,11 @@ class TrainStep:
                     for name, a in own.items():
                         stored = state.get(f"{kind}/{i}/{name}")
                         if stored is None or stored.shape != a.shape:
-                            raise TrainError(f"{path}: belongs to another cfg ({self.layer_name(i)} differs); remove it")
+                            raise TrainError(
+                                f"{path}: belongs to another cfg ({self.layer_name(i)} differs); remove it"
+                            )
                         a[...] = net.backend.asarray(stored)
-        net.engine.forget()
+        net.program_cache.clear()
         self.loss_scale.load_state(state["scale"])
         self.label_filter.load_state(state["rejection"])
         net.seen, self.seed = int(state["seen"]), int(state["seed"])
