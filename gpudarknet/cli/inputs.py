@@ -56,7 +56,8 @@ def download_weights(name: str) -> Path:
 def warn_bad_samples(bad_samples: BadSamples) -> None:
     """Warn how many images and labels could not be used, and where they are listed."""
     for samples, singular, file in (
-        (bad_samples.images, "image cannot be read", "bad.list"), (bad_samples.labels, "label is wrong or missing", "bad_label.list")
+        (bad_samples.images, "image cannot be read", "bad.list"),
+        (bad_samples.labels, "label is wrong or missing", "bad_label.list")
     ):  # fmt: skip
         if samples:
             plural = singular.replace("image", "images").replace("label is", "labels are")
