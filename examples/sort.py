@@ -107,10 +107,10 @@ def train(config: cfg.Config, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"loss": [], "first": [], "last": []}
     for step in range(ITERATIONS):
         chosen = np.random.default_rng([seed, step]).permutation(LEARN)[:BATCH]
-        before = {name: trainer.gradients[i]["kernel"].copy() for name, i in watched.items()}
+        before = {name: trainer.momentum[i]["kernel"].copy() for name, i in watched.items()}
         found["loss"].append(trainer.step(x[chosen], np.eye(10, dtype=np.float32)[k[chosen]]) / BATCH)
         for name, i in watched.items():  # the update has multiplied the sum of old and new by the momentum
-            fresh = trainer.gradients[i]["kernel"] / net.net.momentum - before[name]
+            fresh = trainer.momentum[i]["kernel"] / net.net.momentum - before[name]
             found[name].append(float(np.linalg.norm(fresh)) / BATCH)
     outputs: list[
         np.ndarray

@@ -125,7 +125,7 @@ def test_training(cuda, name, adam):
         np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
 
 
-@pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
+@pytest.mark.filterwarnings("ignore:.*on NumPy it is only emulated:gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_in_fp16(cuda, name):
     for got, want in zip(trained(cuda, name, 0, "fp16"), trained(NUMPY, name, 0, "fp16"), strict=True):

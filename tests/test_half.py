@@ -82,7 +82,7 @@ activation=linear
 [softmax]
 """
 HUGE = "[upsample]\nstride=1\nscale=100000\n"
-imitated = pytest.mark.filterwarnings("ignore:.*NumPy only imitates it:gpudarknet.errors.TrainWarning")
+imitated = pytest.mark.filterwarnings("ignore:.*on NumPy it is only emulated:gpudarknet.errors.TrainWarning")
 
 
 def trained(be, precision, steps, net="", body=BODY):
@@ -182,16 +182,16 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_falls(be):
 
 def test_the_scale_rises_in_time():
     scale = LossScale.of(1.0, half=True)
-    assert (scale.value, scale.adapts) == (4096, True)
+    assert (scale.value, scale.dynamic) == (4096, True)
     for _ in range(1000):
-        scale.good()
-    assert (scale.value, scale.steady) == (8192, 0)
-    scale.good()
-    assert scale.fall() and (scale.value, scale.steady) == (4096, 0)
+        scale.on_success()
+    assert (scale.value, scale.growth_tracker) == (8192, 0)
+    scale.on_success()
+    assert scale.backoff() and (scale.value, scale.growth_tracker) == (4096, 0)
     scale.value = 1.0
-    assert not scale.fall()
+    assert not scale.backoff()
     given = LossScale.of(128.0, half=True)
-    assert (given.value, given.adapts, given.fall()) == (128, False, False)
+    assert (given.value, given.dynamic, given.backoff()) == (128, False, False)
 
 
 @imitated
@@ -241,7 +241,7 @@ def test_words():
     assert str(e.value) == "Trainer: unknown precision 'half'; choose fp32 or fp16"
     with pytest.warns(TrainWarning) as said:
         trainer = gd.Trainer(net, precision="fp16")
-    assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; NumPy only imitates it, slower than fp32"
+    assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; on NumPy it is only emulated, slower than fp32"
     assert trainer.cpu_bugs is None  # Darknet's CPU build has no float16
 
 
