@@ -1,6 +1,6 @@
 """Six scripts in the style of public tutorials, written against OpenCV 4's cv2.dnn, and the networks they run.
 
-Every script takes the module that it would import as `dnn`. Run this file under OpenCV 4 to record what they give there:
+Every script takes the module that it would import as `dnn`. Run this file under OpenCV 4 to record their results:
 
     pip install "opencv-python<5" && python tests/opencv4.py        # writes tests/opencv4.json
 
@@ -47,7 +47,7 @@ CFGS = {
 
 
 def write(folder):
-    """Write every cfg and its weights, drawn from a seed."""
+    """Write every cfg and its weights, random with a fixed seed."""
     from gpudarknet import cfg, graph
 
     for name, text in CFGS.items():
@@ -97,10 +97,10 @@ def yolov3_by_hand(dnn, folder):
                 boxes.append([center_x - w // 2, center_y - h // 2, w, h])
                 confidences.append(float(confidence))
                 class_ids.append(int(class_id))
-    found = []
+    detections = []
     for i in np.array(dnn.NMSBoxes(boxes, confidences, 0.7, 0.4)).flatten():
-        found.append([class_ids[i], confidences[i], boxes[i]])
-    return {"names": list(layer_names), "outputs": output_layers, "found": found}
+        detections.append([class_ids[i], confidences[i], boxes[i]])
+    return {"names": list(layer_names), "outputs": output_layers, "detections": detections}
 
 
 def other_size_and_batch(dnn, folder):
@@ -111,13 +111,15 @@ def other_size_and_batch(dnn, folder):
     blob = dnn.blobFromImages([frame, frame[:, ::-1].copy()], 1 / 255.0, (128, 96), swapRB=True)
     net.setInput(blob)
     outs = net.forward(net.getUnconnectedOutLayersNames())
-    found = []
+    detections = []
     for out in outs:
         for rows in out:
             best = rows[np.argsort(-rows[:, 5:].max(axis=1), kind="stable")[:3]]
             for row in best:
-                found.append([int(row[5:].argmax()), float(row[5:].max()), (row[:4] * [200, 120, 200, 120]).tolist()])
-    return {"shapes": [list(out.shape) for out in outs], "found": found}
+                detections.append(
+                    [int(row[5:].argmax()), float(row[5:].max()), (row[:4] * [200, 120, 200, 120]).tolist()]
+                )
+    return {"shapes": [list(out.shape) for out in outs], "detections": detections}
 
 
 def detection_model(dnn, folder):
@@ -125,12 +127,12 @@ def detection_model(dnn, folder):
     model = dnn.DetectionModel(str(folder / "csp.weights"), str(folder / "csp.cfg"))
     model.setInputParams(size=(64, 96), scale=1 / 255, swapRB=True)
     classes, scores, boxes = model.detect(scene(), 0.3, 0.4)
-    found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
-    return {"found": found}
+    detections = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
+    return {"detections": detections}
 
 
 def detection_model_from_net(dnn, folder):
-    """Give DetectionModel a net, suppress across classes, with a mean."""
+    """Use DetectionModel with a net, NMS across classes and a mean."""
     net = dnn.readNet(str(folder / "tiny.weights"), str(folder / "tiny.cfg"))
     model = dnn.DetectionModel(net)
     model.setInputSize(96, 64)
@@ -139,23 +141,23 @@ def detection_model_from_net(dnn, folder):
     model.setInputSwapRB(True)
     model.setNmsAcrossClasses(True)
     classes, scores, boxes = model.detect(scene(), confThreshold=0.65, nmsThreshold=0.3)
-    found = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
-    return {"found": found}
+    detections = [[int(c), float(s), [int(v) for v in box]] for (c, s, box) in zip(classes, scores, boxes, strict=True)]
+    return {"detections": detections}
 
 
 def yolov2(dnn, folder):
-    """Run a network with reorg and region, and look into its layers."""
+    """Run a network with reorg and region, and inspect its layers."""
     net = dnn.readNetFromDarknet(str(folder / "v2.cfg"), str(folder / "v2.weights"))
     net.setInput(dnn.blobFromImage(scene(), 1 / 255.0, (96, 64), swapRB=True))
     out = net.forward()
     reorg = net.forward("reorg_5")
     rows = out[np.argsort(-out[:, 5:].max(axis=1), kind="stable")[:6]]
-    found = [[int(r[5:].argmax()), float(r[5:].max()), (r[:4] * [200, 120, 200, 120]).tolist()] for r in rows]
+    detections = [[int(r[5:].argmax()), float(r[5:].max()), (r[:4] * [200, 120, 200, 120]).tolist()] for r in rows]
     layers = [net.getLayer(i) for i in range(1, len(net.getLayerNames()) + 1)]
     return {
         "names": list(net.getLayerNames()), "types": [layer.type for layer in layers],
         "blobs": [[list(b.shape) for b in layer.blobs] for layer in layers],
-        "suppressed": int((out[:, 5:] == 0).sum()), "reorg": reorg[0, ::7, 1, 2].tolist(), "found": found,
+        "suppressed": int((out[:, 5:] == 0).sum()), "reorg": reorg[0, ::7, 1, 2].tolist(), "detections": detections,
     }  # fmt: skip
 
 
@@ -168,15 +170,15 @@ def classifier(dnn, folder):
     model.setInputParams(scale=1 / 255.0, size=(64, 64), swapRB=True)
     class_id, confidence = model.classify(scene())
     return {"names": list(net.getLayerNames()), "shape": list(prob.shape), "probabilities": prob.ravel().tolist(),
-            "found": [[int(class_id), float(confidence), []]]}  # fmt: skip
+            "detections": [[int(class_id), float(confidence), []]]}  # fmt: skip
 
 
 SCRIPTS = (yolov3_by_hand, other_size_and_batch, detection_model, detection_model_from_net, yolov2, classifier)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        write(Path(place))
-        record = {script.__name__: script(cv2.dnn, Path(place)) for script in SCRIPTS}
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        record = {script.__name__: script(cv2.dnn, Path(folder)) for script in SCRIPTS}
     RECORD.write_text(json.dumps({"opencv": cv2.__version__, **record}, indent=None) + "\n")
-    print({name: len(r["found"]) for name, r in record.items()})
+    print({name: len(r["detections"]) for name, r in record.items()})

@@ -1,4 +1,4 @@
-"""gpudarknet.cv2dnn against what OpenCV 4.14 gave for the same scripts (tests/opencv4.py, tests/opencv4.json)."""
+"""gpudarknet.cv2dnn against recorded results of OpenCV 4.14 for the same scripts (tests/opencv4.py, tests/opencv4.json)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORD = json.loads(opencv4.RECORD.read_text())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The scripts' networks, as files."""
+    """Write the scripts' networks to files."""
     folder = tmp_path_factory.mktemp("opencv4")
     opencv4.write(folder)
     return folder
@@ -38,18 +38,18 @@ def blob(w=96, h=64):
 @pytest.mark.parametrize("script", opencv4.SCRIPTS, ids=lambda script: script.__name__)
 def test_script(script, folder):
     ours, theirs = script(dnn, folder), RECORD[script.__name__]
-    assert {k: v for k, v in ours.items() if k not in ("found", "reorg", "probabilities")} == {
-        k: v for k, v in theirs.items() if k not in ("found", "reorg", "probabilities")
+    assert {k: v for k, v in ours.items() if k not in ("detections", "reorg", "probabilities")} == {
+        k: v for k, v in theirs.items() if k not in ("detections", "reorg", "probabilities")
     }
     for key in {"reorg", "probabilities"} & set(ours):  # OpenCV's batch norm has 1e-6 where Darknet has 1e-5
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
-    assert [c for c, _, _ in ours["found"]] == [c for c, _, _ in theirs["found"]]
-    assert ours["found"]
+    assert [c for c, _, _ in ours["detections"]] == [c for c, _, _ in theirs["detections"]]
+    assert ours["detections"]
     tied = 0
-    for (_, score, box), (_, expected, expected_box) in zip(ours["found"], theirs["found"], strict=True):
+    for (_, score, box), (_, expected, expected_box) in zip(ours["detections"], theirs["detections"], strict=True):
         assert abs(score - expected) < 0.01
         if box and np.abs(np.subtract(box, expected_box)).max() > 2:
-            # The picture has flat parts, where neighbouring cells see the same: rounding decides which of them is kept.
+            # The image has flat areas where neighbouring cells get the same input: rounding decides which one is kept.
             assert np.abs(np.subtract(box[2:], expected_box[2:])).max() <= 2 and abs(score - expected) < 1e-4
             tied += 1
     assert tied <= 2
@@ -59,7 +59,7 @@ def test_script(script, folder):
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer to compare with"
 )
 @pytest.mark.parametrize("name", opencv4.CFGS)
-def test_every_layer_beside_opencv4(name, folder):
+def test_every_layer_equals_opencv4(name, folder):
     paths = str(folder / f"{name}.cfg"), str(folder / f"{name}.weights")
     ours, theirs = dnn.readNetFromDarknet(*paths), cv2.dnn.readNetFromDarknet(*paths)
     assert ours.getLayerNames() == theirs.getLayerNames()
@@ -72,7 +72,7 @@ def test_every_layer_beside_opencv4(name, folder):
         np.testing.assert_allclose(a, b, atol=5e-3 * b.std() + 1e-6, err_msg=layer)
 
 
-def test_parts_of_a_convolution_add_up(net):
+def test_sublayers_of_a_convolution_compose(net):
     net.setInput(blob())
     raw, normal, active = net.forward(["conv_8", "bn_8", "mish_9"])
     mean, variance, scale, bias = (b.reshape(-1, 1, 1) for b in net.getLayer("bn_8").blobs)
@@ -82,7 +82,7 @@ def test_parts_of_a_convolution_add_up(net):
     assert (permuted == conv.transpose(0, 2, 3, 1)).all()
 
 
-def test_forms_of_forward(net):
+def test_arguments_of_forward(net):
     net.setInput(blob())
     last = net.forward()
     assert last.shape == (1152, 9) and last.dtype == np.float32
@@ -124,8 +124,8 @@ def test_a_weighted_shortcut_with_two_sources_is_darknets(tmp_path):
         + "[convolutional]\nfilters=1\nsize=1\nactivation=linear\n" * 3
         + "[shortcut]\nfrom=-2,-3\nweights_type=per_feature\nweights_normalization=relu\nactivation=linear\n"
     )
-    numbers = np.array([0, 2, 0, 3, 0, 5, 1, 2, 3], "<f4")  # bias, kernel three times; three factors
-    weights = np.array([0, 2, 5, 0, 0], "<i4").tobytes() + numbers.tobytes()
+    values = np.array([0, 2, 0, 3, 0, 5, 1, 2, 3], "<f4")  # bias, kernel three times; three factors
+    weights = np.array([0, 2, 5, 0, 0], "<i4").tobytes() + values.tobytes()
     net = dnn.readNetFromDarknet(np.frombuffer(text.encode(), np.uint8), np.frombuffer(weights, np.uint8))
     net.setInput(np.ones((1, 1, 2, 3), np.float32))
     np.testing.assert_allclose(net.forward("shortcut_3"), (30 * 1 + 6 * 2 + 2 * 3) / 6, rtol=1e-4)
@@ -135,12 +135,12 @@ def test_models_say_what_is_missing(folder):
     model = dnn.DetectionModel(str(folder / "csp.cfg"), str(folder / "csp.weights"))
     with pytest.raises(DataError) as e:
         model.detect(opencv4.scene())
-    message = "predict: the input has no size yet; call setInputParams(size=(width, height)) first"
+    message = "predict: the input size is not set; call setInputParams(size=(width, height)) first"
     assert str(e.value) == message
     model.setInputParams(1 / 255, (64, 96), (0, 0, 0), True, False)
     with pytest.raises(ImageError) as empty:
         model.detect(None)
-    assert str(empty.value) == "predict: the picture is empty; did imread find its file?"
+    assert str(empty.value) == "predict: the image is empty; did imread find the file?"
     assert model.detect(opencv4.scene(), 1.0) == ((), (), ())
     assert model.getNmsAcrossClasses() is False
 
@@ -148,18 +148,18 @@ def test_models_say_what_is_missing(folder):
 def test_errors(net, tmp_path, folder):
     with pytest.raises(DataError) as e:
         net.forward()
-    assert str(e.value) == "forward: there is no input yet; call setInput(blob) first"
+    assert str(e.value) == "forward: no input; call setInput(blob) first"
     with pytest.raises(DataError) as e:
         net.setInput(np.zeros((1, 1, 64, 96), np.float32))
     assert str(e.value) == (
-        "setInput: the blob has shape (1, 1, 64, 96); this network takes (N, 3, H, W), as blobFromImage makes it"
+        "setInput: the blob has shape (1, 1, 64, 96); this network expects (N, 3, H, W), as returned by blobFromImage"
     )
     with pytest.raises(DataError) as e:
         net.forward("yolo_99")
-    assert str(e.value) == "forward: there is no layer 'yolo_99'; getLayerNames() lists them"
+    assert str(e.value) == "forward: no layer 'yolo_99'; getLayerNames() lists all"
     with pytest.raises(DataError) as e:
         net.getLayer(99)
-    assert str(e.value) == "getLayer: there is no layer 99; numbers go from 1 to 40"
+    assert str(e.value) == "getLayer: no layer 99; ids range from 1 to 40"
     with pytest.raises(CfgError):
         dnn.readNetFromDarknet(str(tmp_path / "none.cfg"))
 
@@ -187,35 +187,35 @@ def test_cuda_target_without_a_gpu_stays_on_the_cpu(net):
     assert net._network.backend.name == "numpy"
 
 
-def test_the_fp16_target_asks_for_half_precision(net, monkeypatch):
-    asked = []
+def test_the_fp16_target_uses_half_precision(net, monkeypatch):
+    precisions = []
     predict = type(net._network).predict
 
-    def record(self, x, **how):
-        asked.append(how["precision"])
-        return predict(self, x, **how)
+    def record(self, x, **options):
+        precisions.append(options["precision"])
+        return predict(self, x, **options)
 
     monkeypatch.setattr(type(net._network), "predict", record)
     net.setInput(blob())
     net.forward()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no GPU: that is another test's
+        warnings.simplefilter("ignore")  # the warning without a GPU is tested above
         net.setPreferableTarget(dnn.DNN_TARGET_CUDA_FP16)
     net.forward()
-    assert asked == ["fp32", "fp16"]
+    assert precisions == ["fp32", "fp16"]
 
 
-def test_the_rest_is_opencvs_own_and_install_puts_ours_there(folder, monkeypatch):
+def test_other_names_are_opencvs_and_install_adds_ours(folder, monkeypatch):
     assert dnn.NMSBoxes is cv2.dnn.NMSBoxes and dnn.DNN_TARGET_CUDA == 6
     for name in ("readNet", "DetectionModel", "ClassificationModel"):
-        monkeypatch.setattr(cv2.dnn, name, getattr(cv2.dnn, name))  # so that they come back after the test
+        monkeypatch.setattr(cv2.dnn, name, getattr(cv2.dnn, name))  # restored after the test
     monkeypatch.setattr(cv2.dnn, "readNetFromDarknet", None, raising=False)
     for name in ("dnn_DetectionModel", "dnn_ClassificationModel"):
         monkeypatch.setattr(cv2, name, getattr(cv2, name))
-    monkeypatch.setattr(cv2dnn.read, "OPENCV", {})
+    monkeypatch.setattr(cv2dnn.read, "ORIGINAL", {})
     dnn.install()
     dnn.install()  # a second time changes nothing
     net = cv2.dnn.readNet(str(folder / "csp.weights"), str(folder / "csp.cfg"))
     assert isinstance(net, dnn.Net) and isinstance(cv2.dnn_DetectionModel(net), dnn.DetectionModel)
-    with pytest.raises(cv2.error):  # OpenCV's own reader still has its say
+    with pytest.raises(cv2.error):  # other formats go to OpenCV's reader
         cv2.dnn.readNet(str(folder / "none.onnx"))

@@ -34,7 +34,7 @@ def paths(folder):
     return [str(folder / f"tiny.{kind}") for kind in ("cfg", "data", "weights")]
 
 
-def prepared(network, frame):
+def prepare(network, frame):
     """Convert a frame to Darknet's IMAGE, as darknet_images.py does."""
     width, height = darknet.network_width(network), darknet.network_height(network)
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -47,26 +47,26 @@ def prepared(network, frame):
 def test_darknet_images_script(paths, capsys):
     random.seed(3)
     network, class_names, class_colors = darknet.load_network(*paths, batch_size=1)
-    made, resized = prepared(network, opencv4.scene())
-    found = darknet.detect_image(network, class_names, made, thresh=0.7)
+    made, resized = prepare(network, opencv4.scene())
+    detections = darknet.detect_image(network, class_names, made, thresh=0.7)
     darknet.free_image(made)
     detector = gd.Detector(paths[0], paths[2], NAMES, backend=network.network.backend)
     expected = detector.detect(resized, thresh=0.7)[::-1]
-    assert found and [label for label, _, _ in found] == [d.label for d in expected]
-    for (_, confidence, (x, y, w, h)), d in zip(found, expected, strict=True):
+    assert detections and [label for label, _, _ in detections] == [d.label for d in expected]
+    for (_, confidence, (x, y, w, h)), d in zip(detections, expected, strict=True):
         assert confidence == str(round(d.confidence * 100, 2))
         np.testing.assert_allclose((x - w / 2, y - h / 2, w, h), d.box, rtol=1e-4, atol=1e-3)
-    assert [float(c) for _, c, _ in found] == sorted(float(c) for _, c, _ in found)
-    drawn = darknet.draw_boxes(found, resized.copy(), class_colors)
+    assert [float(c) for _, c, _ in detections] == sorted(float(c) for _, c, _ in detections)
+    drawn = darknet.draw_boxes(detections, resized.copy(), class_colors)
     assert (drawn != resized).any()
-    darknet.print_detections(found[-1:], True)
-    label, confidence, (x, y, w, h) = found[-1]
+    darknet.print_detections(detections[-1:], True)
+    label, confidence, (x, y, w, h) = detections[-1]
     assert capsys.readouterr().out == (
         f"\nObjects:\n{label}: {confidence}%    (left_x: {x:.0f}   top_y:  {y:.0f}   width:   {w:.0f}   height:  {h:.0f})\n"
     )
 
 
-def test_what_load_network_returns_is_a_network_too(paths):
+def test_the_result_of_load_network_is_a_network_too(paths):
     network = darknet.load_network(*paths)
     again, names, colors = network
     assert again is network and names == NAMES and set(colors) == set(NAMES)
@@ -78,8 +78,8 @@ def batch_of(network, frames):
     """Concatenate images, as the `prepare_batch` of darknet_images.py does."""
     width, height = darknet.network_width(network), darknet.network_height(network)
     planes = [cv2.resize(p[:, :, ::-1], (width, height)).transpose(2, 0, 1) for p in frames]
-    numbers = np.ascontiguousarray(np.concatenate(planes).flat, dtype=np.float32) / 255.0
-    return darknet.IMAGE(200, 120, 3, numbers.ctypes.data_as(darknet.POINTER(darknet.c_float)))
+    values = np.ascontiguousarray(np.concatenate(planes).flat, dtype=np.float32) / 255.0
+    return darknet.IMAGE(200, 120, 3, values.ctypes.data_as(darknet.POINTER(darknet.c_float)))
 
 
 def test_a_batch_is_right_per_image(paths):
@@ -98,35 +98,35 @@ def test_a_batch_is_right_per_image(paths):
     darknet.free_batch_detections(pairs, 3)
 
 
-def test_batch_detection_takes_images_of_any_sizes(paths):
+def test_batch_detection_accepts_images_of_any_sizes(paths):
     network, names, colors = darknet.load_network(*paths, batch_size=2)
     frames = [opencv4.scene(), cv2.resize(opencv4.scene(), (400, 360)), opencv4.scene()[::-1].copy()]
     before = [p.copy() for p in frames]
-    drawn, found = darknet.batch_detection(network, frames, names, colors, thresh=0.7, batch_size=2)
-    assert len(found) == 3 and found[0] and (drawn[0] != before[0]).any()
-    made, _ = prepared(network, before[0])
+    drawn, detections = darknet.batch_detection(network, frames, names, colors, thresh=0.7, batch_size=2)
+    assert len(detections) == 3 and detections[0] and (drawn[0] != before[0]).any()
+    made, _ = prepare(network, before[0])
     alone = darknet.detect_image(network, names, made, thresh=0.7)
-    assert sorted(str(round(100 * p, 2)) for _, p, _ in found[0]) == sorted(c for _, c, _ in alone)
-    best = max(found[0], key=lambda t: t[1])
+    assert sorted(str(round(100 * p, 2)) for _, p, _ in detections[0]) == sorted(c for _, c, _ in alone)
+    best = max(detections[0], key=lambda t: t[1])
     np.testing.assert_allclose(best[2], np.multiply(alone[-1][2], [200 / 96, 120 / 64] * 2), rtol=1e-3, atol=0.1)
 
 
-def test_the_oldest_form_takes_bytes(paths, folder):
+def test_the_oldest_api_accepts_bytes(paths, folder):
     net = darknet.load_net(paths[0].encode(), paths[2].encode(), 0)
     meta = darknet.load_meta(paths[1].encode())
     assert meta.classes == 4 and meta.names[1].decode("ascii") == "cup"
-    found = darknet.detect(net, meta, str(folder / "photo.png").encode(), thresh=0.7)
+    detections = darknet.detect(net, meta, str(folder / "photo.png").encode(), thresh=0.7)
     detector = gd.Detector(paths[0], paths[2], NAMES, backend=net.network.backend)
     expected = detector.detect(folder / "photo.png", thresh=0.7)
-    assert [(name.decode(), round(p, 3)) for name, p, _ in found] == [
+    assert [(name.decode(), round(p, 3)) for name, p, _ in detections] == [
         (d.label, round(d.confidence, 3)) for d in expected
     ]
-    assert found[0][1] >= found[-1][1]
+    assert detections[0][1] >= detections[-1][1]
 
 
 def test_classifier_script(folder):
     net = darknet.load_net_custom(str(folder / "classes.cfg"), str(folder / "classes.weights"), 0, 1)
-    made, _ = prepared(net, opencv4.scene())
+    made, _ = prepare(net, opencv4.scene())
     probabilities = darknet.predict_image(net, made)
     best = sorted(((name, probabilities[i]) for i, name in enumerate("abcdefghij")), key=lambda x: -x[1])
     assert len(probabilities) == 10 and abs(sum(p for _, p in best) - 1) < 1e-5
@@ -163,7 +163,7 @@ def test_nms_by_class_and_by_objectness():
 
 def test_skipped_classes(paths):
     network, names, _ = darknet.load_network(*paths)
-    made, _ = prepared(network, opencv4.scene())
+    made, _ = prepare(network, opencv4.scene())
     every = darknet.detect_image(network, names, made, thresh=0.6)
     label = every[-1][0]
     darknet.add_skipped_class(network, names.index(label))
@@ -181,5 +181,5 @@ def test_bbox2points_and_version():
 def test_too_few_bytes():
     with pytest.raises(DataError) as e:
         darknet.copy_image_from_bytes(darknet.make_image(4, 3, 3), b"12345")
-    expected = "copy_image_from_bytes: 5 bytes for 4 x 3 x 3; resize the picture to the network's input"
+    expected = "copy_image_from_bytes: 5 bytes for 4 x 3 x 3; resize the image to the network's input"
     assert str(e.value) == expected

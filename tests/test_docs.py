@@ -93,7 +93,7 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
     with ExitStack() as stack:
-        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.OPENCV, sys.modules):  # `install` patches OpenCV
+        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.ORIGINAL, sys.modules):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))
         yield tmp_path
 

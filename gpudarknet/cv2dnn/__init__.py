@@ -1,15 +1,15 @@
-"""The Darknet part of OpenCV 4's `cv2.dnn`, which OpenCV 5 no longer has. One line changes:
+"""OpenCV-compatible API: the Darknet part of OpenCV 4's `cv2.dnn`, which OpenCV 5 removed. Change one line:
 
-    from gpudarknet import cv2dnn                       # and cv2dnn.readNetFromDarknet instead of cv2.dnn...
+    from gpudarknet import cv2dnn                       # then cv2dnn.readNetFromDarknet instead of cv2.dnn...
     net = cv2dnn.readNetFromDarknet("yolov4.cfg", "yolov4.weights")
 
-or, for a script that is not to be touched:
+or, to leave a script unchanged:
 
-    import gpudarknet.cv2dnn; gpudarknet.cv2dnn.install()     # puts the names below into cv2.dnn
+    import gpudarknet.cv2dnn; gpudarknet.cv2dnn.install()     # adds the names below to cv2.dnn
 
-Everything else, such as blobFromImage and NMSBoxes, is OpenCV's own. DNN_TARGET_CUDA chooses the GPU; without a working
-one there is a RuntimeWarning and the CPU goes on. Two things differ from OpenCV 4 because it was wrong: [shortcut] adds all
-its sources and applies its weights, and layers that it could not read (reorg3d, local, Gaussian_yolo, ...) work.
+Everything else, such as blobFromImage and NMSBoxes, is OpenCV's own. DNN_TARGET_CUDA selects the GPU; without a working
+one, a RuntimeWarning is issued and the CPU is used. Two bugs of OpenCV 4 are not reproduced: [shortcut] adds all its
+sources and applies its weights, and layers that OpenCV could not read (reorg3d, local, Gaussian_yolo, ...) work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from . import net as _net
 from .model import ClassificationModel, DetectionModel, Model
 from .net import Layer, Net
-from .read import opencv_reads, readNet, readNetFromDarknet
+from .read import readNet, readNetFromDarknet, set_opencv_reader
 
 _CONSTANTS = {name: value for name, value in vars(_net).items() if name.startswith("DNN_")}
 globals().update(_CONSTANTS)
@@ -31,18 +31,18 @@ __all__ = [
 
 
 def install() -> None:
-    """Put readNetFromDarknet, readNet and the models into cv2.dnn, so that a script written for OpenCV 4 runs unchanged.
+    """Add readNetFromDarknet, readNet and the models to cv2.dnn, so that a script written for OpenCV 4 runs unchanged.
 
-    Do this before the script asks for them. cv2.dnn.readNet still reads everything that it read before.
+    Call it before the script uses them. cv2.dnn.readNet still reads all other formats.
     """
     import cv2
 
     if cv2.dnn.readNet is readNet:
         return
-    opencv_reads(cv2.dnn.readNet)
+    set_opencv_reader(cv2.dnn.readNet)
     for name in ("readNetFromDarknet", "readNet", "DetectionModel", "ClassificationModel"):
         setattr(cv2.dnn, name, globals()[name])
-        if hasattr(cv2, f"dnn_{name}"):  # the older spelling, cv2.dnn_DetectionModel
+        if hasattr(cv2, f"dnn_{name}"):  # the alias cv2.dnn_DetectionModel
             setattr(cv2, f"dnn_{name}", globals()[name])
     for name, value in _CONSTANTS.items():
         if not hasattr(cv2.dnn, name):
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Give OpenCV's own cv2.dnn names: blobFromImage, NMSBoxes, ..."""
+    """Forward all other names to cv2.dnn: blobFromImage, NMSBoxes, ..."""
     if name.startswith("__"):
         raise AttributeError(name)
     import cv2

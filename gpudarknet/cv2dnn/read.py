@@ -1,4 +1,4 @@
-"""Make a `Net` of a cfg and weights, as files or as buffers."""
+"""Read a `Net` from a cfg and weights, given as paths or as buffers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .. import cfg
 from ..network import load_network
 from .net import Net
 
-OPENCV: dict[str, Any] = {}  # cv2.dnn.readNet, once `install` has replaced it
+ORIGINAL: dict[str, Any] = {}  # OpenCV's readNet, once `install` has replaced it
 
 
-def opencv_reads(reader: Any) -> None:
-    """Remember OpenCV's own readNet, for what is not Darknet's."""
-    OPENCV["readNet"] = reader
+def set_opencv_reader(reader: Any) -> None:
+    """Store OpenCV's readNet, which reads all formats but Darknet's."""
+    ORIGINAL["readNet"] = reader
 
 
 def readNetFromDarknet(cfgFile: Any, darknetModel: Any = None) -> Net:
-    """Read a network: cfg and weights as paths, or as buffers of their bytes. It runs on the CPU until a target is set.
+    """Read a network from a cfg and weights, as paths or as buffers. It runs on the CPU until a target is set.
 
     Raises CfgError, WeightsError.
     """
@@ -36,20 +36,20 @@ def readNetFromDarknet(cfgFile: Any, darknetModel: Any = None) -> Net:
 
 
 def readNet(model: Any, config: Any = "", framework: str = "") -> Any:
-    """Read a network as cv2.dnn.readNet does: .cfg and .weights in either order are read here, all else by OpenCV."""
+    """Read a network like cv2.dnn.readNet: .cfg and .weights in either order; OpenCV reads all other formats."""
     for cfg_file, weights in ((config, model), (model, config)):
         if framework.lower() == "darknet" or (is_path(cfg_file) and Path(cfg_file).suffix == ".cfg"):
             return readNetFromDarknet(cfg_file, weights or None)
     import cv2
 
-    return (OPENCV.get("readNet") or cv2.dnn.readNet)(model, config, framework)
+    return (ORIGINAL.get("readNet") or cv2.dnn.readNet)(model, config, framework)
 
 
 def is_path(source: Any) -> bool:
-    """Say whether a source is a path; else it is a buffer."""
+    """Return whether a source is a path rather than a buffer."""
     return isinstance(source, (str, os.PathLike))
 
 
 def text(buffer: Any) -> str:
-    """Return a buffer's text."""
+    """Decode a buffer."""
     return np.asarray(memoryview(buffer)).tobytes().decode("utf-8", errors="replace")

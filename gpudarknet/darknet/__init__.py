@@ -1,13 +1,14 @@
-"""Darknet's Python module, without a compiled library: `import gpudarknet.darknet as darknet` is the one line to change.
+"""Darknet-compatible API: Darknet's Python module without the compiled library. Change the import:
+`import gpudarknet.darknet as darknet`.
 
     network, class_names, class_colors = darknet.load_network("yolov4.cfg", "coco.data", "yolov4.weights")
-    picture = darknet.make_image(darknet.network_width(network), darknet.network_height(network), 3)
-    darknet.copy_image_from_bytes(picture, frame_resized.tobytes())
-    for label, confidence, (x, y, w, h) in darknet.detect_image(network, class_names, picture, thresh=0.25): ...
+    image = darknet.make_image(darknet.network_width(network), darknet.network_height(network), 3)
+    darknet.copy_image_from_bytes(image, frame_resized.tobytes())
+    for label, confidence, (x, y, w, h) in darknet.detect_image(network, class_names, image, thresh=0.25): ...
 
-The functions are those of the AlexeyAB fork and of its successor: what load_network returns can be used as a network or
-unpacked into network, names and colours. Three faults of the originals are not copied: detections are sorted by their
-confidence as a number, a batch's boxes belong to their own picture, and nothing leaks.
+The functions are those of the AlexeyAB fork and of its successor: the result of load_network can be used as a network or
+unpacked into network, names and colours. Three bugs of the originals are not reproduced: detections are sorted by
+numeric confidence, the boxes of a batch are assigned to the right image, and memory does not leak.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ from .library import (
     rgbgr_image,
     set_gpu,
 )
-from .records import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
+from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 
 network_predict = predict
-Triple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (centre x, y, width, height)
+DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (centre x, y, width, height)
 
 __all__ = [
     "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "POINTER", "Handle", "add_skipped_class", "batch_detection",
@@ -70,7 +71,7 @@ __all__ = [
 
 
 def load_network(config_file: Any, data_file: Any, weights: Any, batch_size: int = 1) -> Handle:
-    """Load a network and its class names: a network, which unpacks into network, class_names and class_colors.
+    """Load a network with its class names. The result unpacks into network, class_names and class_colors.
 
     Raises CfgError, DataError, WeightsError.
     """
@@ -81,75 +82,77 @@ def load_network(config_file: Any, data_file: Any, weights: Any, batch_size: int
 
 
 def class_colors(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Return a bright colour for each name, the same one every time."""
+    """Return a bright colour for each name, deterministically."""
     hues = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names}
     return {name: tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for name, hue in hues.items()}  # type: ignore[misc]
 
 
 def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
-    """Turn centre x, y, width, height into left, top, right, bottom, rounded."""
+    """Convert centre x, y, width, height to left, top, right, bottom, rounded."""
     x, y, w, h = bbox
     return round(x - w / 2), round(y - h / 2), round(x + w / 2), round(y + h / 2)
 
 
 def detect_image(
     network: Any, class_names: Sequence[str], image: IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
-) -> list[Triple]:  # fmt: skip
-    """Find objects: (label, confidence in percent as text, (centre x, y, width, height) in pixels of `image`).
+) -> list[DetectionTuple]:  # fmt: skip
+    """Detect objects: (label, confidence in percent as text, (centre x, y, width, height) in pixels of `image`).
 
-    Sorted by confidence, the greatest last.
+    Sorted by ascending confidence.
     """
     predict_image(network, image)
-    found = get_network_boxes(network, image.w, image.h, thresh, hier_thresh, None, 0, None, 0)
+    dets = get_network_boxes(network, image.w, image.h, thresh, hier_thresh, None, 0, None, 0)
     if nms:
-        do_nms_sort(found, len(found), len(class_names), nms)
-    triples = sorted(remove_negatives(found, class_names, len(found)), key=lambda triple: triple[1])
-    return decode_detection(triples)
+        do_nms_sort(dets, len(dets), len(class_names), nms)
+    return decode_detection(sorted(remove_negatives(dets, class_names, len(dets)), key=lambda detection: detection[1]))
 
 
 def detect(
     net: Any, meta: METADATA, image: Any, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
-) -> list[Triple]:  # fmt: skip
-    """Find objects in a picture file: (name as bytes, probability, box in pixels), the greatest first; the oldest form."""
-    picture = load_image(image, 0, 0)
-    predict_image(net, picture)
-    found = get_network_boxes(net, picture.w, picture.h, thresh, hier_thresh, None, 0, None, 0)
+) -> list[DetectionTuple]:  # fmt: skip
+    """Detect objects in an image file: (name as bytes, probability, box in pixels), by descending probability.
+
+    This is the oldest version of the API.
+    """
+    im = load_image(image, 0, 0)
+    predict_image(net, im)
+    dets = get_network_boxes(net, im.w, im.h, thresh, hier_thresh, None, 0, None, 0)
     if nms:
-        do_nms_sort(found, len(found), meta.classes, nms)
-    return sorted(remove_negatives(found, meta.names, len(found)), key=lambda triple: -triple[1])
+        do_nms_sort(dets, len(dets), meta.classes, nms)
+    return sorted(remove_negatives(dets, meta.names, len(dets)), key=lambda detection: -detection[1])
 
 
 def batch_detection(
     network: Any, images: Sequence[np.ndarray], class_names: Sequence[str], class_colors: dict[str, Any],
     thresh: float = 0.25, hier_thresh: float = 0.5, nms: float = 0.45, batch_size: int = 4,
-) -> tuple[list[np.ndarray], list[list[Triple]]]:  # fmt: skip
-    """Find objects in pictures (H, W, 3) BGR of any sizes, batch_size at a time; draw them, in place.
+) -> tuple[list[np.ndarray], list[list[DetectionTuple]]]:  # fmt: skip
+    """Detect objects in images (H, W, 3) BGR of any sizes, batch_size at a time; draw them in place.
 
-    Returns the pictures and, for each, (label, probability, (centre x, y, width, height) in its own pixels).
+    Returns the images and, for each, (label, probability, (centre x, y, width, height) in pixels of that image).
     """
     import cv2
 
     width, height = network_width(network), network_height(network)
-    found: list[list[Triple]] = []
+    detections: list[list[DetectionTuple]] = []
     for begin in range(0, len(images), max(batch_size, 1)):
-        part = images[begin : begin + max(batch_size, 1)]
-        small = [cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), (width, height)) for picture in part]
-        planes = np.concatenate([picture.transpose(2, 0, 1) for picture in small])
-        block = IMAGE.of(planes / np.float32(255))
-        pairs = network_predict_batch(network, block, len(part), 1, 1, thresh, hier_thresh, None, 1, 0)
-        for picture, pair in zip(part, pairs, strict=True):
-            H, W = picture.shape[:2]
+        batch = images[begin : begin + max(batch_size, 1)]
+        resized = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height)) for image in batch]
+        planes = np.concatenate([image.transpose(2, 0, 1) for image in resized])
+        im = IMAGE.from_planes(planes / np.float32(255))
+        pairs = network_predict_batch(network, im, len(batch), 1, 1, thresh, hier_thresh, None, 1, 0)
+        for image, pair in zip(batch, pairs, strict=True):
+            H, W = image.shape[:2]
             for det in pair.dets:
                 det.bbox = BOX(det.bbox.x * W, det.bbox.y * H, det.bbox.w * W, det.bbox.h * H)
             if nms:
                 do_nms_sort(pair.dets, pair.num, len(class_names), nms)
-            found.append(remove_negatives(pair.dets, class_names, pair.num))
-            draw_boxes(found[-1], picture, class_colors)
-    return list(images), found
+            detections.append(remove_negatives(pair.dets, class_names, pair.num))
+            draw_boxes(detections[-1], image, class_colors)
+    return list(images), detections
 
 
-def remove_negatives(detections: Sequence[DETECTION], class_names: Sequence[Any], num: int) -> list[Triple]:
-    """Return (name, probability, box) for every class of a box whose probability is not 0."""
+def remove_negatives(detections: Sequence[DETECTION], class_names: Sequence[Any], num: int) -> list[DetectionTuple]:
+    """Return (name, probability, box) for every class with non-zero probability of every box."""
     return [
         (class_names[i], float(det.prob[i]), (det.bbox.x, det.bbox.y, det.bbox.w, det.bbox.h))
         for det in detections[:num]
@@ -157,7 +160,9 @@ def remove_negatives(detections: Sequence[DETECTION], class_names: Sequence[Any]
     ]
 
 
-def remove_negatives_faster(detections: Sequence[DETECTION], class_names: Sequence[Any], num: int) -> list[Triple]:
+def remove_negatives_faster(
+    detections: Sequence[DETECTION], class_names: Sequence[Any], num: int
+) -> list[DetectionTuple]:
     """Return (name, probability, box) for the best class of every box."""
     best = [(det, det.best_class_idx) for det in detections[:num]]
     return [
@@ -167,22 +172,22 @@ def remove_negatives_faster(detections: Sequence[DETECTION], class_names: Sequen
     ]
 
 
-def decode_detection(detections: Sequence[Triple]) -> list[Triple]:
-    """Turn probabilities into percent, as text with two digits."""
+def decode_detection(detections: Sequence[DetectionTuple]) -> list[DetectionTuple]:
+    """Convert probabilities to percentages, as text with two decimals."""
     return [(str(label), str(round(confidence * 100, 2)), bbox) for label, confidence, bbox in detections]
 
 
-def print_detections(detections: Sequence[Triple], coordinates: bool = False) -> None:
-    """Print a line for each object, with its box if asked."""
+def print_detections(detections: Sequence[DetectionTuple], coordinates: bool = False) -> None:
+    """Print one line per object, with its box if `coordinates`."""
     lines = ["", "Objects:"]
     for label, confidence, (x, y, w, h) in detections:
-        place = f"    (left_x: {x:.0f}   top_y:  {y:.0f}   width:   {w:.0f}   height:  {h:.0f})" if coordinates else ""
-        lines.append(f"{label}: {confidence}%{place}")
+        box = f"    (left_x: {x:.0f}   top_y:  {y:.0f}   width:   {w:.0f}   height:  {h:.0f})" if coordinates else ""
+        lines.append(f"{label}: {confidence}%{box}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def draw_boxes(detections: Sequence[Triple], image: np.ndarray, colors: dict[str, Any]) -> np.ndarray:
-    """Draw boxes and labels on a picture (H, W, 3), in place, and return it."""
+def draw_boxes(detections: Sequence[DetectionTuple], image: np.ndarray, colors: dict[str, Any]) -> np.ndarray:
+    """Draw boxes and labels on an image (H, W, 3) in place, and return it."""
     import cv2
 
     for label, confidence, bbox in detections:
@@ -194,15 +199,15 @@ def draw_boxes(detections: Sequence[Triple], image: np.ndarray, colors: dict[str
 
 
 def init_cpu() -> None:
-    """Change nothing: there is nothing to prepare."""
+    """No-op: nothing needs initialization."""
 
 
 def set_verbose(verbose: bool) -> None:
-    """Change nothing: loading prints nothing here."""
+    """No-op: loading prints nothing."""
 
 
 def set_output_stream(path: Any) -> None:
-    """Change nothing: there is no output of its own to send elsewhere."""
+    """No-op: the package itself prints nothing."""
 
 
 def version_string() -> str:

@@ -1,4 +1,4 @@
-"""The records that scripts pass to and get from Darknet: IMAGE is C's own, so that scripts may build it from a pointer."""
+"""Darknet-compatible API: Darknet's structs. IMAGE is a ctypes structure, because scripts build it from a pointer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class IMAGE(ctypes.Structure):
-    """A picture: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1. Python owns its memory."""
+    """An image: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1. Python owns the memory."""
 
     _fields_ = (
         ("w", ctypes.c_int),
@@ -21,17 +21,17 @@ class IMAGE(ctypes.Structure):
 
     def __init__(self, w: int = 0, h: int = 0, c: int = 0, data: Any = None):
         super().__init__(w, h, c, data) if data is not None else super().__init__(w, h, c)
-        self._memory = data  # a pointer made by NumPy holds its array
+        self._memory = data  # a pointer created by NumPy keeps its array alive
 
     @classmethod
-    def of(cls, planes: np.ndarray) -> IMAGE:
-        """Make an IMAGE of planes (C, H, W)."""
+    def from_planes(cls, planes: np.ndarray) -> IMAGE:
+        """Create an IMAGE from planes (C, H, W)."""
         planes = np.ascontiguousarray(planes, np.float32)
         C, H, W = planes.shape
         return cls(W, H, C, planes.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
 
     def planes(self) -> np.ndarray:
-        """View its numbers as a batch of one, (1, c, h, w)."""
+        """Return a view of the pixels as a batch of one, (1, c, h, w)."""
         return np.ctypeslib.as_array(self.data, (1, self.c, self.h, self.w))
 
 
@@ -47,7 +47,7 @@ class BOX:
 
 @dataclass
 class DETECTION:
-    """A box with its probabilities: prob[i] of class i, 0 where it is below the threshold."""
+    """A box with its class probabilities; prob[i] is 0 if not above the threshold."""
 
     bbox: BOX
     prob: np.ndarray
@@ -56,19 +56,19 @@ class DETECTION:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.prob)
 
     @property
     def best_class_idx(self) -> int:
-        """The most probable class, -1 where none is left."""
+        """The most probable class, or -1 if all probabilities are 0."""
         best = int(self.prob.argmax()) if len(self.prob) else 0
         return best if len(self.prob) and self.prob[best] > 0 else -1
 
 
 @dataclass
 class DETNUMPAIR:
-    """One picture's share of a batch: num detections dets."""
+    """The `num` detections `dets` of one image in a batch."""
 
     num: int
     dets: list[DETECTION]
