@@ -65,14 +65,13 @@ def plan(
 ) -> tuple[list[LayerCost], Callable[[], list[float]]]:
     """Return the costs of the plan's steps, and a function as `reference` does. Feature maps keep the previous run's values."""
     from gpudarknet.plan import cpu
-    from gpudarknet.plan.cuda import program as cuda
 
     program: Any = network.program(len(x), precision)
     program.run(x)
     on_cpu = isinstance(program, cpu.Program)
-    steps = program.plan.steps if on_cpu else program.steps
+    steps = program.plan.steps if on_cpu else program.schedule.steps
     with program.queue if on_cpu else program.stream_context.use():
-        bound = program.stages if on_cpu else [cuda.BIND[type(step)](program, step) for step in steps]
+        bound = program.stages if on_cpu else [[launch.run for launch in program.emit(step).launches] for step in steps]
 
     def run_once() -> list[float]:
         timestamps = [time.perf_counter()]

@@ -5,62 +5,62 @@
 
 // Return, in best, the channels c on of pixel m of a map with OW columns: the maximum of its block of x, finished.
 template <int V>
-__device__ inline void finish_block(const T *x, const float *bias, int m, int c, int OW, int ldx, int kind, float (&best)[V]) {
+__device__ inline void maxpool_pixel(const T *x, const float *bias, int m, int c, int OW, int ldx, int kind, float (&best)[V]) {
     int corner = (m / OW * 2 * OW + m % OW) * 2;
     float v[V];
     load<V>(x + corner * ldx + c, best);
 #pragma unroll
     for (int tap = 1; tap < 4; tap++) {
         load<V>(x + (corner + tap / 2 * 2 * OW + tap % 2) * ldx + c, v);
-        keep_larger<V>(best, v);
+        max_in_place<V>(best, v);
     }
     add_bias<V>(bias + c, best);
     activate<V>(kind, best);
 }
 
 template <int V>
-__device__ inline void finish_block_channels(int i, const T *x, const float *bias, T *y, int C, int OW, int ldx, int ldy,
+__device__ inline void maxpool_epilogue_channels(int i, const T *x, const float *bias, T *y, int C, int OW, int ldx, int ldy,
                                              int kind) {
     int c = i % (C / V) * V, m = i / (C / V);
     float best[V];
-    finish_block<V>(x, bias, m, c, OW, ldx, kind, best);
+    maxpool_pixel<V>(x, bias, m, c, OW, ldx, kind, best);
     store<V>(y + m * ldy + c, best);
 }
 
 // Keep the maximum of each 2 x 2 block, then add the bias and activate: x (N, 2*OH, 2*OW, C) -> y (N, OH, OW, C).
-// n = N*OH*OW * C, or C / WIDE.
-extern "C" __global__ void finish_blocks(const T *x, const float *bias, T *y, int n, int C, int OW, int ldx, int ldy, int kind,
-                                         int wide) {
+// n = N*OH*OW * C, or C / VECTOR.
+extern "C" __global__ void maxpool_epilogue(const T *x, const float *bias, T *y, int n, int C, int OW, int ldx, int ldy, int kind,
+                                         int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    if (wide)
-        finish_block_channels<WIDE>(i, x, bias, y, C, OW, ldx, ldy, kind);
+    if (vectorized)
+        maxpool_epilogue_channels<VECTOR>(i, x, bias, y, C, OW, ldx, ldy, kind);
     else
-        finish_block_channels<1>(i, x, bias, y, C, OW, ldx, ldy, kind);
+        maxpool_epilogue_channels<1>(i, x, bias, y, C, OW, ldx, ldy, kind);
 }
 
 template <int V>
-__device__ inline void finish_block_and_put(int i, const T *x, const float *bias, T *y, const Patches &to, int C, int H, int W,
+__device__ inline void maxpool_epilogue_im2col_channels(int i, const T *x, const float *bias, T *y, const Im2col &to, int C, int H, int W,
                                             int HP, int WP, int ldx, int ldy, int kind) {
     int c = i % (C / V) * V, at = i / (C / V), w = at % WP - to.pad, h = at / WP % HP - to.pad, image = at / (WP * HP);
     float v[V] = {};
     if (h >= 0 && h < H && w >= 0 && w < W) {
         int m = (image * H + h) * W + w;
-        finish_block<V>(x, bias, m, c, W, ldx, kind, v);
+        maxpool_pixel<V>(x, bias, m, c, W, ldx, kind, v);
         if (y) store<V>(y + m * ldy + c, v);
     }
-    put<V>(to, image, h, w, c, v);
+    scatter_im2col<V>(to, image, h, w, c, v);
 }
 
-// Both at once, as `finish_patches` does for `finish`: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
-extern "C" __global__ void finish_blocks_patches(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W, int ldx,
+// Both at once, as `epilogue_im2col` does for `finish`: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
+extern "C" __global__ void maxpool_epilogue_im2col(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W, int ldx,
                                                  int ldy, int kind, int HP, int WP, int first, int count, int G, int OH, int OW,
-                                                 int size, int sy, int sx, int dilation, int pad, int ldcol, int wide) {
+                                                 int size, int sy, int sx, int dilation, int pad, int ldcol, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    Patches to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
-    if (wide)
-        finish_block_and_put<WIDE>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
+    Im2col to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};
+    if (vectorized)
+        maxpool_epilogue_im2col_channels<VECTOR>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
     else
-        finish_block_and_put<1>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
+        maxpool_epilogue_im2col_channels<1>(i, x, bias, y, to, C, H, W, HP, WP, ldx, ldy, kind);
 }

@@ -1,10 +1,10 @@
 // What kernels share whose maps lie pixel by pixel: access to several channels at a time, and what is done to a result.
 //
 // A map (N, H, W, C) has its channels side by side and `ld` numbers from one pixel to the next: maps that are joined lie in
-// one larger map, each with its channels and that map's ld. P = H*W. With `wide`, every thread does the 16 bytes of channels
+// one larger map, each with its channels and that map's ld. P = H*W. With `vectorized`, every thread does the 16 bytes of channels
 // that one access moves, where Python has seen that pointers, C and ld allow it; else it does one channel.
 
-constexpr int WIDE = 16 / sizeof(T);
+constexpr int VECTOR = 16 / sizeof(T);
 
 template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
 
@@ -28,7 +28,7 @@ template <int V> __device__ inline void add_bias(const float *bias, float (&v)[V
     for (int k = 0; k < V; k++) v[k] += b[k];
 }
 
-template <int V> __device__ inline void keep_larger(float (&best)[V], const float (&v)[V]) {
+template <int V> __device__ inline void max_in_place(float (&best)[V], const float (&v)[V]) {
 #pragma unroll
     for (int k = 0; k < V; k++)
         if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
@@ -53,25 +53,25 @@ template <int V> __device__ inline void activate(int kind, float (&v)[V]) {
     }
 }
 
-__device__ inline float rectify(float x, float slope) { return x > 0 ? x : slope * x; }
+__device__ inline float leaky(float x, float slope) { return x > 0 ? x : slope * x; }
 
-enum Join { NOTHING, ADD, SORT, MULTIPLY };
+enum BinaryOp { NONE, ADD, SORT, MULTIPLY };
 
-// What is done to a result: after(join(before(v + bias), other)). P: pixels of an image of the result, Po: of `other`.
-struct Finish {
+// What is done to a result: post(binary_op(pre(v + bias), other)). P: pixels of an image of the result, Po: of `other`.
+struct Epilogue {
     const float *bias;
     const T *other;
-    int P, Co, Po, ldo, before, join;
+    int P, Co, Po, ldo, pre, binary_op;
     float eps, slope;
-    int after;
+    int post;
 };
 
-// Finish the channels c on of pixel m.
-template <int V> __device__ inline void finish_values(const Finish &f, int m, int c, float (&v)[V]) {
+// Epilogue the channels c on of pixel m.
+template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m, int c, float (&v)[V]) {
     float o[V];
     if (f.bias) add_bias<V>(f.bias + c, v);
-    activate<V>(f.before, v);
-    if (f.join != NOTHING) {
+    activate<V>(f.pre, v);
+    if (f.binary_op != NONE) {
         const T *other = f.other + (f.Po == 1 ? m / f.P : m) * f.ldo;
         if (f.Co == 1) {
 #pragma unroll
@@ -81,23 +81,23 @@ template <int V> __device__ inline void finish_values(const Finish &f, int m, in
         }
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            if (f.join == ADD) v[k] += o[k];
-            if (f.join == SORT) v[k] += o[k] + sqrtf(fmaxf(rectify(v[k], f.slope) * rectify(o[k], f.slope), 0) + f.eps);
-            if (f.join == MULTIPLY) v[k] *= o[k];
+            if (f.binary_op == ADD) v[k] += o[k];
+            if (f.binary_op == SORT) v[k] += o[k] + sqrtf(fmaxf(leaky(v[k], f.slope) * leaky(o[k], f.slope), 0) + f.eps);
+            if (f.binary_op == MULTIPLY) v[k] *= o[k];
         }
     }
-    activate<V>(f.after, v);
+    activate<V>(f.post, v);
 }
 
 // The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
 // G), ld numbers from one to the next.
-struct Patches {
+struct Im2col {
     T *col;
     int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
 };
 
 // Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
-template <int V> __device__ inline void put(const Patches &to, int image, int h, int w, int c, const float (&v)[V]) {
+template <int V> __device__ inline void scatter_im2col(const Im2col &to, int image, int h, int w, int c, const float (&v)[V]) {
     c -= to.first;
     if (c < 0 || c >= to.count) return;
     T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;

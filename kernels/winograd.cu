@@ -1,11 +1,11 @@
-// Winograd's F(2 x 2, 3 x 3): what comes before and after its products. Launched by gpudarknet/plan/cuda/convolution.py.
+// Winograd's F(2 x 2, 3 x 3): what comes pre and post its products. Launched by gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 
-constexpr int QUAD = 4;  // channels of a tile that one thread transforms: its 16 numbers of each stay in registers
+constexpr int TILE_VECTOR = 4;  // channels of a tile that one thread transforms: its 16 numbers of each stay in registers
 
 template <int V>
-__device__ inline void cut_tile(int i, const T *x, T *y, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy) {
+__device__ inline void transform_input_tile(int i, const T *x, T *y, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy) {
     int c = i % (C / V) * V, t = i / (C / V), top = t / TW % TH * 2 - 1, left = t % TW * 2 - 1;
     float d[4][V], v[4][4][V];
     x += t / (TW * TH) * H * W * ldx + c;
@@ -43,19 +43,19 @@ __device__ inline void cut_tile(int i, const T *x, T *y, int tiles, int C, int H
 }
 
 // Cut a map into tiles for Winograd's F(2 x 2, 3 x 3), and transform them: x (N, H, W, C) -> y (16, tiles, C) = B' d B, where d is
-// the 4 x 4 pixels from (2*i - 1, 2*j - 1) on, 0 outside, and tiles = N*TH*TW. n = tiles * C, or C / QUAD.
-extern "C" __global__ void winograd_cut(const T *x, T *y, int n, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy,
-                                        int wide) {
+// the 4 x 4 pixels from (2*i - 1, 2*j - 1) on, 0 outside, and tiles = N*TH*TW. n = tiles * C, or C / TILE_VECTOR.
+extern "C" __global__ void winograd_input_transform(const T *x, T *y, int n, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy,
+                                        int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    if (wide)
-        cut_tile<QUAD>(i, x, y, tiles, C, H, W, TH, TW, ldx, ldy);
+    if (vectorized)
+        transform_input_tile<TILE_VECTOR>(i, x, y, tiles, C, H, W, TH, TW, ldx, ldy);
     else
-        cut_tile<1>(i, x, y, tiles, C, H, W, TH, TW, ldx, ldy);
+        transform_input_tile<1>(i, x, y, tiles, C, H, W, TH, TW, ldx, ldy);
 }
 
 template <int V>
-__device__ inline void join_tile(int i, const T *x, const Finish &f, T *y, int tiles, int F, int OH, int OW, int TH, int TW,
+__device__ inline void transform_output_tile(int i, const T *x, const Epilogue &f, T *y, int tiles, int F, int OH, int OW, int TH, int TW,
                                  int ldx, int ldy, int pooled) {
     int c = i % (F / V) * V, t = i / (F / V), row = t / TW % TH * 2, column = t % TW * 2, image = t / (TW * TH);
     float v[4][V], s[2][4][V];
@@ -79,14 +79,14 @@ __device__ inline void join_tile(int i, const T *x, const Finish &f, T *y, int t
         }
     if (pooled) {
 #pragma unroll
-        for (int a = 1; a < 4; a++) keep_larger<V>(v[0], v[a]);
+        for (int a = 1; a < 4; a++) max_in_place<V>(v[0], v[a]);
     }
-    // A loop, so that the long `finish_values` is there once. It works on v[0], and the others move up.
+    // A loop, so that the long `apply_epilogue` is there once. It works on v[0], and the others move up.
 #pragma unroll 1
     for (int a = 0; a < (pooled ? 1 : 4); a++) {
         int h = row + a / 2, w = column + a % 2, m = pooled ? t : (image * OH + h) * OW + w;
         if (pooled || (h < OH && w < OW)) {
-            finish_values<V>(f, m, c, v[0]);
+            apply_epilogue<V>(f, m, c, v[0]);
             store<V>(y + m * ldy + c, v[0]);
         }
 #pragma unroll
@@ -95,15 +95,15 @@ __device__ inline void join_tile(int i, const T *x, const Finish &f, T *y, int t
 }
 
 // Transform Winograd's products back, and finish them as `finish` does: x (16, tiles, F) -> y (N, OH, OW, F), each tile A' x A of
-// 2 x 2 pixels; with `pooled` their maximum, y (N, TH, TW, F). n = tiles * F, or F / QUAD.
-extern "C" __global__ void winograd_join(const T *x, const float *bias, const T *other, T *y, int n, int tiles, int F, int OH,
-                                         int OW, int TH, int TW, int Co, int Po, int ldx, int ldo, int ldy, int before, int join, float eps,
-                                         float slope, int after, int pooled, int wide) {
+// 2 x 2 pixels; with `pooled` their maximum, y (N, TH, TW, F). n = tiles * F, or F / TILE_VECTOR.
+extern "C" __global__ void winograd_output_transform(const T *x, const float *bias, const T *other, T *y, int n, int tiles, int F, int OH,
+                                         int OW, int TH, int TW, int Co, int Po, int ldx, int ldo, int ldy, int pre, int binary_op, float eps,
+                                         float slope, int post, int pooled, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    Finish f{bias, other, pooled ? TH * TW : OH * OW, Co, Po, ldo, before, join, eps, slope, after};
-    if (wide)
-        join_tile<QUAD>(i, x, f, y, tiles, F, OH, OW, TH, TW, ldx, ldy, pooled);
+    Epilogue f{bias, other, pooled ? TH * TW : OH * OW, Co, Po, ldo, pre, binary_op, eps, slope, post};
+    if (vectorized)
+        transform_output_tile<TILE_VECTOR>(i, x, f, y, tiles, F, OH, OW, TH, TW, ldx, ldy, pooled);
     else
-        join_tile<1>(i, x, f, y, tiles, F, OH, OW, TH, TW, ldx, ldy, pooled);
+        transform_output_tile<1>(i, x, f, y, tiles, F, OH, OW, TH, TW, ldx, ldy, pooled);
 }

@@ -101,7 +101,9 @@ def test_gemms_multiply_groups_of_columns(handle, dtype):
     y = np.full((M, G * N + 4), 7, dtype)
     apart = (N, K, N * ldw)
     precision = "fp16" if dtype == np.float16 else "fp32"
-    handle.gemms(precision, G, address(y[:, 1:]), address(a), address(w), M, N, K, y.shape[1], a.shape[1], ldw, *apart)
+    handle.gemm_batched(
+        precision, G, address(y[:, 1:]), address(a), address(w), M, N, K, y.shape[1], a.shape[1], ldw, *apart
+    )
     for g in range(G):
         want = a[:, g * K : (g + 1) * K].astype(float) @ w[g, :, :K].T.astype(float)
         np.testing.assert_allclose(y[:, 1 + g * N : 1 + (g + 1) * N], want, rtol=2e-3, atol=5e-3)
@@ -130,7 +132,7 @@ def test_a_status_names_the_call(library, name, status):
         handle = cublas.Handle(STREAM, WORKSPACE, library)
         a = np.zeros((2, 2), np.float32)
         handle.gemm("fp32", address(a), address(a), address(a), 2, 2, 2, 2, 2, 2)
-        handle.gemms("fp32", 1, address(a), address(a), address(a), 2, 2, 2, 2, 2, 2, 0, 0, 0)
+        handle.gemm_batched("fp32", 1, address(a), address(a), address(a), 2, 2, 2, 2, 2, 2, 0, 0, 0)
         handle.version()
     assert (type(e.value), str(e.value)) == (kind, f"{name}: cuBLAS says {said}")
 

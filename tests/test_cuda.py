@@ -199,7 +199,7 @@ def test_files_are_compiled_side_by_side_and_once(fake):
     texts = sorted(cuda.source(file, "half_t") for file in ("plan", "epilogue", "winograd", "direct"))
     assert cupy.compiled() == texts
     launch.compile(["winograd", "plan"], "half_t")
-    launch("plan.to_rows", 6, F16, F32, 6, 3, 3)
+    launch("nhwc.pack_rows", 6, F16, F32, 6, 3, 3)
     assert cupy.compiled() == texts
     assert cupy.calls[-1][0] == "to_rows"
 

@@ -21,7 +21,7 @@ from gpudarknet.backend import cublas
 from gpudarknet.backend.cuda import launcher
 from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
-from gpudarknet.plan.cuda import convolution, launches, stream, upload
+from gpudarknet.plan.cuda import convolution, emitter, stream, upload
 from gpudarknet.plan.cuda import program as program_module
 
 CFG = """[net]
@@ -153,8 +153,8 @@ def _streams_and_arrays(be, cupy, files, numpy):
             (y,) = net.predict(there, engine="reference")
             compare((y + y).get(stream=current) / 2, want, "the reference engine on the caller's stream")
     (program,) = net.program_cache.programs.values()
-    if program.eagerly is not None:
-        raise Wrong(f"not a graph: {program.eagerly}")
+    if program.eager_reason is not None:
+        raise Wrong(f"not a graph: {program.eager_reason}")
 
 
 def _batches_under_way(be, cupy, files, numpy):
@@ -210,7 +210,7 @@ def _dropped_programs(be, cupy, files, numpy):
     results = []
     for i, graph in enumerate((False, True, False, True)):
         with one:
-            program = cuda.Program(plan, be, graph=graph, prepared={})
+            program = cuda.Program(plan, be, graph=graph, packed_weights={})
         with other if i % 2 else one:
             there = be.asarray(x)
             results.append(program.run(there)[0])
@@ -289,7 +289,7 @@ def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
     monkeypatch.setattr(cuda.Program, "_eager", drop)
     (y,) = other.predict(x)
     (program,) = other.program_cache.programs.values()
-    assert len(runs) == 3 and program.eagerly is None
+    assert len(runs) == 3 and program.eager_reason is None
     np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
 
 
@@ -346,11 +346,11 @@ def test_an_eager_program_may_be_dropped_at_work(fresh, files):
 
 # --- planted faults ------------------------------------------------------------------------------------------------------
 
-EAGERLY = "for launch in self.work:\n            launch()"
-WORK = "return lambda: launch(name, threads, *args)"
-GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)]"
+EAGERLY = "for launch in self.launches:\n            launch()"
+LAUNCH = "return Launch(lambda: launch(kernel, threads, *args), kernel)"
+GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)"
 HANDLE = "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))"
-SENT = "return Pictures(self.be, runs, slot, self.free)"
+SENT = "return ImageBatch(self.be, runs, slot, self.free)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
 FAULTS = {
     # the waits
@@ -386,13 +386,13 @@ FAULTS = {
     "the workspace of cuBLAS is freed": (stream, HANDLE, HANDLE + "; self.workspace = None"),
     "the arena is too small": (
         program_module,
-        "self.arena = be.empty((self.scheme.numbers,), self.type)",
-        "self.arena = be.empty((self.scheme.numbers // 2,), self.type)",
+        "self.arena = be.empty((self.schedule.arena.size,), self.dtype)",
+        "self.arena = be.empty((self.schedule.arena.size // 2,), self.dtype)",
     ),
     "the arena is another stream's": (
         program_module,
-        "with self.stream_context.use():\n            self._bind(graph)",
-        "self._bind(graph)",
+        "with self.stream_context.use():\n            self._emit(graph)",
+        "self._emit(graph)",
     ),
     "cuBLAS gets an address of the host": (convolution, GEMM, GEMM.replace("address(x.a)", "x.a.get().ctypes.data")),
     "a captured step allocates": (
@@ -400,7 +400,7 @@ FAULTS = {
         EAGERLY,
         EAGERLY + "\n        copied = self.arena.copy()\n        self.arena[...] = copied",
     ),
-    "a kernel reads what was freed": (launches, WORK, WORK.replace("*args", "args[0].copy(), *args[1:]")),
+    "a kernel reads what was freed": (emitter, LAUNCH, LAUNCH.replace("*args", "args[0].copy(), *args[1:]")),
     "a wrong leading dimension": (convolution, GEMM, GEMM.replace("x.ld", "x.ld + 8")),
     # captures and devices
     "kernels are first launched while capturing": (

@@ -152,7 +152,7 @@ def test_plan_is_captured_and_replayed(cuda, name, tmp_path):
         for y, want in zip(got, reference.predict(x, engine="reference"), strict=True):
             np.testing.assert_allclose(y, want, rtol=0, atol=2e-5 * np.abs(want).max())
     (program,) = net.program_cache.programs.values()
-    assert program.eagerly is None and program.graph is not None
+    assert program.eager_reason is None and program.graph is not None
 
 
 def test_plan_that_needs_a_layers_own_forward_runs_eagerly(cuda):
@@ -165,7 +165,7 @@ def test_plan_that_needs_a_layers_own_forward_runs_eagerly(cuda):
     for got, want in zip(*(net.predict(x) for net in nets), strict=True):
         np.testing.assert_allclose(cuda.to_numpy(got), want, rtol=1e-5, atol=1e-6)
     (program,) = nets[0].program_cache.programs.values()
-    assert program.eagerly == "fallback layers: region"
+    assert program.eager_reason == "fallback layers: region"
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

@@ -39,7 +39,7 @@ from gpudarknet import backend, load_network  # noqa: E402
 from gpudarknet.ops.base import OPS  # noqa: E402
 from gpudarknet.plan import cuda  # noqa: E402
 from gpudarknet.plan.cuda import autotune  # noqa: E402
-from gpudarknet.plan.cuda.algorithms import BUDGETS, WAYS  # noqa: E402
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS, IM2COL_BUDGETS  # noqa: E402
 
 NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
 CACHES = (networks.seeded_network, correctness.expected, correctness.convolutions, correctness.convolution_network,
@@ -155,7 +155,7 @@ def test_an_op_that_raises_does_not_hide_others(monkeypatch):
 
 def test_only_the_storage_types_of_kernels_are_compiled():
     pairs = correctness.storage_types()
-    assert {("plan", "float"), ("plan", "half_t"), ("optimizers", "float")} <= set(pairs)
+    assert {("nhwc", "float"), ("nhwc", "half_t"), ("optimizers", "float")} <= set(pairs)
     assert ("optimizers", "half_t") not in pairs  # weights are float32
     assert run(correctness.compilation, NUMPY)["kernels"]["skipped"] == "backend numpy compiles no kernels"
 
@@ -179,15 +179,15 @@ def test_precisions_and_graphs_are_checked(monkeypatch):
 
 
 def test_every_convolution_algorithm_is_checked(monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
     monkeypatch.delitem(correctness.PRECISIONS, "tf32")
     rows = run(correctness.algorithms, HOST)
     assert failures(rows) == {}
-    names = {name.replace(" ", "-") for name in WAYS if name not in BUDGETS}  # maps are too small for those
+    names = {name for name in ALGORITHMS if name not in IM2COL_BUDGETS}  # maps are too small for those
     assert set(rows) == {f"{precision}/{name}" for precision in ("fp32", "fp16") for name in {*names, "autotuned"}}
     assert {row["outcome"] for row in rows.values()} == {"passed"}
     monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
-    assert run(correctness.algorithms, HOST, "fp32/kernel")["fp32/kernel"]["outcome"] == "failed"
+    assert run(correctness.algorithms, HOST, "fp32/direct")["fp32/direct"]["outcome"] == "failed"
 
 
 def test_boxes_of_the_bundled_network(monkeypatch):
@@ -251,7 +251,7 @@ def test_the_target_program_computes_the_same_with_separate_buffers(precision):
     network = networks.seeded_network("yolov4-tiny", HOST, 64)
     be, plan = network.backend, networks.compile_plan(network, 2)
     x = networks.seeded.network_input(network, 2)
-    separate, default = target.SeparateBuffers(plan, be, precision), cuda.Program(plan, be, precision)
+    separate, default = target.TargetProgram(plan, be, precision), cuda.Program(plan, be, precision)
     for got, want in zip(separate.run(x), default.run(x), strict=True):
         np.testing.assert_array_equal(got, want)
     assert len(separate.buffers) > 20
@@ -426,7 +426,7 @@ def test_a_wrong_variant_of_a_plan_fails(no_torch, monkeypatch):
     real = cuda.Program.run
 
     def run_wrongly(self, x):
-        return [y + (self.eagerly == "asked for") for y in real(self, x)]
+        return [y + (self.eager_reason == "requested") for y in real(self, x)]
 
     monkeypatch.setattr(cuda.Program, "run", run_wrongly)
     rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
@@ -447,17 +447,17 @@ def test_each_launch_has_bytes_and_operations():
 def test_bytes_of_a_gemm():
     recorder = launch_costs.Recorder(plan_backend())
     handle = recorder.backend().cublas(0, (0, 0))
-    handle.handle = type("NullHandle", (), {"gemm": lambda *args: None, "gemms": lambda *args: None})()
+    handle.handle = type("NullHandle", (), {"gemm": lambda *args: None, "gemm_batched": lambda *args: None})()
     recorder.launched = []
     handle.gemm("fp16", 0, 0, 0, 3, 5, 7, 5, 7, 7)
-    handle.gemms("fp32", 2, 0, 0, 0, 3, 5, 7, 5, 7, 7, 15, 21, 35)
+    handle.gemm_batched("fp32", 2, 0, 0, 0, 3, 5, 7, 5, 7, 7, 15, 21, 35)
     one, two = recorder.launched
     assert (one.bytes, one.flops) == (2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 3 * 5 * 7)
     assert (two.bytes, two.flops) == (4 * 2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 2 * 3 * 5 * 7)
 
 
 def test_tuning(monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
     rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")
     assert failures(rows) == {}
     row = rows["yolov3/64/fp16/batch-1"]

@@ -33,19 +33,20 @@ def test_kernels_compile_for_every_architecture(file, T):
             assert registers * BLOCK <= 65536, f"a block of {kernel} does not fit on sm_{architecture}"
 
 
-WIDE = {
-    "plan": ("im2col", "maxpool", "upsample"), "direct": ("depthwise",), "epilogue": ("finish", "finish_patches", "finish_two"),
-    "epilogue_pool": ("finish_blocks", "finish_blocks_patches"),
+VECTORIZED = {
+    "nhwc": ("im2col", "maxpool", "upsample"), "direct": ("depthwise",),
+    "epilogue": ("epilogue", "epilogue_im2col", "epilogue_split"),
+    "epilogue_pool": ("maxpool_epilogue", "maxpool_epilogue_im2col"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("T", cuda.STORAGE.values())
-@pytest.mark.parametrize("file", WIDE)
+@pytest.mark.parametrize("file", VECTORIZED)
 def test_plans_move_16_bytes_at_a_time(file, T):
     ptx, log = nvrtc.compile(cuda.source(file, T), 90, "PTX")
     assert log == ""
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", ptx.decode(), re.DOTALL))
-    for kernel in WIDE[file]:
+    for kernel in VECTORIZED[file]:
         for access in ("ld", "st"):
             accesses = re.findall(rf"{access}\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)", bodies[kernel])
             assert accesses, f"{kernel} has no {access} of 16 bytes"

@@ -21,7 +21,8 @@ from gpudarknet.ops import activation, im2col, pool, shortcut, upsample, yolo
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
-from gpudarknet.plan.cuda.launches import JOINS, WIDE, passes
+from gpudarknet.plan.cuda import program as program_module
+from gpudarknet.plan.cuda.epilogue import BINARY_OPS, VECTOR_ACTIVATIONS, passes
 from gpudarknet.plan.steps import Activate, Add, FeatureMap, Multiply, Sort
 
 NUMPY = Backend("numpy", np)
@@ -65,14 +66,14 @@ class Maps:
         return found
 
 
-def wide(dtype, *maps):
-    """Whether Program would ask for 16-byte accesses."""
+def can_vectorize(dtype, *maps):
+    """Whether an Emitter would vectorize."""
     V = 16 // np.dtype(dtype).itemsize
     return all(m.C % V == 0 and m.ld % V == 0 and m.start % V == 0 for m in maps)
 
 
-def threads(dtype, pixels, C, is_wide):
-    return pixels * C // (16 // np.dtype(dtype).itemsize if is_wide else 1)
+def threads(dtype, pixels, C, vectorized):
+    return pixels * C // (16 // np.dtype(dtype).itemsize if vectorized else 1)
 
 
 def rows(a):
@@ -106,18 +107,18 @@ def rng(shape):
     return np.random.default_rng(shape)
 
 
-def test_forms_of_maps(kernels, dtype, shape, place, rng):
+def test_layout_conversions(kernels, dtype, shape, place, rng):
     N, H, W, C = shape
     x = rng.normal(0, 1, (N, C, H, W)).astype(dtype).astype(np.float32)
     y = Maps(kernels, N * H * W, C, place, dtype)
-    kernels.launch("plan.from_nchw", x.size, kernels.asarray(x), y.a, x.size, C, H * W, y.ld)
+    kernels.launch("nhwc.from_nchw", x.size, kernels.asarray(x), y.a, x.size, C, H * W, y.ld)
     np.testing.assert_array_equal(y.result(), rows(x))
     back = kernels.empty(x.shape)
     count = 256 * N * -(-C // 32) * -(-(H * W) // 32)
-    kernels.launch("plan.to_nchw", count, y.a, back, C, H * W, y.ld, block=256)
+    kernels.launch("nhwc.to_nchw", count, y.a, back, C, H * W, y.ld, block=256)
     np.testing.assert_array_equal(kernels.to_numpy(back), x)
     together = kernels.empty((N * H * W, C))
-    kernels.launch("plan.to_rows", x.size, y.a, together, x.size, C, y.ld)
+    kernels.launch("nhwc.pack_rows", x.size, y.a, together, x.size, C, y.ld)
     np.testing.assert_array_equal(kernels.to_numpy(together), rows(x))
 
 
@@ -142,18 +143,18 @@ def test_im2col(kernels, dtype, shape, place, rng, window):
     for groups in {1, C if C < 16 else 4} if C != 255 else {1, 3}:
         G = C // groups
         grouped = want.reshape(-1, size * size, groups, G).transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
-        is_wide = wide(dtype, x) and G % (16 // np.dtype(dtype).itemsize) == 0
+        vectorized = can_vectorize(dtype, x) and G % (16 // np.dtype(dtype).itemsize) == 0
         for first, last in ((0, N * OH * OW), (N * OH * OW // 3, max(1, N * OH * OW - 1))):  # all pixels, then some
-            col = Maps(kernels, last - first, C * size * size, "even part" if is_wide else "odd part", dtype)
-            n = threads(dtype, (last - first) * size, C, is_wide)
-            sizes = (n, first, C, G, H, W, OH, OW, size, *stride, dilation, pad, x.ld, col.ld, is_wide)
-            kernels.launch("plan.im2col", n, x.a, col.a, *sizes)
+            col = Maps(kernels, last - first, C * size * size, "even part" if vectorized else "odd part", dtype)
+            n = threads(dtype, (last - first) * size, C, vectorized)
+            sizes = (n, first, C, G, H, W, OH, OW, size, *stride, dilation, pad, x.ld, col.ld, vectorized)
+            kernels.launch("nhwc.im2col", n, x.a, col.a, *sizes)
             np.testing.assert_array_equal(col.result(), grouped[first:last])
 
 
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_convolve_few(kernels, dtype, place, window, pooled):
+def test_direct_convolution(kernels, dtype, place, window, pooled):
     size, stride, dilation, pad = window
     for (N, H, W, C), F in (((2, 8, 7, 3), 5), ((1, 7, 9, 1), 16), ((2, 6, 8, 4), 8)):
         rng = np.random.default_rng(F)
@@ -169,12 +170,12 @@ def test_convolve_few(kernels, dtype, place, window, pooled):
         if pooled and outputs(H, W, *window) != (2 * OH, 2 * OW):
             continue  # plans pool even maps only
         y = Maps(kernels, N * OH * OW, F, "even part" if F % 8 == 0 else "odd part", dtype)
-        is_wide = wide(dtype, y)
-        n = threads(dtype, N * OH * OW, F, is_wide)
-        apart = (H * W * x.ld, 1, x.ld)
+        vectorized = can_vectorize(dtype, y)
+        n = threads(dtype, N * OH * OW, F, vectorized)
+        strides = (H * W * x.ld, 1, x.ld)
         geometry = (C, H, W, OH, OW, size, *stride, dilation, pad)
-        sizes = (n, F, *apart, *geometry, y.ld, NAMES.index("leaky"), pooled, is_wide)
-        kernels.launch("direct.convolve_few", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
+        sizes = (n, F, *strides, *geometry, y.ld, NAMES.index("leaky"), pooled, vectorized)
+        kernels.launch("direct.convolve", n, x.a, *map(kernels.asarray, (w, b)), y.a, *sizes)
         close(y.result(), want.reshape(-1, F), dtype)
 
 
@@ -186,9 +187,9 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     OH, OW = outputs(H, W, *window)
     x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
     w = rng.normal(0, 1, (size * size, C)).astype(dtype)
-    is_wide = wide(dtype, x, y)
-    n = threads(dtype, N * OH * OW, C, is_wide)
-    sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, is_wide)
+    vectorized = can_vectorize(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, vectorized)
+    sizes = (n, C, H, W, OH, OW, size, *stride, dilation, pad, x.ld, y.ld, vectorized)
     kernels.launch("direct.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
     patches = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
@@ -204,7 +205,7 @@ def finished(x, bias, other, before, join, eps, slope, after):
     return activation.FUNCTIONS[after][0](np, v)
 
 
-NUMBERS = {None: 0, "add": JOINS[Add], "sort": JOINS[Sort], "multiply": JOINS[Multiply]}
+NUMBERS = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[Sort], "multiply": BINARY_OPS[Multiply]}
 
 
 def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="linear", form="all", slope=0.0, bias=True):
@@ -216,16 +217,17 @@ def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="line
     b = rng.normal(0, 1, C).astype(np.float32)
     seen = np.broadcast_to(other.numbers.reshape(N, Po, Co), (N, P, C)).reshape(N * P, C)
     want = finished(x.numbers, b if bias else 0, seen, before, join, 0.01, slope, after)
-    is_wide = {before, after} <= WIDE and wide(dtype, x, y) and (join is None or Co == 1 or wide(dtype, other))
-    n = threads(dtype, N * P, C, is_wide)
-    numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), is_wide)
+    vectorized = {before, after} <= VECTOR_ACTIVATIONS and can_vectorize(dtype, x, y)
+    vectorized = vectorized and (join is None or Co == 1 or can_vectorize(dtype, other))
+    n = threads(dtype, N * P, C, vectorized)
+    numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), vectorized)
     pointers = (be.asarray(b) if bias else None, other.a if join else None)
-    be.launch("epilogue.finish", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
+    be.launch("epilogue.epilogue", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
     close(y.result(), want, dtype)
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_finish_activates(kernels, dtype, kind):
+def test_epilogue_activates(kernels, dtype, kind):
     for shape, place in (((2, 5, 7, 3), "odd part"), ((2, 4, 3, 16), "even part")):
         rng = np.random.default_rng(NAMES.index(kind))
         if kind != "stair":  # it jumps, where float16 and a bias round differently
@@ -236,31 +238,31 @@ def test_finish_activates(kernels, dtype, kind):
 @pytest.mark.parametrize(
     ("join", "form"), [("add", "all"), ("sort", "all"), *(("multiply", form) for form in ("all", "channels", "pixels"))]
 )
-def test_finish_joins(kernels, dtype, shape, place, rng, join, form):
+def test_epilogue_binary_operations(kernels, dtype, shape, place, rng, join, form):
     for slope in (0.0, 0.1):
         finish(kernels, dtype, shape, place, rng, "leaky", join, "relu", form, slope)
         finish(kernels, dtype, shape, place, rng, "linear", join, "linear", form, slope, bias=False)
 
 
-def test_finish_works_in_place(kernels, dtype, shape, place, rng):
+def test_epilogue_in_place(kernels, dtype, shape, place, rng):
     N, H, W, C = shape
     x, b = Maps(kernels, N * H * W, C, place, dtype, rng), kernels.asarray(rng.normal(0, 1, C), np.float32)
-    is_wide = wide(dtype, x)
-    n = threads(dtype, N * H * W, C, is_wide)
-    numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, is_wide)
-    kernels.launch("epilogue.finish", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
+    vectorized = can_vectorize(dtype, x)
+    n = threads(dtype, N * H * W, C, vectorized)
+    numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, vectorized)
+    kernels.launch("epilogue.epilogue", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
     bias = kernels.to_numpy(b).astype(np.float64)
     close(x.result(), activation.FUNCTIONS["mish"][0](np, x.numbers + bias), dtype)
 
 
-def test_finish_blocks(kernels, dtype, shape, place, rng):
+def test_maxpool_epilogue(kernels, dtype, shape, place, rng):
     N, OH, OW, C = shape
     x, y = Maps(kernels, 4 * N * OH * OW, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
     b = rng.normal(0, 1, C).astype(np.float32)
-    is_wide = wide(dtype, x, y)
-    n = threads(dtype, N * OH * OW, C, is_wide)
-    sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), is_wide)
-    kernels.launch("epilogue_pool.finish_blocks", n, x.a, kernels.asarray(b), y.a, *sizes)
+    vectorized = can_vectorize(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, vectorized)
+    sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), vectorized)
+    kernels.launch("epilogue_pool.maxpool_epilogue", n, x.a, kernels.asarray(b), y.a, *sizes)
     largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
 
@@ -274,16 +276,16 @@ def test_maxpool(kernels, dtype, shape, place, rng, window):
     H, W = H + 1, W + 1
     OH, OW = ((length + padding - size) // s + 1 for length, s in zip((H, W), stride, strict=True))
     x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * OH * OW, C, "even part", dtype)
-    is_wide = wide(dtype, x, y)
-    n = threads(dtype, N * OH * OW, C, is_wide)
-    sizes = (n, C, H, W, OH, OW, size, *stride, padding // 2, x.ld, y.ld, is_wide)
-    kernels.launch("plan.maxpool", n, x.a, y.a, *sizes)
+    vectorized = can_vectorize(dtype, x, y)
+    n = threads(dtype, N * OH * OW, C, vectorized)
+    sizes = (n, C, H, W, OH, OW, size, *stride, padding // 2, x.ld, y.ld, vectorized)
+    kernels.launch("nhwc.maxpool", n, x.a, y.a, *sizes)
     np.testing.assert_array_equal(y.result(), rows(pool.maxpool(NUMPY, x.nchw(N, H, W), size, stride, padding, OH, OW)))
 
 
 def test_maxpool_keeps_a_nan(kernels):
     x, y = kernels.asarray([[1.0], [np.nan], [3.0], [2.0]], np.float32), kernels.zeros((1, 1))
-    kernels.launch("plan.maxpool", 1, x, y, 1, 1, 2, 2, 1, 1, 2, 2, 2, 0, 1, 1, False)
+    kernels.launch("nhwc.maxpool", 1, x, y, 1, 1, 2, 2, 1, 1, 2, 2, 2, 0, 1, 1, False)
     assert np.isnan(kernels.to_numpy(y)).all()
 
 
@@ -291,9 +293,9 @@ def test_maxpool_keeps_a_nan(kernels):
 def test_upsample(kernels, dtype, shape, place, rng, s):
     N, H, W, C = shape
     x, y = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * H * s * W * s, C, "even part", dtype)
-    is_wide = wide(dtype, x, y)
-    n = threads(dtype, N * H * s * W * s, C, is_wide)
-    kernels.launch("plan.upsample", n, x.a, y.a, n, C, H, W, s, 0.5, x.ld, y.ld, is_wide)
+    vectorized = can_vectorize(dtype, x, y)
+    n = threads(dtype, N * H * s * W * s, C, vectorized)
+    kernels.launch("nhwc.upsample", n, x.a, y.a, n, C, H, W, s, 0.5, x.ld, y.ld, vectorized)
     close(y.result(), rows(upsample.upsample(NUMPY, x.nchw(N, H, W), s, 0.5)), dtype)
 
 
@@ -307,7 +309,7 @@ def test_yolo(kernels, dtype, place, scale, new_coords):
     n, b = N * H * W * A * E, np.random.default_rng(2).normal(0, 1, A * E).astype(np.float32)
     for bias in (None, b):
         given = None if bias is None else kernels.asarray(bias)
-        kernels.launch("plan.yolo", n, x.a, given, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
+        kernels.launch("nhwc.yolo", n, x.a, given, y.a, n, A * E, E, scale, new_coords, x.ld, y.ld)
         seen = x.nchw(N, H, W) + (0 if bias is None else bias.reshape(-1, 1, 1))
         close(y.result(), rows(yolo.yolo_activate(NUMPY, seen, A, scale, new_coords)), dtype)
 
@@ -315,7 +317,7 @@ def test_yolo(kernels, dtype, place, scale, new_coords):
 @pytest.mark.parametrize(
     "sizes", [((5, 7, 3), (5, 7, 5)), ((5, 7, 6), (5, 7, 2)), ((4, 6, 8), (2, 3, 16)), ((2, 3, 5), (4, 6, 3))]
 )
-def test_join_unlike(kernels, dtype, place, sizes):
+def test_add_mismatched(kernels, dtype, place, sizes):
     (H, W, C), (Hb, Wb, Cb) = sizes
     N, rng = 2, np.random.default_rng(3)
     a, b = Maps(kernels, N * H * W, C, place, dtype, rng), Maps(kernels, N * Hb * Wb, Cb, "odd part", dtype, rng)
@@ -325,8 +327,8 @@ def test_join_unlike(kernels, dtype, place, sizes):
         (Sort, shortcut.sort_shortcut(NUMPY, x, z, 0.01, 0.1)),
     ):
         y = Maps(kernels, N * H * W, C, place, dtype)
-        numbers = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, JOINS[kind], 0.01, 0.1)
-        kernels.launch("plan.join_unlike", n, a.a, b.a, y.a, *numbers)
+        numbers = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, BINARY_OPS[kind], 0.01, 0.1)
+        kernels.launch("nhwc.add_mismatched", n, a.a, b.a, y.a, *numbers)
         close(y.result(), rows(want), dtype)
 
 
@@ -369,14 +371,15 @@ def test_a_network_is_what_the_reference_engine_says(name, tmp_path):
     reference = load_network(config, backend="numpy", width=W, height=H)
     weights = write_weights(reference, tmp_path / "seeded.weights", 5)
     reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
-    x, prepared = network_input(net, 5, batch=3), {}
+    x, packed = network_input(net, 5, batch=3), {}
     want = reference.predict(x, engine="reference")
-    run = program(net, 3, prepared=prepared, poison=True)
-    assert run.through == []  # every shipped network can be captured
+    run = program(net, 3, packed_weights=packed, poison=True)
+    assert run.fallbacks == []  # every shipped network can be captured
     got = run.run(x)
     assert distance(got, want) < TOLERANCE["fp32"]
     assert (
-        distance(program(net, 1, prepared=prepared, poison=True).run(x[1:2]), [y[1:2] for y in got]) < TOLERANCE["fp32"]
+        distance(program(net, 1, packed_weights=packed, poison=True).run(x[1:2]), [y[1:2] for y in got])
+        < TOLERANCE["fp32"]
     )
     assert distance(program(net, 3, "fp16", poison=True).run(x), want) < TOLERANCE["fp16"]
 
@@ -497,9 +500,10 @@ def test_every_kind_of_step(tmp_path, precision, batch):
     x = network_input(net, 2, batch)
     want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
     run = program(net, batch, precision, poison=True)
-    assert run.through == []
-    assert {type(step).name for step in run.steps} == {"convolve", "copy", "maxpool", "upsample", "yolo", "fallback"}
-    methods = {"gemm", "im2col, gemm", "im2col by layer 1, gemm", "depthwise", "in one kernel"}
+    assert run.fallbacks == []
+    names = {type(step).name for step in run.schedule.steps}
+    assert names == {"convolve", "copy", "maxpool", "upsample", "yolo", "fallback"}
+    methods = {"gemm", "im2col, gemm", "im2col by layer 1, gemm", "depthwise", "direct"}
     assert set(run.algorithms.values()) == methods
     first = run.run(x)
     assert distance(first, want) < TOLERANCE[precision]
@@ -551,12 +555,12 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     x = network_input(net, 1, batch)
     whole = program(net, batch)
     assert whole.plan.steps[0].pooled
-    monkeypatch.setattr("gpudarknet.plan.cuda.algorithms.COLUMNS", 40_000)
+    monkeypatch.setattr("gpudarknet.plan.cuda.algorithms.MAX_WORKSPACE", 40_000)
     parts = program(net, batch, poison=True)
-    assert parts.algorithms[parts.steps[0]] == "im2col, gemm in 5 parts"
-    assert len(parts.work) == batch * (5 * 2 + 1)
-    assert {name for _, name in parts.scheme.needs} == {"patches", "blocks"}
-    assert all(4 * numbers <= 40_000 for numbers in parts.scheme.needs.values())
+    assert parts.algorithms[parts.schedule.steps[0]] == "im2col, gemm in 5 chunks"
+    assert len(parts.launches) == batch * (5 * 2 + 1)
+    assert {name for _, name in parts.schedule.arena.workspaces} == {"im2col", "conv_output"}
+    assert all(4 * numbers <= 40_000 for numbers in parts.schedule.arena.workspaces.values())
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -588,7 +592,7 @@ def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
         x = network_input(net, 1, 2)
         want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
         run = program(net, 2, precision, poison=True)
-        assert [step.y.base is None for step in run.steps] == [False, False]
+        assert [step.y.base is None for step in run.schedule.steps] == [False, False]
         assert distance(run.run(x), want) < TOLERANCE[precision]
 
 
@@ -603,15 +607,15 @@ def test_other_layers_run_through_the_reference(tmp_path):
     want = load_network(cfg.parse(SMALL + THROUGH), backend="numpy").predict(x, engine="reference")
     run = program(net, 2)
     assert distance(run.run(x), want) < 2e-6
-    assert run.eagerly == "backend host-cuda has no CUDA streams"
-    assert run.through == ["region"]
+    assert run.eager_reason == "backend host-cuda has no CUDA streams"
+    assert run.fallbacks == ["region"]
 
 
 def test_what_no_output_needs_is_not_computed():
     net = load_network(
         cfg.parse("[net]\nwidth=4\nheight=3\nchannels=8\n[avgpool]\n[softmax]\n[cost]\n"), backend=plan_backend()
     )
-    assert [step.note() for step in program(net, 1).steps] == ["[avgpool]", "[softmax]"]
+    assert [step.note() for step in program(net, 1).schedule.steps] == ["[avgpool]", "[softmax]"]
 
 
 def test_passes():
@@ -649,7 +653,7 @@ def test_an_input_that_is_here_is_not_copied():
     net = load_network(cfg.parse(SMALL), backend=Backend("host-cuda", np, launch, LIBRARY.open, "cuda"))
     x = network_input(net, 1)
     net.predict(x)
-    assert given[0] == ("plan.from_nchw", x) and given[0][1] is x
+    assert given[0] == ("nhwc.from_nchw", x) and given[0][1] is x
 
 
 def test_describe():
@@ -703,7 +707,7 @@ def test_a_capture_that_something_spoils_is_tried_again(emulator):
     with emulator.failing("cublasGemmEx", nth=3):  # two are warm-ups
         (got,) = net.predict(x)
     (run,) = net.program_cache.programs.values()
-    assert run.eagerly is None and run.graph is not None
+    assert run.eager_reason is None and run.graph is not None
     np.testing.assert_allclose(got.get(), numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
 
 
@@ -721,14 +725,14 @@ def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
         got = net.predict(x)[0].get()
         np.testing.assert_allclose(got, numpy.predict(x, engine="reference")[0], rtol=1e-5, atol=1e-6)
     (run,) = net.program_cache.programs.values()
-    assert run.eagerly.startswith("capture failed: cudaErrorStreamCaptureUnsupported: ")
-    assert f"CUDA, fp32, eagerly ({run.eagerly}): 3 launches" in run.describe()
+    assert run.eager_reason.startswith("capture failed: cudaErrorStreamCaptureUnsupported: ")
+    assert f"CUDA, fp32, eagerly ({run.eager_reason}): 3 launches" in run.describe()
 
 
 def test_layers_of_the_reference_are_not_captured(emulator):
     run = program(on_device(SMALL + THROUGH)[0], 1)
-    assert run.eagerly == "fallback layers: region"
-    assert program(on_device(SMALL)[0], 1, graph=False).eagerly == "asked for"
+    assert run.eager_reason == "fallback layers: region"
+    assert program(on_device(SMALL)[0], 1, graph=False).eager_reason == "requested"
 
 
 @pytest.fixture
@@ -768,12 +772,12 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room, monkeypa
         )
     net.program_cache.clear()
     weights = 4 * (8 * 48 + 4)  # a kernel of 4 filters, in 8 rows
-    monkeypatch.setattr(cuda, "free_bytes", lambda be: 1000)
+    monkeypatch.setattr(program_module, "free_bytes", lambda be: 1000)
     with pytest.raises(OutOfMemoryError) as error:
         net.predict(x[:1])
     assert str(error.value) == (
         f"batch 1 of 5 x 8 x 12 in fp32 needs {each + weights:,} bytes on the device, 1,000 are free; "
-        "not one image would fit; make them smaller"
+        "not even one image would fit; make them smaller"
     )
 
 
@@ -782,10 +786,10 @@ def test_memory_that_is_free_in_pieces_only(room, emulator, monkeypatch):
     net.predict(network_input(net, 1))
     x = net.input(network_input(net, 1, 600))
     room(0)
-    monkeypatch.setattr(cuda, "free_bytes", lambda be: 1 << 30)
+    monkeypatch.setattr(program_module, "free_bytes", lambda be: 1 << 30)
     with pytest.raises(OutOfMemoryError) as error:
         net.predict(x)
-    message = r"needs [\d,]+ bytes on the device: Out of memory allocating [\d,]+ bytes .*; take a smaller batch"
+    message = r"needs [\d,]+ bytes on the device: Out of memory allocating [\d,]+ bytes .*; use a smaller batch"
     assert re.fullmatch(f"batch 600 of 5 x 8 x 12 in fp32 {message}", str(error.value)), error.value
 
 
@@ -810,4 +814,4 @@ def test_on_a_gpu(device, name, precision, tmp_path):
         for a, b, c in zip(first, second, eager, strict=True):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(a, c)
-    assert [run.eagerly for run in net.program_cache.programs.values()] == [None, None]  # captured
+    assert [run.eager_reason for run in net.program_cache.programs.values()] == [None, None]  # captured

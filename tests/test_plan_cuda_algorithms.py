@@ -15,6 +15,7 @@ from test_plan_cuda import (
     TOLERANCE,
     WINDOWS,
     Maps,
+    can_vectorize,
     close,
     distance,
     finished,
@@ -23,7 +24,6 @@ from test_plan_cuda import (
     program,
     rows,
     threads,
-    wide,
 )
 
 from gpudarknet import cfg, load_network
@@ -31,8 +31,9 @@ from gpudarknet.ops import activation, im2col
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import algorithms
-from gpudarknet.plan.cuda.algorithms import WAYS, Case, choose, possible
-from gpudarknet.plan.cuda.convolution import BY_WAY, QUAD
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS, ConvProblem, choose, supported
+from gpudarknet.plan.cuda.convolution import EMITTERS, TILE_VECTOR
+from gpudarknet.plan.cuda.weights import pack_weights
 from gpudarknet.plan.steps import Convolve, FeatureMap
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
@@ -76,62 +77,62 @@ def geometry(shape, window, groups, ldcol, first, count):
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_finishing_writes_patches(kernels, dtype, shape, place, rng, window):
+def test_epilogue_im2col(kernels, dtype, shape, place, rng, window):
     N, H, W, C = shape[0], shape[1] + 1, shape[2] + 2, shape[3]
     OH, OW = outputs(H, W, *window)
     for groups, (first, count) in product({1, 4} if C % 8 == 0 else {1}, ((0, C), (C // 2, C - C // 2))):
         x, other = (Maps(kernels, N * H * W, C, place, dtype, rng) for _ in range(2))
         y = Maps(kernels, N * H * W, C, "even part", dtype)
         V = 16 // np.dtype(dtype).itemsize
-        is_wide = wide(dtype, x, other, y) and count // groups % V == 0 and first % V == 0
+        vectorized = can_vectorize(dtype, x, other, y) and count // groups % V == 0 and first % V == 0
         b = kernels.asarray(rng.normal(0, 1, C), np.float32)
         bias = kernels.to_numpy(b).astype(np.float64)
         want = finished(x.numbers, bias, other.numbers, "leaky", "add", 0.0, 0.0, "relu")
         for stored in (True, False):
-            places = "even part" if is_wide else "odd part"
+            places = "even part" if vectorized else "odd part"
             col = Maps(kernels, N * OH * OW, count * window[0] ** 2, places, dtype)
             where, visited = geometry((N, H, W, C), window, groups, col.ld, first, count)
-            n = threads(dtype, visited, C, is_wide)
+            n = threads(dtype, visited, C, vectorized)
             pointers = (x.a, b, other.a, y.a if stored else None, col.a)
             numbers = (NAMES.index("leaky"), NUMBERS["add"], 0.0, 0.0, NAMES.index("relu"))
-            sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, is_wide)
-            kernels.launch("epilogue.finish_patches", n, *pointers, *sizes)
+            sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, vectorized)
+            kernels.launch("epilogue.epilogue_im2col", n, *pointers, *sizes)
             close(y.result(), want, dtype)
             part = np.ascontiguousarray(y.result()[:, first : first + count])
             np.testing.assert_array_equal(col.result(), laid_out(part, (N, H, W, count), window, groups))
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_finishing_blocks_writes_patches(kernels, dtype, shape, place, rng, window):
+def test_maxpool_epilogue_im2col(kernels, dtype, shape, place, rng, window):
     N, H, W, C = shape[0], shape[1] + 1, shape[2] + 2, shape[3]
     OH, OW = outputs(H, W, *window)
     x, y = Maps(kernels, 4 * N * H * W, C, place, dtype, rng), Maps(kernels, N * H * W, C, "even part", dtype)
     b = rng.normal(0, 1, C).astype(np.float32)
-    is_wide = wide(dtype, x, y)
+    vectorized = can_vectorize(dtype, x, y)
     largest = x.numbers.reshape(N, H, 2, W, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     for stored in (True, False):
-        col = Maps(kernels, N * OH * OW, C * window[0] ** 2, "even part" if is_wide else "odd part", dtype)
+        col = Maps(kernels, N * OH * OW, C * window[0] ** 2, "even part" if vectorized else "odd part", dtype)
         where, visited = geometry((N, H, W, C), window, 1, col.ld, 0, C)
-        n = threads(dtype, visited, C, is_wide)
+        n = threads(dtype, visited, C, vectorized)
         pointers = (x.a, kernels.asarray(b), y.a if stored else None, col.a)
-        sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, is_wide)
-        kernels.launch("epilogue_pool.finish_blocks_patches", n, *pointers, *sizes)
+        sizes = (n, C, H, W, x.ld, y.ld, NAMES.index("leaky"), *where, vectorized)
+        kernels.launch("epilogue_pool.maxpool_epilogue_im2col", n, *pointers, *sizes)
         close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
         np.testing.assert_array_equal(col.result(), laid_out(y.result(), (N, H, W, C), window, 1))
 
 
 @pytest.mark.parametrize("channels", [(8, 16), (5, 3), (3, 12), (16, 8)], ids=str)
-def test_finish_two(kernels, dtype, place, channels):
+def test_epilogue_split(kernels, dtype, place, channels):
     (C1, C2), pixels, rng = channels, 21, np.random.default_rng(channels)
-    start = algorithms.rounded(C1)
+    start = algorithms.align_channels(C1)
     x = Maps(kernels, pixels, start + C2, "whole", dtype, rng)
     y1, y2 = (Maps(kernels, pixels, C, place, dtype) for C in channels)
     b1, b2 = (rng.normal(0, 1, C).astype(np.float32) for C in channels)
-    is_wide = wide(dtype, y1, y2) and x.ld % 8 == 0
-    n = threads(dtype, pixels, C1 + C2, is_wide)
+    vectorized = can_vectorize(dtype, y1, y2) and x.ld % 8 == 0
+    n = threads(dtype, pixels, C1 + C2, vectorized)
     kinds = NAMES.index("mish"), NAMES.index("leaky")
     pointers = (x.a, *map(kernels.asarray, (b1, b2)), y1.a, y2.a)
-    kernels.launch("epilogue.finish_two", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, is_wide)
+    kernels.launch("epilogue.epilogue_split", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, vectorized)
     close(y1.result(), activation.FUNCTIONS["mish"][0](np, x.numbers[:, :C1] + b1), dtype)
     close(y2.result(), activation.FUNCTIONS["leaky"][0](np, x.numbers[:, start:] + b2), dtype)
 
@@ -143,13 +144,13 @@ def test_winograd(kernels, dtype, place, sizes, form):
     if form == "pooled" and (H % 2 or W % 2):
         pytest.skip("plans pool even maps only")
     rng, TH, TW = np.random.default_rng(sizes), -(-H // 2), -(-W // 2)
-    P, tiles, ldc, ldf = H * W, N * TH * TW, algorithms.rounded(C), algorithms.rounded(F)
+    P, tiles, ldc, ldf = H * W, N * TH * TW, algorithms.align_channels(C), algorithms.align_channels(F)
     x, w, b = Maps(kernels, N * P, C, place, dtype, rng), rng.normal(0, 0.3, (F, C, 3, 3)), rng.normal(0, 1, F)
     cut, made = (np.full((16 * tiles, ld), 7, dtype) for ld in (ldc, ldf))
-    is_wide = not (C % QUAD or x.ld % QUAD or x.start % QUAD)
-    n = tiles * C // (QUAD if is_wide else 1)
+    vectorized = not (C % TILE_VECTOR or x.ld % TILE_VECTOR or x.start % TILE_VECTOR)
+    n = tiles * C // (TILE_VECTOR if vectorized else 1)
     there = kernels.asarray(cut.reshape(-1)[: cut.size - ldc + C])
-    kernels.launch("winograd.winograd_cut", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, is_wide)
+    kernels.launch("winograd.winograd_input_transform", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
     cut.reshape(-1)[: cut.size - ldc + C] = kernels.to_numpy(there)
     assert (cut[:, C:] == 7).all()
 
@@ -164,7 +165,7 @@ def test_winograd(kernels, dtype, place, sizes, form):
         pad=1,
         groups=1,
     )
-    U = algorithms.weights(step, "winograd", w, np.float64)
+    U = pack_weights(step, "winograd", w, np.float64)
     assert (U[:, F:] == 0).all() and (U[..., C:] == 0).all()
     made[:, :F] = (cut[:, :C].astype(np.float64).reshape(16, tiles, C) @ U[:, :F, :C].transpose(0, 2, 1)).reshape(-1, F)
 
@@ -174,14 +175,15 @@ def test_winograd(kernels, dtype, place, sizes, form):
         Maps(kernels, N * P // (4 if pooled else 1), F, place, dtype),
         Maps(kernels, N * Po, Co, place, dtype, rng),
     )
-    is_wide = not any(m.C % QUAD or m.ld % QUAD or m.start % QUAD for m in ((y,) if pooled or Co == 1 else (y, other)))
-    n = tiles * F // (QUAD if is_wide else 1)
+    written = (y,) if pooled or Co == 1 else (y, other)
+    vectorized = not any(m.C % TILE_VECTOR or m.ld % TILE_VECTOR or m.start % TILE_VECTOR for m in written)
+    n = tiles * F // (TILE_VECTOR if vectorized else 1)
     numbers = (NAMES.index("leaky"), 0 if pooled else NUMBERS[join], 0.0, 0.0, NAMES.index("relu") * (not pooled))
     pointers = (kernels.asarray(made.reshape(-1)[: made.size - ldf + F]), kernels.asarray(b, np.float32))
     lds = (ldf, other.ld, y.ld)
     kernels.launch(
-        "winograd.winograd_join", n, *pointers, None if pooled else other.a, y.a,
-        n, tiles, F, H, W, TH, TW, Co, Po, *lds, *numbers, pooled, is_wide,
+        "winograd.winograd_output_transform", n, *pointers, None if pooled else other.a, y.a,
+        n, tiles, F, H, W, TH, TW, Co, Po, *lds, *numbers, pooled, vectorized,
     )  # fmt: skip
     patches = im2col.im2col(NUMPY, x.nchw(N, H, W), 3, (1, 1), 1, 1, H, W)
     plain = np.einsum("ncpqij,fcpq->nfij", patches, w, dtype=np.float64)
@@ -211,50 +213,50 @@ ONE = dict(size=1, pad=0)
 @pytest.mark.parametrize(
     ("step", "found"),
     [
-        (convolution(), ["patches", "patches by image", "winograd"]),
-        (convolution(stride=2), ["patches", "patches by image"]),
-        (convolution(groups=4), ["patches"]),
+        (convolution(), ["im2col_gemm", "im2col_batched_gemm", "winograd_f2"]),
+        (convolution(stride=2), ["im2col_gemm", "im2col_batched_gemm"]),
+        (convolution(groups=4), ["im2col_gemm"]),
         (convolution(F=16, groups=16), ["depthwise"]),
-        (convolution(C=3), ["kernel", "patches", "patches by image", "winograd"]),
-        (convolution(**ONE), ["gemm", "gemm by image"]),
-        (convolution(**ONE, groups=8), ["gemm"]),
-        (convolution(C=512, H=50, W=30), ["patches", "patches of 16 MiB", "patches by image", "winograd"]),
+        (convolution(C=3), ["direct", "im2col_gemm", "im2col_batched_gemm", "winograd_f2"]),
+        (convolution(**ONE), ["gemm_1x1", "gemm_1x1_batched"]),
+        (convolution(**ONE, groups=8), ["gemm_1x1"]),
+        (convolution(C=512, H=50, W=30), ["im2col_gemm", "im2col_gemm_16mib", "im2col_batched_gemm", "winograd_f2"]),
     ],
 )
 def test_what_is_possible(step, found):
-    assert possible(Case(step, 2, 4)) == found
-    assert possible(Case(step, 1, 4)) == [name for name in found if not name.endswith("by image")]
+    assert supported(ConvProblem(step, 2, 4)) == found
+    assert supported(ConvProblem(step, 1, 4)) == [name for name in found if "batched" not in name]
 
 
 def test_the_rule():
     large, small = convolution(C=64, F=64), convolution(C=32, F=64)
     for step, precision, way in (
-        (large, "fp32", "winograd"),
-        (large, "tf32", "patches"),
-        (large, "fp16", "patches"),
-        (small, "fp32", "patches"),
-        (convolution(**ONE), "fp32", "gemm"),
-        (convolution(C=3), "fp32", "kernel"),
+        (large, "fp32", "winograd_f2"),
+        (large, "tf32", "im2col_gemm"),
+        (large, "fp16", "im2col_gemm"),
+        (small, "fp32", "im2col_gemm"),
+        (convolution(**ONE), "fp32", "gemm_1x1"),
+        (convolution(C=3), "fp32", "direct"),
         (convolution(F=16, groups=16), "fp16", "depthwise"),
     ):
-        assert choose(Case(step, 2, 4), precision, {}) == way
+        assert choose(ConvProblem(step, 2, 4), precision, {}) == way
 
 
 def test_a_measured_choice_is_followed_where_it_fits():
     step = convolution()
     key = step.key(2)
-    assert choose(Case(step, 2, 4), "fp32", {key: "patches by image"}) == "patches by image"
-    assert choose(Case(step, 2, 4), "fp32", {key: "gemm"}) == "patches"
-    assert choose(Case(step, 2, 4), "fp32", {key: "of another time"}) == "patches"
-    assert choose(Case(step, 1, 4), "fp32", {key: "winograd"}) == "patches"
+    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "im2col_batched_gemm"}) == "im2col_batched_gemm"
+    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "gemm_1x1"}) == "im2col_gemm"
+    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "of another time"}) == "im2col_gemm"
+    assert choose(ConvProblem(step, 1, 4), "fp32", {key: "winograd_f2"}) == "im2col_gemm"
 
 
 def test_parts_are_as_equal_as_can_be():
-    assert [algorithms.share(10, room) for room in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
+    assert [algorithms.chunk_size(10, room) for room in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
 
 
 def test_every_way_can_be_bound():
-    assert list(BY_WAY) == list(WAYS)
+    assert list(EMITTERS) == list(ALGORITHMS)
 
 
 # --- each way, on the CPU, against the reference engine ----------------------------------------------------------------
@@ -281,20 +283,22 @@ def test_every_way_is_what_the_reference_engine_says(name, batch, precision, tmp
     net = load_network(config, weights, backend=plan_backend())
     x = network_input(net, 2, batch)
     want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
-    for way in algorithms.BUDGETS:
-        monkeypatch.setitem(algorithms.BUDGETS, way, 4000)
+    for way in algorithms.IM2COL_BUDGETS:
+        monkeypatch.setitem(algorithms.IM2COL_BUDGETS, way, 4000)
     steps = [
         s for s in compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps if isinstance(s, Convolve)
     ]
     tried = set()
     for step in steps:
-        for way in possible(Case(step, batch, 2 if precision == "fp16" else 4)):
+        for way in supported(ConvProblem(step, batch, 2 if precision == "fp16" else 4)):
             run = program(net, batch, precision, choices={step.key(batch): way}, poison=True)
-            chosen = dict(zip((s.layers for s in run.scheme.algorithms), run.scheme.algorithms.values(), strict=True))
+            chosen = dict(
+                zip((s.layers for s in run.schedule.algorithms), run.schedule.algorithms.values(), strict=True)
+            )
             assert chosen[step.layers] == way
             assert distance(run.run(x), want) < TOLERANCE[precision], way
             tried.add(way)
-    assert tried >= {"kernel", "patches", *(["patches by image"] if batch > 1 else [])}
+    assert tried >= {"direct", "im2col_gemm", *(["im2col_batched_gemm"] if batch > 1 else [])}
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -303,11 +307,11 @@ def test_winograd_in_parts(tmp_path, monkeypatch, pooled):
     net = load_network(cfg.parse(START + NETS["pooled" if pooled else "residual"]), backend=plan_backend())
     x, key = network_input(net, 1, 3), {}
     step = next(s for s in compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps if 1 in s.layers)
-    key[step.key(3)] = "winograd"
-    whole = program(net, 3, choices=key, together=False)
-    monkeypatch.setattr(algorithms, "COLUMNS", 70_000)
+    key[step.key(3)] = "winograd_f2"
+    whole = program(net, 3, choices=key, fuse_gemms=False)
+    monkeypatch.setattr(algorithms, "MAX_WORKSPACE", 70_000)
     parts = program(net, 3, choices=key, poison=True)
-    assert "winograd in 3 parts" in parts.algorithms.values() and "winograd" in whole.algorithms.values()
-    assert all(4 * numbers <= 70_000 for numbers in parts.scheme.needs.values())
+    assert "winograd in 3 chunks" in parts.algorithms.values() and "winograd" in whole.algorithms.values()
+    assert all(4 * numbers <= 70_000 for numbers in parts.schedule.arena.workspaces.values())
     # The gemms have fewer rows, for which a BLAS may add in another order.
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-5)

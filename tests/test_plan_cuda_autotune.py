@@ -45,9 +45,9 @@ activation=linear
 output=4
 activation=linear
 """
-RACED = [{"kernel", "patches", "winograd"}, {"patches", "winograd"}]
-BY_IMAGE = [{*RACED[0], "patches by image"}, {*RACED[1], "patches by image"}, {"gemm", "gemm by image"}]
-BY_IMAGE += [{"patches", "patches by image"}]  # [connected]
+RACED = [{"direct", "im2col_gemm", "winograd_f2"}, {"im2col_gemm", "winograd_f2"}]
+BY_IMAGE = [{*RACED[0], "im2col_batched_gemm"}, {*RACED[1], "im2col_batched_gemm"}, {"gemm_1x1", "gemm_1x1_batched"}]
+BY_IMAGE += [{"im2col_gemm", "im2col_batched_gemm"}]  # [connected]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
     """Run in an empty folder, which is the cache too; race for no longer than it takes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(autotune, "SECONDS", 0)
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
     return tmp_path
 
 
@@ -79,9 +79,9 @@ def test_every_shape_is_raced_once(be, batch, raced, precision):
 
 
 def test_a_way_must_be_clearly_faster_than_the_rules():
-    assert autotune.fastest({"patches": 1.0, "winograd": 0.95}, "patches") == "patches"
-    assert autotune.fastest({"patches": 1.0, "winograd": 0.85, "kernel": 0.8}, "patches") == "kernel"
-    assert autotune.fastest({"winograd": 0.95}, "patches") == "winograd"  # there was no memory for the rule's
+    assert autotune.pick({"im2col_gemm": 1.0, "winograd_f2": 0.95}, "im2col_gemm") == "im2col_gemm"
+    assert autotune.pick({"im2col_gemm": 1.0, "winograd_f2": 0.85, "direct": 0.8}, "im2col_gemm") == "direct"
+    assert autotune.pick({"winograd_f2": 0.95}, "im2col_gemm") == "winograd_f2"  # there was no memory for the rule's
 
 
 def test_a_device_is_named_with_its_cublas(be):
@@ -90,23 +90,23 @@ def test_a_device_is_named_with_its_cublas(be):
         name = be.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
         version = be.xp.cuda.cublas.getVersion(be.xp.cuda.device.get_cublas_handle())
     numbers = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    assert autotune.device(be, "fp16") == f"{name}, cuBLAS {numbers}, fp16"
+    assert autotune.device_name(be, "fp16") == f"{name}, cuBLAS {numbers}, fp16"
 
 
 def test_choices_are_remembered_and_followed(be):
     net = load_network(cfg.parse(NET), backend=be)
     key = plan(net).steps[1].key(1)
-    of = autotune.device(be, "fp32")
-    path = tuning.save_tuning(of, {key: "winograd"})
+    of = autotune.device_name(be, "fp32")
+    path = tuning.save_tuning(of, {key: "winograd_f2"})
     assert list(json.loads(path.read_text())) == [of]
-    assert tuning.load_tuning(of) == {key: "winograd"} and tuning.load_tuning(autotune.device(be, "fp16")) == {}
+    assert tuning.load_tuning(of) == {key: "winograd_f2"} and tuning.load_tuning(autotune.device_name(be, "fp16")) == {}
     x = be.asarray(np.zeros((1, 3, 10, 16), np.float32))
     want = be.to_numpy(net.predict(x, engine="reference")[0])
-    for precision, way in (("fp32", "winograd"), ("fp16", "patches")):
+    for precision, way in (("fp32", "winograd_f2"), ("fp16", "im2col_gemm")):
         net.program_cache.clear()
         np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
         (program,) = net.program_cache.programs.values()
-        assert [program.scheme.algorithms[s] for s in program.steps if 1 in s.layers] == [way]
+        assert [program.schedule.algorithms[s] for s in program.schedule.steps if 1 in s.layers] == [way]
 
 
 def test_a_way_without_memory_is_left_out(be, monkeypatch):
@@ -114,13 +114,13 @@ def test_a_way_without_memory_is_left_out(be, monkeypatch):
     allocate = cuda.Program._allocate
 
     def refuse(self):
-        if "winograd" in self.scheme.algorithms.values():
+        if "winograd_f2" in self.schedule.algorithms.values():
             raise BackendError("no room")
         allocate(self)
 
     monkeypatch.setattr(cuda.Program, "_allocate", refuse)
     found = list(autotune.measure(plan(net), be, "fp32"))
-    assert [set(times) for _, _, times in found] == [ways - {"winograd"} for ways in RACED]
+    assert [set(times) for _, _, times in found] == [ways - {"winograd_f2"} for ways in RACED]
 
 
 def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
@@ -130,8 +130,8 @@ def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == "" and all(" ms" in line for line in lines[: len(BY_IMAGE)])
-    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} algorithms for {autotune.device(be, 'fp16')}")
+    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} algorithms for {autotune.device_name(be, 'fp16')}")
     assert lines[-1].startswith("CUDA, fp16, ")
-    assert len(tuning.load_tuning(autotune.device(be, "fp16"))) == len(BY_IMAGE)
+    assert len(tuning.load_tuning(autotune.device_name(be, "fp16"))) == len(BY_IMAGE)
     assert main(["plan", "x.cfg", "-precision", "int8"]) == 2
     assert capsys.readouterr().err == "error: plan: unknown precision 'int8'; choose fp32, tf32 or fp16\n"

@@ -104,7 +104,7 @@ def check(text, device, tmp_path, precision, batch, seed=3):
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", seed)
     reference, net = (load_network(config, weights, backend=be) for be in ("numpy", device))
     run = program(net, batch, precision, poison=device.name == "host-cuda")
-    assert run.through == []
+    assert run.fallbacks == []
     for scale in (1, 0.5):
         x = network_input(net, seed, batch) * np.float32(scale)
         got = [device.to_numpy(y) for y in run.run(device.asarray(x))]
@@ -162,7 +162,7 @@ def test_avgpool_and_softmax(kernels, dtype, place, shape):
         Maps(kernels, N, C, place, dtype),
         Maps(kernels, N * H * W, C, place, dtype),
     )
-    kernels.launch("plan_layers.avgpool", N * C, x.a, y.a, N * C, C, H * W, x.ld, y.ld)
+    kernels.launch("nhwc_layers.avgpool", N * C, x.a, y.a, N * C, C, H * W, x.ld, y.ld)
     close(y.result(), x.numbers.reshape(N, H * W, C).mean(axis=1), dtype)
     for given, P, out in ((y, 1, z), (x, H * W, s)):
         K = C * P
@@ -170,7 +170,7 @@ def test_avgpool_and_softmax(kernels, dtype, place, shape):
         groups = kernels.asarray(np.array(list(pairwise(edges)), np.int32))
         n = N * (len(edges) - 1)
         kernels.launch(
-            "plan_layers.softmax", 32 * n, given.a, groups, out.a, n, len(edges) - 1, P, 0.7, given.ld, out.ld
+            "nhwc_layers.softmax", 32 * n, given.a, groups, out.a, n, len(edges) - 1, P, 0.7, given.ld, out.ld
         )
         numbers = given.result() if given is y else given.numbers
         want = norm.softmax.reference(NUMPY, memory(numbers, N, C), tuple(edges[:-1]), 0.7)
@@ -191,7 +191,7 @@ def test_region(kernels, dtype, place, classes, softmax):
     E = coords + 1 + classes
     x = Maps(kernels, N * H * W, A * E, place, dtype, np.random.default_rng(2))
     y, n = Maps(kernels, N * H * W, A * E, place, dtype), N * H * W * A
-    kernels.launch("plan_layers.region", 32 * n, x.a, y.a, n, A, E, coords, softmax, x.ld, y.ld)
+    kernels.launch("nhwc_layers.region", 32 * n, x.a, y.a, n, A, E, coords, softmax, x.ld, y.ld)
     want = yolo.region_activate(NUMPY, x.nchw(N, H, W), A, coords).reshape(-1, E)
     if softmax:
         want[:, coords + 1 :] = norm.softmax.reference(NUMPY, want[:, coords + 1 :], (0,), 1.0)

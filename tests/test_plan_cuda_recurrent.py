@@ -60,7 +60,7 @@ def test_steps_in_time(device, tmp_path, name, precision, batch, place):
     }[place]  # fmt: skip
     reference, net = pair(NET + body, device, tmp_path)
     run = program(net, batch, precision, poison=device.name == "host-cuda")
-    assert run.through == []
+    assert run.fallbacks == []
     outputs = []
     for t in range(4):
         x = network_input(reference, t, batch)

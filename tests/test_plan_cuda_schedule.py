@@ -16,8 +16,8 @@ from gpudarknet.backend import Backend
 from gpudarknet.backend import cuda as source
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import algorithms
-from gpudarknet.plan.cuda.convolution import QUAD
-from gpudarknet.plan.cuda.schedule import Scheme, decide, padded
+from gpudarknet.plan.cuda.convolution import TILE_VECTOR
+from gpudarknet.plan.cuda.schedule import Schedule, make_schedule, padded_size
 from gpudarknet.plan.steps import Convolve
 
 pytestmark = pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
@@ -28,13 +28,13 @@ def plan_of(config, batch=1, width=None, height=None):
     return compile(net.nodes, net.weights, net.heads, net.net.input, batch)
 
 
-def touched(scheme: Scheme, plan) -> dict:
+def touched(schedule: Schedule, plan) -> dict:
     """At which steps each piece of the arena must be there: from the first write to the last read, taken from what runs."""
     found: dict = {plan.input: [-1]}
-    writers = {reader: writer for writer, reader in scheme.ahead.items()}
-    at = {step: i for i, step in enumerate(scheme.steps)}
-    for i, step in enumerate(scheme.steps):
-        group = scheme.together.get(step, (step,))
+    writers = {reader: writer for writer, reader in schedule.im2col_consumers.items()}
+    at = {step: i for i, step in enumerate(schedule.steps)}
+    for i, step in enumerate(schedule.steps):
+        group = schedule.fused_gemms.get(step, (step,))
         when = at[group[-1]]  # what goes together is done with the last
         joins = {m.storage for m in step.reads[1:]}
         for m in {
@@ -44,15 +44,15 @@ def touched(scheme: Scheme, plan) -> dict:
             *(x.storage for x in step.xs[1:]),
         }:
             found.setdefault(m, []).append(when)
-        for owner, name in scheme.needs:
+        for owner, name in schedule.arena.workspaces:
             if owner is step:
                 found.setdefault((owner, name), []).append(when)
-                if name == "patches" and step in writers:
-                    before = scheme.together.get(writers[step], (writers[step],))
+                if name == "im2col" and step in writers:
+                    before = schedule.fused_gemms.get(writers[step], (writers[step],))
                     found[owner, name].append(at[before[-1]])
         assert i >= 0
     for m in plan.outputs:
-        found[m.storage].append(len(scheme.steps))
+        found[m.storage].append(len(schedule.steps))
     return found
 
 
@@ -60,20 +60,26 @@ def touched(scheme: Scheme, plan) -> dict:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_lies_where_something_else_is_alive(name, precision):
     plan = plan_of(thin(name), 2)
-    scheme = decide(plan, 2, precision)
-    when = touched(scheme, plan)
-    assert when.keys() == scheme.offsets.keys()
-    size = {key: scheme.needs[key] if key in scheme.needs else 2 * padded(key) for key in when}
+    schedule = make_schedule(plan, 2, precision)
+    when = touched(schedule, plan)
+    assert when.keys() == schedule.arena.offsets.keys()
+    size = {
+        key: schedule.arena.workspaces[key] if key in schedule.arena.workspaces else 2 * padded_size(key)
+        for key in when
+    }
     for a, b in combinations(when, 2):
         if max(min(when[a]), min(when[b])) <= min(max(when[a]), max(when[b])):
-            (first, end), other = (scheme.offsets[a], scheme.offsets[a] + size[a]), scheme.offsets[b]
+            (first, end), other = (
+                (schedule.arena.offsets[a], schedule.arena.offsets[a] + size[a]),
+                schedule.arena.offsets[b],
+            )
             assert end <= other or other + size[b] <= first
-    assert max(scheme.offsets[key] + size[key] for key in when) <= scheme.numbers
-    assert all(offset % 64 == 0 for offset in scheme.offsets.values())
+    assert max(schedule.arena.offsets[key] + size[key] for key in when) <= schedule.arena.size
+    assert all(offset % 64 == 0 for offset in schedule.arena.offsets.values())
 
 
 @pytest.mark.parametrize(
-    ("name", "pairs", "ahead", "patches", "heads"),
+    ("name", "pairs", "consumers", "im2col", "heads"),
     [
         ("yolov3", 0, 36, 37, 3),
         ("yolov4", 5, 40, 43, 3),
@@ -82,22 +88,27 @@ def test_nothing_lies_where_something_else_is_alive(name, precision):
         ("yolov2", 0, 11, 14, 0),
     ],
 )
-def test_what_goes_together_and_ahead(name, pairs, ahead, patches, heads):
+def test_what_is_fused(name, pairs, consumers, im2col, heads):
     from gpudarknet.io import resources
 
     plan = plan_of(resources.bundled_cfg(name))
-    scheme = decide(plan, 1, "fp16")
-    groups = set(scheme.together.values())
+    schedule = make_schedule(plan, 1, "fp16")
+    groups = set(schedule.fused_gemms.values())
     assert (len(groups), {len(group) for group in groups} | {2}) == (pairs, {2})
-    assert (len(scheme.ahead), list(scheme.algorithms.values()).count("patches")) == (ahead, patches)
-    assert len(scheme.unbiased) == heads
-    plain = decide(plan, 1, "fp16", together=False, ahead=False)
-    assert not (plain.together or plain.ahead or plain.unstored) and set(plain.steps) == set(scheme.steps)
+    assert (len(schedule.im2col_consumers), list(schedule.algorithms.values()).count("im2col_gemm")) == (
+        consumers,
+        im2col,
+    )
+    assert len(schedule.deferred_bias) == heads
+    plain = make_schedule(plan, 1, "fp16", fuse_gemms=False, fuse_im2col=False)
+    assert not (plain.fused_gemms or plain.im2col_consumers or plain.dead_stores) and set(plain.steps) == set(
+        schedule.steps
+    )
     for group in groups:  # they follow each other, after what they read
-        first = scheme.steps.index(group[0])
-        assert tuple(scheme.steps[first : first + len(group)]) == group
+        first = schedule.steps.index(group[0])
+        assert tuple(schedule.steps[first : first + len(group)]) == group
     made = {plan.input}
-    for step in scheme.steps:
+    for step in schedule.steps:
         assert all(m.storage in made for m in step.reads)
         made.add(step.y.storage)
 
@@ -110,18 +121,20 @@ def test_results_do_not_mind(name, precision, tmp_path):
     reference = load_network(config, backend="numpy", width=W, height=H)
     weights = write_weights(reference, tmp_path / "seeded.weights", 5)
     reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
-    prepared: dict = {}
+    packed: dict = {}
     for batch in (1, 3):
         x = network_input(net, 5, batch)
         want = reference.predict(x, engine="reference")
         steps = compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps
-        choices = {step.key(batch): "patches" for step in steps if isinstance(step, Convolve)}
+        choices = {step.key(batch): "im2col_gemm" for step in steps if isinstance(step, Convolve)}
         results = {}
         for together in (True, False):
             for ahead in (True, False):
-                options = dict(together=together, ahead=ahead, prepared=prepared, choices=choices, poison=True)
+                options = dict(
+                    fuse_gemms=together, fuse_im2col=ahead, packed_weights=packed, choices=choices, poison=True
+                )
                 run = program(net, batch, precision, **options)
-                assert bool(run.scheme.ahead) == ahead and (together or not run.scheme.together)
+                assert bool(run.schedule.im2col_consumers) == ahead and (together or not run.schedule.fused_gemms)
                 results[together, ahead] = run.run(x)
                 assert distance(results[together, ahead], want) < TOLERANCE[precision]
             for a, b in zip(results[together, True], results[together, False], strict=True):
@@ -155,10 +168,10 @@ activation=relu
 def test_a_map_that_others_read_is_stored_too(tmp_path):
     """Layer 1 adds the very map whose patches it reads; layer 3 alone reads layer 2's."""
     plan = plan_of(cfg.parse(READ_TWICE), 2)
-    scheme = decide(plan, 2, "fp16")
-    by_layer = {step.layers[0]: step for step in scheme.steps}
-    assert scheme.ahead == {by_layer[0]: by_layer[1], by_layer[1]: by_layer[3]}
-    assert scheme.unstored == {by_layer[1]}
+    schedule = make_schedule(plan, 2, "fp16")
+    by_layer = {step.layers[0]: step for step in schedule.steps}
+    assert schedule.im2col_consumers == {by_layer[0]: by_layer[1], by_layer[1]: by_layer[3]}
+    assert schedule.dead_stores == {by_layer[1]}
     weights = write_weights(load_network(cfg.parse(READ_TWICE), backend="numpy"), tmp_path / "seeded.weights", 1)
     net = load_network(cfg.parse(READ_TWICE), weights, backend=plan_backend())
     x = network_input(net, 1, 2)
@@ -169,7 +182,7 @@ def test_a_map_that_others_read_is_stored_too(tmp_path):
     assert lines[1].endswith("gemm; writes the im2col of layer 1")
     assert lines[2].endswith("im2col by layer 0, gemm; writes only the im2col of layer 3")
     assert lines[3].endswith("im2col by layer 2, gemm")
-    assert len(run.work) == 3 * 2  # gemms, and what finishes them
+    assert len(run.launches) == 3 * 2  # gemms, and what finishes them
 
 
 SIBLINGS = """[net]
@@ -224,23 +237,23 @@ def test_siblings(filters, size, precision, tmp_path):
         x = network_input(net, 1, batch)
         want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
         run = program(net, batch, precision, poison=True)
-        groups = {tuple(step.layers[0] for step in group) for group in run.scheme.together.values()}
+        groups = {tuple(step.layers[0] for step in group) for group in run.schedule.fused_gemms.values()}
         assert groups == {(1, 3), (4, 6, 8) if size == 1 else (6, 8)}
         assert distance(run.run(x), want) < TOLERANCE[precision]
-        alone = program(net, batch, precision, together=False, poison=True)
-        assert len(alone.work) > len(run.work)
+        alone = program(net, batch, precision, fuse_gemms=False, poison=True)
+        assert len(alone.launches) > len(run.launches)
         assert distance(run.run(x), alone.run(x)) < TOLERANCE[precision]
-        assert "gemm with layer" in run.describe()
+        assert "gemm fused with layer" in run.describe()
 
 
 def test_what_does_not_fit_at_once_is_not_done_ahead_or_together(monkeypatch):
     plan = plan_of(cfg.parse(READ_TWICE), 2)
-    monkeypatch.setattr(algorithms, "COLUMNS", 2 * 2 * 30 * 16 * 9)  # of the smaller patches, in float16
-    scheme = decide(plan, 2, "fp16")
-    assert [step.layers[0] for step in scheme.ahead] == [1]
-    monkeypatch.setattr(algorithms, "COLUMNS", 100)
-    assert not decide(plan, 2, "fp16").ahead
-    assert not decide(plan_of(cfg.parse(SIBLINGS.format(16, 8, 3))), 1).together
+    monkeypatch.setattr(algorithms, "MAX_WORKSPACE", 2 * 2 * 30 * 16 * 9)  # of the smaller patches, in float16
+    schedule = make_schedule(plan, 2, "fp16")
+    assert [step.layers[0] for step in schedule.im2col_consumers] == [1]
+    monkeypatch.setattr(algorithms, "MAX_WORKSPACE", 100)
+    assert not make_schedule(plan, 2, "fp16").im2col_consumers
+    assert not make_schedule(plan_of(cfg.parse(SIBLINGS.format(16, 8, 3))), 1).fused_gemms
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -250,9 +263,9 @@ def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
     text = READ_TWICE.replace("[shortcut]\nfrom=-2\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n")
     text = text.replace("filters=16\nsize=3", f"filters={filters}\nsize=3")
     text += "[route]\nlayers=-1,-1\ngroups=2\n[convolutional]\nfilters=6\nsize=3\npad=1\n"
-    scheme = decide(plan_of(cfg.parse(text)), 1, "fp16")
-    assert [(a.layers[0], b.layers[0]) for a, b in scheme.ahead.items()] == [(0, 1), (1, 3)]
-    assert {step.layers[0] for step in scheme.unstored} == {0, 1}
+    schedule = make_schedule(plan_of(cfg.parse(text)), 1, "fp16")
+    assert [(a.layers[0], b.layers[0]) for a, b in schedule.im2col_consumers.items()] == [(0, 1), (1, 3)]
+    assert {step.layers[0] for step in schedule.dead_stores} == {0, 1}
     weights = write_weights(load_network(cfg.parse(text), backend="numpy"), tmp_path / "seeded.weights", 1)
     net = load_network(cfg.parse(text), weights, backend=plan_backend())
     x = network_input(net, 1, 2)
@@ -287,22 +300,22 @@ class Aligned:
     """
 
     def __init__(self):
-        self.arena, self.wide = None, set()
+        self.arena, self.vectorized = None, set()
 
     def __call__(self, kernel, threads, *args, block=256):
         file, _, name = kernel.partition(".")
         wanted = source.parameters(file)[name]
         given = {p.name: a for p, a in zip(wanted, args, strict=True)}
-        if not given.get("wide"):
+        if not given.get("vectorized"):
             return
-        self.wide.add(name)
+        self.vectorized.add(name)
         for p in wanted:
             a = given[p.name]
             if p.type == "T" and a is not None:
-                step = 16 if not name.startswith("winograd") else QUAD * a.itemsize
+                step = 16 if not name.startswith("winograd") else TILE_VECTOR * a.itemsize
                 assert (a.ctypes.data - self.arena.ctypes.data) % step == 0 or not self.inside(a), f"{kernel}: {p.name}"
         for ld in (value for key, value in given.items() if key.startswith("ld") and value):
-            assert ld % (QUAD if name.startswith("winograd") else 16 // self.arena.itemsize) == 0, kernel
+            assert ld % (TILE_VECTOR if name.startswith("winograd") else 16 // self.arena.itemsize) == 0, kernel
 
     def inside(self, a):
         return 0 <= a.ctypes.data - self.arena.ctypes.data < self.arena.nbytes
@@ -313,7 +326,7 @@ ODD = {"every kind": ALL_KINDS, "neighbours": NEIGHBOURS, "siblings": SIBLINGS.f
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", [*NETWORKS, *ODD])
-def test_wide_accesses_are_aligned(name, precision):
+def test_vector_accesses_are_aligned(name, precision):
     check, (W, H) = Aligned(), NETWORKS.get(name, (None, None))
     config = cfg.parse(ODD[name]) if name in ODD else thin(name)
     net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open, "cuda"), width=W, height=H)
@@ -323,6 +336,6 @@ def test_wide_accesses_are_aligned(name, precision):
         run = program(net, 3, precision, choices=choices)
         check.arena = run.arena
         with np.errstate(all="ignore"):  # gemms of what nobody has computed
-            for work in run.work:
+            for work in run.launches:
                 work()
-    assert check.wide or name == "neighbours"
+    assert check.vectorized or name == "neighbours"

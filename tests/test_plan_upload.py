@@ -72,7 +72,7 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
                        for p, new in zip(images, fitted, strict=True)])  # fmt: skip
     for precision in ("fp32", "fp16"):
         run = program(net, len(images), precision, poison=device.name == "host-cuda")
-        assert (run.entry.step is not None) == direct
+        assert (run.input_stage.step is not None) == direct
         pictures = Uploader(device).upload(images, fitted)
         assert len(pictures) == len(images)
         (got,), (again,) = run.run(pictures), run.run(pictures)
@@ -93,7 +93,7 @@ def test_an_input_on_the_device_is_read_where_it_is(emulator):
         cupy.launch(kernel, threads, *args, block=block)
 
     be = replace(cupy, launch=launch)
-    for start, kernel in (("convolution", "direct.convolve_floats"), ("pool", "plan.from_nchw")):
+    for start, kernel in (("convolution", "direct.convolve_float32"), ("pool", "nhwc.from_nchw")):
         net = load_network(cfg.parse(NET.format(channels=3) + STARTS[start][1] + END), backend=be)
         x = be.asarray(network_input(net, 1))
         net.predict(x)

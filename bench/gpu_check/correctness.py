@@ -19,8 +19,7 @@ from gpudarknet.backend import cuda
 from gpudarknet.backend.threads import worker_count
 from gpudarknet.plan import cuda as cuda_plan
 from gpudarknet.plan.cuda import autotune
-from gpudarknet.plan.cuda.algorithms import Case as Convolution
-from gpudarknet.plan.cuda.algorithms import possible
+from gpudarknet.plan.cuda.algorithms import ConvProblem, supported
 from gpudarknet.plan.steps import Convolve
 
 from .case import Case, Context, Row, Skipped
@@ -203,7 +202,7 @@ def check_precision(context: Context, name: str, precision: Any) -> Row:
     )  # the first run captures the plan, the second replays it
     error = max(relative_error(y, w) for y, w in zip(again, want, strict=True))
     program = list(here.program_cache.programs.values())[-1]
-    eager_reason = getattr(program, "eagerly", "on the CPU")
+    eager_reason = getattr(program, "eager_reason", "on the CPU")
     failed = [] if error <= PRECISIONS[precision] else [f"{error:.2g} relative error, {PRECISIONS[precision]} allowed"]
     if context.backend == "cupy" and eager_reason is not None:
         failed.append(f"not a CUDA graph: {eager_reason}")
@@ -217,19 +216,18 @@ def check_precision(context: Context, name: str, precision: Any) -> Row:
 
 def algorithms(context: Context) -> Iterable[Case]:
     """List every convolution algorithm in every precision; then the autotuned plan with every option."""
-    names = sorted({name for batch in (1, 3) for step in convolutions(batch) for name in possible(step)})
+    names = sorted({name for batch in (1, 3) for step in convolutions(batch) for name in supported(step)})
     for precision in PRECISIONS:
         for name in names:
-            yield Case(f"{precision}/{name.replace(' ', '-')}",
-                       partial(check_algorithm, context, precision, name))  # fmt: skip
+            yield Case(f"{precision}/{name}", partial(check_algorithm, context, precision, name))
         yield Case(f"{precision}/autotuned", partial(check_autotuned, context, precision))
 
 
 @lru_cache(maxsize=2)
-def convolutions(batch: int) -> list[Convolution]:
+def convolutions(batch: int) -> list[ConvProblem]:
     """Return the convolutions of CONVOLUTIONS, which has every kind."""
     here, _, _ = pair(cfg.parse(CONVOLUTIONS), Context("numpy"), batch=1)  # independent of the image size
-    return [Convolution(s, batch, 4) for s in compile_plan(here, batch).steps if isinstance(s, Convolve)]
+    return [ConvProblem(s, batch, 4) for s in compile_plan(here, batch).steps if isinstance(s, Convolve)]
 
 
 @lru_cache(maxsize=1)
@@ -245,12 +243,12 @@ def convolution_network(context: Context) -> tuple[Network, dict[int, Any], dict
 
 def check_algorithm(context: Context, precision: str, name: str) -> Row:
     """Run one convolution at a time with an algorithm, and compare the network with NumPy's reference engine."""
-    here, runs, prepared = convolution_network(context)
+    here, runs, packed = convolution_network(context)
     worst, failed, count = 0.0, [], 0
     for batch, (plan, x, want) in runs.items():
         for step in (s for s in plan.steps if isinstance(s, Convolve)):
-            if name in possible(Convolution(step, batch, 2 if precision == "fp16" else 4)):
-                program = cuda_plan.Program(plan, here.backend, precision, prepared, {step.key(batch): name})
+            if name in supported(ConvProblem(step, batch, 2 if precision == "fp16" else 4)):
+                program = cuda_plan.Program(plan, here.backend, precision, packed, {step.key(batch): name})
                 error = error_of(program, x, want)
                 worst, count = max(worst, error), count + 1
                 if not error <= PRECISIONS[precision]:
@@ -262,20 +260,21 @@ def check_algorithm(context: Context, precision: str, name: str) -> Row:
 
 def check_autotuned(context: Context, precision: str) -> Row:
     """Compare the network with autotuned algorithms, with every combination of options, in poisoned memory."""
-    here, runs, prepared = convolution_network(context)
+    here, runs, packed = convolution_network(context)
     worst, failed = 0.0, []
     for plan, x, want in runs.values():
         choices = {key: choice for key, choice, _ in autotune.measure(plan, here.backend, precision)}
-        for together in (True, False):
-            for ahead in (True, False):
+        for fuse_gemms in (True, False):
+            for fuse_im2col in (True, False):
                 program = cuda_plan.Program(
-                    plan, here.backend, precision, prepared, choices,
-                    poison=True, graph=ahead, together=together, ahead=ahead,
+                    plan, here.backend, precision, packed, choices,
+                    poison=True, graph=fuse_im2col, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col,
                 )  # fmt: skip
                 error = error_of(program, x, want)
                 worst = max(worst, error)
                 if not error <= PRECISIONS[precision]:
-                    failed.append(f"batch {plan.batch}, together {together}, ahead {ahead}: relative error {error:.2g}")
+                    options = f"fuse_gemms={fuse_gemms}, fuse_im2col={fuse_im2col}"
+                    failed.append(f"batch {plan.batch}, {options}: relative error {error:.2g}")
     return {"relative_error": worst, "failed": failed}
 
 

@@ -71,10 +71,12 @@ class Handle:
         self._record(f"gemm {M} x {N} x {K}", precision, 1, M, N, K)
         self.handle.gemm(precision, y, a, w, M, N, K, *lds)
 
-    def gemms(self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, *more: int) -> None:
+    def gemm_batched(
+        self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, *more: int
+    ) -> None:
         """Run a strided batched gemm."""
-        self._record(f"{count} gemms {M} x {N} x {K}", precision, count, M, N, K)
-        self.handle.gemms(precision, count, y, a, w, M, N, K, *more)
+        self._record(f"{count} x gemm {M} x {N} x {K}", precision, count, M, N, K)
+        self.handle.gemm_batched(precision, count, y, a, w, M, N, K, *more)
 
     def _record(self, name: str, precision: str, count: int, M: int, N: int, K: int) -> None:
         if self.recorder.launched is not None:
@@ -88,7 +90,7 @@ def kernel_bytes(name: str, args: tuple[Any, ...]) -> float:
     file, _, own = name.partition(".")
     sizes = {p.name: a.nbytes for p, a in zip(kernels.parameters(file)[own], args, strict=True) if hasattr(a, "nbytes")}
     moved = sum(sizes.values())
-    if name == "plan.im2col":
+    if name == "nhwc.im2col":
         names = [p.name for p in kernels.parameters(file)[own]]
         x, col = names[:2]
         # All patches together read the map at least once; this launch makes the patches in col.
@@ -128,13 +130,15 @@ def each_launch(context: Context, subject: Workload) -> Row:
     x = network.backend.asarray(seeded.network_input(network, subject.batch))
     program.run(x)
     wait(network.backend)
-    work = list(program.work)
+    work = list(program.launches)
     costs = [cost_of(program, recorder, one) for one in work]
     seconds, rounds = time_budget(context)
     times = [program.stream_context.time(one, seconds / 50, 1 if context.small else 2, MAX_REPLAYS) for one in work]
-    if program.entry.step is not None:
-        work.insert(0, lambda: program.entry.take(x))
-        costs.insert(0, LaunchCost("entry", first_bytes(program, x), first_flops(program.entry.step, subject.batch)))
+    if program.input_stage.step is not None:
+        work.insert(0, lambda: program.input_stage.feed(x))
+        costs.insert(
+            0, LaunchCost("input", first_bytes(program, x), first_flops(program.input_stage.step, subject.batch))
+        )
         times.insert(0, program.stream_context.time(work[0], seconds / 50, 1 if context.small else 2, MAX_REPLAYS))
     lines = [
         [c.name, round(1e6 * t, 2), round(c.bytes / 1e6, 3), round(c.flops / 1e9, 4)]
@@ -157,9 +161,9 @@ def cost_of(program: cuda.Program, recorder: Recorder, work: Any) -> LaunchCost:
 
 def first_bytes(program: cuda.Program, x: Any) -> float:
     """Return the bytes that the first convolution moves."""
-    step = program.entry.step
+    step = program.input_stage.step
     assert step is not None
-    return float(x.nbytes + program.view(step.y).a.nbytes)
+    return float(x.nbytes + program.emitter.view(step.y).a.nbytes)
 
 
 def first_flops(step: Convolve, batch: int) -> float:

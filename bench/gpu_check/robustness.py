@@ -143,7 +143,11 @@ def concurrent_predictions(context: Context, names: list[str], shared: bool) -> 
 def capture_failures(context: Context, networks: list[Network]) -> list[str]:
     """Return which programs run eagerly although capture was requested."""
     programs = [p for n in networks for p in n.program_cache.programs.values() if isinstance(p, cuda.Program)]
-    return [f"not a CUDA graph: {p.eagerly}" for p in programs if p.eagerly is not None and context.backend == "cupy"]
+    return [
+        f"not a CUDA graph: {p.eager_reason}"
+        for p in programs
+        if p.eager_reason is not None and context.backend == "cupy"
+    ]
 
 
 def interleaved_networks(context: Context) -> Row:
@@ -169,13 +173,13 @@ def freed_during_capture(context: Context) -> Row:
     be = network.backend
     if be.cublas is None:
         raise Skipped("plans on CUDA need cuBLAS")
-    plan, prepared, rounds = (
+    plan, packed, rounds = (
         compile_plan(network, 1),
         network.program_cache.packed_weights,
         2 if context.small else ROUNDS,
     )
     x = be.asarray(seeded.network_input(network))
-    want = to_numpy(network, cuda.Program(plan, be, "fp32", prepared).run(x))
+    want = to_numpy(network, cuda.Program(plan, be, "fp32", packed).run(x))
     context.wait()
     garbage: list[Any] = []
     eager, wrong, done = list[str](), [0], threading.Event()
@@ -183,11 +187,11 @@ def freed_during_capture(context: Context) -> Row:
     def make() -> None:
         try:
             for _ in range(rounds):
-                program = cuda.Program(plan, be, "fp32", prepared)
+                program = cuda.Program(plan, be, "fp32", packed)
                 got = to_numpy(network, program.run(x))
                 wrong[0] += not all(np.array_equal(g, w) for g, w in zip(got, want, strict=True))
-                if program.eagerly is not None and context.backend == "cupy":
-                    eager.append(program.eagerly)
+                if program.eager_reason is not None and context.backend == "cupy":
+                    eager.append(program.eager_reason)
                 cycle: list[Any] = [program]
                 cycle.append(cycle)  # only the garbage collector frees it
                 garbage.append(cycle)

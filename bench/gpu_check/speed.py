@@ -158,9 +158,9 @@ def ours(context: Context, subject: Workload) -> Row:
     if isinstance(program, cuda.Program):
         row["host_us"] = host_us(call, wait, context)
         row |= replay_rate(program, context)
-        row |= {"eager_reason": program.eagerly, "description": program.describe().splitlines()[-1]}
-        if program.eagerly is not None and context.backend == "cupy":
-            row["failed"].append(f"not a CUDA graph: {program.eagerly}")
+        row |= {"eager_reason": program.eager_reason, "description": program.describe().splitlines()[-1]}
+        if program.eager_reason is not None and context.backend == "cupy":
+            row["failed"].append(f"not a CUDA graph: {program.eager_reason}")
     network.program_cache.programs.clear()
     return row
 
@@ -174,10 +174,13 @@ def replay_rate(program: cuda.Program, context: Context) -> Row:
 
 def variants(plan: Plan, precision: str) -> dict[str, dict[str, Any]]:
     """Return variants of the default plan: name -> options of its program."""
-    options: dict[str, dict[str, Any]] = {"eager": {"graph": False}, "unfused": {"together": False, "ahead": False}}
+    options: dict[str, dict[str, Any]] = {
+        "eager": {"graph": False},
+        "unfused": {"fuse_gemms": False, "fuse_im2col": False},
+    }
     if precision == "fp32":
         keys = [step.key(plan.batch) for step in plan.steps if isinstance(step, Convolve) and step.size > 1]
-        options["no-winograd"] = {"choices": dict.fromkeys(keys, "patches")}
+        options["no-winograd"] = {"choices": dict.fromkeys(keys, "im2col_gemm")}
     return options
 
 
@@ -188,9 +191,9 @@ def variant(context: Context, subject: Workload, name: str) -> Row:
     if be.cublas is None:
         raise Skipped("plans on CUDA need cuBLAS")
     plan, x = compile_plan(network, subject.batch), be.asarray(seeded.network_input(network, subject.batch))
-    options, prepared = variants(plan, subject.precision)[name], network.program_cache.packed_weights
-    want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, prepared).run(x)]
-    program = cuda.Program(plan, be, subject.precision, prepared, **options)
+    options, packed = variants(plan, subject.precision)[name], network.program_cache.packed_weights
+    want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, packed).run(x)]
+    program = cuda.Program(plan, be, subject.precision, packed, **options)
     got = [be.to_numpy(y) for y in program.run(x)]
     difference = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
     failed = (

@@ -14,8 +14,9 @@ import numpy as np
 from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
-from gpudarknet.plan.cuda.algorithms import rounded
-from gpudarknet.plan.cuda.program import View
+from gpudarknet.plan.cuda.algorithms import align_channels
+from gpudarknet.plan.cuda.emitter import Emitter
+from gpudarknet.plan.cuda.view import View
 from gpudarknet.plan.steps import FeatureMap, Step
 
 from .. import seeded
@@ -24,31 +25,45 @@ from .networks import compile_plan, config, without_weights
 KERNELS = ("to_nchw", "rank_boxes")  # those of a prediction that use shared memory, where threads can race
 
 
-class SeparateBuffers(cuda.Program):
-    """A program whose feature maps and workspaces are separate arrays, initially NaN."""
+class SeparateBuffers(Emitter):
+    """An emitter whose feature maps and workspaces are separate arrays, initially NaN."""
 
-    def __init__(self, plan: Plan, be: Backend, precision: str):
+    def __init__(self, *args: Any):
         self.buffers: dict[Any, Any] = {}
-        super().__init__(plan, be, precision, graph=False)
+        super().__init__(*args)
 
     def _array(self, key: Any, size: int) -> Any:
         if key not in self.buffers:
-            self.buffers[key] = self.be.empty((size,), self.type)
+            self.buffers[key] = self.be.empty((size,), self.dtype)
             self.buffers[key].fill(np.nan)
         return self.buffers[key]
 
     def view(self, m: FeatureMap) -> View:
         """Return a feature map's memory."""
         C, H, W = m.shape
-        ld, pixels = rounded(m.storage.shape[0]), self.plan.batch * H * W
-        whole = self._array(m.storage, ld * pixels)
-        return View(
-            whole[m.channel_offset : m.channel_offset + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel_offset
-        )
+        ld, pixels = align_channels(m.storage.shape[0]), self.batch * H * W
+        storage = self._array(m.storage, ld * pixels)
+        a = storage[m.channel_offset : m.channel_offset + (pixels - 1) * ld + C]
+        return View(a, m.shape, ld, pixels, m.channel_offset)
 
-    def memory(self, step: Step, name: str) -> Any:
+    def workspace(self, step: Step, name: str) -> Any:
         """Return a step's workspace."""
-        return self._array((step, name), self.scheme.needs[step, name])
+        return self._array((step, name), self.schedule.arena.workspaces[step, name])
+
+
+class TargetProgram(cuda.Program):
+    """An eager program of separate buffers."""
+
+    emitter_type = SeparateBuffers
+
+    def __init__(self, plan: Plan, be: Backend, precision: str):
+        super().__init__(plan, be, precision, graph=False)
+
+    @property
+    def buffers(self) -> dict[Any, Any]:
+        """The arrays, by feature map or (step, workspace)."""
+        assert isinstance(self.emitter, SeparateBuffers)
+        return self.emitter.buffers
 
 
 def main(
@@ -67,11 +82,11 @@ def main(
     network = without_weights(config("yolov4-tiny", small == "1"), backends.get(backend), int(width), int(height))
     seeded.fill(network)
     be = network.backend
-    program = SeparateBuffers(compile_plan(network, int(batch)), be, precision)
+    program = TargetProgram(compile_plan(network, int(batch)), be, precision)
     heads = program.run(be.asarray(seeded.network_input(network, int(batch))))
     rows = network.detections(heads, 0.1)
     finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
-    print(f"{len(program.work)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
+    print(f"{len(program.launches)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
     if not finite:
         sys.exit("values are not finite")
 

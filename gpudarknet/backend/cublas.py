@@ -100,16 +100,16 @@ class Handle:
             byref(self._zero), y, kind, ldy, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def gemms(
+    def gemm_batched(
         self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
-        apart_y: int, apart_a: int, apart_w: int, transa: bool = False, transw: bool = True,
+        stride_y: int, stride_a: int, stride_w: int, transa: bool = False, transw: bool = True,
     ) -> None:  # fmt: skip
         """Multiply `count` times as `gemm` does; apart: numbers from one matrix to the next, 0 for one that all share."""
         kind, compute = PRECISIONS[precision]
         self._call(
             "cublasGemmStridedBatchedEx", self._handle, int(transw), int(transa), N, M, K,
-            byref(self._one), w, kind, ldw, apart_w, a, kind, lda, apart_a,
-            byref(self._zero), y, kind, ldy, apart_y, count, compute, DEFAULT_ALGORITHM,
+            byref(self._one), w, kind, ldw, stride_w, a, kind, lda, stride_a,
+            byref(self._zero), y, kind, ldy, stride_y, count, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
     def version(self) -> int:
@@ -188,7 +188,7 @@ def matmul(be: Any, a: Any, b: Any) -> Any:
                 if count == 1:
                     handle.gemm(precision, *at, *sizes, *trans)
                 else:
-                    handle.gemms(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *numbers, *trans)
+                    handle.gemm_batched(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *numbers, *trans)
     return y
 
 

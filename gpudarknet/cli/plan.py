@@ -39,7 +39,7 @@ def plan(args: Any) -> None:
         print(cuda.Program(compiled, be, args.precision).describe())
         print(f"not run: {why}")
         return
-    name = cuda.autotune.device(be, args.precision)
+    name = cuda.autotune.device_name(be, args.precision)
     if args.tune:
         store(cuda.autotune.measure(compiled, be, args.precision), name)
     print(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)).describe())

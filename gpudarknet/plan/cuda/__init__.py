@@ -21,7 +21,7 @@ def compile_program(
     shape: Shape, batch: int, precision: str, packed_weights: dict[Any, Any],
 ) -> Program:  # fmt: skip
     """Compile a network for the GPU, with the algorithms measured on it if available."""
-    choices = load_tuning(autotune.device(be, precision))
+    choices = load_tuning(autotune.device_name(be, precision))
     return Program(compile(nodes, weights, heads, shape, batch), be, precision, packed_weights, choices)
 
 

@@ -1,15 +1,17 @@
-"""Which way to convolve on a GPU, and what each way needs: memory while it works, and weights in a form of its own.
+"""Convolution algorithms on a GPU: which one runs a convolution, and the workspace that it needs.
 
-    kernel             one kernel for maps of few channels, such as images
-    depthwise          one kernel, every channel by itself
-    gemm               the map is its own matrix of patches
-    patches            im2col and a gemm, in parts where the matrix is larger than COLUMNS
-    patches of N MiB   the same in parts of at most that many bytes, which may stay in cache
-    ... by image       as many gemms in one call as there are images, instead of one tall one
-    winograd           F(2 x 2, 3 x 3): 16 gemms in one call, with 4/9 of the products (Lavin and Gray 2015, arXiv 1509.09308)
+    direct                  one kernel, for inputs of few channels such as images
+    depthwise               one kernel, each channel by itself
+    gemm_1x1                the input is its own im2col matrix
+    gemm_1x1_batched        the same as a strided batched gemm, one per image
+    im2col_gemm             im2col and one tall gemm, in chunks if the im2col matrix exceeds MAX_WORKSPACE
+    im2col_gemm_64mib       the same in chunks of at most 64 MiB (or 16), which may stay in L2
+    im2col_batched_gemm     im2col and a strided batched gemm, one per image
+    winograd_f2             F(2 x 2, 3 x 3): a strided batched gemm of 16, 4/9 of the multiplications (Lavin and Gray 2015,
+                            arXiv 1509.09308)
 
-A measured choice comes first (race.py). Without one: Winograd in fp32, where multiplying takes the time, if there are enough
-channels (WORTH); patches in tf32 and fp16, where moving numbers does.
+A measured choice (autotune.py) has priority. Otherwise Winograd runs in fp32, which is bound by arithmetic, if there are at least
+WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by memory.
 """
 
 from __future__ import annotations
@@ -17,43 +19,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
-
-import numpy as np
 
 from ..steps import Convolve
 
-ROUND = 8  # channels: 16 bytes of float16
-FEW = 4  # channels
-COLUMNS = 256 << 20  # bytes that a convolution has for its work, if one image needs no more
+CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
+MAX_DIRECT_CHANNELS = 4
+MAX_WORKSPACE = 256 << 20  # bytes of a convolution, unless one image needs more
 MIB = 1 << 20
-WORTH = 64  # channels and filters from which transforms cost little beside products
+WINOGRAD_MIN_CHANNELS = 64  # input and output channels from which the transforms are cheap compared with the gemms
 
 
-def rounded(channels: int) -> int:
-    """Return the channels rounded up to what 16-byte accesses need."""
-    return -(-channels // ROUND) * ROUND
+def align_channels(channels: int) -> int:
+    """Round channels up to what 16-byte accesses need."""
+    return -(-channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
 
 
-def few(step: Convolve) -> bool:
-    """Say whether its input has so few channels, as an image has, that one kernel does best without patches."""
-    return step.groups == 1 and step.xs[0].shape[0] <= FEW
+def is_small_channel(step: Convolve) -> bool:
+    """Return whether its input has so few channels, as an image has, that the direct kernel is best."""
+    return step.groups == 1 and step.xs[0].shape[0] <= MAX_DIRECT_CHANNELS
 
 
-def direct(step: Convolve) -> bool:
-    """Say whether a convolution's input is its matrix of patches."""
-    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not step.depthwise and not few(step)
+def is_pointwise(step: Convolve) -> bool:
+    """Return whether a convolution's input is its im2col matrix."""
+    return (step.size, step.strides, step.pad) == (1, (1, 1), 0) and not step.depthwise and not is_small_channel(step)
 
 
-def share(count: int, room: int) -> int:
-    """Return how many of `count` are done at a time where there is room for so many, in parts as equal as can be."""
-    parts = -(-count // max(1, room))
-    return -(-count // max(1, parts))
+def chunk_size(count: int, limit: int) -> int:
+    """Return how many of `count` to process at a time, at most `limit` (at least 1), in chunks as equal as possible."""
+    chunks = -(-count // max(1, limit))
+    return -(-count // max(1, chunks))
 
 
 @dataclass(frozen=True)
-class Case:
-    """A convolution of a batch, its numbers of `itemsize` bytes."""
+class ConvProblem:
+    """A convolution with its batch size and the size of an element: all that an algorithm depends on."""
 
     step: Convolve
     batch: int
@@ -61,161 +60,129 @@ class Case:
 
     @property
     def ldcol(self) -> int:
-        """Numbers from one patch to the next."""
-        return rounded(self.step.xs[0].shape[0] * self.step.size**2)
+        """Elements from one row of the im2col matrix to the next."""
+        return align_channels(self.step.xs[0].shape[0] * self.step.size**2)
 
     @property
-    def patches(self) -> int:
-        """Bytes of all patches."""
+    def im2col_bytes(self) -> int:
+        """Bytes of the whole im2col matrix."""
         return self.batch * prod(self.step.conv_output_size) * self.ldcol * self.itemsize
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """Tiles of 2 x 2 pixels in a map: down, across."""
+        """Winograd tiles of 2 x 2 pixels in a map: down, across."""
         OH, OW = self.step.conv_output_size
         return -(-OH // 2), -(-OW // 2)
 
-    def images(self, bytes_each: int) -> int:
-        """Return for how many images at a time there is room."""
-        return share(self.batch, COLUMNS // bytes_each)
+    def images_at_a_time(self, bytes_each: int) -> int:
+        """Return how many images MAX_WORKSPACE holds."""
+        return chunk_size(self.batch, MAX_WORKSPACE // bytes_each)
 
     @property
-    def pooled_images(self) -> int:
-        """Images done at a time where blocks are to be pooled, because their map before that takes memory too."""
-        return self.images(prod(self.step.conv_output_size) * rounded(self.step.y.shape[0]) * self.itemsize)
+    def maxpool_images(self) -> int:
+        """Images per chunk of a convolution with a fused max pool, whose unpooled output needs memory too."""
+        return self.images_at_a_time(
+            prod(self.step.conv_output_size) * align_channels(self.step.y.shape[0]) * self.itemsize
+        )
 
     @property
     def winograd_images(self) -> int:
-        """Images whose tiles are done at a time."""
-        return self.images(self.itemsize * sum(self.tile_numbers(1)))
+        """Images per chunk of a Winograd convolution."""
+        return self.images_at_a_time(self.itemsize * sum(self.winograd_sizes(1)))
 
-    def tile_numbers(self, images: int) -> tuple[int, int]:
-        """Return how many numbers the tiles of so many images have, before and after they are multiplied."""
+    def winograd_sizes(self, images: int) -> tuple[int, int]:
+        """Return the elements of the transformed input and of the gemms' output."""
         C, F = self.step.xs[0].shape[0], self.step.y.shape[0]
         positions = 16 * images * prod(self.tiles)
-        return positions * rounded(C), positions * rounded(F)
+        return positions * align_channels(C), positions * align_channels(F)
 
-    def rows(self, way: str) -> int:
-        """Return how many patches a way lays out at a time."""
-        budget = min(BUDGETS.get(way, COLUMNS), COLUMNS)
-        return share(self.batch * prod(self.step.conv_output_size), budget // (self.ldcol * self.itemsize))
+    def im2col_rows(self, algorithm: str) -> int:
+        """Return how many rows of the im2col matrix an algorithm makes at a time."""
+        budget = min(IM2COL_BUDGETS.get(algorithm, MAX_WORKSPACE), MAX_WORKSPACE)
+        return chunk_size(self.batch * prod(self.step.conv_output_size), budget // (self.ldcol * self.itemsize))
 
     @property
-    def whole(self) -> bool:
-        """Say whether there is room for all patches and, if blocks are pooled, for the whole map before that."""
-        return self.patches <= COLUMNS and (not self.step.pooled or self.pooled_images == self.batch)
+    def fits_in_one_chunk(self) -> bool:
+        """Whether the whole im2col matrix and, with a fused max pool, the whole unpooled output fit MAX_WORKSPACE."""
+        return self.im2col_bytes <= MAX_WORKSPACE and (not self.step.pooled or self.maxpool_images == self.batch)
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to convolve. fits: which cases it can do. needs: numbers of memory while it works, by name. form: of weights."""
+class ConvAlgorithm:
+    """supports: the problems it can solve. workspaces: their sizes in elements, by name. weight_layout: see weights.py."""
 
-    fits: Callable[[Case], bool]
-    needs: Callable[[Case], dict[str, int]] = lambda case: {}
-    form: str = "rows"
-
-
-def _patches(way: str = "") -> Callable[[Case], dict[str, int]]:
-    def needs(case: Case) -> dict[str, int]:
-        found = {"patches": case.rows(way) * case.ldcol}
-        if case.step.pooled:
-            found["blocks"] = case.pooled_images * prod(case.step.conv_output_size) * rounded(case.step.y.shape[0])
-        return found
-
-    return needs
+    supports: Callable[[ConvProblem], bool]
+    workspaces: Callable[[ConvProblem], dict[str, int]] = lambda problem: {}
+    weight_layout: str = "ohwi"
 
 
-def _larger_than_budget(way: str) -> Callable[[Case], bool]:
-    return lambda case: _lays_out(case) and case.patches > BUDGETS[way]
+def _im2col_workspaces(algorithm: str = "") -> Callable[[ConvProblem], dict[str, int]]:
+    def workspaces(problem: ConvProblem) -> dict[str, int]:
+        step, sizes = problem.step, {"im2col": problem.im2col_rows(algorithm) * problem.ldcol}
+        if step.pooled:
+            pixels = problem.maxpool_images * prod(step.conv_output_size)
+            sizes["conv_output"] = pixels * align_channels(step.y.shape[0])
+        return sizes
+
+    return workspaces
 
 
-def _lays_out(case: Case) -> bool:
-    return not direct(case.step) and not case.step.depthwise
+def _exceeds_budget(algorithm: str) -> Callable[[ConvProblem], bool]:
+    return lambda problem: _needs_im2col(problem) and problem.im2col_bytes > IM2COL_BUDGETS[algorithm]
 
 
-def _is_winograd(case: Case) -> bool:
-    s = case.step
+def _needs_im2col(problem: ConvProblem) -> bool:
+    return not is_pointwise(problem.step) and not problem.step.depthwise
+
+
+def _is_batched(problem: ConvProblem) -> bool:
+    return problem.step.groups == 1 and problem.batch > 1
+
+
+def _supports_winograd(problem: ConvProblem) -> bool:
+    s = problem.step
     return (s.size, s.strides, s.dilation, s.pad, s.groups) == (3, (1, 1), 1, 1, 1)
 
 
-def _tiles(case: Case) -> dict[str, int]:
-    return dict(zip(("tiles", "products"), case.tile_numbers(case.winograd_images), strict=True))
+def _winograd_workspaces(problem: ConvProblem) -> dict[str, int]:
+    names = "winograd_input", "winograd_output"
+    return dict(zip(names, problem.winograd_sizes(problem.winograd_images), strict=True))
 
 
-BUDGETS = {f"patches of {n} MiB": n * MIB for n in (64, 16)}
-WAYS: dict[str, Way] = {
-    "kernel": Way(lambda case: few(case.step), form="few"),
-    "depthwise": Way(lambda case: case.step.depthwise, form="depthwise"),
-    "gemm": Way(lambda case: direct(case.step)),
-    "gemm by image": Way(lambda case: direct(case.step) and case.step.groups == 1 and case.batch > 1),
-    "patches": Way(_lays_out, _patches()),
-    **{way: Way(_larger_than_budget(way), _patches(way)) for way in BUDGETS},
-    "patches by image": Way(
-        lambda case: _lays_out(case) and case.step.groups == 1 and case.batch > 1 and case.whole, _patches()
+IM2COL_BUDGETS = {f"im2col_gemm_{n}mib": n * MIB for n in (64, 16)}
+ALGORITHMS: dict[str, ConvAlgorithm] = {
+    "direct": ConvAlgorithm(lambda problem: is_small_channel(problem.step), weight_layout="hwio"),
+    "depthwise": ConvAlgorithm(lambda problem: problem.step.depthwise, weight_layout="depthwise"),
+    "gemm_1x1": ConvAlgorithm(lambda problem: is_pointwise(problem.step)),
+    "gemm_1x1_batched": ConvAlgorithm(lambda problem: is_pointwise(problem.step) and _is_batched(problem)),
+    "im2col_gemm": ConvAlgorithm(_needs_im2col, _im2col_workspaces()),
+    **{name: ConvAlgorithm(_exceeds_budget(name), _im2col_workspaces(name)) for name in IM2COL_BUDGETS},
+    "im2col_batched_gemm": ConvAlgorithm(
+        lambda problem: _needs_im2col(problem) and _is_batched(problem) and problem.fits_in_one_chunk,
+        _im2col_workspaces(),
     ),
-    "winograd": Way(_is_winograd, _tiles, "winograd"),
+    "winograd_f2": ConvAlgorithm(_supports_winograd, _winograd_workspaces, "winograd"),
 }
 
 
-def possible(case: Case) -> list[str]:
-    """Return the names of the ways that can do it."""
-    return [name for name, way in WAYS.items() if way.fits(case)]
+def supported(problem: ConvProblem) -> list[str]:
+    """Return the names of the algorithms that can solve a problem."""
+    return [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(problem)]
 
 
-def choose(case: Case, precision: str, choices: Mapping[str, str]) -> str:
-    """Return the name of the way for a convolution: the measured one if there is one, else by rule."""
-    step = case.step
-    found = choices.get(step.key(case.batch), "")
-    if found in WAYS and WAYS[found].fits(case):
-        return found
-    if few(step):
-        return "kernel"
+def choose(problem: ConvProblem, precision: str, choices: Mapping[str, str]) -> str:
+    """Return the name of the algorithm for a convolution: the measured one if available, else by rule."""
+    step = problem.step
+    measured = choices.get(step.key(problem.batch), "")
+    if measured in ALGORITHMS and ALGORITHMS[measured].supports(problem):
+        return measured
+    if is_small_channel(step):
+        return "direct"
     if step.depthwise:
         return "depthwise"
-    if direct(step):
-        return "gemm"
-    if precision == "fp32" and _is_winograd(case) and min(step.xs[0].shape[0], step.y.shape[0]) >= WORTH:
-        return "winograd"
-    return "patches"
-
-
-# --- weights -----------------------------------------------------------------------------------------------------------
-
-FORTH = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # of a kernel's rows and columns
-
-
-def weight_shape(step: Convolve, form: str) -> tuple[int, ...]:
-    """Return the shape of a kernel in a form."""
-    F, C, taps, g = step.y.shape[0], step.xs[0].shape[0] // step.groups, step.size**2, step.groups
-    rows = rounded(F) if g == 1 else F
-    return {
-        "few": (taps * C, F),
-        "depthwise": (taps, F),
-        "rows": (rows, rounded(C * taps)),
-        "winograd": (16, rows, rounded(C)),
-    }[form]
-
-
-def weight_bytes(step: Convolve, form: str, itemsize: int) -> int:
-    """Return the bytes of a convolution's arrays on the device."""
-    return prod(weight_shape(step, form)) * (4 if form == "few" else itemsize) + 4 * step.y.shape[0]
-
-
-def weights(step: Convolve, form: str, kernel: np.ndarray, dtype: Any) -> np.ndarray:
-    """Bring a kernel (F, C/groups, size, size) into a form: what is beyond F and C is 0.
-
-    few: (size*size*C, F) in float32; depthwise: (size*size, C); rows: (F, size*size*C/groups); winograd: (16, F, C).
-    """
-    shape, F = weight_shape(step, form), len(kernel)
-    with np.errstate(over="ignore"):  # what float16 cannot hold is inf there
-        if form == "winograd":
-            packed = np.zeros(shape, dtype)
-            positions = np.matmul(np.kron(FORTH, FORTH), kernel.reshape(-1, 9).T.astype(np.float64))
-            packed[:, :F, : kernel.shape[1]] = positions.reshape(16, *kernel.shape[:2])
-            return packed
-        rows = kernel.transpose(0, 2, 3, 1).reshape(F, -1)  # taps, then channels
-        if form != "rows":
-            return np.ascontiguousarray(rows.T, np.float32 if form == "few" else dtype)
-        packed = np.zeros(shape, dtype)
-        packed[:F, : rows.shape[1]] = rows
-        return packed
+    if is_pointwise(step):
+        return "gemm_1x1"
+    channels = min(step.xs[0].shape[0], step.y.shape[0])
+    if precision == "fp32" and _supports_winograd(problem) and channels >= WINOGRAD_MIN_CHANNELS:
+        return "winograd_f2"
+    return "im2col_gemm"

@@ -1,244 +1,247 @@
-"""What convolutions are on a GPU, each in its way (ways.py): launches of kernels and products by cuBLAS."""
+"""Convolutions on a GPU, one emitter per algorithm (algorithms.py): kernels and cuBLAS gemms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from ...backend.cublas import address
 from ...ops.activation import NAMES
 from ..steps import Activate, Convolve
-from .algorithms import BUDGETS, rounded
-from .launches import WIDE, finish, finish_in_place, first_pass, kernel, pass_arguments, patches, smooth
-from .stream import Work
+from .algorithms import IM2COL_BUDGETS, align_channels
+from .emitter import Emitted, Emitter, Launch
+from .epilogue import VECTOR_ACTIVATIONS, apply_epilogue, apply_in_place, im2col_target, next_pass, pass_arguments
+from .view import View
 
-if TYPE_CHECKING:
-    from .program import Program, View
-
-QUAD = 4  # channels that Winograd's kernels do at a time, as winograd.cu has it
-
-
-def convolve(program: Program, step: Convolve) -> list[Work]:
-    """Return a convolution's work; one of a group that one gemm does is done with the group's last."""
-    group = program.scheme.together.get(step)
-    if group is not None:
-        return _together(program, group) if step is group[-1] else []
-    return BY_WAY[program.scheme.algorithms[step]](program, step)
+TILE_VECTOR = 4  # channels that the Winograd kernels vectorize, as in winograd.cu
+SMALL_CHANNEL_KERNELS = ("direct.convolve", "direct.convolve_float32", "direct.convolve_uint8")
 
 
-def _by_kernel(program: Program, step: Convolve) -> list[Work]:
-    x, (convolve, after) = program.view(step.xs[0]), few(program, step)
-    return [partial(convolve, "direct.convolve_few", x.a, (x.sizes[1] * x.ld, 1, x.ld)), *after]
+def convolve(emitter: Emitter, step: Convolve) -> Emitted:
+    """Emit a convolution; the launches of a fused gemm belong to the last convolution of its group."""
+    group = emitter.schedule.fused_gemms.get(step)
+    if group is None:
+        return EMITTERS[emitter.schedule.algorithms[step]](emitter, step)
+    others = ", ".join(str(s.layers[0]) for s in group if s is not step)
+    algorithm = f"gemm fused with layer{'s' * (len(group) > 2)} {others}"
+    return Emitted(_fused_gemm(emitter, group) if step is group[-1] else [], algorithm)
 
 
-Few = Callable[[str, Any, tuple[int, int, int]], None]
+class SmallChannelConv(NamedTuple):
+    """A direct convolution as a function of its input, convolve(kernel, x, strides), and the rest of its epilogue.
 
-
-def few(program: Program, step: Convolve) -> tuple[Few, list[Work]]:
-    """Return convolve(kernel, x, apart), a convolution of few channels as a function of what it reads, and what comes after.
-
-    apart: how many numbers of x lie between images, between channels and between pixels.
+    strides: elements of x from image to image, channel to channel and pixel to pixel.
     """
-    y, (weights, bias), F, launch = program.view(step.y), program.arrays(step), step.y.shape[0], program.be.launch
-    assert launch is not None
+
+    convolve: Callable[[str, Any, tuple[int, int, int]], None]
+    epilogue: Sequence[Launch]
+
+
+def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
+    """Return a direct convolution, whose input may be the caller's."""
+    y, (weights, bias), F, launch = (
+        emitter.view(step.y),
+        emitter.weights.arrays(step),
+        step.y.shape[0],
+        emitter.launch_kernel,
+    )
     first = step.epilogue[0] if step.epilogue else None
     kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
-    program.algorithms[step] = "in one kernel"
-    program.kernels |= {"direct.convolve_few", "direct.convolve_floats", "direct.convolve_bytes"}
-    wide = kind in WIDE and program.fits(y)
-    n = y.pixels * F // (program.width if wide else 1)
+    vectorized = kind in VECTOR_ACTIVATIONS and emitter.can_vectorize(y)
+    n = emitter.threads(y.pixels * F, vectorized)
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    more = (*geometry, y.ld, NAMES.index(kind), step.pooled, wide)
+    sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
-    def convolve(kernel: str, x: Any, apart: tuple[int, int, int]) -> None:
-        launch(kernel, n, x, weights, bias, y.a, n, F, *apart, *more)
+    def convolve(kernel: str, x: Any, strides: tuple[int, int, int]) -> None:
+        launch(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
 
-    return convolve, finish_in_place(program, rest, y)
+    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y))
 
 
-def _depthwise(program: Program, step: Convolve) -> list[Work]:
-    x, y, (weights, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    program.algorithms[step] = "depthwise"
-    wide = program.fits(x, y)
-    n = y.pixels * y.shape[0] // (program.width if wide else 1)
+def _direct(emitter: Emitter, step: Convolve) -> Emitted:
+    x, conv = emitter.view(step.xs[0]), small_channel_conv(emitter, step)
+    run = partial(conv.convolve, "direct.convolve", x.a, (x.sizes[1] * x.ld, 1, x.ld))
+    return Emitted([Launch(run, "direct.convolve"), *conv.epilogue], "direct")
+
+
+def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
+    x, y, (weights, bias) = emitter.view(step.xs[0]), emitter.view(step.y), emitter.weights.arrays(step)
+    vectorized = emitter.can_vectorize(x, y)
+    n = emitter.threads(y.pixels * y.shape[0], vectorized)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    work = [kernel(program, "direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, wide)]
-    return work + finish(program, step.epilogue, y, y, bias, step)
+    conv = emitter.launch("direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, vectorized)
+    return Emitted([conv, *apply_epilogue(emitter, step.epilogue, y, y, bias, step)], "depthwise")
 
 
-def _by_gemm(program: Program, step: Convolve) -> list[Work]:
-    x, y, (_, bias) = program.view(step.xs[0]), program.view(step.y), program.arrays(step)
-    program.algorithms[step] = program.scheme.algorithms[step]
-    images = program.plan.batch if program.scheme.algorithms[step] == "gemm by image" else 1
-    work = [_product(program, step, address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)]
-    return work + finish(program, step.epilogue, y, y, bias, step)
+def _gemm_1x1(emitter: Emitter, step: Convolve) -> Emitted:
+    x, y, (_, bias) = emitter.view(step.xs[0]), emitter.view(step.y), emitter.weights.arrays(step)
+    batched = emitter.schedule.algorithms[step] == "gemm_1x1_batched"
+    images = emitter.batch if batched else 1
+    gemm = _gemm(emitter, step, address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)
+    algorithm = "batched gemm" if batched else "gemm"
+    return Emitted([gemm, *apply_epilogue(emitter, step.epilogue, y, y, bias, step)], algorithm)
 
 
-def _together(program: Program, group: tuple[Convolve, ...]) -> list[Work]:
-    """Return the work of convolutions of the same map by one gemm: into a map that joins them, then each to its place."""
-    first, last, x = group[0], group[-1], program.view(group[0].xs[0])
-    joined, weights = program.memory(last, "joined"), program.arrays(first)[0]
-    ld, handle, start = len(weights), program.stream_context.handle, 0
-    for step in group:
-        others = ", ".join(str(s.layers[0]) for s in group if s is not step)
-        program.algorithms[step] = f"gemm with layer{'s' * (len(group) > 2)} {others}"
-    sizes = (program.precision, address(joined), address(x.a), address(weights), x.pixels, ld, x.shape[0])
+def _fused_gemm(emitter: Emitter, group: tuple[Convolve, ...]) -> list[Launch]:
+    """Return the launches of convolutions of the same map: one gemm into a common output, then an epilogue per part."""
+    first, last, x = group[0], group[-1], emitter.view(group[0].xs[0])
+    output, weights = emitter.workspace(last, "fused_output"), emitter.weights.arrays(first)[0]
+    ld, handle, start, consumers = len(weights), emitter.handle, 0, emitter.schedule.im2col_consumers
+    sizes = (emitter.precision, address(output), address(x.a), address(weights), x.pixels, ld, x.shape[0])
     lds = (ld, x.ld, weights.shape[1])
-    work: list[Work] = [lambda: handle.gemm(*sizes, *lds)]
-    if len(group) == 2 and not any(s in program.scheme.ahead or len(s.epilogue) > 1 for s in group):
-        return [*work, _finish_two(program, first, last, joined, ld)]
+    gemm = Launch(lambda: handle.gemm(*sizes, *lds))
+    if len(group) == 2 and not any(s in consumers or len(s.epilogue) > 1 for s in group):
+        return [gemm, _split_epilogue(emitter, first, last, output, ld)]
+    launches = [gemm]
     for step in group:
-        y = program.view(step.y)
-        part = replace(y, a=joined[start:][: (y.pixels - 1) * ld + y.shape[0]], ld=ld, start=start)
-        work += finish(program, step.epilogue, part, y, program.arrays(step)[1], step)
-        start += rounded(y.shape[0])
-    return work
+        y = emitter.view(step.y)
+        a = output[start:][: (y.pixels - 1) * ld + y.shape[0]]
+        part = replace(y, a=a, ld=ld, channel_offset=start)
+        launches += apply_epilogue(emitter, step.epilogue, part, y, emitter.weights.arrays(step)[1], step)
+        start += align_channels(y.shape[0])
+    return launches
 
 
-def _finish_two(program: Program, first: Convolve, second: Convolve, joined: Any, ld: int) -> Work:
-    views = program.view(first.y), program.view(second.y)
-    biases = (program.arrays(s)[1] for s in (first, second))
-    kinds = [first_pass(s.epilogue)[0][0] for s in (first, second)]
-    (C1, C2), wide = (v.shape[0] for v in views), set(kinds) <= WIDE and program.fits(*views)
-    n = views[0].pixels * (C1 + C2) // (program.width if wide else 1)
-    sizes = (n, C1, C2, rounded(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), wide)
-    return kernel(program, "epilogue.finish_two", n, joined, *biases, *(v.a for v in views), *sizes)
+def _split_epilogue(emitter: Emitter, first: Convolve, second: Convolve, output: Any, ld: int) -> Launch:
+    """Return the launch of both epilogues of a gemm that is two convolutions."""
+    views = emitter.view(first.y), emitter.view(second.y)
+    biases = (emitter.weights.arrays(s)[1] for s in (first, second))
+    kinds = [next_pass(s.epilogue)[0].pre for s in (first, second)]
+    C1, C2 = (v.shape[0] for v in views)
+    vectorized = set(kinds) <= VECTOR_ACTIVATIONS and emitter.can_vectorize(*views)
+    n = emitter.threads(views[0].pixels * (C1 + C2), vectorized)
+    sizes = (n, C1, C2, align_channels(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), vectorized)
+    return emitter.launch("epilogue.epilogue_split", n, output, *biases, *(v.a for v in views), *sizes)
 
 
-def _by_patches(program: Program, step: Convolve) -> list[Work]:
-    y, (_, bias) = program.view(step.y), program.arrays(step)
+def _im2col_gemm(emitter: Emitter, step: Convolve) -> Emitted:
+    y, bias = emitter.view(step.y), emitter.weights.arrays(step)[1]
     if not step.pooled:
-        work = _products(program, step, 0, y.pixels, y.a, y.ld)
-        return work + finish(program, step.epilogue, y, y, bias, step)
-    (F, OH, OW), work = y.shape, []
-    (kind, _, _), rest = first_pass(step.epilogue)  # nothing but activations comes after a pool
-    blocks, images, ld = program.memory(step, "blocks"), program.case(step).pooled_images, rounded(F)
-    for first in range(0, program.plan.batch, images):
-        count = min(images, program.plan.batch - first)
+        gemms = _im2col_gemms(emitter, step, 0, y.pixels, y.a, y.ld)
+        launches = [*gemms.launches, *apply_epilogue(emitter, step.epilogue, y, y, bias, step)]
+        return Emitted(launches, gemms.algorithm)
+    (F, OH, OW), launches, algorithm = y.shape, list[Launch](), ""
+    (kind, _, _), rest = next_pass(step.epilogue)  # after a max pool there are activations only
+    output, images, ld = emitter.workspace(step, "conv_output"), emitter.problem(step).maxpool_images, align_channels(F)
+    for first in range(0, emitter.batch, images):
+        count = min(images, emitter.batch - first)
         pixels = count * OH * OW
-        out = blocks[: (4 * pixels - 1) * ld + F]
-        work += _products(program, step, 4 * OH * OW * first, 4 * pixels, out, ld)
-        work.append(_finish_blocks(program, step, kind, out, ld, bias, y.images(first, count), not rest))
-    return work + finish_in_place(program, rest, y, step)
+        out = output[: (4 * pixels - 1) * ld + F]
+        gemms = _im2col_gemms(emitter, step, 4 * OH * OW * first, 4 * pixels, out, ld)
+        algorithm = gemms.algorithm
+        result = y.images(first, count)
+        launches += [*gemms.launches, _maxpool_epilogue(emitter, step, kind, out, ld, bias, result, not rest)]
+    return Emitted([*launches, *apply_in_place(emitter, rest, y, step)], algorithm)
 
 
-def _finish_blocks(
-    program: Program, step: Convolve, kind: str, x: Any, ldx: int, bias: Any, y: View, last: bool
-) -> Work:
-    reader, (C, H, W) = program.scheme.ahead.get(step) if last else None, y.shape
-    wide = kind in WIDE and program.fits(y)
-    if reader is None:
-        n = y.pixels * C // (program.width if wide else 1)
-        return kernel(
-            program, "epilogue_pool.finish_blocks", n, x, bias, y.a, n, C, W, ldx, y.ld, NAMES.index(kind), wide
-        )
-    where = patches(program, reader, H, W)
-    wide = wide and where.fits
-    n, out = where.places * C // (program.width if wide else 1), None if step in program.scheme.unstored else y.a
-    sizes = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *where.numbers, wide)
-    return kernel(program, "epilogue_pool.finish_blocks_patches", n, x, bias, out, where.col, *sizes)
+def _maxpool_epilogue(
+    emitter: Emitter, step: Convolve, kind: str, x: Any, ldx: int, bias: Any, y: View, last: bool
+) -> Launch:
+    """Return the launch of a 2 x 2 max pool, bias and activation; if it is the step's last, with fused im2col."""
+    consumer, (C, H, W) = emitter.schedule.im2col_consumers.get(step) if last else None, y.shape
+    vectorized = kind in VECTOR_ACTIVATIONS and emitter.can_vectorize(y)
+    if consumer is None:
+        n = emitter.threads(y.pixels * C, vectorized)
+        sizes = (n, C, W, ldx, y.ld, NAMES.index(kind), vectorized)
+        return emitter.launch("epilogue_pool.maxpool_epilogue", n, x, bias, y.a, *sizes)
+    target = im2col_target(emitter, consumer, H, W)
+    vectorized = vectorized and target.can_vectorize
+    n = emitter.threads(target.positions * C, vectorized)
+    out = None if step in emitter.schedule.dead_stores else y.a
+    geometry = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *target.geometry, vectorized)
+    return emitter.launch("epilogue_pool.maxpool_epilogue_im2col", n, x, bias, out, target.col, *geometry)
 
 
-def _products(program: Program, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> list[Work]:
-    """Return the work of convolving without bias: out (pixels, F), the pixels from `start` on of the result's map."""
-    x, (OH, OW), case, way = (
-        program.view(step.xs[0]),
-        step.conv_output_size,
-        program.case(step),
-        program.scheme.algorithms[step],
-    )
-    (C, H, W), ldcol, size, work = x.shape, case.ldcol, program.type.itemsize, []
-    G, col = C // step.groups, program.memory(step, "patches")
-    rows, writer = min(case.rows(way), pixels), program.writers.get(step)
-    parts, images = range(0, pixels, rows), program.plan.batch if way == "patches by image" else 1
-    maker = f"im2col by layer {writer.layers[-1]}" if writer is not None else "im2col"
-    program.algorithms[step] = f"{maker}, gemm" + (" by image" if images > 1 else "")
-    program.algorithms[step] += f" in {len(parts)} parts" if len(parts) > 1 else ""
+def _im2col_gemms(emitter: Emitter, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> Emitted:
+    """Emit a convolution without bias: out (pixels, F) are the pixels of its output from `start` on."""
+    x, (OH, OW) = emitter.view(step.xs[0]), step.conv_output_size
+    problem, algorithm = emitter.problem(step), emitter.schedule.algorithms[step]
+    (C, H, W), ldcol, size = x.shape, problem.ldcol, emitter.dtype.itemsize
+    G, col, launches = C // step.groups, emitter.workspace(step, "im2col"), list[Launch]()
+    rows, producer = min(problem.im2col_rows(algorithm), pixels), emitter.schedule.im2col_producers.get(step)
+    chunks, images = range(0, pixels, rows), emitter.batch if algorithm == "im2col_batched_gemm" else 1
     geometry = (H, W, OH, OW, step.size, *step.strides, step.dilation, step.pad)
-    wide = program.fits(x) and G % program.width == 0
-    for first in parts:
+    vectorized = emitter.can_vectorize(x) and G % emitter.vector == 0
+    for first in chunks:
         count = min(rows, pixels - first)
-        if writer is None:
-            n = count * step.size * C // (program.width if wide else 1)
-            part = col[: (count - 1) * ldcol + C * step.size**2]
-            sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, wide)
-            work.append(kernel(program, "plan.im2col", n, x.a, part, *sizes))
+        if producer is None:
+            n = emitter.threads(count * step.size * C, vectorized)
+            chunk = col[: (count - 1) * ldcol + C * step.size**2]
+            sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, vectorized)
+            launches.append(emitter.launch("nhwc.im2col", n, x.a, chunk, *sizes))
         at = address(out) + first * ld * size
-        work.append(_product(program, step, at, ld, address(col), ldcol, count, images))
-    return work
+        launches.append(_gemm(emitter, step, at, ld, address(col), ldcol, count, images))
+    im2col = "im2col" if producer is None else f"im2col by layer {producer.layers[-1]}"
+    gemm = "batched gemm" if images > 1 else "gemm"
+    return Emitted(launches, f"{im2col}, {gemm}{_in_chunks(chunks)}")
 
 
-def _product(program: Program, step: Convolve, y: int, ldy: int, a: int, lda: int, M: int, images: int) -> Work:
-    """Return the work of y (M, F) = a (M, K) @ weights (F, K).T, for each group of channels or in images; y, a: addresses."""
-    weights, handle, precision, groups = (
-        program.arrays(step)[0],
-        program.stream_context.handle,
-        program.precision,
-        step.groups,
-    )
+def _in_chunks(chunks: Sequence[int]) -> str:
+    return f" in {len(chunks)} chunks" if len(chunks) > 1 else ""
+
+
+def _gemm(emitter: Emitter, step: Convolve, y: int, ldy: int, a: int, lda: int, M: int, images: int) -> Launch:
+    """Return the gemm y (M, F) = a (M, K) @ weights (F, K).T, batched over groups of channels or images; y, a: addresses."""
+    weights, handle, precision, groups = emitter.weights.arrays(step)[0], emitter.handle, emitter.precision, step.groups
     w, ldw, F = address(weights), weights.shape[1], step.y.shape[0]
     K = step.xs[0].shape[0] // groups * step.size**2
     if groups > 1:
         N = F // groups
-        return lambda: handle.gemms(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, N, K, N * ldw)
+        strides = (N, K, N * ldw)
+        return Launch(lambda: handle.gemm_batched(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, *strides))
     if step.pooled or step.y.base is None:
-        F = rounded(F)  # zeros into what lies between pixels: tensor cores like multiples of 8, heads have 255
+        F = align_channels(F)  # zeros into the padding between pixels: tensor cores like multiples of 8, heads have 255
     if images > 1:
         rows = M // images
-        apart = (rows * ldy, rows * lda, 0)
-        return lambda: handle.gemms(precision, images, y, a, w, rows, F, K, ldy, lda, ldw, *apart)
-    return lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw)
+        strides = (rows * ldy, rows * lda, 0)
+        return Launch(lambda: handle.gemm_batched(precision, images, y, a, w, rows, F, K, ldy, lda, ldw, *strides))
+    return Launch(lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw))
 
 
-def _winograd(program: Program, step: Convolve) -> list[Work]:
-    x, y, case, (weights, bias) = (
-        program.view(step.xs[0]),
-        program.view(step.y),
-        program.case(step),
-        program.arrays(step),
-    )
-    (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.conv_output_size, case.tiles
-    one, rest = first_pass(step.epilogue)
-    handle, ldc, ldf, work = program.stream_context.handle, rounded(C), rounded(F), list[Work]()
-    images = case.winograd_images
-    parts = range(0, program.plan.batch, images)
-    program.algorithms[step] = "winograd" + (f" in {len(parts)} parts" if len(parts) > 1 else "")
-    for first in parts:
-        count = min(images, program.plan.batch - first)
+def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
+    x, y, problem = emitter.view(step.xs[0]), emitter.view(step.y), emitter.problem(step)
+    weights, bias = emitter.weights.arrays(step)
+    (C, H, W), F, (OH, OW), (TH, TW) = x.shape, y.shape[0], step.conv_output_size, problem.tiles
+    (one, rest), ldc, ldf, launches = next_pass(step.epilogue), align_channels(C), align_channels(F), list[Launch]()
+    inputs, outputs = (emitter.workspace(step, f"winograd_{name}") for name in ("input", "output"))
+    arguments, images = pass_arguments(emitter, one, y), problem.winograd_images
+    chunks = range(0, emitter.batch, images)
+    for first in chunks:
+        count = min(images, emitter.batch - first)
         tiles = count * TH * TW
-        cut = program.memory(step, "tiles")[: (16 * tiles - 1) * ldc + C]
-        made = program.memory(step, "products")[: (16 * tiles - 1) * ldf + F]
+        v, m = inputs[: (16 * tiles - 1) * ldc + C], outputs[: (16 * tiles - 1) * ldf + F]
         source, result = x.images(first, count), y.images(first, count)
-        quads = source.fits(QUAD)
-        n = tiles * C // (QUAD if quads else 1)
-        sizes = (n, tiles, C, H, W, TH, TW, x.ld, ldc, quads)
-        work.append(kernel(program, "winograd.winograd_cut", n, source.a, cut, *sizes))
-        work.append(_positions(handle, program.precision, address(made), address(cut), weights, tiles, ldf, C, ldc))
-        other, (Co, Po, ldo), numbers = pass_arguments(program, one, y.sizes)
-        joined = other.images(first, count).a if other else None
-        quads = smooth(one, QUAD, (result,), other)
-        n = tiles * F // (QUAD if quads else 1)
-        sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, ldf, ldo, y.ld, *numbers, step.pooled, quads)
-        work.append(kernel(program, "winograd.winograd_join", n, made, bias, joined, result.a, *sizes))
-    return work + finish_in_place(program, rest, y)
+        vectorized = source.can_vectorize(TILE_VECTOR)
+        n = tiles * C // (TILE_VECTOR if vectorized else 1)
+        sizes = (n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
+        launches.append(emitter.launch("winograd.winograd_input_transform", n, source.a, v, *sizes))
+        launches.append(_winograd_gemm(emitter, address(m), address(v), weights, tiles, ldf, C, ldc))
+        (Co, Po, ldo), other = arguments.sizes, arguments.other
+        pointers = (m, bias, other.images(first, count).a if other else None, result.a)
+        vectorized = one.can_vectorize and arguments.can_vectorize(TILE_VECTOR) and result.can_vectorize(TILE_VECTOR)
+        n = tiles * F // (TILE_VECTOR if vectorized else 1)
+        lds = (ldf, ldo, y.ld)
+        sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, *lds, *arguments.codes, step.pooled, vectorized)
+        launches.append(emitter.launch("winograd.winograd_output_transform", n, *pointers, *sizes))
+    return Emitted([*launches, *apply_in_place(emitter, rest, y)], f"winograd{_in_chunks(chunks)}")
 
 
-def _positions(handle: Any, precision: str, y: int, a: int, weights: Any, tiles: int, F: int, C: int, lda: int) -> Work:
-    """Return the work of the products of all 16 positions in tiles."""
-    w, ldw = address(weights), weights.shape[2]
-    apart = (tiles * F, tiles * lda, F * ldw)
-    return lambda: handle.gemms(precision, 16, y, a, w, tiles, F, C, F, lda, ldw, *apart)
+def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Any, tiles: int, F: int, C: int, lda: int) -> Launch:
+    """Return the batched gemm of the 16 positions in a tile."""
+    w, ldw, handle, precision = address(weights), weights.shape[2], emitter.handle, emitter.precision
+    strides = (tiles * F, tiles * lda, F * ldw)
+    return Launch(lambda: handle.gemm_batched(precision, 16, y, a, w, tiles, F, C, F, lda, ldw, *strides))
 
 
-BY_WAY: dict[str, Callable[[Program, Convolve], list[Work]]] = {
-    "kernel": _by_kernel,
+EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {
+    "direct": _direct,
     "depthwise": _depthwise,
-    "gemm": _by_gemm,
-    "gemm by image": _by_gemm,
-    "patches": _by_patches,
-    **dict.fromkeys(BUDGETS, _by_patches),
-    "patches by image": _by_patches,
-    "winograd": _winograd,
+    "gemm_1x1": _gemm_1x1,
+    "gemm_1x1_batched": _gemm_1x1,
+    "im2col_gemm": _im2col_gemm,
+    **dict.fromkeys(IM2COL_BUDGETS, _im2col_gemm),
+    "im2col_batched_gemm": _im2col_gemm,
+    "winograd_f2": _winograd,
 }

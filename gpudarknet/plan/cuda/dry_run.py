@@ -1,7 +1,7 @@
 """A GPU that is not there: how a plan would run on one, and the memory it would take, on a machine without.
 
 be = dry.backend()
-cuda.Program(plan, be, "fp16").describe()       # weights are prepared on the host; nothing runs
+cuda.Program(plan, be, "fp16").describe()       # weights are packed on the host; nothing runs
 """
 
 from __future__ import annotations

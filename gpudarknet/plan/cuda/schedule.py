@@ -1,169 +1,212 @@
-"""Decide how a plan runs on a GPU: which steps go together, how each convolution is done, what is written ahead, where all lies.
+"""Decide how a plan runs on a GPU: which convolutions share a gemm, the algorithm of each, im2col fusion, and the arena.
 
-A launch costs about as long as the work of a small layer, and at large batches moving numbers is what takes time. Hence:
+A launch costs about as much as the work of a small layer, and large batches are bound by memory. Hence:
 
-* Convolutions of 1 x 1 that read the same map are one gemm, into a map that joins them, and each part is finished into its place.
-* A head adds the bias of the convolution before it.
-* What is done last writes the patches that the next convolution reads, all positions of each pixel, and the map itself only if
-  somebody else reads it. That saves an im2col, which would read every pixel as often as a kernel has rows.
+* 1 x 1 convolutions of the same map are fused horizontally: one gemm into a common output, whose parts an epilogue then splits.
+* A YOLO head adds the bias of the convolution before it (deferred bias).
+* The last launch of a producer writes the im2col matrix of the next convolution, all positions of each pixel, and the map itself
+  only if another step reads it. That saves an im2col launch, which would read each pixel once per kernel row.
 
-Patches and other memory of one step lie in the arena like maps, each as long as it is needed.
+Workspaces, im2col matrices among them, are allocated in the arena like maps, each for its lifetime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from .. import memory
 from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step, YoloHead
 from . import algorithms
-from .algorithms import WAYS, Case, choose, rounded
+from .algorithms import ALGORITHMS, ConvProblem, align_channels, choose
 
-Need = tuple[Step, str]  # whose memory, and what for
-Cases = Mapping[Convolve, Case]
+WorkspaceKey = tuple[Step, str]  # whose, and what for
+Problems = Mapping[Convolve, ConvProblem]
+Groups = Mapping[Convolve, tuple[Convolve, ...]]
 
 
-@dataclass
-class Scheme:
+@dataclass(frozen=True)
+class Arena:
+    """Where maps and workspaces are, in elements. dead_stores: the steps whose map nobody reads."""
+
+    offsets: dict[FeatureMap | WorkspaceKey, int]
+    workspaces: dict[WorkspaceKey, int]
+    size: int
+    dead_stores: frozenset[Step]
+
+
+@dataclass(frozen=True)
+class Schedule:
     """How a plan runs.
 
-    steps: those on which an output depends, in their order. algorithms: that of each convolution. together: a convolution
-    -> those that one gemm does, itself among them. ahead: a step -> the convolution whose patches it writes; unstored: those of
-    them whose map nobody else reads. unbiased: a head -> the convolution whose bias it adds. needs: memory beside maps, in
-    numbers. offsets: where maps and needs lie in an arena of `numbers`.
+    steps: those that an output depends on, in order. algorithms: of each convolution. fused_gemms: a convolution -> those that
+    share its gemm, itself included. im2col_consumers: a step -> the convolution whose im2col matrix it writes; dead_stores: those
+    of them that need not store their map. deferred_bias: a head -> the convolution whose bias it adds.
     """
 
     steps: list[Step]
     algorithms: dict[Convolve, str]
-    together: dict[Convolve, tuple[Convolve, ...]] = field(default_factory=dict)
-    ahead: dict[Step, Convolve] = field(default_factory=dict)
-    unstored: set[Step] = field(default_factory=set)
-    unbiased: dict[Step, Convolve] = field(default_factory=dict)
-    needs: dict[Need, int] = field(default_factory=dict)
-    offsets: dict[FeatureMap | Need, int] = field(default_factory=dict)
-    numbers: int = 0
+    fused_gemms: Groups
+    im2col_consumers: dict[Step, Convolve]
+    deferred_bias: dict[Step, Convolve]
+    arena: Arena
+
+    @cached_property
+    def im2col_producers(self) -> dict[Step, Step]:
+        """A convolution -> the step that writes its im2col matrix."""
+        return inverted(self.im2col_consumers)
+
+    @property
+    def dead_stores(self) -> frozenset[Step]:
+        """The producers that write an im2col matrix only, not their map."""
+        return self.arena.dead_stores
 
 
-def decide(
+def make_schedule(
     plan: Plan,
     batch: int,
     precision: str = "fp32",
     choices: Mapping[str, str] | None = None,
-    together: bool = True,
-    ahead: bool = True,
-) -> Scheme:
-    """Return the scheme of a plan for a batch. choices: measured ways by a convolution's key; together, ahead: do so."""
-    steps, itemsize = living(plan), 2 if precision == "fp16" else 4
-    cases = {s: Case(s, batch, itemsize) for s in steps if isinstance(s, Convolve)}
-    scheme = Scheme(steps, {s: choose(case, precision, choices or {}) for s, case in cases.items()})
-    if together:
-        _put_together(scheme, cases)
-    if ahead:
-        scheme.ahead = _writers_ahead(scheme, cases)
-    scheme.unbiased = _unbiased(scheme, plan)
-    _place(scheme, plan, batch, cases)
-    return scheme
+    fuse_gemms: bool = True,
+    fuse_im2col: bool = True,
+) -> Schedule:
+    """Return the schedule of a plan for a batch. choices: measured algorithms, by a convolution's key."""
+    steps, itemsize = eliminate_dead_steps(plan), 2 if precision == "fp16" else 4
+    problems = {s: ConvProblem(s, batch, itemsize) for s in steps if isinstance(s, Convolve)}
+    chosen = {s: choose(problem, precision, choices or {}) for s, problem in problems.items()}
+    groups = _fused_gemms(chosen, problems) if fuse_gemms else {}
+    steps = _reordered(steps, groups)
+    consumers = _im2col_consumers(steps, chosen, problems) if fuse_im2col else {}
+    deferred_bias = _deferred_bias(plan, steps, chosen, groups)
+    arena = _plan_memory(plan, batch, steps, chosen, problems, groups, consumers)
+    return Schedule(steps, chosen, groups, consumers, deferred_bias, arena)
 
 
-def living(plan: Plan) -> list[Step]:
-    """Return the steps on which an output depends: a [cost] at the end of a classifier is nobody's."""
-    needed = {m.storage for m in plan.outputs}
+def eliminate_dead_steps(plan: Plan) -> list[Step]:
+    """Return the steps that an output depends on: nobody reads the [cost] at the end of a classifier."""
+    live = {m.storage for m in plan.outputs}
     kept: list[Step] = []
     for step in reversed(plan.steps):
-        if step.y.storage in needed:
+        if step.y.storage in live:
             kept.append(step)
-            needed.update(m.storage for m in step.reads)
+            live.update(m.storage for m in step.reads)
     return kept[::-1]
 
 
-def joined_width(group: Sequence[Convolve]) -> int:
-    """Return the channels of the map that joins what one gemm makes: each part begins at 16 bytes."""
-    return sum(rounded(s.y.shape[0]) for s in group)
+def fused_width(group: Sequence[Convolve]) -> int:
+    """Return the channels of a fused gemm's output: each part is aligned to 16 bytes."""
+    return sum(align_channels(s.y.shape[0]) for s in group)
 
 
-def _put_together(scheme: Scheme, cases: Cases) -> None:
-    """Find convolutions that one gemm can do, and let them follow each other in the order of steps."""
+def inverted(consumers: Mapping[Step, Convolve]) -> dict[Step, Step]:
+    """Return consumer -> producer."""
+    return {consumer: producer for producer, consumer in consumers.items()}
+
+
+def _fused_gemms(chosen: Mapping[Convolve, str], problems: Problems) -> Groups:
+    """Find convolutions of the same map that one gemm can compute."""
+    groups: dict[Convolve, tuple[Convolve, ...]] = {}
     readers: dict[FeatureMap, list[Convolve]] = {}
-    for convolution, way in scheme.algorithms.items():
-        if way == "gemm" and convolution.groups == 1 and all(isinstance(a, Activate) for a in convolution.epilogue):
-            readers.setdefault(convolution.xs[0], []).append(convolution)
+    for step, algorithm in chosen.items():
+        if algorithm == "gemm_1x1" and step.groups == 1 and all(isinstance(a, Activate) for a in step.epilogue):
+            readers.setdefault(step.xs[0], []).append(step)
     for group in readers.values():
-        case, (_, H, W) = cases[group[0]], group[0].y.shape
-        if len(group) > 1 and case.batch * H * W * joined_width(group) * case.itemsize <= algorithms.COLUMNS:
-            scheme.together.update(dict.fromkeys(group, tuple(group)))
+        problem, (_, H, W) = problems[group[0]], group[0].y.shape
+        size = problem.batch * H * W * fused_width(group) * problem.itemsize
+        if len(group) > 1 and size <= algorithms.MAX_WORKSPACE:
+            groups.update(dict.fromkeys(group, tuple(group)))
+    return groups
+
+
+def _reordered(steps: Sequence[Step], groups: Groups) -> list[Step]:
+    """Make the convolutions of each group neighbours."""
     order: list[Step] = []
-    for step in scheme.steps:
-        own = scheme.together.get(step) if isinstance(step, Convolve) else None
-        if own is None:
+    for step in steps:
+        group = groups.get(step) if isinstance(step, Convolve) else None
+        if group is None:
             order.append(step)
-        elif step is own[0]:
-            order += own
-    scheme.steps = order
+        elif step is group[0]:
+            order += group
+    return order
 
 
-def _writers_ahead(scheme: Scheme, cases: Cases) -> dict[Step, Convolve]:
-    """Return the steps that write the next convolution's patches, each with that convolution."""
-    found: dict[Step, Convolve] = {}
-    writers = {step.y: step for step in scheme.steps}
-    for step, way in scheme.algorithms.items():
+def _im2col_consumers(
+    steps: Sequence[Step], chosen: Mapping[Convolve, str], problems: Problems
+) -> dict[Step, Convolve]:
+    """Return the steps that can write the next convolution's im2col matrix, with that convolution."""
+    consumers: dict[Step, Convolve] = {}
+    writers = {step.y: step for step in steps}
+    for step, algorithm in chosen.items():
         x = step.xs[0]
-        writer = writers.get(x) or (writers.get(x.base) if x.base is not None else None)  # of more channels, maybe
-        whole = way in ("patches", "patches by image") and cases[step].whole
-        if whole and writer is not None and writer not in found and _ends_in_one_launch(scheme, cases, writer):
-            found[writer] = step
-    return found
+        producer = writers.get(x) or (writers.get(x.base) if x.base is not None else None)  # the base may be wider
+        fits = algorithm in ("im2col_gemm", "im2col_batched_gemm") and problems[step].fits_in_one_chunk
+        if fits and producer is not None and producer not in consumers and _can_scatter(producer, chosen, problems):
+            consumers[producer] = step
+    return consumers
 
 
-def _unbiased(scheme: Scheme, plan: Plan) -> dict[Step, Convolve]:
-    """Return the heads that are the only readers of convolutions after which nothing is left to do but to add the bias."""
-    read = [m.storage for m in (*plan.outputs, *(m for step in scheme.steps for m in step.reads))]
-    heads = {step.xs[0]: step for step in scheme.steps if isinstance(step, YoloHead)}
+def _can_scatter(step: Step, chosen: Mapping[Convolve, str], problems: Problems) -> bool:
+    """Return whether a single launch, of a kind that can write an im2col matrix, completes a step's map."""
+    if not isinstance(step, Convolve):
+        return isinstance(step, Copy)
+    in_chunks = step.pooled and problems[step].maxpool_images < problems[step].batch
+    return chosen[step] not in ("direct", "winograd_f2") and not in_chunks
+
+
+def _deferred_bias(
+    plan: Plan, steps: Sequence[Step], chosen: Mapping[Convolve, str], groups: Groups
+) -> dict[Step, Convolve]:
+    """Return the heads that are the only readers of convolutions whose epilogue is nothing but the bias."""
+    read = [m.storage for m in (*plan.outputs, *(m for step in steps for m in step.reads))]
+    heads = {step.xs[0]: step for step in steps if isinstance(step, YoloHead)}
     return {
         heads[step.y]: step
-        for step, way in scheme.algorithms.items()
-        if step.y in heads and read.count(step.y.storage) == 1 and not step.epilogue and step not in scheme.together
-        and way not in ("kernel", "winograd") and not step.pooled
+        for step, algorithm in chosen.items()
+        if step.y in heads and read.count(step.y.storage) == 1 and not step.epilogue and step not in groups
+        and algorithm not in ("direct", "winograd_f2") and not step.pooled
     }  # fmt: skip
 
 
-def _ends_in_one_launch(scheme: Scheme, cases: Cases, step: Step) -> bool:
-    """Say whether one launch, of those that can write patches, is the last that makes a step's map."""
-    if not isinstance(step, Convolve):
-        return isinstance(step, Copy)
-    in_parts = step.pooled and cases[step].pooled_images < cases[step].batch
-    return scheme.algorithms[step] not in ("kernel", "winograd") and not in_parts
-
-
-def _place(scheme: Scheme, plan: Plan, batch: int, cases: Cases) -> None:
-    """Lay maps and needs into an arena: a map from the first step that writes a part of it to the last that reads one."""
-    writers = {reader: writer for writer, reader in scheme.ahead.items()}
-    lives: dict[FeatureMap, list[int]] = {m: [-1, -1] for m in (plan.input, *plan.states)}
+def _plan_memory(
+    plan: Plan,
+    batch: int,
+    steps: Sequence[Step],
+    chosen: Mapping[Convolve, str],
+    problems: Problems,
+    groups: Groups,
+    consumers: Mapping[Step, Convolve],
+) -> Arena:
+    """Allocate maps and workspaces. A map is live from the first step that writes a part of it to the last that reads one."""
+    producers = inverted(consumers)
+    live: dict[FeatureMap, list[int]] = {m: [-1, -1] for m in (plan.input, *plan.states)}
     read = {m.storage for m in plan.outputs}
-    for i, step in enumerate(scheme.steps):
-        reads = step.reads[1:] if step in writers else step.reads  # instead of its map it reads patches
+    for i, step in enumerate(steps):
+        reads = step.reads[1:] if step in producers else step.reads  # it reads an im2col matrix in place of its input
         read.update(m.storage for m in reads)
         for m in (step.y, *reads):
-            lives.setdefault(m.storage, [i, i])[1] = i
+            live.setdefault(m.storage, [i, i])[1] = i
     for m in plan.outputs:
-        lives[m.storage][1] = len(scheme.steps)
-    scheme.unstored = {writer for writer in scheme.ahead if writer.y.storage not in read}
+        live[m.storage][1] = len(steps)
 
-    at, spans = {step: i for i, step in enumerate(scheme.steps)}, dict[Need, tuple[int, int]]()
-    for step, case in cases.items():
-        for name, numbers in WAYS[scheme.algorithms[step]].needs(case).items():
-            first = writers.get(step, step) if name == "patches" else step
-            scheme.needs[step, name], spans[step, name] = numbers, (at[first], at[step])
-    for group in set(scheme.together.values()):
+    index = {step: i for i, step in enumerate(steps)}
+    workspaces, spans = dict[WorkspaceKey, int](), dict[WorkspaceKey, tuple[int, int]]()
+    for step, problem in problems.items():
+        for name, size in ALGORITHMS[chosen[step]].workspaces(problem).items():
+            first = producers.get(step, step) if name == "im2col" else step
+            workspaces[step, name], spans[step, name] = size, (index[first], index[step])
+    for group in dict.fromkeys(groups.values()):
         last, (_, H, W) = group[-1], group[0].y.shape
-        scheme.needs[last, "joined"], spans[last, "joined"] = batch * H * W * joined_width(group), (at[last], at[last])
+        workspaces[last, "fused_output"] = batch * H * W * fused_width(group)
+        spans[last, "fused_output"] = index[last], index[last]
 
-    sizes = [batch * padded(m) for m in lives] + [scheme.needs[need] for need in spans]
-    offsets, scheme.numbers = memory.allocate(sizes, [(a, b) for a, b in (*lives.values(), *spans.values())], ALIGNMENT)
-    scheme.offsets = dict(zip((*lives, *spans), offsets, strict=True))
+    sizes = [batch * padded_size(m) for m in live] + [workspaces[key] for key in spans]
+    offsets, size = memory.allocate(sizes, [(a, b) for a, b in (*live.values(), *spans.values())], ALIGNMENT)
+    dead_stores = frozenset(producer for producer in consumers if producer.y.storage not in read)
+    return Arena(dict(zip((*live, *spans), offsets, strict=True)), workspaces, size, dead_stores)
 
 
-def padded(m: FeatureMap) -> int:
-    """Return how many numbers an image of a map takes."""
+def padded_size(m: FeatureMap) -> int:
+    """Return the elements of one image of a map, channels aligned."""
     C, H, W = m.shape
-    return rounded(C) * H * W
+    return align_channels(C) * H * W

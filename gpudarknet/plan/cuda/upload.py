@@ -11,16 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...backend import Backend
 from ...ops import resize
 from .stream import per_device
-
-if TYPE_CHECKING:
-    from .program import View
+from .view import View
 
 Size = tuple[int, int]  # width, height
 
@@ -54,7 +52,7 @@ class ImageBatch:
         if self.slot is not None:
             self.free.append(self.slot)
 
-    def whole(self, W: int, H: int) -> Any:
+    def unscaled(self, W: int, H: int) -> Any:
         """Return all pictures as one array (n, H, W, C) if they have that size already, else None."""
         (pictures, size), *more = self.runs
         return pictures if not more and size == (W, H) == pictures.shape[2:0:-1] else None

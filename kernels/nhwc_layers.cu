@@ -4,7 +4,7 @@
 // Darknet says about an image's numbers in memory order means the order (C, P).
 
 // Where number k of an image, counted in the order (C, P), lies in a map:
-__device__ inline int place(int k, int image, int P, int ld) { return (image * P + k % P) * ld + k / P; }
+__device__ inline int nchw_index(int k, int image, int P, int ld) { return (image * P + k % P) * ld + k / P; }
 
 // Average every channel: x (N, P, C) -> y (N, 1, C). One thread per element of y: n = N*C.
 extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ldx, int ldy) {
@@ -17,12 +17,12 @@ extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ld
 }
 
 // Average each window over the positions that lie inside x: (N, H, W, C) -> y (N, OH, OW, C). The first window begins at
-// -before. n = N*OH*OW*C.
+// -pad_before. n = N*OH*OW*C.
 extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy, int sx,
-                                         int before, int ldx, int ldy) {
+                                         int pad_before, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
-    int c = i % C, m = i / C, h = m / OW % OH * sy - before, w = m % OW * sx - before;
+    int c = i % C, m = i / C, h = m / OW % OH * sy - pad_before, w = m % OW * sx - pad_before;
     int top = max(h, 0), bottom = min(h + size, H), left = max(w, 0), right = min(w + size, W);
     float sum = 0;
     for (h = top; h < bottom; h++)
@@ -44,7 +44,7 @@ extern "C" __global__ void maxpool_depth(const T *x, T *y, int n, int C, int F, 
 }
 
 // Zero what is not the maximum of its window: x, y (N*P, C), where y holds the maxima. n = N*P*C.
-extern "C" __global__ void zero_others(const T *x, T *y, int n, int C, int ldx, int ldy) {
+extern "C" __global__ void zero_nonmax(const T *x, T *y, int n, int C, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, pixel = i / C;
@@ -75,7 +75,7 @@ extern "C" __global__ void reorg(const T *x, T *y, int n, int F, int OP, int P, 
         int j = k % w, i = k / w % h, c = k / (w * h) % C, q = k / (w * h * C) % s, p = k / (w * h * C * s);
         from = (c * H + i * s + p) * W + j * s + q;
     }
-    y[e / F * ldy + f] = x[place(from, image, P, ldx)];
+    y[e / F * ldy + f] = x[nchw_index(from, image, P, ldx)];
 }
 
 // Convolve with weights of each place: x (N, H, W, C), weights (OH*OW, size, size, C, F), bias (OH*OW, F) -> y (N, OH, OW, F),
@@ -126,13 +126,13 @@ extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, in
 
 // Add a map times its factors to another times its own: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C). Their numbers are paired in
 // memory order as far as both have any. va (null: 1) and vb are V factors each: one per channel of y, or one. n = N*P*C.
-extern "C" __global__ void join_weighted(const T *a, const T *b, const float *va, const float *vb, T *y, int n, int C, int P,
+extern "C" __global__ void add_weighted(const T *a, const T *b, const float *va, const float *vb, T *y, int n, int C, int P,
                                          int Cb, int Pb, int V, int lda, int ldb, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, k = c * P + m % P, v = V == 1 ? 0 : c;
     float sum = a[m * lda + c] * (va ? va[v] : 1);
-    if (k < Cb * Pb) sum += b[place(k, m / P, Pb, ldb)] * vb[v];
+    if (k < Cb * Pb) sum += b[nchw_index(k, m / P, Pb, ldb)] * vb[v];
     y[m * ldy + c] = sum;
 }
 
@@ -175,12 +175,12 @@ extern "C" __global__ void softmax(const T *x, const int *groups, T *y, int n, i
     if (i >= n) return;
     int image = i / G, first = groups[i % G * 2] + lane, last = groups[i % G * 2 + 1];
     float shift = MINUS_INFINITY, sum = 0;
-    for (int k = first; k < last; k += 32) shift = fmaxf(shift, x[place(k, image, P, ldx)] / temperature);
+    for (int k = first; k < last; k += 32) shift = fmaxf(shift, x[nchw_index(k, image, P, ldx)] / temperature);
     shift = warp_max(shift);
-    for (int k = first; k < last; k += 32) sum += expf(x[place(k, image, P, ldx)] / temperature - shift);
+    for (int k = first; k < last; k += 32) sum += expf(x[nchw_index(k, image, P, ldx)] / temperature - shift);
     sum = warp_sum(sum);
     for (int k = first; k < last; k += 32)
-        y[place(k, image, P, ldy)] = expf(x[place(k, image, P, ldx)] / temperature - shift) / sum;
+        y[nchw_index(k, image, P, ldy)] = expf(x[nchw_index(k, image, P, ldx)] / temperature - shift) / sum;
 }
 
 // Blend maps (n / C pixels, C): y = a b + c d, or where d is null a b + (1 - a) c.

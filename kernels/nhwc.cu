@@ -24,13 +24,13 @@ extern "C" __global__ void to_nchw(const T *x, float *y, int C, int P, int ld) {
 }
 
 // Close the gaps between pixels: x (N, P, C) -> y (N, P, C) float32. n = N*P*C.
-extern "C" __global__ void to_rows(const T *x, float *y, int n, int C, int ld) {
+extern "C" __global__ void pack_rows(const T *x, float *y, int n, int C, int ld) {
     int i = thread_index();
     if (i < n) y[i] = x[i / C * ld + i % C];
 }
 
 template <int V>
-__device__ inline void patch_row(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size,
+__device__ inline void im2col_row(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size,
                                  int sy, int sx, int dilation, int pad, int ldx, int ldcol) {
     int c = i % (C / V) * V, p = i / (C / V) % size, row = i / (C / V) / size, m = first + row;
     int h = m / OW % OH * sy - pad + p * dilation, w = m % OW * sx - pad;
@@ -45,61 +45,61 @@ __device__ inline void patch_row(int i, const T *x, T *col, int first, int C, in
 
 // Lay out patches: x (N, H, W, C) -> col (rows, C/G, size, size, G), the patches of the pixels from `first` on of (N, OH, OW).
 // col[r, g, p, q, c] = x[image, i*sy - pad + p*dilation, j*sx - pad + q*dilation, g*G + c], 0 outside.
-// ldcol: numbers from one patch to the next. One thread per row p of a patch: n = rows * size * C, or C / WIDE.
+// ldcol: numbers from one patch to the next. One thread per row p of a patch: n = rows * size * C, or C / VECTOR.
 extern "C" __global__ void im2col(const T *x, T *col, int n, int first, int C, int G, int H, int W, int OH, int OW, int size,
-                                  int sy, int sx, int dilation, int pad, int ldx, int ldcol, int wide) {
+                                  int sy, int sx, int dilation, int pad, int ldx, int ldcol, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    if (wide)
-        patch_row<WIDE>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+    if (vectorized)
+        im2col_row<VECTOR>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
     else
-        patch_row<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
+        im2col_row<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
 }
 
-// Join maps of different shape: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C), join 1 or 2 as above. Their numbers are paired in
+// Join maps of different shape: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C), binary_op 1 or 2 as above. Their numbers are paired in
 // the memory order of (C, P), as far as both have any; numbers of a that b lacks are copied. n = N*P*C.
-extern "C" __global__ void join_unlike(const T *a, const T *b, T *y, int n, int C, int P, int Cb, int Pb, int lda, int ldb,
-                                       int ldy, int join, float eps, float slope) {
+extern "C" __global__ void add_mismatched(const T *a, const T *b, T *y, int n, int C, int P, int Cb, int Pb, int lda, int ldb,
+                                       int ldy, int binary_op, float eps, float slope) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, r = c * P + m % P;
     float v = a[m * lda + c];
     if (r < Cb * Pb) {
         float o = b[(m / P * Pb + r % Pb) * ldb + r / Pb];
-        v += o + (join == SORT ? sqrtf(fmaxf(rectify(v, slope) * rectify(o, slope), 0) + eps) : 0);
+        v += o + (binary_op == SORT ? sqrtf(fmaxf(leaky(v, slope) * leaky(o, slope), 0) + eps) : 0);
     }
     y[m * ldy + c] = v;
 }
 
 template <int V>
-__device__ inline void largest(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy, int sx, int before,
+__device__ inline void maxpool_channels(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy, int sx, int pad_before,
                                int ldx, int ldy) {
-    int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - before, left = m % OW * sx - before;
+    int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - pad_before, left = m % OW * sx - pad_before;
     float best[V], v[V];
 #pragma unroll
     for (int k = 0; k < V; k++) best[k] = MINUS_INFINITY;
     for (int h = max(top, 0); h < min(top + size, H); h++)
         for (int w = max(left, 0); w < min(left + size, W); w++) {
             load<V>(x + ((m / (OW * OH) * H + h) * W + w) * ldx + c, v);
-            keep_larger<V>(best, v);
+            max_in_place<V>(best, v);
         }
     store<V>(y + m * ldy + c, best);
 }
 
 // Take the maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C); positions outside x do not count. The first window
-// begins at -before. n = N*OH*OW * C, or C / WIDE.
+// begins at -pad_before. n = N*OH*OW * C, or C / VECTOR.
 extern "C" __global__ void maxpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy, int sx,
-                                   int before, int ldx, int ldy, int wide) {
+                                   int pad_before, int ldx, int ldy, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    if (wide)
-        largest<WIDE>(i, x, y, C, H, W, OH, OW, size, sy, sx, before, ldx, ldy);
+    if (vectorized)
+        maxpool_channels<VECTOR>(i, x, y, C, H, W, OH, OW, size, sy, sx, pad_before, ldx, ldy);
     else
-        largest<1>(i, x, y, C, H, W, OH, OW, size, sy, sx, before, ldx, ldy);
+        maxpool_channels<1>(i, x, y, C, H, W, OH, OW, size, sy, sx, pad_before, ldx, ldy);
 }
 
 template <int V>
-__device__ inline void repeat(int i, const T *x, T *y, int C, int H, int W, int s, float scale, int ldx, int ldy) {
+__device__ inline void upsample_channels(int i, const T *x, T *y, int C, int H, int W, int s, float scale, int ldx, int ldy) {
     int c = i % (C / V) * V, m = i / (C / V), w = m % (W * s) / s, h = m / (W * s) % (H * s) / s, image = m / (W * s * H * s);
     float v[V];
     load<V>(x + ((image * H + h) * W + w) * ldx + c, v);
@@ -108,14 +108,14 @@ __device__ inline void repeat(int i, const T *x, T *y, int C, int H, int W, int 
     store<V>(y + m * ldy + c, v);
 }
 
-// Repeat every pixel s x s times and multiply by scale: x (N, H, W, C) -> y (N, H*s, W*s, C). n = N*H*s*W*s * C, or C / WIDE.
-extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W, int s, float scale, int ldx, int ldy, int wide) {
+// Repeat every pixel s x s times and multiply by scale: x (N, H, W, C) -> y (N, H*s, W*s, C). n = N*H*s*W*s * C, or C / VECTOR.
+extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W, int s, float scale, int ldx, int ldy, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
-    if (wide)
-        repeat<WIDE>(i, x, y, C, H, W, s, scale, ldx, ldy);
+    if (vectorized)
+        upsample_channels<VECTOR>(i, x, y, C, H, W, s, scale, ldx, ldy);
     else
-        repeat<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
+        upsample_channels<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
 }
 
 // Activate a yolo map x (N, P, A*E) + bias (A*E), which may be null -> y: sigmoid of x, y, objectness and classes, not with

@@ -1,0 +1,113 @@
+"""Weights of convolutions in the layouts that the algorithms read, on the device.
+
+hwio        (size*size*C, F), float32
+depthwise   (size*size, C)
+ohwi        (F, size*size*C/groups), both rounded up to 8
+winograd    (16, F, C), transformed, both rounded up to 8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...backend import Backend
+from ...layers.convolutional import fold_batch_norm
+from ..steps import Convolve
+from .algorithms import ALGORITHMS, align_channels
+from .schedule import Schedule
+
+# G of Lavin and Gray: transforms a 3 x 3 kernel's rows and columns.
+WINOGRAD_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+
+
+def weight_shape(step: Convolve, layout: str) -> tuple[int, ...]:
+    """Return the shape of a kernel in a layout."""
+    F, C, taps, g = step.y.shape[0], step.xs[0].shape[0] // step.groups, step.size**2, step.groups
+    rows = align_channels(F) if g == 1 else F
+    return {
+        "hwio": (taps * C, F),
+        "depthwise": (taps, F),
+        "ohwi": (rows, align_channels(C * taps)),
+        "winograd": (16, rows, align_channels(C)),
+    }[layout]
+
+
+def weight_bytes(step: Convolve, layout: str, itemsize: int) -> int:
+    """Return the bytes of a convolution's kernel and bias on the device."""
+    return prod(weight_shape(step, layout)) * (4 if layout == "hwio" else itemsize) + 4 * step.y.shape[0]
+
+
+def pack_weights(step: Convolve, layout: str, kernel: np.ndarray, dtype: Any) -> np.ndarray:
+    """Convert a kernel (F, C/groups, size, size) to a layout, padded with zeros."""
+    shape, F = weight_shape(step, layout), len(kernel)
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes inf
+        if layout == "winograd":
+            packed = np.zeros(shape, dtype)
+            positions = np.matmul(np.kron(WINOGRAD_G, WINOGRAD_G), kernel.reshape(-1, 9).T.astype(np.float64))
+            packed[:, :F, : kernel.shape[1]] = positions.reshape(16, *kernel.shape[:2])
+            return packed
+        rows = kernel.transpose(0, 2, 3, 1).reshape(F, -1)  # taps, then channels
+        if layout != "ohwi":
+            return np.ascontiguousarray(rows.T, np.float32 if layout == "hwio" else dtype)
+        packed = np.zeros(shape, dtype)
+        packed[:F, : rows.shape[1]] = rows
+        return packed
+
+
+class PackedWeights:
+    """The packed weights of a schedule's convolutions. `cache` maps keys to arrays; programs of one network share it."""
+
+    def __init__(self, be: Backend, schedule: Schedule, dtype: np.dtype[Any], cache: dict[Any, tuple[Any, Any]]):
+        self.be, self.schedule, self.dtype, self.cache = be, schedule, dtype, cache
+
+    def layout(self, step: Convolve) -> str:
+        """Return the layout that a convolution's algorithm reads."""
+        return ALGORITHMS[self.schedule.algorithms[step]].weight_layout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(weight_bytes(s, self.layout(s), self.dtype.itemsize) for s in self.schedule.algorithms)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all are on the device already."""
+        return all(self._key(s) in self.cache for s in self.schedule.algorithms)
+
+    def _key(self, step: Convolve) -> tuple[Any, ...]:
+        group = self.schedule.fused_gemms.get(step, (step,))
+        return (
+            tuple((s.layers[0], s.part) for s in group),
+            step.layers[0],
+            step.part,
+            self.dtype.name,
+            self.layout(step),
+        )
+
+    def arrays(self, step: Convolve) -> tuple[Any, Any]:
+        """Return the packed kernel and the bias (F,), float32.
+
+        The kernels of a fused gemm are concatenated in one array, which is returned for each of its convolutions.
+        """
+        key = self._key(step)
+        if key not in self.cache:
+            group = self.schedule.fused_gemms.get(step, (step,))
+            arrays = [fold_batch_norm({name: self.be.to_numpy(a) for name, a in s.w.items()}, s.binary) for s in group]
+            kernels = [
+                pack_weights(s, self.layout(s), w["kernel"], self.dtype) for s, w in zip(group, arrays, strict=True)
+            ]
+            kernel = self.be.asarray(np.concatenate(kernels) if len(group) > 1 else kernels[0])
+            for s, w in zip(group, arrays, strict=True):
+                self.cache[self._key(s)] = kernel, self.be.asarray(w["bias"], np.float32)
+        return self.cache[key]
+
+    def cached(self, key: tuple[Any, ...], make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Return other arrays of a layer in this storage type, made on the first call."""
+        key = (*key, self.dtype.name)
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
