@@ -45,7 +45,7 @@ def test_the_command(capsys):
     ("words", "error"),
     [
         (["-device", "tpu"], "plan: unknown device 'tpu'; choose cpu or gpu"),
-        (["-device", "gpu", "-tune"], f"plan: -tune measures, and there is no GPU: {WHY}"),
+        (["-device", "gpu", "-tune"], f"plan: -tune needs the GPU: {WHY}"),
     ],
 )
 def test_what_cannot_be_told(words, error, capsys):
