@@ -1,4 +1,4 @@
-"""ONNX files against our own outputs, run by ONNX Runtime and by OpenCV; every layer, every activation."""
+"""ONNX files run by ONNX Runtime and by OpenCV against our own outputs: every layer, every activation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gpudarknet import cfg, cli
 from gpudarknet.errors import CfgError, DataError
 from gpudarknet.export import onnx_model, write_onnx
 from gpudarknet.export.activations import ACTIVATIONS
+from gpudarknet.export.graph import Graph
 from gpudarknet.export.lower import lower
-from gpudarknet.export.model import package
+from gpudarknet.export.model import import_onnx
 from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, Layer
 from gpudarknet.ops import activation
@@ -33,7 +34,7 @@ SHIPPED = ["yolov2-tiny", "yolov3-tiny", "yolov4-tiny", "yolov7-tiny", "darknet1
 def network(text, seed=5):
     """Build a network with weights that keep its maps near 1."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # shapes that differ on purpose
+        warnings.simplefilter("ignore")  # shapes that differ intentionally
         net = gd.load_network(cfg.parse(text), backend="numpy")
     rng = np.random.default_rng(seed)
     for own in net.weights:
@@ -52,13 +53,13 @@ def run(model, x):
     return session.run(None, {"input": x})
 
 
-def pictures(net, count=1):
+def images(net, count=1):
     return np.random.default_rng(1).random((count, *net.net.input), np.float32)
 
 
 def agree(net, count=1, tolerance=1e-4):
-    """Hold ONNX Runtime's outputs to the reference engine's, relative to the largest number."""
-    x = pictures(net, count)
+    """Compare ONNX Runtime's outputs with the reference engine's, relative to the largest value."""
+    x = images(net, count)
     for ours, theirs in zip(net.predict(x, engine="reference"), run(onnx_model(net, batch=count), x), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
@@ -140,17 +141,18 @@ def test_a_layer(text):
     agree(network(text), count=2)
 
 
-REMEMBER = {"rnn", "crnn", "gru", "lstm", "conv_lstm", "history"}
+STATEFUL = {"rnn", "crnn", "gru", "lstm", "conv_lstm", "history"}
 
 
 def test_layers_without_a_lowering():
-    """New layers may lack one; of Darknet's, those with a state, and [cost], which is no output and nobody reads."""
-    default = lower.dispatch(Layer)
+    """New layers may lack one; of Darknet's, only [cost], which is not an output and which no layer reads."""
+    default, stateful = lower.dispatch(Layer), lower.dispatch(SECTIONS["rnn"])
+    assert {cls.section for cls in SECTIONS.values() if lower.dispatch(cls) is stateful} == STATEFUL
     missing = {cls.section for cls in SECTIONS.values() if lower.dispatch(cls) is default}
-    assert missing & DARKNET_SECTIONS == REMEMBER | {"cost"}
+    assert missing & DARKNET_SECTIONS == {"cost"}
 
 
-def test_every_activation_is_there():
+def test_every_activation_has_a_lowering():
     assert set(ACTIVATIONS) == set(activation.FUNCTIONS) | set(activation.NORMALIZERS)
 
 
@@ -163,14 +165,14 @@ def test_an_activation(kind):
 
 
 @pytest.mark.parametrize("name", ["yolo", "yolo new_coords", "Gaussian_yolo", "region", "detection"])
-def test_boxes_are_those_of_detections(name):
+def test_boxes_equal_detections(name):
     net = network(LAYERS[name])
-    x = pictures(net, 2)
+    x = images(net, 2)
     boxes, scores = run(onnx_model(net, batch=None, boxes=True), x)
     thresh = float(np.median(scores))
     rows = net.detections(net.predict(x, engine="reference"), thresh)
     above = (scores > thresh).any(axis=2)
-    if name.endswith("yolo") or "new" in name:  # there, detections also ask for objectness above the threshold
+    if name.endswith("yolo") or "new" in name:  # their detections also need objectness above the threshold
         assert len(rows) >= above.sum()
         rows = rows[rows[:, 6:].any(axis=1)]
     assert len(rows) == above.sum()
@@ -179,22 +181,22 @@ def test_boxes_are_those_of_detections(name):
     np.testing.assert_allclose(rows[:, 6:], np.where(kept > thresh, kept, 0), rtol=1e-4, atol=1e-5)
 
 
-def test_several_heads_and_any_batch():
+def test_several_heads_and_a_dynamic_batch():
     net = network(opencv4.CFGS["tiny"])
     model = onnx_model(net, batch=None)
     assert [o.name for o in model.graph.output] == ["layer_13", "layer_19"]
     for count in (1, 3):
-        x = pictures(net, count)
+        x = images(net, count)
         for ours, theirs in zip(net.predict(x, engine="reference"), run(model, x), strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
-    boxes, scores = run(onnx_model(net, boxes=True), pictures(net))
+    boxes, scores = run(onnx_model(net, boxes=True), images(net))
     assert boxes.shape == (1, 1440, 4) and scores.shape == (1, 1440, 4)
 
 
 @pytest.mark.parametrize("name", opencv4.CFGS)
 def test_half_precision(name):
     net = network(opencv4.CFGS[name])
-    x = pictures(net)
+    x = images(net)
     model = onnx_model(net, half=True)
     assert len(model.SerializeToString()) < 0.8 * len(onnx_model(net).SerializeToString())
     for ours, theirs in zip(net.predict(x, engine="reference"), run(model, x), strict=True):
@@ -209,42 +211,51 @@ def test_opencv_runs_it(name, boxes, tmp_path):
     if name == "classes" and boxes:
         with pytest.raises(CfgError) as e:
             onnx_model(net, boxes=True)
-        assert str(e.value) == "line 34: [softmax] (layer 5) finds no boxes; export it without -boxes"
+        assert str(e.value) == "line 34: [softmax] (layer 5) outputs no boxes; export it without -boxes"
         return
     write_onnx(net, tmp_path / "net.onnx", boxes=boxes)
     read = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
-    x = pictures(net)
+    x = images(net)
     read.setInput(x)
     expected = run(onnx_model(net, boxes=boxes), x)
-    found = read.forward(["boxes", "scores"] if boxes else read.getUnconnectedOutLayersNames())
-    for ours, theirs in zip(expected, found, strict=True):
+    outputs = read.forward(["boxes", "scores"] if boxes else read.getUnconnectedOutLayersNames())
+    for ours, theirs in zip(expected, outputs, strict=True):
         np.testing.assert_allclose(theirs.ravel(), ours.ravel(), rtol=0, atol=1e-3 * np.abs(ours).max())
 
 
-def test_what_remembers_is_refused():
+def test_a_layer_that_keeps_state_is_refused():
     with pytest.raises(CfgError) as e:
         onnx_model(network(NET.format(3, 2, 1) + "[rnn]\noutput=4\nhidden=5\n"))
-    assert str(e.value) == "line 5: [rnn] (layer 0) cannot be exported: it remembers earlier images"
+    assert str(e.value) == "line 5: [rnn] (layer 0) cannot be exported: it keeps state between images"
 
 
-def test_as_the_cpu_engine(tmp_path):
+def test_a_layer_without_a_lowering_is_refused():
+    cost = network(LAYERS["softmax"]).nodes[2]
+    with pytest.raises(CfgError) as e:
+        lower(cost.layer, Graph(), {}, cost, "x")
+    assert str(e.value) == (
+        f"line {cost.line}: [cost] (layer 2) has no ONNX lowering; add one in gpudarknet/export/lower.py"
+    )
+
+
+def test_as_an_executor(tmp_path):
     opencv4.write(tmp_path)
     files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights"
     net, plain = (gd.load_network(*files, backend=name) for name in ("onnxruntime", "numpy"))
     for count in (1, 3):
-        x = pictures(net, count)
+        x = images(net, count)
         for ours, theirs in zip(plain.predict(x), net.predict(x), strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
     net.weights[0]["bias"] += 1
     before = net.predict(x)[0]
     net.program_cache.clear()
     assert not np.allclose(net.predict(x)[0], before)
-    found = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
+    detections = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
     same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
-    assert [d.label for d in found] == [d.label for d in same] and found
+    assert [d.label for d in detections] == [d.label for d in same] and detections
 
 
-def test_the_cpu_engine_says_what_is_missing(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(gd.errors.BackendError) as e:
         gd.backend.get("onnxruntime")
@@ -256,7 +267,7 @@ def test_the_cpu_engine_says_what_is_missing(monkeypatch):
 def test_without_onnx(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(gd.errors.BackendError) as e:
-        package()
+        import_onnx()
     assert str(e.value) == 'export: the package onnx is not installed; pip install "gpudarknet[onnx]"'
 
 
@@ -276,7 +287,7 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     net = network(LAYERS["avgpool"])
     with pytest.raises(DataError) as e:
         write_onnx(net, tmp_path / "none" / "x.onnx")

@@ -241,7 +241,10 @@ def test_words():
     assert str(e.value) == "Trainer: unknown precision 'half'; choose fp32 or fp16"
     with pytest.warns(TrainWarning) as said:
         trainer = gd.Trainer(net, precision="fp16")
-    assert str(said[0].message) == "cfg: fp16 saves memory and time on a GPU; on NumPy it is only emulated, slower than fp32"
+    assert (
+        str(said[0].message)
+        == "cfg: fp16 saves memory and time on a GPU; on NumPy it is only emulated, slower than fp32"
+    )
     assert trainer.cpu_bugs is None  # Darknet's CPU build has no float16
 
 

@@ -1,4 +1,4 @@
-"""Darknet's activations in ONNX's operators: name -> function(graph, x) -> y, as in `ops/activation.py`."""
+"""Darknet's activations as ONNX operators: name -> function(graph, x) -> y, as in `ops/activation.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .graph import Graph
 
 
 def where(g: Graph, x: str, above: float, yes: str, no: str) -> str:
-    """Choose yes where x > above."""
+    """Return `yes` where x > above, else `no`."""
     return g.op("Where", g.op("Greater", x, float(above)), yes, no)
 
 

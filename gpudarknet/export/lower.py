@@ -1,7 +1,7 @@
-"""How each layer becomes ONNX nodes: one function per class, as in `plan/lower.py`.
+"""Lower layers to ONNX nodes: one function per class, as in `plan/lower.py`.
 
-lower(layer, g, w, node, *xs) -> y: g the graph, w the layer's arrays (NumPy), node its place (shapes), xs and y names of
-values (N, C, H, W).
+lower(layer, g, w, node, *xs) -> y: g is the graph, w the layer's arrays (NumPy), node has its shapes, xs and y are names
+of values (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from ..layers.connected import Connected
 from ..layers.convolutional import Convolutional, fold_batch_norm
 from ..layers.crop import Crop
 from ..layers.dropout import Dropout
-from ..layers.empty import Empty
+from ..layers.empty import Empty, History
 from ..layers.implicit import Implicit
 from ..layers.local import Local
 from ..layers.local_avgpool import LocalAvgPool
 from ..layers.maxpool import MaxPool
 from ..layers.normalization import Normalization
+from ..layers.recurrent import Recurrent
 from ..layers.reorg import Reorg, Reorg3d
 from ..layers.route import Route
 from ..layers.sam import Sam
@@ -45,7 +46,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Numpy:
-    """As much of a backend as a layer's helper asks for."""
+    """The attributes of a backend that a layer's helper uses."""
 
     xp = np
 
@@ -54,26 +55,34 @@ class Numpy:
 def lower(layer: Layer, g: Graph, w: Arrays, node: Node, *xs: str) -> str:
     """Add the layer's nodes to the graph; return the name of its output."""
     raise CfgError(
-        f"line {node.line}: [{layer.section}] (layer {node.index}) cannot be exported: it remembers earlier images"
+        f"line {node.line}: [{layer.section}] (layer {node.index}) has no ONNX lowering; add one in gpudarknet/export/lower.py"
     )
 
 
-def activated(g: Graph, x: str, kind: str) -> str:
-    """Activate x."""
+@lower.register(Recurrent)
+@lower.register(History)
+def _stateful(layer: Layer, g: Graph, w: Arrays, node: Node, *xs: str) -> str:
+    raise CfgError(
+        f"line {node.line}: [{layer.section}] (layer {node.index}) cannot be exported: it keeps state between images"
+    )
+
+
+def activate(g: Graph, x: str, kind: str) -> str:
+    """Apply an activation."""
     return ACTIVATIONS[kind](g, x)
 
 
 def pads(x: Shape, size: int, strides: tuple[int, int], dilation: int, before: int, out: Sequence[int]) -> list[int]:
-    """Return the border (top, left, bottom, right) with which a window of ONNX makes `out` = (OH, OW) of x."""
+    """Return the padding (top, left, bottom, right) with which ONNX's windows over x have `out` = (OH, OW) positions."""
     reach = (size - 1) * dilation + 1
     after = [max(0, (o - 1) * s + reach - before - n) for o, s, n in zip(out, strides, x[1:], strict=True)]
     same = all((n + 2 * before - reach) // s + 1 == o for o, s, n in zip(out, strides, x[1:], strict=True))
-    return [before] * 4 if same else [before, before, *after]  # Darknet's own border where it comes to the same
+    return [before] * 4 if same else [before, before, *after]  # Darknet's padding if it is equivalent
 
 
 @lower.register
 def _activation(layer: Activation, g: Graph, w: Arrays, node: Node, x: str) -> str:
-    return activated(g, x, layer.activation)
+    return activate(g, x, layer.activation)
 
 
 @lower.register
@@ -92,7 +101,7 @@ def _batchnorm(layer: BatchNorm, g: Graph, w: Arrays, node: Node, x: str) -> str
 def _connected(layer: Connected, g: Graph, w: Arrays, node: Node, x: str) -> str:
     whole = fold_batch_norm({**w, "kernel": w["kernel"][:, :, None, None]})
     y = g.op("Gemm", g.op("Flatten", x), whole["kernel"][:, :, 0, 0], whole["bias"], transB=1)
-    return activated(g, g.reshape(y, layer.output, 1, 1), layer.activation)
+    return activate(g, g.reshape(y, layer.output, 1, 1), layer.activation)
 
 
 @lower.register
@@ -108,11 +117,11 @@ def _convolutional(layer: Convolutional, g: Graph, w: Arrays, node: Node, x: str
         strides=layer.conv_strides, dilations=[D, D],
         pads=pads(shape, layer.size, layer.conv_strides, D, layer.pad_before * D, out),
     )  # fmt: skip
-    y = activated(g, y, layer.activation)
-    return blurred(g, y, layer.filters, layer.antialiasing, layer.strides) if layer.antialiasing else y
+    y = activate(g, y, layer.activation)
+    return blur_pool(g, y, layer.filters, layer.antialiasing, layer.strides) if layer.antialiasing else y
 
 
-def blurred(g: Graph, x: str, C: int, kind: int, strides: tuple[int, int]) -> str:
+def blur_pool(g: Graph, x: str, C: int, kind: int, strides: tuple[int, int]) -> str:
     """Blur every channel and take the stride, as `layers.blocks.blur_pool`."""
     taps = BLUR_KERNELS[kind == 2]
     kernel = np.broadcast_to(taps, (C, 1, *taps.shape))
@@ -123,7 +132,7 @@ def blurred(g: Graph, x: str, C: int, kind: int, strides: tuple[int, int]) -> st
 def _crop(layer: Crop, g: Graph, w: Arrays, node: Node, x: str) -> str:
     _, H, W = node.inputs[0]
     top, left = (H - layer.crop_height) // 2, (W - layer.crop_width) // 2
-    x = g.part(g.part(x, 2, top, top + layer.crop_height), 3, left, left + layer.crop_width)
+    x = g.slice(g.slice(x, 2, top, top + layer.crop_height), 3, left, left + layer.crop_width)
     return x if layer.noadjust else g.op("Sub", g.op("Mul", x, 2.0), 1.0)
 
 
@@ -145,15 +154,15 @@ def _local(layer: Local, g: Graph, w: Arrays, node: Node, x: str) -> str:
     top, left, bottom, right = pads(node.inputs[0], k, (s, s), 1, layer.pad, (OH, OW))
     x = g.pad(x, (0, 0, top, left), (0, 0, bottom, right))
     taps = [
-        g.reshape(g.part(g.part(x, 2, p, p + (OH - 1) * s + 1, s), 3, q, q + (OW - 1) * s + 1, s), C, 1, OH * OW)
+        g.reshape(g.slice(g.slice(x, 2, p, p + (OH - 1) * s + 1, s), 3, q, q + (OW - 1) * s + 1, s), C, 1, OH * OW)
         for p in range(k)
         for q in range(k)
     ]
     col = g.reshape(g.concat(taps, 2), C * k * k, OH * OW)
-    places = g.reshape(g.op("Transpose", col, perm=[0, 2, 1]), OH * OW, C * k * k, 1)
-    y = g.reshape(g.op("MatMul", w["kernel"][None], places), OH * OW, F)
+    windows = g.reshape(g.op("Transpose", col, perm=[0, 2, 1]), OH * OW, C * k * k, 1)
+    y = g.reshape(g.op("MatMul", w["kernel"][None], windows), OH * OW, F)
     y = g.reshape(g.op("Transpose", y, perm=[0, 2, 1]), F, OH, OW)
-    return activated(g, g.op("Add", y, w["bias"][None]), layer.activation)
+    return activate(g, g.op("Add", y, w["bias"][None]), layer.activation)
 
 
 @lower.register
@@ -175,7 +184,7 @@ def _maxpool(layer: MaxPool, g: Graph, w: Arrays, node: Node, x: str) -> str:
     y = g.op("MaxPool", x, kernel_shape=[layer.window] * 2, strides=layer.pool_strides, pads=border)
     if layer.maxpool_zero_nonmax:
         y = g.op("Where", g.op("Equal", x, y), y, 0.0)
-    return blurred(g, y, C, layer.antialiasing, layer.strides) if layer.antialiasing else y
+    return blur_pool(g, y, C, layer.antialiasing, layer.strides) if layer.antialiasing else y
 
 
 @lower.register
@@ -207,27 +216,27 @@ def _route(layer: Route, g: Graph, w: Arrays, node: Node, *xs: str) -> str:
         return g.concat(xs, 1)
     counts = [C // layer.groups for C, _, _ in node.inputs]
     at = layer.group_id
-    return g.concat([g.part(x, 1, at * n, (at + 1) * n) for x, n in zip(xs, counts, strict=True)], 1)
+    return g.concat([g.slice(x, 1, at * n, (at + 1) * n) for x, n in zip(xs, counts, strict=True)], 1)
 
 
 @lower.register
 def _sam(layer: Sam, g: Graph, w: Arrays, node: Node, a: str, b: str) -> str:
-    return activated(g, g.op("Mul", a, b), layer.activation)
+    return activate(g, g.op("Mul", a, b), layer.activation)
 
 
 @lower.register
 def _scale_channels(layer: ScaleChannels, g: Graph, w: Arrays, node: Node, s: str, x: str) -> str:
-    return activated(g, g.op("Mul", x, s), layer.activation)
+    return activate(g, g.op("Mul", x, s), layer.activation)
 
 
-def paired(g: Graph, x: str, own: Shape, n: int) -> str:
-    """Return an image's first n numbers in memory order, (N, n); x itself where it has no others."""
+def first_elements(g: Graph, x: str, shape: Shape, n: int) -> str:
+    """Return the first n elements of each image, flattened: (N, n)."""
     flat = g.op("Flatten", x)
-    return flat if n == np.prod(own) else g.part(flat, 1, 0, n)
+    return flat if n == np.prod(shape) else g.slice(flat, 1, 0, n)
 
 
-def spread(g: Graph, x: str, n: int, to: Shape) -> str:
-    """Undo `paired`: (N, n) -> (N, *to), 0 where numbers are missing."""
+def pad_to_shape(g: Graph, x: str, n: int, to: Shape) -> str:
+    """Undo `first_elements`: (N, n) -> (N, *to), padded with 0."""
     size = int(np.prod(to))
     return g.reshape(x if n == size else g.pad(x, (0, 0), (0, size - n)), *to)
 
@@ -241,11 +250,11 @@ def _shortcut(layer: Shortcut, g: Graph, w: Arrays, node: Node, *xs: str) -> str
     for t, (x, shape) in enumerate(zip(xs, node.inputs, strict=True)):
         if shape != first:
             n = min(int(np.prod(shape)), int(np.prod(first)))
-            x = spread(g, paired(g, x, shape, n), n, first)
+            x = pad_to_shape(g, first_elements(g, x, shape, n), n, first)
         if factors is not None:
             x = g.op("Mul", x, factors[t])
         y = g.op("Add", y, x) if y else x
-    return activated(g, y, layer.activation)
+    return activate(g, y, layer.activation)
 
 
 @lower.register
@@ -253,26 +262,26 @@ def _sort_shortcut(layer: SortShortcut, g: Graph, w: Arrays, node: Node, a: str,
     first, second = node.inputs
     p, q, n = a, b, min(int(np.prod(first)), int(np.prod(second)))
     if first != second:
-        p, q = paired(g, a, first, n), paired(g, b, second, n)
+        p, q = first_elements(g, a, first, n), first_elements(g, b, second, n)
     above = [g.op("LeakyRelu", x, alpha=layer.slope) if layer.slope else g.op("Relu", x) for x in (p, q)]
     product = g.op("Mul", *above)
     product = g.op("Relu", product) if layer.slope else product
     more = g.op("Add", q, g.op("Sqrt", g.op("Add", product, float(layer.eps))))
-    return activated(g, g.op("Add", a, more if first == second else spread(g, more, n, first)), layer.activation)
+    return activate(g, g.op("Add", a, more if first == second else pad_to_shape(g, more, n, first)), layer.activation)
 
 
 def softmax(g: Graph, x: str, starts: Sequence[int], K: int) -> str:
-    """Softmax each group of the last axis, K long; group i begins at starts[i]."""
+    """Apply softmax to each group of the last axis of length K; group i begins at starts[i]."""
     if len(starts) == 1:
         return g.op("Softmax", x, axis=-1)
     ends = (*starts[1:], K)
-    return g.concat([g.op("Softmax", g.part(x, -1, a, b), axis=-1) for a, b in zip(starts, ends, strict=True)], -1)
+    return g.concat([g.op("Softmax", g.slice(x, -1, a, b), axis=-1) for a, b in zip(starts, ends, strict=True)], -1)
 
 
 @lower.register
 def _softmax(layer: Softmax, g: Graph, w: Arrays, node: Node, x: str) -> str:
     K = int(np.prod(node.shape)) // layer.groups
-    rows = g.times(g.reshape(x, layer.groups, K), 1 / layer.temperature)
+    rows = g.scale(g.reshape(x, layer.groups, K), 1 / layer.temperature)
     return g.reshape(softmax(g, rows, layer.tree.starts if layer.tree else (0,), K), *node.shape)
 
 
@@ -281,7 +290,7 @@ def _upsample(layer: Upsample, g: Graph, w: Arrays, node: Node, x: str) -> str:
     s = abs(layer.stride)
     if layer.stride < 0:
         y = g.op("AveragePool", x, kernel_shape=[s, s], strides=[s, s])
-        return g.times(y, layer.scale * s * s)
+        return g.scale(y, layer.scale * s * s)
     mode: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     scales = g.constant([1, 1, s, s], np.float32)  # float32 in a float16 graph too
-    return g.times(g.op("Resize", x, "", scales, **mode), layer.scale)
+    return g.scale(g.op("Resize", x, "", scales, **mode), layer.scale)

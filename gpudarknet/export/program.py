@@ -1,4 +1,4 @@
-"""A network as a program of ONNX Runtime, the optional CPU engine: load_network(..., backend="onnxruntime")."""
+"""Run networks with ONNX Runtime, an optional executor for CPUs: load_network(..., backend="onnxruntime")."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..backend import Backend, Executor, register_executor
 from ..graph import Node
 from ..layers import Shape
 from .lower import Arrays
-from .model import INPUT, model
+from .model import INPUT, build_model
 
 
 class Program:
-    """Runs layers for `batch` images of `shape` (C, H, W), as `plan.Program` does. Needs the extra `cpu`.
+    """Runs layers for `batch` images of `shape` (C, H, W), like `plan.Program`. Needs the extra `cpu`.
 
-    Raises CfgError for layers that remember earlier images.
+    Raises CfgError for layers that have no ONNX lowering or keep state between images.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Program:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        made = model(nodes, weights, heads, shape, batch=batch).SerializeToString()
-        self.session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+        model = build_model(nodes, weights, heads, shape, batch=batch).SerializeToString()
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
-        """Return the heads' outputs for x (N, C, H, W); they are the caller's."""
+        """Return the heads' outputs for x (N, C, H, W); the caller owns them."""
         return self.session.run(None, {INPUT: x})
 
 

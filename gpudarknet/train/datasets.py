@@ -29,7 +29,9 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
                 f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
                 f" {label_path(paths[0])}"
             )
-        if (data.names or data.labels) and head.num_labels == head.classes:  # with a map, names may be those of either side
+        if (
+            data.names or data.labels
+        ) and head.num_labels == head.classes:  # with a map, names may be those of either side
             data.check_names(head.classes, net.config.path)
         cfg, sequences = net.net, None
         if cfg.track:
