@@ -1,4 +1,4 @@
-// Darknet's activation functions and their gradients. Twins of gpudarknet/ops/activation.py.
+// Darknet's activation functions and their gradients. Kernels of gpudarknet/ops/activation.py.
 
 __device__ inline float derivative(int kind, float x, float y) {
     switch (kind) {
@@ -10,8 +10,8 @@ __device__ inline float derivative(int kind, float x, float y) {
         case RELIE: return y > 0 ? 1 : 0.01f;
         case RAMP: return (y > 0) + 0.1f;
         case ELU: return y >= 0 ? 1 : y + 1;
-        case SELU: return y >= 0 ? 1.0507f : y + 1.0507f * 1.6732f;  // Darknet's, not the true one
-        case GELU: {  // of y where the true one is of x: Darknet's
+        case SELU: return y >= 0 ? 1.0507f : y + 1.0507f * 1.6732f;  // Darknet's, not the derivative
+        case GELU: {  // Darknet's: of y instead of x
             float t = tanhf(0.0356774f * y * y * y + 0.797885f * y);
             return 0.5f * t + (0.0535161f * y * y * y + 0.398942f * y) * (1 - t * t) + 0.5f;
         }
@@ -42,7 +42,7 @@ extern "C" __global__ void activate_backward(const T *dy, const T *x, const T *y
     if (i < n) dx[i] = dy[i] * derivative(kind, x ? (float)x[i] : 0.0f, y[i]);
 }
 
-// Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax less its maximum.
+// Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
 // y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max). One thread per pixel; n = N*H*W, P = H*W.
 extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, int P, int mode) {
     int i = thread_index();
@@ -57,7 +57,7 @@ extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, in
     for (int j = first; j < last; j += P) y[j] = (mode == 0 ? fmaxf(x[j], 0) : expf(x[j] - shift)) / (1e-4f + sum);
 }
 
-// Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y -> dx. One thread per pixel; n = N*H*W.
+// Return the gradient at the input of `normalize_channels`, from dy (N, C, H, W) and its output y -> dx. One thread per pixel; n = N*H*W.
 extern "C" __global__ void normalize_channels_backward(const T *dy, const T *y, T *dx, int n, int C, int P, int mode) {
     int i = thread_index();
     if (i >= n) return;

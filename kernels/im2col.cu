@@ -1,6 +1,6 @@
-// Patches of an image as the columns of a matrix. Twins of gpudarknet/ops/im2col.py.
+// Patches of an image as the columns of a matrix. Kernels of gpudarknet/ops/im2col.py.
 
-// Lay out patches: x (N, C, H, W) -> col (N, C, size, size, OH, OW).
+// Copy patches into columns: x (N, C, H, W) -> col (N, C, size, size, OH, OW).
 // col[n, c, p, q, i, j] = x[n, c, i*sy - pad + p*dilation, j*sx - pad + q*dilation], 0 outside.
 // One thread per patch: n = N*C*OH*OW.
 extern "C" __global__ void im2col(const T *x, T *col, int n, int H, int W, int OH, int OW, int size, int sy, int sx,
@@ -21,7 +21,7 @@ extern "C" __global__ void im2col(const T *x, T *col, int n, int H, int W, int O
         }
 }
 
-// Add patches back where `im2col` took them from: col (N, C, size, size, OH, OW) -> x (N, C, H, W).
+// Add patches to the pixels that `im2col` read: col (N, C, size, size, OH, OW) -> x (N, C, H, W).
 // One thread per element of x, which gathers: n = N*C*H*W.
 extern "C" __global__ void col2im(const T *col, T *x, int n, int H, int W, int OH, int OW, int size, int sy, int sx,
                                   int dilation, int pad) {
@@ -30,7 +30,7 @@ extern "C" __global__ void col2im(const T *col, T *x, int n, int H, int W, int O
     int plane = k / (H * W), bottom = k % (H * W) / W + pad, right = k % W + pad;
     float sum = 0;
     for (int p = 0; p < size; p++) {
-        int h = bottom - p * dilation, i = h / sy;  // row i of the patches meets row h in its tap p
+        int h = bottom - p * dilation, i = h / sy;  // row i of the patches reads row h in tap p
         if (h < 0 || h % sy || i >= OH) continue;
         for (int q = 0; q < size; q++) {
             int w = right - q * dilation, j = w / sx;

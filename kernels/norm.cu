@@ -1,12 +1,12 @@
-// Normalisations: batch norm, local response normalisation, softmax. Twins of gpudarknet/ops/norm.py.
+// Normalisations: batch norm, local response normalisation, softmax. Kernels of gpudarknet/ops/norm.py.
 //
-// Sums over a channel go in two stages without atomics, so that they come out the same every time: each block sums a part of
-// PART values, then one block per channel sums the parts.
+// Channels are reduced in two stages without atomics, so that results are reproducible: each block reduces a part of PART
+// values, then one block per channel reduces the parts.
 
 const float EPS = 1e-5f;  // inside the root
 const int PART = 4096;    // as PART in norm.py
 
-// Value j of channel c in an array (N, C, P) is at:
+// Return the index of value j of channel c in an array (N, C, P).
 __device__ inline int at(int c, int j, int C, int P) { return (j / P * C + c) * P + j % P; }
 
 // Normalise each channel: x (N, C, H, W), the others (C) -> y = (x - mean) / sqrt(variance + 1e-5) * scale + bias.
@@ -38,7 +38,7 @@ extern "C" __global__ void statistics_parts(const T *x, float *means, float *squ
     }
 }
 
-// Join the parts of `statistics_parts`: means, squares (C, parts) -> mean (C) and biased variance (C). One block per channel.
+// Combine the parts of `statistics_parts`: means, squares (C, parts) -> mean (C) and biased variance (C). One block per channel.
 extern "C" __global__ void statistics(const float *means, const float *squares, float *mean, float *variance, int m,
                                       int parts) {
     int c = blockIdx.x, first = c * parts;
@@ -110,7 +110,7 @@ extern "C" __global__ void lrn(const T *x, const float *windows, T *y, int n, in
     y[i] = x[i] * powf(lrn_total(x + i - c * P, windows + c * C, C, P, alpha, kappa), -beta);
 }
 
-// The two factors that dx of `lrn` is made of, all (N, C, H, W): power = total^-beta, inner = dy x total^(-beta - 1).
+// Return the two factors of dx of `lrn`, all (N, C, H, W): power = total^-beta, inner = dy x total^(-beta - 1).
 extern "C" __global__ void lrn_factors(const T *dy, const T *x, const float *windows, float *power, float *inner, int n,
                                        int C, int P, float alpha, float beta, float kappa) {
     int i = thread_index();

@@ -1,6 +1,6 @@
-// One step of an optimiser, in place, on one array of weights. Twins of gpudarknet/ops/optimizers.py.
+// Optimizer steps on one array of weights, in place. Kernels of gpudarknet/ops/optimizers.py.
 
-// Move w along g: g -= decay * w; w += rate * g; g *= momentum.
+// Make a step of SGD with momentum: g -= decay * w; w += rate * g; g *= momentum.
 extern "C" __global__ void sgd(float *w, float *g, int n, float rate, float momentum, float decay) {
     int i = thread_index();
     if (i >= n) return;
@@ -9,7 +9,7 @@ extern "C" __global__ void sgd(float *w, float *g, int n, float rate, float mome
     g[i] = step * momentum;
 }
 
-// Move w along g by Adam, m and v being its moments; g is set to 0. c1 = 1 - beta1^t, c2 = 1 - beta2^t.
+// Make a step of Adam on w along g; m and v are its moments. Sets g to 0. c1 = 1 - beta1^t, c2 = 1 - beta2^t.
 extern "C" __global__ void adam(float *w, float *g, float *m, float *v, int n, float rate, float beta1, float beta2,
                                 float eps, float decay, float c1, float c2) {
     int i = thread_index();

@@ -1,19 +1,19 @@
-// Pooling windows. Twins of gpudarknet/ops/pool.py. `before` is padding // 2: the first window begins at -before.
+// Pooling. Kernels of gpudarknet/ops/pool.py. `before` is padding // 2: the first window starts at -before.
 
-// The part of window i (of `size`, at steps of `stride`) that lies inside [0, length) begins at first and ends before last.
+// Return the range [first, last) of window i (of `size`, at steps of `stride`) inside [0, length).
 __device__ inline void window(int i, int size, int stride, int before, int length, int &first, int &last) {
     first = max(i * stride - before, 0);
     last = min(i * stride - before + size, length);
 }
 
-// The windows that contain position h are first to last, both included.
+// Return the windows that contain position h: first to last, both included.
 __device__ inline void windows(int h, int size, int stride, int before, int count, int &first, int &last) {
     int reach = h + before - size + 1;
     first = reach > 0 ? (reach + stride - 1) / stride : 0;
     last = min((h + before) / stride, count - 1);
 }
 
-// Take the maximum of each window: x (N, C, H, W) -> y (N, C, OH, OW); positions outside x do not count.
+// Return the maximum of each window: x (N, C, H, W) -> y (N, C, OH, OW); padding does not count.
 extern "C" __global__ void maxpool(const T *x, T *y, int n, int H, int W, int OH, int OW, int size, int sy, int sx,
                                    int before) {
     int k = thread_index();
@@ -26,12 +26,12 @@ extern "C" __global__ void maxpool(const T *x, T *y, int n, int H, int W, int OH
     for (int h = top; h < bottom; h++)
         for (int w = left; w < right; w++) {
             float v = x[h * W + w];
-            if (v > best || v != v) best = v;  // a NaN stays
+            if (v > best || v != v) best = v;  // NaN propagates
         }
     y[k] = best;
 }
 
-// Return where each window's maximum is: x (N, C, H, W) -> index (N, C, OH, OW), row * W + column; first one wins.
+// Return each window's (first) argmax, row * W + column: x (N, C, H, W) -> index (N, C, OH, OW).
 extern "C" __global__ void maxpool_argmax(const T *x, int *index, int n, int H, int W, int OH, int OW, int size, int sy,
                                           int sx, int before) {
     int k = thread_index();
@@ -52,8 +52,8 @@ extern "C" __global__ void maxpool_argmax(const T *x, int *index, int n, int H, 
     index[k] = where;
 }
 
-// Send each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W). One thread per element of dx, which
-// looks at the windows that contain it.
+// Add each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W). One thread per element of dx, which
+// gathers from the windows that contain it.
 extern "C" __global__ void maxpool_backward(const T *dy, const int *index, T *dx, int n, int H, int W, int OH, int OW,
                                             int size, int sy, int sx, int before) {
     int k = thread_index();
@@ -69,7 +69,7 @@ extern "C" __global__ void maxpool_backward(const T *dy, const int *index, T *dx
     dx[k] = sum;
 }
 
-// Take maxima over channels: x (N, C, H, W) -> y (N, F, H, W), output g over inputs g, g+F, g+2F, ...; P = H*W.
+// Return maxima over channels: x (N, C, H, W) -> y (N, F, H, W), output g over inputs g, g+F, g+2F, ...; P = H*W.
 extern "C" __global__ void maxpool_depth(const T *x, T *y, int n, int C, int F, int P) {
     int i = thread_index();
     if (i >= n) return;
@@ -82,7 +82,7 @@ extern "C" __global__ void maxpool_depth(const T *x, T *y, int n, int C, int F, 
     y[i] = best;
 }
 
-// Send each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y -> dx (N, C, H, W).
+// Add each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y -> dx (N, C, H, W).
 extern "C" __global__ void maxpool_depth_backward(const T *dy, const T *x, const T *y, T *dx, int n, int C, int F, int P) {
     int i = thread_index();
     if (i >= n) return;
@@ -93,7 +93,7 @@ extern "C" __global__ void maxpool_depth_backward(const T *dy, const T *x, const
     dx[i] = first ? (float)dy[out] : 0.0f;
 }
 
-// Average each window over the positions that lie inside x: (N, C, H, W) -> (N, C, OH, OW).
+// Average each window, without padding: x (N, C, H, W) -> (N, C, OH, OW).
 extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int H, int W, int OH, int OW, int size, int sy, int sx,
                                          int before) {
     int k = thread_index();
@@ -108,7 +108,7 @@ extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int H, int W, 
     y[k] = sum / ((bottom - top) * (right - left));
 }
 
-// Share each dy (N, C, OH, OW) among the pixels of its window -> dx (N, C, H, W). One thread per element of dx.
+// Distribute each dy (N, C, OH, OW) over the pixels of its window -> dx (N, C, H, W). One thread per element of dx.
 extern "C" __global__ void local_avgpool_backward(const T *dy, T *dx, int n, int H, int W, int OH, int OW, int size, int sy,
                                                   int sx, int before) {
     int k = thread_index();
@@ -138,7 +138,7 @@ extern "C" __global__ void avgpool(const T *x, T *y, int n, int P) {
     if (lane == 0) y[i] = sum / P;
 }
 
-// Share dy (N, C, 1, 1) among all pixels of its channel -> dx (N, C, H, W); P = H*W.
+// Distribute dy (N, C, 1, 1) over all pixels of its channel -> dx (N, C, H, W); P = H*W.
 extern "C" __global__ void avgpool_backward(const T *dy, T *dx, int n, int P) {
     int i = thread_index();
     if (i < n) dx[i] = dy[i / P] / P;

@@ -1,9 +1,9 @@
-// The block permutations under [reorg] and [reorg3d]. Twins of gpudarknet/ops/reorg.py.
+// The block permutations of [reorg] and [reorg3d]. Kernels of gpudarknet/ops/reorg.py.
 //
 // depth (N, C*s*s, H, W) and space (N, C, H*s, W*s) hold the same values:
 // depth[n, (p*s + q)*C + c, i, j] = space[n, c, i*s + p, j*s + q].
 
-// Where element k of depth lies in space.
+// Return the index in space of element k of depth.
 __device__ inline int in_space(int k, int C, int H, int W, int s) {
     int j = k % W, i = k / W % H, channel = k / (W * H) % (C * s * s), n = k / (W * H * C * s * s);
     int c = channel % C, q = channel / C % s, p = channel / C / s;

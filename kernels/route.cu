@@ -1,4 +1,4 @@
-// Join feature maps along their channels, and take them apart again. Twins of gpudarknet/ops/route.py.
+// Concatenate feature maps along channels, and split them again. Kernels of gpudarknet/ops/route.py.
 
 // Copy F channels of each image of x (N, C, P) from channel `from` on to channels `to` on of y (N, K, P). n = N*F*P.
 extern "C" __global__ void copy_channels(const T *x, T *y, int n, int P, int F, int C, int from, int K, int to) {
@@ -8,7 +8,7 @@ extern "C" __global__ void copy_channels(const T *x, T *y, int n, int P, int F, 
     y[(image * K + to) * P + inside] = x[(image * C + from) * P + inside];
 }
 
-// Undo that for one source: F channels of dy (N, K, P), from channel `from` on, -> dx (N, C, P) from channel `to` on, which
+// The backward pass for one source: F channels of dy (N, K, P), from channel `from` on, -> dx (N, C, P) from channel `to` on, which
 // is 0 elsewhere. n = N*C*P.
 extern "C" __global__ void spread_channels(const T *dy, T *dx, int n, int P, int F, int K, int from, int C, int to) {
     int i = thread_index();

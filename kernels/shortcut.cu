@@ -1,10 +1,10 @@
-// Sums and products of feature maps. Twins of gpudarknet/ops/shortcut.py.
+// Sums and products of feature maps. Kernels of gpudarknet/ops/shortcut.py.
 //
-// Where maps differ, their numbers are paired in memory order, per image, as far as both have any: A and B are how many
-// numbers an image of the first and of the second map has, r counts them. P = H*W of the result.
+// Elements of maps of different shapes are paired in memory order, per image, up to the shorter one. A and B are the sizes of
+// an image of the first and of the second map, r is the index into it. P = H*W of the result.
 
-// Add one map to another: a (N, A), b (N, B) -> y (N, A). va and vb are null (factor 1) or the factors of each map, V of them:
-// one per channel of the result or a single one. b may be null.
+// Add one map to another: a (N, A), b (N, B) -> y (N, A). va and vb are null (factor 1) or the V factors of each
+// map: one per channel of the result, or a single one. b may be null.
 extern "C" __global__ void add(const T *a, const T *b, const float *va, const float *vb, T *y, int n, int A, int B, int P,
                                int V) {
     int i = thread_index();
@@ -15,7 +15,7 @@ extern "C" __global__ void add(const T *a, const T *b, const float *va, const fl
     y[i] = sum;
 }
 
-// Return dx (N, B) of a map that was added: dy (N, A) times its factors v (null: 1), 0 where dy has nothing.
+// Return dx (N, B) of a map that was added: dy (N, A) times its factors v (null: 1), 0 beyond the elements of dy.
 extern "C" __global__ void add_backward(const T *dy, const float *v, T *dx, int n, int A, int B, int P, int V) {
     int i = thread_index();
     if (i >= n) return;
@@ -37,7 +37,7 @@ extern "C" __global__ void channel_products(const T *dy, const T *x, float *sums
 __device__ inline float rectify(float x, float slope) { return x > 0 ? x : slope * x; }
 
 // Second-order response transform: a (N, A), b (N, B) -> y (N, A) = a + b + sqrt(max(R(a) R(b), 0) + eps).
-// R(x) = x where x > 0, else slope * x; numbers of a that b lacks are copied. (Wang et al. 2017, arXiv 1703.06993)
+// R(x) = x where x > 0, else slope * x; unpaired elements of a are copied. (Wang et al. 2017, arXiv 1703.06993)
 extern "C" __global__ void sort_shortcut(const T *a, const T *b, T *y, int n, int A, int B, float eps, float slope) {
     int i = thread_index();
     if (i >= n) return;
@@ -51,7 +51,7 @@ extern "C" __global__ void sort_shortcut(const T *a, const T *b, T *y, int n, in
 }
 
 // Return da (N, A) and db (N, B) of `sort_shortcut`: da = dy (1 + R'(a) R(b) / (2 sqrt(R(a) R(b) + eps))) where
-// R(a) R(b) > 0, else dy; db likewise. One thread per number of the larger map: n = N * max(A, B).
+// R(a) R(b) > 0, else dy; db likewise. One thread per element of the larger map: n = N * max(A, B).
 extern "C" __global__ void sort_shortcut_backward(const T *dy, const T *a, const T *b, T *da, T *db, int n, int A, int B,
                                                   float eps, float slope) {
     int i = thread_index(), M = max(A, B);
@@ -77,7 +77,7 @@ extern "C" __global__ void scale(const T *x, const T *s, T *y, int n, int C, int
     y[i] = x[i] * s[(i / (P * C) * Cs + c) * Ps + p];
 }
 
-// Sum dy times x, both (N, C, H, W), over what s (N, Cs, Ps) does not distinguish -> ds. One warp per element: n = N*Cs*Ps.
+// Sum dy times x, both (N, C, H, W), over the axes that s (N, Cs, Ps) broadcasts -> ds. One warp per element: n = N*Cs*Ps.
 extern "C" __global__ void scale_backward(const T *dy, const T *x, T *ds, int n, int C, int P, int Cs, int Ps) {
     int i = thread_index() / 32, lane = threadIdx.x % 32;
     if (i >= n) return;

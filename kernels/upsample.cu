@@ -1,4 +1,4 @@
-// Change the size of feature maps without weights. Twins of gpudarknet/ops/upsample.py.
+// Nearest-neighbour upsampling, and its adjoint. Kernels of gpudarknet/ops/upsample.py.
 
 // Repeat every pixel s x s times and multiply by scale: x (N, C, H, W) -> y (N, C, H*s, W*s). One thread per element of y.
 extern "C" __global__ void upsample(const T *x, T *y, int n, int H, int W, int s, float scale) {
@@ -8,7 +8,7 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int H, int W, int s
     y[i] = scale * x[(plane * H + h) * W + w];
 }
 
-// Add up blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> y (N, C, H//s, W//s). One thread per element of y.
+// Sum blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> y (N, C, H//s, W//s). One thread per element of y.
 extern "C" __global__ void downsample(const T *x, T *y, int n, int H, int W, int s, float scale) {
     int i = thread_index();
     if (i >= n) return;

@@ -1,16 +1,16 @@
-// What the detection heads do to raw maps, and how boxes are read off them. Twins of gpudarknet/ops/yolo.py.
+// Activations of the detection heads, and decoding of their boxes. Kernels of gpudarknet/ops/yolo.py.
 //
-// A map is (N, A*E, H, W): E entries for each of A anchors. P = H*W.
+// A map is (N, A*E, H, W): E channels for each of A anchors. P = H*W.
 
 // Activate a yolo map x (N, A*(5 + classes), H, W) -> y: sigmoid of x, y, objectness and classes, not with new_coords;
 // then x and y become scale_x_y * v - (scale_x_y - 1) / 2.
 extern "C" __global__ void yolo_activate(const T *x, T *y, int n, int E, int P, float scale_x_y, int new_coords) {
     int i = thread_index();
     if (i >= n) return;
-    int entry = i / P % E;
+    int e = i / P % E;
     float v = x[i];
-    if (!new_coords && entry != 2 && entry != 3) v = sigmoid(v);
-    if (entry < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
+    if (!new_coords && e != 2 && e != 3) v = sigmoid(v);
+    if (e < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[i] = v;
 }
 
@@ -19,15 +19,15 @@ extern "C" __global__ void yolo_activate(const T *x, T *y, int n, int E, int P, 
 extern "C" __global__ void gaussian_activate(const T *x, T *y, int n, int E, int P, float scale_x_y) {
     int i = thread_index();
     if (i >= n) return;
-    int entry = i / P % E;
+    int e = i / P % E;
     float v = x[i];
-    if (entry != 4 && entry != 6) v = sigmoid(v);
-    if ((entry == 0 || entry == 2) && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
+    if (e != 4 && e != 6) v = sigmoid(v);
+    if ((e == 0 || e == 2) && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[i] = v;
 }
 
-// Reorder a region map x (N, A*(coords + 1 + classes), H, W) cell by cell -> y (N, H*W, A*E), and give its objectness a
-// sigmoid; boxes and classes stay raw. C = A*E.
+// Reorder a region map x (N, A*(coords + 1 + classes), H, W) by cell -> y (N, H*W, A*E), and apply a sigmoid to its
+// objectness; boxes and classes are unchanged. C = A*E.
 extern "C" __global__ void region_activate(const T *x, T *y, int n, int C, int E, int P, int coords) {
     int i = thread_index();
     if (i >= n) return;
@@ -36,7 +36,7 @@ extern "C" __global__ void region_activate(const T *x, T *y, int n, int C, int E
     y[i] = c % E == coords ? sigmoid(v) : v;
 }
 
-// Number the boxes whose score is above thresh, per image in the order cell, anchor: rank (N, P*A), -1 for the others;
+// Rank the boxes of each image whose score is above thresh, in the order cell, anchor: rank (N, P*A), -1 for the others;
 // counts (N). The score of a box is at scores[image * M + first + anchor * per_anchor + cell * per_cell]. One block per image.
 extern "C" __global__ void rank_boxes(const T *scores, int *rank, int *counts, int M, int A, int P, int first, int per_anchor,
                                       int per_cell, float thresh) {
@@ -46,8 +46,8 @@ extern "C" __global__ void rank_boxes(const T *scores, int *rank, int *counts, i
     rank += blockIdx.x * P * A;
     for (int start = 0; start < P * A; start += blockDim.x) {
         int i = start + threadIdx.x;  // cell i / A, anchor i % A
-        bool found = i < P * A && scores[i % A * per_anchor + i / A * per_cell] > thresh;
-        unsigned votes = __ballot_sync(ALL_LANES, found);
+        bool above = i < P * A && scores[i % A * per_anchor + i / A * per_cell] > thresh;
+        unsigned votes = __ballot_sync(ALL_LANES, above);
         if (lane == 0) in_warps[warp] = __popc(votes);
         __syncthreads();
         int before = total + __popc(votes & ((1u << lane) - 1));
@@ -55,13 +55,13 @@ extern "C" __global__ void rank_boxes(const T *scores, int *rank, int *counts, i
             if (k < warp) before += in_warps[k];
             total += in_warps[k];
         }
-        if (i < P * A) rank[i] = found ? before : -1;
+        if (i < P * A) rank[i] = above ? before : -1;
         __syncthreads();
     }
     if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-// Read boxes off an activated map y (N, A*E, H, W), E = 5 + classes -> rows (K, E + 1): image number, objectness, box centre
+// Decode the boxes of an activated map y (N, A*E, H, W), E = 5 + classes -> rows (K, E + 1): image index, objectness, box centre
 // x, y, width, height relative to the network input, and per class objectness * class, 0 where not above thresh.
 // rank (N, H*W*A) of `rank_boxes`; starts (N) is the first row of each image; anchors (A, 2) in pixels of the network input.
 // One thread per box: n = N*H*W*A.
@@ -85,8 +85,8 @@ extern "C" __global__ void yolo_decode(const T *y, const int *rank, const int *s
     }
 }
 
-// The largest class probability, objectness * class, of every box of an activated region map y (N, P, A, E) -> scores
-// (N, P, A). Classes are the entries after `coords`, the objectness.
+// Return the largest class probability, objectness * class, of every box of an activated region map y (N, P, A, E) -> scores
+// (N, P, A). Channel `coords` is the objectness, the classes follow.
 extern "C" __global__ void region_scores(const T *y, float *scores, int n, int E, int coords) {
     int k = thread_index();
     if (k >= n) return;
@@ -96,7 +96,7 @@ extern "C" __global__ void region_scores(const T *y, float *scores, int n, int E
     scores[k] = best;
 }
 
-// Read boxes off an activated region map y (N, P, A, E), E = coords + 1 + classes -> rows (K, 6 + classes), as `yolo_decode`;
+// Decode the boxes of an activated region map y (N, P, A, E), E = coords + 1 + classes -> rows (K, 6 + classes), as `yolo_decode`;
 // anchors (A, 2) in cells, objectness 1. One thread per box: n = N*H*W*A.
 extern "C" __global__ void region_decode(const T *y, const int *rank, const int *starts, const float *anchors, T *rows, int n,
                                          int A, int E, int H, int W, int coords, float thresh) {

@@ -103,7 +103,7 @@ def test_strides() -> None:
         conv("size=5\npadding=1").pad_before,
         conv("size=5\npad=1\npadding=1").pad_before,
     ) == (2, 1, 2)
-    assert (conv("size=1\ndilation=4").effective_dilation, conv("size=3\ndilation=4").spread) == (1, 4)
+    assert (conv("size=1\ndilation=4").effective_dilation, conv("size=3\ndilation=4").effective_dilation) == (1, 4)
 
 
 FAULTS = {

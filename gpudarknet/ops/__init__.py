@@ -1,1 +1,1 @@
-"""The mathematics of the layers, as pairs of an array-language definition and a CUDA twin (see `op.py`)."""
+"""The mathematics of the layers: ops, each a reference in array code and, for most, a CUDA kernel (see base.py)."""

@@ -1,7 +1,7 @@
 """Darknet's activation functions and their gradients.
 
-Every gradient is computed from the OUTPUT y, as Darknet does, except for swish, mish and hard_mish, which need the input
-x. Three of them are not the true derivative of what the forward computes; they are Darknet's and are kept, and marked.
+Like Darknet, derivatives are computed from the OUTPUT y, except those of swish, mish and hard_mish, which need the input x.
+Three of them, marked below, are not the derivative of the forward function. They are Darknet's and are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _stair(xp: Any, x: Any) -> Any:
 
 
 def _gelu_gradient(xp: Any, x: Any, y: Any) -> Any:
-    u = 0.0356774 * y**3 + 0.797885 * y  # Darknet puts y where the derivative in x belongs
+    u = 0.0356774 * y**3 + 0.797885 * y  # Darknet uses y in place of x
     return 0.5 * xp.tanh(u) + (0.0535161 * y**3 + 0.398942 * y) * (1 - xp.tanh(u) ** 2) + 0.5
 
 
@@ -41,37 +41,37 @@ def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
     return y + _sigmoid(xp, x) * (1 - y)
 
 
-def _either(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
-    chosen = condition.astype(like.dtype)  # NumPy's `where` takes eight times as long: it jumps at every number
-    chosen *= a - b
-    chosen += b
-    return chosen
+def _select(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
+    y = condition.astype(like.dtype)  # NumPy's `where` takes eight times as long: it branches at every element
+    y *= a - b
+    y += b
+    return y
 
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
-# name -> (forward(xp, x), derivative(xp, x, y)). The order numbers the functions in kernels/activation.cu.
+# name -> (forward(xp, x), derivative(xp, x, y)). The order is that of the function codes in kernels/activation.cu.
 FUNCTIONS: dict[str, Pair] = {
     "linear": (lambda xp, x: x, lambda xp, x, y: xp.ones_like(y)),
     "logistic": (_sigmoid, lambda xp, x, y: (1 - y) * y),
     "loggy": (lambda xp, x: 2 * _sigmoid(xp, x) - 1, lambda xp, x, y: 2 * (1 - (y + 1) / 2) * (y + 1) / 2),
     "relu": (lambda xp, x: xp.maximum(x, 0), lambda xp, x, y: (y > 0).astype(y.dtype)),
     "relu6": (lambda xp, x: xp.clip(x, 0, 6), lambda xp, x, y: ((y > 0) & (y < 6)).astype(y.dtype)),
-    "leaky": (lambda xp, x: xp.maximum(x, 0.1 * x), lambda xp, x, y: _either(xp, y > 0, 1, 0.1, y)),
+    "leaky": (lambda xp, x: xp.maximum(x, 0.1 * x), lambda xp, x, y: _select(xp, y > 0, 1, 0.1, y)),
     "revleaky": (
         lambda xp, x: xp.maximum(x, 0.1 * x),
-        lambda xp, x, y: _either(xp, y > 0, 1, 0.1, y),
+        lambda xp, x, y: _select(xp, y > 0, 1, 0.1, y),
     ),
     "relie": (
         lambda xp, x: xp.maximum(x, 0.01 * x),
-        lambda xp, x, y: _either(xp, y > 0, 1, 0.01, y),
+        lambda xp, x, y: _select(xp, y > 0, 1, 0.01, y),
     ),
     "ramp": (lambda xp, x: xp.maximum(x, 0) + 0.1 * x, lambda xp, x, y: (y > 0) + 0.1 * xp.ones_like(y)),
     "elu": (
         lambda xp, x: xp.where(x >= 0, x, xp.expm1(xp.minimum(x, 0))),
         lambda xp, x, y: xp.where(y >= 0, 1, y + 1),
     ),
-    "selu": (  # Darknet's derivative adds the product where the true one would add to y; kept
+    "selu": (  # Darknet adds the product of the constants instead of multiplying; kept
         lambda xp, x: 1.0507 * xp.where(x >= 0, x, 1.6732 * xp.expm1(xp.minimum(x, 0))),
         lambda xp, x, y: xp.where(y >= 0, 1.0507, y + 1.0507 * 1.6732),
     ),
@@ -143,7 +143,7 @@ def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
 
 @op
 def normalize_channels(be: Any, x: Any, mode: int) -> Any:
-    """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax less its maximum.
+    """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
 
     y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max).
     """
@@ -165,10 +165,10 @@ def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
 
 @op
 def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
-    """Take dy (N, C, H, W) to the input of `normalize_channels`, given its output y.
+    """Return the gradient at the input of `normalize_channels`, from dy (N, C, H, W) and its output y.
 
-    Exact for the softmax modes (up to the 1e-4). Mode 0 would need the sum, which y no longer shows: Darknet's CUDA build
-    multiplies by y where y > 0, and so does this.
+    Exact for the softmax modes (up to the 1e-4). Mode 0 would need the sum, which cannot be recovered from y.
+    Darknet's CUDA build multiplies by y where y > 0, and so does this.
     """
     if mode == 0:
         return dy * be.xp.maximum(y, 0)

@@ -1,11 +1,14 @@
-"""Convolution and its gradients, as products of a kernel with a map that is shifted (src/convolutional_layer.c).
+"""Convolution and its gradients (src/convolutional_layer.c): one gemm per kernel tap, without im2col.
 
-On the CPU the work is cut into pieces that stay in cache, which the cores share.
+On the CPU the work is split into tasks whose data stays in cache; all cores share them.
 
-The padded map is first parted into its phases, one for each place in a stride: then whatever the stride, a tap of the kernel
-meets a run of consecutive numbers of one phase, S for each row of the output, of which OW count. So the matrix that a tap
-multiplies is a phase itself, read from another place on: neither patches nor their gradients are copied row by row. The
-S - OW numbers between rows go through the products and are dropped.
+The padded input is first split into phases, one per residue of the stride. Then, whatever the stride, a kernel tap reads a
+contiguous run of one phase: S elements per output row, of which OW count. The matrix that a tap multiplies is therefore a
+view of a phase at an offset, and neither patches nor their gradients are copied row by row. The S - OW extra elements of
+each row go through the gemm and are dropped.
+
+With few input channels or with groups, one gemm over all taps is faster (`im2col_mode`): the views are copied into a matrix of
+patches.
 """
 
 from __future__ import annotations
@@ -22,128 +25,136 @@ from .base import op
 from .im2col import col2im_cuda, im2col_cuda
 from .matmul import matmul
 
-LARGE = 1 << 20  # numbers of a task's products: 4 MB; a smaller task waits for the interpreter's lock too often
-WIDE = 768  # pixels that a product should have, where there are as many
-TASKS = 4  # at least, where there are as many images, so that all cores have some
-PARTS = 1 << 22  # numbers of the kernel's gradients that wait to be added up: 16 MB
-THIN = 16  # below so many channels, or in groups, all taps make one matrix, of patches
-SMALL = 10**6  # multiplications of a product that OpenBLAS, with AVX-512, does without copying the matrices first
+TASK_ELEMENTS = 1 << 20  # gemm results of a task: 4 MB. Smaller tasks wait for the GIL too often.
+MIN_COLUMNS = 768  # output pixels of a gemm, if there are so many
+MIN_TASKS = 4  # if there are so many images, so that all cores have work
+MAX_PARTIAL_SUMS = 1 << 22  # elements of the kernel gradients that tasks keep until they are reduced: 16 MB
+IM2COL_BELOW = 16  # with fewer input channels, or with groups, use im2col_mode
+SMALL_GEMM = 10**6  # multiplications up to which OpenBLAS, with AVX-512, does not pack the matrices first
 
 
 class Taps:
-    """The taps that meet one phase: rows p and columns q of the kernel (slices), high x wide of them.
+    """The kernel taps that read one phase: rows p and columns q of the kernel (slices), `height` x `width` of them.
 
-    phase: its place in the stride (vertical, horizontal). The first tap meets the phase from `start` on, the one below it
-    `down` numbers later, the one to its right `right` numbers later.
+    phase: its (vertical, horizontal) residue. The first tap reads from offset `start`; the tap below it `down` elements
+    further, the tap to its right `right` elements further.
     """
 
     def __init__(self, phase: tuple[int, int], size: int, stride: tuple[int, int], dilation: int, S: int):
-        def along(place: int, s: int) -> tuple[slice, int, int, int]:
-            apart = s // gcd(dilation, s)
-            first = next(p for p in range(size) if p * dilation % s == place)
-            return slice(first, None, apart), -(-(size - first) // apart), first * dilation // s, apart * dilation // s
+        def along(residue: int, s: int) -> tuple[slice, int, int, int]:
+            step = s // gcd(dilation, s)
+            first = next(p for p in range(size) if p * dilation % s == residue)
+            return slice(first, None, step), -(-(size - first) // step), first * dilation // s, step * dilation // s
 
-        self.p, self.high, top, down = along(phase[0], stride[0])
-        self.q, self.wide, left, self.right = along(phase[1], stride[1])
+        self.p, self.height, top, down = along(phase[0], stride[0])
+        self.q, self.width, left, self.right = along(phase[1], stride[1])
         self.phase, self.start, self.down = phase, top * S + left, down * S
 
 
 class Geometry:
-    """How the taps of a convolution meet the phases of the padded map.
+    """Which elements of which phase each kernel tap reads.
 
-    size, stride (vertical, horizontal), dilation, pad: as in `im2col.im2col`. thin: one matrix for all taps. A phase has
-    `more` rows beyond those of the output, and S columns.
+    size, stride (vertical, horizontal), dilation, pad: as in `im2col.im2col`. im2col_mode: one gemm for all taps. A phase
+    has `extra_rows` more rows than the output, and S columns.
     """
 
-    def __init__(self, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int, thin: bool):
-        self.size, self.stride, self.pad, self.OH, self.OW, self.thin = size, stride, pad, OH, OW, thin
+    def __init__(
+        self, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int, im2col_mode: bool
+    ):
+        self.size, self.stride, self.pad, self.OH, self.OW, self.im2col_mode = size, stride, pad, OH, OW, im2col_mode
         reach = (size - 1) * dilation
-        self.more, self.S = reach // stride[0], OW + reach // stride[1]
-        self.margin = self.more * self.S + reach // stride[1]  # from the first run's begin to the last one's
-        places = [sorted({p * dilation % s for p in range(size)}) for s in stride]
-        self.taps = [Taps((a, b), size, stride, dilation, self.S) for a in places[0] for b in places[1]]
+        self.extra_rows, self.S = reach // stride[0], OW + reach // stride[1]
+        self.margin = (
+            self.extra_rows * self.S + reach // stride[1]
+        )  # from the start of the first run to that of the last
+        residues = [sorted({p * dilation % s for p in range(size)}) for s in stride]
+        self.taps = [Taps((a, b), size, stride, dilation, self.S) for a in residues[0] for b in residues[1]]
 
-    def part(self, be: Any, x: Any, first: int, rows: int) -> Any:
-        """Part x (N, C, H, W), padded, into phases for rows of the output from `first` on.
+    def split_phases(self, be: Any, x: Any, first: int, rows: int) -> Any:
+        """Split x (N, C, H, W), padded, into the phases that `rows` output rows from `first` on need.
 
-        Returns (N, number, C, rows + more, S) in one line, and after it S zeros into which the last run reaches.
+        Returns a flat buffer that holds (N, phases, C, rows + extra_rows, S) and S zeros, which the last run reads.
         """
         N, C, H, W = x.shape
-        shape = (N, len(self.taps), C, rows + self.more, self.S)
-        line = be.zeros((prod(shape) + self.S,), x.dtype)
-        phases = line[: -self.S].reshape(shape)
+        shape = (N, len(self.taps), C, rows + self.extra_rows, self.S)
+        buffer = be.zeros((prod(shape) + self.S,), x.dtype)
+        phases = buffer[: -self.S].reshape(shape)
         for k, taps in enumerate(self.taps):
-            there, here = self.overlap(taps, H, W, first, rows)
-            phases[:, k][there] = x[here]
-        return line
+            in_phase, in_map = self.overlap(taps, H, W, first, rows)
+            phases[:, k][in_phase] = x[in_map]
+        return buffer
 
-    def join(self, phases: Any, x: Any) -> None:
-        """Put back into x (N, C, H, W) what `part` took from it for all rows; leave what no tap meets."""
+    def merge_phases(self, phases: Any, x: Any) -> None:
+        """Copy phases for all output rows back into x (N, C, H, W); leave elements that no tap reads."""
         for k, taps in enumerate(self.taps):
-            there, here = self.overlap(taps, x.shape[2], x.shape[3], 0, self.OH)
-            x[here] = phases[:, k][there]
+            in_phase, in_map = self.overlap(taps, x.shape[2], x.shape[3], 0, self.OH)
+            x[in_map] = phases[:, k][in_phase]
 
     def overlap(self, taps: Taps, H: int, W: int, first: int, rows: int) -> tuple[Any, Any]:
-        """Return what a phase and the map have in common: (index of the phase, index of the map)."""
-        r, y = common(taps.phase[0] - self.pad + first * self.stride[0], self.stride[0], rows + self.more, H)
-        c, x = common(taps.phase[1] - self.pad, self.stride[1], self.S, W)
+        """Return the elements that a phase and the map have in common: (index into the phase, index into the map)."""
+        r, y = inside(taps.phase[0] - self.pad + first * self.stride[0], self.stride[0], rows + self.extra_rows, H)
+        c, x = inside(taps.phase[1] - self.pad, self.stride[1], self.S, W)
         return (slice(None), slice(None), r, c), (slice(None), slice(None), y, x)
 
-    def matrices(self, be: Any, line: Any, N: int, C: int, first: int, rows: int) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield (p, q, what these taps multiply (N, high, wide, C, L)) for rows of the output from `first` on, L = rows * S.
+    def matrices(self, be: Any, buffer: Any, N: int, C: int, first: int, rows: int) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield (p, q, the matrices (N, height, width, C, L) of these taps) for `rows` output rows from `first` on.
 
-        line is what `part` made of N images. Thin: once, with the patches (N, 1, 1, C*size*size, L).
+        L = rows * S. buffer: what `split_phases` returned for N images. In im2col_mode yield once, the patches
+        (N, 1, 1, C*size*size, L).
         """
         L, every = rows * self.S, slice(None)
-        length = (line.size - self.S) // (N * len(self.taps) * C)  # of a phase
-        patches = be.empty((N, C, self.size, self.size, L), line.dtype) if self.thin else None
+        length = (buffer.size - self.S) // (N * len(self.taps) * C)  # of a phase
+        patches = be.empty((N, C, self.size, self.size, L), buffer.dtype) if self.im2col_mode else None
         for k, t in enumerate(self.taps):
-            apart = len(self.taps) * C * length, t.down, t.right, length, 1
-            met = be.strided(line, k * C * length + first * self.S + t.start, (N, t.high, t.wide, C, L), apart)
+            strides = len(self.taps) * C * length, t.down, t.right, length, 1
+            view = be.strided(buffer, k * C * length + first * self.S + t.start, (N, t.height, t.width, C, L), strides)
             if patches is None:
-                yield t.p, t.q, met
+                yield t.p, t.q, view
             else:
-                patches[:, :, t.p, t.q] = met.transpose(0, 3, 1, 2, 4)
+                patches[:, :, t.p, t.q] = view.transpose(0, 3, 1, 2, 4)
         if patches is not None:
             yield every, every, patches.reshape(N, 1, 1, -1, L)
 
-    def send(self, be: Any, matrix: Any, dz: Any) -> Any:
-        """Multiply matrix (groups, C/groups*size*size, F/groups) by dz (N, groups, F/groups, L), and add up what meets.
+    def backward_data(self, be: Any, matrix: Any, dz: Any) -> Any:
+        """Multiply matrix (groups, C/groups*size*size, F/groups) by dz (N, groups, F/groups, L), and sum over taps.
 
-        Returns phases (N, number, C, rows + more, S). The rows of matrix are by tap, then channel; thin the other way.
+        Returns phases (N, phases, C, rows + extra_rows, S). The rows of matrix are by tap, then channel; in im2col_mode by
+        channel, then tap.
         """
         (N, groups, _, L), taps, M = dz.shape, self.size**2, matrix.shape[1]
         C, length = groups * M // taps, self.margin + L
-        products = be.empty((N * C * taps * length + self.margin,), dz.dtype)  # zeros before each run, and after all
-        lines = products[: N * C * taps * length].reshape(N, groups, M, length)
-        lines[..., : self.margin], products[N * C * taps * length :] = 0, 0
-        multiply(be, matrix, dz, lines[..., self.margin :])
-        by_tap, by_channel = (length, taps * length) if self.thin else (C * length, length)
-        phases = be.empty((N, len(self.taps), C, L // self.S + self.more, self.S), dz.dtype)
+        products = be.empty((N * C * taps * length + self.margin,), dz.dtype)  # zeros before each run, and at the end
+        runs = products[: N * C * taps * length].reshape(N, groups, M, length)
+        runs[..., : self.margin], products[N * C * taps * length :] = 0, 0
+        gemm(be, matrix, dz, runs[..., self.margin :])
+        by_tap, by_channel = (length, taps * length) if self.im2col_mode else (C * length, length)
+        phases = be.empty((N, len(self.taps), C, L // self.S + self.extra_rows, self.S), dz.dtype)
         for k, t in enumerate(self.taps):
             p, q = t.p.indices(self.size), t.q.indices(self.size)
             begin = self.margin - t.start + (p[0] * self.size + q[0]) * by_tap
-            apart = (C * taps * length, p[2] * self.size * by_tap - t.down, q[2] * by_tap - t.right, by_channel, 1)
-            shape = N, t.high, t.wide, C, L + self.more * self.S
-            phases[:, k] = be.strided(products, begin, shape, apart).sum(axis=(1, 2)).reshape(phases[:, k].shape)
+            strides = (C * taps * length, p[2] * self.size * by_tap - t.down, q[2] * by_tap - t.right, by_channel, 1)
+            shape = N, t.height, t.width, C, L + self.extra_rows * self.S
+            phases[:, k] = be.strided(products, begin, shape, strides).sum(axis=(1, 2)).reshape(phases[:, k].shape)
         return phases
 
 
-geometry = lru_cache(256)(Geometry)
+geometry_of = lru_cache(256)(Geometry)
 
 
-def common(origin: int, stride: int, count: int, pixels: int) -> tuple[slice, slice]:
-    """Return which of `count` places origin, origin + stride, ... are pixels 0 to pixels - 1, and which pixels they are."""
+def inside(origin: int, stride: int, count: int, pixels: int) -> tuple[slice, slice]:
+    """Return which of `count` positions origin, origin + stride, ... are pixels 0 to pixels - 1, and those pixels."""
     begin = max(0, -(origin // stride))
     end = max(begin, min(count, -((origin - pixels) // stride)))
     return slice(begin, end), slice(begin * stride + origin, max(0, end * stride + origin), stride)
 
 
-def multiply(be: Any, a: Any, b: Any, out: Any) -> None:
-    """out (..., M, L) = a (..., M, K) @ b (..., K, L), in blocks of rows that are small enough, where there are such."""
+def gemm(be: Any, a: Any, b: Any, out: Any) -> None:
+    """out (..., M, L) = a (..., M, K) @ b (..., K, L), in blocks of rows that make small gemms, if M allows it."""
     M, K = a.shape[-2:]
-    fit = (n for n in (1, 2, 3, 4, 6, 8, 9, 12) if M % n == 0 and M // n * K * b.shape[-1] <= SMALL and M // n >= 16)
-    blocks = next(fit, 1)
+    fitting = (
+        n for n in (1, 2, 3, 4, 6, 8, 9, 12) if M % n == 0 and M // n * K * b.shape[-1] <= SMALL_GEMM and M // n >= 16
+    )
+    blocks = next(fitting, 1)
     if blocks > 1:
         a, out = (v.reshape(*v.shape[:-2], blocks, M // blocks, v.shape[-1]) for v in (a, out))
         b = b[..., None, :, :]
@@ -158,33 +169,33 @@ def convolve(
 
     `stride` is (vertical, horizontal); `pad` counts zeros before the first row and column.
     """
-    (N, C), (F, each, size, _) = x.shape[:2], kernel.shape
-    thin = groups > 1 or each < THIN
-    way = geometry(size, stride, dilation, pad, OH, OW, thin)
-    filters, taps, S = F // groups, 1 if thin else size, way.S
-    if thin:
-        w = kernel.reshape(groups, 1, 1, filters, each * size * size)
+    (N, C), (F, Cg, size, _) = x.shape[:2], kernel.shape
+    im2col_mode = groups > 1 or Cg < IM2COL_BELOW
+    geometry = geometry_of(size, stride, dilation, pad, OH, OW, im2col_mode)
+    Fg, taps, S = F // groups, 1 if im2col_mode else size, geometry.S
+    if im2col_mode:
+        w = kernel.reshape(groups, 1, 1, Fg, Cg * size * size)
     else:
         w = be.xp.ascontiguousarray(kernel.transpose(2, 3, 0, 1)).reshape(1, size, size, F, C)
     z = be.empty((N, F, OH, OW), x.dtype)
-    row = max(C * size * size if thin else 0, F * taps * taps) * S  # numbers that a row of the output makes on the way
+    row = max(C * size * size if im2col_mode else 0, F * taps * taps) * S  # intermediate elements of an output row
 
     def task(n0: int, n1: int, r0: int, r1: int) -> Task:
         n, rows = n1 - n0, r1 - r0
 
         def run() -> None:
-            line = way.part(be, x[n0:n1], r0, rows)
-            products = be.empty((n, groups, taps, taps, filters, rows * S), x.dtype)
-            for p, q, met in way.matrices(be, line, n, C, 0, rows):
-                met = met.reshape(n, groups, *met.shape[1:3], -1, rows * S) if groups > 1 else met[:, None]
-                multiply(be, w[:, p, q], met, products[:, :, p, q])
+            buffer = geometry.split_phases(be, x[n0:n1], r0, rows)
+            products = be.empty((n, groups, taps, taps, Fg, rows * S), x.dtype)
+            for p, q, m in geometry.matrices(be, buffer, n, C, 0, rows):
+                m = m.reshape(n, groups, *m.shape[1:3], -1, rows * S) if groups > 1 else m[:, None]
+                gemm(be, w[:, p, q], m, products[:, :, p, q])
             total = products.sum(axis=(2, 3)) if taps > 1 else products
             z[n0:n1, :, r0:r1] = total.reshape(n, F, rows, S)[..., :OW]
 
         return run
 
-    images = split_range(N, min(LARGE // (row * OH), -(-N // TASKS)))
-    bands = split_range(OH, max(LARGE // row, -(-WIDE // S)))
+    images = split_range(N, min(TASK_ELEMENTS // (row * OH), -(-N // MIN_TASKS)))
+    bands = split_range(OH, max(TASK_ELEMENTS // row, -(-MIN_COLUMNS // S)))
     be.run_parallel([task(*n, *r) for n in images for r in bands])
     return z
 
@@ -210,60 +221,63 @@ def convolve_backward(
     pad: int,
     skip_input_grad: int,
 ) -> tuple[Any, Any]:
-    """Return dx (N, C, H, W), with leaf None, and dkernel (F, C/groups, size, size) of `convolve`, for dz (N, F, OH, OW)."""
-    (N, C), (F, each, size, _), (OH, OW) = x.shape[:2], kernel.shape, dz.shape[2:]
-    thin = groups > 1 or each < THIN
-    way = geometry(size, stride, dilation, pad, OH, OW, thin)
-    filters, taps, S = F // groups, 1 if thin else size, way.S
-    order = (0, 2, 3, 4, 1) if thin else (0, 3, 4, 2, 1)  # rows by channel and tap, or by tap and channel
-    w = be.xp.ascontiguousarray(kernel.reshape(groups, filters, each, size, size).transpose(*order))
+    """Return dx (N, C, H, W) and dkernel (F, C/groups, size, size) of `convolve`, for dz (N, F, OH, OW).
+
+    With skip_input_grad dx is None.
+    """
+    (N, C), (F, Cg, size, _), (OH, OW) = x.shape[:2], kernel.shape, dz.shape[2:]
+    im2col_mode = groups > 1 or Cg < IM2COL_BELOW
+    geometry = geometry_of(size, stride, dilation, pad, OH, OW, im2col_mode)
+    Fg, taps, S = F // groups, 1 if im2col_mode else size, geometry.S
+    order = (0, 2, 3, 4, 1) if im2col_mode else (0, 3, 4, 2, 1)  # rows by channel and tap, or by tap and channel
+    w = be.xp.ascontiguousarray(kernel.reshape(groups, Fg, Cg, size, size).transpose(*order))
     row = C * size * size * S
-    bands = split_range(OH, max(LARGE // row, -(-WIDE // S)))
-    high = bands[-1][1] - bands[-1][0]
-    few = max(1, min(LARGE // (row * OH), -(-N // TASKS)))
-    images = split_range(N, max(few, -(-N * kernel.size // PARTS)))
-    most = max(THIN, LARGE // (size * size * S * high))
-    blocks = [(0, C)] if thin else split_range(C, most)
+    bands = split_range(OH, max(TASK_ELEMENTS // row, -(-MIN_COLUMNS // S)))
+    band_height = bands[-1][1] - bands[-1][0]
+    per_step = max(1, min(TASK_ELEMENTS // (row * OH), -(-N // MIN_TASKS)))  # images
+    images = split_range(N, max(per_step, -(-N * kernel.size // MAX_PARTIAL_SUMS)))
+    max_channels = max(IM2COL_BELOW, TASK_ELEMENTS // (size * size * S * band_height))
+    blocks = [(0, C)] if im2col_mode else split_range(C, max_channels)
     dx = None if skip_input_grad else be.zeros(x.shape, dz.dtype)
-    sums = be.zeros((len(images), groups, taps, taps, each * size * size if thin else C, filters), dz.dtype)
+    sums = be.zeros((len(images), groups, taps, taps, Cg * size * size if im2col_mode else C, Fg), dz.dtype)
 
     def task(k: int, n0: int, n1: int, c0: int, c1: int) -> Task:
-        part = sums[k] if thin else sums[k, :, :, :, c0:c1]
-        matrix = w.reshape(groups, -1, filters) if thin else w[:, :, :, c0:c1].reshape(1, -1, F)
+        partial_sum = sums[k] if im2col_mode else sums[k, :, :, :, c0:c1]
+        matrix = w.reshape(groups, -1, Fg) if im2col_mode else w[:, :, :, c0:c1].reshape(1, -1, F)
 
-        def band(line: Any, images: slice, r0: int, r1: int) -> Any:
-            """Add to the gradient of the kernel; return what goes back to the phases."""
+        def band(buffer: Any, images: slice, r0: int, r1: int) -> Any:
+            """Add to the gradient of the kernel; return the gradient of the phases."""
             n, L = images.stop - images.start, (r1 - r0) * S
-            spread = be.empty((n, F, r1 - r0, S), dz.dtype)
-            spread[..., :OW], spread[..., OW:] = dz[images, :, r0:r1], 0
-            turned = be.xp.ascontiguousarray(spread.reshape(n, F, L).transpose(0, 2, 1))  # as BLAS likes it
-            turned = turned.reshape(n, L, groups, filters).transpose(0, 2, 1, 3)[:, :, None, None]
-            for p, q, met in way.matrices(be, line, n, c1 - c0, r0, r1 - r0):
-                met = met.reshape(n, groups, *met.shape[1:3], -1, L) if groups > 1 else met[:, None]
-                products = be.empty((*met.shape[:-1], filters), dz.dtype)
-                multiply(be, met, turned, products)
-                part[:, p, q] += products.sum(axis=0)
-            return None if skip_input_grad else way.send(be, matrix, spread.reshape(n, groups, filters, L))
+            padded = be.empty((n, F, r1 - r0, S), dz.dtype)
+            padded[..., :OW], padded[..., OW:] = dz[images, :, r0:r1], 0
+            transposed = be.xp.ascontiguousarray(padded.reshape(n, F, L).transpose(0, 2, 1))  # faster in BLAS
+            transposed = transposed.reshape(n, L, groups, Fg).transpose(0, 2, 1, 3)[:, :, None, None]
+            for p, q, m in geometry.matrices(be, buffer, n, c1 - c0, r0, r1 - r0):
+                m = m.reshape(n, groups, *m.shape[1:3], -1, L) if groups > 1 else m[:, None]
+                products = be.empty((*m.shape[:-1], Fg), dz.dtype)
+                gemm(be, m, transposed, products)
+                partial_sum[:, p, q] += products.sum(axis=0)
+            return None if skip_input_grad else geometry.backward_data(be, matrix, padded.reshape(n, groups, Fg, L))
 
         def run() -> None:
-            for n in range(n0, n1, few):
-                images = slice(n, min(n + few, n1))
-                line = way.part(be, x[images, c0:c1], 0, OH)
-                sent = [band(line, images, *rows) for rows in bands]
+            for n in range(n0, n1, per_step):
+                images = slice(n, min(n + per_step, n1))
+                buffer = geometry.split_phases(be, x[images, c0:c1], 0, OH)
+                dphases = [band(buffer, images, *rows) for rows in bands]
                 if dx is None:
                     continue
-                phases = sent[0]
+                phases = dphases[0]
                 if len(bands) > 1:
-                    phases = be.zeros((*phases.shape[:3], OH + way.more, S), dz.dtype)
-                    for (r0, _), some in zip(bands, sent, strict=True):
-                        phases[..., r0 : r0 + some.shape[3], :] += some
-                way.join(phases, dx[images, c0:c1])
+                    phases = be.zeros((*phases.shape[:3], OH + geometry.extra_rows, S), dz.dtype)
+                    for (r0, _), d in zip(bands, dphases, strict=True):
+                        phases[..., r0 : r0 + d.shape[3], :] += d
+                geometry.merge_phases(phases, dx[images, c0:c1])
 
         return run
 
     be.run_parallel([task(k, *n, *c) for k, n in enumerate(images) for c in blocks])
     total = sums.sum(axis=0)
-    total = total.reshape(groups, each, size, size, filters) if thin else total.transpose(0, 3, 1, 2, 4)
+    total = total.reshape(groups, Cg, size, size, Fg) if im2col_mode else total.transpose(0, 3, 1, 2, 4)
     return dx, be.xp.ascontiguousarray(total.transpose(0, 4, 1, 2, 3)).reshape(kernel.shape)
 
 

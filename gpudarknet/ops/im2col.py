@@ -8,7 +8,7 @@ from .base import op
 
 
 def _taps(size: int, stride: tuple[int, int], dilation: int, OH: int, OW: int) -> Any:
-    """Yield (p, q, rows, columns): the slices of a padded image that tap (p, q) of the kernel meets."""
+    """Yield (p, q, rows, columns): the slices of a padded image that tap (p, q) of the kernel reads."""
     sy, sx = stride
     for p in range(size):
         for q in range(size):
@@ -17,14 +17,14 @@ def _taps(size: int, stride: tuple[int, int], dilation: int, OH: int, OW: int) -
 
 
 def _padded(size: int, stride: tuple[int, int], dilation: int, pad: int, H: int, W: int, OH: int, OW: int) -> Any:
-    """Return (HP, WP): the image with `pad` zeros before it and as many after it as the last tap needs."""
+    """Return (HP, WP): the size of the image with `pad` zeros before it and as many after it as the last tap needs."""
     reach = (size - 1) * dilation + 1
     return max(pad + H, (OH - 1) * stride[0] + reach), max(pad + W, (OW - 1) * stride[1] + reach)
 
 
 @op
 def im2col(be: Any, x: Any, size: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int) -> Any:
-    """Lay out patches: x (N, C, H, W) -> col (N, C, size, size, OH, OW).
+    """Copy patches into columns: x (N, C, H, W) -> col (N, C, size, size, OH, OW).
 
     col[n, c, p, q, i, j] = x[n, c, i*stride[0] - pad + p*dilation, j*stride[1] - pad + q*dilation], 0 outside. `stride` is
     (vertical, horizontal); `pad` counts zeros before the first row and column.
@@ -54,7 +54,7 @@ def im2col_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], dilation: i
 
 @op
 def col2im(be: Any, col: Any, H: int, W: int, stride: tuple[int, int], dilation: int, pad: int) -> Any:
-    """Add patches back where `im2col` took them from: col (N, C, size, size, OH, OW) -> x (N, C, H, W)."""
+    """Add patches to the pixels that `im2col` read: col (N, C, size, size, OH, OW) -> x (N, C, H, W)."""
     N, C, size, _, OH, OW = col.shape
     if size == 1 and stride == (1, 1) and pad == 0:
         return col.reshape(N, C, H, W)

@@ -8,8 +8,8 @@ import numpy as np
 
 from .base import op
 
-BLOCK = 256  # threads that sum together
-PART = 4096  # values that one block sums, as in kernels/norm.cu
+BLOCK = 256  # threads of a reduction
+PART = 4096  # values that a block reduces, as in kernels/norm.cu
 EPS = 1e-5  # inside the root, in every Darknet build at inference and in cuDNN
 
 
@@ -18,7 +18,7 @@ def _per_channel(v: Any) -> Any:
 
 
 def _dot(be: Any, a: Any, b: Any) -> Any:
-    """Return (C,): the sum of a * b, both (N, C, H, W), over all but the channels. BLAS does each channel of an image."""
+    """Return (C,): the sum of a * b, both (N, C, H, W), over N, H and W, by BLAS."""
     N, C, H, W = a.shape
     return be.xp.matmul(a.reshape(N, C, 1, H * W), b.reshape(N, C, H * W, 1)).reshape(N, C).sum(axis=0)
 
@@ -44,8 +44,8 @@ def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias:
 def batch_statistics(be: Any, x: Any) -> Any:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
-    apart = x - _per_channel(mean)
-    return mean, _dot(be, apart, apart) / (x.size // x.shape[1])
+    centred = x - _per_channel(mean)
+    return mean, _dot(be, centred, centred) / (x.size // x.shape[1])
 
 
 @batch_statistics.kernel
@@ -64,9 +64,9 @@ def batch_statistics_cuda(be: Any, x: Any) -> Any:
 def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
     """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
     m, invstd = x.size // x.shape[1], 1 / be.xp.sqrt(variance + EPS)
-    apart = x - _per_channel(mean)
-    dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, apart) * invstd
-    dx = apart  # dx = scale * invstd * (dy - mean of dy - normalised * mean of dy * normalised)
+    centred = x - _per_channel(mean)
+    dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, centred) * invstd
+    dx = centred  # dx = scale * invstd * (dy - mean(dy) - normalised * mean(dy * normalised)), in place
     dx *= _per_channel(-invstd * dscale / m)
     dx += dy
     dx -= _per_channel(dbias / m)
@@ -88,10 +88,10 @@ def batch_norm_backward_cuda(be: Any, dy: Any, x: Any, mean: Any, variance: Any,
 
 
 def lrn_windows(C: int, size: int) -> np.ndarray:
-    """Return the (C, C) matrix whose row c says which squares Darknet adds up for channel c.
+    """Return the (C, C) matrix whose row c has the weight of each channel's square in the sum for channel c.
 
-    Darknet builds each window from the one before. Its first window stops at channel size//2 - 1, so channel size//2 is
-    never added, but it is subtracted when the window has passed it: a column of -1 that stays. (normalization_layer.c)
+    Darknet updates each window from the previous one. Its first window ends at channel size//2 - 1, so channel size//2 is
+    never added, yet it is subtracted once the window has passed it: its column is -1 from there on. (normalization_layer.c)
     """
     windows = np.zeros((C, C), np.float32)
     windows[0, : size // 2] = 1

@@ -1,4 +1,4 @@
-"""One step of an optimiser, in place, on one array of weights (update_convolutional_layer in Darknet)."""
+"""Optimizer steps on one array of weights, in place (update_convolutional_layer in Darknet)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .base import op
 
 @op
 def sgd(be: Any, w: Any, g: Any, rate: float, momentum: float, decay: float) -> None:
-    """Move w (any shape) along g, in place; both float32, flat order irrelevant.
+    """Make a step of SGD with momentum on w (any shape), in place: g -= decay * w; w += rate * g; g *= momentum.
 
-    g is Darknet's accumulated negative gradient, which already holds the momentum of the past; `rate` is the learning rate
-    divided by the batch, `decay` is multiplied by it: g -= decay * w; w += rate * g; g *= momentum.
+    g is Darknet's accumulated negative gradient plus the momentum of earlier steps. `rate` is the learning rate divided by
+    the batch size, `decay` the weight decay multiplied by it. Both arrays are float32.
     """
     g -= decay * w
     w += rate * g
@@ -38,7 +38,7 @@ def adam(
     decay: float,
     t: int,
 ) -> None:
-    """Move w along g by Adam in place, m and v being its moments; g is set to 0. (Darknet's order; t counts from 1)"""
+    """Make a step of Adam on w along g, in place; m and v are its moments. Sets g to 0. t counts from 1."""
     g -= decay * w
     m *= beta1
     m += (1 - beta1) * g

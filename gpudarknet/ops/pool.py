@@ -1,4 +1,4 @@
-"""Pooling windows. `padding` is the total over both sides, and the first window begins at -(padding // 2)."""
+"""Pooling. `padding` is the total over both sides; the first window starts at -(padding // 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import op
 
 
 def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Return x with a border of `fill` that reaches as far as any window does, and the rows' and columns' slices."""
+    """Return x, padded with `fill` as far as any window reaches, and the slices of rows and columns of each tap."""
     N, C, H, W = x.shape
     before = padding // 2
     sy, sx = stride
@@ -24,14 +24,14 @@ def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], p
 
 @op
 def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Take the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); positions outside x do not count."""
+    """Return the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); padding does not count."""
     padded, rows, columns = _windows(be, x, -be.xp.inf, size, stride, padding, OH, OW)
-    across = padded[:, :, :, columns[0]].copy()  # first along rows, then along columns: 2*size passes, not size^2
+    row_maxima = padded[:, :, :, columns[0]].copy()  # first along rows, then along columns: 2*size passes, not size^2
     for q in columns[1:]:
-        be.xp.maximum(across, padded[:, :, :, q], out=across)
-    y = across[:, :, rows[0]].copy()
+        be.xp.maximum(row_maxima, padded[:, :, :, q], out=row_maxima)
+    y = row_maxima[:, :, rows[0]].copy()
     for p in rows[1:]:
-        be.xp.maximum(y, across[:, :, p], out=y)
+        be.xp.maximum(y, row_maxima[:, :, p], out=y)
     return y
 
 
@@ -45,7 +45,7 @@ def maxpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: i
 
 @op
 def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Return where each window's maximum is: x (N, C, H, W) -> int32 (N, C, OH, OW), row * W + column; first one wins."""
+    """Return each window's (first) argmax, row * W + column: x (N, C, H, W) -> int32 (N, C, OH, OW)."""
     xp, W = be.xp, x.shape[3]
     padded, rows, columns = _windows(be, x, -xp.inf, size, stride, padding, OH, OW)
     best = xp.full((*x.shape[:2], OH, OW), -xp.inf, x.dtype)
@@ -73,7 +73,7 @@ def maxpool_argmax_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], pad
 def maxpool_backward(
     be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
 ) -> Any:
-    """Send each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W)."""
+    """Add each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W)."""
     xp = be.xp
     N, C, OH, OW = dy.shape
     dx = be.zeros((N * C, H * W), dy.dtype)
@@ -94,7 +94,7 @@ def maxpool_backward_cuda(
 
 @op
 def maxpool_depth(be: Any, x: Any, F: int) -> Any:
-    """Take maxima over channels: x (N, C, H, W) -> (N, F, H, W), output g over inputs g, g+F, g+2F, ..."""
+    """Return maxima over channels: x (N, C, H, W) -> (N, F, H, W), output g over inputs g, g+F, g+2F, ..."""
     y = x[:, :F].copy()
     for c in range(F, x.shape[1], F):
         part = x[:, c : c + F]
@@ -112,16 +112,16 @@ def maxpool_depth_cuda(be: Any, x: Any, F: int) -> Any:
 
 @op
 def maxpool_depth_backward(be: Any, dy: Any, x: Any, y: Any) -> Any:
-    """Send each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y."""
+    """Add each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y."""
     F = y.shape[1]
     dx = be.zeros(x.shape, dy.dtype)
-    free = be.xp.ones(y.shape, bool)
+    pending = be.xp.ones(y.shape, bool)
     for c in range(0, x.shape[1], F):
         part = x[:, c : c + F]
         n = part.shape[1]
-        hit = (part == y[:, :n]) & free[:, :n]
+        hit = (part == y[:, :n]) & pending[:, :n]
         dx[:, c : c + F] = dy[:, :n] * hit
-        free[:, :n] &= ~hit
+        pending[:, :n] &= ~hit
     return dx
 
 
@@ -135,7 +135,7 @@ def maxpool_depth_backward_cuda(be: Any, dy: Any, x: Any, y: Any) -> Any:
 
 @op
 def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Average each window over the positions that lie inside x: (N, C, H, W) -> (N, C, OH, OW)."""
+    """Average each window, without padding: (N, C, H, W) -> (N, C, OH, OW)."""
     padded, rows, columns = _windows(be, x, 0, size, stride, padding, OH, OW)
     y = sum(padded[:, :, r, c] for r in rows for c in columns)
     return y / window_counts(be, x.shape[2], x.shape[3], size, stride, padding, OH, OW).astype(x.dtype)
@@ -151,13 +151,13 @@ def local_avgpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padd
 
 @op
 def local_avgpool_backward(be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int) -> Any:
-    """Share each dy (N, C, OH, OW) among the pixels of its window -> dx (N, C, H, W): the exact adjoint."""
+    """Distribute each dy (N, C, OH, OW) over the pixels of its window -> dx (N, C, H, W): the exact adjoint."""
     N, C, OH, OW = dy.shape
-    share = dy / window_counts(be, H, W, size, stride, padding, OH, OW).astype(dy.dtype)
+    quotient = dy / window_counts(be, H, W, size, stride, padding, OH, OW).astype(dy.dtype)
     padded, rows, columns = _windows(be, be.zeros((N, C, H, W), dy.dtype), 0, size, stride, padding, OH, OW)
     for r in rows:
         for c in columns:
-            padded[:, :, r, c] += share
+            padded[:, :, r, c] += quotient
     before = padding // 2
     return be.xp.ascontiguousarray(padded[:, :, before : before + H, before : before + W])
 
@@ -173,7 +173,7 @@ def local_avgpool_backward_cuda(
 
 
 def window_counts(be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Return (OH, OW): how many positions of each window lie inside an H x W image."""
+    """Return (OH, OW): how many pixels of an H x W image each window has."""
     xp = be.xp
 
     def along(length: int, step: int, count: int) -> Any:
@@ -199,7 +199,7 @@ def avgpool_cuda(be: Any, x: Any) -> Any:
 
 @op
 def avgpool_backward(be: Any, dy: Any, H: int, W: int) -> Any:
-    """Share dy (N, C, 1, 1) among all pixels of its channel -> dx (N, C, H, W)."""
+    """Distribute dy (N, C, 1, 1) over all pixels of its channel -> dx (N, C, H, W)."""
     return be.xp.ascontiguousarray(be.xp.broadcast_to(dy / (H * W), (*dy.shape[:2], H, W)))
 
 

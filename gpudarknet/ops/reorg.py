@@ -1,4 +1,4 @@
-"""The block permutations under [reorg] and [reorg3d] (reorg_cpu in src/blas.c). Each is the other's inverse and adjoint."""
+"""The block permutations of [reorg] and [reorg3d] (reorg_cpu in src/blas.c). Each is the inverse and adjoint of the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import op
 def space_to_depth(be: Any, x: Any, s: int) -> Any:
     """Move s x s blocks of pixels into channels: x (N, C, H*s, W*s) -> y (N, C*s*s, H, W).
 
-    y[n, (p*s + q)*C + c, i, j] = x[n, c, i*s + p, j*s + q]: the position in the block is the slow channel index.
+    y[n, (p*s + q)*C + c, i, j] = x[n, c, i*s + p, j*s + q]: the position in the block varies slower than c.
     """
     N, C, HS, WS = x.shape
     H, W = HS // s, WS // s

@@ -1,4 +1,4 @@
-"""Join feature maps along their channels, and take them apart again (src/route_layer.c)."""
+"""Concatenate feature maps along channels, and split them again (src/route_layer.c)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import op
 
 @op
 def concat(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
-    """Join slice group_id of `groups` equal channel slices of each x (N, Ci, H, W) -> (N, sum Ci // groups, H, W)."""
+    """Concatenate slice group_id of `groups` equal channel slices of each x (N, Ci, H, W) -> (N, sum Ci // groups, H, W)."""
     parts = []
     for x in xs:
         n = x.shape[1] // groups
@@ -36,7 +36,7 @@ def concat_cuda(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
 
 @op
 def split(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: int) -> Any:
-    """Undo `concat`: dy (N, sum Ci // groups, H, W) -> one (N, Ci, H, W) per source, zero outside its slice."""
+    """Return the gradients of `concat`: dy (N, sum Ci // groups, H, W) -> (N, Ci, H, W) per source, 0 outside its slice."""
     N, _, H, W = dy.shape
     dxs, start = [], 0
     for C in channels:

@@ -1,7 +1,7 @@
 """Sums and products of feature maps: shortcut, SORT-shortcut, scale_channels, sam.
 
-Where maps differ, their numbers are paired in memory order, per image, as far as both have any: with equal height and
-width these are the channels that both have (shortcut_multilayer_cpu in Darknet's src/blas.c).
+Elements of maps of different shapes are paired in memory order, per image, up to the shorter one: with equal height and
+width these are the common channels (shortcut_multilayer_cpu in Darknet's src/blas.c).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from .base import op
 
-BLOCK = 256  # threads that sum together
+BLOCK = 256  # threads of a reduction
 
 
 def _rows(x: Any) -> Any:
@@ -19,13 +19,13 @@ def _rows(x: Any) -> Any:
 
 
 def _factor(v: Any, plane: int, n: int) -> Any:
-    """Spread the factors v (C,) or (1,) over the first n numbers of maps with `plane` pixels per channel."""
+    """Repeat the factors v (C,) or (1,) for the first n elements of maps with `plane` pixels per channel."""
     return v if v.size == 1 else v.repeat(plane)[:n]
 
 
 @op
 def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
-    """Add maps: xs[0] (N, C, H, W), the others (N, Ci, Hi, Wi) -> (N, C, H, W), on the numbers that both have.
+    """Add maps: xs[0] (N, C, H, W), the others (N, Ci, Hi, Wi) -> (N, C, H, W), on the elements that both have.
 
     v is None, or (len(xs), C) or (len(xs), 1): the factor of each map, per channel of the result or for all.
     """
@@ -43,7 +43,9 @@ def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
 def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
     A, P = xs[0][0].size, xs[0][0, 0].size
     y, total, va = be.empty(xs[0].shape, xs[0].dtype), xs[0], None if v is None else v[0]
-    for t in range(1, max(len(xs), 2)):  # the first pass adds two maps, each further one another; one map is a pass too
+    for t in range(
+        1, max(len(xs), 2)
+    ):  # the first pass adds two maps, each later pass one more; a single map takes a pass too
         b, vb = (xs[t], None if v is None else v[t]) if t < len(xs) else (None, None)
         B, V = 0 if b is None else b[0].size, 1 if v is None else v.shape[1]
         be.launch("shortcut.add", y.size, total, b, va, vb, y, y.size, A, B, P, V)
@@ -55,17 +57,17 @@ def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
 def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     """Return (dxs, dv) of `shortcut`: one dx per map, dv of v's shape (None without factors)."""
     N, C, H, W = dy.shape
-    dxs, flat = [], _rows(dy)
+    dxs, rows = [], _rows(dy)
     dv = None if v is None else be.zeros(v.shape, dy.dtype)
     for t, x in enumerate(xs):
-        n = min(flat.shape[1], x[0].size)
+        n = min(rows.shape[1], x[0].size)
         dx = be.zeros(x.shape, dy.dtype)
-        _rows(dx)[:, :n] = flat[:, :n] if v is None else flat[:, :n] * _factor(v[t], H * W, n)
+        _rows(dx)[:, :n] = rows[:, :n] if v is None else rows[:, :n] * _factor(v[t], H * W, n)
         dxs.append(dx)
         if v is not None and dv is not None:
-            both = be.zeros(flat.shape, dy.dtype)
-            both[:, :n] = flat[:, :n] * _rows(x)[:, :n]
-            dv[t] = both.reshape(dy.shape).sum(axis=(0, 2, 3)) if v.shape[1] > 1 else both.sum()
+            products = be.zeros(rows.shape, dy.dtype)
+            products[:, :n] = rows[:, :n] * _rows(x)[:, :n]
+            dv[t] = products.reshape(dy.shape).sum(axis=(0, 2, 3)) if v.shape[1] > 1 else products.sum()
     return tuple(dxs), dv
 
 
@@ -85,12 +87,12 @@ def shortcut_backward_cuda(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     return tuple(dxs), dv
 
 
-def _rectified(xp: Any, x: Any, slope: float) -> Any:
+def _rectify(xp: Any, x: Any, slope: float) -> Any:
     """R(x): x where it is positive, else slope * x."""
     return (xp.maximum if slope <= 1 else xp.minimum)(x, slope * x)
 
 
-def _steepness(x: Any, slope: float) -> Any:
+def _rectifier_slope(x: Any, slope: float) -> Any:
     """R'(x): 1 where x is positive, else slope."""
     return (x > 0).astype(x.dtype) * (1 - slope) + slope
 
@@ -99,12 +101,12 @@ def _steepness(x: Any, slope: float) -> Any:
 def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Second-order response transform: a (N, C, H, W), b (N, Cb, Hb, Wb) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
 
-    R(x) = x where x > 0, else slope * x; numbers of a that b lacks are copied. (Wang et al. 2017, arXiv 1703.06993)
+    R(x) = x where x > 0, else slope * x; unpaired elements of a are copied. (Wang et al. 2017, arXiv 1703.06993)
     """
     xp, n = be.xp, min(a[0].size, b[0].size)
     y = a.copy()
     p, q = _rows(a)[:, :n], _rows(b)[:, :n]
-    product = _rectified(xp, p, slope) * _rectified(xp, q, slope)
+    product = _rectify(xp, p, slope) * _rectify(xp, q, slope)
     _rows(y)[:, :n] += q + xp.sqrt(xp.maximum(product, 0) + eps)
     return y
 
@@ -120,16 +122,16 @@ def sort_shortcut_cuda(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any
 def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
     """Return (da, db) of `sort_shortcut`: da = dy (1 + R'(a) R(b) / (2 sqrt(R(a) R(b) + eps))) where R(a) R(b) > 0, else dy.
 
-    The subgradient at a = 0 is taken as 0, as in the authors' own layer.
+    The subgradient at a = 0 is 0, as in the authors' layer.
     """
     xp, n = be.xp, min(a[0].size, b[0].size)
     p, q, d = _rows(a)[:, :n], _rows(b)[:, :n], _rows(dy)[:, :n]
-    rp, rq = _rectified(xp, p, slope), _rectified(xp, q, slope)
+    rp, rq = _rectify(xp, p, slope), _rectify(xp, q, slope)
     product = rp * rq
     half = (product > 0) * d / (2 * xp.sqrt(xp.maximum(product, 0) + eps))
     da, db = dy.copy(), be.zeros(b.shape, dy.dtype)
-    _rows(da)[:, :n] += half * rq * _steepness(p, slope)
-    _rows(db)[:, :n] = d + half * rp * _steepness(q, slope)
+    _rows(da)[:, :n] += half * rq * _rectifier_slope(p, slope)
+    _rows(db)[:, :n] = d + half * rp * _rectifier_slope(q, slope)
     return da, db
 
 
@@ -158,7 +160,7 @@ def scale_cuda(be: Any, x: Any, s: Any) -> Any:
 
 @op
 def scale_backward(be: Any, dy: Any, x: Any, s: Any) -> Any:
-    """Return (dx, ds) of `scale`; ds is summed over what s does not distinguish."""
+    """Return (dx, ds) of `scale`; ds is summed over the axes that s broadcasts."""
     axes = tuple(i for i in (1, 2, 3) if s.shape[i] == 1 and x.shape[i] > 1)
     ds = dy * x
     return dy * s, ds.sum(axis=axes, keepdims=True) if axes else ds

@@ -1,4 +1,4 @@
-"""Change the size of feature maps without weights: upsample, downsample, and the blocks of reorg and reorg3d."""
+"""Nearest-neighbour upsampling, and its adjoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upsample_cuda(be: Any, x: Any, s: int, scale: float) -> Any:
 
 @op
 def downsample(be: Any, x: Any, s: int, scale: float) -> Any:
-    """Add up blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> (N, C, H//s, W//s); adjoint of `upsample`."""
+    """Sum blocks of s x s pixels and multiply by scale: x (N, C, H, W) -> (N, C, H//s, W//s); adjoint of `upsample`."""
     N, C, H, W = x.shape
     blocks = x[:, :, : H // s * s, : W // s * s].reshape(N, C, H // s, s, W // s, s)
     y = blocks.sum(axis=(3, 5))

@@ -1,4 +1,4 @@
-"""What the detection heads do to raw maps, and how boxes are read off them (yolo_layer.c, gaussian_yolo_layer.c)."""
+"""Activations of the detection heads, and decoding of their boxes (yolo_layer.c, gaussian_yolo_layer.c, region_layer.c)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from .activation import _sigmoid
 from .base import op
 
-BLOCK = 256  # threads that look for boxes together
+BLOCK = 256  # threads that rank the boxes of an image
 
 
 def _split(y: Any, A: int) -> Any:
@@ -21,7 +21,7 @@ def _split(y: Any, A: int) -> Any:
 def yolo_activate(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) -> Any:
     """Activate a yolo map x (N, A*(5 + classes), H, W) -> same: sigmoid of x, y, objectness and classes.
 
-    With new_coords the convolution before has done that. Both then map x and y to scale_x_y * v - (scale_x_y - 1) / 2.
+    With new_coords the previous layer has done that. In both cases x and y then become scale_x_y * v - (scale_x_y - 1) / 2.
     """
     y = x.copy()
     v = _split(y, A)
@@ -45,7 +45,7 @@ def yolo_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float, new_coords: in
 def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
     """Activate a Gaussian yolo map x (N, A*(9 + classes), H, W) -> same.
 
-    Entries: x, x_sigma, y, y_sigma, w, w_sigma, h, h_sigma, objectness, classes; all but w and h get a sigmoid.
+    Channels of an anchor: x, x_sigma, y, y_sigma, w, w_sigma, h, h_sigma, objectness, classes; all but w and h get a sigmoid.
     """
     y = x.copy()
     v = _split(y, A)
@@ -66,9 +66,9 @@ def gaussian_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
 
 @op
 def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
-    """Read boxes off an activated map y (N, A*(5 + classes), H, W) -> rows (K, 6 + classes), in Darknet's order.
+    """Decode the boxes of an activated map y (N, A*(5 + classes), H, W) -> rows (K, 6 + classes), in Darknet's order.
 
-    A row is: image number, objectness, box centre x, y, width, height relative to the network input, and per class the
+    A row is: image index, objectness, box centre x, y, width, height relative to the network input, and per class the
     probability objectness * class, 0 where it is not above thresh. Rows are those with objectness > thresh, ordered by
     image, cell (row by row), anchor. `anchors` (A, 2) are widths and heights in pixels of the network input.
     """
@@ -94,11 +94,11 @@ def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: f
 def _rank(
     be: Any, scores: Any, thresh: float, N: int, A: int, P: int, first: int, per_anchor: int, per_cell: int
 ) -> tuple[Any, Any, int]:
-    """Number the boxes whose score is above thresh: rank (N, P, A), the first row of each image (N,), how many rows."""
+    """Return, for boxes with a score above thresh: rank (N, P, A), the first row of each image (N,), the number of rows."""
     rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
     sizes = (scores.size // N, A, P, first, per_anchor, per_cell)
     be.launch("yolo.rank_boxes", N * BLOCK, scores, rank, counts, *sizes, thresh, block=BLOCK)
-    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the one wait for the GPU: it says how many rows there are
+    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the only synchronisation: the number of rows
     starts = np.append(np.int32(0), ends[:-1]).astype(np.int32)
     return rank, be.asarray(starts), int(ends[-1])
 
@@ -119,9 +119,9 @@ def yolo_decode_cuda(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thre
 
 @op
 def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
-    """Reorder a region map x (N, A*(coords + 1 + classes), H, W) cell by cell, and give its objectness a sigmoid.
+    """Reorder a region map x (N, A*(coords + 1 + classes), H, W) by cell, and apply a sigmoid to its objectness.
 
-    The result has x's shape and the memory of (N, H, W, A, coords + 1 + classes); boxes and classes stay raw.
+    The result has x's shape and the memory layout of (N, H, W, A, coords + 1 + classes); boxes and classes are unchanged.
     """
     N, C, H, W = x.shape
     y = be.xp.ascontiguousarray(x.reshape(N, C, H * W).transpose(0, 2, 1))
@@ -140,10 +140,10 @@ def region_activate_cuda(be: Any, x: Any, A: int, coords: int) -> Any:
 
 @op
 def region_decode(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> Any:
-    """Read boxes off an activated region map y (N, A*(coords + 1 + classes), H, W) -> rows (K, 6 + classes).
+    """Decode the boxes of an activated region map y (N, A*(coords + 1 + classes), H, W) -> rows (K, 6 + classes).
 
-    Rows are as those of `yolo_decode`, but a box is there if any class probability is above thresh, and its objectness is
-    given as 1 (Darknet's). y's memory is (N, H, W, A, coords + 1 + classes); `anchors` (A, 2) are in cells.
+    Rows are like those of `yolo_decode`, but a box needs a class probability above thresh, and its objectness is 1, as in
+    Darknet. The memory layout of y is (N, H, W, A, coords + 1 + classes); `anchors` (A, 2) are in cells.
     """
     xp = be.xp
     N, _, H, W = y.shape
