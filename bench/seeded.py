@@ -6,13 +6,32 @@ are far slower on infinities and denormals.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gpudarknet.network import Network
 
-ADDED = 0.2  # scale of what a shortcut adds
+RESIDUAL_SCALE = 0.2  # of what a shortcut adds
+
+
+def draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarray | None:
+    """Draw weights of batch norm (near 1), biases (near 0) or shortcuts (near 1) by their name; None for kernels."""
+    kind = name.rpartition(".")[2]
+    if kind in ("bias", "mean"):
+        return rng.normal(0, 0.1, shape)
+    if kind == "scale":
+        return rng.uniform(0.7, 1.2, shape)
+    if kind == "variance":
+        return rng.uniform(0.6, 1.4, shape)
+    return rng.normal(1, 0.2, shape) if kind == "weight" else None
+
+
+def fan_in(shape: Sequence[int]) -> int:
+    """Return the number of inputs of each output of a kernel."""
+    return max(math.prod(shape[1:]), 1)
 
 
 def fill(network: Network, seed: int = 1) -> None:
@@ -21,23 +40,15 @@ def fill(network: Network, seed: int = 1) -> None:
     The residual branch of a shortcut is scaled down, as training does it: otherwise each shortcut would double the variance,
     and yolov3's activations would overflow float16.
     """
-    added = {node.index - 1 for node in network.nodes if node.layer.section.endswith("shortcut")}
+    residual = {node.index - 1 for node in network.nodes if node.layer.section.endswith("shortcut")}
     rng = np.random.default_rng(seed)
-    draw = {
-        "bias": lambda shape: rng.normal(0, 0.1, shape),
-        "mean": lambda shape: rng.normal(0, 0.1, shape),
-        "scale": lambda shape: rng.uniform(0.7, 1.2, shape),
-        "variance": lambda shape: rng.uniform(0.6, 1.4, shape),
-        "weight": lambda shape: rng.normal(1, 0.2, shape),
-    }
     for node in network.nodes:
         for name, shape, _ in node.layer.weights(*node.inputs):
-            kernel = np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
-            a = draw.get(
-                name.rpartition(".")[2], lambda shape, k=kernel: np.float32(k) * rng.standard_normal(shape, np.float32)
-            )(shape)
-            if node.index in added and name in ("scale", "bias"):
-                a = ADDED * a
+            a = draw(rng, name, shape)
+            if a is None:
+                a = np.float32(np.sqrt(2 / fan_in(shape))) * rng.standard_normal(shape, np.float32)
+            if node.index in residual and name in ("scale", "bias"):
+                a = RESIDUAL_SCALE * a
             network.weights[node.index][name] = network.backend.asarray(a, np.float32)
 
 
