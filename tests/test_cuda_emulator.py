@@ -1,4 +1,4 @@
-"""The emulated CUDA does what CUDA does, and refuses what it refuses: what the tests on it rely on."""
+"""The emulated CUDA behaves like CUDA, including its errors, as the tests that run on it assume."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def store(cupy):
     return lambda p, i, v: kernel((1,), (1,), (p, np.int32(i), np.float32(v)))
 
 
-def says(emulator, action):
-    """Return what CUDA says when the work of an action has run."""
+def error_of(emulator, action):
+    """Run an action and its work; return CUDA's error message."""
     action()
     return emulator.reset()
 
@@ -51,35 +51,35 @@ def says(emulator, action):
         lambda xp: xp.arange(6, dtype=np.float16).reshape(2, 3) @ xp.ones((3, 2), np.float16),
     ],
 )
-def test_arrays_are_numpys(cupy, work):
+def test_arrays_equal_numpys(cupy, work):
     got, want = cupy.asnumpy(work(cupy)), work(np)
     assert got.dtype == want.dtype
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def test_what_a_compiler_says_is_told(cupy):
+def test_compiler_messages_are_shown(cupy):
     with pytest.raises(cupy.cuda.compiler.CompileException, match=r"wrong.* was not declared"):
         cupy.RawKernel('extern "C" __global__ void f(float *p) { *p = wrong; }', "f").compile()
 
 
-def test_what_needs_a_gpus_machine_code_is_refused(cupy):
+def test_gpu_machine_code_is_refused(cupy):
     with pytest.raises(NotImplementedError) as e:
         cupy.sort(cupy.arange(3))
     assert str(e.value).startswith("thrust.sort is not emulated: CuPy's sort, argsort")
 
 
-def test_processes_that_are_started_are_emulated_too(cupy):
+def test_child_processes_are_emulated_too(cupy):
     code = "import cupy; print(int(cupy.arange(4).sum()), cupy.cuda.runtime.getDeviceProperties(0)['name'].decode())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "6 CUDA emulator (no GPU)\n"
 
 
-def test_a_program_can_be_run_on_it(emulator):
+def test_a_program_can_run_on_it(emulator):
     command = [sys.executable, str(Path(emulator.__file__).parent), "-c", "import cupy; print(cupy.ones(3).sum())"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "3.0\n"
 
 
-# --- counters and errors that are asked for ------------------------------------------------------------------------------
+# --- counters and injected errors ------------------------------------------------------------------------------
 
 
 def test_counters(cupy, emulator, store):
@@ -101,7 +101,7 @@ def test_the_nth_call_fails(cupy, emulator):
     with emulator.failing("cudaMemcpyAsync", nth=2, status=1):
         a = cupy.asarray(np.arange(3))
         with pytest.raises(
-            cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorInvalidValue: cudaMemcpyAsync was told to"
+            cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorInvalidValue: cudaMemcpyAsync: injected"
         ):
             a.get()
     assert a.get().tolist() == [0, 1, 2]
@@ -109,7 +109,7 @@ def test_the_nth_call_fails(cupy, emulator):
         a.get()
 
 
-def test_memory_ends(cupy, emulator):
+def test_memory_is_limited(cupy, emulator):
     with emulator.configured(memory=1 << 26):
         with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
             cupy.empty(1 << 27, np.uint8)
@@ -120,27 +120,27 @@ def test_memory_ends(cupy, emulator):
 # --- memory --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_number_beyond_the_end_is_found(cupy, emulator, store):
+def test_an_access_past_the_end_is_caught(cupy, emulator, store):
     with emulator.guarded_allocations():
         a = cupy.zeros(1024, np.float32)
-        assert says(emulator, lambda: store(a, 1023, 1)) is None
-        assert says(emulator, lambda: store(a, 1024, 1)).startswith("store: thread 0 of block 0 touches 0x")
+        assert error_of(emulator, lambda: store(a, 1023, 1)) is None
+        assert error_of(emulator, lambda: store(a, 1024, 1)).startswith("store: thread 0 of block 0 touches 0x")
         small = cupy.zeros(3, np.float32)
-        assert says(emulator, lambda: store(small, 3, 1)) == "something wrote behind the end of 12 bytes of memory"
+        assert error_of(emulator, lambda: store(small, 3, 1)) == "a write past the end of 12 bytes of memory"
 
 
-def test_addresses_are_looked_up(cupy, emulator, store):
+def test_addresses_are_checked(cupy, emulator, store):
     host = np.zeros(4, np.float32)
     address = np.uintp(host.ctypes.data)
-    assert says(emulator, lambda: store(address, 0, 1)) == "store: argument 0 is memory of the host, or was freed"
+    assert error_of(emulator, lambda: store(address, 0, 1)) == "store: argument 0 is host memory, or was freed"
     a = cupy.zeros(4, np.float32)
     address = np.uintp(a.data.ptr)
-    assert says(emulator, lambda: store(address, 0, 1)) is None
+    assert error_of(emulator, lambda: store(address, 0, 1)) is None
     del a
-    assert says(emulator, lambda: store(address, 0, 1)) == "store: argument 0 was given back to the pool"
+    assert error_of(emulator, lambda: store(address, 0, 1)) == "store: argument 0 was returned to the pool"
 
 
-def test_fresh_and_freed_memory_is_nan(cupy, emulator):
+def test_new_and_freed_memory_is_nan(cupy, emulator):
     a = cupy.ones(100, np.float32)
     view = cupy.ndarray(100, np.float32, cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(a.data.ptr, 400, None), 0))
     del a
@@ -149,7 +149,7 @@ def test_fresh_and_freed_memory_is_nan(cupy, emulator):
     assert b.data.ptr == view.data.ptr and bool(cupy.isnan(b).all())
 
 
-def test_an_error_of_a_kernel_stays(cupy, emulator, store):
+def test_a_kernels_error_is_sticky(cupy, emulator, store):
     store(np.uintp(8), 0, 1)
     for _ in range(2):
         with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorIllegalAddress: store: argument 0"):
@@ -158,12 +158,12 @@ def test_an_error_of_a_kernel_stays(cupy, emulator, store):
     cupy.cuda.Device().synchronize()
 
 
-def test_copies_look_at_sides_and_ends(cupy, emulator):
+def test_copies_check_kinds_and_bounds(cupy, emulator):
     a, host = cupy.zeros(4, np.float32), np.zeros(4, np.float32)
     runtime = cupy.cuda.runtime
     for source, size, kind, why in (
         (host.ctypes.data, 16, runtime.memcpyDeviceToDevice, "a copy of kind 3 between memory of kind 1"),
-        (a.data.ptr, 1 << 40, runtime.memcpyDeviceToDevice, "reaches behind the end of its memory"),
+        (a.data.ptr, 1 << 40, runtime.memcpyDeviceToDevice, "extends past the end of its memory"),
     ):
         with pytest.raises(runtime.CUDARuntimeError, match=why):
             runtime.memcpyAsync(a.data.ptr, source, size, kind, 0)
@@ -172,14 +172,14 @@ def test_copies_look_at_sides_and_ends(cupy, emulator):
 # --- streams and events --------------------------------------------------------------------------------------------------
 
 
-def test_streams_run_as_late_as_they_may(cupy, emulator, store):
+def test_streams_run_as_late_as_possible(cupy, emulator, store):
     one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     a = cupy.zeros(4, np.float32)
     cupy.cuda.Device().synchronize()
     with one:
         store(a, 0, 7)
     with other:
-        assert a.get()[0] == 0  # nobody waits for `one`
+        assert a.get()[0] == 0  # nothing waits for `one`
     other.wait_event(one.record())
     with other:
         assert a.get()[0] == 7
@@ -215,11 +215,11 @@ def test_pinned_memory_is_read_late_and_pageable_at_once(cupy):
 # --- captures ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_graph_does_again_what_was_captured(cupy, store):
+def test_a_graph_replays_what_was_captured(cupy, store):
     stream, a = cupy.cuda.Stream(non_blocking=True), cupy.zeros(4, np.float32)
     cupy.cuda.Device().synchronize()
     with stream:
-        store(a, 3, 0)  # a kernel is loaded when it is first launched
+        store(a, 3, 0)  # a kernel is loaded on its first launch
         stream.begin_capture()
         store(a, 0, 5)
         graph = stream.end_capture()
@@ -253,14 +253,14 @@ def on(stream, work, a):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cuda_refuses_while_capturing(cupy, emulator, store, name):
+def test_what_cuda_refuses_during_capture(cupy, emulator, store, name):
     action, error = REFUSED[name]
     stream, a = cupy.cuda.Stream(non_blocking=True), cupy.zeros(4, np.float32)
     store(a, 0, 1)
     cupy.cuda.Device().synchronize()
     with stream:
         stream.begin_capture()
-        if error is None:  # a stream that is not blocking does not mind the default one
+        if error is None:  # a non-blocking stream is independent of the default one
             action(cupy, stream, a, store)
             stream.end_capture()
             return
@@ -272,7 +272,7 @@ def test_what_cuda_refuses_while_capturing(cupy, emulator, store, name):
     emulator.reset()
 
 
-def test_the_default_streams_work_spoils_a_blocking_streams_capture(cupy, emulator, store):
+def test_work_on_the_default_stream_invalidates_a_blocking_streams_capture(cupy, emulator, store):
     stream, a = cupy.cuda.Stream(), cupy.zeros(4, np.float32)
     store(a, 0, 1)
     with stream:
@@ -282,7 +282,7 @@ def test_the_default_streams_work_spoils_a_blocking_streams_capture(cupy, emulat
     emulator.reset()
 
 
-def test_another_thread_can_spoil_a_capture(cupy, emulator, store):
+def test_another_thread_can_invalidate_a_capture(cupy, emulator, store):
     stream, a = cupy.cuda.Stream(non_blocking=True), cupy.zeros(4, np.float32)
     store(a, 0, 1)
     failed = []
@@ -300,7 +300,7 @@ def test_another_thread_can_spoil_a_capture(cupy, emulator, store):
         thread.join()
         with pytest.raises(RuntimeError, match="cudaErrorStreamCaptureInvalidated"):
             stream.end_capture()
-    assert failed == ["cudaErrorStreamCaptureUnsupported: cudaDeviceSynchronize while capturing"]
+    assert failed == ["cudaErrorStreamCaptureUnsupported: cudaDeviceSynchronize during capture"]
 
 
 # --- devices -------------------------------------------------------------------------------------------------------------
@@ -311,16 +311,16 @@ def test_devices_have_their_own_memory(cupy, emulator, store):
         there = cupy.zeros(4, np.float32)
     cupy.cuda.Device(1).synchronize()
     address, runtime = np.uintp(there.data.ptr), cupy.cuda.runtime
-    try:  # CuPy lets one device into another's memory as soon as arrays of both have met
+    try:  # CuPy enables peer access as soon as arrays of two devices are combined
         runtime.deviceDisablePeerAccess(1)
     except runtime.CUDARuntimeError as e:
         assert "cudaErrorPeerAccessNotEnabled" in str(e)
     wrong = "store: argument 0 is memory of device 1, without access from device 0"
-    assert says(emulator, lambda: store(address, 0, 1)) == wrong
+    assert error_of(emulator, lambda: store(address, 0, 1)) == wrong
     np.testing.assert_array_equal(cupy.asarray(there).get(), [0, 0, 0, 0])  # a copy between devices
     assert cupy.asarray(there).device.id == 0
     runtime.deviceEnablePeerAccess(1)
-    assert says(emulator, lambda: store(address, 0, 1)) is None
+    assert error_of(emulator, lambda: store(address, 0, 1)) is None
     assert there.get().tolist() == [1, 0, 0, 0]
 
 

@@ -1,15 +1,15 @@
-"""The real CuPy on a CUDA device that is not there.
+"""The real CuPy on an emulated CUDA device.
 
     import cuda_emulator
     cuda_emulator.install()          # before CuPy is imported
     import cupy
 
-    python tests/cuda_emulator SCRIPT | -m MODULE ...    # with CUDA_EMULATOR_LOG=1 every call is printed
+    python tests/cuda_emulator SCRIPT | -m MODULE ...    # CUDA_EMULATOR_LOG=1 prints every call
 
-Kernels are compiled by g++ under the shim of tests/host_cuda, cuBLAS is the BLAS of NumPy. What differs from a GPU is chosen so
-that faults show: work runs as late as events and streams allow (or at random, or at once: `configure(schedule=...)`), fresh
-and freed memory is NaN, every address that a kernel or cuBLAS gets is looked up, and what CUDA refuses while a stream is
-captured is refused. docs/cuda-emulator.md says what it finds and what it cannot.
+Kernels are compiled by g++ with the shim of tests/host_cuda; cuBLAS is NumPy's BLAS. Unlike a GPU, the emulator makes bugs show:
+work runs as late as events and streams allow (or at random, or at once: `configure(schedule=...)`), new and freed memory is NaN,
+every address passed to a kernel or cuBLAS is checked, and what CUDA refuses during capture is refused. docs/cuda-emulator.md
+describes what it finds and what it cannot.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _installed: Installed | None = None
 
 
 class Installed:
-    """The emulator in this process. Its libraries stay loaded, so that whoever asks for one by name gets ours."""
+    """The emulator in this process. Its libraries stay loaded, so that loading one by name returns ours."""
 
     def __init__(self, built: Build, cuda: int):
         os.environ |= built.environment
-        # Processes that this one starts import sitecustomize.py, which calls install() as well.
+        # Child processes import sitecustomize.py, which also calls install().
         paths = [str(HERE / "child"), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         names = ("libcuda.so.1", f"libnvrtc.so.{cuda}", f"libcublasLt.so.{cuda}", f"libcublas.so.{cuda}")
@@ -53,11 +53,11 @@ class Installed:
         self.library.emulator_set.argtypes = [ctypes.c_char_p, ctypes.c_long]
         self.library.emulator_get.argtypes, self.library.emulator_get.restype = [ctypes.c_char_p], ctypes.c_long
         self.library.emulator_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
-        self.library.emulator_part.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        self.library.emulator_suballocation.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 
 
 def why_not() -> str | None:
-    """Say why the emulator cannot run here; None if it can."""
+    """Return why the emulator cannot run here; None if it can."""
     try:
         check_machine()
         headers(cupy())
@@ -67,9 +67,9 @@ def why_not() -> str | None:
 
 
 def install() -> None:
-    """Put the emulator in CUDA's place, for this process and those that it starts. CuPy must not have been imported yet.
+    """Replace CUDA by the emulator, in this process and its children, before CuPy is imported.
 
-    Raises Missing, or RuntimeError where CuPy is already here.
+    Raises Missing, or RuntimeError if CuPy is already imported.
     """
     global _installed
     if _installed is not None:
@@ -82,8 +82,8 @@ def install() -> None:
     sys.modules["cupy.cuda.thrust"] = thrust()
     if os.environ.get("CUDA_EMULATOR_LOG"):
         configure(verbose=1)
-    if told := os.environ.get("CUDA_EMULATOR_FAIL"):  # for processes that are started: CALL:NTH:STATUS
-        call, nth, status = told.split(":")
+    if injected := os.environ.get("CUDA_EMULATOR_FAIL"):  # for child processes: CALL:NTH:STATUS
+        call, nth, status = injected.split(":")
         library().emulator_fail(call.encode(), int(nth), int(status))
     sys.meta_path.insert(0, AfterImport())
 
@@ -107,39 +107,39 @@ class AfterImport:
         return spec
 
 
-class Given:
-    """What CuPy's pool gave for an array; the emulator learns when it goes back."""
+class Allocation:
+    """An array's memory from CuPy's pool; tells the emulator when it is allocated and freed."""
 
     def __init__(self, memory: Any, size: int, stream: int):
         self.memory, self.size, self.stream = memory, size, stream
-        library().emulator_part(memory.ptr, size, True, stream)
+        library().emulator_suballocation(memory.ptr, size, True, stream)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at the end of the process
-            library().emulator_part(self.memory.ptr, self.size, False, self.stream)
+        with contextlib.suppress(Exception):  # at interpreter exit
+            library().emulator_suballocation(self.memory.ptr, self.size, False, self.stream)
 
 
 def track_pool(module: ModuleType) -> None:
-    """Tell the emulator which parts of its memory CuPy's pool gives to arrays, and when they go back."""
+    """Tell the emulator what CuPy's pool allocates and frees."""
     cuda = module.cuda
 
     def allocate(size: int) -> Any:
         memory = module.get_default_memory_pool().malloc(size)
         if size == 0:
             return memory
-        given = Given(memory, size, cuda.get_current_stream().ptr)
-        return cuda.MemoryPointer(cuda.UnownedMemory(memory.ptr, size, given, memory.device_id), 0)
+        allocation = Allocation(memory, size, cuda.get_current_stream().ptr)
+        return cuda.MemoryPointer(cuda.UnownedMemory(memory.ptr, size, allocation, memory.device_id), 0)
 
     cuda.set_allocator(allocate)
 
 
 def thrust() -> ModuleType:
-    """Return what stands for CuPy's module of Thrust, which is machine code of GPUs: every function says so."""
+    """Return a stub for CuPy's Thrust module, which is GPU machine code: its functions raise."""
     module = ModuleType("cupy.cuda.thrust")
     module.available = True  # type: ignore[attr-defined]
     module.get_build_version = lambda: 0  # type: ignore[attr-defined]
 
-    def refused(name: str) -> Any:
+    def stub(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
 
@@ -150,13 +150,13 @@ def thrust() -> ModuleType:
 
         return function
 
-    module.__getattr__ = refused  # type: ignore[method-assign]
+    module.__getattr__ = stub  # type: ignore[method-assign]
     return module
 
 
 @cache
 def sgemm() -> int | None:
-    """Return the address of cblas_sgemm in the OpenBLAS that NumPy's wheels bring; None: cublas.cpp multiplies by itself."""
+    """Return the address of cblas_sgemm in the OpenBLAS of NumPy's wheels; None: cublas.cpp multiplies itself."""
     import numpy
 
     for path in glob.glob(str(Path(numpy.__file__).parent.parent / "numpy.libs" / "libscipy_openblas64_*.so")):
@@ -170,7 +170,7 @@ def sgemm() -> int | None:
 
 
 def library() -> Any:
-    """Return the emulator's library. Raises RuntimeError where it is not installed."""
+    """Return the emulator's library. Raises RuntimeError if it is not installed."""
     if _installed is None:
         raise RuntimeError("the CUDA emulator is not installed in this process")
     return _installed.library
@@ -184,7 +184,7 @@ def installed() -> bool:
 def configure(**settings: int) -> None:
     """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, schedule, verbose.
 
-    schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a number above 0 at random.
+    schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a seed above 0 at random.
     """
     for name, value in settings.items():
         if not library().emulator_set(name.encode(), value):
@@ -193,7 +193,7 @@ def configure(**settings: int) -> None:
 
 @contextlib.contextmanager
 def configured(**settings: int) -> Iterator[None]:
-    """Change settings for a block."""
+    """Change settings within a block."""
     before = {name: library().emulator_get(name.encode()) for name in settings}
     configure(**settings)
     try:
@@ -203,7 +203,7 @@ def configured(**settings: int) -> Iterator[None]:
 
 
 def counters() -> Counter[str]:
-    """Return how often each function of CUDA was called, and "launches", "launches of NAME", "gemms", "gemms fp16" (fp32,
+    """Return the number of calls of each CUDA function, and "launches", "launches of NAME", "gemms", "gemms fp16" (fp32,
     tf32), "bytes host to device" and the like, "waits" of the host, "allocations", "captures", "graph launches"."""
     lines = library().emulator_counters().decode().splitlines()
     return Counter({name: int(value) for name, value in (line.split("\t") for line in lines)})
@@ -211,7 +211,7 @@ def counters() -> Counter[str]:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Count what a block does: the counter is filled when it ends."""
+    """Count what a block does; the counter is filled when the block ends."""
     before, result = counters(), Counter[str]()
     yield result
     result.update(counters() - before)
@@ -219,9 +219,9 @@ def counting() -> Iterator[Counter[str]]:
 
 @contextlib.contextmanager
 def failing(call: str, nth: int = 1, status: int = OUT_OF_MEMORY) -> Iterator[None]:
-    """Let the nth call of a function of CUDA from now on answer with an error; raises AssertionError if it never came.
+    """Make the nth call of a CUDA function from now on return an error. Raises AssertionError if it was not reached.
 
-    After ILLEGAL_ADDRESS every call fails, until `reset`.
+    After ILLEGAL_ADDRESS every call fails until `reset`.
     """
     library().emulator_fail(call.encode(), nth, status)
     before = counters()[call]
@@ -233,13 +233,13 @@ def failing(call: str, nth: int = 1, status: int = OUT_OF_MEMORY) -> Iterator[No
 
 
 def reset() -> str | None:
-    """Finish or drop all work; forget injected and sticky errors. Returns the sticky error in words, None if there was none."""
+    """Finish or drop all work; clear injected and sticky errors. Returns the sticky error's message, None without one."""
     return library().emulator_message().decode() if library().emulator_reset() else None
 
 
 @contextlib.contextmanager
 def guarded_allocations() -> Iterator[None]:
-    """Give every array of a block pages of its own, so that one number beyond its end is caught, in place of CuPy's pool."""
+    """Allocate every array of a block on its own pages instead of from CuPy's pool, to catch accesses just past its end."""
     import cupy
 
     cupy.cuda.set_allocator(None)

@@ -1,4 +1,4 @@
-"""Build the emulator's shared libraries with g++, once for each CuPy and each state of their source.
+"""Build the emulator's shared libraries with g++, once for each CuPy version and each state of their source.
 
 lib/libcuda.so.1 (runtime and driver), lib/libnvrtc.so.N, lib/libcublas.so.N and an empty lib/libcublasLt.so.N, for CUDA N.
 """
@@ -25,7 +25,7 @@ FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fno-gnu-unique", "-ffp-contract=
 
 
 class Missing(Exception):
-    """What the emulator needs is not on this machine; the message says what."""
+    """A requirement of the emulator is missing on this machine; the message says which."""
 
 
 class CuPy(NamedTuple):
@@ -36,12 +36,12 @@ class CuPy(NamedTuple):
     cuda: int
 
     def module(self, name: str) -> Path:
-        """Return the shared library of one of its modules: "cuda/api/runtime"."""
+        """Return the shared library of one of its modules, such as "cuda/api/runtime"."""
         return next((self.site / "cupy_backends" / name).parent.glob(Path(name).name + ".*.so"))
 
 
 def cupy() -> CuPy:
-    """Find the wheel, without importing it. Raises Missing."""
+    """Find the installed wheel without importing it. Raises Missing."""
     import importlib.metadata
 
     for cuda in (12, 13):
@@ -56,7 +56,7 @@ def cupy() -> CuPy:
 
 
 def headers(wheel: CuPy) -> Path:
-    """Return the folder of CUDA's headers, from pip's package of the CUDA runtime. Raises Missing."""
+    """Return the folder of CUDA's headers, from pip's CUDA runtime package. Raises Missing."""
     names = ("cuda_runtime",) if wheel.cuda == 12 else ("cu13", "cuda_runtime")
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or () if spec else ():
@@ -75,7 +75,7 @@ def version(include: Path) -> int:
 
 
 def check_machine() -> None:
-    """Raise Missing where the emulator cannot run."""
+    """Raise Missing if the emulator cannot run on this machine."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         raise Missing("it needs Linux on x86-64")
     if COMPILER is None:
@@ -83,7 +83,7 @@ def check_machine() -> None:
 
 
 class Build(NamedTuple):
-    """What was built. folder: everything that the emulator writes; lib: the libraries; environment: for nvrtc.cpp."""
+    """A build. folder: everything the emulator writes; lib: the libraries; environment: for nvrtc.cpp."""
 
     folder: Path
     lib: Path
@@ -91,7 +91,7 @@ class Build(NamedTuple):
 
 
 def build(wheel: CuPy) -> Build:
-    """Build what is not yet built. Raises Missing, and RuntimeError with the compiler's messages."""
+    """Build the libraries unless they exist. Raises Missing, and RuntimeError with the compiler's messages."""
     check_machine()
     include = headers(wheel)
     files = [*sorted(path for path in SOURCE.rglob("*") if path.is_file()), SHIM / "shim.h", Path(__file__)]
@@ -105,7 +105,7 @@ def build(wheel: CuPy) -> Build:
                     f"-I{wheel.site / 'cupy' / '_core' / 'include'}"]  # fmt: skip
     if not (folder / "lib").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        work = Path(f"{folder}.{os.getpid()}")  # several processes may come at once: the first to be ready wins
+        work = Path(f"{folder}.{os.getpid()}")  # several processes may build at once: the first to finish wins
         (work / "lib").mkdir(parents=True)
         (work / "include").mkdir()
         try:
@@ -115,18 +115,18 @@ def build(wheel: CuPy) -> Build:
             header = str(work / "include" / "prelude.h")
             flags = [f"-I{work / 'include'}" if f == f"-I{folder / 'include'}" else f for f in kernel_flags]
             compile([*flags, "-x", "c++-header", header, "-o", header + ".gch"])
-            for part in ("include", "lib"):  # lib last: it says that all is there
+            for name in ("include", "lib"):  # lib last: its existence marks a complete build
                 try:
-                    os.rename(work / part, folder / part)
+                    os.rename(work / name, folder / name)
                 except OSError:
-                    if not (folder / part).exists():
+                    if not (folder / name).exists():
                         raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     environment = {
         "CUDA_EMULATOR_BUILD": str(folder), "CUDA_EMULATOR_KEY": key, "CUDA_EMULATOR_CXX": str(COMPILER),
         "CUDA_EMULATOR_FLAGS": " ".join(kernel_flags), "CUDA_EMULATOR_VERSION": str(version(include)),
-        "CUPY_CACHE_DIR": str(folder / "kernels"),  # the cubins of emulated devices lie apart from real ones
+        "CUPY_CACHE_DIR": str(folder / "kernels"),  # cubins of emulated devices are kept separate from real ones
         "CUPY_ACCELERATORS": "",  # no CUB, which is linked into the wheel as machine code of GPUs
     }  # fmt: skip
     return Build(folder, folder / "lib", environment)
@@ -140,7 +140,7 @@ def libraries(wheel: CuPy, include: Path, work: Path) -> None:
     script.write_text(
         f"libcublas.so.{n} {{ global: cublas*; emulator*; local: *; }};\n"
     )  # the versions that CuPy asks for
-    missing.write_text(refusals(wheel))
+    missing.write_text(stubs(wheel))
 
     def library(name: str, *arguments: str) -> None:
         compile([*flags, *arguments, "-o", str(lib / name), f"-Wl,-soname,{name}"])
@@ -167,8 +167,8 @@ def libraries(wheel: CuPy, include: Path, work: Path) -> None:
         nvrtc.result(), empty.result()
 
 
-def refusals(wheel: CuPy) -> str:
-    """Write the functions of cuBLAS that CuPy's module needs to load and that cublas.cpp does not have."""
+def stubs(wheel: CuPy) -> str:
+    """Return stubs for the cuBLAS functions that CuPy's module needs to load but cublas.cpp lacks."""
     symbols = subprocess.run(["nm", "-D", "--undefined-only", str(wheel.module("cuda/libs/cublas"))],
                              text=True, capture_output=True, check=True).stdout  # fmt: skip
     ours = set(re.findall(r"EXPORT int (cublas\w+)\(", (SOURCE / "cublas.cpp").read_text(encoding="utf-8")))
@@ -179,7 +179,7 @@ def refusals(wheel: CuPy) -> str:
 
 
 def compile(arguments: list[str]) -> None:
-    """Run the compiler. Raises RuntimeError with what it says."""
+    """Run the compiler. Raises RuntimeError with its messages."""
     done = subprocess.run([str(COMPILER), *arguments], text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{COMPILER} {' '.join(arguments)}\n{done.stderr}")

@@ -1,8 +1,8 @@
-"""Lead CuPy's CUDA runtime to the emulator.
+"""Redirect CuPy's CUDA runtime to the emulator.
 
-The wheels link the CUDA runtime statically into `cupy_backends/cuda/api/runtime`, so no other library can take its place. But
-that module keeps its table of symbols: the first bytes of every `cuda...` function in it become a jump to the function of that
-name in the emulator, or, where it has none, `return cudaErrorNotSupported`.
+The wheels link the CUDA runtime statically into `cupy_backends/cuda/api/runtime`, so no other library can replace it. But that
+module keeps its symbol table: the first bytes of every `cuda...` function in it are overwritten with a jump to the emulator's
+function of that name, or with `return cudaErrorNotSupported` if there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAGE = 4096
 
 
 class Symbol(NamedTuple):
-    """A function in a shared library. value: its offset from where the library is loaded."""
+    """A function in a shared library. value: its offset from the library's base address."""
 
     name: str
     value: int
@@ -26,12 +26,14 @@ class Symbol(NamedTuple):
 
 
 def functions(data: bytes) -> list[Symbol]:
-    """Read the functions in the symbol table of an ELF file for x86-64."""
-    begin, entry, count = (struct.unpack_from(f, data, at)[0] for f, at in (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C)))
-    sections = [struct.unpack_from("<IIQQQQIIQQ", data, begin + i * entry) for i in range(count)]
+    """Read the functions in the symbol table of an x86-64 ELF file."""
+    begin, entry_size, count = (
+        struct.unpack_from(f, data, at)[0] for f, at in (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C))
+    )
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, begin + i * entry_size) for i in range(count)]
     table = next((s for s in sections if s[1] == 2), None)  # SHT_SYMTAB
     if table is None:
-        raise RuntimeError("CuPy's runtime module has no symbol table, so the CUDA emulator cannot take its place")
+        raise RuntimeError("CuPy's runtime module has no symbol table, so the CUDA emulator cannot replace it")
     strings, symbols = sections[table[6]][4], []
     for at in range(table[4], table[4] + table[5], 24):
         name, info, _, _, value, size = struct.unpack_from("<IBBHQQ", data, at)
@@ -42,7 +44,7 @@ def functions(data: bytes) -> list[Symbol]:
 
 
 def redirect(module: Path, emulator: ctypes.CDLL) -> dict[str, bool]:
-    """Load a module's shared library and redirect its CUDA functions; return which of them the emulator has."""
+    """Load a module's shared library and redirect its CUDA functions; return which of them the emulator implements."""
     library = ctypes.CDLL(str(module))
     base = ctypes.c_uint64.from_address(library._handle).value  # the first member of glibc's struct link_map
     libc = ctypes.CDLL(None, use_errno=True)

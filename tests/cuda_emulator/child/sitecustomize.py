@@ -1,4 +1,4 @@
-"""Python imports this in processes that one with an emulated CUDA starts: it is emulated there too, if CuPy is there."""
+"""Python imports this in child processes of one with an emulated CUDA; it emulates CUDA there too if CuPy is installed."""
 
 import contextlib
 import os

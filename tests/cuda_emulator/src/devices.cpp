@@ -1,4 +1,4 @@
-// Errors, counters, devices, and what tests ask for.
+// Errors, counters, devices, and the tests' interface.
 #include "emulator.h"
 
 #include <cstdarg>
@@ -24,7 +24,7 @@ static std::map<std::string, Injection> injections;
 
 void count(const std::string &what, long by) { counters[what] += by; }
 
-static std::string words(const char *format, va_list args) {
+static std::string formatted(const char *format, va_list args) {
     char text[512];
     vsnprintf(text, sizeof text, format, args);
     return text;
@@ -34,14 +34,14 @@ void note(const char *format, ...) {
     if (!settings.verbose) return;
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "[CUDA emulator] %s\n", words(format, args).c_str());
+    fprintf(stderr, "[CUDA emulator] %s\n", formatted(format, args).c_str());
     va_end(args);
 }
 
 cudaError_t problem(cudaError_t status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    message = words(format, args);
+    message = formatted(format, args);
     va_end(args);
     note("error %d: %s", status, message.c_str());
     return last = status;
@@ -57,11 +57,11 @@ cudaError_t sticky_error() { return sticky; }
 
 cudaError_t begin(const char *call) {
     count(call);
-    auto found = injections.find(call);
-    if (found != injections.end() && --found->second.calls_left == 0) {
-        cudaError_t status = found->second.status;
-        injections.erase(found);
-        std::string what = std::string(call) + " was told to fail";
+    auto injection = injections.find(call);
+    if (injection != injections.end() && --injection->second.calls_left == 0) {
+        cudaError_t status = injection->second.status;
+        injections.erase(injection);
+        std::string what = std::string(call) + ": injected error";
         if (status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure) fail_kernel(status, what);
         return problem(status, "%s", what.c_str());
     }
@@ -116,7 +116,7 @@ EXPORT cudaError_t cudaDeviceSynchronize() {
     count("waits");
     if (Stream *stream = capturing(current_device)) {
         stream->invalidated = true;
-        return problem(cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize while capturing");
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize during capture");
     }
     run_device(current_device);
     check_patterns();
@@ -137,7 +137,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, 
     }
     return cudaSuccess;
 }
-EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // version 2 of it in CUDA 12, by a macro
+EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // a macro for its version 2 in CUDA 12
     ENTER(cudaGetDeviceProperties);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "%s", DEVICE_NAME);
@@ -164,21 +164,21 @@ EXPORT const char *cudaGetErrorString(cudaError_t) { return message.c_str(); }
 EXPORT cudaError_t cudaProfilerStart() { return cudaSuccess; }
 EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
-// ---- what tests ask for, through __init__.py
+// ---- the tests' interface, used by __init__.py
 
-static long *setting(const std::string &name) {  // nullptr if there is none of that name
+static long *setting(const std::string &name) {  // nullptr if unknown
     static const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
         {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}};
-    auto found = known.find(name);
-    return found == known.end() ? nullptr : found->second;
+    auto entry = known.find(name);
+    return entry == known.end() ? nullptr : entry->second;
 }
 
 EXPORT int emulator_set(const char *name, long value) {
     std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
-    long *place = setting(name);
-    if (!place) return 0;
-    *place = value;
-    if (place == &settings.schedule && value > 0) seed_schedule(value);
+    long *field = setting(name);
+    if (!field) return 0;
+    *field = value;
+    if (field == &settings.schedule && value > 0) seed_schedule(value);
     return 1;
 }
 EXPORT long emulator_get(const char *name) {
@@ -198,10 +198,10 @@ EXPORT void emulator_fail(const char *call, long nth, int status) {
     if (nth > 0) injections[call] = {nth, (cudaError_t)status};
     else injections.erase(call);
 }
-// Whether a sticky error was there; forget it, and what was queued behind it.
+// Return the sticky error, and clear it and the work queued after it.
 EXPORT int emulator_reset() {
     std::lock_guard<std::recursive_mutex> lock(emulator::mutex);
-    run_everything();  // after a sticky error nothing of it is done
+    run_everything();  // after a sticky error this runs nothing
     check_patterns();
     int status = sticky;
     sticky = last = cudaSuccess;

@@ -1,5 +1,5 @@
-// A CUDA without a GPU: what the parts of the emulator share. Device memory is memory of this process; a stream is a queue of
-// work that runs only when something waits for it, so that a missing wait shows. Types and prototypes are those of CUDA's own headers.
+// A CUDA without a GPU: declarations that the emulator's files share. Device memory is memory of this process; a stream is a queue of
+// work that runs only when something waits for it, so that a missing wait shows. Types and prototypes are those of CUDA's headers.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -21,12 +21,12 @@ using Work = std::function<void()>;
 
 struct Graph {
     std::vector<Work> nodes;
-    std::shared_ptr<int> at_work = std::make_shared<int>();  // held by every launch that has not finished
+    std::shared_ptr<int> in_flight = std::make_shared<int>();  // held by every unfinished launch
 };
 
 struct Stream {
     int device = 0, number = 0;
-    bool blocking = true;  // waits for the legacy default stream, and that one for it
+    bool blocking = true;  // synchronizes with the legacy default stream
     bool is_default = false;
     std::deque<Work> queue;
     long pushed = 0, done = 0;
@@ -38,19 +38,19 @@ struct Stream {
 struct Event {
     int device = 0;
     bool timing = true;
-    Stream *stream = nullptr;  // that it was last recorded on, when `position` items were pushed there
+    Stream *stream = nullptr;  // that it was last recorded on, at `position`
     long position = 0;
     bool captured = false;
     double seconds = 0;
 };
 
-enum class Place { HOST, PINNED, DEVICE };
+enum class MemoryKind { HOST, PINNED, DEVICE };
 
-// What cudaMalloc or cudaHostAlloc gave. Its pages end at one that cannot be touched; from `size` to there it is filled with PATTERN.
+// An allocation by cudaMalloc or cudaHostAlloc. A guard page follows its pages; from `size` to there it is filled with PATTERN.
 struct Block {
     char *base;
     size_t size, mapped;
-    Place place;
+    MemoryKind kind;
     int device;
 };
 
@@ -58,7 +58,7 @@ const unsigned char PATTERN = 0xff;  // NaN in float32 and float16
 
 extern std::recursive_mutex mutex;
 extern thread_local int current_device;
-extern std::string message;  // what went wrong last, in words
+extern std::string message;  // the last error's message
 
 // Settings that tests change; see configure() in __init__.py.
 struct Settings {
@@ -71,34 +71,34 @@ const long LATE = 0, EAGER = -1;  // schedule: when work runs. Above 0: the seed
 void count(const std::string &what, long by = 1);
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// Errors. `problem` says one in words and returns it. After a kernel's error everything fails (CUDA calls it sticky).
+// Errors. `problem` sets the message and returns the status. After a kernel's error every call fails (a sticky error).
 cudaError_t problem(cudaError_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void fail_kernel(cudaError_t status, const std::string &what);
-cudaError_t begin(const char *call);  // counts the call; returns the error that it is to answer, injected or sticky
+cudaError_t begin(const char *call);  // counts the call; returns an injected or sticky error to return
 cudaError_t sticky_error();
 
 // Work
 Stream *stream_of(cudaStream_t handle);              // nullptr if there is no such stream
-Stream *stream_of(cudaStream_t handle, int device);  // whose default stream is meant by 0
+Stream *stream_of(cudaStream_t handle, int device);  // 0 means that device's default stream
 cudaError_t push(Stream *stream, Work work);
-void run(Stream *stream, long until);  // run its work until `until` items are done
+void run(Stream *stream, long until);  // run its work up to item `until`
 void run_everything();
 void run_device(int device);
 void abandon_captures();
 void seed_schedule(long seed);
-void wait_for_device(Stream *stream, int device);   // what is pushed from now on comes after all work of the device
-void make_device_wait(int device, Stream *stream);  // and all its work that is pushed from now on after what the stream has
-Stream *capturing(int device);  // a stream of it that is being captured, or nullptr
+void wait_for_device(Stream *stream, int device);   // order work pushed from now on after all work of the device
+void make_device_wait(int device, Stream *stream);  // order the device's work pushed from now on after the stream's current work
+Stream *capturing(int device);  // one of its streams that is being captured, or nullptr
 
 // Memory
 Block *block_of(const void *p);
-Place place_of(const void *p);
-// Return why `device` may not touch the `size` bytes at p, or an empty string. The second asks what an allocator above gave out
-// as well, which is known when work runs.
+MemoryKind kind_of(const void *p);
+// Return why `device` may not access `size` bytes at p, or an empty string. The second also checks what a pool allocated, which is
+// known when work runs.
 std::string why_not_allocated(const void *p, size_t size, int device);
 std::string why_not(const void *p, size_t size, int device);
 bool peer_enabled(int from, int to);
-void check_patterns();  // reports writes behind the end of a block
+void check_patterns();  // reports writes past the end of a block
 
 }  // namespace emulator
 

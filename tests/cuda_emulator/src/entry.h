@@ -1,4 +1,4 @@
-// Put behind a kernel's text: C functions through which modules.cpp launches its kernels.
+// Appended to a kernel's source: C functions with which modules.cpp launches its kernels.
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -7,7 +7,7 @@ template <typename T, int ndim, bool contiguous, bool small> class CArray;
 
 namespace emulated {
 
-// Whether an argument is an address, or begins with one as CuPy's arrays do.
+// Whether an argument is an address, or begins with one like CuPy's arrays.
 template <class A> struct points : std::is_pointer<A> {};
 template <class T, int ndim, bool contiguous, bool small> struct points<CArray<T, ndim, contiguous, small>> : std::true_type {};
 

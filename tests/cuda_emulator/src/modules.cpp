@@ -1,4 +1,4 @@
-// The driver: modules and kernel launches. A "cubin" is a shared library that nvrtc.cpp made of a kernel's text.
+// The driver: modules and kernel launches. A "cubin" is a shared library that nvrtc.cpp built from a kernel's source.
 #include "emulator.h"
 
 #include <cuda.h>
@@ -18,9 +18,9 @@ struct Function {
     const char *(*message)();
     void *(*fault)();
     std::vector<int> sizes;    // of the arguments, in bytes
-    std::vector<char> points;  // whether an argument is an address, or begins with one as CuPy's CArray does
+    std::vector<char> points;  // whether an argument is an address, or begins with one like CuPy's CArray
     int device;
-    bool loaded = false;  // CUDA loads a kernel when it is first launched, which it cannot do while capturing
+    bool loaded = false;  // CUDA loads a kernel on its first launch, which is not allowed during capture
 };
 
 struct Module {
@@ -28,7 +28,7 @@ struct Module {
     int device;
 };
 
-CUresult driver_status(cudaError_t status) { return (CUresult)status; }  // they have the same numbers where we use them
+CUresult driver_status(cudaError_t status) { return (CUresult)status; }  // the values used here are the same
 
 std::string bad_argument(const Function &function, const std::vector<std::vector<char>> &arguments, int device) {
     for (size_t i = 0; i < arguments.size(); i++) {
@@ -50,11 +50,11 @@ std::string bad_argument(const Function &function, const std::vector<std::vector
 EXPORT CUresult cuModuleLoadData(CUmodule *made, const void *image) {
     ENTER_DRIVER(cuModuleLoadData);
     if (Stream *stream = capturing(current_device); stream && stream->capturer == std::this_thread::get_id())
-        return driver_status(problem(cudaErrorStreamCaptureUnsupported, "a module is loaded while capturing"));
+        return driver_status(problem(cudaErrorStreamCaptureUnsupported, "a module is loaded during capture"));
     size_t size;
     memcpy(&size, (const char *)image + 8, sizeof size);
     if (memcmp(image, "EMULATED", 8)) return driver_status(problem(cudaErrorInvalidKernelImage, "this cubin was not made by the emulator"));
-    std::string path = std::string(getenv("CUDA_EMULATOR_BUILD")) + "/cubin-XXXXXX";  // dlopen wants a name that no other library has
+    std::string path = std::string(getenv("CUDA_EMULATOR_BUILD")) + "/cubin-XXXXXX";  // dlopen needs a unique name
     int file = mkstemp(path.data());
     bool written = file >= 0 && write(file, (const char *)image + 16, size) == (ssize_t)size;
     if (file >= 0) close(file);
@@ -96,7 +96,7 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
     if (bx < 1 || bx > 1024 || gx < 1) return driver_status(problem(cudaErrorInvalidValue, "%s: %u blocks of %u threads", name, gx, bx));
     if (stream->capture && !function->loaded) {
         stream->invalidated = true;
-        return driver_status(problem(cudaErrorStreamCaptureUnsupported, "%s is first launched while capturing", name));
+        return driver_status(problem(cudaErrorStreamCaptureUnsupported, "%s is first launched during capture", name));
     }
     function->loaded = true;
     std::vector<std::vector<char>> values;
@@ -122,7 +122,7 @@ EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute, CUfunction)
 }
 EXPORT CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 
-// ---- what programs ask the driver itself
+// ---- device queries
 
 EXPORT CUresult cuInit(unsigned) { return settings.driver_version ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
 EXPORT CUresult cuDeviceGetCount(int *n) {
@@ -138,7 +138,7 @@ EXPORT CUresult cuDeviceGetName(char *name, int size, CUdevice) {
     return CUDA_SUCCESS;
 }
 
-// ---- contexts: CuPy looks whether there is one
+// ---- contexts: CuPy checks for one
 
 EXPORT CUresult cuCtxGetCurrent(CUcontext *context) {
     *context = (CUcontext)1;

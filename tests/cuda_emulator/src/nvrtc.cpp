@@ -1,6 +1,6 @@
-// NVRTC by g++: a kernel's text, under the shim of tests/host_cuda, becomes a shared library, which is the "cubin".
-// Environment: CUDA_EMULATOR_BUILD (where prelude.h and its compiled form are), CUDA_EMULATOR_KEY (a hash of all that a cubin
-// depends on besides its text), CUDA_EMULATOR_CXX, CUDA_EMULATOR_FLAGS, CUDA_EMULATOR_VERSION (12090).
+// NVRTC on g++: compiles a kernel's source with the shim of tests/host_cuda into a shared library, which is the "cubin".
+// Environment: CUDA_EMULATOR_BUILD (the folder of prelude.h and its precompiled form), CUDA_EMULATOR_KEY (a hash of all that a cubin
+// depends on besides its source), CUDA_EMULATOR_CXX, CUDA_EMULATOR_FLAGS, CUDA_EMULATOR_VERSION (12090).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -33,7 +33,7 @@ std::string read(const std::string &path) {
     return text.str();
 }
 
-// The names of the kernels that a text defines.
+// The names of the kernels in a source.
 std::set<std::string> kernels(const std::string &text) {
     static const std::regex pattern("__global__\\s+void\\s+(?:__launch_bounds__\\s*\\([^)]*\\)\\s*)?(\\w+)\\s*\\(");
     std::set<std::string> names;
@@ -78,7 +78,7 @@ EXPORT int nvrtcGetLoweredName(Program *program, const char *expression, const c
     return 0;
 }
 EXPORT int nvrtcCompileProgram(Program *program, int, const char *const *) {
-    if (program->text.empty()) {  // CuPy asks so for the compiler's version, which becomes a part of its cache's keys
+    if (program->text.empty()) {  // how CuPy gets the compiler's version for its cache keys
         program->image = "// CUDA emulator " + setting("CUDA_EMULATOR_KEY");
         return 0;
     }

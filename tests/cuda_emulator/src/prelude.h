@@ -1,4 +1,4 @@
-// Put before every text that CuPy compiles: the shim of tests/host_cuda, and what CuPy's own kernels need besides.
+// Prepended to every source that CuPy compiles: the shim of tests/host_cuda, and what CuPy's own kernels need in addition.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>

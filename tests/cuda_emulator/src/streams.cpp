@@ -21,7 +21,7 @@ static Stream *new_stream(int device) {
 
 Stream *stream_of(cudaStream_t handle, int device) {
     if ((size_t)handle > 2) return streams.count((Stream *)handle) ? (Stream *)handle : nullptr;
-    Stream *&stream = defaults[device];  // 0: the default, 1: the legacy default, 2: the thread's, which is taken for the same
+    Stream *&stream = defaults[device];  // 0: the default, 1: the legacy default, 2: per-thread, treated as the same
     if (!stream) stream = new_stream(device), stream->is_default = true, stream->number = -1 - device;
     return stream;
 }
@@ -41,7 +41,7 @@ void run_everything() {
     for (Stream *stream : streams) run(stream, stream->pushed);
 }
 
-// By the seed, some streams run at once, some as late as they may, and some now and then.
+// Depending on the seed, some streams run at once, some as late as possible, and some now and then.
 static void run_at_random() {
     for (Stream *stream : streams) {
         int pace = std::minstd_rand(settings.schedule * 7919 + stream->number)() / 16807 % 3;
@@ -67,7 +67,7 @@ void make_device_wait(int device, Stream *stream) {
         if (other->device == device && !other->capture) wait_for(other, stream);
 }
 
-// The legacy default stream waits for all blocking streams of its device, and they for it.
+// The legacy default stream and all blocking streams of its device wait for each other.
 static cudaError_t wait_for_implied(Stream *stream) {
     if (!stream->blocking) return cudaSuccess;
     for (Stream *other : streams) {
@@ -85,7 +85,7 @@ static cudaError_t wait_for_implied(Stream *stream) {
 cudaError_t push(Stream *stream, Work work) {
     if (cudaError_t status = sticky_error()) return status;
     if (stream->capture) {
-        if (stream->invalidated) return problem(cudaErrorStreamCaptureInvalidated, "the capture is invalid already");
+        if (stream->invalidated) return problem(cudaErrorStreamCaptureInvalidated, "the capture is already invalid");
         stream->capture->nodes.push_back(std::move(work));
         return cudaSuccess;
     }
@@ -105,18 +105,18 @@ void abandon_captures() {
     for (Stream *stream : streams) stream->capture.reset(), stream->invalidated = false;
 }
 
-static std::map<cudaEvent_t, std::shared_ptr<Event>> events;  // by their handles; work that is queued holds them, too
+static std::map<cudaEvent_t, std::shared_ptr<Event>> events;  // by handle; queued work also holds them
 
 static std::shared_ptr<Event> event_of(cudaEvent_t handle) {  // nullptr if there is no such event
-    auto found = events.find(handle);
-    return found == events.end() ? nullptr : found->second;
+    auto entry = events.find(handle);
+    return entry == events.end() ? nullptr : entry->second;
 }
 
 #define EVENT(event, handle)                       \
     std::shared_ptr<Event> event = event_of(handle); \
     if (!event) return problem(cudaErrorInvalidResourceHandle, "an event that does not exist, or was destroyed")
 
-// What follows depends on the seed alone: streams are counted anew, by which their pace is chosen.
+// From here on, the schedule depends on the seed alone: stream numbers, which determine the pace, restart.
 void seed_schedule(long seed) { dice.seed(seed), next_number = 0; }
 
 Stream *capturing(int device) {
@@ -155,19 +155,19 @@ EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned f
 EXPORT cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     ENTER(cudaStreamDestroy);
     Stream *stream = stream_of(handle);
-    if (!stream || stream->is_default) return problem(cudaErrorInvalidResourceHandle, "destroys a stream that does not exist");
-    run(stream, stream->pushed);  // CUDA lets it finish
-    streams.erase(stream);        // not deleted: events may still name it
+    if (!stream || stream->is_default) return problem(cudaErrorInvalidResourceHandle, "destruction of a stream that does not exist");
+    run(stream, stream->pushed);  // CUDA lets its work finish
+    streams.erase(stream);        // not deleted: events may still refer to it
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
     ENTER(cudaStreamSynchronize);
     Stream *stream = stream_of(handle);
-    if (!stream) return problem(cudaErrorInvalidResourceHandle, "waits for a stream that does not exist");
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "synchronization of a stream that does not exist");
     count("waits");
     if (stream->capture) {
         stream->invalidated = true;
-        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamSynchronize of a stream that is captured");
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamSynchronize of a captured stream");
     }
     if (cudaError_t status = wait_for_implied(stream)) return status;
     run(stream, stream->pushed);
@@ -176,10 +176,10 @@ EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
 EXPORT cudaError_t cudaStreamQuery(cudaStream_t handle) {
     ENTER(cudaStreamQuery);
     Stream *stream = stream_of(handle);
-    if (!stream) return problem(cudaErrorInvalidResourceHandle, "asks for a stream that does not exist");
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "query of a stream that does not exist");
     if (stream->capture) {
         stream->invalidated = true;
-        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamQuery of a stream that is captured");
+        return problem(cudaErrorStreamCaptureUnsupported, "cudaStreamQuery of a captured stream");
     }
     return stream->done < stream->pushed ? cudaErrorNotReady : cudaSuccess;
 }
@@ -207,7 +207,7 @@ EXPORT cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCapture
     ENTER(cudaStreamBeginCapture);
     Stream *stream = stream_of(handle);
     if (!stream || stream->is_default) return problem(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
-    if (stream->capture) return problem(cudaErrorIllegalState, "the stream is captured already");
+    if (stream->capture) return problem(cudaErrorIllegalState, "the stream is already being captured");
     count("captures");
     stream->capture = std::make_unique<Graph>(), stream->invalidated = false, stream->capturer = std::this_thread::get_id();
     return cudaSuccess;
@@ -216,16 +216,16 @@ EXPORT cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph)
     ENTER(cudaStreamEndCapture);
     Stream *stream = stream_of(handle);
     *graph = nullptr;
-    if (!stream || !stream->capture) return problem(cudaErrorIllegalState, "end of a capture that has not begun");
-    std::unique_ptr<Graph> made = std::move(stream->capture);
+    if (!stream || !stream->capture) return problem(cudaErrorIllegalState, "end of a capture that was not begun");
+    std::unique_ptr<Graph> capture = std::move(stream->capture);
     if (stream->invalidated) return problem(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture");
-    *graph = (cudaGraph_t)made.release();
+    *graph = (cudaGraph_t)capture.release();
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *status) {
     ENTER(cudaStreamIsCapturing);
     Stream *stream = stream_of(handle);
-    if (!stream) return problem(cudaErrorInvalidResourceHandle, "asks for a stream that does not exist");
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "query of a stream that does not exist");
     *status = !stream->capture ? cudaStreamCaptureStatusNone : stream->invalidated ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
     return cudaSuccess;
 }
@@ -243,14 +243,14 @@ EXPORT cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
 EXPORT cudaError_t cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t s) {
     ENTER(cudaGraphLaunch);
     Stream *stream = stream_of(s);
-    if (!stream) return problem(cudaErrorInvalidResourceHandle, "launches a graph on a stream that does not exist");
-    if (stream->capture) return problem(cudaErrorNotSupported, "the emulator has no graphs inside graphs");
+    if (!stream) return problem(cudaErrorInvalidResourceHandle, "launch of a graph on a stream that does not exist");
+    if (stream->capture) return problem(cudaErrorNotSupported, "the emulator does not support nested graphs");
     Graph *graph = (Graph *)handle;
     note("graph of %zu nodes, stream %p", graph->nodes.size(), (void *)stream);
     count("graph launches"), count("graph nodes", graph->nodes.size());
     for (auto &node : graph->nodes)
         if (cudaError_t status = push(stream, node)) return status;
-    return push(stream, [at_work = graph->at_work] {});
+    return push(stream, [in_flight = graph->in_flight] {});
 }
 EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     ENTER(cudaGraphDestroy);
@@ -260,7 +260,7 @@ EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t handle) {
     ENTER(cudaGraphExecDestroy);
     Graph *graph = (Graph *)handle;
-    if (graph->at_work.use_count() > 1) fail_kernel(cudaErrorIllegalAddress, "a graph was destroyed while it was at work");
+    if (graph->in_flight.use_count() > 1) fail_kernel(cudaErrorIllegalAddress, "a graph was destroyed while it was running");
     delete graph;
     return cudaSuccess;
 }
@@ -296,7 +296,7 @@ EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     ENTER(cudaEventSynchronize);
     EVENT(event, e);
     count("waits");
-    if (event->captured) return problem(cudaErrorStreamCaptureUnsupported, "waits for an event that was recorded while capturing");
+    if (event->captured) return problem(cudaErrorStreamCaptureUnsupported, "synchronization of an event that was recorded during capture");
     if (event->stream) run(event->stream, event->position);
     return sticky_error();
 }

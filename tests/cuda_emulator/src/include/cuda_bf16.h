@@ -1,4 +1,4 @@
-// CUDA's bfloat16, as far as CuPy's headers name it; no kernel of the tests computes with it.
+// CUDA's bfloat16, as far as CuPy's headers name it; no kernel in the tests uses it.
 #pragma once
 
 class __nv_bfloat16 {

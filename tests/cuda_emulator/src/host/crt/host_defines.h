@@ -1,4 +1,4 @@
-// What CUDA's headers want of the compiler, when it is g++ and none of it means anything. NVIDIA's file of this name comes with nvcc.
+// Compiler definitions that CUDA's headers need, empty for g++. NVIDIA's file of this name comes with nvcc.
 #pragma once
 #define CUDARTAPI
 #define CUDARTAPI_CDECL

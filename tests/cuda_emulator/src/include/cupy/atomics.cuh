@@ -1,2 +1,2 @@
-// The shim has atomicAdd and the like as templates, which CuPy's overloads for old architectures would make ambiguous.
+// The shim's atomicAdd etc. are templates, which CuPy's overloads for old architectures would make ambiguous.
 #pragma once

@@ -1,4 +1,4 @@
-// CuPy puts its complex numbers before every kernel; none of the tests uses them.
+// CuPy prepends its complex numbers to every kernel; the tests do not use them.
 #pragma once
 template <class T> struct complex {
     T re, im;
