@@ -56,9 +56,9 @@ def test_letterbox_size(image, net, size):
 
 def test_to_image_without_letterbox_changes_nothing_but_copies():
     before = some_boxes(1, 6)
-    after = boxes.to_image(before, 416, 320, 768, 576)
-    np.testing.assert_array_equal(after, before)
-    assert not np.shares_memory(after, before)
+    result = boxes.to_image(before, 416, 320, 768, 576)
+    np.testing.assert_array_equal(result, before)
+    assert not np.shares_memory(result, before)
 
 
 def test_to_image_undoes_a_letterbox():
@@ -77,8 +77,8 @@ def test_to_image_undoes_a_letterbox():
 def test_to_image_is_half_a_pixel_off_where_the_border_is_odd():
     # 640 x 427 becomes 416 x 277, 139 rows are padding: pasted at row 69, undone with 69.5, as Darknet does
     whole = np.array([208, 69 + 277 / 2, 416, 277]) / 416
-    after = boxes.to_image(whole, 416, 416, 640, 427, letterbox=True)
-    np.testing.assert_allclose(after, (0.5, 0.5 - 0.5 / 277, 1, 1), atol=1e-12)
+    result = boxes.to_image(whole, 416, 416, 640, 427, letterbox=True)
+    np.testing.assert_allclose(result, (0.5, 0.5 - 0.5 / 277, 1, 1), atol=1e-12)
 
 
 # IoU and its variants
@@ -154,7 +154,7 @@ def test_boxes_without_area_overlap_nothing(name):
 
 
 def plain_nms(centre, probs, thresh, kind, beta):
-    """The rule as the original's loops say it: sort by class, then every standing box fells its later rivals."""
+    """Darknet's loops: sort by class, then every kept box suppresses later ones that overlap it."""
     probs = probs.copy()
     for k in range(probs.shape[1]):
         order = sorted(range(len(centre)), key=lambda i: -probs[i, k])
@@ -184,7 +184,7 @@ def test_nms_equals_plain_loops(kind, K, thresh):
     assert 0 < np.count_nonzero(kept) < np.count_nonzero(probs) or K == 2
 
 
-def test_nms_leaves_its_input_alone():
+def test_nms_does_not_change_its_input():
     probs = np.array([[0.5], [0.9]], np.float32)
     kept = boxes.nms(np.array([A, A], np.float32), probs, 0.45)
     assert kept.tolist() == [[0], [np.float32(0.9)]] and kept.dtype == np.float32
@@ -202,7 +202,7 @@ def test_nms_threshold_is_strict():
     assert np.count_nonzero(boxes.nms([A, b], [[0.9], [0.8]], np.nextafter(third, 0))) == 1
 
 
-def test_nms_fallen_box_fells_nothing():
+def test_nms_suppressed_boxes_suppress_nothing():
     row = [(0.0, 0, 2, 2), (0.8, 0, 2, 2), (1.6, 0, 2, 2)]  # neighbours overlap by 3 / 7, the outer two by 1 / 9
     assert boxes.nms(row, [[0.9], [0.8], [0.7]], 0.3).tolist() == [[0.9], [0], [0.7]]
 
@@ -211,19 +211,19 @@ def test_nms_first_row_wins_a_tie():
     assert boxes.nms([A, A, A], [[0.5], [0.5], [0.5]], 0.3).tolist() == [[0.5], [0], [0]]
 
 
-def test_greedynms_keeps_what_lies_apart():
+def test_greedynms_keeps_distant_boxes():
     b = (1, 0, 2, 2)  # distance term (1 / 13) ^ 0.6 = 0.215
     assert np.count_nonzero(boxes.nms([A, b], [[0.9], [0.8]], 0.3)) == 1
     assert np.count_nonzero(boxes.nms([A, b], [[0.9], [0.8]], 0.3, "greedynms")) == 2
     assert np.count_nonzero(boxes.nms([A, b], [[0.9], [0.8]], 0.3, "diounms", beta=2)) == 1  # 1 / 169
 
 
-def test_nms_of_nothing():
+def test_nms_without_boxes():
     assert boxes.nms(np.zeros((0, 4)), np.zeros((0, 3)), 0.45).shape == (0, 3)
     assert not boxes.nms(some_boxes(4, 5), np.zeros((5, 3)), 0.45).any()
 
 
-def test_nms_survives_what_is_no_number():
+def test_nms_accepts_nan_and_inf():
     wild = np.array([A, (np.nan, 0, 2, 2), (0, 0, np.inf, 2), (np.inf, 0, 2, np.inf), A], np.float32)
     kept = boxes.nms(wild, np.full((5, 1), 0.5, np.float32), 0.45, "greedynms")
     assert (kept > 0).ravel().tolist() == [True, True, True, True, False]

@@ -1,4 +1,4 @@
-"""The command line: what it prints and writes, and that no input ends in a traceback."""
+"""The command line: what it prints and writes, and that no input causes a traceback."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def results(text: str) -> list[str]:
-    """Return printed lines, with the time that the network took taken out."""
+    """Return printed lines, without the inference time."""
     return [line.split("Predicted in")[0] for line in text.splitlines()]
 
 
-def refused(capsys, *words: str) -> str:
+def error_of(capsys, *words: str) -> str:
     """Run a command that must fail: exit code 2, one line of error, nothing on stdout, nothing written. Return the line."""
     before = sorted(Path.cwd().rglob("*"))
     assert main(words) == 2
@@ -51,7 +51,7 @@ def refused(capsys, *words: str) -> str:
     return last.removeprefix("error: ")
 
 
-def test_what_the_package_logs_is_shown_while_a_command_runs(capsys, monkeypatch):
+def test_log_messages_are_printed_while_a_command_runs(capsys, monkeypatch):
     logger = logging.getLogger("gpudarknet")
     before = logger.level, list(logger.handlers)
     monkeypatch.setattr(cli, "run", lambda words: logger.info("compiling CUDA kernels %s", "plan\nfor float16") or 0)
@@ -99,7 +99,7 @@ def test_json_is_valid_whatever_the_names_are(capsys):
     assert empty == {"frame_id": 2, "filename": "black.png", "objects": []}
 
 
-def test_save_labels_writes_beside_the_image(folder):
+def test_save_labels_writes_next_to_the_image(folder):
     (folder / "images" / "val2017").mkdir(parents=True)
     (folder / "labels" / "val2017").mkdir(parents=True)
     os.rename("tiny.png", "images/val2017/a.b.png")
@@ -108,7 +108,7 @@ def test_save_labels_writes_beside_the_image(folder):
     assert text == "1 0.3750 0.2500 0.3125 0.3125\n0 0.8750 0.7500 0.3125 0.3125\n"
 
 
-def test_flags_stand_anywhere_with_any_dashes(capsys):
+def test_flags_can_be_anywhere_with_any_dashes(capsys):
     words = ["detector", "test", "--thresh=0.5", "tiny.data", "-ext-output", "tiny.cfg", "--dontshow", "tiny.weights"]
     assert main([*words, "-nms", "0", "tiny.png", "-hier", ".5", "-i", "0", "-backend", "numpy"]) == 0
     assert results(capsys.readouterr().out)[1:] == [
@@ -116,7 +116,7 @@ def test_flags_stand_anywhere_with_any_dashes(capsys):
     ]
 
 
-def test_letter_box_keeps_proportions(capsys):
+def test_letter_box_keeps_the_aspect_ratio(capsys):
     cv2.imwrite("square.png", np.full((64, 64, 3), (0, 0, 255), np.uint8))
     assert main([*RUN[:-1], "square.png", "-letter_box", "-ext_output", "-thresh", ".5"]) == 0
     # 32 x 32 of the 64 x 32 pixels are image, so a box of 20 x 10 is 40 x 20; the first column's cells see grey
@@ -133,7 +133,7 @@ def test_paths_come_from_standard_input(capsys, monkeypatch):
     assert err == "error: missing.png: no such file; check the path\n"
 
 
-def test_a_bad_image_among_good_ones_is_passed_over(capsys):
+def test_an_unreadable_image_is_skipped(capsys):
     Path("bad.png").write_bytes(b"not an image")
     assert main([*RUN, "bad.png", "tiny.png", "-out", "result.json"]) == 2
     out, err = capsys.readouterr()
@@ -172,7 +172,7 @@ def test_classifier_predict_prints_the_best_classes(capsys):
     assert results(capsys.readouterr().out)[1:] == ["class 2: 0.625000", "class 0: 0.250000", "class 1: 0.125000"]
 
 
-def test_table_takes_a_path_or_a_shipped_name(capsys):
+def test_table_accepts_a_path_or_a_bundled_name(capsys):
     assert main(["table", "yolov4-tiny"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["Total BFLOPS 6.910 ", "avg_outputs = 310203"]
     assert main(["table", "tiny.cfg"]) == 0
@@ -183,8 +183,10 @@ def test_partial_writes_the_first_layers(capsys):
     assert main(["partial", "tiny.cfg", "tiny.weights", "tiny.conv.1", "1"]) == 0
     assert Path("tiny.conv.1").read_bytes() == Path("tiny.weights").read_bytes()
     assert capsys.readouterr().out == "tiny.conv.1: 1 layers\n"
-    assert refused(capsys, "partial", "tiny.cfg", "tiny.weights", "out", "7") == "partial: tiny.cfg has 2 layers, not 7"
-    assert refused(capsys, "partial", "tiny.cfg", "tiny.weights", "out", "0").startswith(
+    assert (
+        error_of(capsys, "partial", "tiny.cfg", "tiny.weights", "out", "7") == "partial: tiny.cfg has 2 layers, not 7"
+    )
+    assert error_of(capsys, "partial", "tiny.cfg", "tiny.weights", "out", "0").startswith(
         "partial: N must be a number of layers"
     )
 
@@ -195,14 +197,14 @@ def test_info_says_why_there_is_no_gpu(capsys):
     assert out.split()[:2] == ["gpudarknet", __version__] and "\nbackend " in out and "\nGPU " in out
 
 
-def test_weights_lists_what_is_published(capsys):
+def test_weights_lists_pretrained_weights(capsys):
     assert main(["weights"]) == 0
     assert "yolov4-tiny" in capsys.readouterr().out
-    assert refused(capsys, "weights", "yolov4-tinny") == (
+    assert error_of(capsys, "weights", "yolov4-tinny") == (
         "no pretrained weights 'yolov4-tinny'; did you mean 'yolov4-tiny'?; available: darknet19, darknet53, resnet50, yolov2,"
         " yolov2-tiny, yolov2-voc, yolov3, yolov3-spp, yolov3-tiny, yolov4, yolov4-csp, yolov4-tiny, yolov7-tiny"
     )
-    assert refused(capsys, "detect", "yolov4-tiny", "yolov4-tiny.weights", "tiny.png") == (
+    assert error_of(capsys, "detect", "yolov4-tiny", "yolov4-tiny.weights", "tiny.png") == (
         "yolov4-tiny.weights: no such file; use the name yolov4-tiny, which downloads it on first use"
     )
 
@@ -248,7 +250,7 @@ def test_help_and_version(capsys):
     ],
 )
 def test_wrong_usage_is_one_line(capsys, words, message):
-    assert refused(capsys, *words.split()).startswith(message)
+    assert error_of(capsys, *words.split()).startswith(message)
 
 
 NOISE = bytes(np.random.default_rng(3).integers(0, 256, 4000, np.uint8))
@@ -305,7 +307,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in HOSTILE.items() for case in cases])
-def test_hostile_files_end_in_one_line(capsys, name, case):
+def test_hostile_files_cause_a_one_line_error(capsys, name, case):
     path, content = Path(name), HOSTILE[name][case]
     whole = path.read_bytes()
     path.unlink()
@@ -315,7 +317,7 @@ def test_hostile_files_end_in_one_line(capsys, name, case):
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    message = refused(capsys, *RUN, "-out", "result.json", "-save_labels")
+    message = error_of(capsys, *RUN, "-out", "result.json", "-save_labels")
     assert message.startswith(("tiny", "nowhere", "/")), message
 
 
@@ -324,12 +326,12 @@ def test_a_folder_is_no_file(capsys, folder):
     for place in (2, 3, 4, 5):
         words = list(RUN)
         words[place] = "d"
-        assert refused(capsys, *words).startswith("d: ")
+        assert error_of(capsys, *words).startswith("d: ")
 
 
 def test_what_a_file_says_cannot_steer_the_terminal(capsys):
     Path("tiny.cfg").write_text("[net]\n[\x1b[31mred\x1b[0m]\n")
-    assert "\x1b" not in refused(capsys, *RUN)
+    assert "\x1b" not in error_of(capsys, *RUN)
 
 
 def test_warnings_are_one_line_each(capsys):
@@ -363,7 +365,7 @@ def test_the_command_runs_as_a_module(anywhere):
     assert done.stdout == f"gpudarknet {__version__}\n"
 
 
-def test_a_reader_who_leaves_is_no_error(anywhere):
+def test_a_closed_pipe_is_not_an_error(anywhere):
     command = f"{sys.executable} -m gpudarknet table yolov4 | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("   layer")

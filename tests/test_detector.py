@@ -14,7 +14,7 @@ from gpudarknet import Detector, image
 from gpudarknet.errors import DarknetError, DataError, ImageError, WeightsError
 from gpudarknet.io import download, resources
 
-# What the original program finds in photographs of the scikit-image package, at threshold 0.25 and with its own order
+# Detections of the original program in photographs of the scikit-image package, at threshold 0.25 and with its own order
 # (its command `detector test -out`): network / how the image is fitted / file -> label, confidence, relative box.
 PHOTOGRAPHS = {
     "yolov4-tiny/stretch/coffee.png": [
@@ -51,7 +51,7 @@ def toy(tmp_path, be):
     return make
 
 
-def test_detections_are_those_worked_out_on_paper(toy):
+def test_detections_equal_hand_computed_ones(toy):
     cat, dog, half = toy().detect(tiny.image())
     assert [(d.label, d.class_id) for d in (cat, dog, half)] == [("cat", 0), ("dog", 1), ("cat", 0)]
     assert [d.confidence for d in (cat, dog, half)] == pytest.approx([0.864955, 0.455150, 0.451594], abs=1e-6)
@@ -66,21 +66,21 @@ def test_the_threshold_must_be_exceeded(toy):
     assert detector.detect(tiny.image(), thresh=confidence) == []
 
 
-def test_a_batch_gives_each_image_its_own(toy, tmp_path):
+def test_a_batch_returns_a_list_per_image(toy, tmp_path):
     detector, black = toy(), np.zeros((45, 17, 3), np.uint8)
     large = np.full((96, 40, 3), (255, 0, 0), np.uint8)
     images = [black, tiny.image(), large, str(tmp_path / "tiny.png"), tmp_path / "tiny.png"]
-    found = detector.detect_batch(images)
-    assert [len(one) for one in found] == [0, 3, 8, 3, 3]
-    for one, alone in zip(found, images, strict=True):
+    batch = detector.detect_batch(images)
+    assert [len(one) for one in batch] == [0, 3, 8, 3, 3]
+    for one, alone in zip(batch, images, strict=True):
         assert one == detector.detect(alone)
     assert detector.detect_batch([]) == []
 
 
-@pytest.mark.parametrize("said", ["argument", "cfg"])
-def test_the_letter_box_may_be_asked_for_in_two_places(toy, said):
-    cfg = tiny.CFG.replace("[net]", "[net]\nletter_box=1") if said == "cfg" else tiny.CFG
-    detector = toy(cfg, letterbox=said == "argument")
+@pytest.mark.parametrize("source", ["argument", "cfg"])
+def test_the_letterbox_can_be_set_in_two_places(toy, source):
+    cfg = tiny.CFG.replace("[net]", "[net]\nletter_box=1") if source == "cfg" else tiny.CFG
+    detector = toy(cfg, letterbox=source == "argument")
     red = np.full(
         (64, 64, 3), (255, 0, 0), np.uint8
     )  # fills the middle half of the input; the rest is grey, and nothing
@@ -88,15 +88,18 @@ def test_the_letter_box_may_be_asked_for_in_two_places(toy, said):
     assert np.allclose(boxes, [(-4, 6, 40, 20), (-4, 38, 40, 20), (28, 6, 40, 20), (28, 38, 40, 20)], atol=1e-4)
 
 
-def test_suppression_keeps_the_better_of_two(toy):
+def test_nms_keeps_the_better_of_two(toy):
     wide = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100"))  # every box now covers the other
-    assert [d.label for d in wide.detect(tiny.image(), nms=0.45)] == ["cat", "dog"]  # two classes do not meet
+    assert [d.label for d in wide.detect(tiny.image(), nms=0.45)] == [
+        "cat",
+        "dog",
+    ]  # different classes do not suppress each other
     assert [d.label for d in wide.detect(tiny.image(), nms=0)] == ["cat", "dog", "cat"]
     diou = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
-    assert len(diou.detect(tiny.image(), nms=0.45)) == 3  # centres that differ at all count as far apart
+    assert len(diou.detect(tiny.image(), nms=0.45)) == 3  # any distance between centres is enough here
 
 
-def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
+def test_names_can_be_a_file_a_list_or_none(toy, tmp_path):
     assert toy(names=tmp_path / "tiny.names").names == ("cat", "dog")
     assert toy(names=["a", "b", "c"]).names == ("a", "b", "c")
     assert toy(names=None).detect(tiny.image())[0].label == "class 0"
@@ -108,7 +111,7 @@ def test_names_may_be_a_file_a_list_or_none(toy, tmp_path):
     assert str(error.value) == f"names: has 1 names, but {cfg} has 2 classes; use the names of its data set"
 
 
-def test_a_network_without_boxes_is_refused(tmp_path):
+def test_a_network_without_boxes_is_rejected(tmp_path):
     path = tmp_path / "x.cfg"
     path.write_text("[net]\nwidth=4\nheight=2\nchannels=3\n[avgpool]\n[softmax]\n")
     with pytest.raises(DataError) as error:
@@ -140,7 +143,7 @@ def test_other_inputs_are_rejected(toy):
             detector.detect(wrong)
 
 
-def test_boxes_without_end_are_dropped(toy, tmp_path):
+def test_infinite_boxes_are_dropped(toy, tmp_path):
     detector = toy()
     bytes_ = bytearray((tmp_path / "tiny.weights").read_bytes())
     bytes_[20 + 4 * 2 : 20 + 4 * 3] = np.float32(1000).tobytes()  # the bias of the width, whose exp is infinite
@@ -150,7 +153,7 @@ def test_boxes_without_end_are_dropped(toy, tmp_path):
 
 
 def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
-    """YOLOv2's head through the same way: cells of the map, anchors in cells, softmax over classes."""
+    """YOLOv2's head: cells of the map, anchors in cells, softmax over classes."""
     cfg = tiny.CFG.split("[yolo]")[0] + "[region]\nanchors=1.25,0.625\nclasses=2\nnum=1\nsoftmax=1\ncoords=4\n"
     tiny.files(tmp_path)
     (tmp_path / "tiny.cfg").write_text(cfg)
@@ -161,15 +164,15 @@ def test_a_region_head_with_other_sizes_than_square(tmp_path, be):
 
 
 @pytest.fixture(scope="module")
-def published():
-    """Return a function that makes a detector with published weights; skip where they cannot be had."""
+def pretrained():
+    """Return a function that makes a detector with pretrained weights; skip if they are not available."""
 
     @cache
     def weights(name: str) -> Path | str:
         try:
             return download.weights(name)
         except WeightsError as e:
-            return f"no published weights: {e}"
+            return f"no pretrained weights: {e}"
 
     @cache
     def get(name: str, letterbox: bool) -> Detector:
@@ -188,28 +191,28 @@ def photographs() -> Path:
 
 
 @pytest.mark.parametrize("case", PHOTOGRAPHS)
-def test_photographs_give_what_the_original_program_finds(case, published, photographs):
+def test_detections_in_photographs_equal_the_original_programs(case, pretrained, photographs):
     network, fitted, file = case.split("/")
-    detector = published(network, fitted == "letter")
-    (found,) = detector.detect_boxes([photographs / file])
+    detector = pretrained(network, fitted == "letter")
+    (scored,) = detector.detect_boxes([photographs / file])
     img = image.read(photographs / file)
-    assert (found.height, found.width) == img.shape[:2]
-    rows, classes = np.nonzero(found.probs)  # the same order as the program's, not only the same objects
-    got = [(detector.names[c], found.probs[k, c], found.boxes[k]) for k, c in zip(rows, classes, strict=True)]
+    assert (scored.height, scored.width) == img.shape[:2]
+    rows, classes = np.nonzero(scored.probs)  # the same order as the program's, not only the same objects
+    got = [(detector.names[c], scored.probs[k, c], scored.boxes[k]) for k, c in zip(rows, classes, strict=True)]
     assert [label for label, _, _ in got] == [label for label, _, _ in PHOTOGRAPHS[case]]
     for (_, confidence, box), (_, wanted, place) in zip(got, PHOTOGRAPHS[case], strict=True):
         assert confidence == pytest.approx(wanted, abs=ROUNDING) and box == pytest.approx(place, abs=ROUNDING)
 
 
-def test_a_batch_of_photographs_is_as_one_by_one(published, photographs):
+def test_a_batch_of_photographs_equals_one_by_one(pretrained, photographs):
     files = [photographs / name for name in ("coffee.png", "chelsea.png", "astronaut.png")]
-    detector = published("yolov4-tiny", False)
+    detector = pretrained("yolov4-tiny", False)
     for together, file in zip(detector.detect_batch(files), files, strict=True):
         alone = detector.detect(file)
         assert [d.label for d in together] == [d.label for d in alone]
         assert np.allclose([d.relative for d in together], [d.relative for d in alone], atol=ROUNDING)
 
 
-def test_the_face_of_the_package():
+def test_public_names():
     assert gpudarknet.Detector is Detector and issubclass(DataError, DarknetError)
     assert [name for name in gpudarknet.__all__ if not hasattr(gpudarknet, name)] == []

@@ -162,7 +162,7 @@ def check_opencv(names: dict) -> None:
 
 
 def check_darknet(names: dict) -> None:
-    assert names["detections"] and len(names["found"]) == 2
+    assert names["detections"] and len(names["batch_detections"]) == 2
 
 
 def check_training(names: dict) -> None:

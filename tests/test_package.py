@@ -1,4 +1,4 @@
-"""The wheel, installed into a fresh environment, works from another folder."""
+"""The wheel, installed into a new environment, works from another folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ pytest.importorskip("hatchling", reason="building a wheel without a network need
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command away from the checkout and its settings; return what it prints."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "GPUDARKNET"))}
-    done = subprocess.run(
+    result = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel in it; NumPy and OpenCV are lent by the environment of the tests."""
-    folder = tmp_path_factory.mktemp("fresh")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel in it; NumPy and OpenCV come from the environment of the tests."""
+    folder = tmp_path_factory.mktemp("env")
     venv.create(folder / "env", symlinks=True, with_pip=False)
     python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")  # comes last on the path
+    (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")  # last on the path
     return python
 
 
@@ -56,7 +56,7 @@ def files(folder: Path, *patterns: str) -> set[str]:
     return {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.rglob(pattern)}
 
 
-def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -> None:
+def test_the_wheel_contains_the_package_the_kernels_and_the_networks(wheel: Path) -> None:
     package = {f"gpudarknet/{name}" for name in files(ROOT / "gpudarknet", "*.py", "py.typed")} - {
         "gpudarknet/bench.py"
     }
@@ -67,34 +67,34 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_networks(wheel: Path) -
     suite = files(ROOT / "bench", "*.py", "page.css", "*.jsonl")
     scripts = {"__main__.py", "conftest.py", "demo.py", "test_kernels.py"} | files(ROOT / "bench", "gpu_check/*.py")
     bench = {f"gpudarknet/bench/{name}" for name in suite - scripts}
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == package | kernels | networks | bench
+    contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert contents == package | kernels | networks | bench
 
 
-def test_it_runs_from_another_folder(fresh: Path, tmp_path: Path) -> None:
+def test_it_runs_from_another_folder(python: Path, tmp_path: Path) -> None:
     code = (
-        "import gpudarknet, gpudarknet.backend.cuda as cuda, gpudarknet.io.resources as shelf\n"
+        "import gpudarknet, gpudarknet.backend.cuda as cuda, gpudarknet.io.resources as resources\n"
         "print(gpudarknet.__file__, *cuda.files(), sep='\\n')\n"
-        "print(len(gpudarknet.load_network(shelf.bundled_cfg('yolov4-tiny'), backend='numpy').nodes))"
+        "print(len(gpudarknet.load_network(resources.bundled_cfg('yolov4-tiny'), backend='numpy').nodes))"
     )
-    place, *kernels, layers = run(fresh, "-c", code, cwd=tmp_path).splitlines()
-    assert Path(place).is_relative_to(fresh.parent.parent)
+    path, *kernels, layers = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert Path(path).is_relative_to(python.parent.parent)
     assert kernels == cuda.files() and layers == "38"
 
 
-def test_the_console_script_knows_the_shipped_networks(fresh: Path, tmp_path: Path) -> None:
-    table = run(fresh.with_name("gpudarknet"), "table", "yolov4-tiny", cwd=tmp_path)
+def test_the_console_script_finds_the_bundled_networks(python: Path, tmp_path: Path) -> None:
+    table = run(python.with_name("gpudarknet"), "table", "yolov4-tiny", cwd=tmp_path)
     network = gpudarknet.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy")
     assert network.table().split() == table.split()
 
 
-def test_both_versions_are_one(fresh: Path, tmp_path: Path) -> None:
+def test_both_versions_agree(python: Path, tmp_path: Path) -> None:
     code = "import importlib.metadata as m; print(m.version('gpudarknet'))"
-    assert run(fresh, "-c", code, cwd=tmp_path).strip() == gpudarknet.__version__
+    assert run(python, "-c", code, cwd=tmp_path).strip() == gpudarknet.__version__
 
 
-def test_the_benchmark_suite_comes_along(fresh: Path, tmp_path: Path) -> None:
-    said = run(fresh.with_name("gpudarknet"), "bench", "estimate", "--gflops", "100", "yolov2-tiny", cwd=tmp_path)
-    assert said.endswith("the rule promises 6.5 FPS, 0.15 s a picture\n")
-    place = run(fresh, "-c", "import gpudarknet.bench.worker as w; print(w.__file__)", cwd=tmp_path).strip()
-    assert Path(place).is_relative_to(fresh.parent.parent)
+def test_the_benchmark_suite_is_included(python: Path, tmp_path: Path) -> None:
+    output = run(python.with_name("gpudarknet"), "bench", "estimate", "--gflops", "100", "yolov2-tiny", cwd=tmp_path)
+    assert output.endswith("the rule predicts 6.5 FPS, 0.15 s per image\n")
+    path = run(python, "-c", "import gpudarknet.bench.worker as w; print(w.__file__)", cwd=tmp_path).strip()
+    assert Path(path).is_relative_to(python.parent.parent)

@@ -12,7 +12,7 @@ f32 = np.float32
 
 
 def plain_resize(img, w, h, last_row_fixed=True):
-    """Darknet's resize_image, one float32 at a time. picture (H, W, C) -> (h, w, C)."""
+    """Darknet's resize_image, one float32 at a time. img (H, W, C) -> (h, w, C)."""
     H, W, C = img.shape
     part = np.zeros((H, w, C), np.float32)
     out = np.zeros((h, w, C), np.float32)
@@ -212,6 +212,6 @@ def test_classifier_input_equals_darknets(H, W, net_w, net_h):
     )
 
 
-def test_classifier_input_of_an_endless_strip_takes_no_memory():
+def test_classifier_input_of_a_very_long_strip_needs_no_memory():
     strip = np.zeros((1, 1_000_000, 3), np.uint8)  # 224 x 224,000,000 before the crop
     assert image.classifier_input(strip, 224, 224).shape == (3, 224, 224)

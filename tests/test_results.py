@@ -1,4 +1,4 @@
-"""Results for other programs: CSV, COCO's form, crops, tiles on the command line, supervision's Detections."""
+"""Results for other programs: CSV, COCO results, crops, tiles on the command line, supervision's Detections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def found(folder):
+def detections(folder):
     detector = gd.Detector(folder / "tiny.cfg", folder / "tiny.weights", NAMES, backend="numpy")
     return detector.detect(folder / "photo_000042.png", thresh=0.7)
 
@@ -42,50 +42,50 @@ def detect(folder, *words, photo="photo_000042.png"):
     return cli.main(["detector", "test", *words])
 
 
-def test_csv(folder, found, tmp_path, monkeypatch):
+def test_csv(folder, detections, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert detect(folder, "-csv", "all.csv") == 0
     with open("all.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == [d.label for d in found] and rows
-    for row, d in zip(rows, found, strict=True):
+    assert [row["name"] for row in rows] == [d.label for d in detections] and rows
+    for row, d in zip(rows, detections, strict=True):
         assert row["image"].endswith("photo_000042.png") and int(row["class_id"]) == d.class_id
         assert abs(float(row["confidence"]) - d.confidence) < 1e-5
         box = [float(row[key]) for key in ("left", "top", "width", "height")]
         np.testing.assert_allclose(box, d.box, atol=0.006)
 
 
-def test_coco(folder, found, tmp_path, monkeypatch):
+def test_coco(folder, detections, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert detect(folder, "-coco", "coco.json") == 0
     entries = json.loads((tmp_path / "coco.json").read_text())
-    assert len(entries) == len(found) and {entry["image_id"] for entry in entries} == {42}
-    assert {entry["category_id"] for entry in entries} == {d.class_id + 1 for d in found}
+    assert len(entries) == len(detections) and {entry["image_id"] for entry in entries} == {42}
+    assert {entry["category_id"] for entry in entries} == {d.class_id + 1 for d in detections}
     for left, top, width, height in (entry["bbox"] for entry in entries):
         assert 0 <= left <= left + width <= 200.001 and 0 <= top <= top + height <= 120.001
 
 
-def test_crops(folder, found, tmp_path, monkeypatch):
+def test_crops(folder, detections, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert detect(folder, "-crops", "crops") == 0
     names = sorted(path.name for path in (tmp_path / "crops").iterdir())
-    assert len(names) == len(found)
-    first = found[0]
+    assert len(names) == len(detections)
+    first = detections[0]
     crop = image.read(tmp_path / "crops" / f"photo_000042_1_{first.label.replace(' ', '-')}.png")
     left, top, width, height = first.box
     x0, x1, y0, y1 = max(int(left), 0), min(int(left + width), 200), max(int(top), 0), min(int(top + height), 120)
     np.testing.assert_array_equal(crop, opencv4.scene()[y0:y1, x0:x1, ::-1])
 
 
-def test_table(folder, found, tmp_path, monkeypatch, capsys):
+def test_table(folder, detections, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     assert detect(folder, "-table") == 0
     lines = capsys.readouterr().out.splitlines()
     header = next(i for i, line in enumerate(lines) if line.split()[:2] == ["object", "confidence"])
-    first = found[0]
+    first = detections[0]
     expected = [*first.label.split(), f"{first.confidence:.0%}", *(f"{v:.0f}" for v in first.box)]
-    assert lines[header + 1].split() == expected and len(lines) == header + 1 + len(found)
+    assert lines[header + 1].split() == expected and len(lines) == header + 1 + len(detections)
 
 
 def test_tiles(folder, tmp_path, monkeypatch, capsys):
@@ -109,19 +109,19 @@ def test_crops_into_a_file(folder, tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_detections_as_arrays_and_for_supervision(found, monkeypatch):
-    assert found.xyxy.shape == (len(found), 4) and found.confidence.dtype == np.float32
-    assert found.class_id.tolist() == [d.class_id for d in found]
-    left, top, width, height = found[0].box
-    np.testing.assert_allclose(found.xyxy[0], [left, top, left + width, top + height], rtol=1e-5, atol=1e-3)
+def test_detections_as_arrays_and_for_supervision(detections, monkeypatch):
+    assert detections.xyxy.shape == (len(detections), 4) and detections.confidence.dtype == np.float32
+    assert detections.class_id.tolist() == [d.class_id for d in detections]
+    left, top, width, height = detections[0].box
+    np.testing.assert_allclose(detections.xyxy[0], [left, top, left + width, top + height], rtol=1e-5, atol=1e-3)
     stand_in = types.SimpleNamespace(Detections=types.SimpleNamespace)
     monkeypatch.setitem(sys.modules, "supervision", stand_in)
-    made = found.to_supervision()
-    assert made.data["class_name"].tolist() == [d.label for d in found]
-    assert (made.xyxy == found.xyxy).all() and (made.confidence == found.confidence).all()
+    made = detections.to_supervision()
+    assert made.data["class_name"].tolist() == [d.label for d in detections]
+    assert (made.xyxy == detections.xyxy).all() and (made.confidence == detections.confidence).all()
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(DataError) as e:
-        found.to_supervision()
+        detections.to_supervision()
     assert str(e.value) == "to_supervision: the package supervision is not installed; pip install supervision"
 
 

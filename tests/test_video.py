@@ -43,14 +43,14 @@ def test_a_file_gives_every_frame_in_order_and_rgb(folder):
     reader = video.Reader(folder / "film.avi")
     assert not reader.live and reader.fps == 20
     with reader as frames:
-        found = []
+        received = []
         for frame in frames:
-            found.append(frame)
+            received.append(frame)
             time.sleep(0.003)  # slower than the reader: it has to wait
-    assert [frame.number for frame in found] == list(range(1, FRAMES + 1)) and reader.dropped == 0
-    greys = [int(frame.image[40, 50].mean()) for frame in found]
+    assert [frame.number for frame in received] == list(range(1, FRAMES + 1)) and reader.dropped == 0
+    greys = [int(frame.image[40, 50].mean()) for frame in received]
     assert np.abs(np.subtract(greys, np.arange(FRAMES) * 10)).max() < 4
-    red, _, blue = found[5].image[20, 30].astype(int)
+    red, _, blue = received[5].image[20, 30].astype(int)
     assert red - blue > 100
 
 
@@ -164,9 +164,9 @@ def test_demo(folder, tmp_path, capsys):
     out, lines = tmp_path / "out.avi", tmp_path / "out.jsonl"
     assert demo(folder, folder / "film.avi", "-out_filename", out, "-jsonl", lines, "-ext_output") == 0
     assert count(out) == FRAMES
-    found = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [frame["frame_id"] for frame in found] == list(range(1, FRAMES + 1))
-    first = found[0]["objects"][0]
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [frame["frame_id"] for frame in records] == list(range(1, FRAMES + 1))
+    first = records[0]["objects"][0]
     assert set(first) == {"class_id", "name", "relative_coordinates", "confidence"} and first["confidence"] > 0.6
     captured = capsys.readouterr()
     assert captured.out.startswith(f"frame 1:\n{first['name']}: {first['confidence'] * 100:.0f}%\t(left_x: ")
