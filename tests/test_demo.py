@@ -89,7 +89,7 @@ def test_what_ships_is_small_and_fits():
 
 
 def test_pictures_come_from_the_seed_and_hold_their_digits(script):
-    made = [list(script.pictures(True, 3, seed)) for seed in (5, 5, 6)]
+    made = [list(script.make_images(True, 3, seed)) for seed in (5, 5, 6)]
     assert all((a == c).all() and (b == d).all() for (a, b), (c, d) in zip(made[0], made[1], strict=True))
     assert [p.shape for p, _ in made[0]] == [(192, 256, 3), (288, 384, 3), (384, 512, 3)]
     assert any((a != c).any() for (a, _), (c, _) in zip(made[0], made[2], strict=True))
@@ -141,5 +141,5 @@ def test_the_script_measures(script, folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["digits.py", "--measure", str(PARTS[1])])
     script.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("4 held-out pictures, 0 others: ") and len(lines) == 12
+    assert lines[0].startswith("4 held-out images, 0 others: ") and len(lines) == 12
     assert lines[1].startswith("  zero: AP ") and lines[-1].startswith("mAP@0.5 ")
