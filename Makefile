@@ -15,7 +15,7 @@ help:
 	@echo 'make bench      benchmark this machine (4 minutes): FPS, GFLOPS, other frameworks; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       run ruff and mypy'
-	@echo 'make gpu-check  check and measure this machine's GPU; PART=A (4 minutes) or B (5), OUT=folder for the results'
+	@echo 'make gpu-check  check and measure the GPU of this machine; PART=A (4 minutes) or B (5), OUT=folder for the results'
 	@echo 'make clean      remove .venv and all build output'
 
 demo: $(VENV)/demo

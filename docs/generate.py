@@ -148,8 +148,10 @@ def choices(hint: Any) -> str:
     """Return the values that a key may have."""
     if typing.get_origin(hint) is not typing.Literal:
         return ""
-    words = typing.get_args(hint)
-    return " [Any activation](#activations)." if len(words) > 20 else f" One of {', '.join(f'`{w}`' for w in words)}."
+    values = typing.get_args(hint)
+    if len(values) > 20:
+        return " [Any activation](#activations)."
+    return f" One of {', '.join(f'`{value}`' for value in values)}."
 
 
 def without_effect(kind: Any) -> Iterator[str]:
@@ -238,9 +240,9 @@ def argument(p: inspect.Parameter) -> str:
     """Return a parameter as in the source."""
     stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
     annotation = "" if p.annotation is p.empty else f": {p.annotation}"
-    made = p.default.__name__ if inspect.isclass(p.default) else repr(p.default)
-    made = "..." if made == "<factory>" else made  # a dataclass makes a new one each time
-    value = "" if p.default is p.empty else f" = {made}" if annotation else f"={made}"
+    shown = p.default.__name__ if inspect.isclass(p.default) else repr(p.default)
+    shown = "..." if shown == "<factory>" else shown  # made anew by a dataclass
+    value = "" if p.default is p.empty else f" = {shown}" if annotation else f"={shown}"
     return f"{stars}{p.name}{annotation}{value}"
 
 

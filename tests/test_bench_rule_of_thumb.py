@@ -15,7 +15,7 @@ PER_GFLOPS = [
 
 
 @pytest.mark.parametrize(("network", "side", "want"), PER_GFLOPS)
-def test_fps_per_gflops_of_shipped_networks(network, side, want):
+def test_fps_per_gflops_of_bundled_networks(network, side, want):
     name, gflop = suite.cost_of(network, side, side)
     assert name == f"{network} {side} x {side}"
     assert round(rule_of_thumb.fps_per_gflops(gflop), 4) == want

@@ -1,7 +1,7 @@
-"""The ops once more through the kernels, under g++'s address and undefined-behaviour sanitizers.
+"""Run the kernels under g++'s address and undefined-behaviour sanitizers.
 
-They see what guard pages do not: an index outside a shared or local array, overflow of an int, a shift too far. They live
-in the process that runs the kernels, so this is a process of its own, in which both are loaded before Python.
+They catch what guard pages cannot: indices outside shared or local arrays, int overflows, shifts that are too large. They must be
+loaded before Python, so the kernels run in a separate process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import host_cuda
 import pytest
 
 TESTS = Path(__file__).parent
-PLANTED = """
+INJECTED_BUG = """
 import sys
 sys.path.insert(0, {tests!r})
 import host_cuda, numpy as np
@@ -25,7 +25,7 @@ launch("norm.statistics_parts", 3 * 256, x, np.zeros(3, np.float32), np.zeros(3,
 """
 
 
-def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     if host_cuda.COMPILER is None:
         missing = "the sanitizers need g++ (or set CXX to a C++17 compiler)"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
@@ -37,17 +37,17 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
         **os.environ,
         "HOST_CUDA_SANITIZE": "1",
         "LD_PRELOAD": ":".join(paths),
-        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0",  # Python leaves memory to the system when it ends
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0",  # Python does not free all memory at exit
         "UBSAN_OPTIONS": "print_stacktrace=0",
         "PYTHONPATH": str(TESTS.parent),
-        "PYTHONMALLOC": "malloc",  # so that small arrays too have guards around them
+        "PYTHONMALLOC": "malloc",  # so that small arrays also have guard bytes
     }
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, cwd=TESTS.parent, text=True, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(
-    ("file", "some"),
+    ("file", "selection"),
     [
         ("test_ops", "2x3x5x7"),
         ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)"),
@@ -57,8 +57,10 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("test_plan_cuda_algorithms", "(3x13x6x8 or finish_two or test_winograd)"),
     ],
 )
-def test_kernels(file, some):
-    done = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", f"host-cuda and {some}")
+def test_kernels_run_without_sanitizer_reports(file, selection):
+    done = run_sanitized(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", f"host-cuda and {selection}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -69,7 +71,7 @@ def test_kernels(file, some):
         ("means[blockIdx.x] = mean", "means[blockIdx.x + 1] = mean", "heap-buffer-overflow"),
     ],
 )
-def test_mistakes_are_reported(old, new, report):
-    done = sanitized("-c", PLANTED.format(tests=str(TESTS), old=old, new=new))
+def test_injected_bugs_are_reported(old, new, report):
+    done = run_sanitized("-c", INJECTED_BUG.format(tests=str(TESTS), old=old, new=new))
     assert done.returncode != 0
     assert report in done.stderr

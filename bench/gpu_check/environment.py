@@ -1,7 +1,4 @@
-"""Describe the machine: versions, the device, its clocks and temperature, the commit. Missing items are reported too.
-
-python -m bench.gpu_check.environment       # whether there is a GPU, as JSON; in a process of its own, which may hang
-"""
+"""Describe the machine: versions, the device, its clocks and temperature, the commit. Missing items are reported too."""
 
 from __future__ import annotations
 
