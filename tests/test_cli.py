@@ -216,6 +216,8 @@ def test_help_and_version(capsys):
     for words in (["detector", "test", "-h"], ["help", "detector", "test"]):
         assert main(words) == 0
         assert "-ext_output" in capsys.readouterr().out
+    assert main(["help", "detector", "map"]) == 0
+    assert "letter_box in [net] decides" in capsys.readouterr().out
     for words in (["version"], ["--version"]):
         assert main(words) == 0
         assert capsys.readouterr().out == f"gpudarknet {__version__}\n"

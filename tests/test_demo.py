@@ -17,7 +17,7 @@ from gpudarknet.io import download, resources
 
 ROOT = Path(__file__).parent.parent
 PARTS = [resources.find("digits", suffix) for suffix in (".cfg", ".weights", ".names")]
-TRUTHS = [  # of digits.jpg: class, then x, y, w, h as parts of the picture
+TRUTHS = [  # of digits.jpg: class, then x, y, w, h relative to the image
     (6, 0.737305, 0.460938, 0.201172, 0.338542),
     (6, 0.203125, 0.114583, 0.101562, 0.171875),
     (9, 0.348633, 0.790365, 0.201172, 0.393229),
@@ -25,14 +25,14 @@ TRUTHS = [  # of digits.jpg: class, then x, y, w, h as parts of the picture
     (1, 0.151367, 0.614583, 0.177734, 0.375),
     (2, 0.743164, 0.8125, 0.162109, 0.333333),
 ]
-LEAST = 0.68  # the mAP that any sample of held-out pictures must reach; docs/digits.md has the number of 400 of them
+LEAST = 0.68  # the mAP that any sample of held-out images must reach; docs/digits.md has that of 400
 
 
 @pytest.fixture(scope="module")
 def script():
     """examples/digits.py as a module."""
-    pytest.importorskip("skimage", reason="composing pictures needs scikit-image (extra: study)")
-    pytest.importorskip("sklearn", reason="composing pictures needs scikit-learn (extra: study)")
+    pytest.importorskip("skimage", reason="composing images needs scikit-image (extra: study)")
+    pytest.importorskip("sklearn", reason="composing images needs scikit-learn (extra: study)")
     spec = importlib.util.spec_from_file_location("digits", ROOT / "examples/digits.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -41,21 +41,21 @@ def script():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Run in an empty folder, on NumPy, where nothing can be fetched."""
+    """Run in an empty folder, on NumPy, where downloads fail."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    monkeypatch.setattr(download, "weights", lambda *args: pytest.fail("fetched something"))
+    monkeypatch.setattr(download, "weights", lambda *args: pytest.fail("attempted a download"))
     return tmp_path
 
 
 def write_small(script, train=6, valid=3, seed=1):
-    """Write few pictures where digits.data looks for them, relative to the present folder."""
+    """Write a small data set where digits.data expects it, relative to the current folder."""
     data = DataFile.read(resources.find("digits", ".data"))
     script.write_data(data, train, valid, seed)
     return data
 
 
-def test_demo_finds_every_digit_and_draws_it(folder, capsys):
+def test_demo_detects_every_digit_and_draws_it(folder, capsys):
     assert cli.main(["demo"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -66,29 +66,29 @@ def test_demo_finds_every_digit_and_draws_it(folder, capsys):
     assert image.read("predictions.jpg").shape == image.read(resources.find("digits", ".jpg")).shape
 
 
-def test_its_boxes_are_where_the_digits_are():
-    found = gd.Detector(*PARTS, backend="numpy").detect(resources.find("digits", ".jpg"))
-    overlaps = boxes.iou(np.array([d.relative for d in found])[:, None], np.array(TRUTHS)[:, 1:])
+def test_boxes_match_the_digits():
+    detections = gd.Detector(*PARTS, backend="numpy").detect(resources.find("digits", ".jpg"))
+    overlaps = boxes.iou(np.array([d.relative for d in detections])[:, None], np.array(TRUTHS)[:, 1:])
     assert sorted(overlaps.argmax(axis=1)) == list(range(len(TRUTHS))) and overlaps.max(axis=1).min() > 0.6
-    assert [d.class_id for d in found] == [TRUTHS[i][0] for i in overlaps.argmax(axis=1)]
+    assert [d.class_id for d in detections] == [TRUTHS[i][0] for i in overlaps.argmax(axis=1)]
 
 
-def test_demo_of_another_picture(folder, capsys):
+def test_demo_of_another_image(folder, capsys):
     cv2.imwrite("grey.png", np.full((60, 90, 3), 128, np.uint8))
     assert cli.main(["demo", "grey.png"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2  # nothing on it
+    assert len(capsys.readouterr().out.splitlines()) == 2  # no digits
     assert cli.main(["demo", "none.png"]) == 2
     assert "none.png" in capsys.readouterr().err
 
 
-def test_what_ships_is_small_and_fits():
+def test_the_bundled_files_are_small_and_match():
     cfg, weights, _ = PARTS
     assert weights.stat().st_size < 1_000_000 and resources.find("digits", ".jpg").stat().st_size < 60_000
     net = gd.load_network(cfg, weights, "numpy")
     assert net.seen == net.net.batch * net.net.max_batches
 
 
-def test_pictures_come_from_the_seed_and_hold_their_digits(script):
+def test_images_depend_on_the_seed_and_contain_their_digits(script):
     made = [list(script.make_images(True, 3, seed)) for seed in (5, 5, 6)]
     assert all((a == c).all() and (b == d).all() for (a, b), (c, d) in zip(made[0], made[1], strict=True))
     assert [p.shape for p, _ in made[0]] == [(192, 256, 3), (288, 384, 3), (384, 512, 3)]
@@ -96,17 +96,17 @@ def test_pictures_come_from_the_seed_and_hold_their_digits(script):
     for _, rows in made[0]:
         corners = boxes.to_corners(rows[:, :4])
         assert len(rows) and corners.min() >= 0 and corners.max() <= 1
-        assert np.allclose(boxes.iou(rows[:, None, :4], rows[:, :4]), np.eye(len(rows)))  # none covers another
+        assert np.allclose(boxes.iou(rows[:, None, :4], rows[:, :4]), np.eye(len(rows)))  # they do not overlap
 
 
 def test_a_box_is_where_the_ink_is(script, monkeypatch):
-    """White paper, one digit: half its opacity is where the box ends, give or take the pixel of its soft edge."""
+    """White paper, one digit: the box ends at half its opacity, within one pixel of the soft edge."""
     monkeypatch.setattr(script, "DIGITS", (1, 1))
     paper, digit = np.full((300, 400, 3), 255, np.uint8), np.zeros((1, 8, 8))
     digit[0, 1:7, 3:5] = 1
-    picture, rows = script.compose([paper], digit, np.array([1]), np.random.default_rng(7), scale=3)
-    H, W = picture.shape[:2]
-    ink = 255 - picture.min(axis=2)
+    img, rows = script.compose([paper], digit, np.array([1]), np.random.default_rng(7), scale=3)
+    H, W = img.shape[:2]
+    ink = 255 - img.min(axis=2)
     ys, xs = np.nonzero(ink > ink.max() / 2)
     edges = boxes.to_corners(rows[:, :4]) * (W, H, W, H)
     assert len(rows) == 1 and rows[0, 4] == 1
@@ -130,10 +130,10 @@ def test_two_trainings_of_one_seed_are_one_to_the_bit(script, folder):
     assert Path(data.backup, "digits_last.weights").read_bytes() != kept[0][0]
 
 
-def test_it_is_as_good_as_stated_on_pictures_it_has_not_seen(script, folder):
+def test_accuracy_on_held_out_images(script, folder):
     data = write_small(script, train=0, valid=60, seed=1234)
-    found = script.measure(gd.load_network(*PARTS[:2], "numpy"), data)
-    assert found.truths.sum() > 150 and found.mean > LEAST
+    report = script.measure(gd.load_network(*PARTS[:2], "numpy"), data)
+    assert report.truths.sum() > 150 and report.mean > LEAST
 
 
 def test_the_script_measures(script, folder, monkeypatch, capsys):

@@ -98,7 +98,7 @@ def valid(args: Any) -> None:
     inputs.warn_bad_samples(bad_samples)
 
 
-FLAGS = (Flag("t", int, 0, "Number of classes to print"), inputs.BACKEND, inputs.GPU)
+FLAGS = (Flag("t", int, 0, "Number of classes"), inputs.BACKEND, inputs.GPU)
 MORE = "Prints the most probable classes. Without an image, paths are read from standard input, one per line"
 COMMANDS = (
     Command(

@@ -29,14 +29,14 @@ def overview(commands: Sequence[Command]) -> None:
 def page(command: Command) -> None:
     """Print a command's usage, help text and flags with their defaults."""
     screen = Console(highlight=False)
-    screen.print(f"[bold]{escape(command.usage)}[/]\n\n{command.help}. {command.more}".rstrip(". ") + ".")
+    screen.print(f"[bold]{escape(command.usage)}[/]\n\n{escape(f'{command.help}. {command.more}'.rstrip('. '))}.")
     if not command.flags:
         return
     table = columns()
     for flag in command.flags:
         value = "" if flag.kind is bool else {int: "N", float: "X", str: "TEXT"}[flag.kind]
         default = f" [dim](default {flag.default})[/]" if flag.default not in (None, False, "") else ""
-        table.add_row(f"[bold]-{flag.name}[/] {value}", flag.help + default)
+        table.add_row(f"[bold]-{flag.name}[/] {value}", escape(flag.help) + default)
     screen.print("\nFlags may appear anywhere, with one dash or two.")
     screen.print(table)
 
