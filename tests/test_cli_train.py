@@ -47,8 +47,8 @@ def test_train_then_measure(folder, capsys):
     assert capsys.readouterr().out.splitlines() == [f"results/comp4_det_test_{c}.txt" for c in ("red", "green", "blue")]
     (folder / "x.data").write_text((folder / "x.data").read_text() + "eval=coco\n")
     assert main(["detector", "valid", *weights, "-thresh", "0.01"]) == 0
-    entries = json.loads((folder / "results" / "coco_results.json").read_text())
-    assert entries and set(entries[0]) == {"image_id", "category_id", "score", "bbox"}
+    results = json.loads((folder / "results" / "coco_results.json").read_text())
+    assert results and set(results[0]) == {"image_id", "category_id", "score", "bbox"}
 
     assert main(["detector", "recall", *weights]) == 0
     assert "images: 4, proposals per image: " in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_train_a_classifier_and_measure_it(folder, capsys):
 
 
 def test_flags_of_training(folder, capsys):
-    """The line that Darknet's README gives, other mAPs, the pictures of a batch."""
+    """The command of Darknet's README, other mAP settings, the images of a batch."""
     assert (
         main("detector train x.data x.cfg -dont_show -mjpeg_port 8090 -gpus 0 -map -iou_thresh 0.3 -points 11".split())
         == 0
@@ -92,7 +92,7 @@ def test_flags_of_training(folder, capsys):
     assert image.read("aug_1.jpg").shape == (32, 64, 3)
 
 
-def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+def test_ctrl_c_prints_how_to_resume(folder, capsys, monkeypatch):
     step = Trainer.step
 
     def disturbed(self, x, truth):
@@ -111,12 +111,12 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1].startswith(" 3: ")
 
 
-def test_a_checkpoint_that_will_be_lost_is_told(folder, capsys):
+def test_an_overwritten_checkpoint_is_warned_about(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     assert capsys.readouterr().err == ""
     main(["detector", "train", "x.data", "x.cfg"])
-    said = f"warning: {folder}/backup/x_last.weights: will be overwritten; to resume from it, add it after the cfg\n"
-    assert capsys.readouterr().err == said
+    message = f"warning: {folder}/backup/x_last.weights: will be overwritten; to resume from it, add it after the cfg\n"
+    assert capsys.readouterr().err == message
 
 
 def test_nothing_left_to_train(folder, capsys):
@@ -128,7 +128,7 @@ def test_nothing_left_to_train(folder, capsys):
     )
 
 
-def test_going_on_from_a_checkpoint(folder, capsys):
+def test_resuming_from_a_checkpoint(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     text = (folder / "x.cfg").read_text()
     (folder / "x.cfg").write_text(text.replace("max_batches=3", "max_batches=5"))
@@ -140,7 +140,7 @@ def test_going_on_from_a_checkpoint(folder, capsys):
     assert capsys.readouterr().out.splitlines()[0].endswith("iterations 1 to 5")
 
 
-def test_faults_of_the_data_set_are_told(folder, capsys):
+def test_bad_samples_are_reported(folder, capsys):
     (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["detector", "train", "x.data", "x.cfg"]) == 0
     assert capsys.readouterr().err == "warning: 1 label is wrong or missing; listed with reasons in bad_label.list\n"
@@ -158,22 +158,22 @@ def test_anchors(folder, capsys):
     assert (folder / "anchors.png").is_file()
 
 
-def test_names_that_do_not_fit(folder, capsys):
+def test_a_wrong_number_of_names(folder, capsys):
     """Before the training, not at its first mAP; and a mean over classes that do not exist would be wrong."""
     main(["detector", "train", "x.data", "x.cfg"])
     (folder / "x.names").write_text("red\ngreen\nblue\ncow\n")
     capsys.readouterr()
-    said = f"error: {folder}/x.names: has 4 names, x.cfg has 3 classes; the numbers must be equal\n"
+    message = f"error: {folder}/x.names: has 4 names, x.cfg has 3 classes; the numbers must be equal\n"
     for words in (["train", "x.data", "x.cfg"], ["map", "x.data", "x.cfg", "backup/x_final.weights"]):
         assert main(["detector", *words]) == 2
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == message
     (folder / "x.data").write_text((folder / "x.data").read_text().replace("names=", "map="))
     assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 2
     assert capsys.readouterr().err == "error: x.data: has no key 'names'; add a line names=FILE\n"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["detector", "calc_anchors", "x.data"],
          "detector calc_anchors: set -width and -height to the cfg's input size, such as -width 416 -height 416"),
@@ -183,6 +183,6 @@ def test_names_that_do_not_fit(folder, capsys):
          "x.weights: cannot be read (No such file or directory); check the path"),
     ],
 )  # fmt: skip
-def test_refusals(folder, capsys, words, said):
+def test_refusals(folder, capsys, words, message):
     assert main(words) == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"

@@ -1,4 +1,4 @@
-"""Label files, augmentation and the loader: boxes follow the pixels, errors are reported, one seed gives one batch."""
+"""Label files, augmentation and the loader: boxes match the pixels, errors are reported, batches are deterministic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
 
 
 def spots(W=90, H=60, seed=0):
-    """Draw an image of grey noise with three flat rectangles, whose colours tell their classes, and their boxes (3, 5)."""
+    """Draw grey noise with three rectangles whose colours are their classes; return the image and boxes (3, 5)."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
     boxes = []
@@ -39,7 +39,7 @@ def spots(W=90, H=60, seed=0):
 
 
 def check(x, truth, at_least=1):
-    """Every box of the truth encloses pixels of its class's colour, tightly: within 2 pixels of an image, and no others."""
+    """Check that every true box tightly encloses pixels of its class's colour, within 2 pixels; return their number."""
     _, H, W = x.shape
     rows = truth.reshape(-1, 6)
     rows = rows[rows[:, 2] > 0]
@@ -66,7 +66,7 @@ AUGMENTS = {
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_boxes_follow_the_pixels(name):
+def test_boxes_match_the_pixels(name):
     augment = DetectionAugment(**STILL | AUGMENTS[name])
     total = 0
     for seed in range(12):
@@ -81,13 +81,13 @@ def test_a_still_image_is_only_resized():
     image, boxes = spots()
     x, truth = DetectionAugment(**STILL).sample(lambda r: (image, boxes), np.random.default_rng(0), 90, 60)
     np.testing.assert_array_equal(np.rint(x * 255).astype(np.uint8), image.transpose(2, 0, 1))
-    found = truth.reshape(5, 6)
-    np.testing.assert_allclose(found[np.argsort(found[:3, 4]), :5], boxes, atol=1e-6)
-    assert not found[3:].any()
+    rows = truth.reshape(5, 6)
+    np.testing.assert_allclose(rows[np.argsort(rows[:3, 4]), :5], boxes, atol=1e-6)
+    assert not rows[3:].any()
 
 
-def test_letter_box_keeps_proportions():
-    """A 90 x 30 image into 64 x 64: a band of 21 rows, the mean colour above and below."""
+def test_letter_box_keeps_the_aspect_ratio():
+    """A 90 x 30 image in 64 x 64: 21 rows of image, the mean colour above and below."""
     image = np.full((30, 90, 3), 200, np.uint8)
     boxes = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
     x, truth = DetectionAugment(**STILL, letter_box=True).sample(
@@ -97,7 +97,7 @@ def test_letter_box_keeps_proportions():
     assert truth[:5] == pytest.approx([0.5, 0.5, 0.2, 0.2 / 3, 0], abs=1e-6)
 
 
-def test_mixup_halves_two_images():
+def test_mixup_averages_two_images():
     dark, light = np.full((6, 9, 3), 10, np.uint8), np.full((6, 9, 3), 211, np.uint8)
     box = np.array([[0.5, 0.5, 0.5, 0.5, 1]], np.float32)
     for seed in range(20):
@@ -147,16 +147,16 @@ def classifier(**keys):
     return ClassifierAugment(**dict(classes=4, min_crop=24, max_crop=24, flip=False) | keys)
 
 
-def test_a_square_in_the_middle():
-    """min_crop = the short side = the input: the middle of the image, pixel for pixel."""
+def test_the_centre_crop():
+    """min_crop = the short side = the input: the centre of the image, unscaled."""
     image = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
     x, truth = classifier().sample(lambda r: (image, np.array([[0, 0, 0, 0, 2]])), np.random.default_rng(0), 24, 24)
     np.testing.assert_allclose(x, image.transpose(2, 0, 1) / 255, atol=1e-6)
     assert truth.tolist() == [0, 0, 1, 0]
 
 
-def test_turning_by_a_quarter():
-    """A dot right of the middle comes to stand above it: the square is read along turned axes."""
+def test_rotation_by_90_degrees():
+    """A dot right of the centre moves above it: the crop is sampled along rotated axes."""
     image = np.zeros((25, 25, 1), np.uint8)
     image[12, 20] = 255
     augment = classifier(min_crop=25, max_crop=25, angle=90.0)
@@ -171,7 +171,7 @@ def test_turning_by_a_quarter():
 
 @pytest.mark.parametrize(("mode", "values"), [(1, {10, 200, 105}), (2, {10, 200}), (3, {10, 200}), (4, {10, 200})])
 def test_mixed_images_mix_their_labels(mode, values):
-    """The truth is the share of each image's pixels."""
+    """The truth is the fraction of each image's pixels."""
     shades, mixed = (10, 200), 0
     for seed in range(12):
 
@@ -223,7 +223,7 @@ def test_labels(tmp_path):
 
 
 def test_tracks(tmp_path):
-    """A sixth number is the track; without one each line of each file has its own. Only where tracks are asked for."""
+    """A sixth number is the track; without one each line of each file has a unique one. Only with tracks=True."""
     path, other = tmp_path / "a.txt", tmp_path / "b.txt"
     for name in (path, other):
         name.write_text("0 .5 .5 .1 .1 17\n1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n")
@@ -239,7 +239,7 @@ def test_tracks(tmp_path):
 
 @pytest.mark.parametrize("extra", [{}, dict(mosaic=True, jitter=0.2, flip=True), dict(mixup=True, jitter=0.2, blur=3)])
 def test_sequences(extra):
-    """Two parts of three steps of two sequences, 1 to 2 images apart; all steps of one change alike."""
+    """Two subdivisions of three steps of two sequences with stride 1 to 2; all steps of a sequence are augmented alike."""
     paths, read = [str(k) for k in range(50)], []
 
     class Frames(data.DataSet):
@@ -261,21 +261,21 @@ def test_sequences(extra):
             steps = np.array(frames[part + sequence : part + 6 : 2])  # [step, image of the sample]
             assert set((steps[1] - steps[0]).tolist()) <= {1, 2} and (steps[2] - steps[1] == steps[1] - steps[0]).all()
             begins.append(steps[0, 0])
-            if "blur" not in extra:  # which spares the boxes
+            if "blur" not in extra:  # which depends on the boxes
                 for k in (2, 4):
                     np.testing.assert_array_equal(samples[part + sequence], samples[part + sequence + k])
     assert len(set(begins)) == 4
 
 
-def test_a_fault_is_written_once(tmp_path):
-    """By several runs too; each run knows what it met."""
+def test_an_error_is_written_once(tmp_path):
+    """Also by several runs; each run reports its own errors."""
     for _ in range(2):
         bad_samples = data.BadSamples(tmp_path)
         for _ in range(2):
             bad_samples.add_label("a.txt:1: wrong")
         assert bad_samples.labels == ["a.txt:1: wrong"]
     assert (tmp_path / "bad_label.list").read_text() == "a.txt:1: wrong\n"
-    nowhere = data.BadSamples(tmp_path / "none")  # a folder that cannot be written to stops no training
+    nowhere = data.BadSamples(tmp_path / "none")  # an unwritable folder does not stop training
     nowhere.add_label("a.txt:1: wrong")
     assert nowhere.labels == ["a.txt:1: wrong"]
 
@@ -315,7 +315,7 @@ def test_batches_depend_on_seed_and_iteration_only(tmp_path):
     assert not np.array_equal(straight[0][0], straight[2][0])
 
 
-def test_unreadable_images_are_passed_over(tmp_path):
+def test_unreadable_images_are_skipped(tmp_path):
     paths = files(tmp_path, 1)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nxx")
@@ -351,8 +351,8 @@ def test_random_sizes():
     largest = (int(1.4 * 416 / 32 + 1.5) * 32, int(1.4 * 320 / 32 + 1.5) * 32)
     assert size(0) == size(950) == largest
     assert all(size(10 * k) == size(10 * k + 9) for k in range(1, 20))
-    found = {size(10 * k) for k in range(1, 60)}
-    assert len(found) > 8 and all(w % 32 == h % 32 == 0 and w <= largest[0] for w, h in found)
+    sizes = {size(10 * k) for k in range(1, 60)}
+    assert len(sizes) > 8 and all(w % 32 == h % 32 == 0 and w <= largest[0] for w, h in sizes)
 
 
 def test_keys_of_net_and_head():
@@ -368,5 +368,5 @@ def test_keys_of_net_and_head():
         True,
     )
     assert augment.colours == Colours(hue=0.1, saturation=1.5)
-    sorts = ClassifierAugment.of(net, 4)
-    assert (sorts.min_crop, sorts.max_crop, sorts.mixup) == (5, 16, 4)
+    classifier_augment = ClassifierAugment.of(net, 4)
+    assert (classifier_augment.min_crop, classifier_augment.max_crop, classifier_augment.mixup) == (5, 16, 4)

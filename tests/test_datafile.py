@@ -1,4 +1,4 @@
-"""Names, .data files and the place of labels."""
+"""Names, .data files and the paths of labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpudarknet.data.datafile import DataFile, label_path, read_names
 from gpudarknet.errors import DataError
 
 
-def test_names_stand_as_they_are_written(tmp_path):
+def test_names_are_read_unchanged(tmp_path):
     path = tmp_path / "x.names"
     path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n\r\n fire  hydrant \r\n\r\n  \r\n")
     assert read_names(path) == ("person", "traffic light", "", " fire  hydrant ")
@@ -18,18 +18,18 @@ def test_names_stand_as_they_are_written(tmp_path):
     assert read_names(path) == ("küche", "茶碗")
 
 
-def test_a_data_file_follows_darknets_grammar(tmp_path):
+def test_a_data_file_has_darknets_grammar(tmp_path):
     path = tmp_path / "x.data"
     path.write_text(
         "# a comment\nclasses = 3 # three\n; another\nnames= x.names\nnames=y.names\r\ntop=5\n color=red\n\n"
     )
     data = DataFile.read(path)
     assert (data.classes, data.names, data.top, data.eval, data.train) == (3, "x.names", 5, "voc", None)
-    (tmp_path / "x.names").write_text("a\nb\n")  # beside the .data file, not where the process runs
+    (tmp_path / "x.names").write_text("a\nb\n")  # relative to the .data file, not to the current folder
     assert data.names_path() == tmp_path / "x.names" and data.read_names() == ("a", "b")
 
 
-def test_labels_is_another_word_for_names(tmp_path):
+def test_labels_is_an_alias_of_names(tmp_path):
     (tmp_path / "x.data").write_text(f"labels={tmp_path}/x.list\n")
     (tmp_path / "x.list").write_text("a\n")
     assert DataFile.read(tmp_path / "x.data").read_names() == ("a",)
@@ -47,7 +47,7 @@ def test_labels_is_another_word_for_names(tmp_path):
         (None, "{}: cannot be read (No such file or directory); check the path"),
     ],
 )  # fmt: skip
-def test_a_wrong_data_file_is_named(tmp_path, content, message):
+def test_errors_name_the_data_file(tmp_path, content, message):
     path = tmp_path / "x.data"
     if content is not None:
         path.write_bytes(content)

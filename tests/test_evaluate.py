@@ -1,4 +1,4 @@
-"""mAP against Darknet's loop over ranks written out, COCO's AP on known cases, recall, anchors, result files."""
+"""mAP against Darknet's algorithm written as loops, COCO's AP on known cases, recall, anchors, result files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = np.zeros((0, 5), np.float32)
 
 
 def random_images(seed=0, images=6, classes=3):
-    """Draw truths, and detections that are shaken truths, doubles and noise; probabilities have no ties."""
+    """Draw truths, and detections: perturbed truths, duplicates and noise; probabilities have no ties."""
     rng = np.random.default_rng(seed)
     evals = []
     for n in range(images):
@@ -37,13 +37,13 @@ def random_images(seed=0, images=6, classes=3):
 
 
 def map_by_ranks(images, classes, iou_thresh, points, conf_thresh):
-    """validate_detector_map as it stands: precision and recall of every class at every rank of one list."""
-    entries, truths, base = [], np.zeros(classes), 0
+    """validate_detector_map written as loops: precision and recall of every class at every rank of one list."""
+    candidates, truths, base = [], np.zeros(classes), 0
     tp, fp, total_iou = np.zeros(classes), np.zeros(classes), 0.0
     for img in images:
         for t in img.truth:
             truths[int(t[4])] += 1
-        checkpoint = len(entries)
+        checkpoint = len(candidates)
         for i in range(len(img.scored.boxes)):
             for k in range(classes):
                 p = img.scored.probs[i, k]
@@ -54,19 +54,19 @@ def map_by_ranks(images, classes, iou_thresh, points, conf_thresh):
                     like = float(iou(img.scored.boxes[i], t[:4]))
                     if like > iou_thresh and t[4] == k and like > most:
                         best, most = base + n, like
-                entries.append((p, k, best))
+                candidates.append((p, k, best))
                 if p > conf_thresh:
-                    if best >= 0 and best not in [e[2] for e in entries[checkpoint:-1]]:
+                    if best >= 0 and best not in [e[2] for e in candidates[checkpoint:-1]]:
                         tp[k] += 1
                         total_iou += most
                     else:
                         fp[k] += 1
         base += len(img.truth)
-    entries.sort(key=lambda e: -e[0])
-    N, flags = len(entries), set()
+    candidates.sort(key=lambda e: -e[0])
+    N, flags = len(candidates), set()
     P, R = np.zeros((N, classes)), np.zeros((N, classes))
     hit, miss = np.zeros(classes), np.zeros(classes)
-    for rank, (_, k, t) in enumerate(entries):
+    for rank, (_, k, t) in enumerate(candidates):
         if t >= 0 and t not in flags:
             flags.add(t)
             hit[k] += 1
@@ -103,8 +103,8 @@ def test_map_is_darknets(points, iou_thresh):
     assert report.recall == pytest.approx(tp.sum() / truths.sum())
 
 
-def test_the_area_takes_the_precision_at_the_left():
-    """Right, wrong, right of two truths: 1 * 1/2 + 2/3 * 1/2 by the definition; Darknet: at rank 2 the envelope is 2/3."""
+def test_the_area_uses_the_precision_at_the_left():
+    """Hit, miss, hit with two truths: 1 * 1/2 + 2/3 * 1/2 by the definition; in Darknet the envelope at rank 2 is 2/3."""
     ranked = [(0.9, 0), (0.8, -1), (0.7, 1)]
     assert evaluate.average_precision(ranked, 2, 0) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     ranked = [(0.9, 0), (0.7, 1), (0.6, -1), (0.5, 2)]
@@ -113,7 +113,7 @@ def test_the_area_takes_the_precision_at_the_left():
     assert evaluate.average_precision(ranked, 2, 0) == pytest.approx(2 / 3)
 
 
-def test_nothing_found_and_no_truth():
+def test_no_detection_and_no_truth():
     empty = ImageEval(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
     report = evaluate.mean_average_precision([empty], 2)
     assert (report.mean, report.precision, report.recall, report.f1, report.average_iou) == (0, 0, 0, 0, 0)
@@ -122,17 +122,17 @@ def test_nothing_found_and_no_truth():
     assert str(e.value) == "points=7: average precision is computed over 0 (the area), 11 or 101 points"
 
 
-def test_difficult_boxes_count_neither_way():
+def test_difficult_boxes_are_not_counted():
     box = np.array([[0.5, 0.5, 0.2, 0.2]])
     truth = np.array([[0.2, 0.2, 0.1, 0.1, 0]], np.float32)
-    found = ScoredBoxes(box, np.array([[0.9]]), 10, 10)
+    scored = ScoredBoxes(box, np.array([[0.9]]), 10, 10)
     hard = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
-    assert evaluate.mean_average_precision([ImageEval(found, truth, NONE)], 1).fp.tolist() == [1]
-    report = evaluate.mean_average_precision([ImageEval(found, truth, hard)], 1)
+    assert evaluate.mean_average_precision([ImageEval(scored, truth, NONE)], 1).fp.tolist() == [1]
+    report = evaluate.mean_average_precision([ImageEval(scored, truth, hard)], 1)
     assert (report.fp.tolist(), report.detections) == ([0], 0)
 
 
-def test_coco_of_perfect_boxes_and_of_shaken_ones():
+def test_coco_of_perfect_and_perturbed_boxes():
     pytest.importorskip("faster_coco_eval")
     images = random_images(images=4)
     perfect = [
@@ -144,7 +144,9 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
     scores, per_class = evaluate.coco(images, ["a", "b", "c", "d"])
     assert 0 < scores["AP"] < scores["AP50"] < 1 and np.isnan(per_class[3])
     report = evaluate.mean_average_precision(images, 3, 0.5, 101)
-    assert scores["AP50"] == pytest.approx(report.mean, abs=0.05)  # the same definition, another matching of doubles
+    assert scores["AP50"] == pytest.approx(
+        report.mean, abs=0.05
+    )  # the same definition, different matching of duplicates
     tiny = [ImageEval(ScoredBoxes(j.scored.boxes, j.scored.probs, 30, 20), j.truth, NONE) for j in perfect]
     scores, _ = evaluate.coco(tiny, ["a", "b", "c"])
     assert scores["AP small"] == pytest.approx(1) and np.isnan(scores["AP medium"]) and np.isnan(scores["AP large"])
@@ -152,14 +154,14 @@ def test_coco_of_perfect_boxes_and_of_shaken_ones():
 
 def test_recall():
     images = random_images()
-    found = evaluate.recall(images, 0.5)
+    result = evaluate.recall(images, 0.5)
     best = [iou(j.truth[:, None, :4], j.scored.boxes).max(axis=1) for j in images]
-    assert found.proposals == 12
-    assert found.recall == pytest.approx(np.mean(np.concatenate(best) > 0.5))
-    assert found.average_iou == pytest.approx(np.mean(np.concatenate(best)))
+    assert result.proposals == 12
+    assert result.recall == pytest.approx(np.mean(np.concatenate(best) > 0.5))
+    assert result.average_iou == pytest.approx(np.mean(np.concatenate(best)))
 
 
-# What the original program says of eight pictures that the network takes as they are
+# The original program's results on eight images that have the network's input size
 
 ORIGINAL = json.loads((Path(__file__).parent / "data" / "map.json").read_text())
 BODY = """[net]
@@ -185,8 +187,8 @@ HEADS = {
 }
 
 
-def detector_and_pictures(head, folder):
-    """Write cfg, weights, pictures and labels; return the detector and the pictures' paths."""
+def detector_and_images(head, folder):
+    """Write cfg, weights, images and labels; return the detector and the images' paths."""
     (folder / "x.cfg").write_text(BODY + HEADS[head])
     net = gd.load_network(folder / "x.cfg", backend="numpy")
     weights = seeded.write_weights(net, folder / "x.weights", {"yolo": 3, "region": 4}[head], 2.0)
@@ -201,7 +203,7 @@ def detector_and_pictures(head, folder):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_map_is_the_original_programs(head, tmp_path):
-    detector, paths = detector_and_pictures(head, tmp_path)
+    detector, paths = detector_and_images(head, tmp_path)
     images = list(evaluate.judge(detector, paths))
     for r in ORIGINAL[head]["map"]:
         report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"], r["thresh"])
@@ -214,10 +216,10 @@ def test_map_is_the_original_programs(head, tmp_path):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_recall_is_the_original_programs(head, tmp_path):
-    detector, paths = detector_and_pictures(head, tmp_path)
+    detector, paths = detector_and_images(head, tmp_path)
     images = evaluate.judge(detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, detect=evaluate.proposals)
-    found = evaluate.recall(images)
-    assert (found.proposals, 100 * found.average_iou, 100 * found.recall) == pytest.approx(
+    result = evaluate.recall(images)
+    assert (result.proposals, 100 * result.average_iou, 100 * result.recall) == pytest.approx(
         ORIGINAL[head]["recall"], abs=0.006
     )
 
@@ -233,14 +235,14 @@ def sizes(seed=1):
     return wanted, truth
 
 
-def test_anchors_are_the_middles_of_heaps():
+def test_anchors_are_the_centres_of_clusters():
     wanted, truth = sizes()
-    found = evaluate.calc_anchors(truth, 3, 200, 100, seed=3)
-    np.testing.assert_allclose(found.sizes, wanted, rtol=0.05)
-    assert 0.85 < found.average_iou < 1 and found.counters.tolist() == [30, 0, 60]
-    np.testing.assert_array_equal(found.sizes, evaluate.calc_anchors(truth, 3, 200, 100, seed=3).sizes)
-    picture = evaluate.draw_anchors(truth, found, 200, 100)
-    assert picture.shape == (500, 500, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) >= 4
+    anchors = evaluate.calc_anchors(truth, 3, 200, 100, seed=3)
+    np.testing.assert_allclose(anchors.sizes, wanted, rtol=0.05)
+    assert 0.85 < anchors.average_iou < 1 and anchors.counters.tolist() == [30, 0, 60]
+    np.testing.assert_array_equal(anchors.sizes, evaluate.calc_anchors(truth, 3, 200, 100, seed=3).sizes)
+    image = evaluate.draw_anchors(truth, anchors, 200, 100)
+    assert image.shape == (500, 500, 3) and len(np.unique(image.reshape(-1, 3), axis=0)) >= 4
     with pytest.raises(DataError) as e:
         evaluate.calc_anchors(truth[:2], 3, 200, 100)
     assert str(e.value) == "3 anchors need as many boxes of different sizes; the labels have 2"
@@ -250,22 +252,22 @@ def test_anchors_are_the_middles_of_heaps():
 
 
 def test_result_lines():
-    found = ScoredBoxes(
+    scored = ScoredBoxes(
         np.array([[0.5, 0.5, 1.2, 0.5], [0.5, 0.5, 0.2, 0.2]]), np.array([[0.25, 0], [0, 0.5]]), 100, 80
     )
-    img = ImageEval(found, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
+    img = ImageEval(scored, NONE, NONE, "/data/COCO_val2014_000000000042.jpg")
     assert list(evaluate.voc_lines(img, 0)) == [
         "COCO_val2014_000000000042 0.250000 1.000000 21.000000 100.000000 61.000000"
     ]
-    assert list(evaluate.coco_entries(img, (1, 90))) == [
+    assert list(evaluate.coco_results(img, (1, 90))) == [
         {"image_id": 42, "category_id": 1, "score": 0.25, "bbox": [0.0, 20.0, 100.0, 40.0]},
         {"image_id": 42, "category_id": 90, "score": 0.5, "bbox": [40.0, 32.0, 20.0, 16.0]},
     ]
 
 
 def test_judge_reads_images_and_labels(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    image = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n5 0.5 0.5 0.2 0.2\n")
     text = "[net]\nwidth=32\nheight=32\nchannels=3\n[convolutional]\nfilters=14\nsize=3\nstride=2\npad=1\nactivation=linear\n"
     net = cfg.parse(text + "[yolo]\nclasses=2\nnum=2\nanchors=8,9,20,18\n")

@@ -1,4 +1,4 @@
-"""The filters on late deltas: against the original's steps, number by number, and in a training that is stopped and resumed."""
+"""The filter on late deltas: against the original's steps, value by value, and in an interrupted and resumed training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KEYS = {
 }
 
 
-class Plain:
-    """The same by loops over numbers, from the words of the specification."""
+class ScalarFilter:
+    """The same as scalar loops, written from the specification."""
 
     def __init__(self):
         self.top = self.mean = self.std = self.limit = 0.0
 
-    def filter(self, d, entries, it, end, sigmas, percent, point):
+    def filter(self, d, anchor_size, it, end, sigmas, percent, point):
         start = end * 3 // 4
         if not ((percent and start < it) or (sigmas and start < it) or (point and point < it)):
             return
@@ -49,7 +49,7 @@ class Plain:
             count = sum(v != 0 for v in d)
             gone = sum(abs(v) > self.limit for v in d)
             d[:] = [0 if abs(v) > self.limit else v for v in d]
-            if 100 * (gone * entries / count) > percent:
+            if 100 * (gone * anchor_size / count) > percent:
                 self.limit += 0.01
             elif self.limit > 0.01:
                 self.limit -= 0.01
@@ -59,14 +59,14 @@ class Plain:
 
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_the_originals_steps(keys):
-    rng, got, want, zeroed = np.random.default_rng(4), LabelFilter(), Plain(), 0
+    rng, got, want, zeroed = np.random.default_rng(4), LabelFilter(), ScalarFilter(), 0
     for iteration in range(0, 100, 2):
         d = rng.standard_t(2, (2, 3, 7, 4, 5))
         d[rng.random(d.shape) < 0.5] = 0
-        numbers, before = d.reshape(-1).tolist(), d.copy()
+        values, before = d.reshape(-1).tolist(), d.copy()
         got.apply(d, 7, iteration, 100, **keys)
-        want.filter(numbers, 7, iteration, 100, **keys)
-        np.testing.assert_array_equal(d.reshape(-1), numbers)
+        want.filter(values, 7, iteration, 100, **keys)
+        np.testing.assert_array_equal(d.reshape(-1), values)
         zeroed += (d != before).sum()
     assert zeroed and got.state() == pytest.approx([want.top, want.mean, want.std, want.limit])
 
@@ -79,7 +79,7 @@ def test_nothing_happens_early_or_without_deltas():
     assert d.all() and not label_filter.state().any()
 
 
-def test_the_cost_does_not_count_what_was_rejected():
+def test_the_cost_excludes_rejected_deltas():
     head = SECTIONS["yolo"](classes=2, num=1, anchors=(10.0, 12.0))
     y = np.random.default_rng(1).random((1, 7, 3, 4), np.float32)
     truth = np.zeros((1, 12), np.float32)
@@ -87,8 +87,8 @@ def test_the_cost_does_not_count_what_was_rejected():
     whole, delta = head.loss(y, y, truth, LossContext(40, 30))
     seen = []
 
-    def reject(d, entries):
-        seen.append(entries)
+    def reject(d, anchor_size):
+        seen.append(anchor_size)
         d[np.abs(d) > 0.5] = 0
 
     less, kept = head.loss(y, y, truth, LossContext(40, 30, reject=reject))
@@ -119,7 +119,7 @@ max=1
 """
 
 
-def test_a_checkpoint_holds_what_it_remembers(tmp_path):
+def test_a_checkpoint_stores_its_state(tmp_path):
     def start():
         return gd.Trainer(gd.load_network(cfg.parse(TEXT), backend="numpy"), emulate_darknet_cpu_bugs=False)
 

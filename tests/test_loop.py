@@ -1,4 +1,4 @@
-"""The loop: its files, a run that is stopped and goes on, a run that is killed, multi-scale, charts, what it refuses."""
+"""The training loop: its files, interrupted, resumed and killed runs, multi-scale, charts, errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def project(folder, end=6, net="", random=0, count=4):
 
 
 def start(cfg, weights=None, **options):
-    """Load a network and give its trainer."""
+    """Load a network and return its trainer."""
     net = gd.load_network(cfg, weights, "numpy")
     return gd.Trainer(net, clear=weights is None, emulate_darknet_cpu_bugs=False, **options)
 
@@ -82,7 +82,7 @@ def arrays(path):
         return {k: v for k, v in file.items()}
 
 
-def test_a_whole_training_leaves_its_files(tmp_path):
+def test_a_whole_training_writes_its_files(tmp_path):
     source, cfg = project(tmp_path)
     seen = []
     scores = iter((0.5,))
@@ -109,17 +109,17 @@ def test_a_chart(tmp_path):
 
 @pytest.mark.parametrize("extra", ["", "adam=1"])
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
-    """Batch norm, dropout, mosaic, several sizes, the running average: every bit of the final state."""
+    """Batch norm, dropout, mosaic, several sizes, the running average: the final state is bit-identical."""
     source, cfg = project(tmp_path, net=extra, random=1)
     start(cfg).fit(source, tmp_path / "a")
     start(cfg).fit(source, tmp_path / "b", iterations=2)
     for _ in range(2):
         weights = tmp_path / "b" / "x_last.weights"
-        trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=5))  # the other way to go on
+        trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=5))  # the other way to resume
         trainer.fit(source, tmp_path / "c", resume=weights, iterations=2)
         trainer = start(cfg, weights)
-        found = trainer.resume(weights)
-        trainer.fit(source, tmp_path / "b", iterations=2, extra=found)
+        extra = trainer.resume(weights)
+        trainer.fit(source, tmp_path / "b", iterations=2, extra=extra)
         for name in ("x_last.npz", "x_last.weights"):
             assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")
@@ -152,7 +152,7 @@ trainer.fit(data, out, save_last=1, extra=extra, report=lambda p: print(p.iterat
 
 
 def test_killed_and_resumed_equals_never_killed(tmp_path):
-    """SIGKILL at some moment of a run that writes all the time: whatever is there is whole, and the end is the same."""
+    """SIGKILL in a run that writes all the time: the files are intact, and the resumed run ends with the same bits."""
     source, cfg = project(tmp_path, end=14)
     start(cfg).fit(source, tmp_path / "a", save_last=1)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path])}
@@ -172,7 +172,7 @@ def test_killed_and_resumed_equals_never_killed(tmp_path):
 
 
 def same_end(folder):
-    """Compare what the runs in a and b have left."""
+    """Compare the files of the runs in a and b."""
     a, b = (arrays(folder / run / "x_last.npz") for run in "ab")
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)
@@ -181,8 +181,8 @@ def same_end(folder):
     assert not list((folder / "b").glob(".*"))
 
 
-def test_killed_while_it_writes(tmp_path):
-    """SIGKILL at each step of writing the third checkpoint: chart, state and weights are each synced and then renamed."""
+def test_killed_while_writing(tmp_path):
+    """SIGKILL at each step of writing the third checkpoint: chart, state and weights are each synced, then renamed."""
     source, cfg = project(tmp_path, end=4)
     start(cfg).fit(source, tmp_path / "a", save_last=1)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path])}
@@ -190,7 +190,7 @@ def test_killed_while_it_writes(tmp_path):
         out = tmp_path / "b"
         command = [sys.executable, "-c", KILLED, str(cfg), str(source), str(out)]
         done = subprocess.run([*command, "0", str(fatal)], stdout=subprocess.DEVNULL, env=env, check=False)
-        assert done.returncode == -signal.SIGKILL and list(out.glob(".*"))  # the half file
+        assert done.returncode == -signal.SIGKILL and list(out.glob(".*"))  # the incomplete file
         weights = out / "x_last.weights"
         trainer = start(cfg, weights)
         assert trainer.iteration == 2
@@ -199,7 +199,7 @@ def test_killed_while_it_writes(tmp_path):
         shutil.rmtree(out)
 
 
-def test_an_interruption_saves_where_it_stands(tmp_path):
+def test_an_interruption_saves_the_state(tmp_path):
     source, cfg = project(tmp_path)
 
     def stop(progress):
@@ -212,7 +212,7 @@ def test_an_interruption_saves_where_it_stands(tmp_path):
 
 
 def test_ctrl_c_ends_the_iteration_and_saves_it(tmp_path):
-    """SIGINT while samples are drawn: the iteration is finished, and going on ends where an undisturbed run ends."""
+    """SIGINT during a step: the iteration completes, and the resumed run ends like an uninterrupted one."""
     source, cfg = project(tmp_path)
     start(cfg).fit(source, tmp_path / "a")
     trainer, before = start(cfg), signal.getsignal(signal.SIGINT)
@@ -233,7 +233,7 @@ def test_ctrl_c_ends_the_iteration_and_saves_it(tmp_path):
     assert (tmp_path / "a" / "x_final.weights").read_bytes() == (tmp_path / "b" / "x_final.weights").read_bytes()
 
 
-def test_numbers_that_are_not_finite_spoil_no_checkpoint(tmp_path):
+def test_a_nan_does_not_reach_the_checkpoint(tmp_path):
     source, cfg = project(tmp_path)
     trainer = start(cfg)
     trainer.fit(source, tmp_path / "out", iterations=2)
@@ -244,7 +244,7 @@ def test_numbers_that_are_not_finite_spoil_no_checkpoint(tmp_path):
     assert (tmp_path / "out" / "x_last.npz").read_bytes() == good
 
 
-def test_a_sidecar_of_other_weights_is_left(tmp_path):
+def test_a_state_of_other_weights_is_ignored(tmp_path):
     source, cfg = project(tmp_path)
     trainer = start(cfg)
     trainer.fit(source, tmp_path / "out", iterations=2)
@@ -252,30 +252,30 @@ def test_a_sidecar_of_other_weights_is_left(tmp_path):
     trainer.net.seen += 100
     trainer.net.save_weights(weights)
     other = start(cfg, weights)
-    with pytest.warns(TrainWarning) as said:
+    with pytest.warns(TrainWarning) as warned:
         assert other.resume(weights) == {}
     assert (
-        str(said[0].message)
+        str(warned[0].message)
         == f"{weights.with_suffix('.npz')}: is older than {weights} and is ignored; momentum starts at 0"
     )
-    with pytest.warns(TrainWarning) as said:
+    with pytest.warns(TrainWarning) as warned:
         assert other.resume(tmp_path / "none.weights") == {}
-    assert str(said[0].message) == f"{tmp_path}/none.npz: does not exist; momentum starts at 0"
-    assert start(cfg).resume(tmp_path / "none.weights") == {}  # nothing has been trained that could have momentum
+    assert str(warned[0].message) == f"{tmp_path}/none.npz: does not exist; momentum starts at 0"
+    assert start(cfg).resume(tmp_path / "none.weights") == {}  # at iteration 0 there is no momentum to lose
 
 
-def test_an_average_needs_time(tmp_path):
+def test_a_short_training_has_no_average(tmp_path):
     source, cfg = project(tmp_path, net="ema_alpha=0.9")
-    with pytest.warns(TrainWarning) as said:
+    with pytest.warns(TrainWarning) as warned:
         start(cfg).fit(source, tmp_path / "out", iterations=1)
-    assert str(said[0].message) == (
+    assert str(warned[0].message) == (
         f"{cfg}: ema_alpha has no effect if max_batches is below 2000: the average runs from half of the training to 1000"
         " iterations before its end"
     )
 
 
-def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
-    """Forty iterations on four images: not a measure of anything, only that the parts are joined the right way."""
+def test_the_loss_decreases(tmp_path):
+    """Forty iterations on four images: only a check that the parts fit together."""
     source, cfg = project(tmp_path, end=40)
     (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.003").replace("mosaic=1", ""))
     seen = []
@@ -286,7 +286,7 @@ def test_the_loss_falls_and_the_boxes_are_found(tmp_path):
 
 
 def test_a_classifier(tmp_path):
-    """Classes by path, crops, a sound connected layer."""
+    """Classes by path, crops, a [connected] layer that is trained."""
     paths = files(tmp_path, 3)
     named = [
         str(Path(p).rename(tmp_path / f"{word}.png")) for p, word in zip(paths, ("red", "green", "blue"), strict=True)
@@ -326,14 +326,14 @@ def test_refusals(tmp_path):
 
 
 def test_tracks_make_sequences(tmp_path):
-    """A network that remembers trains on them: batches of [step][sequence], the track in the truth's sixth column."""
+    """A recurrent network trains on batches of [step][sequence], with the track in the truth's sixth column."""
     source, cfg = project(tmp_path, end=2, net="track=1\ntime_steps=3\naugment_speed=4\n")
     cfg.write_text(cfg.read_text().replace("[dropout]", "[conv_lstm]\noutput=6\npad=1\nsize=3\n[dropout]"))
     (tmp_path / "1.txt").write_text("0 .5 .5 .2 .2 77\n")
     trainer = start(cfg)
-    found = datasets.training_set(DataFile.read(source), trainer.net)
-    assert found.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
-    truths = [found.sample(0, k, number, (64, 32))[1].reshape(-1, 6) for k in range(10) for number in range(6)]
+    dataset = datasets.training_set(DataFile.read(source), trainer.net)
+    assert dataset.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
+    truths = [dataset.sample(0, k, number, (64, 32))[1].reshape(-1, 6) for k in range(10) for number in range(6)]
     tracks = {row[5] for truth in truths for row in truth if row[2]}
     assert 77 in tracks and len(tracks) > 3
     assert np.isfinite(trainer.fit(source, tmp_path / "out").loss)

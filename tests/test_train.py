@@ -1,4 +1,4 @@
-"""Training: seven runs of the original program to the number, optimisers, schedules, freezing, checkpoints."""
+"""Training: seven recorded runs of the original program, optimizers, learning rates, freezing, checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = "[avgpool]\n[softmax]\n"
 
 
 def start(record):
-    """Draw the weights that a run of the original program started from, as one flat array in file order."""
+    """Draw the initial weights of a recorded run, as one flat array in file order."""
     rng = np.random.default_rng(record["seed"])
     drawn = []
     for kind, n, fan_in in record["recipe"]:
@@ -38,16 +38,16 @@ def flat(net):
     return np.concatenate([a.reshape(-1) for own in net.weights for a in own.values()])
 
 
-def fill(net, numbers):
+def fill(net, values):
     """Overwrite all weights in file order."""
     for own in net.weights:
         for a in own.values():
-            a[...], numbers = numbers[: a.size].reshape(a.shape), numbers[a.size :]
+            a[...], values = values[: a.size].reshape(a.shape), values[a.size :]
 
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", RUNS)
-def test_the_original_programs_numbers(name):
+def test_the_original_programs_results(name):
     """Costs of five steps, weights after steps 1, 2 and 5: 1e-4 relative, and of the largest change. Float32 on two BLAS."""
     record = RUNS[name]
     net = gd.load_network(cfg.parse(record["cfg"]), backend="numpy")
@@ -74,7 +74,7 @@ def batch(net, seed=0, N=4, K=5):
 
 
 def train(net, steps=1, seed=0, **options):
-    """Train soundly for some steps on one batch each; return the trainer."""
+    """Train without emulated bugs for some steps with a batch each; return the trainer."""
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False, **options)
     for step in range(steps):
         trainer.step(*batch(net, seed + step))
@@ -82,7 +82,7 @@ def train(net, steps=1, seed=0, **options):
 
 
 def changed(net, before):
-    """Say for each layer which of its weights moved."""
+    """Return for each layer which of its weights changed."""
     return [sorted(k for k, a in own.items() if not np.array_equal(a, old[k]))
             for own, old in zip(net.weights, before, strict=True)]  # fmt: skip
 
@@ -93,15 +93,15 @@ def copy(net):
 
 def test_emulated_cpu_bugs_are_warned_about():
     net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
-    with pytest.warns(TrainWarning) as said:
+    with pytest.warns(TrainWarning) as warned:
         gd.Trainer(net).step(*batch(net))
-    assert str(said[0].message) == (
+    assert str(warned[0].message) == (
         "cfg: as in Darknet's CPU build, the deltas of [connected] accumulate over steps and the weights of [connected] are"
         " never updated; Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly"
     )
 
 
-def test_connected_learns_without_cpu_bugs():
+def test_connected_is_trained_without_cpu_bugs():
     net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
     before = copy(net)
     train(net)
@@ -120,8 +120,8 @@ def test_sgd_is_darknets():
         assert (w[0], g[0]) == (pytest.approx(wanted[0], abs=1e-6), pytest.approx(wanted[1], abs=2e-6))
 
 
-def test_decay_spares_biases_and_scales():
-    """With learning_rate so that nothing but decay acts: a delta of 0, because the loss is switched off."""
+def test_decay_excludes_biases_and_scales():
+    """Only decay acts: the delta is 0, because the loss is switched off."""
     net = network(NET + CONV + "batch_normalize=1\n" + LAST + "[softmax]\nnoloss=1\n")
     for own in net.weights[:2]:
         own["bias"] += 1
@@ -132,7 +132,7 @@ def test_decay_spares_biases_and_scales():
 
 
 def test_adam_step():
-    """The first step of Adam moves every weight by the rate, against its gradient's sign."""
+    """Adam's first step changes every weight by the learning rate."""
     net = network(NET.replace("decay=0.01", "decay=0") + "adam=1\neps=0\n" + CONV + LAST + END)
     before = copy(net)
     train(net)
@@ -141,13 +141,13 @@ def test_adam_step():
 
 
 def test_subdivisions_give_the_same_step():
-    """Without batch norm two halves add up to the whole; float32 sums in another order."""
+    """Without batch norm two halves sum to the whole; float32 in another order."""
     whole, halves = network(NET + CONV + LAST + END), network(NET + "subdivisions=2\n" + CONV + LAST + END)
     assert train(whole, 3).iteration == train(halves, 3).iteration == 3
     np.testing.assert_allclose(flat(whole), flat(halves), rtol=1e-4, atol=1e-6)
 
 
-def test_stopbackward_freezes_what_stands_before():
+def test_stopbackward_freezes_earlier_layers():
     net = network(NET + CONV + "batch_normalize=1\n" + CONV + CONV + "stopbackward=1\n" + LAST + END)
     before = copy(net)
     train(net)
@@ -168,7 +168,7 @@ def test_stopbackward_until_an_iteration():
     ("key", "moves"),
     [("dont_update=1", [False, True]), ("burnin_update=1", [False, True]), ("learning_rate=0", [False, False])],
 )
-def test_layers_that_wait(key, moves):
+def test_delayed_updates(key, moves):
     net = network(NET + "burn_in=2\n" + CONV + key + "\n" + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     for moved in moves:
@@ -178,7 +178,7 @@ def test_layers_that_wait(key, moves):
         assert changed(net, before)[1]
 
 
-def test_a_layers_own_learning_rate():
+def test_a_learning_rate_per_layer():
     plain, slow = network(NET + CONV + LAST + END), network(NET + CONV + "learning_rate=0.25\n" + LAST + END)
     before = copy(plain)
     train(plain), train(slow)
@@ -194,7 +194,7 @@ def test_train_only_bn():
     assert changed(net, before)[:3] == [norm, norm, ["bias", "kernel"]]
 
 
-def test_onlyforward_stops_the_way_back():
+def test_onlyforward_stops_the_backward_pass():
     net = network(NET.replace("0.01", "0") + CONV + CONV + "onlyforward=1\n" + LAST + END)
     before = copy(net)
     train(net)
@@ -207,18 +207,18 @@ def test_clip_bounds_kernels():
     assert np.abs(net.weights[0]["kernel"]).max() == np.float32(0.05)
 
 
-def test_a_loss_that_is_not_offered_is_told():
+def test_an_unimplemented_loss_is_warned_about():
     net = network(NET + CONV + "[contrastive]\n[route]\nlayers=-2\n" + LAST + END)
-    with pytest.warns(TrainWarning) as said:
+    with pytest.warns(TrainWarning) as warned:
         gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     assert (
-        str(said[0].message)
+        str(warned[0].message)
         == "cfg: the loss of layer 1 [contrastive] is not implemented; layers that only it reads are not trained"
     )
 
 
-def test_shared_weights_learn_from_all_their_users():
-    """Twice the same convolution, shared: the step is that of both uses; the array stays one array."""
+def test_shared_weights_sum_the_gradients_of_their_users():
+    """The same convolution twice, shared: one array, with the gradients of both uses."""
     first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
     net = network(NET + first + first + "share_index=-1\n" + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
@@ -237,8 +237,8 @@ def test_shared_weights_learn_from_all_their_users():
         "[conv_lstm]\noutput=6\nsize=3\npad=1\n",
     ],
 )
-def test_a_recurrent_layer_learns_as_the_first(first):
-    """Nobody asks for the gradient of its input; its weights move as behind a layer that does nothing."""
+def test_a_recurrent_first_layer_is_trained(first):
+    """The gradient of its input is skipped; its weights change as behind an identity layer."""
     text = NET + "time_steps=2\n{}" + LAST + END
     alone, behind = network(text.format(first)), network(text.format(CONV.replace("4", "3") + first))
     unit = behind.weights[0]["kernel"]
@@ -255,8 +255,8 @@ def test_a_recurrent_layer_learns_as_the_first(first):
         np.testing.assert_allclose(a, behind.weights[1][name], rtol=1e-5, atol=1e-6)
 
 
-def test_average_of_the_weights():
-    """From max_batches/2 = 1002 on the mean is kept; 1000 iterations before the end it becomes the weights."""
+def test_moving_average_of_the_weights():
+    """The average starts at max_batches/2 = 1002; 1000 iterations before the end it replaces the weights."""
     net = network(NET + "max_batches=2004\nema_alpha=0.5\n" + CONV + LAST + END)
     trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
     trainer.iteration, kernels = 1001, []
@@ -271,7 +271,7 @@ def test_average_of_the_weights():
     np.testing.assert_allclose(net.weights[0]["kernel"], (kernels[0] + kernels[1]) / 2, rtol=1e-6)
 
 
-def test_numbers_that_are_not_finite_name_the_layer():
+def test_a_nan_error_names_the_layer():
     net = network(NET + CONV + CONV + LAST + END)
     x, truth = batch(net)
     net.weights[1]["kernel"][0, 0, 0, 0] = np.nan
@@ -337,7 +337,7 @@ def test_schedule(text, at, wanted):
 
 @pytest.mark.parametrize("extra", ["", "adam=1\n"])
 def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
-    """Dropout and batch norm, stopped after two of four steps: the same bits as never stopped."""
+    """Dropout and batch norm, stopped after two of four steps: bit-identical to an uninterrupted training."""
     text = NET + extra + CONV + "batch_normalize=1\n[dropout]\nprobability=0.3\n" + LAST + END
     straight, stopped = network(text), network(text)
     train(straight, 4)
@@ -351,8 +351,8 @@ def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     np.testing.assert_array_equal(flat(resumed), flat(straight))
 
 
-def test_a_checkpoint_holds_the_average(tmp_path):
-    """Stopped while the average is made; it becomes the weights 1000 iterations before the end, the same bits."""
+def test_a_checkpoint_stores_the_average(tmp_path):
+    """Stopped while averaging; the average replaces the weights 1000 iterations before the end, bit-identically."""
     text = NET + "max_batches=2006\nema_alpha=0.5\n" + CONV + LAST + END
 
     def late(seed=1):
@@ -414,15 +414,15 @@ def test_resize_keeps_the_weights():
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", ["classifier", "acts"])
-def test_the_original_programs_numbers_on_every_backend(be, name):
-    """Two steps through the CUDA kernels, which sum in another order than NumPy."""
+def test_the_original_programs_results_on_every_backend(be, name):
+    """Two steps with the CUDA kernels, which sum in another order than NumPy."""
     record = RUNS[name]
     net = gd.load_network(cfg.parse(record["cfg"]), backend=be)
     first, N = start(record), 4
-    numbers = first
+    values = first
     for own in net.weights:
         for a in own.values():
-            a[...], numbers = be.asarray(numbers[: a.size].reshape(a.shape)), numbers[a.size :]
+            a[...], values = be.asarray(values[: a.size].reshape(a.shape)), values[a.size :]
     x = np.random.default_rng(record["seed"] + 1).random((5, N, *net.net.input), np.float32)
     trainer = gd.Trainer(net)
     for step in (0, 1):

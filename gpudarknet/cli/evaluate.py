@@ -105,7 +105,7 @@ def valid(args: Any) -> None:
 def collect(img: ImageEval, into: list[Any], coco: bool) -> None:
     """Add an image's results."""
     if coco:
-        into += evaluate.coco_entries(img, COCO_IDS)
+        into += evaluate.coco_results(img, COCO_IDS)
         return
     for k, rows in enumerate(into):
         rows += evaluate.voc_lines(img, k)

@@ -57,7 +57,7 @@ class CocoWriter:
         """Add an image's entries."""
         classes, none = scored.probs.shape[1], np.zeros((0, 5), np.float32)
         categories = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
-        self.entries += evaluate.coco_entries(evaluate.ImageEval(scored, none, none, path), categories)
+        self.entries += evaluate.coco_results(evaluate.ImageEval(scored, none, none, path), categories)
 
     def close(self) -> None:
         """Write the file."""

@@ -17,10 +17,10 @@ from .detection import (
     proposals,
     recall,
 )  # fmt: skip
-from .result_files import coco_entries, voc_lines
+from .result_files import coco_results, voc_lines
 
 __all__ = [
     "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "accuracy",
-    "average_precision", "calc_anchors", "coco", "coco_entries", "draw_anchors", "judge", "mean_average_precision",
+    "average_precision", "calc_anchors", "coco", "coco_results", "draw_anchors", "judge", "mean_average_precision",
     "proposals", "read_truths", "recall", "voc_lines",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ def voc_lines(img: ImageEval, k: int) -> Iterator[str]:
             yield f"{image_id(img.path)} {p:f} {left:f} {top:f} {right:f} {bottom:f}"
 
 
-def coco_entries(img: ImageEval, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
+def coco_results(img: ImageEval, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield COCO's result records: boxes in pixels, clipped to the image; image_id is the last number in the file name."""
     W, H = img.scored.width, img.scored.height
     digits = image_id(img.path).rpartition("_")[2]
