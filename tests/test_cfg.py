@@ -155,7 +155,7 @@ def test_a_tree_whose_child_stands_above_its_parent_is_refused(tmp_path: Path) -
     (tmp_path / "my.tree").write_text("animal -1\ncat 2\n")
     path = tmp_path / "x.cfg"
     path.write_text(NET + "[softmax]\ntree=my.tree\n")
-    with pytest.raises(CfgError, match=r"my.tree:2: parent 2 of 'cat' does not stand above it$"):
+    with pytest.raises(CfgError, match=r"my.tree:2: parent 2 of 'cat' must be on an earlier line$"):
         cfg.read(path)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpudarknet.backend import get
 from gpudarknet.layers import SECTIONS, LossContext
-from gpudarknet.layers.box_loss import LIKENESS, box_delta
+from gpudarknet.layers.box_loss import IOU_VARIANTS, box_delta
 from gpudarknet.layers.class_tree import Tree
 
 GOAL = LossContext(width=96, height=64, seen=10**6)
@@ -19,7 +19,7 @@ ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)
 
 def score(a, b, kind):
     """IoU and its kin of two boxes, as numbers."""
-    return float(LIKENESS[kind](np.array(a, float), np.array(b, float)))
+    return float(IOU_VARIANTS[kind](np.array(a, float), np.array(b, float)))
 
 
 def step(p, t, kind):

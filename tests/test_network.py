@@ -245,7 +245,7 @@ def test_a_batch_that_memory_cannot_hold_is_refused() -> None:
 
 def test_maps_of_different_size_are_added_in_memory_order_with_a_warning() -> None:
     text = "[net]\nwidth=4\nheight=2\nchannels=1\n[dropout]\n[avgpool]\n[shortcut]\nfrom=0\n"
-    with pytest.warns(CfgWarning, match="their numbers are added in memory order"):
+    with pytest.warns(CfgWarning, match="their elements are added in memory order"):
         net = load(text)
     x = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4)
     np.testing.assert_array_equal(net.trace(x)[2].ravel(), [3.5 + 0])

@@ -1,4 +1,4 @@
-"""[activation]: nothing but an activation (src/activation_layer.c)."""
+"""[activation]: an activation alone (src/activation_layer.c)."""
 
 from __future__ import annotations
 

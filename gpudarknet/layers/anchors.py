@@ -14,23 +14,23 @@ from .class_tree import ClassMap
 MAX_ANCHORS = 1 << 16  # a limit for what a hostile cfg asks for
 
 
-def anchor_array(given: Sequence[float] | None, count: int) -> np.ndarray:
-    """Return `count` anchors (count, 2) as widths and heights; 0.5 where the cfg gives none."""
+def anchor_array(values: Sequence[float] | None, count: int) -> np.ndarray:
+    """Return `count` anchors (count, 2) as widths and heights; 0.5 if the cfg has none."""
     flat = np.full(2 * count, 0.5, np.float32)
-    numbers = np.array(given or (), np.float32)[: flat.size]
-    flat[: numbers.size] = numbers
+    listed = np.array(values or (), np.float32)[: flat.size]
+    flat[: listed.size] = listed
     return flat.reshape(-1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorHead(DetectionHead):
-    """What [yolo] and [Gaussian_yolo] share: anchors in pixels of the network input, of which `mask` names this head's."""
+    """The base of [yolo] and [Gaussian_yolo]. Anchors are in pixels of the network input; `mask` selects those of this head."""
 
     ignored = frozenset(
         "track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer".split()
     )
     fallback: ClassVar[dict[str, str]] = {"iou_loss": "iou", "iou_thresh_kind": "iou", "nms_kind": "default"}
-    box_channels: ClassVar[int]  # numbers per anchor beside the classes
+    box_channels: ClassVar[int]  # channels per anchor, without the classes
 
     num: int = 1
     mask: tuple[int, ...] | None = None  # default: all anchors
@@ -56,22 +56,22 @@ class AnchorHead(DetectionHead):
 
     @property
     def num_anchors(self) -> int:
-        """How many anchors there are: num, or more where mask names further ones that the cfg lists (a published one does)."""
+        """The number of anchors: num, or more if mask selects further ones that are listed, as in one published cfg."""
         return max(self.num, min(max(self.anchor_ids, default=-1) + 1, len(self.anchors or ()) // 2))
 
     @property
     def anchor_ids(self) -> tuple[int, ...]:
-        """The anchors of this head, as numbers into all anchors."""
+        """The indices of this head's anchors."""
         return self.mask if self.mask is not None else tuple(range(self.num))
 
     def anchor_sizes(self) -> np.ndarray:
-        """Return all anchors (count, 2) as widths and heights in pixels; 0.5 where the cfg gives none."""
+        """Return all anchors (count, 2) as widths and heights in pixels; 0.5 if the cfg has none."""
         return anchor_array(self.anchors, self.num_anchors)
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
         if self.num_anchors > MAX_ANCHORS:
-            raise ShapeError(f"num={self.num} anchors are more than the {MAX_ANCHORS} that any network needs")
+            raise ShapeError(f"num={self.num} anchors are too many; the limit is {MAX_ANCHORS}")
         if (
             self.classes < 1
             or not self.anchor_ids

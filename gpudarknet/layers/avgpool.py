@@ -1,4 +1,4 @@
-"""[avgpool]: one number per channel (src/avgpool_layer.c)."""
+"""[avgpool]: global average pooling (src/avgpool_layer.c)."""
 
 from __future__ import annotations
 

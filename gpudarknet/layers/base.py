@@ -1,4 +1,4 @@
-"""What every layer is: an immutable record of one [section], with its shapes, weights, cost and mathematics."""
+"""The base class of layers: an immutable record of one [section], with its shapes, weights, cost and computation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Activation = Literal[
     "normalize_channels", "normalize_channels_softmax", "normalize_channels_softmax_maxval",
 ]  # fmt: skip
 Shape = tuple[int, int, int]  # (C, H, W) of one image
-Weight = tuple[str, tuple[int, ...], "Init"]  # name, shape, how Darknet fills it before training
+Weight = tuple[str, tuple[int, ...], "Init"]  # name, shape, initializer
 Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 Backward = Callable[[Any, dict[str, Any]], tuple[Any, ...]]  # backward(dy, grad) -> one dx per source
 
@@ -60,22 +60,22 @@ class LossContext:
 
 
 class ShapeError(ValueError):
-    """A layer cannot take the shapes it is given. `network` adds the file and line."""
+    """The shapes of a layer's inputs do not fit. The graph adds file and line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One [section]: the fields are its cfg keys, with their types and defaults.
 
-    A field whose key is a word of Python has a trailing underscore: `from_` is the key `from`. `ignored` are keys that
-    Darknet reads and that change nothing here; `unsupported` are keys that would change results and must be 0.
+    A field whose key is a Python keyword has a trailing underscore: `from_` is the key `from`. `ignored` are keys that Darknet
+    reads and that have no effect here; `unsupported` are keys that would change results and must be 0.
     """
 
     section: ClassVar[str]
     ignored: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[frozenset[str]] = frozenset()
-    fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet takes for a word it does not know
-    names_sources: ClassVar[bool] = False  # the layer table shows which layers it reads, not their size
+    fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet uses for an unknown word
+    names_sources: ClassVar[bool] = False  # the layer table shows the indices of its sources, not their size
     head: ClassVar[bool] = False  # its output is always a result of the network
     has_output: ClassVar[bool] = True  # False: its output is never a result of the network
     has_loss: ClassVar[bool] = False  # it has a `loss`
@@ -86,7 +86,7 @@ class Layer:
     cpu_delta: ClassVar[CpuDelta] = "zeroed"
     uses_adam: ClassVar[bool] = False  # adam=1 in [net] applies to it; the other layers keep SGD
 
-    # keys that Darknet reads in every section
+    # keys of every section
     clip: float = 0.0
     onlyforward: int = 0
     dont_update: int = 0
@@ -104,15 +104,15 @@ class Layer:
                 SECTIONS[name] = cls
 
     def sources(self, index: int) -> tuple[int, ...]:
-        """Return the layers it reads, as absolute indices; -1 is the network's input."""
+        """Return the indices of the layers it reads; -1 is the network's input."""
         return (index - 1,)
 
     def shape(self, *inputs: Shape) -> Shape:
-        """Return its output's (C, H, W) for the inputs' (C, H, W). Raises ShapeError where they do not fit."""
+        """Return the output's (C, H, W) for inputs of (C, H, W). Raises ShapeError if they do not fit."""
         return inputs[0]
 
     def shape_warning(self, *inputs: Shape) -> str | None:
-        """Return a warning about shapes that it takes but that are hardly meant, or None."""
+        """Return a warning if the shapes are valid but probably unintended, else None."""
         return None
 
     def weights(self, *inputs: Shape) -> list[Weight]:
@@ -136,33 +136,33 @@ class Layer:
         return 0.0
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
-        """Return its cells (type, filters, size/stride) in the layer table."""
+        """Return its type, filters and size/stride in the layer table."""
         return self.section, "", ""
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Backward]:
-        """Compute its output (N, C, H, W) from its sources' outputs; return it with the function for the way back.
+        """Return the output (N, C, H, W) for the sources' outputs xs, and the function of the backward pass.
 
-        backward(dy, grad) adds the weights' gradients into grad[name] and returns dx for each source, None where no
-        gradient flows. It is linear in dy, so it serves Darknet's deltas (negative gradients) and gradients alike.
+        backward(dy, grad) adds the weights' gradients to grad[name] and returns dx for each source, None if no gradient
+        flows there. It is linear in dy, so it accepts Darknet's deltas (negative gradients) as well as gradients.
         """
         raise NotImplementedError
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """Compare its output y (N, C, H, W) with truth (N, truths): (cost, delta), all on the host.
+        """Return (cost, delta) for output y (N, C, H, W) and truth (N, truths), all in CPU memory.
 
-        cost is the number that Darknet reports, summed over the batch; delta (y's shape) is Darknet's negative gradient
-        with respect to what its backward takes. x is its input. Only layers with `has_loss` have one.
+        cost is what Darknet reports, summed over the batch; delta (y's shape) is Darknet's negative gradient with respect
+        to the dy of `backward`. x is the layer's input. Only layers with `has_loss` have one.
         """
         raise NotImplementedError
 
 
 def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Fill with 0."""
+    """Fill with zeros."""
     return np.zeros(shape, np.float32)
 
 
 def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Fill with 1."""
+    """Fill with ones."""
     return np.ones(shape, np.float32)
 
 
@@ -176,18 +176,18 @@ def uniform(fan_in: int) -> Init:
 
 
 def accumulate(grad: dict[str, Any], name: str, value: Any) -> None:
-    """Add value to grad[name], which need not be there yet. Gradients of weights are float32 where maps are float16."""
+    """Add value to grad[name], creating it if necessary. Gradients of weights are float32 even if maps are float16."""
     value = value.astype(np.float32) if value.dtype == np.float16 else value
     grad[name] = value if name not in grad else grad[name] + value
 
 
 def reduce_sum(a: Any, axis: int | tuple[int, ...]) -> Any:
-    """Sum over axes; float16 adds up as float32."""
+    """Sum over axes; accumulate float16 in float32."""
     return a.sum(axis=axis, dtype=np.float32 if a.dtype == np.float16 else None)
 
 
 def resolve_index(index: int, reference: int) -> int:
-    """Return the layer that a cfg names: negative counts back from `index`, else it is the number itself."""
+    """Return the layer index that a cfg key means: negative values count back from `index`."""
     return index + reference if reference < 0 else reference
 
 
@@ -202,18 +202,18 @@ def check_same_size(inputs: Sequence[Shape]) -> None:
 
 
 def size_mismatch_warning(inputs: Sequence[Shape]) -> str | None:
-    """Say that maps of different height or width are added, which Darknet does number by number in memory order."""
+    """Return a warning if the inputs differ in height or width: Darknet adds them in memory order."""
     try:
         check_same_size(inputs)
     except ShapeError as e:
-        return f"{e}; as in Darknet their numbers are added in memory order, whatever their place in the image"
+        return f"{e}; as in Darknet their elements are added in memory order, regardless of their position in the image"
     return None
 
 
 def conv_output_length(length: int, size: int, stride: int, padding: int) -> int:
-    """Return how many windows fit along one side; `padding` is the total. Division truncates toward zero, as C does."""
-    room = length + padding - size
-    count = room // stride + 1 if room >= 0 else 0
+    """Return the number of windows along one axis; `padding` is the total over both sides."""
+    slack = length + padding - size
+    count = slack // stride + 1 if slack >= 0 else 0
     if count < 1:
         raise ShapeError(f"a window of {size} (padding {padding}) does not fit into {length} pixels")
     return count
@@ -221,24 +221,24 @@ def conv_output_length(length: int, size: int, stride: int, padding: int) -> int
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionHead(Layer):
-    """A layer whose output holds boxes."""
+    """A layer whose output contains boxes."""
 
     head = True
     has_loss = True
     classes: int = 20
-    max: int = 200  # truth boxes per image, at most
+    max: int = 200  # maximum of ground-truth boxes per image
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"
     beta_nms: float = 0.6
 
     @property
     def num_labels(self) -> int:
-        """How many class probabilities a row of `detections` has."""
+        """The number of class probabilities in a row of `detections`."""
         return self.classes
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
-        """Read boxes off its output y (N, C, H, W) -> rows (K, 6 + classes) on the host, in Darknet's order.
+        """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.
 
-        A row is: image number, objectness, box centre x, y, width, height relative to the network input, and for each
-        class its probability, 0 where it is not above thresh.
+        A row is: image index, objectness, box centre x, y, width, height relative to the network input, and for each
+        class its probability, 0 if it is not above thresh.
         """
         raise NotImplementedError

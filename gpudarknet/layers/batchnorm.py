@@ -1,4 +1,4 @@
-"""[batchnorm]: normalise, without an activation (src/batchnorm_layer.c)."""
+"""[batchnorm]: batch norm without an activation (src/batchnorm_layer.c)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that several layers share: activate, add a bias, batch norm, blur. Each returns its result and its way back."""
+"""Operations that several layers share: activation, bias, batch norm, blur. Each returns its output and its backward."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import ForwardContext, accumulate, conv_output_length, reduce_sum
 
 
 def activate(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
-    """Activate x (N, C, ...); backward(dy) takes dy through the activation."""
+    """Activate x (N, C, ...); backward(dy) multiplies dy by the derivative."""
     y = activation.apply(be, x, kind)
-    kept = x if kind in activation.NEEDS_INPUT else None
-    return y, lambda dy: activation.apply_backward(be, dy, kept, y, kind)
+    saved = x if kind in activation.NEEDS_INPUT else None
+    return y, lambda dy: activation.apply_backward(be, dy, saved, y, kind)
 
 
 def add_bias(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
@@ -31,10 +31,11 @@ def add_bias(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
 
 
 def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
-    """Normalise x (N, C, H, W) by its own statistics in training, by the rolling ones at inference.
+    """Normalise x (N, C, H, W) by batch statistics in training, by the running ones at inference.
 
-    Training follows cuDNN, the build that Darknet's published weights were made with: biased variance inside, unbiased
-    variance into the rolling one, rate 0.01. backward(dz, grad) adds to grad["scale"] and grad["bias"].
+    Training computes what cuDNN does, with which Darknet's published weights were trained: it normalises by the biased
+    variance and updates the running variance with the unbiased one, at rate 0.01.
+    backward(dz, grad) adds to grad["scale"] and grad["bias"].
     """
     xp = be.xp
     if not ctx.train:
@@ -64,20 +65,20 @@ def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple
     return y, backward_train
 
 
-BLUR_KERNELS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1 and antialiasing=2
+BLUR_KERNELS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1, antialiasing=2
 
 
 def blur_pool_shape(size: tuple[int, int], kind: int, stride: tuple[int, int]) -> tuple[int, int]:
-    """Return the (height, width) that `blur_pool` makes of a map of `size`."""
+    """Return the (height, width) of `blur_pool` of a map of this size."""
     taps, pad_total = (2, 0) if kind == 2 else (3, 2)
     OH, OW = (conv_output_length(n, taps, s, pad_total) for n, s in zip(size, stride, strict=True))
     return OH, OW
 
 
 def blur_pool(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any, Any]:
-    """Blur every channel with a fixed kernel and take the stride: antialiasing=1 is 3 x 3, 2 is 2 x 2. (N, C, H, W)
+    """Blur every channel of x (N, C, H, W) with a fixed kernel, with strides. kind is antialiasing: 1 is 3 x 3, 2 is 2 x 2.
 
-    Zhang 2019, arXiv 1904.11486. Every reader of the layer gets the blurred map.
+    Zhang 2019, arXiv 1904.11486.
     """
     xp = be.xp
     taps = xp.asarray(BLUR_KERNELS[kind == 2].reshape(-1), x.dtype)

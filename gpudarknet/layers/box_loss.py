@@ -1,8 +1,8 @@
-"""Which way to move one box towards another (dx_box_iou in src/box.c). Boxes (..., 4): centre x, y, w, h.
+"""Deltas of IoU losses (dx_box_iou in src/box.c). Boxes (..., 4): centre x, y, w, h.
 
-Darknet's deltas are not everywhere the derivative: for width and height they are twice it, for the centre the enclosing box's
-part of DIoU has the other sign, CIoU's lacks a factor, and an empty intersection is not clamped. Published weights were
-trained with them; `exact` asks for the derivative instead.
+Darknet's deltas are not always the derivative: for width and height they are twice it, for the centre the enclosing box's
+part of DIoU has the opposite sign, CIoU's lacks a factor, and an empty intersection is not clamped. Published weights were
+trained with them; `exact` selects the derivative instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import boxes
 
-LIKENESS = {"iou": boxes.iou, "mse": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
+IOU_VARIANTS = {"iou": boxes.iou, "mse": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
 
 
 def edges(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -22,64 +22,65 @@ def edges(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     return y - h / 2, y + h / 2, x - w / 2, x + w / 2
 
 
-def box_delta(pred: np.ndarray, truth: np.ndarray, kind: str, exact: bool = False) -> np.ndarray:
-    """Return Darknet's step (K, 4) = (dx, dy, dw, dh) that makes boxes pred (K, 4) more like truth (K, 4).
+def box_delta(pred: np.ndarray, truth: np.ndarray, iou_variant: str, exact: bool = False) -> np.ndarray:
+    """Return Darknet's delta (K, 4) = (dx, dy, dw, dh), which moves boxes pred (K, 4) towards truth (K, 4).
 
-    exact: the derivative of the likeness, CIoU's alpha held constant as its paper does.
-    kind: "iou", "giou" (Rezatofighi et al. 2019, arXiv 1902.09630), "diou" or "ciou" (Zheng et al. 2020, arXiv 1911.08287).
+    exact: the derivative of the IoU variant, with CIoU's alpha held constant, as in its paper.
+    iou_variant: "iou", "giou" (Rezatofighi et al. 2019, arXiv 1902.09630), "diou" or "ciou" (Zheng et al. 2020, arXiv
+    1911.08287).
     """
     x, y, w, h = (pred[:, k] for k in range(4))
     tx, ty, tw, th = (truth[:, k] for k in range(4))
     (t, b, left, r), (T, B, L, R) = edges(pred), edges(truth)
-    high, wide = np.minimum(b, B) - np.maximum(t, T), np.minimum(r, R) - np.maximum(left, L)
-    apart = (wide <= 0) | (high <= 0)
+    inter_h, inter_w = np.minimum(b, B) - np.maximum(t, T), np.minimum(r, R) - np.maximum(left, L)
+    disjoint = (inter_w <= 0) | (inter_h <= 0)
     if exact:
-        wide, high = np.where(apart, 0, wide), np.where(apart, 0, high)
-    both, area = wide * high, w * h
-    union = area + tw * th - both
+        inter_w, inter_h = np.where(disjoint, 0, inter_w), np.where(disjoint, 0, inter_h)
+    inter, area = inter_w * inter_h, w * h
+    union = area + tw * th - inter
     zero = np.zeros_like(x)
     # derivatives with respect to the edges t, b, left, r
     darea = np.stack([-w, w, -h, h])
-    dboth = np.stack([np.where(t > T, -wide, zero), np.where(b < B, wide, zero),
-                      np.where(left > L, -high, zero), np.where(r < R, high, zero)])  # fmt: skip
-    dunion = darea - dboth
-    g = np.where(union > 0, ratio(union * dboth - both * dunion, union * union), 0)
-    outer_high, outer_wide = np.maximum(b, B) - np.minimum(t, T), np.maximum(r, R) - np.minimum(left, L)
-    if kind == "giou":
-        outer = outer_high * outer_wide
-        douter = np.stack([np.where(t < T, -outer_wide, zero), np.where(b > B, outer_wide, zero),
-                           np.where(left < L, -outer_high, zero), np.where(r > R, outer_high, zero)])  # fmt: skip
-        e = np.where(outer > 0, ratio(outer * dunion - union * douter, outer * outer), 0)
-        g = np.where(apart, e, g + e)
-    share = 0.5 if exact else 1
-    step = np.stack([g[2] + g[3], g[0] + g[1], share * (g[3] - g[2]), share * (g[1] - g[0])], axis=1)
-    if kind not in ("diou", "ciou"):
-        return step
-    away = (x - tx) ** 2 + (y - ty) ** 2
-    across = outer_wide**2 + outer_high**2
+    dinter = np.stack([np.where(t > T, -inter_w, zero), np.where(b < B, inter_w, zero),
+                       np.where(left > L, -inter_h, zero), np.where(r < R, inter_h, zero)])  # fmt: skip
+    dunion = darea - dinter
+    g = np.where(union > 0, ratio(union * dinter - inter * dunion, union * union), 0)
+    outer_h, outer_w = np.maximum(b, B) - np.minimum(t, T), np.maximum(r, R) - np.minimum(left, L)
+    if iou_variant == "giou":
+        outer = outer_h * outer_w
+        douter = np.stack([np.where(t < T, -outer_w, zero), np.where(b > B, outer_w, zero),
+                           np.where(left < L, -outer_h, zero), np.where(r > R, outer_h, zero)])  # fmt: skip
+        penalty = np.where(outer > 0, ratio(outer * dunion - union * douter, outer * outer), 0)
+        g = np.where(disjoint, penalty, g + penalty)
+    half = 0.5 if exact else 1
+    delta = np.stack([g[2] + g[3], g[0] + g[1], half * (g[3] - g[2]), half * (g[1] - g[0])], axis=1)
+    if iou_variant not in ("diou", "ciou"):
+        return delta
+    distance2 = (x - tx) ** 2 + (y - ty) ** 2
+    diagonal2 = outer_w**2 + outer_h**2
     left_out, right_out, top_out, low_out = (v.astype(x.dtype) for v in (left < L, r > R, t < T, b > B))
     kx, ky = right_out - left_out, low_out - top_out
     kw, kh = (right_out + left_out) / 2, (low_out + top_out) / 2
     sign = 1 if exact else -1
-    e = np.stack([
-        ratio(2 * (tx - x) * across + sign * 2 * outer_wide * kx * away, across**2),
-        ratio(2 * (ty - y) * across + sign * 2 * outer_high * ky * away, across**2),
-        ratio(2 * outer_wide * kw * away, across**2),
-        ratio(2 * outer_high * kh * away, across**2),
+    penalty = np.stack([
+        ratio(2 * (tx - x) * diagonal2 + sign * 2 * outer_w * kx * distance2, diagonal2**2),
+        ratio(2 * (ty - y) * diagonal2 + sign * 2 * outer_h * ky * distance2, diagonal2**2),
+        ratio(2 * outer_w * kw * distance2, diagonal2**2),
+        ratio(2 * outer_h * kh * distance2, diagonal2**2),
     ], axis=1)  # fmt: skip
-    if kind == "ciou":
-        gap = np.arctan(ratio(tw, th)) - np.arctan(ratio(w, h))
-        v = 4 / np.pi**2 * gap**2
-        alpha = v / (1 - ratio(both, union) + v + 1e-6)
-        turn = alpha * (8 / np.pi**2) * gap
-        turn = ratio(turn, w * w + h * h) if exact else turn
-        e[:, 2] += turn * h
-        e[:, 3] -= turn * w
-    return np.where(apart[:, None], e, step + e)
+    if iou_variant == "ciou":
+        angle = np.arctan(ratio(tw, th)) - np.arctan(ratio(w, h))
+        v = 4 / np.pi**2 * angle**2
+        alpha = v / (1 - ratio(inter, union) + v + 1e-6)
+        slope = alpha * (8 / np.pi**2) * angle
+        slope = ratio(slope, w * w + h * h) if exact else slope
+        penalty[:, 2] += slope * h
+        penalty[:, 3] -= slope * w
+    return np.where(disjoint[:, None], penalty, delta + penalty)
 
 
 def ratio(a: Any, b: Any) -> Any:
-    """Divide, giving 0 where b is 0."""
+    """Return a / b, and 0 where b is 0."""
     return a / np.where(b == 0, 1, b) * (b != 0)
 
 

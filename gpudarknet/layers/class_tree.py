@@ -1,4 +1,4 @@
-"""The small text files that sections name: class trees and class maps (src/tree.c, read_map in src/utils.c)."""
+"""Class trees and class maps: text files that sections refer to (src/tree.c, read_map in src/utils.c)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..errors import DataError
 
 
 class ClassMap(tuple[int, ...]):
-    """A list of class numbers, one a line."""
+    """A list of class indices, one per line of the file."""
 
     @classmethod
     def read(cls, path: Path) -> ClassMap:
         """Read a map file. Raises DataError with path and line."""
-        numbers = []
+        indices = []
         for number, line in enumerate(lines(path), 1):
             try:
-                numbers.append(int(line))
+                indices.append(int(line))
             except ValueError:
                 raise DataError(f"{path}:{number}: expected one class number, found '{line[:40]}'") from None
-        return cls(numbers)
+        return cls(indices)
 
 
 @dataclass(frozen=True)
 class Tree:
     """A hierarchy of classes (WordTree, Redmon and Farhadi 2016, arXiv 1612.08242).
 
-    parents[i] is the class above class i, -1 at the root; group g of siblings begins at starts[g].
+    parents[i] is the parent of class i, -1 for a root; group g of siblings starts at starts[g].
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Tree:
             except (IndexError, ValueError):
                 raise DataError(f"{path}:{number}: expected 'name parent', found '{line[:40]}'") from None
             if not -1 <= parent < len(names):
-                raise DataError(f"{path}:{number}: parent {parent} of '{name}' does not stand above it")
+                raise DataError(f"{path}:{number}: parent {parent} of '{name}' must be on an earlier line")
             if not parents or parent != parents[-1]:
                 starts.append(len(names))
             names.append(name)
@@ -59,24 +59,24 @@ class Tree:
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """The first and the last class of each group of siblings, the last not included."""
+        """The range [first, last) of classes of each group of siblings."""
         return list(pairwise((*self.starts, len(self.names))))
 
     def hierarchy(self, p: np.ndarray) -> np.ndarray:
         """Multiply each class's probability by its ancestors': p (..., classes) -> the same shape."""
         p = p.copy()
-        for i, parent in enumerate(self.parents):  # a parent stands before its children
+        for i, parent in enumerate(self.parents):  # parents come before their children
             if parent >= 0:
                 p[..., i] *= p[..., parent]
         return p
 
 
 def lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty. Raises DataError where there are none."""
+    """Return the nonempty lines of a text file. Raises DataError if there are none."""
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        result = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: cannot be read as text ({e.__class__.__name__}); check the path") from None
-    if not found:
-        raise DataError(f"{path}: is empty; it must have a line for each class")
-    return found
+    if not result:
+        raise DataError(f"{path}: is empty; it needs a line per class")
+    return result

@@ -1,4 +1,4 @@
-"""[connected]: every output sees every input (src/connected_layer.c)."""
+"""[connected]: a fully connected layer (src/connected_layer.c)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .blocks import activate, add_bias, batch_norm
 class Connected(Layer, section="connected", aliases=("conn",)):
     """Multiply by a matrix, normalise or add a bias, activate.   (C, H, W) -> (output, 1, 1)
 
-    w: bias (K,), kernel (K, C*H*W), [scale, mean, variance (K,)] with K = output. In the file batch norm follows the
+    w: bias (K,), kernel (K, C*H*W), [scale, mean, variance (K,)] with K = output. In the file batch norm comes after the
     kernel, unlike in a convolution.
     """
 
@@ -31,10 +31,10 @@ class Connected(Layer, section="connected", aliases=("conn",)):
     def weights(self, *inputs: Shape) -> list[Weight]:
         C, H, W = inputs[0]
         K, M = self.output, C * H * W
-        found: list[Weight] = [("bias", (K,), zeros), ("kernel", (K, M), uniform(M))]
+        arrays: list[Weight] = [("bias", (K,), zeros), ("kernel", (K, M), uniform(M))]
         if self.batch_normalize:
-            found += [("scale", (K,), ones), ("mean", (K,), zeros), ("variance", (K,), zeros)]
-        return found
+            arrays += [("scale", (K,), ones), ("mean", (K,), zeros), ("variance", (K,), zeros)]
+        return arrays
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "connected", str(self.output), ""
@@ -43,11 +43,11 @@ class Connected(Layer, section="connected", aliases=("conn",)):
         (x,) = xs
         flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
         z = matmul(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
-        z, normalised_backward = batch_norm(be, w, z, ctx) if self.batch_normalize else add_bias(be, w, z)
-        y, activated_backward = activate(be, z, self.activation)
+        z, z_backward = batch_norm(be, w, z, ctx) if self.batch_normalize else add_bias(be, w, z)
+        y, act_backward = activate(be, z, self.activation)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
-            dz = normalised_backward(activated_backward(dy), grad).reshape(-1, self.output)
+            dz = z_backward(act_backward(dy), grad).reshape(-1, self.output)
             accumulate(grad, "kernel", matmul(be, dz.T, flat))
             return (None if ctx.skip_input_grad else matmul(be, dz, kernel).reshape(x.shape),)
 

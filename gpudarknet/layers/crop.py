@@ -1,4 +1,4 @@
-"""[crop]: the middle of the image, a random part of it in training, its values from -1 to 1 (src/crop_layer.c)."""
+"""[crop]: the centre of the image, in training a random part; values from -1 to 1 (src/crop_layer.c)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .base import ForwardContext, Layer, Shape, ShapeError
 class Crop(Layer, section="crop"):
     """Cut out crop_height x crop_width pixels, and map [0, 1] to [-1, 1] unless noadjust.   (C, H, W) -> (C, CH, CW)
 
-    Training takes one random place and flip for a whole batch, as Darknet's CPU build does. Its CUDA build's changes of
-    angle, saturation and exposure belong to the data loader here.
+    Training draws one position and flip for the whole batch, as Darknet's CPU build does. Angle, saturation and exposure,
+    which its CUDA build changes here, are left to the data loader.
     """
 
     ignored = frozenset({"angle", "saturation", "exposure", "shift"})

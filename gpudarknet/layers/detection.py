@@ -14,9 +14,10 @@ from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(DetectionHead, section="detection"):
-    """Hold class probabilities, confidences and boxes of side x side cells.   inputs -> same
+    """Detect boxes in side x side cells.   inputs -> same
 
-    An image's numbers are [S*S*classes][S*S*num][S*S*num*coords], each cell by cell. Redmon et al. 2015, arXiv 1506.02640.
+    An image is [S*S*classes][S*S*num][S*S*num*coords]: class probabilities, confidences, boxes; each by cell.
+    Redmon et al. 2015, arXiv 1506.02640.
     """
 
     ignored = frozenset({"reorg"})
@@ -87,15 +88,15 @@ class Detection(DetectionHead, section="detection"):
         for n, c in np.argwhere(cells[..., 0] != 0):
             dp[n, c] = self.class_scale * (cells[n, c, 1 : 1 + K] - p[n, c])
             wanted = cells[n, c, 1 + K :]
-            there, here = wanted.copy(), box[n, c].copy()
-            there[:2], here[:, :2] = there[:2] / S, here[:, :2] / S
+            target, pred = wanted.copy(), box[n, c].copy()
+            target[:2], pred[:, :2] = target[:2] / S, pred[:, :2] / S
             if self.sqrt:
-                here[:, 2:] **= 2
-            overlaps = iou(here, there)
-            apart = ((here - there) ** 2).sum(axis=-1)
-            best = int(overlaps.argmax() if overlaps.max() > 0 else apart.argmin())
+                pred[:, 2:] **= 2
+            overlaps = iou(pred, target)
+            distances = ((pred - target) ** 2).sum(axis=-1)
+            best = int(overlaps.argmax() if overlaps.max() > 0 else distances.argmin())
             if self.forced:
-                best = int(there[2] * there[3] < 0.1)
+                best = int(target[2] * target[3] < 0.1)
             if self.random and ctx.seen < 64000:
                 best = int(ctx.rng.integers(B))
             aim = overlaps[best] if self.rescore else 1

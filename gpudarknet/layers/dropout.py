@@ -12,10 +12,10 @@ from .base import ForwardContext, Layer, Shape
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Layer, section="dropout"):
-    """Zero values at random in training and scale the others up.   (C, H, W) -> same
+    """Zero random values in training and scale the others up.   (C, H, W) -> same
 
-    dropblock zeroes squares instead (Ghiasi et al. 2018, arXiv 1810.12890): at most one per channel, its side
-    dropblock_size_rel * W or dropblock_size_abs pixels; side and probability grow until 85 % of the training.
+    dropblock zeroes squares instead (Ghiasi et al. 2018, arXiv 1810.12890): at most one per channel, with sides of
+    dropblock_size_rel * W or dropblock_size_abs pixels. Side and probability grow over the first 85 % of the training.
     """
 
     cpu_delta = "shared"
@@ -32,20 +32,20 @@ class Dropout(Layer, section="dropout"):
         if not ctx.train:
             return x, lambda dy, grad: (dy,)
         if self.dropblock or self.dropblock_size_rel or self.dropblock_size_abs:
-            host = self.blocks(x.shape, ctx)
+            mask = self.drop_blocks(x.shape, ctx)
         else:
-            host = (ctx.rng.random(x.shape, np.float32) >= self.probability) / (1 - self.probability)
-        mask = be.asarray(host, x.dtype)
+            mask = (ctx.rng.random(x.shape, np.float32) >= self.probability) / (1 - self.probability)
+        mask = be.asarray(mask, x.dtype)
         return x * mask, lambda dy, grad: (dy * mask,)
 
-    def blocks(self, shape: tuple[int, ...], ctx: ForwardContext) -> np.ndarray:
+    def drop_blocks(self, shape: tuple[int, ...], ctx: ForwardContext) -> np.ndarray:
         """Return the mask (N, C, H, W) of DropBlock, each image scaled so that its mean is 1."""
         N, C, H, W = shape
-        grown = min(ctx.progress / 0.85, 1.0)
-        side = max(1, int((self.dropblock_size_rel * W or self.dropblock_size_abs) * grown))
+        ramp = min(ctx.progress / 0.85, 1.0)
+        side = max(1, int((self.dropblock_size_rel * W or self.dropblock_size_abs) * ramp))
         side = min(side, H, W)
         mask = np.ones(shape, np.float32)
-        hit = ctx.rng.random((N, C)) < self.probability * grown
+        hit = ctx.rng.random((N, C)) < self.probability * ramp
         top, left = ctx.rng.integers(0, H - side + 1, (N, C)), ctx.rng.integers(0, W - side + 1, (N, C))
         for n, c in np.argwhere(hit):
             mask[n, c, top[n, c] : top[n, c] + side, left[n, c] : left[n, c] + side] = 0

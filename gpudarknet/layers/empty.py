@@ -1,4 +1,4 @@
-"""[empty], [contrastive] and [history]: sections whose output at inference is their input."""
+"""[empty] and [contrastive], identities, and [history], which stacks time steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contrastive(Empty, section="contrastive"):
 class History(Layer, section="history"):
     """Stack the last history_size time steps along channels, newest first.   (C, H, W) -> (C * history_size, H, W)
 
-    Steps before the first are zero. With time_steps=1 there is no history, as in Darknet; else inference carries it over.
+    Steps before the first are zero. Inference keeps the history between calls, except with time_steps=1, as in Darknet.
     """
 
     history_size: int = 4
@@ -50,16 +50,16 @@ class History(Layer, section="history"):
         carry = not ctx.train and ctx.steps > 1
         if carry and "past" in w and w["past"].shape == past.shape:
             past = w["past"]
-        line = be.xp.concatenate([past, frames])  # oldest first
+        sequence = be.xp.concatenate([past, frames])  # oldest first
         if carry:
-            w["past"] = line[ctx.steps :]
-        y = be.xp.stack([line[K - 1 - k : K - 1 - k + ctx.steps] for k in range(K)], axis=2)
+            w["past"] = sequence[ctx.steps :]
+        y = be.xp.stack([sequence[K - 1 - k : K - 1 - k + ctx.steps] for k in range(K)], axis=2)
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
-            dline = be.zeros(line.shape, dy.dtype)
+            dsequence = be.zeros(sequence.shape, dy.dtype)
             parts = dy.reshape(ctx.steps, B, K, C, H, W)
             for k in range(K):
-                dline[K - 1 - k : K - 1 - k + ctx.steps] += parts[:, :, k]
-            return (dline[K - 1 :].reshape(x.shape),)
+                dsequence[K - 1 - k : K - 1 - k + ctx.steps] += parts[:, :, k]
+            return (dsequence[K - 1 :].reshape(x.shape),)
 
         return y.reshape(N, K * C, H, W), backward

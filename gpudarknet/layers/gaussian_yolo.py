@@ -1,4 +1,4 @@
-"""[Gaussian_yolo]: boxes with an uncertainty for each coordinate (src/gaussian_yolo_layer.c)."""
+"""[Gaussian_yolo]: boxes with an uncertainty per coordinate (src/gaussian_yolo_layer.c)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .yolo_loss import anchor_loss
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
-    """Turn raw numbers into boxes with uncertainties.   (A*(9 + classes), H, W) -> same   (Choi et al. 2019, arXiv 1904.04620)"""
+    """Activate raw outputs: boxes with uncertainties.   (A*(9 + classes), H, W) -> same   (Choi et al. 2019, arXiv 1904.04620)"""
 
     box_channels = 9
     uc_normalizer: float = 1.0
@@ -32,12 +32,12 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         v = y.reshape(N, A, C // A, H, W)
         plain = xp.concatenate(
             [v[:, :, 0:8:2], v[:, :, 8:]], axis=2
-        )  # what [yolo] holds: x, y, w, h, objectness, classes
+        )  # the layout of [yolo]: x, y, w, h, objectness, classes
         plain[:, :, 5:] *= 1 - v[:, :, 1:8:2].mean(axis=2, keepdims=True)
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         rows = yolo.yolo_decode(be, plain.reshape(N, -1, H, W), anchors, net_w, net_h, thresh, 0)
         shift = {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[self.yolo_point]
-        rows[:, 2:4] += shift * rows[:, 4:6]  # the point that was predicted is a corner
+        rows[:, 2:4] += shift * rows[:, 4:6]  # the predicted point is a corner
         return be.to_numpy(rows)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:

@@ -1,4 +1,4 @@
-"""[implicit]: learned numbers that depend on no input (src/representation_layer.c)."""
+"""[implicit]: learned values that depend on no input (src/representation_layer.c)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, 
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Layer, section="implicit"):
-    """Give every image the same learned map.   nothing -> (filters, atoms, 1).   w: weight (filters, atoms, 1)"""
+    """Output the same learned map for every image.   nothing -> (filters, atoms, 1).   w: weight (filters, atoms, 1)"""
 
     weight_decay_params = ("weight",)
 

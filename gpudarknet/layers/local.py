@@ -1,4 +1,4 @@
-"""[local]: a convolution whose kernel differs from place to place (src/local_layer.c)."""
+"""[local]: a convolution with a different kernel at every position (src/local_layer.c)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Local(Layer, section="local"):
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dz = back(dy)
             accumulate(grad, "bias", reduce_sum(dz, axis=0))
-            places = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)
-            accumulate(grad, "kernel", matmul(be, places, col.transpose(2, 0, 1)))
-            dcol = matmul(be, kernel.transpose(0, 2, 1), places).transpose(2, 1, 0)
+            columns = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)
+            accumulate(grad, "kernel", matmul(be, columns, col.transpose(2, 0, 1)))
+            dcol = matmul(be, kernel.transpose(0, 2, 1), columns).transpose(2, 1, 0)
             dcol = xp.ascontiguousarray(dcol).reshape(N, C, self.size, self.size, OH, OW)
             return (im2col.col2im(be, dcol, H, W, stride, 1, self.pad),)
 

@@ -1,4 +1,4 @@
-"""[local_avgpool]: average windows (src/maxpool_layer.c)."""
+"""[local_avgpool]: average pooling (src/maxpool_layer.c)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .maxpool import Pooling
 
 @dataclass(frozen=True, kw_only=True)
 class LocalAvgPool(Pooling, section="local_avgpool", aliases=("local_avg",)):
-    """Average each window over the positions inside the image.   (C, H, W) -> (C, OH, OW)"""
+    """Average each window, without padding.   (C, H, W) -> (C, OH, OW)"""
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "avg", "", self.table_cell()

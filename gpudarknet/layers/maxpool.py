@@ -1,4 +1,4 @@
-"""[maxpool] (src/maxpool_layer.c). The AVX build's fault in the first columns of stride-1 pools is not copied."""
+"""[maxpool] (src/maxpool_layer.c). The bug of Darknet's AVX build in the first columns of stride-1 pools is not copied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .blocks import blur_pool, blur_pool_shape
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling(Layer):
-    """The geometry of pooling windows. `padding` is the total over both sides; half of it comes before the image."""
+    """The geometry of pooling. `padding` is the total over both sides; half of it comes before the image."""
 
     stride: int = 1
     stride_x: int = -1  # below 1: stride
@@ -30,12 +30,12 @@ class Pooling(Layer):
 
     @property
     def window(self) -> int:
-        """Length of the window's side."""
+        """The side of a window."""
         return self.size if self.size > 0 else self.stride
 
     @property
     def pad_total(self) -> int:
-        """Padding over both sides."""
+        """The padding of both sides together."""
         return self.padding if self.padding >= 0 else self.window - 1
 
     def pooled_shape(self, x: Shape, strides: tuple[int, int]) -> Shape:
@@ -44,7 +44,7 @@ class Pooling(Layer):
             raise ShapeError("size and stride must be at least 1")
         if self.pad_total - self.pad_total // 2 >= self.window:
             raise ShapeError(
-                f"padding={self.pad_total} leaves windows of {self.window} that see nothing; give at most {2 * self.window - 2}"
+                f"padding={self.pad_total} leaves windows of {self.window} without a pixel; use at most {2 * self.window - 2}"
             )
         OH, OW = (conv_output_length(n, self.window, s, self.pad_total) for n, s in zip(x[1:], strides, strict=True))
         return x[0], OH, OW
@@ -57,14 +57,14 @@ class Pooling(Layer):
         return float(self.window**2 * inputs[0][0] * OH * OW)
 
     def table_cell(self) -> str:
-        """The table's size/stride."""
+        """Return size/stride for the layer table."""
         sy, sx = self.strides
         return f"{self.window:2d}x{self.window:2d}/{sx:2d}" + (f"x{sy:2d}" if sx != sy else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Pooling, section="maxpool", aliases=("max",)):
-    """Take the maximum of each window.   (C, H, W) -> (C, OH, OW); with maxpool_depth over channels -> (out_channels, H, W)"""
+    """Pool the maximum of each window.   (C, H, W) -> (C, OH, OW); with maxpool_depth over channels -> (out_channels, H, W)"""
 
     maxpool_depth: int = 0
     out_channels: int = 1
@@ -73,7 +73,7 @@ class MaxPool(Pooling, section="maxpool", aliases=("max",)):
 
     @property
     def pool_strides(self) -> tuple[int, int]:
-        """The pool's own strides: with antialiasing the blur after it takes the stride."""
+        """The strides of the pooling itself. With antialiasing, the blur that follows it applies the layer's strides."""
         return (1, 1) if self.antialiasing else self.strides
 
     def shape(self, *inputs: Shape) -> Shape:

@@ -11,7 +11,7 @@ from .base import ForwardContext, Layer, Shape, ShapeError
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization(Layer, section="normalization", aliases=("lrn",)):
-    """Divide by a power of the neighbouring channels' energy.   (C, H, W) -> same
+    """Divide by a power of the neighbouring channels' sum of squares.   (C, H, W) -> same
 
     y = x * (kappa + alpha * sum of x^2)^-beta over Darknet's own windows of `size` channels; alpha is not divided by size.
     """
@@ -32,5 +32,7 @@ class Normalization(Layer, section="normalization", aliases=("lrn",)):
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         (x,) = xs
         windows = be.asarray(norm.lrn_windows(x.shape[1], self.size))
-        numbers = (self.alpha, self.beta, self.kappa)
-        return norm.lrn(be, x, windows, *numbers), lambda dy, grad: (norm.lrn_backward(be, dy, x, windows, *numbers),)
+        parameters = (self.alpha, self.beta, self.kappa)
+        return norm.lrn(be, x, windows, *parameters), lambda dy, grad: (
+            norm.lrn_backward(be, dy, x, windows, *parameters),
+        )

@@ -1,4 +1,4 @@
-"""[region]: boxes of YOLOv2 and YOLO9000 (src/region_layer.c)."""
+"""[region]: the detection head of YOLOv2 and YOLO9000 (src/region_layer.c)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
 
 @dataclass(frozen=True, kw_only=True)
 class Region(DetectionHead, section="region"):
-    """Turn raw numbers into objectness and class probabilities; boxes stay raw.   (num*(coords + 1 + classes), H, W) -> same
+    """Activate objectness and class probabilities; boxes stay raw.   (num*(coords + 1 + classes), H, W) -> same
 
-    The output's memory is in another order than its shape says: [cell][anchor][entry], that is (H, W, num, entries). That
-    is Darknet's, and what readers of YOLOv2 outputs expect. Anchors are in cells of the output grid. Redmon and Farhadi
-    2016, arXiv 1612.08242.
+    The memory layout of the output does not match its shape: it is (H, W, num, coords + 1 + classes), as in Darknet and as
+    users of YOLOv2 outputs expect. Anchors are in cells of the output grid. Redmon and Farhadi 2016, arXiv 1612.08242.
     """
 
     ignored = frozenset({"log"})
@@ -52,7 +51,7 @@ class Region(DetectionHead, section="region"):
     mask_scale: float = 1.0
 
     def anchor_sizes(self) -> np.ndarray:
-        """Return the anchors (num, 2) as widths and heights in cells; 0.5 where the cfg gives none."""
+        """Return the anchors (num, 2) as widths and heights in cells; 0.5 if the cfg has none."""
         return anchor_array(self.anchors, self.num)
 
     @property
@@ -63,11 +62,11 @@ class Region(DetectionHead, section="region"):
         C = inputs[0][0]
         if min(self.num, self.classes) < 1 or self.coords < 4:
             raise ShapeError("num and classes must be at least 1, coords at least 4")
-        wanted = self.num * (self.coords + 1 + self.classes)
-        if wanted != C:
+        needed = self.num * (self.coords + 1 + self.classes)
+        if needed != C:
             raise ShapeError(
-                f"{self.num} anchors and {self.classes} classes need {wanted} input channels, there are {C};"
-                f" set filters={wanted} in the layer before it"
+                f"{self.num} anchors and {self.classes} classes need {needed} input channels, there are {C};"
+                f" set filters={needed} in the layer before it"
             )
         if self.tree is not None and len(self.tree.names) != self.classes:
             raise ShapeError(f"the tree has {len(self.tree.names)} classes, the section {self.classes}")
@@ -83,34 +82,36 @@ class Region(DetectionHead, section="region"):
             classes = be.xp.ascontiguousarray(rows[:, self.coords + 1 :])
             rows[:, self.coords + 1 :] = norm.softmax(be, classes, self.tree.starts if self.tree else (0,), 1.0)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:  # the loss gives delta for the raw numbers
+        def backward(
+            dy: Any, grad: dict[str, Any]
+        ) -> tuple[Any, ...]:  # the loss returns delta with respect to the input
             cells = dy.reshape(N, H * W, -1).transpose(0, 2, 1)
             return (be.xp.ascontiguousarray(cells).reshape(xs[0].shape),)
 
         return y, backward
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
-        """As the base says. With a tree a box gets one class, the deepest above 0.5; with a map, the mapped classes."""
+        """Decode boxes. With a tree, a box has one class, the deepest above 0.5; with a map, the mapped classes."""
         if self.tree is not None or self.map is not None or self.classfix == -1:
-            y, thresh = self.chosen(be, y, thresh)
+            y, thresh = self.select_classes(be, y, thresh)
         return be.to_numpy(yolo.region_decode(be, y, be.asarray(self.anchor_sizes()), thresh, self.coords))
 
-    def chosen(self, be: Any, y: Any, thresh: float) -> tuple[Any, float]:
-        """Replace the classes of y by those that tree, map and classfix let stand; return it with its threshold."""
+    def select_classes(self, be: Any, y: Any, thresh: float) -> tuple[Any, float]:
+        """Apply tree, map and classfix to the classes of y; return it with its threshold."""
         N, _, H, W = y.shape
         v = be.to_numpy(y).reshape(N, H, W, self.num, -1)
         box, objectness, p = np.split(v, [self.coords, self.coords + 1], axis=-1)
         if self.classfix == -1:
             objectness = np.where(objectness < 0.5, 0, objectness)
         if self.map is not None:
-            p = p[..., list(self.map)]  # the tree's levels are not multiplied here, as in Darknet
-        elif self.tree is not None:  # Darknet asks the objectness, and then gives the class probability alone
-            p, objectness, thresh = self.deepest(p) * (objectness > thresh), np.ones_like(objectness), 0.0
+            p = p[..., list(self.map)]  # without multiplying the levels of the tree, as in Darknet
+        elif self.tree is not None:  # Darknet thresholds objectness, then returns the class probability alone
+            p, objectness, thresh = self.deepest_class(p) * (objectness > thresh), np.ones_like(objectness), 0.0
         joined = np.concatenate([box, objectness, p], axis=-1)
         return be.asarray(joined.reshape(N, -1, H, W), np.float32), thresh
 
-    def deepest(self, p: np.ndarray) -> np.ndarray:
-        """Keep, of classes (..., classes), only the last in file order whose probability with its ancestors' is above 0.5."""
+    def deepest_class(self, p: np.ndarray) -> np.ndarray:
+        """Zero classes (..., classes) but the last in file order whose product with its ancestors is above 0.5."""
         assert self.tree is not None
         p = self.tree.hierarchy(p)
         above: np.ndarray = np.greater(p, 0.5)
@@ -120,7 +121,7 @@ class Region(DetectionHead, section="region"):
         return kept * above.any(axis=-1, keepdims=True)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
+        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
         return region_loss(self, y, truth, ctx)
 
 
@@ -137,23 +138,23 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext
     N, _, H, W = y.shape
     A, o = head.num, head.coords
     v = y.reshape(N, H, W, A, -1)
-    d = np.zeros_like(v)
+    delta = np.zeros_like(v)
     anchors = head.anchor_sizes() / np.array([W, H], np.float32)
     cells = np.stack(np.meshgrid(np.arange(W), np.arange(H)), axis=-1).astype(np.float32)[:, :, None]  # (H, W, 1, 2)
     grid = np.array([W, H], np.float32)
-    place = 1 / (1 + np.exp(-v[..., :2]))
-    boxes = np.concatenate([(place + cells) / grid, np.exp(v[..., 2:4]) * anchors], axis=-1)
+    position = 1 / (1 + np.exp(-v[..., :2]))
+    boxes = np.concatenate([(position + cells) / grid, np.exp(v[..., 2:4]) * anchors], axis=-1)
 
     def box_delta(at: tuple[int, ...], box: np.ndarray, scale: float) -> None:
         """Move the box at (n, j, i, a) towards a truth (x, y, w, h)."""
         n, j, i, a = at
-        p = place[at]
-        d[at][:2] = scale * (box[:2] * grid - (i, j) - p) * slope(p)
-        d[at][2:4] = scale * (np.log(box[2:] / anchors[a]) - v[at][2:4])
+        p = position[at]
+        delta[at][:2] = scale * (box[:2] * grid - (i, j) - p) * slope(p)
+        delta[at][2:4] = scale * (np.log(box[2:] / anchors[a]) - v[at][2:4])
 
     def class_delta(at: tuple[int, ...], k: int, scale: float) -> None:
-        """Raise class k of a slot and lower the others; in a tree, at every level from k up to the root."""
-        out, dk = v[at][o + 1 :], d[at][o + 1 :]
+        """Set the class deltas of a box to class k; in a tree, at every level from k up to the root."""
+        out, dk = v[at][o + 1 :], delta[at][o + 1 :]
         if head.tree is None:
             dk[:] = scale * (0 - out)
             dk[k] = scale * (1 - out[k])
@@ -181,27 +182,27 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext
         if head.map is not None:
             classes = np.array(head.map, int)[classes]
         out = v[n, ..., o]
-        like = iou(boxes[n][..., None, :], rows[:, :4]) if len(rows) else np.zeros((*out.shape, 1), np.float32)
-        best = like.max(axis=-1)
-        aim = best if head.classfix == -1 else 0
-        d[n, ..., o] = head.noobject_scale * (aim - out) * slope(out)
+        ious = iou(boxes[n][..., None, :], rows[:, :4]) if len(rows) else np.zeros((*out.shape, 1), np.float32)
+        best = ious.max(axis=-1)
+        goal = best if head.classfix == -1 else 0
+        delta[n, ..., o] = head.noobject_scale * (goal - out) * slope(out)
         if head.classfix != -1:
-            close = best > head.thresh
-            d[n, ..., o][close] = 0
+            ignored = best > head.thresh
+            delta[n, ..., o][ignored] = 0
             if head.classfix > 0:
-                for j, i, a in np.argwhere(close):
+                for j, i, a in np.argwhere(ignored):
                     scale = head.class_scale * (float(out[j, i, a]) if head.classfix == 2 else 1)
-                    class_delta((n, j, i, a), classes[like[j, i, a].argmax()], scale)
+                    class_delta((n, j, i, a), classes[ious[j, i, a].argmax()], scale)
         if ctx.seen < ANCHOR_PRIOR_IMAGES:
-            d[n, ..., :2] = 0.01 * (0.5 - place[n]) * slope(place[n])
-            d[n, ..., 2:4] = 0.01 * (0 - v[n, ..., 2:4])
+            delta[n, ..., :2] = 0.01 * (0.5 - position[n]) * slope(position[n])
+            delta[n, ..., 2:4] = 0.01 * (0 - v[n, ..., 2:4])
         for box, k in zip(rows[:, :4], classes, strict=True):
             i, j = (min(max(int(p * size), 0), size - 1) for p, size in zip(box[:2], (W, H), strict=True))
             shapes = np.zeros((A, 4), np.float32)
             shapes[:, 2:] = anchors if head.bias_match else boxes[n, j, i, :, 2:]
             at = n, j, i, int(iou(shapes, box * np.array([0, 0, 1, 1], np.float32)).argmax())
             box_delta(at, box, head.coord_scale)
-            wanted = iou(boxes[at], box) if head.rescore else 1
-            d[at][o] = head.object_scale * (wanted - v[at][o]) * slope(v[at][o])
+            goal = iou(boxes[at], box) if head.rescore else 1
+            delta[at][o] = head.object_scale * (goal - v[at][o]) * slope(v[at][o])
             class_delta(at, int(k), head.class_scale)
-    return float((d.astype(np.float64) ** 2).sum()), d.reshape(y.shape)
+    return float((delta.astype(np.float64) ** 2).sum()), delta.reshape(y.shape)

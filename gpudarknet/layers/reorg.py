@@ -1,4 +1,4 @@
-"""[reorg], YOLOv2's passthrough, and [reorg3d], the ordinary space-to-depth (src/reorg_old_layer.c, src/reorg_layer.c)."""
+"""[reorg], YOLOv2's passthrough, and [reorg3d], plain space-to-depth (src/reorg_old_layer.c, src/reorg_layer.c)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .base import ForwardContext, Layer, Shape, ShapeError
 class Reorg(Layer, section="reorg"):
     """Rearrange pixels and channels as YOLOv2 does.   (C, H, W) -> (C*s*s, H/s, W/s), reverse: (C/s/s, H*s, W*s)
 
-    Not space-to-depth of the input: Darknet hands its index map the wrong dimensions, which amounts to reading the
-    input's memory as (C/s/s, H*s, W*s), taking space-to-depth of that, and reading the result as (C*s*s, H/s, W/s).
+    Not space-to-depth of the input: Darknet passes wrong dimensions to its index map, which amounts to viewing the input as
+    (C/s/s, H*s, W*s), applying space-to-depth, and viewing the result as (C*s*s, H/s, W/s).
     """
 
     stride: int = 1
@@ -44,7 +44,7 @@ class Reorg(Layer, section="reorg"):
 class Reorg3d(Layer, section="reorg3d"):
     """Move s x s blocks of pixels into channels.   (C, H, W) -> (C*s*s, H/s, W/s), reverse: (C/s/s, H*s, W*s)
 
-    Its reverse is not the inverse: Darknet reads the input's memory as the output's shape, and takes depth-to-space.
+    Its reverse is not the inverse: Darknet views the input in the output's shape, then applies depth-to-space.
     """
 
     stride: int = 1

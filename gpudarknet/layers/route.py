@@ -1,4 +1,4 @@
-"""[route]: join earlier layers' outputs, or pass one on (src/route_layer.c)."""
+"""[route]: concatenate outputs of earlier layers, or pass one on (src/route_layer.c)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import ForwardContext, Layer, Shape, ShapeError, check_same_size, res
 
 @dataclass(frozen=True, kw_only=True)
 class Route(Layer, section="route"):
-    """Join earlier outputs along C, taking slice group_id of `groups` of each.   n x (Ci, H, W) -> (sum Ci // groups, H, W)"""
+    """Concatenate channel slice group_id of `groups` of earlier outputs.   n x (Ci, H, W) -> (sum Ci // groups, H, W)"""
 
     names_sources = True
     ignored = frozenset({"stream", "wait_stream"})

@@ -1,4 +1,4 @@
-"""[sam]: spatial attention's product (src/sam_layer.c)."""
+"""[sam]: multiplication by a spatial attention map (src/sam_layer.c)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""[scale_channels]: squeeze-and-excitation's product (src/scale_channels_layer.c)."""
+"""[scale_channels]: the scaling of squeeze-and-excitation (src/scale_channels_layer.c)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""[shortcut]: add earlier outputs to the previous one (src/shortcut_layer.c)."""
+"""[shortcut]: residual connections (src/shortcut_layer.c)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from .blocks import activate
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Layer, section="shortcut"):
-    """Add, as far as both have numbers; with weights, a learned factor on each map.   (C, H, W), n x (Ci, H, W) -> (C, H, W)
+    """Add earlier outputs to the previous one.   (C, H, W), n x (Ci, H, W) -> (C, H, W)
 
+    Maps with other channel counts are added on the common channels; weights_type gives each map learned factors.
     w: weight (n+1, C) or (n+1, 1) with weights_type; row 0 belongs to the previous layer, row t+1 to from[t].
     """
 
@@ -64,7 +65,7 @@ class Shortcut(Layer, section="shortcut"):
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
-            if v is not None:  # Darknet's CUDA build keeps only the diagonal of the normalisation's derivative
+            if v is not None:  # like Darknet's CUDA build, only the diagonal of the normalisation's Jacobian
                 accumulate(grad, "weight", dv * (v * (1 - v) if self.weights_normalization == "softmax" else v))
             return dxs
 

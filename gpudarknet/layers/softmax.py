@@ -1,4 +1,4 @@
-"""[softmax] and [cost]: the ends of classifiers (src/softmax_layer.c, src/cost_layer.c)."""
+"""[softmax] and [cost]: outputs and losses of classifiers (src/softmax_layer.c, src/cost_layer.c)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no 
 
 @dataclass(frozen=True, kw_only=True)
 class Softmax(Layer, section="softmax", aliases=("soft",)):
-    """Turn each of `groups` parts of an image's numbers into probabilities.   (C, H, W) -> same
+    """Turn an image's values, in `groups` equal parts, into probabilities.   (C, H, W) -> same
 
-    With a tree, into one distribution per group of siblings. Its delta is made by the loss and passes unchanged.
+    With a tree, into one distribution per group of siblings. The delta of its loss is with respect to its input.
     """
 
     has_loss = True
@@ -46,19 +46,19 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
         return y.reshape(x.shape), lambda dy, grad: (dy,)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """Cross entropy: delta = t - p, the gradient with respect to what goes in; cost = sum of -log p where t is not 0."""
+        """Cross entropy: delta = t - p, with respect to the layer's input; cost = sum of -log p where t is not 0."""
         if self.noloss:
             return 0.0, np.zeros_like(y)
         t = truth.reshape(y.shape).astype(np.float32)
-        told = t != IGNORE_LABEL
+        labelled = t != IGNORE_LABEL
         with np.errstate(divide="ignore"):
-            cost = -np.log(y[told & (t != 0)], dtype=np.float64).sum()
-        return float(cost), np.where(told, t - y, 0)
+            cost = -np.log(y[labelled & (t != 0)], dtype=np.float64).sum()
+        return float(cost), np.where(labelled, t - y, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Layer, section="cost"):
-    """Compare with the truth in training. Without one its output is 0, as in Darknet.   (C, H, W) -> same"""
+    """Compare with the truth in training. Its output is 0, as in Darknet without a truth.   (C, H, W) -> same"""
 
     has_output = False
     has_loss = True
@@ -73,7 +73,7 @@ class Cost(Layer, section="cost"):
         return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """sse: delta = t - x, cost its squares' sum; smooth: delta is cut to +-1; masked: where t is -1234 both are 0."""
+        """sse: delta = t - x, cost = sum of delta^2; smooth: delta is clipped to +-1; masked: both are 0 where t is -1234."""
         t = truth.reshape(x.shape).astype(np.float32)
         error = np.where(t == IGNORE_LABEL, 0, t - x) if self.type == "masked" else t - x
         if self.type == "smooth":

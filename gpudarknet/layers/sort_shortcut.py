@@ -1,4 +1,4 @@
-"""[sort_shortcut]: add, and add the square root of the product (Wang et al. 2017, arXiv 1703.06993)."""
+"""[sort_shortcut]: a residual connection with a second-order term (Wang et al. 2017, arXiv 1703.06993)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .blocks import activate
 class SortShortcut(Layer, section="sort_shortcut"):
     """Add two maps and the root of their product: y = a + b + sqrt(R(a) R(b) + eps).   (C, H, W), (Cb, H, W) -> (C, H, W)
 
-    The second-order response transform: a is the previous layer, b is `from`, R is ReLU with negative slope `slope`.
-    Where either is not positive this is a plain sum plus sqrt(eps). The authors' own layer has eps 0.01; the default here
-    is the discussion's 0.0001.
+    The second-order response transform: a is the previous layer, b is `from`, R is ReLU with negative slope `slope`. If a or
+    b is not positive, y is their sum plus sqrt(eps). The authors' layer has eps 0.01; the default here, 0.0001, is that of
+    the discussion.
     """
 
     names_sources = True

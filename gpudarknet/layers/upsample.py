@@ -1,4 +1,4 @@
-"""[upsample] (src/upsample_layer.c)."""
+"""[upsample]: nearest-neighbour upsampling (src/upsample_layer.c)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import ForwardContext, Layer, Shape, ShapeError
 
 @dataclass(frozen=True, kw_only=True)
 class Upsample(Layer, section="upsample"):
-    """Repeat every pixel stride x stride times; a negative stride adds up blocks instead.   (C, H, W) -> (C, H*s, W*s)"""
+    """Repeat every pixel stride x stride times; a negative stride sums blocks instead.   (C, H, W) -> (C, H*s, W*s)"""
 
     stride: int = 2
     scale: float = 1.0

@@ -1,4 +1,4 @@
-"""[yolo]: boxes of YOLOv3, v4 and v7 (src/yolo_layer.c)."""
+"""[yolo]: the detection head of YOLOv3, v4 and v7 (src/yolo_layer.c)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .yolo_loss import anchor_loss
 
 @dataclass(frozen=True, kw_only=True)
 class Yolo(AnchorHead, section="yolo"):
-    """Turn raw numbers into box positions, objectness and class probabilities.   (A*(5 + classes), H, W) -> same
+    """Activate raw outputs: box positions, objectness and class probabilities.   (A*(5 + classes), H, W) -> same
 
     Redmon and Farhadi 2018, arXiv 1804.02767; scale_x_y: Bochkovskiy et al. 2020, arXiv 2004.10934; new_coords:
     Wang et al. 2020, arXiv 2011.08036.
@@ -28,12 +28,12 @@ class Yolo(AnchorHead, section="yolo"):
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
         y = yolo.yolo_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y, self.new_coords)
-        return y, lambda dy, grad: (dy,)  # the loss gives delta with respect to the raw numbers
+        return y, lambda dy, grad: (dy,)  # the loss returns delta with respect to the input
 
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends a list."""
+        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
         return anchor_loss(self, y, truth, ctx, gaussian=False)
