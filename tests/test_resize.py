@@ -136,7 +136,7 @@ def test_letterbox_truncates_sizes_and_offsets(H, W, inner):
 
 @pytest.mark.parametrize("H, W", [(427, 640), (640, 427), (333, 500), (480, 640), (90, 31)])
 @pytest.mark.parametrize("net_w, net_h", [(416, 320), (96, 160)])
-def test_a_box_seen_through_the_letterbox_comes_back(H, W, net_w, net_h):
+def test_to_image_inverts_the_letterbox(H, W, net_w, net_h):
     # what is white in the input is, by to_image, where it was white in the image: within a pixel of the image (its
     # corners are aligned) and two and a half of the input (one blurred at each edge, half a one at the odd border)
     left, top, right, bottom = (np.array([0.1, 0.35, 0.5, 0.85]) * (W, H, W, H)).round().astype(int)

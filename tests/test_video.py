@@ -1,4 +1,4 @@
-"""Videos in and out, and `detector demo`: every frame of a file, only current frames of a camera, errors of any thread."""
+"""Reading and writing videos, and `detector demo`: every frame of a file, only current frames of a camera, errors in any thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def count(path):
         return sum(1 for _ in frames)
 
 
-def test_a_file_gives_every_frame_in_order_and_rgb(folder):
+def test_a_file_yields_every_frame_in_order_as_rgb(folder):
     reader = video.Reader(folder / "film.avi")
     assert not reader.live and reader.fps == 20
     with reader as frames:
@@ -100,7 +100,7 @@ def test_a_camera_drops_late_frames_and_stays_current(monkeypatch):
     assert seen == sorted(set(seen)) and len(seen) + reader.dropped == 60 and reader.dropped > 20
 
 
-def test_an_error_of_the_reader_comes_out(monkeypatch):
+def test_an_error_in_the_reader_is_raised(monkeypatch):
     def fail(self):
         raise OSError("the cable")
 
@@ -110,7 +110,7 @@ def test_an_error_of_the_reader_comes_out(monkeypatch):
         list(frames)
 
 
-def test_the_writer_works_in_order_and_its_error_comes_out():
+def test_the_writer_works_in_order_and_raises_errors():
     done = []
     with video.Writer(done.append) as writer:
         for i in range(20):
