@@ -1,4 +1,4 @@
-"""Reading and writing videos, and `detector demo`: every frame of a file, only current frames of a camera, errors in any thread."""
+"""Reading and writing videos, and `detector demo`: all frames of a file, current frames of a camera, errors in any thread."""
 
 from __future__ import annotations
 
