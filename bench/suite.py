@@ -21,10 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import gpudarknet
-from gpudarknet import cfg, graph, load_network
+from gpudarknet import backend, cfg, graph, load_network
 from gpudarknet import summary as tables
 from gpudarknet.errors import DataError
 from gpudarknet.io import resources
@@ -194,10 +192,8 @@ def cpu_record(threads: int, log: Log) -> Record:
     many = rate({"gemm": n}, threads) if threads > 1 else one
     log("machine: copies")
     copy = rate({"copy": 128}, threads)
-    info: Any = np.show_config(mode="dicts")
-    blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
     record |= {"gemm_gflops": {"fp32": many} if many else {}, "gemm_one_thread": one, "gemm_n": n, "copy_gb_s": copy}
-    record |= {"blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(), "load": round(load, 2)}
+    record |= {"blas": dict(backend.blas())["BLAS"], "load": round(load, 2)}
     record["flags"] = machine.caveats(record, load, gemm=many)
     return {name: value for name, value in record.items() if value is not None or name == "commit"}
 

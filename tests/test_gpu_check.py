@@ -405,7 +405,7 @@ def test_speed_of_a_network(no_torch):
 
 
 def test_speed_with_kernels(no_torch):
-    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), with_variants=True), HOST)
     assert failures(rows) == {}
     ours = rows["64/fp32/batch-1/ours"]
     assert ours["graph_ms"] > 0 and ours["host_us"] > 0 and "launches" in ours["description"]
@@ -429,7 +429,7 @@ def test_a_wrong_variant_of_a_plan_fails(no_torch, monkeypatch):
         return [y + (self.eager_reason == "requested") for y in real(self, x)]
 
     monkeypatch.setattr(cuda.Program, "run", run_wrongly)
-    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), more=True), HOST)
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), with_variants=True), HOST)
     assert rows["64/fp32/batch-1/eager"]["failed"][0].endswith("of the largest value from the default plan")
 
 

@@ -16,9 +16,9 @@ MAIN, ALL = ("fp16", "fp32"), ("fp16", "fp32", "tf32")
 GRAPH, EAGER = "torch-graph", "torch-eager"
 
 
-def in_part_a(subject: Workload) -> bool:
+def in_part_a(workload: Workload) -> bool:
     """Return whether part A includes a workload."""
-    return subject.precision in MAIN and subject.batch in (1, 64) and subject.size != 608
+    return workload.precision in MAIN and workload.batch in (1, 64) and workload.size != 608
 
 
 A = (

@@ -40,7 +40,7 @@ class Recorder:
     launched: list[LaunchCost] | None = field(default=None)
 
     def backend(self) -> Backend:
-        """Return the wrapped backend."""
+        """Return a backend whose launches are recorded."""
         return replace(self.be, launch=self.launch, cublas=self.handle)
 
     def launch(self, name: str, threads: int, *args: Any, **options: Any) -> None:
@@ -100,7 +100,7 @@ def kernel_bytes(name: str, args: tuple[Any, ...]) -> float:
 
 
 def launches(context: Context) -> Iterable[Case]:
-    """List the plans whose launches are time_budget."""
+    """List the plans whose launches are timed."""
     yield Case("empty", partial(empty, context))
     for network in ("yolov4-tiny", "yolov3"):
         for s in workloads(context, network, (416,), ("fp16", "fp32"), (1, 64)):
@@ -120,14 +120,14 @@ def empty(context: Context) -> Row:
     return row
 
 
-def each_launch(context: Context, subject: Workload) -> Row:
+def each_launch(context: Context, workload: Workload) -> Row:
     """Time every launch of a plan separately, repeated until it takes long enough to measure."""
     if context.be.cublas is None:
         raise Skipped("plans on CUDA need cuBLAS")
-    network = seeded_network(subject.network, context, subject.size)
-    recorder, plan = Recorder(network.backend), compile_plan(network, subject.batch)
-    program = cuda.Program(plan, recorder.backend(), subject.precision, graph=False)
-    x = network.backend.asarray(seeded.network_input(network, subject.batch))
+    network = seeded_network(workload.network, context, workload.size)
+    recorder, plan = Recorder(network.backend), compile_plan(network, workload.batch)
+    program = cuda.Program(plan, recorder.backend(), workload.precision, graph=False)
+    x = network.backend.asarray(seeded.network_input(network, workload.batch))
     program.run(x)
     wait(network.backend)
     work = list(program.launches)
@@ -137,15 +137,15 @@ def each_launch(context: Context, subject: Workload) -> Row:
     if program.input_stage.step is not None:
         work.insert(0, lambda: program.input_stage.feed(x))
         costs.insert(
-            0, LaunchCost("input", first_bytes(program, x), first_flops(program.input_stage.step, subject.batch))
+            0, LaunchCost("input", first_bytes(program, x), first_flops(program.input_stage.step, workload.batch))
         )
         times.insert(0, program.stream_context.time(work[0], seconds / 50, 1 if context.small else 2, MAX_REPLAYS))
     lines = [
         [c.name, round(1e6 * t, 2), round(c.bytes / 1e6, 3), round(c.flops / 1e9, 4)]
         for c, t in zip(costs, times, strict=True)
     ]
-    return {**subject.fields(), "launch_columns": COLUMNS, "launches": lines, "sums": sums(lines),
-            "total_us": round(1e6 * sum(times), 1), "plan_gflop": round(plan.flops * subject.batch / 1e9, 3)}  # fmt: skip
+    return {**workload.fields(), "launch_columns": COLUMNS, "launches": lines, "sums": sums(lines),
+            "total_us": round(1e6 * sum(times), 1), "plan_gflop": round(plan.flops * workload.batch / 1e9, 3)}  # fmt: skip
 
 
 def cost_of(program: cuda.Program, recorder: Recorder, work: Any) -> LaunchCost:

@@ -128,9 +128,8 @@ def concurrent_predictions(context: Context, names: list[str], shared: bool) -> 
         stream = context.be.xp.cuda.Stream(non_blocking=True) if context.backend == "cupy" else None
         for k in range(rounds):
             if k % 5 == 2 and not shared:
-                networks[
-                    i
-                ].program_cache.clear()  # so that programs are compiled and captured while the other thread runs
+                # so that programs are compiled and captured while the other thread runs
+                networks[i].program_cache.clear()
             with stream or nullcontext():
                 got = to_numpy(networks[i], networks[i].predict(inputs[i][k % 2]))
             wrong[i] += not all(np.array_equal(g, w) for g, w in zip(got, expected[i][k % 2], strict=True))

@@ -135,9 +135,9 @@ class Runner:
     def run_process(self, stage: Stage, only: str, deadline: float, after: str) -> str | None:
         """Run the cases after `after` in a process; return the last case with a row if others remain, else None."""
         begin = time.monotonic()
-        words = ["--stage", stage.name, "--limit", f"{deadline - begin:.1f}", "--backend", self.context.backend]
-        words += ["--small"] * self.context.small + ["--only", only] * bool(only) + ["--after", after] * bool(after)
-        child = Child.start([*self.command, *words], os.environ | dict(stage.env))
+        arguments = ["--stage", stage.name, "--limit", f"{deadline - begin:.1f}", "--backend", self.context.backend]
+        arguments += ["--small"] * self.context.small + ["--only", only] * bool(only) + ["--after", after] * bool(after)
+        child = Child.start([*self.command, *arguments], os.environ | dict(stage.env))
         try:
             return self.relay(child, stage.name, deadline)
         finally:

@@ -127,23 +127,23 @@ def first_and_last(network: Network, heads: list[Any]) -> list[np.ndarray]:
     return [network.backend.to_numpy(y)[[0, -1]] for y in heads]
 
 
-def ours(context: Context, subject: Workload) -> Row:
+def ours(context: Context, workload: Workload) -> Row:
     """Compare `predict` with the reference engine and with itself; time it, its host time, and the graph's replay alone."""
-    network = seeded_network(subject.network, context, subject.size)
-    be, wait, batch = network.backend, synchronizer(context), subject.batch
+    network = seeded_network(workload.network, context, workload.size)
+    be, wait, batch = network.backend, synchronizer(context), workload.batch
     x = be.asarray(seeded.network_input(network, batch))
-    precision: Any = subject.precision
+    precision: Any = workload.precision
     start = time.perf_counter()
     heads = network.predict(x, precision=precision)
     wait()
     row: Row = {
-        **subject.fields(),
+        **workload.fields(),
         "engine": "ours",
         "first_call_s": round(time.perf_counter() - start, 3),
         "failed": [],
     }
     first, again = first_and_last(network, heads), first_and_last(network, network.predict(x, precision=precision))
-    want = reference(context, subject.network, subject.size, batch)
+    want = reference(context, workload.network, workload.size, batch)
     row["max_error"] = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(again, want, strict=True))
     if not row["max_error"] <= TOLERANCE[precision]:
         row["failed"].append(f"{row['max_error']:.2g} of the largest value from the reference engine")
@@ -184,25 +184,25 @@ def variants(plan: Plan, precision: str) -> dict[str, dict[str, Any]]:
     return options
 
 
-def variant(context: Context, subject: Workload, name: str) -> Row:
+def variant(context: Context, workload: Workload, name: str) -> Row:
     """Compare a variant of a plan with the default one, and time it."""
-    network = seeded_network(subject.network, context, subject.size)
+    network = seeded_network(workload.network, context, workload.size)
     be, wait = network.backend, synchronizer(context)
     if be.cublas is None:
         raise Skipped("plans on CUDA need cuBLAS")
-    plan, x = compile_plan(network, subject.batch), be.asarray(seeded.network_input(network, subject.batch))
-    options, packed = variants(plan, subject.precision)[name], network.program_cache.packed_weights
-    want = [be.to_numpy(y) for y in cuda.Program(plan, be, subject.precision, packed).run(x)]
-    program = cuda.Program(plan, be, subject.precision, packed, **options)
+    plan, x = compile_plan(network, workload.batch), be.asarray(seeded.network_input(network, workload.batch))
+    options, packed = variants(plan, workload.precision)[name], network.program_cache.packed_weights
+    want = [be.to_numpy(y) for y in cuda.Program(plan, be, workload.precision, packed).run(x)]
+    program = cuda.Program(plan, be, workload.precision, packed, **options)
     got = [be.to_numpy(y) for y in program.run(x)]
     difference = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
     failed = (
         []
-        if difference <= 2 * TOLERANCE[subject.precision]
+        if difference <= 2 * TOLERANCE[workload.precision]
         else [f"{difference:.2g} of the largest value from the default plan"]
     )
-    row = {**subject.fields(), "engine": name, "max_difference": difference, "failed": failed}
-    return {**row, **image_rate(lambda: program.run(x), wait, subject.batch, context), **replay_rate(program, context)}
+    row = {**workload.fields(), "engine": name, "max_difference": difference, "failed": failed}
+    return {**row, **image_rate(lambda: program.run(x), wait, workload.batch, context), **replay_rate(program, context)}
 
 
 def suppress_detections(network: Network) -> None:
@@ -215,13 +215,13 @@ def suppress_detections(network: Network) -> None:
     network.program_cache.clear()
 
 
-def detect(context: Context, subject: Workload) -> Row:
+def detect(context: Context, workload: Workload) -> Row:
     """Time `detect`: on an array, on a JPEG file, and on a stream of such files."""
     opencv()  # needed to read images
-    network = seeded_network(subject.network, context, subject.size)
+    network = seeded_network(workload.network, context, workload.size)
     suppress_detections(network)
     path = resources.folder() / "digits.jpg"
-    precision: Any = subject.precision
+    precision: Any = workload.precision
     detector, array = Detector(network, precision=precision), image.read(path)
     detections = [detector.detect(array) for _ in range(2)][-1]
     rounds = 1 if context.small else 30
@@ -235,7 +235,7 @@ def detect(context: Context, subject: Workload) -> Row:
         return round(1e3 * statistics.median(times), 4)
 
     x, program = detector.upload([array]), list(network.program_cache.programs.values())[-1]
-    row: Row = {**subject.fields(), "engine": "ours", "boxes": len(detections), "image": list(array.shape)}
+    row: Row = {**workload.fields(), "engine": "ours", "boxes": len(detections), "image": list(array.shape)}
     row["read_ms"] = median(lambda: image.read(path))
     row["detect_ms"] = median(lambda: detector.detect(array))
     row["detect_jpeg_ms"] = median(lambda: detector.detect(path))
@@ -257,12 +257,12 @@ def cases(
     precisions: tuple[str, ...],
     batches: tuple[int, ...],
     torch: tuple[str, ...] = ("torch-graph",),
-    more: bool = False,
-    skip: Callable[[Workload], bool] = lambda subject: False,
+    with_variants: bool = False,
+    skip: Callable[[Workload], bool] = lambda workload: False,
 ) -> Callable[[Context], Iterable[Case]]:
     """Return the function that lists a network's cases: ours first, so that PyTorch cannot affect them.
 
-    more: variants of the plan instead of `detect`.
+    with_variants: time variants of the plan instead of `detect`.
     """
     from .torch_speed import measure  # which imports this module
 
@@ -271,13 +271,13 @@ def cases(
         yield Case("clocks-before", clocks, SMI_SECONDS)
         for s in chosen:
             yield Case(f"{s}/ours", partial(ours, context, s))
-        if chosen and not more:
+        if chosen and not with_variants:
             first = chosen[0]
             yield Case(f"{first.size}/{first.precision}/detect", partial(detect, context, first))
         for kind in torch:
             for s in chosen:
                 yield Case(f"{s}/{kind}", partial(measure, context, s, kind))
-        for s in chosen if more else []:
+        for s in chosen if with_variants else []:
             for name in ("eager", "unfused", *(["no-winograd"] if s.precision == "fp32" else [])):
                 yield Case(f"{s}/{name}", partial(variant, context, s, name))
         yield Case("clocks-after", clocks, SMI_SECONDS)

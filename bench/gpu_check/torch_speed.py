@@ -43,26 +43,26 @@ def channels_last_forward(context: Context, network: str, size: int, precision: 
     return torch_network.build(network_on_cpu, torch, device, dtype, torch.channels_last)
 
 
-def measure(context: Context, subject: Workload, kind: str) -> Row:
+def measure(context: Context, workload: Workload, kind: str) -> Row:
     """Time PyTorch: kind is torch-graph, torch-eager or torch-compile."""
     torch = torch_module(context)
-    if context.backend != "cupy" and (subject.precision != "fp32" or kind == "torch-graph"):
-        raise Skipped(f"{kind} in {subject.precision} needs a GPU")
+    if context.backend != "cupy" and (workload.precision != "fp32" or kind == "torch-graph"):
+        raise Skipped(f"{kind} in {workload.precision} needs a GPU")
     try:
-        return time_torch(context, subject, kind, torch)
+        return time_torch(context, workload, kind, torch)
     except Exception as e:
         raise Skipped(f"{kind}: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
 
 
-def time_torch(context: Context, subject: Workload, kind: str, torch: Any) -> Row:
+def time_torch(context: Context, workload: Workload, kind: str, torch: Any) -> Row:
     """Time PyTorch."""
     cuda = context.backend == "cupy"
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = subject.precision == "tf32"
-    forward = channels_last_forward(context, subject.network, subject.size, subject.precision)
-    network = seeded_network(subject.network, context, subject.size)
-    x = torch_network.tensor(torch, seeded.network_input(network, subject.batch))
-    x = x.to("cuda" if cuda else "cpu", torch.float16 if subject.precision == "fp16" else torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = workload.precision == "tf32"
+    forward = channels_last_forward(context, workload.network, workload.size, workload.precision)
+    network = seeded_network(workload.network, context, workload.size)
+    x = torch_network.tensor(torch, seeded.network_input(network, workload.batch))
+    x = x.to("cuda" if cuda else "cpu", torch.float16 if workload.precision == "fp16" else torch.float32)
     x = x.contiguous(memory_format=torch.channels_last)
     wait = torch.cuda.synchronize if cuda else lambda: None
     with torch.inference_mode():
@@ -73,11 +73,11 @@ def time_torch(context: Context, subject: Workload, kind: str, torch: Any) -> Ro
             call = lambda: compiled(x)  # noqa: E731
         else:
             call = lambda: forward(x)  # noqa: E731
-        row: Row = {**subject.fields(), "engine": kind, "torch": torch.__version__}
-        row |= image_rate(call, wait, subject.batch, context)
+        row: Row = {**workload.fields(), "engine": kind, "torch": torch.__version__}
+        row |= image_rate(call, wait, workload.batch, context)
         if kind == "torch-graph":
             elapsed = device_seconds(torch, call, context)
-            row |= {"graph_ms": round(1e3 * elapsed, 4), "graph_images_s": round(subject.batch / elapsed, 1)}
+            row |= {"graph_ms": round(1e3 * elapsed, 4), "graph_images_s": round(workload.batch / elapsed, 1)}
     return row
 
 

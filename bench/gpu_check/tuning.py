@@ -26,13 +26,13 @@ def tuned(context: Context) -> Iterable[Case]:
             yield Case(f"yolov3/{s}", partial(tune, context, s))
 
 
-def tune(context: Context, subject: Workload) -> Row:
+def tune(context: Context, workload: Workload) -> Row:
     """Autotune a network's convolutions, and compare the autotuned plan with the heuristic one."""
-    network = seeded_network(subject.network, context, subject.size)
-    be, precision = network.backend, subject.precision
+    network = seeded_network(workload.network, context, workload.size)
+    be, precision = network.backend, workload.precision
     if be.cublas is None:
         raise Skipped("use gpudarknet plan -tune for the CPU's algorithms")
-    plan, x = compile_plan(network, subject.batch), be.asarray(seeded.network_input(network, subject.batch))
+    plan, x = compile_plan(network, workload.batch), be.asarray(seeded.network_input(network, workload.batch))
     choices: dict[str, str] = {}
     microseconds: Row = {}
     deadline, complete = time.monotonic() + SECONDS * context.time_scale, True
@@ -42,7 +42,7 @@ def tune(context: Context, subject: Workload) -> Row:
             complete = False
             break
     row: Row = {
-        **subject.fields(),
+        **workload.fields(),
         "microseconds": microseconds,
         "choices": choices,
         "complete": complete,
@@ -52,7 +52,7 @@ def tune(context: Context, subject: Workload) -> Row:
     for kind, chosen in (("heuristic", {}), ("autotuned", choices)):
         program = cuda.Program(plan, be, precision, network.program_cache.packed_weights, chosen)
         outputs.append([be.to_numpy(y) for y in program.run(x)])
-        rate = image_rate(lambda: program.run(x), synchronizer(context), subject.batch, context)  # noqa: B023
+        rate = image_rate(lambda: program.run(x), synchronizer(context), workload.batch, context)  # noqa: B023
         row[kind] = rate | replay_rate(program, context)
     row["max_difference"] = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(*outputs, strict=True))
     if not row["max_difference"] <= 2 * TOLERANCE[precision]:
