@@ -1,4 +1,4 @@
-"""A network: layers joined by their sources, with shapes, weights and a backend. The reference engine is a loop over layers."""
+"""A network: a graph of layers with shapes, weights and a backend. The reference engine is a loop over its layers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .weights import write as write_weights
 class Network:
     """A network on one backend.
 
-    net: the [net] record. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
-    heads: the layers whose outputs are results. seen: images it was trained on. device: the GPU that was the current one when
-    the network was made; it stays there, whichever is current when it is used.
+    net: the [net] section. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
+    heads: the layers whose outputs `predict` returns. seen: number of images it was trained on. device: the GPU that was
+    current when the network was created; the network stays on it.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Network:
         self.nodes, self.device = nodes, be.current_device()
         self.program_cache = ProgramCache()
         self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
-        be.synchronize()  # they are there, whichever stream uses them first
+        be.synchronize()  # so that any stream may use them
         for node in self.nodes:
             self.weights[node.index] = self.weights[owner(node)]
         heads = [n.index for n in self.nodes if n.layer.head]
@@ -68,12 +68,12 @@ class Network:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Make this network's GPU the current one for a block, and full memory there an OutOfMemoryError; do nothing on NumPy."""
+        """Make this network's GPU the current one and raise OutOfMemoryError if its memory is full; on NumPy do nothing."""
         with self.backend.use_device(self.device), self.backend.guard():
             yield
 
     def resize(self, width: int, height: int) -> None:
-        """Take images of another size, in pixels, from now on. Raises CfgError if the layers or the weights do not allow it."""
+        """Change the input size, in pixels. Raises CfgError if the layers or the weights do not allow it."""
         config = replace(self.config, net=replace(self.net, width=width, height=height))
         nodes = build(config)
         for old, new in zip(self.nodes, nodes, strict=True):
@@ -86,7 +86,7 @@ class Network:
         self.program_cache.clear()
 
     def input(self, x: Any) -> Any:
-        """Bring x (N, C, H, W) here as float32. Raises DataError if its shape is not the network's."""
+        """Convert x (N, C, H, W) to float32 on this backend. Raises DataError if its shape is not the network's."""
         with self.on_device():
             x = self.backend.asarray(x, np.float32)
         if x.ndim != 4 or x.shape[1:] != self.net.input or x.shape[0] < 1:
@@ -99,10 +99,10 @@ class Network:
     def forward(self, x: Any, ctx: ForwardContext, keep: Callable[[int, Any, Any], None]) -> None:
         """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use.
 
-        Of float16 x all maps are float16, but those of layers with a loss.
+        If x is float16, all maps are float16 except those of layers with a loss.
         """
         if ctx.train:
-            self.program_cache.clear()  # its weights are about to change
+            self.program_cache.clear()  # the weights are about to change
         with self.on_device():
             self._forward(x, ctx, keep)
 
@@ -110,15 +110,15 @@ class Network:
         outputs: dict[int, Any] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
-            # Losses read float32: a probability below 6e-8 would be 0, and its logarithm infinite.
+            # Losses need float32: in float16 a probability below 6e-8 is 0, and its logarithm infinite.
             if x.dtype == np.float16:
                 xs = [a.astype(np.float32 if node.layer.has_loss else np.float16, copy=False) for a in xs]
-            own = ctx
+            layer_ctx = ctx
             if ctx.skip_input_grad or node.index < ctx.frozen:
                 skip_input_grad = ctx.skip_input_grad and all(source < ctx.frozen for source in node.sources)
-                own = replace(ctx, train=ctx.train and node.index >= ctx.frozen, skip_input_grad=skip_input_grad)
-            with np.errstate(all="ignore"):  # inf and NaN travel as on a GPU; training looks for them itself
-                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, ctx=own)
+                layer_ctx = replace(ctx, train=ctx.train and node.index >= ctx.frozen, skip_input_grad=skip_input_grad)
+            with np.errstate(all="ignore"):  # inf and NaN propagate as on a GPU; training checks for them
+                y, backward = node.layer.forward(self.backend, self.weights[node.index], *xs, ctx=layer_ctx)
             outputs[node.index] = y
             keep(node.index, y, backward)
             for source in {node.index, *node.sources}:
@@ -133,10 +133,10 @@ class Network:
     ) -> list[Any]:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
-        A network without detection heads has one output: its last layer that is no [cost]. The arrays are the caller's.
-        engine: the compiled plan, or the layers one by one, which define what is right. precision, for the plan on
-        a GPU: fp32; tf32, with products of 11 bits; fp16 in memory too, with sums in fp32. Results are float32, and NumPy
-        always computes in fp32. x on the GPU is not copied, and a plan there also takes the Pictures of a Detector. Call
+        A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays.
+        engine: the compiled plan, or the reference, layer by layer, which defines the correct result. precision, for plans on
+        a GPU: fp32; tf32, which multiplies with 11-bit mantissas; fp16, also in memory, with sums in fp32. Results are float32;
+        NumPy always computes in fp32. x on the GPU is not copied; a plan there also accepts a Detector's ImageBatch. Call
         `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
@@ -149,14 +149,14 @@ class Network:
         if compiled:
             with self.on_device():
                 return self.program(len(x), precision).run(x)
-        found: dict[int, Any] = {}
+        outputs: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
             if index in self.heads:
-                found[index] = y
+                outputs[index] = y
 
         self.forward(x, ForwardContext(), keep)
-        return [found[index] for index in self.heads]
+        return [outputs[index] for index in self.heads]
 
     def program(self, batch: int = 1, precision: str = "fp32") -> Program:
         """Return the program that `predict` runs for a batch: the network compiled for its input shape by the backend's executor.
@@ -174,22 +174,22 @@ class Network:
             )
 
     def trace(self, x: Any) -> list[np.ndarray]:
-        """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) on the host."""
+        """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) in NumPy."""
         outputs: list[np.ndarray] = []
         be = self.backend
         self.forward(self.input(x), ForwardContext(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
         return outputs
 
     def detections(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
-        """Read boxes off the heads' outputs, as `predict` returns them: rows (K, 6 + classes), heads in network order.
+        """Decode the heads' outputs, as `predict` returns them, to boxes: rows (K, 6 + classes), heads in network order.
 
-        A row is: image number, objectness, box centre x, y, width, height relative to the network input, and for each
-        class its probability. Raises DataError for a network without detection heads.
+        A row is: image index, objectness, box centre x, y, width, height relative to the network input, and the probability of
+        each class. Raises DataError for a network without detection heads.
         """
         heads = [self.nodes[index].layer for index in self.heads]
         if not all(isinstance(head, DetectionHead) for head in heads):
             raise DataError(
-                f"{self.config.path}: has no [yolo], [region] or [detection] layer; it classifies, use predict"
+                f"{self.config.path}: has no [yolo], [region] or [detection] layer, so no boxes; use predict"
             )
         with self.on_device():
             rows = [
@@ -199,11 +199,11 @@ class Network:
         return np.concatenate(rows)
 
     def table(self) -> str:
-        """Return the layer table that Darknet prints: type, filters, size/stride, input, output, BFLOPS, and totals."""
+        """Return the layer table as Darknet prints it: type, filters, size/stride, input, output, BFLOPS, and totals."""
         return summary.table(self.nodes)
 
     def save_weights(self, path: str | Path, upto: int | None = None) -> None:
-        """Write the weights of the first `upto` layers (default all). The file appears whole or not at all."""
+        """Write the weights of the first `upto` layers (default all), atomically."""
         arrays = [{k: self.backend.to_numpy(a) for k, a in own.items() if hasattr(a, "dtype")} for own in self.weights]
         write_weights(path, self.nodes, arrays, self.seen, upto)
 
@@ -219,10 +219,10 @@ def load_network(
     upto: int | None = None,
     seed: int = 0,
 ) -> Network:
-    """Read a cfg and, if given, its weights; without weights they are Darknet's initial ones, drawn from `seed`.
+    """Load a cfg and, if given, its weights; without weights, initialize them as Darknet does, from `seed`.
 
-    width and height (pixels) replace those of [net]. `strict` makes an error of every unknown key. `upto` reads the
-    weights of only so many layers. Raises CfgError, WeightsError, BackendError.
+    width and height (pixels) override those of [net]. `strict` makes every unknown key an error. `upto` reads the weights of
+    the first layers only. Raises CfgError, WeightsError, BackendError.
     """
     be = backends.get(backend)
     config = cfg_path if isinstance(cfg_path, cfg.Config) else cfg.read(cfg_path, strict)

@@ -1,4 +1,4 @@
-"""Which array module is chosen, and what is said where it cannot be."""
+"""Which backend is selected, and the errors if it cannot be."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpudarknet.errors import BackendError, BackendWarning, DataError, OutOfMemo
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch):
+def uncached(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setattr(backend, "gpus", list)
     backend.why_no_cupy.cache_clear()
@@ -31,7 +31,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
 
 
 def fake_cupy(monkeypatch: pytest.MonkeyPatch, count: object = 1, kernel: object = None, driver: int = 12040) -> None:
-    """Put a module in the place of cupy whose device count, first kernel or driver's version is as told."""
+    """Put a module in the place of cupy with the given device count, kernel error or driver version."""
 
     def answer() -> int:
         if isinstance(count, Exception):
@@ -69,7 +69,7 @@ def test_auto_without_cuda_is_numpy_quietly(
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_argument_beats_the_variable_which_beats_detection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_then_variable_then_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
     monkeypatch.setenv(backend.VARIABLE, "cupy")
     assert backend.get("numpy").name == "numpy"
@@ -139,8 +139,8 @@ WHY = {
 
 @pytest.mark.parametrize("name", WHY)
 def test_cupy_that_cannot_run_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault, message = WHY[name]
-    fake_cupy(monkeypatch, **fault)  # type: ignore[arg-type]
+    settings, message = WHY[name]
+    fake_cupy(monkeypatch, **settings)  # type: ignore[arg-type]
     with pytest.raises(BackendError) as e:
         backend.get("cupy")
     assert str(e.value) == f"backend: 'cupy' cannot run here: {message}"
@@ -155,7 +155,7 @@ def test_the_real_cupy_tells_no_driver_from_an_old_one() -> None:
     assert backend.why_no_cupy() == backend.NO_DRIVER
 
 
-def test_a_gpu_that_lies_idle_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_gpu_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cupy(monkeypatch, kernel=RuntimeError("nvrtc is gone"))
     monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
     message = (
@@ -187,7 +187,7 @@ def test_nobody_is_warned_who_has_no_gpu_no_cupy_or_wants_numpy(monkeypatch: pyt
 
 
 class Driver:
-    """NVIDIA's libcuda with two devices, of which the second gives no name."""
+    """NVIDIA's libcuda with two devices, the second without a name."""
 
     def __init__(self, init: int = 0):
         self.cuInit = lambda flags: init
@@ -240,7 +240,7 @@ def test_cupy_that_runs_is_taken_by_auto(monkeypatch: pytest.MonkeyPatch) -> Non
     assert backend.why_no_cupy() is None
 
 
-def test_asarray_takes_lists_and_keeps_what_fits() -> None:
+def test_asarray_converts_lists_and_does_not_copy_arrays() -> None:
     be = backend.get("numpy")
     a = np.zeros((2, 3), np.float32)
     assert be.asarray(a, np.float32) is a
@@ -257,25 +257,25 @@ GPUS = backend.gpus  # before the fixture changes it
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"driver_version": 0}, "there is no NVIDIA driver; "),
         ({"driver_version": 11080}, "the NVIDIA driver is too old for this CuPy: it supports CUDA 11.8, CuPy uses 1"),
         ({"devices": 0}, "the driver shows no CUDA device; "),
     ],
 )
-def test_what_the_real_cupy_says_of_a_driver(emulator: Any, settings: dict[str, int], said: str) -> None:
+def test_what_the_real_cupy_says_of_a_driver(emulator: Any, settings: dict[str, int], message: str) -> None:
     with emulator.configured(**settings):
-        assert str(backend.why_no_cupy()).startswith(said)
+        assert str(backend.why_no_cupy()).startswith(message)
         assert backend.get("auto").name == "numpy"
 
 
-def test_a_gpu_that_the_real_cupy_cannot_use_is_told_once(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_the_real_cupy_cannot_use_is_warned_of_once(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "gpus", GPUS)
-    with emulator.failing("cuModuleLoadData", status=200), pytest.warns(BackendWarning) as told:
+    with emulator.failing("cuModuleLoadData", status=200), pytest.warns(BackendWarning) as warned:
         assert backend.get("auto").name == "numpy"
         assert backend.get("auto").name == "numpy"
-    (warning,) = told
+    (warning,) = warned
     assert re.match(
         r"backend: 'auto' uses NumPy, often 100 times slower, and leaves the CUDA emulator \(no GPU\) idle: "
         r"a test kernel and gemm fail on the device \(",
@@ -320,7 +320,7 @@ A = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
 @pytest.mark.parametrize("kind", [1, 3])
-def test_asarray_takes_what_other_libraries_have_on_the_cpu(be: Backend, kind: int) -> None:
+def test_asarray_accepts_cpu_arrays_of_other_libraries(be: Backend, kind: int) -> None:
     for a in (A, A[:, ::2], A.T, read_only(A)):
         got = be.asarray(Tensor(a, kind))
         assert type(got) is be.xp.ndarray and got.flags.c_contiguous
@@ -388,14 +388,14 @@ class CuPyOutOfMemory(MemoryError):
     """As CuPy names its own."""
 
 
-SAID = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
+MESSAGE = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
 SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture says it
-WAY = "reduce batch, width or height, or end other programs on the device"
-FULL = f"CUDA is out of memory: 1,843,200 bytes requested, {SIZES}; {WAY}"
+ADVICE = "reduce batch, width or height, or end other programs on the device"
+FULL = f"CUDA is out of memory: 1,843,200 bytes requested, {SIZES}; {ADVICE}"
 
 
 class Full:
-    """As CuPy's module, on a device that has no room for anything; it has as much as SIZES says."""
+    """CuPy's module on a device with no free memory; its sizes are SIZES."""
 
     __name__ = "cupy"
     ndarray = type("ndarray", (), {"get": lambda self: self.fail()})
@@ -411,7 +411,7 @@ class Full:
 
 
 def full(error: Exception | None = None) -> Backend:
-    return Backend("cupy", Full(error or CuPyOutOfMemory(SAID)))  # type: ignore[arg-type]
+    return Backend("cupy", Full(error or CuPyOutOfMemory(MESSAGE)))  # type: ignore[arg-type]
 
 
 ALLOCATING = {
@@ -422,15 +422,15 @@ ALLOCATING = {
 
 
 @pytest.mark.parametrize("name", ALLOCATING)
-def test_full_memory_is_told_in_one_line(name: str) -> None:
+def test_out_of_memory_is_one_line(name: str) -> None:
     with pytest.raises(OutOfMemoryError) as e:
         ALLOCATING[name](full())
     assert str(e.value) == FULL
     assert isinstance(e.value, BackendError) and isinstance(e.value, MemoryError)
-    assert str(e.value.__cause__) == SAID
+    assert str(e.value.__cause__) == MESSAGE
 
 
-def test_full_memory_is_told_by_a_copy_to_the_host() -> None:
+def test_out_of_memory_in_a_copy_to_the_host() -> None:
     be = full()
     with pytest.raises(OutOfMemoryError) as e:
         be.to_numpy(types.SimpleNamespace(get=be.xp.fail))  # type: ignore[attr-defined]
@@ -444,24 +444,24 @@ def test_full_memory_is_told_by_a_copy_to_the_host() -> None:
             CuPyOutOfMemory(
                 "Out of memory allocating 512 bytes (allocated so far: 64 bytes, limit set to: 100 bytes)."
             ),
-            f"CUDA is out of memory: 512 bytes requested, {SIZES}, CuPy's limit is 100; {WAY}",
+            f"CUDA is out of memory: 512 bytes requested, {SIZES}, CuPy's limit is 100; {ADVICE}",
         ),
-        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
-        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"CUDA is out of memory: {SIZES}; {WAY}"),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), f"CUDA is out of memory: {SIZES}; {ADVICE}"),
+        (CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), f"CUDA is out of memory: {SIZES}; {ADVICE}"),
     ],
 )
-def test_full_memory_is_told_whoever_says_so(error: Exception, message: str) -> None:
+def test_out_of_memory_from_cupy_runtime_and_driver(error: Exception, message: str) -> None:
     with pytest.raises(OutOfMemoryError) as e:
         full(error).empty((3, 4))
     assert str(e.value) == message
 
 
-def test_full_memory_is_told_by_a_device_that_says_no_more() -> None:
+def test_out_of_memory_of_a_device_that_does_not_answer() -> None:
     be = full(CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"))
     del be.xp.cuda.runtime.memGetInfo
     with pytest.raises(OutOfMemoryError) as e:
         be.empty((3, 4))
-    assert str(e.value) == f"CUDA is out of memory; {WAY}"
+    assert str(e.value) == f"CUDA is out of memory; {ADVICE}"
 
 
 def test_other_errors_stay_what_they_are() -> None:
@@ -502,7 +502,7 @@ USES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [*USES, "boxes", "training"])
-def test_full_memory_is_told_wherever_it_is_met(emulator: Any, name: str) -> None:
+def test_out_of_memory_anywhere(emulator: Any, name: str) -> None:
     be = backend_for("cuda")
     net = gd.load_network(cfg.parse(NET), backend=be)
     use, trainer, outputs = (
@@ -518,8 +518,8 @@ def test_full_memory_is_told_wherever_it_is_met(emulator: Any, name: str) -> Non
             net.detections(outputs, 0.1)
         else:
             trainer.step(X, TRUTH)
-    told = r".*CUDA is out of memory: [\d,]+ bytes requested, 0 free of 4,096 on the device"
-    assert re.fullmatch(f"{told}; {WAY}|.* bytes on the device, 0 are free; .*", str(e.value)), e.value
+    expected = r".*CUDA is out of memory: [\d,]+ bytes requested, 0 free of 4,096 on the device"
+    assert re.fullmatch(f"{expected}; {ADVICE}|.* bytes on the device, 0 are free; .*", str(e.value)), e.value
 
 
 def test_diagnosis_names_backend_blas_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

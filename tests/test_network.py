@@ -13,7 +13,7 @@ import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.errors import CfgError, CfgWarning, DataError
 
-SHELF = Path(__file__).parents[1] / "cfg"
+CFG_DIR = Path(__file__).parents[1] / "cfg"
 GOLDEN = np.load(Path(__file__).parent / "data" / "forward.npz")
 NETWORKS = sorted({key.partition("/")[0] for key in GOLDEN.files})
 DEEP = {"resnet50", "darknet53", "yolov3", "yolov3-spp", "yolov4", "yolov4-csp"}  # residual sums over many layers
@@ -55,9 +55,9 @@ def test_every_layer_agrees_with_the_original_program(name: str, tmp_path: Path)
     seed, size = (int(n) for n in GOLDEN[f"{name}/seed"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CfgWarning)  # resnet50 adds maps of different size; see test_shipped_cfgs
-        blank = gd.load_network(SHELF / f"{name}.cfg", backend="numpy", width=size, height=size)
+        blank = gd.load_network(CFG_DIR / f"{name}.cfg", backend="numpy", width=size, height=size)
         path = write_weights(blank, tmp_path / "seeded.weights", seed, float(GOLDEN[f"{name}/gain"]))
-        net = gd.load_network(SHELF / f"{name}.cfg", path, backend="numpy", width=size, height=size)
+        net = gd.load_network(CFG_DIR / f"{name}.cfg", path, backend="numpy", width=size, height=size)
     outputs = net.trace(network_input(net, seed))
     index, value, at = GOLDEN[f"{name}/index"], GOLDEN[f"{name}/value"], 0
     for node, y, (count, samples, std, bflops) in zip(net.nodes, outputs, GOLDEN[f"{name}/layers"], strict=True):
@@ -70,7 +70,7 @@ def test_every_layer_agrees_with_the_original_program(name: str, tmp_path: Path)
 
 
 def test_predict_returns_the_heads() -> None:
-    net = gd.load_network(SHELF / "yolov4-tiny.cfg", backend="numpy", width=96, height=64)
+    net = gd.load_network(CFG_DIR / "yolov4-tiny.cfg", backend="numpy", width=96, height=64)
     x = network_input(net, 3, batch=2)
     outputs = net.predict(x)
     assert [y.shape for y in outputs] == [(2, 255, 2, 3), (2, 255, 4, 6)]
@@ -141,7 +141,7 @@ def test_seed_decides_initial_weights() -> None:
 def test_detections_of_a_classifier_are_refused() -> None:
     net = load(SMALL)
     with pytest.raises(
-        DataError, match=r"^cfg: has no \[yolo\], \[region\] or \[detection\] layer; it classifies, use predict$"
+        DataError, match=r"^cfg: has no \[yolo\], \[region\] or \[detection\] layer, so no boxes; use predict$"
     ):
         net.detections(net.predict(network_input(net, 1)), 0.5)
 

@@ -1,4 +1,4 @@
-"""The plan on NumPy does what the reference engine does: shipped networks, small ones for every step, and its own rules."""
+"""The plan on NumPy agrees with the reference engine: shipped networks, small ones for every step, and its own rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # of the largest difference, relative to the output's standard
 
 
 def seeded(net, seed=1):
-    """Give a network weights that keep its maps near 1."""
+    """Set weights that keep a network's maps near 1."""
     rng = np.random.default_rng(seed)
     for own in net.weights:
         for name, a in own.items():
@@ -54,7 +54,7 @@ def plan_of(net, batch=1):
 
 
 def agree(net, batch, choices=None):
-    """Hold a program with a poisoned arena against the reference engine, twice over; return its plan."""
+    """Compare a program with a poisoned arena to the reference engine, in two runs; return its plan."""
     x, plan = images(net, batch), plan_of(net, batch)
     program = Program(plan, choices, poison=True)
     wanted = net.predict(x, engine="reference")
@@ -96,7 +96,7 @@ BARE = "[convolutional]\nbatch_normalize=1\nfilters={}\nsize={}\nactivation=mish
         (8, 6, 23, 16, 3, ""),
     ],
 )
-def test_every_way_to_convolve_agrees(batch, channels, filters, width, height, size, more):
+def test_every_algorithm_agrees(batch, channels, filters, width, height, size, more):
     net = network(NET.format(channels, width, height) + BARE.format(filters, size, more))
     plan = plan_of(net, batch)
     (step,) = plan.steps
@@ -180,7 +180,7 @@ CONCATS = (
 
 def test_routes_are_written_in_place():
     plan = agree(network(CONCATS), 3)
-    assert [s.layers for s in plan.copies] == [(6,)]  # only the part of layer 0, which lies elsewhere
+    assert [s.layers for s in plan.copies] == [(6,)]  # only the slice of layer 0, which is part of another map
 
 
 @pytest.mark.parametrize("section", ["[upsample]\nstride=3\nscale=0.5\n", "[maxpool]\nsize=5\nstride=1\n", "[dropout]\n",
@@ -190,7 +190,7 @@ def test_other_steps_agree(section):
     agree(network(NET.format(3, 26, 14) + CONV.format(4, 3, 1, "leaky") + section), 3)
 
 
-def test_a_recurrent_layer_remembers_from_call_to_call():
+def test_a_recurrent_layer_keeps_its_state_between_calls():
     text = "[net]\ninputs=7\n[rnn]\noutput=5\nhidden=4\nactivation=tanh\n[connected]\noutput=3\n"
     net, x = network(text), np.random.default_rng(0).random((1, 7, 1, 1), dtype=np.float32)
     planned = [net.predict(x)[0] for _ in range(3)]
@@ -208,12 +208,12 @@ def test_results_are_the_callers_and_batches_and_threads_may_mix():
     kept = first.copy()
     (all_three,) = net.predict(x)
     np.testing.assert_array_equal(first, kept)
-    found = {}
-    threads = [threading.Thread(target=lambda k=k: found.update({k: net.predict(x[k : k + 1])[0]})) for k in range(3)]
+    outputs = {}
+    threads = [threading.Thread(target=lambda k=k: outputs.update({k: net.predict(x[k : k + 1])[0]})) for k in range(3)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     for k in range(3):
-        np.testing.assert_allclose(found[k][0], all_three[k], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(outputs[k][0], all_three[k], rtol=1e-4, atol=1e-5)
 
 
 def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
@@ -248,7 +248,7 @@ def test_nothing_is_allocated_in_the_steady_state():
     assert peak < sum(a.nbytes for a in out) + 100_000  # the results, and views
 
 
-def test_the_plan_can_be_read():
+def test_the_printed_plan():
     plan = plan_of(network(CONCATS))
     text = plan.describe()
     assert "8 layers" not in text and "1 copies" in text and "in place" in text
@@ -256,7 +256,7 @@ def test_the_plan_can_be_read():
     assert f"{plan.flops / 1e9:.3f} GFLOP per image" in text
 
 
-def test_errors_are_whole_sentences():
+def test_errors():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     with pytest.raises(DataError) as e:
         net.predict(images(net, 1), engine="fast")

@@ -85,7 +85,7 @@ def test_an_interrupted_caller_waits_for_the_workers():
     assert done == [2, 2]
 
 
-def test_scratch_is_settled_before_it_is_used():
+def test_scratch_is_stable_before_it_is_used():
     queue = CommandQueue(ThreadPool(1))
     first, second = queue.record_until_stable(lambda: (queue.scratch(0, "a", 10), queue.scratch(0, "a", 5, 4)))
     assert np.shares_memory(first, second) and second.shape == (5, 4) and queue.scratch_bytes == 80

@@ -1,4 +1,4 @@
-"""Products in blocks, and Winograd's transforms: the same numbers as a plain product, in every split."""
+"""Blocked matrix multiplication and Winograd's transforms give the same values as a plain product, in every split."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gpudarknet.plan.cpu.winograd import POINTS, transforms
 
 @pytest.fixture(params=[True, False])
 def blocks(request, monkeypatch):
-    """With blocks and without, whatever this machine would choose."""
+    """With and without blocking, independent of this machine."""
     monkeypatch.setattr(gemm, "blocking_helps", lambda: request.param)
     return request.param
 
 
 def product(x, weights, out):
-    """Record a product and play it."""
+    """Record a product and run it."""
     commands = CommandList(CommandQueue(ThreadPool(1)), 0)
     gemm.matmul(commands, x, weights, out)
     for call in commands.commands:
@@ -55,7 +55,7 @@ def test_the_matrix_on_the_left_may_be_transposed(blocks):
     np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
-def test_the_race_has_an_answer():
+def test_the_benchmark_decides():
     assert gemm.blocking_helps() in (True, False)
 
 
@@ -68,9 +68,9 @@ def test_winograds_transforms_are_a_convolution(m):
     np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "most", "workers"), [(10, 3, 2), (1, 5, 4), (7, 7, 2), (416, 23, 2), (5, 0, 3)])
-def test_pieces_cover_everything_once(length, most, workers):
-    pieces = split_range(length, most, workers)
-    assert pieces[0][0] == 0 and pieces[-1][1] == length
-    assert all(a[1] == b[0] for a, b in pairwise(pieces))
-    assert max(b - a for a, b in pieces) <= max(1, most) and (len(pieces) % workers == 0 or len(pieces) == length)
+@pytest.mark.parametrize(("length", "max_size", "workers"), [(10, 3, 2), (1, 5, 4), (7, 7, 2), (416, 23, 2), (5, 0, 3)])
+def test_ranges_cover_the_length_once(length, max_size, workers):
+    ranges = split_range(length, max_size, workers)
+    assert ranges[0][0] == 0 and ranges[-1][1] == length
+    assert all(a[1] == b[0] for a, b in pairwise(ranges))
+    assert max(b - a for a, b in ranges) <= max(1, max_size) and (len(ranges) % workers == 0 or len(ranges) == length)

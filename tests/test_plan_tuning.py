@@ -1,4 +1,4 @@
-"""Measured choices: raced, remembered by machine, read by programs; and the command that shows a plan."""
+"""Autotuning: benchmarks, the tuning file, programs that use it; and the command that prints a plan."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DEVICE = autotune.device_name()
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Run in an empty folder, which is the cache too; race for no longer than it takes."""
+    """Run in an empty folder, which is also the cache; benchmark each algorithm once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
@@ -60,45 +60,46 @@ def plan():
     return compile(net.nodes, net.weights, net.heads, net.net.input, 1)
 
 
-def test_every_shape_is_raced_once():
-    found = plan()
-    races = dict(autotune.measure(found))
+def test_every_shape_is_benchmarked_once():
+    compiled = plan()
+    results = dict(autotune.measure(compiled))
     assert (
-        list(races) == list(dict.fromkeys(s.key(1) for s in found.steps if isinstance(s, Convolve))) and len(races) == 3
+        list(results) == list(dict.fromkeys(s.key(1) for s in compiled.steps if isinstance(s, Convolve)))
+        and len(results) == 3
     )
-    first, _, last = races.values()
+    first, _, last = results.values()
     assert set(first) == {"im2col_gemm", "winograd_f2", "winograd_f4"} and set(last) == {"im2col_gemm", "gemm_1x1"}
-    assert all(t > 0 for times in races.values() for t in times.values())
+    assert all(t > 0 for times in results.values() for t in times.values())
 
 
-def test_choices_are_remembered_and_followed():
-    found = plan()
+def test_measured_algorithms_are_stored_and_used():
+    compiled = plan()
     assert load_tuning(DEVICE) == {}
-    key = found.steps[1].key(1)
+    key = compiled.steps[1].key(1)
     path = save_tuning(DEVICE, {key: "im2col_gemm"})
     save_tuning(DEVICE, {"another": "gemm_1x1"})
     assert load_tuning(DEVICE) == {key: "im2col_gemm", "another": "gemm_1x1"}
     assert list(json.loads(path.read_text())) == [DEVICE]
-    methods = Program(found, load_tuning(DEVICE)).algorithms
-    assert [methods[s] for s in found.steps] == ["im2col_gemm", "im2col_gemm", "im2col_gemm", "gemm_1x1"]
-    assert Program(found).algorithms[found.steps[1]] == "winograd_f4"
+    algorithms = Program(compiled, load_tuning(DEVICE)).algorithms
+    assert [algorithms[s] for s in compiled.steps] == ["im2col_gemm", "im2col_gemm", "im2col_gemm", "gemm_1x1"]
+    assert Program(compiled).algorithms[compiled.steps[1]] == "winograd_f4"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
-def test_a_broken_file_is_as_good_as_none(text):
+def test_a_broken_file_is_ignored(text):
     path = save_tuning(DEVICE, {})
     path.write_text(text.replace("%s", DEVICE))
     assert load_tuning(DEVICE) == {}
 
 
-def test_a_choice_that_does_not_fit_is_not_followed():
-    found = plan()
-    keys = [s.key(1) for s in found.steps]
-    methods = Program(found, dict.fromkeys(keys, "gemm_1x1") | {keys[3]: "winograd_f2"}).algorithms
-    assert [methods[s] for s in found.steps] == ["im2col_gemm", "winograd_f4", "winograd_f4", "gemm_1x1"]
+def test_an_unsupported_algorithm_is_ignored():
+    compiled = plan()
+    keys = [s.key(1) for s in compiled.steps]
+    algorithms = Program(compiled, dict.fromkeys(keys, "gemm_1x1") | {keys[3]: "winograd_f2"}).algorithms
+    assert [algorithms[s] for s in compiled.steps] == ["im2col_gemm", "winograd_f4", "winograd_f4", "gemm_1x1"]
 
 
-def test_the_command_shows_a_plan(capsys):
+def test_the_command_prints_a_plan(capsys):
     Path("x.cfg").write_text(NET)
     assert main(["plan", "x.cfg", "-height", "20", "-batch", "2"]) == 0
     out, err = capsys.readouterr()
@@ -123,31 +124,31 @@ def test_the_command_refuses_no_images(capsys):
     assert capsys.readouterr().err == "error: plan: -batch must be at least 1, got 0\n"
 
 
-def test_a_batch_that_does_not_fit_names_one_that_does(monkeypatch):
-    found = plan()
-    each = 4 * found.arena_size
-    found.batch, found.arena_size = 8, 8 * found.arena_size
+def test_a_batch_too_large_names_one_that_fits(monkeypatch):
+    compiled = plan()
+    each = 4 * compiled.arena_size
+    compiled.batch, compiled.arena_size = 8, 8 * compiled.arena_size
     monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
     with pytest.raises(BackendError) as e:
-        cpu_program.allocate_arena(found)
+        cpu_program.allocate_arena(compiled)
     assert str(e.value) == (
         f"batch 8 of 3 x 14 x 26 needs {8 * each:,} bytes for its maps, this machine has {3 * each:,}; a batch of 3 would fit"
     )
     monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: 8)
     with pytest.raises(BackendError, match="not one image would fit; make them smaller"):
-        cpu_program.allocate_arena(found)
+        cpu_program.allocate_arena(compiled)
     monkeypatch.undo()
     monkeypatch.setattr(cpu_program.np, "zeros", no_memory)
     with pytest.raises(BackendError, match="this machine has less; a batch of 4 would fit"):
-        cpu_program.allocate_arena(found)
+        cpu_program.allocate_arena(compiled)
 
 
 def no_memory(*args):
     raise MemoryError
 
 
-def test_a_race_leaves_the_weights_alone():
-    found = plan()
-    before = {k: a.copy() for k, a in found.steps[1].w.items()}
-    autotune.benchmark(found.steps[1], 1)
-    assert all(np.array_equal(before[k], a) for k, a in found.steps[1].w.items())
+def test_a_benchmark_leaves_the_weights_unchanged():
+    compiled = plan()
+    before = {k: a.copy() for k, a in compiled.steps[1].w.items()}
+    autotune.benchmark(compiled.steps[1], 1)
+    assert all(np.array_equal(before[k], a) for k, a in compiled.steps[1].w.items())

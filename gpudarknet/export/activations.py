@@ -39,7 +39,7 @@ def plse(g: Graph, x: str) -> str:
 
 
 def stair(g: Graph, x: str) -> str:
-    """floor(x/2) at even floors, rising to the next between odd ones."""
+    """floor(x/2) where floor(x) is even, else floor(x/2) + x - floor(x)."""
     m, half = g.op("Floor", x), g.op("Floor", g.op("Mul", x, 0.5))
     odd = g.op("Sub", m, g.op("Mul", half, 2.0))
     return g.op("Add", half, g.op("Mul", g.op("Sub", x, m), where(g, odd, 0.5, odd, g.op("Mul", odd, 0.0))))

@@ -122,7 +122,7 @@ def _convolutional(layer: Convolutional, g: Graph, w: Arrays, node: Node, x: str
 
 
 def blur_pool(g: Graph, x: str, C: int, kind: int, strides: tuple[int, int]) -> str:
-    """Blur every channel and take the stride, as `layers.blocks.blur_pool`."""
+    """Blur and subsample every channel, as `layers.blocks.blur_pool`."""
     taps = BLUR_KERNELS[kind == 2]
     kernel = np.broadcast_to(taps, (C, 1, *taps.shape))
     return g.op("Conv", x, kernel, group=C, strides=strides, pads=[0 if kind == 2 else 1] * 4)

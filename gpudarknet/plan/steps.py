@@ -255,9 +255,9 @@ def step_table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Cal
     for s in steps:
         layers = ",".join(map(str, s.layers))
         epilogue, shape = " ".join(map(str, s.epilogue)), "x".join(map(str, s.y.shape))
-        in_place = " in place" if s.y.base is not None else ""
+        notes = "; ".join(filter(None, [algorithms.get(s, ""), "in place" if s.y.base is not None else ""]))
         line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16} {offset(s.y):>11}"
-        lines.append(f"{line}  {algorithms.get(s, '')}{in_place}".rstrip())
+        lines.append(f"{line}  {notes}".rstrip())
     return lines
 
 
