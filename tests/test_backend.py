@@ -495,8 +495,8 @@ USES: dict[str, Any] = {
     "a plan": lambda net, be: net.predict(X),
     "the reference engine": lambda net, be: net.predict(X, engine="reference"),
     "a trace": lambda net, be: net.trace(X),
-    "a detector's images": lambda net, be: gd.Detector(net).send([np.zeros((8, 9, 3), np.uint8)]),
-    "a detector's input": lambda net, be: gd.Detector(net).input([np.zeros((8, 9, 3), np.uint8)]),
+    "a detector's images": lambda net, be: gd.Detector(net).upload([np.zeros((8, 9, 3), np.uint8)]),
+    "a detector's input": lambda net, be: gd.Detector(net).preprocess([np.zeros((8, 9, 3), np.uint8)]),
     "gradients": lambda net, be: gd.Trainer(net, emulate_darknet_cpu_bugs=False),
 }
 
