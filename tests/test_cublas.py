@@ -112,14 +112,14 @@ def test_gemms_multiply_groups_of_columns(handle, dtype):
 
 def test_a_leading_dimension_that_is_too_small_is_refused(handle):
     a = np.zeros((5, 7), np.float32)
-    message = "cublasGemmEx: cuBLAS says INVALID_VALUE (7); backend='numpy' goes without it"
+    message = "cublasGemmEx: CUBLAS_STATUS_INVALID_VALUE (7); backend='numpy' works without cuBLAS"
     with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
         handle.gemm("fp32", address(a), address(a), address(a), 5, 3, 7, 3, 6, 7)
 
 
 STATUS = {
-    13: (BackendError, "EXECUTION_FAILED (13); backend='numpy' goes without it"),
-    3: (OutOfMemoryError, "ALLOC_FAILED (3): the device's memory is full; end other programs there"),
+    13: (BackendError, "EXECUTION_FAILED (13); backend='numpy' works without cuBLAS"),
+    3: (OutOfMemoryError, "ALLOC_FAILED (3): device memory is full; close other programs that use it"),
 }
 
 
@@ -134,7 +134,7 @@ def test_a_status_names_the_call(library, name, status):
         handle.gemm("fp32", address(a), address(a), address(a), 2, 2, 2, 2, 2, 2)
         handle.gemm_batched("fp32", 1, address(a), address(a), address(a), 2, 2, 2, 2, 2, 2, 0, 0, 0)
         handle.version()
-    assert (type(e.value), str(e.value)) == (kind, f"{name}: cuBLAS says {said}")
+    assert (type(e.value), str(e.value)) == (kind, f"{name}: CUBLAS_STATUS_{said}")
 
 
 # matmul: arrays
@@ -282,15 +282,15 @@ def test_products_follow_the_callers_stream_and_device(library):
 def test_threads_that_multiply_at_once_have_handles_of_their_own(library):
     xp = Streams()
     be = backend(library, xp)
-    with cublas.borrowed(be) as mine:
+    with cublas.borrow_handle(be) as mine:
         xp.here.stream = types.SimpleNamespace(ptr=0x30)
-        with cublas.borrowed(be) as other:  # as another thread would, meanwhile
+        with cublas.borrow_handle(be) as other:  # as another thread would, meanwhile
             assert other is not mine
     assert [name for name, _ in library.calls].count("cublasCreate_v2") == 2
     used = []
 
     def run():
-        with cublas.borrowed(be) as handle:
+        with cublas.borrow_handle(be) as handle:
             used.append(handle)
 
     for _ in range(3):  # threads that come and go leave nothing behind
@@ -348,7 +348,7 @@ def libraries(monkeypatch):
         return types.SimpleNamespace(name=name, cublasGemmEx=None)
 
     monkeypatch.setattr(ctypes, "CDLL", open_library)
-    monkeypatch.setattr(cublas, "linked", list)
+    monkeypatch.setattr(cublas, "linked_library", list)
     cublas.load.cache_clear()
     yield there, asked
     cublas.load.cache_clear()
@@ -356,8 +356,8 @@ def libraries(monkeypatch):
 
 def test_the_library_that_is_loaded_comes_first(libraries, monkeypatch):
     there, asked = libraries
-    monkeypatch.setattr(cublas, "loaded", lambda: ["/a/libcublas.so.12"])
-    monkeypatch.setattr(cublas, "found", lambda: ["/b/libcublas.so.13"])
+    monkeypatch.setattr(cublas, "loaded_libraries", lambda: ["/a/libcublas.so.12"])
+    monkeypatch.setattr(cublas, "pathfinder_library", lambda: ["/b/libcublas.so.13"])
     there.update({"/a/libcublas.so.12", "/b/libcublas.so.13", "libcublas.so.12"})
     assert cublas.load().name == "/a/libcublas.so.12"
     assert asked == ["/a/libcublas.so.12"]
@@ -365,19 +365,19 @@ def test_the_library_that_is_loaded_comes_first(libraries, monkeypatch):
 
 def test_without_a_loaded_library_it_is_found_or_named(libraries, monkeypatch):
     there, asked = libraries
-    monkeypatch.setattr(cublas, "loaded", list)
-    monkeypatch.setattr(cublas, "found", lambda: ["/b/libcublas.so.13"])
+    monkeypatch.setattr(cublas, "loaded_libraries", list)
+    monkeypatch.setattr(cublas, "pathfinder_library", lambda: ["/b/libcublas.so.13"])
     there.add("libcublas.so.12")
     assert cublas.load().name == "libcublas.so.12"
     assert asked == ["/b/libcublas.so.13", "libcublas.so.13", "libcublas.so.12"]
 
 
 def test_no_library_is_an_error_that_says_what_was_tried(libraries, monkeypatch):
-    monkeypatch.setattr(cublas, "loaded", list)
-    monkeypatch.setattr(cublas, "found", list)
+    monkeypatch.setattr(cublas, "loaded_libraries", list)
+    monkeypatch.setattr(cublas, "pathfinder_library", list)
     names = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
     tried = "; ".join(f"{name}: cannot open shared object file" for name in names)
-    message = f'cuBLAS: cannot be loaded ({tried}); pip install "gpudarknet[cuda12]" brings it'
+    message = f'cuBLAS: cannot be loaded ({tried}); pip install "gpudarknet[cuda12]" installs it'
     with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
         cublas.load()
 
@@ -402,7 +402,7 @@ def test_cupys_own_library_beats_another_that_was_loaded_before(monkeypatch, tmp
     for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"], "cublas", module, raising=False)
-    monkeypatch.setattr(cublas, "loaded", lambda: [str(tmp_path / "libcublas.so.12")])
+    monkeypatch.setattr(cublas, "loaded_libraries", lambda: [str(tmp_path / "libcublas.so.12")])
     cublas.load.cache_clear()
     try:
         assert cublas.load().cublasGemmEx() == 13
@@ -417,7 +417,7 @@ def test_cupys_own_library_beats_another_that_was_loaded_before(monkeypatch, tmp
 
 def test_without_cupys_module_nothing_is_linked(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", None)
-    assert cublas.linked() == []
+    assert cublas.linked_library() == []
 
 
 MAPS = """7f0a0000-7f0b0000 r--p 00000000 00:2a 42    /opt/my venv/nvidia/cublas/lib/libcublas.so.12
@@ -437,20 +437,20 @@ def test_the_loaded_library_is_read_off_the_process(tmp_path):
         "/opt/my venv/nvidia/cublas/lib/libcublas.so.12",
         "/opt/cuda/lib64/libcublas.so.9",
     ]
-    assert cublas.loaded(tmp_path / "maps") == newest_first
-    assert cublas.loaded(tmp_path / "nothing") == []
+    assert cublas.loaded_libraries(tmp_path / "maps") == newest_first
+    assert cublas.loaded_libraries(tmp_path / "nothing") == []
 
 
 def test_pathfinder_is_asked_where_it_is_installed(monkeypatch):
     found = types.SimpleNamespace(abs_path="/p/libcublas.so.12")
     pathfinder = types.SimpleNamespace(load_nvidia_dynamic_lib=lambda name: {"cublas": found}[name])
     monkeypatch.setitem(sys.modules, "cuda", types.SimpleNamespace(pathfinder=pathfinder))
-    assert cublas.found() == ["/p/libcublas.so.12"]
+    assert cublas.pathfinder_library() == ["/p/libcublas.so.12"]
 
     def missing(name):
         raise RuntimeError(f"{name} is nowhere")  # the base of its DynamicLibNotFoundError
 
     pathfinder.load_nvidia_dynamic_lib = missing
-    assert cublas.found() == []
+    assert cublas.pathfinder_library() == []
     monkeypatch.setitem(sys.modules, "cuda", None)
-    assert cublas.found() == []
+    assert cublas.pathfinder_library() == []

@@ -158,7 +158,7 @@ def _streams_and_arrays(be, cupy, files, numpy):
 
 
 def _batches_under_way(be, cupy, files, numpy):
-    """Batches of images, of which several are sent before a result is read, in slots that grow and are used again."""
+    """Batches of images, of which several are sent before a result is read, in buffers that grow and are used again."""
     detector = Detector(load_network(*files, backend=be))
     for counts in ((1, 1, 2, 2, 4, 4), (2, 2, 2, 2, 2, 2)):
         batches = [images(10 * i + n, n) for i, n in enumerate(counts)]
@@ -350,14 +350,14 @@ EAGERLY = "for launch in self.launches:\n            launch()"
 LAUNCH = "return Launch(lambda: launch(kernel, threads, *args), kernel)"
 GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)"
 HANDLE = "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))"
-SENT = "return ImageBatch(self.be, runs, slot, self.free)"
+SENT = "return ImageBatch(self.be, runs, buffer, self.free)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
 FAULTS = {
     # the waits
-    "computing does not wait until images are there": (upload, "stream.wait_event(self.slot.upload_done)", "pass"),
-    "images are overwritten before they are read": (upload, "self.stream.wait_event(slot.last_read)", "pass"),
-    "reading images is not recorded": (upload, "stream.record(self.slot.last_read)", "pass"),
-    "pinned memory is written before it is sent": (upload, "slot.upload_done.synchronize()", "pass"),
+    "computing does not wait until images are there": (upload, "stream.wait_event(self.buffer.upload_done)", "pass"),
+    "images are overwritten before they are read": (upload, "self.stream.wait_event(buffer.last_read)", "pass"),
+    "reading images is not recorded": (upload, "stream.record(self.buffer.last_read)", "pass"),
+    "pinned memory is written before it is sent": (upload, "buffer.upload_done.synchronize()", "pass"),
     "a plan does not wait for the caller's stream": (stream, "self.stream.wait_event(self.ready)", "pass"),
     "the caller's stream does not wait for a plan": (stream, "caller.wait_event(self.done)", "pass"),
     # wrong streams
@@ -368,15 +368,15 @@ FAULTS = {
     ),
     "images go up on a stream that nobody waits for": (
         upload,
-        "device.set(slot.host[:total], stream=self.stream)",
-        "device.set(slot.host[:total], stream=" + NOBODYS,
+        "device.set(buffer.host[:total], stream=self.stream)",
+        "device.set(buffer.host[:total], stream=" + NOBODYS,
     ),
     "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
     "products of the reference engine stay on a stream": (cublas, "self.handle.use(*at)", "pass"),
     "eager steps run on the caller's stream": (stream, "with self.stream:", "with caller:"),
     # memory
-    "a slot is free as soon as it is sent": (upload, SENT, "self.free.append(slot); " + SENT),
-    "device memory of a slot is dropped while it is read": (upload, "slot.last_read.synchronize()", "pass"),
+    "a buffer is free as soon as it is sent": (upload, SENT, "self.free.append(buffer); " + SENT),
+    "device memory of a buffer is dropped while it is read": (upload, "buffer.last_read.synchronize()", "pass"),
     "a graph is destroyed at work": (program_module, "self.stream_context.retire(self.graph)", "self.graph = None"),
     "cuBLAS has no workspace of ours": (
         cublas,
@@ -405,7 +405,7 @@ FAULTS = {
     # captures and devices
     "kernels are first launched while capturing": (
         stream,
-        "        work()\n        work()\n        try:",
+        "        run()\n        run()\n        try:",
         "        try:",
     ),
     "a stream is waited for while it is captured": (

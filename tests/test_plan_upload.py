@@ -168,17 +168,17 @@ def test_two_batches_are_on_their_way_in_turn(emulator):
     with emulator.counting() as done:
         first = up.upload(bytes_of(3, (4, 2)), [(W, H)])
         second = up.upload(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
-    assert second.slot is not first.slot
+    assert second.buffer is not first.buffer
     assert done["bytes host to device"] == 48 and not done["waits"]
-    used = first.slot
+    used = first.buffer
     del first
     with emulator.counting() as done:
         third = up.upload(bytes_of(3, (2, 2)), [(W, H)])
-    assert third.slot is used  # it may be overwritten when it has been sent and read
+    assert third.buffer is used  # it may be overwritten when it has been sent and read
     assert done["bytes host to device"] == 12 and done["waits"] == 1  # for pinned memory; the rest waits on the device
     del second
     large = up.upload(bytes_of(3, (9, 9)), [(W, H)])
-    assert large.slot.host.size == 256 and up.free == []
+    assert large.buffer.host.size == 256 and up.free == []
 
 
 def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
@@ -188,11 +188,11 @@ def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
     cycle.append(cycle)
     del cycle
     gc.collect()
-    (slot,) = up.free
+    (buffer,) = up.free
     again = up.upload(bytes_of(3, (4, 2), seed=2), [(W, H)])
-    assert again.slot is slot
+    assert again.buffer is buffer
     np.testing.assert_array_equal(again.runs[0][0].get(), bytes_of(3, (4, 2), seed=2))
-    again.slot.upload_done.synchronize()
+    again.buffer.upload_done.synchronize()
 
 
 def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):

@@ -1,15 +1,15 @@
-"""cuBLAS through a handle of our own: what CuPy's cannot do, write into a part of a larger map and be captured in a graph.
+"""cuBLAS through our own handle, which can do what CuPy's cannot: write into a part of a larger map, and be captured in a graph.
 
-CuPy sets the stream of its handle before every call, which CUDA refuses while a graph is captured and which gives up the
-workspace; and its `out=` must be contiguous. Here stream, workspace and mode are set once, and every matrix is an address
-with a leading dimension. Matrices are row by row, as NumPy's:
+CuPy sets its handle's stream before every call, which CUDA refuses during capture and which drops the workspace; and its `out=`
+must be contiguous. Here stream, workspace and math mode are set once, and every matrix is an address with a leading dimension.
+Matrices are row-major, as NumPy's:
 
     handle = cublas.Handle(stream.ptr, (workspace.data.ptr, WORKSPACE))
     handle.gemm("fp16", y, a, w, M, N, K, ldy, lda, ldw)           # y (M, N) = a (M, K) @ w (N, K).T
     y = cublas.matmul(be, a, b)                                    # arrays, on the caller's stream
 
-`matmul` is there because CuPy's own multiplies a stack of float16 matrices as float32 copies of them, without tensor cores, and
-reads a broadcast operand through arrays of pointers.
+`matmul` exists because CuPy's own multiplies a stack of float16 matrices as float32 copies, without tensor cores, and reads a
+broadcast operand through arrays of pointers.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ import numpy as np
 
 from ..errors import BackendError, OutOfMemoryError
 
-LARGEST_BATCH = 65_535  # matrices in one call: kernels of cuBLAS count them with a grid's z
-WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; without one, every captured graph gets its own
+LARGEST_BATCH = 65_535  # matrices per call: cuBLAS kernels index them by the grid's z
+WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; without one, every captured graph allocates its own
 
 # From cublas_api.h and library_types.h
 R_32F, R_16F = 0, 2
 COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
 DEFAULT_ALGORITHM = -1
-NO_HALF_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: parts of a sum are added as float32 too
+NO_HALF_REDUCTION = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums are added in float32 too
 ALLOC_FAILED = 3
 STATUS = {
     1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 11: "MAPPING_ERROR",
     13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR", 15: "NOT_SUPPORTED", 16: "LICENSE_ERROR",
 }  # fmt: skip
 
-# precision -> (how numbers are stored, how they are multiplied and added). COMPUTE_32F is true float32: TF32 only where asked
-# for. PEDANTIC would beside that forbid tricks that only complex numbers know.
+# precision -> (storage type, compute type). COMPUTE_32F is true float32, without TF32; PEDANTIC would also forbid algorithms for
+# complex numbers.
 PRECISIONS = {"fp32": (R_32F, COMPUTE_32F), "tf32": (R_32F, COMPUTE_32F_FAST_TF32), "fp16": (R_16F, COMPUTE_32F)}
 TYPES = {"f": "fp32", "e": "fp16"}  # by dtype.char
 
 _MATRIX = [c_void_p, c_int, c_int]  # address, type, leading dimension
-_STRIDED = [c_void_p, c_int, c_int, c_longlong]  # and how far apart the matrices of a batch are
-_SIZES = [c_int, c_int, c_int, c_int, c_int]  # how a and b are taken, m, n, k
+_STRIDED = [c_void_p, c_int, c_int, c_longlong]  # and the stride of the matrices in a batch
+_SIZES = [c_int, c_int, c_int, c_int, c_int]  # transa, transb, m, n, k
 ARGUMENTS: dict[str, list[Any]] = {
     "cublasCreate_v2": [c_void_p],
     "cublasSetStream_v2": [c_void_p, c_void_p],
@@ -65,10 +65,10 @@ ARGUMENTS: dict[str, list[Any]] = {
 
 
 class Handle:
-    """A cuBLAS handle on one stream. It lives as long as the process.
+    """A cuBLAS handle on one stream. It is never destroyed.
 
-    stream: address of a CUDA stream. workspace: (address, bytes) on the device, which the caller keeps. library: what
-    `load` gives. Raises BackendError, from every call.
+    stream: address of a CUDA stream. workspace: (address, bytes) on the device, kept alive by the caller. library: what `load`
+    returns. Every call may raise BackendError.
     """
 
     def __init__(self, stream: int, workspace: tuple[int, int], library: Any = None):
@@ -77,22 +77,22 @@ class Handle:
         self._handle = c_void_p()
         self._call("cublasCreate_v2", byref(self._handle))
         self.use(stream, workspace)
-        self._call("cublasSetMathMode", self._handle, NO_HALF_SUMS)
+        self._call("cublasSetMathMode", self._handle, NO_HALF_REDUCTION)
 
     def use(self, stream: int, workspace: tuple[int, int]) -> None:
-        """Work on this stream, with this workspace, from now on."""
+        """Set the stream and the workspace."""
         self._call("cublasSetStream_v2", self._handle, stream)
-        self._call("cublasSetWorkspace_v2", self._handle, *workspace)  # after the stream, which would take it away
+        self._call("cublasSetWorkspace_v2", self._handle, *workspace)  # after the stream, which resets it
 
     def gemm(
         self, precision: str, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
         transa: bool = False, transw: bool = True,
     ) -> None:  # fmt: skip
-        """Multiply: y (M, N) = a (M, K) @ w (N, K).T. y, a, w: addresses; ld: numbers from one row to the next.
+        """Multiply: y (M, N) = a (M, K) @ w (N, K).T. y, a, w: addresses; ld: elements from one row to the next.
 
-        transa: a is (K, M) in memory, and its transpose is taken. transw=False: w is (K, N), and taken as it is.
+        transa: a is stored as (K, M). transw=False: w is stored as (K, N).
         """
-        # cuBLAS counts column by column: there our y is (N, M), a is (K, M), and w is (K, N), to be transposed.
+        # cuBLAS is column-major: to it y is (N, M), a is (K, M), and w is (K, N), to be transposed.
         kind, compute = PRECISIONS[precision]
         self._call(
             "cublasGemmEx", self._handle, int(transw), int(transa), N, M, K,
@@ -104,7 +104,7 @@ class Handle:
         self, precision: str, count: int, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
         stride_y: int, stride_a: int, stride_w: int, transa: bool = False, transw: bool = True,
     ) -> None:  # fmt: skip
-        """Multiply `count` times as `gemm` does; apart: numbers from one matrix to the next, 0 for one that all share."""
+        """Run `count` gemms (strided batched). stride: elements from one matrix to the next, 0 for a shared one."""
         kind, compute = PRECISIONS[precision]
         self._call(
             "cublasGemmStridedBatchedEx", self._handle, int(transw), int(transa), N, M, K,
@@ -114,40 +114,40 @@ class Handle:
 
     def version(self) -> int:
         """Return cuBLAS's version: 120901 is 12.9.1."""
-        found = c_int()
-        self._call("cublasGetVersion_v2", self._handle, byref(found))
-        return found.value
+        version = c_int()
+        self._call("cublasGetVersion_v2", self._handle, byref(version))
+        return version.value
 
     def _call(self, name: str, *args: Any) -> None:
         function = getattr(self.library, name)
         function.argtypes, function.restype = ARGUMENTS[name], c_int
         status = function(*args)
         if status:
-            said = f"{name}: cuBLAS says {STATUS.get(status, 'unknown')} ({status})"
+            message = f"{name}: CUBLAS_STATUS_{STATUS.get(status, 'UNKNOWN')} ({status})"
             if status == ALLOC_FAILED:
-                raise OutOfMemoryError(f"{said}: the device's memory is full; end other programs there")
-            raise BackendError(f"{said}; backend='numpy' goes without it")
+                raise OutOfMemoryError(f"{message}: device memory is full; close other programs that use it")
+            raise BackendError(f"{message}; backend='numpy' works without cuBLAS")
 
 
 class Matrices:
-    """A stack of matrices as cuBLAS takes one: an address, a leading dimension, and whether it is to be transposed.
+    """A stack of matrices as cuBLAS reads it: an address, a leading dimension, and whether it is transposed.
 
-    apart: for each axis of the stack, bytes from one matrix to the next.
+    strides: for each axis of the stack, bytes from one matrix to the next.
     """
 
     def __init__(self, be: Any, a: Any, stack: tuple[int, ...]):
         rows, columns = a.shape[-2:]
-        found = _leading(rows, columns, *(s // a.itemsize for s in a.strides[-2:]))
-        if found is None or min(a.strides) < 0:  # neither rows nor columns are contiguous, or it is read backwards
-            a, found = be.xp.ascontiguousarray(a), (columns, False)
+        layout = _leading(rows, columns, *(s // a.itemsize for s in a.strides[-2:]))
+        if layout is None or min(a.strides) < 0:  # neither rows nor columns are contiguous, or a stride is negative
+            a, layout = be.xp.ascontiguousarray(a), (columns, False)
         self.array = a  # alive until the call is queued
-        self.address, (self.ld, self.transposed) = address(a), found
+        self.address, (self.ld, self.transposed) = address(a), layout
         own, strides = a.shape[:-2], a.strides[:-2]
-        self.apart = [0] * (len(stack) - len(own)) + [0 if n == 1 else s for n, s in zip(own, strides, strict=True)]
+        self.strides = [0] * (len(stack) - len(own)) + [0 if n == 1 else s for n, s in zip(own, strides, strict=True)]
 
 
 def _leading(rows: int, columns: int, row: int, column: int) -> tuple[int, bool] | None:
-    """Return the leading dimension of a matrix with these strides, and whether it is stored by columns; None: it has none."""
+    """Return the leading dimension of a matrix with these strides, and whether it is column-major; None if it has none."""
     if (column == 1 or columns == 1) and (row >= columns or rows == 1):
         return (columns if rows == 1 else row), False
     if (row == 1 or rows == 1) and (column >= rows or columns == 1):
@@ -158,8 +158,8 @@ def _leading(rows: int, columns: int, row: int, column: int) -> tuple[int, bool]
 def matmul(be: Any, a: Any, b: Any) -> Any:
     """Multiply as xp.matmul does, on the current device and stream: a (..., M, K), b (..., K, N) -> (..., M, N).
 
-    Both are float32 or both float16; sums are float32. Products of float32 are true ones, or TF32 where CUPY_TF32=1 asks CuPy
-    for it. Transposed views and what is broadcast are read where they lie.
+    Both are float32 or both float16; sums are float32. float32 is multiplied in full precision, or in TF32 if CUPY_TF32=1. Transposed
+    views and broadcast operands are read in place.
     """
     if a.ndim == 1:
         return matmul(be, a[None], b)[..., 0, :]
@@ -176,46 +176,46 @@ def matmul(be: Any, a: Any, b: Any) -> Any:
     left, right = Matrices(be, a, stack), Matrices(be, b, stack)
     sizes = (M, N, K, N, left.ld, right.ld)
     trans = (left.transposed, right.transposed)
-    outer, (count, *apart) = _axes(stack, y.strides, left.apart, right.apart)
-    numbers = tuple(s // y.itemsize for s in apart)
-    with borrowed(be) as handle:
+    outer, (count, *strides) = _axes(stack, y.strides, left.strides, right.strides)
+    elements = tuple(s // y.itemsize for s in strides)
+    with borrow_handle(be) as handle:
         for offsets in outer:
             for first in range(0, count, LARGEST_BATCH):
                 at = (
                     m + o + first * s
-                    for m, o, s in zip((address(y), left.address, right.address), offsets, apart, strict=True)
+                    for m, o, s in zip((address(y), left.address, right.address), offsets, strides, strict=True)
                 )
                 if count == 1:
                     handle.gemm(precision, *at, *sizes, *trans)
                 else:
-                    handle.gemm_batched(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *numbers, *trans)
+                    handle.gemm_batched(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *elements, *trans)
     return y
 
 
 def _axes(stack: tuple[int, ...], *strides: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """Cut a stack of matrices into calls: return where each begins, and (how many, how far apart) the matrices of a call are.
+    """Split a stack of matrices into calls: return where each begins, and (count, strides) of the matrices in a call.
 
     strides: for each array, bytes between matrices along each axis, of which there may be more than axes.
     """
     axes: list[tuple[int, ...]] = []  # (length, strides), from the outside
-    for n, *apart in zip(stack, *strides, strict=False):
+    for n, *steps in zip(stack, *strides, strict=False):
         if n == 1:
             continue
-        if axes and all(s == n * t for s, t in zip(axes[-1][1:], apart, strict=True)):
-            axes[-1] = (axes[-1][0] * n, *apart)  # as if it were one axis
+        if axes and all(s == n * t for s, t in zip(axes[-1][1:], steps, strict=True)):
+            axes[-1] = (axes[-1][0] * n, *steps)  # merge with the axis outside
         else:
-            axes.append((n, *apart))
+            axes.append((n, *steps))
     longest = max(range(len(axes)), key=lambda k: axes[k][0], default=0)
     inner = axes.pop(longest) if axes else (1, *(0 for _ in strides))
     begins = [
-        tuple(sum(i * axis[1 + k] for i, axis in zip(place, axes, strict=True)) for k in range(len(strides)))
-        for place in np.ndindex(*(axis[0] for axis in axes))
+        tuple(sum(i * axis[1 + k] for i, axis in zip(index, axes, strict=True)) for k in range(len(strides)))
+        for index in np.ndindex(*(axis[0] for axis in axes))
     ]
     return begins, inner
 
 
 def _tf32() -> bool:
-    """Say whether CuPy was asked for TF32, in its own words."""
+    """Return whether CUPY_TF32 enables TF32, as CuPy reads it."""
     return os.environ.get("CUPY_TF32", "0") not in ("", "0")
 
 
@@ -224,75 +224,75 @@ def address(a: Any) -> int:
     return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
 
 
-class Loan:
-    """A handle that whoever multiplies borrows, set to the stream of who borrowed it last."""
+class PooledHandle:
+    """A handle that threads borrow, set to the stream of the last borrower."""
 
     def __init__(self, be: Any):
         self.be, self.handle, self.workspace = be, None, None
-        self.user: tuple[int, Any] | None = None
+        self.borrower: tuple[int, Any] | None = None
 
     def use(self, stream: Any) -> Any:
-        """Return the handle, which works on this stream from now on, the current one of this thread.
+        """Return the handle, set to this stream, the current one of this thread.
 
-        The workspace comes from the memory pool, which gives what lay on a stream again only to later work of that stream:
-        products that are still running elsewhere keep theirs, and nothing has to wait.
+        The workspace comes from the memory pool, which reuses memory of a stream only for later work of that stream: gemms still
+        running on another stream keep theirs, and nothing has to wait.
         """
-        user = (threading.get_ident(), stream)  # CUDA's per-thread default streams have one address
-        if self.user != user:
-            self.user, self.workspace = None, self.be.empty((WORKSPACE,), np.uint8)
+        borrower = (threading.get_ident(), stream)  # CUDA's per-thread default streams share one address
+        if self.borrower != borrower:
+            self.borrower, self.workspace = None, self.be.empty((WORKSPACE,), np.uint8)
             at = getattr(stream, "ptr", 0), (address(self.workspace), WORKSPACE)
             if self.handle is None:
                 self.handle = self.be.cublas(*at)
             else:
                 self.handle.use(*at)
-            self.user = user  # with the stream itself, so that no other can come to lie at its address
+            self.borrower = borrower  # keeps the stream alive, so that no other can get its address
         return self.handle
 
 
-_idle: dict[tuple[Any, int], list[Loan]] = {}
+_idle: dict[tuple[Any, int], list[PooledHandle]] = {}
 
 
 @contextmanager
-def borrowed(be: Any) -> Iterator[Any]:
-    """Lend a handle of the current device that works on the current stream.
+def borrow_handle(be: Any) -> Iterator[Any]:
+    """Lend a handle of the current device, set to the current stream.
 
-    No two threads have one at a time; there are as many as threads ever multiplied at once. Plans have their own.
+    Each is used by one thread at a time; there are as many as threads ever multiplied concurrently. Plans have their own.
     """
     cuda = getattr(be.xp, "cuda", None)
     idle = _idle.setdefault((be.cublas, be.current_device() or 0), [])
     stream = None if cuda is None else cuda.get_current_stream()
     try:
-        loan = idle.pop()
+        pooled = idle.pop()
     except IndexError:
-        loan = Loan(be)
+        pooled = PooledHandle(be)
     try:
-        yield loan.use(stream)
+        yield pooled.use(stream)
     finally:
-        idle.append(loan)
+        idle.append(pooled)
 
 
 @cache
 def load() -> ctypes.CDLL:
     """Load libcublas: CuPy's own; else what this process has loaded; else what cuda.pathfinder finds; else by name.
 
-    Raises BackendError, which says what was tried.
+    Raises BackendError that lists what was tried.
     """
     tried = []
     names = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
-    for path in (*linked(), *loaded(), *found(), *names):
+    for path in (*linked_library(), *loaded_libraries(), *pathfinder_library(), *names):
         try:
             library = ctypes.CDLL(path)
-            library.cublasGemmEx  # noqa: B018  # AttributeError where a system does not look into what a module is linked to
+            library.cublasGemmEx  # noqa: B018  # AttributeError where symbols of linked libraries are not visible
             return library
         except (OSError, AttributeError) as e:
             tried.append(str(e).splitlines()[0])
-    raise BackendError(f'cuBLAS: cannot be loaded ({"; ".join(tried)}); pip install "gpudarknet[cuda12]" brings it')
+    raise BackendError(f'cuBLAS: cannot be loaded ({"; ".join(tried)}); pip install "gpudarknet[cuda12]" installs it')
 
 
-def linked() -> list[str]:
+def linked_library() -> list[str]:
     """Return CuPy's module that is linked to cuBLAS: functions looked up in it are those of the library that CuPy uses.
 
-    A process may hold several, for example cuBLAS 12 of a PyTorch beside the cuBLAS 13 of its CuPy.
+    A process may hold several, for example cuBLAS 12 of PyTorch and cuBLAS 13 of CuPy.
     """
     try:
         from cupy_backends.cuda.libs import cublas
@@ -302,8 +302,8 @@ def linked() -> list[str]:
         return []
 
 
-def loaded(maps: Path = Path("/proc/self/maps")) -> list[str]:
-    """Return the libcublas files that this process has loaded, the newest first; on other systems than Linux none."""
+def loaded_libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Return the libcublas files that this process has loaded, newest first; none except on Linux."""
     if not maps.exists():
         return []
     lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -311,7 +311,7 @@ def loaded(maps: Path = Path("/proc/self/maps")) -> list[str]:
     return sorted(files, key=lambda file: ([int(n) for n in re.findall(r"\d+", Path(file).name)], file), reverse=True)
 
 
-def found() -> list[str]:
+def pathfinder_library() -> list[str]:
     """Return the libcublas that cuda.pathfinder, which comes with CuPy 14, finds."""
     try:
         from cuda import pathfinder

@@ -1,9 +1,8 @@
-"""The text of kernels/*.cu, the parameters of each kernel, and the launcher that runs them through CuPy.
+"""The source of kernels/*.cu, the parameters of each kernel, and the launcher that runs them through CuPy.
 
-A kernel is called by the name "file.kernel". Its file is compiled once per storage type `T`: an array declared
-`T *` is float32 or float16 in memory, arithmetic is float. What a call passes is checked against the kernel's
-parameters, because CUDA itself checks nothing. CuPy is imported by `Launcher` and nowhere else, so that tests read
-kernels on any machine.
+A kernel's name is "file.kernel". Its file is compiled once per storage type `T`: an array declared `T *` is float32 or float16 in
+memory, arithmetic is float. Arguments are checked against the kernel's parameters, because CUDA checks nothing. Only `Launcher`
+imports CuPy, so that tests can read kernels on any machine.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Parameter(NamedTuple):
 
 
 def folder() -> Path:
-    """Return where the .cu files are: beside the package in a checkout, inside it in an installed wheel."""
+    """Return the folder of the .cu files: next to the package in a checkout, inside it in an installed wheel."""
     inside = Path(__file__).parent.parent / "kernels"
     return inside if inside.is_dir() else inside.parent.parent / "kernels"
 
@@ -60,14 +59,14 @@ def files() -> list[str]:
 def source(file: str, T: str = "float") -> str:
     """Return the text to compile for kernels/FILE.cu: common.cuh, the storage type, the file with what it includes.
 
-    Headers are written out here, because CuPy's cache of compiled kernels looks at this text alone: it would miss a change
-    of an included file. #line keeps compilers' messages right.
+    Headers are inlined, because CuPy's cache of compiled kernels hashes only this text: it would miss a change of an included
+    file. #line keeps the compiler's messages right.
     """
     return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
 
 
 def _text(name: str) -> str:
-    """Return the text of a file, with the headers that it includes in their places."""
+    """Return the text of a file with its headers inlined."""
     lines = (folder() / name).read_text(encoding="utf-8").split("\n")
     for i, line in enumerate(lines):
         if header := INCLUDE.fullmatch(line):
@@ -92,11 +91,11 @@ def _parameter(text: str) -> Parameter:
 
 
 def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
-    """Check and cast the arguments of a kernel; return the storage type T and what to hand to the driver.
+    """Check and cast the arguments of a kernel; return the storage type T and the arguments for the driver.
 
-    `array` is the class of the backend's arrays. int parameters take integers, float ones numbers, pointers take
-    C-contiguous arrays of their type or None. Raises TypeError or ValueError, which mean a mistake in this package, and
-    BackendError for an array of 2^31 numbers or more.
+    `array` is the class of the backend's arrays. int parameters accept integers, float ones any number, pointers C-contiguous
+    arrays of their type or None. Raises TypeError or ValueError, which mean a bug in this package, and BackendError for an array
+    of 2^31 elements or more.
     """
     file, _, name = kernel.partition(".")
     wanted = parameters(file)[name]
@@ -114,7 +113,7 @@ def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
             if not a.flags.c_contiguous:
                 raise ValueError(f"{kernel}: {p.name} is not C-contiguous")
             if a.size > LARGEST:
-                raise BackendError(f"{kernel}: {p.name} has {a.size:,} numbers, 2^31 or more; use a smaller batch")
+                raise BackendError(f"{kernel}: {p.name} has {a.size:,} elements, 2^31 or more; use a smaller batch")
             values.append(a)
         elif p.pointer and a is None:
             values.append(NULL)
@@ -126,7 +125,7 @@ def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
 
 
 def grid(kernel: str, threads: int, block: int) -> int:
-    """Return how many blocks hold at least `threads` threads. Raises BackendError where an int cannot count them."""
+    """Return how many blocks hold at least `threads` threads. Raises BackendError if an int cannot count them."""
     blocks = -(-threads // block)
     if blocks * block > LARGEST:
         raise BackendError(f"{kernel}: needs {threads:,} threads, 2^31 or more; use a smaller batch")
@@ -136,8 +135,7 @@ def grid(kernel: str, threads: int, block: int) -> int:
 class Launcher:
     """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
 
-    A file is compiled when one of its kernels is first called, or before, beside others, by `compile`. CuPy keeps what is
-    compiled on the disk, for later processes.
+    A file is compiled on the first launch of one of its kernels, or earlier by `compile`. CuPy caches what is compiled on disk.
     """
 
     def __init__(self) -> None:
@@ -146,7 +144,7 @@ class Launcher:
         self.cupy: Any = cupy
         self.lock = threading.Lock()
         self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
-        self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, good for every device
+        self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, for all devices
 
     def __call__(self, kernel: str, threads: int, *args: Any, block: int = 256) -> None:
         T, values = bind(kernel, args, self.cupy.ndarray)
@@ -160,11 +158,10 @@ class Launcher:
         return self.functions.setdefault((kernel, T), function)
 
     def compile(self, files: Sequence[str], T: str) -> list[Any]:
-        """Return the modules of files for the current device, compiled side by side where they are not there yet.
+        """Return the modules of files for the current device, compiling missing ones in parallel.
 
-        NVRTC works on several programs at a time, and CuPy lets go of the interpreter's lock meanwhile. Whoever asks for
-        what another thread has begun waits for that. Says what it waits for, if that takes longer than a look into CuPy's
-        cache on the disk.
+        NVRTC compiles several programs at a time, and CuPy releases the GIL meanwhile. A file that another thread is already
+        compiling is waited for. Logs a notice if this takes longer than reading CuPy's cache on disk.
         """
         device = self.cupy.cuda.runtime.getDevice()
         with self.lock:
@@ -181,14 +178,14 @@ class Launcher:
         try:
             return [module.result() for module in wanted.values()]
         except BaseException:
-            with self.lock:  # so that the next call tries again
+            with self.lock:  # the next call tries again
                 for key, module in list(self.modules.items()):
                     if module.done() and module.exception() is not None:
                         del self.modules[key]
             raise
 
     def _compile(self, device: int, file: str, T: str) -> Any:
-        self.cupy.cuda.Device(device).use()  # a new thread begins at device 0
+        self.cupy.cuda.Device(device).use()  # a new thread starts on device 0
         module = self.cupy.RawModule(code=source(file, T), options=OPTIONS)
         module.compile()
         return module

@@ -1,7 +1,7 @@
-"""A GPU that is not there: how a plan would run on one, and the memory it would take, on a machine without.
+"""A null device: shows on a machine without a GPU how a plan would run on one, and the memory it would need.
 
-be = dry.backend()
-cuda.Program(plan, be, "fp16").describe()       # weights are packed on the host; nothing runs
+be = dry_run.backend()
+cuda.Program(plan, be, "fp16").describe()       # packs weights on the host; launches nothing
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ...backend import Backend
 NAME = "no device"
 
 
-class Nothing:
-    """A device, a stream, an event, a cuBLAS handle: whatever is asked of it, nothing happens."""
+class NullObject:
+    """A device, stream, event or cuBLAS handle whose methods do nothing."""
 
     id = ptr = 0
 
-    def __call__(self, *args: Any, **options: Any) -> Nothing:
+    def __call__(self, *args: Any, **options: Any) -> NullObject:
         return self
 
-    def __getattr__(self, name: str) -> Nothing:
+    def __getattr__(self, name: str) -> NullObject:
         return self
 
-    def __enter__(self) -> Nothing:
+    def __enter__(self) -> NullObject:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -36,15 +36,15 @@ class Nothing:
 
 
 def backend() -> Backend:
-    """Return a backend for which programs can be made, but not run. Its arrays are NumPy's, its memory has no end."""
-    nothing: Any = Nothing()
+    """Return a backend for programs that are compiled, but not run. Its arrays are NumPy's, its memory is unlimited."""
+    null: Any = NullObject()
     runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize))
-    cuda = SimpleNamespace(Device=nothing, Stream=nothing, Event=nothing, runtime=runtime,
-                           get_current_stream=nothing)  # fmt: skip
+    cuda = SimpleNamespace(Device=null, Stream=null, Event=null, runtime=runtime,
+                           get_current_stream=null)  # fmt: skip
     arrays = {
         name: getattr(np, name)
         for name in ("ndarray", "asarray", "ascontiguousarray", "empty", "zeros", "exp", "maximum")
     }
     pool = SimpleNamespace(free_bytes=lambda: 0)
     xp: Any = SimpleNamespace(**arrays, cuda=cuda, get_default_memory_pool=lambda: pool)
-    return Backend(NAME, xp, nothing, nothing, "cuda")
+    return Backend(NAME, xp, null, null, "cuda")

@@ -1,4 +1,4 @@
-"""Where plans run on a GPU: a CUDA stream of our own with a cuBLAS handle, and work that is recorded once and replayed."""
+"""The CUDA stream that plans run on, with its cuBLAS handle; capturing, timing and destroying CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from ...backend import Backend
 from ...backend.cublas import WORKSPACE, address
 from ...errors import OutOfMemoryError
 
-Work = Callable[[], None]
 T = TypeVar("T")
 
 
 class StreamContext:
-    """One stream of one device, on which plans take turns. A backend without streams, as in the tests, computes at once.
+    """The stream of one device that all plans share. A backend without streams, as in the tests, computes synchronously.
 
-    What plans keep on the device is allocated in `use()`, too: CuPy's pool then gives it again, when it is freed, only to what
-    comes later on this stream.
+    Plans also allocate their device memory inside `use()`: once freed, CuPy's pool reuses it only for later work of this stream.
     """
 
     def __init__(self, be: Backend):
@@ -30,10 +28,10 @@ class StreamContext:
         self.cuda: Any = getattr(be.xp, "cuda", None)
         self.lock = threading.RLock()
         self.stream: Any = None
-        self._retired: deque[Any] = deque()  # graphs that nobody will launch any more
-        self._finishing: list[tuple[Any, list[Any]]] = []  # an event, and graphs that may be at work until then
+        self._retired: deque[Any] = deque()  # graphs that will not be launched again
+        self._finishing: list[tuple[Any, list[Any]]] = []  # an event, and graphs that may run until then
         if self.cuda is not None:
-            # A non-blocking one: others can be captured only without the null stream's waiting.
+            # Non-blocking: others synchronize with the null stream, which is not allowed during capture.
             self.stream = self.cuda.Stream(non_blocking=True)
             self.ready, self.done = (self.cuda.Event(disable_timing=True) for _ in range(2))
         try:
@@ -41,16 +39,13 @@ class StreamContext:
                 self.workspace = be.empty((WORKSPACE,), "uint8")
         except MemoryError as e:  # CuPy's is one
             raise OutOfMemoryError(
-                f"cuBLAS: no room for its workspace on the device: {e.__cause__ or e}; free some of its memory"
+                f"cuBLAS: no memory for its workspace on the device: {e.__cause__ or e}; free some device memory"
             ) from None
         self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Run the block's work on this stream: after what the caller's stream was given, before what it is given next.
-
-        Its device is the current one in the block, whichever the thread has.
-        """
+        """Run the block on this stream and device, ordered after the earlier and before the later work of the caller's stream."""
         with self.lock, self.be.use_device(self.device):
             if self.cuda is None:
                 yield
@@ -67,7 +62,7 @@ class StreamContext:
                 caller.wait_event(self.done)
 
     def retire(self, graph: Any) -> None:
-        """Have a graph destroyed when it is no longer at work. From any thread, without touching the stream, which another
+        """Destroy a graph once it has finished. May be called from any thread: it does not touch the stream, which another
         thread may be capturing."""
         self._retired.append(graph)
 
@@ -77,46 +72,46 @@ class StreamContext:
             graphs = [self._retired.popleft() for _ in range(len(self._retired))]
             self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), graphs))
 
-    def time(self, work: Work, at_least: float, rounds: int, most: int) -> float:
-        """Return the least seconds that work takes on this stream over some rounds, in each of which it is queued often enough
-        to take `at_least` seconds, but not more than `most` times."""
+    def time(self, run: Callable[[], None], min_seconds: float, rounds: int, max_calls: int) -> float:
+        """Return the least seconds of a call on this stream over some rounds, each of which repeats it for `min_seconds`, but
+        not more than `max_calls` times."""
         with self.use():
-            once = max(self._time(work, 1), 1e-6)
-            calls = max(1, min(most, int(at_least / once)))
-            return min(self._time(work, calls) for _ in range(rounds))
+            once = max(self._time(run, 1), 1e-6)
+            calls = max(1, min(max_calls, int(min_seconds / once)))
+            return min(self._time(run, calls) for _ in range(rounds))
 
-    def _time(self, work: Work, calls: int) -> float:
+    def _time(self, run: Callable[[], None], calls: int) -> float:
         if self.cuda is None:
-            start = time.perf_counter()
+            begin = time.perf_counter()
             for _ in range(calls):
-                work()
-            return (time.perf_counter() - start) / calls
-        before, after = self.cuda.Event(), self.cuda.Event()
-        before.record(self.stream)
+                run()
+            return (time.perf_counter() - begin) / calls
+        start, end = self.cuda.Event(), self.cuda.Event()
+        start.record(self.stream)
         for _ in range(calls):
-            work()
-        after.record(self.stream)
-        after.synchronize()
-        return float(self.cuda.get_elapsed_time(before, after)) / 1e3 / calls
+            run()
+        end.record(self.stream)
+        end.synchronize()
+        return float(self.cuda.get_elapsed_time(start, end)) / 1e3 / calls
 
-    def capture(self, work: Work) -> Any:
-        """Record work as a CUDA graph, after two runs that load every kernel: loading is not allowed while recording.
+    def capture(self, run: Callable[[], None]) -> Any:
+        """Capture what run() launches as a CUDA graph, after two warm-ups that load every kernel: a capture cannot load any.
 
-        What other threads do meanwhile, such as waiting for the whole device, can spoil a capture; so it is tried twice.
+        Other threads can invalidate a capture, for example by waiting for the whole device; so a failed one is retried once.
         """
-        work()
-        work()
+        run()
+        run()
         try:
-            return self._capture(work)
+            return self._capture(run)
         except Exception:
-            return self._capture(work)
+            return self._capture(run)
 
-    def _capture(self, work: Work) -> Any:
+    def _capture(self, run: Callable[[], None]) -> Any:
         self.stream.begin_capture()
         try:
-            work()
+            run()
         except BaseException:
-            with suppress(Exception):  # CUDA says again that the capture is spoilt
+            with suppress(Exception):  # CUDA reports again that the capture is invalid
                 self.stream.end_capture()
             raise
         graph = self.stream.end_capture()
@@ -133,10 +128,10 @@ def stream_context(be: Backend) -> StreamContext:
     return per_device(be, _contexts, StreamContext)
 
 
-def per_device(be: Backend, kept: dict[tuple[Any, int], T], make: Callable[[Backend], T]) -> T:
-    """Return what is kept for the current device, made where there is nothing yet."""
+def per_device(be: Backend, instances: dict[tuple[Any, int], T], make: Callable[[Backend], T]) -> T:
+    """Return the instance of the current device, made on the first call."""
     key = (be.cublas, be.current_device() or 0)
     with _lock:
-        if key not in kept:
-            kept[key] = make(be)
-        return kept[key]
+        if key not in instances:
+            instances[key] = make(be)
+        return instances[key]
