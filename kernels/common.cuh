@@ -1,10 +1,10 @@
-// What every kernel file shares. This text is put before each of them; after it stands `using T = float;` or
-// `using T = half_t;`, the type in which arrays declared `T *` are stored. Arithmetic is always float.
+// Shared by all kernel files. This text is prepended to each of them, followed by `using T = float;` or `using T = half_t;`,
+// the storage type of arrays declared `T *`. Arithmetic is always float.
 //
 // Sizes are upper case (N C H W F OH OW), arrays lower case, gradients d + name. `n` is the number of elements, and of
 // threads that have work: threads beyond it return. Indices are int, so no array has 2^31 elements or more.
 
-#ifndef HOST_CUDA  // where a CPU runs this text, it brings its own two conversions
+#ifndef HOST_CUDA  // a CPU that runs this text defines both conversions
 __device__ inline float half_to_float(unsigned short h) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -19,7 +19,7 @@ __device__ inline unsigned short float_to_half(float f) {
 #endif
 
 // float16 in memory. It reads as float and rounds to nearest even where a float is assigned; it needs no CUDA header.
-// Beside one, in `a ? b : c`, write 0.0f and not 0: the common type of half_t and int is int.
+// In `a ? b : c` with a half_t, write 0.0f and not 0: the common type of half_t and int is int.
 struct half_t {
     unsigned short bits;
 
@@ -97,6 +97,6 @@ __device__ inline float block_sum(float v) {
     __syncthreads();
     v = 0;
     for (int warp = 0; warp < blockDim.x / 32; warp++) v += sums[warp];
-    __syncthreads();  // nobody writes the next call's sums before all have read these
+    __syncthreads();  // all have read these sums before the next call writes others
     return v;
 }

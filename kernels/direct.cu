@@ -1,9 +1,9 @@
-// Convolutions that are not worth a product: of few channels, and of each channel by itself. Launched by
+// Convolutions without im2col and gemm: with few input channels, and depthwise. Launched by
 // gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 
-// What a number of an image counts. Bytes count v / 255, rounded as the division would be.
+// The value of an input element. Bytes are v / 255, correctly rounded.
 __device__ inline float value(float v) { return v; }
 __device__ inline float value(half_t v) { return v; }
 __device__ inline float value(unsigned char v) {
@@ -12,7 +12,7 @@ __device__ inline float value(unsigned char v) {
     return fmaf(fmaf(-q, 255, v), part, q);
 }
 
-// How a convolution goes over its input, whose number (c, h, w) of an image lies at image * image_stride + c * channel_stride +
+// The geometry of a convolution. Element (c, h, w) of an image is at image * image_stride + c * channel_stride +
 // (h * W + w) * pixel_stride.
 struct ConvGeometry {
     int image_stride, channel_stride, pixel_stride, C, H, W, OH, OW, size, sy, sx, dilation, pad;
@@ -20,7 +20,7 @@ struct ConvGeometry {
 
 template <int V, class S>
 __device__ inline void direct_filters(int i, const S *x, const float *weights, const float *bias, T *y, int F,
-                                        const ConvGeometry &geometry, int ldy, int kind, int pooled) {
+                                      const ConvGeometry &geometry, int ldy, int kind, int pooled) {
     int OH = geometry.OH, OW = geometry.OW, f = i % (F / V) * V, m = i / (F / V), s = pooled ? 2 : 1;
     int row = m / OW % OH * s, column = m % OW * s;
     float best[V], sum[V];
@@ -52,8 +52,8 @@ __device__ inline void direct_filters(int i, const S *x, const float *weights, c
 }
 
 template <class S>
-__device__ inline void direct_convolution(const S *x, const float *weights, const float *bias, T *y, int n, int F, const ConvGeometry &geometry,
-                                     int ldy, int kind, int pooled, int vectorized) {
+__device__ inline void direct_convolution(const S *x, const float *weights, const float *bias, T *y, int n, int F,
+                                          const ConvGeometry &geometry, int ldy, int kind, int pooled, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     if (vectorized)
@@ -62,37 +62,38 @@ __device__ inline void direct_convolution(const S *x, const float *weights, cons
         direct_filters<1>(i, x, weights, bias, y, F, geometry, ldy, kind, pooled);
 }
 
-// Convolve a map of few channels, such as an image, add the bias, activate: x (N, H, W, C), which lies as ConvGeometry says, weights
-// (size, size, C, F) -> y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution's.
+// Direct convolution with few input channels, bias and activation: x in the layout of ConvGeometry, weights (size, size, C, F)
+// -> y (N, OH, OW, F). With `pooled`, each pixel of y is the maximum of a 2 x 2 block of the convolution.
 // n = N*OH*OW * F, or F / VECTOR.
-extern "C" __global__ void convolve(const T *x, const float *weights, const float *bias, T *y, int n, int F, int image_stride,
-                                        int channel_stride, int pixel_stride, int C, int H, int W, int OH, int OW, int size, int sy,
-                                        int sx, int dilation, int pad, int ldy, int kind, int pooled, int vectorized) {
+extern "C" __global__ void convolve(const T *x, const float *weights, const float *bias, T *y, int n, int F,
+                                    int image_stride, int channel_stride, int pixel_stride, int C, int H, int W, int OH,
+                                    int OW, int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
+                                    int vectorized) {
     ConvGeometry geometry{image_stride, channel_stride, pixel_stride, C, H, W, OH, OW, size, sy, sx, dilation, pad};
     direct_convolution(x, weights, bias, y, n, F, geometry, ldy, kind, pooled, vectorized);
 }
 
-// As `convolve`, straight from a caller's float32 (N, C, H, W).
+// The same on the caller's float32 (N, C, H, W).
 extern "C" __global__ void convolve_float32(const float *x, const float *weights, const float *bias, T *y, int n, int F,
-                                           int image_stride, int channel_stride, int pixel_stride, int C, int H, int W, int OH, int OW,
-                                           int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
-                                           int vectorized) {
+                                            int image_stride, int channel_stride, int pixel_stride, int C, int H, int W,
+                                            int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldy,
+                                            int kind, int pooled, int vectorized) {
     ConvGeometry geometry{image_stride, channel_stride, pixel_stride, C, H, W, OH, OW, size, sy, sx, dilation, pad};
     direct_convolution(x, weights, bias, y, n, F, geometry, ldy, kind, pooled, vectorized);
 }
 
-// As `convolve`, straight from pictures (N, H, W, C), whose bytes count v / 255.
-extern "C" __global__ void convolve_uint8(const unsigned char *x, const float *weights, const float *bias, T *y, int n, int F,
-                                          int image_stride, int channel_stride, int pixel_stride, int C, int H, int W, int OH, int OW,
-                                          int size, int sy, int sx, int dilation, int pad, int ldy, int kind, int pooled,
-                                          int vectorized) {
+// The same on uint8 images (N, H, W, C), scaled to 0..1.
+extern "C" __global__ void convolve_uint8(const unsigned char *x, const float *weights, const float *bias, T *y, int n,
+                                          int F, int image_stride, int channel_stride, int pixel_stride, int C, int H, int W,
+                                          int OH, int OW, int size, int sy, int sx, int dilation, int pad, int ldy, int kind,
+                                          int pooled, int vectorized) {
     ConvGeometry geometry{image_stride, channel_stride, pixel_stride, C, H, W, OH, OW, size, sy, sx, dilation, pad};
     direct_convolution(x, weights, bias, y, n, F, geometry, ldy, kind, pooled, vectorized);
 }
 
 template <int V>
-__device__ inline void depthwise_channels(int i, const T *x, const T *weights, T *y, int C, int H, int W, int OH, int OW, int size,
-                                   int sy, int sx, int dilation, int pad, int ldx, int ldy) {
+__device__ inline void depthwise_channels(int i, const T *x, const T *weights, T *y, int C, int H, int W, int OH, int OW,
+                                          int size, int sy, int sx, int dilation, int pad, int ldx, int ldy) {
     int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - pad, left = m % OW * sx - pad;
     float sum[V] = {}, v[V], w[V];
     for (int p = 0; p < size; p++)
@@ -107,10 +108,9 @@ __device__ inline void depthwise_channels(int i, const T *x, const T *weights, T
     store<V>(y + m * ldy + c, sum);
 }
 
-// Convolve every channel with a kernel of its own: x (N, H, W, C), weights (size, size, C) -> y (N, OH, OW, C).
-// n = N*OH*OW * C, or C / VECTOR.
-extern "C" __global__ void depthwise(const T *x, const T *weights, T *y, int n, int C, int H, int W, int OH, int OW, int size,
-                                     int sy, int sx, int dilation, int pad, int ldx, int ldy, int vectorized) {
+// Depthwise convolution: x (N, H, W, C), weights (size, size, C) -> y (N, OH, OW, C). n = N*OH*OW * C, or C / VECTOR.
+extern "C" __global__ void depthwise(const T *x, const T *weights, T *y, int n, int C, int H, int W, int OH, int OW,
+                                     int size, int sy, int sx, int dilation, int pad, int ldx, int ldy, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     if (vectorized)

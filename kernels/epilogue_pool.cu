@@ -1,11 +1,12 @@
-// What is done to a convolution's result that a 2 x 2 max pool follows: the pool, bias, activation, and the patches of the next
-// convolution. Launched by gpudarknet/plan/cuda/convolution.py.
+// Epilogue of a convolution with a fused 2 x 2 max pool: pool, bias, activation, and the im2col matrix of the next convolution.
+// Launched by gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 
-// Return, in best, the channels c on of pixel m of a map with OW columns: the maximum of its block of x, finished.
+// best = the activated maximum of the 2 x 2 block of x that becomes pixel m, channels from c on; OW: the output's width.
 template <int V>
-__device__ inline void maxpool_pixel(const T *x, const float *bias, int m, int c, int OW, int ldx, int kind, float (&best)[V]) {
+__device__ inline void maxpool_pixel(const T *x, const float *bias, int m, int c, int OW, int ldx, int kind,
+                                     float (&best)[V]) {
     int corner = (m / OW * 2 * OW + m % OW) * 2;
     float v[V];
     load<V>(x + corner * ldx + c, best);
@@ -20,17 +21,16 @@ __device__ inline void maxpool_pixel(const T *x, const float *bias, int m, int c
 
 template <int V>
 __device__ inline void maxpool_epilogue_channels(int i, const T *x, const float *bias, T *y, int C, int OW, int ldx, int ldy,
-                                             int kind) {
+                                                 int kind) {
     int c = i % (C / V) * V, m = i / (C / V);
     float best[V];
     maxpool_pixel<V>(x, bias, m, c, OW, ldx, kind, best);
     store<V>(y + m * ldy + c, best);
 }
 
-// Keep the maximum of each 2 x 2 block, then add the bias and activate: x (N, 2*OH, 2*OW, C) -> y (N, OH, OW, C).
-// n = N*OH*OW * C, or C / VECTOR.
-extern "C" __global__ void maxpool_epilogue(const T *x, const float *bias, T *y, int n, int C, int OW, int ldx, int ldy, int kind,
-                                         int vectorized) {
+// Max pool, add the bias, activate: x (N, 2*OH, 2*OW, C) -> y (N, OH, OW, C). n = N*OH*OW * C, or C / VECTOR.
+extern "C" __global__ void maxpool_epilogue(const T *x, const float *bias, T *y, int n, int C, int OW, int ldx, int ldy,
+                                            int kind, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     if (vectorized)
@@ -40,8 +40,8 @@ extern "C" __global__ void maxpool_epilogue(const T *x, const float *bias, T *y,
 }
 
 template <int V>
-__device__ inline void maxpool_epilogue_im2col_channels(int i, const T *x, const float *bias, T *y, const Im2col &to, int C, int H, int W,
-                                            int HP, int WP, int ldx, int ldy, int kind) {
+__device__ inline void maxpool_epilogue_im2col_channels(int i, const T *x, const float *bias, T *y, const Im2col &to, int C,
+                                                        int H, int W, int HP, int WP, int ldx, int ldy, int kind) {
     int c = i % (C / V) * V, at = i / (C / V), w = at % WP - to.pad, h = at / WP % HP - to.pad, image = at / (WP * HP);
     float v[V] = {};
     if (h >= 0 && h < H && w >= 0 && w < W) {
@@ -52,10 +52,11 @@ __device__ inline void maxpool_epilogue_im2col_channels(int i, const T *x, const
     scatter_im2col<V>(to, image, h, w, c, v);
 }
 
-// Both at once, as `epilogue_im2col` does for `finish`: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
-extern "C" __global__ void maxpool_epilogue_im2col(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W, int ldx,
-                                                 int ldy, int kind, int HP, int WP, int first, int count, int G, int OH, int OW,
-                                                 int size, int sy, int sx, int dilation, int pad, int ldcol, int vectorized) {
+// The same with im2col, as in epilogue_im2col: x (N, 2*H, 2*W, C) -> y (N, H, W, C), which may be null, and col.
+extern "C" __global__ void maxpool_epilogue_im2col(const T *x, const float *bias, T *y, T *col, int n, int C, int H, int W,
+                                                   int ldx, int ldy, int kind, int HP, int WP, int first, int count, int G,
+                                                   int OH, int OW, int size, int sy, int sx, int dilation, int pad,
+                                                   int ldcol, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     Im2col to{col, first, count, G, OH, OW, size, sy, sx, dilation, pad, ldcol};

@@ -1,8 +1,8 @@
-// The steps of a plan that only move numbers or compare them, and [yolo]. Launched by gpudarknet/plan/.
+// Layout conversions, im2col, pooling, upsampling and YOLO heads on NHWC maps. Launched by gpudarknet/plan/cuda/.
 
 #include "nhwc.cuh"
 
-// Put an image into the plan's form: x (N, C, P) float32 -> y (N, P, C). One thread per element: n = N*P*C.
+// NCHW to NHWC: x (N, C, P) float32 -> y (N, P, C). One thread per element: n = N*P*C.
 extern "C" __global__ void from_nchw(const float *x, T *y, int n, int C, int P, int ld) {
     int i = thread_index();
     if (i >= n) return;
@@ -10,10 +10,10 @@ extern "C" __global__ void from_nchw(const float *x, T *y, int n, int C, int P, 
     y[pixel * ld + c] = x[(pixel / P * C + c) * P + pixel % P];
 }
 
-// Give a map the form of results: x (N, P, C) -> y (N, C, P) float32. A block of 256 threads turns a tile of 32 x 32;
-// tiles along C first, then along P, then images.
+// NHWC to NCHW: x (N, P, C) -> y (N, C, P) float32. A block of 256 threads transposes a tile of 32 x 32; blocks are ordered
+// along C first, then along P, then by image.
 extern "C" __global__ void to_nchw(const T *x, float *y, int C, int P, int ld) {
-    __shared__ float tile[32][33];  // 33: a column lies in 32 different banks
+    __shared__ float tile[32][33];  // 33: the elements of a column are in different banks
     int across = (C + 31) / 32, down = (P + 31) / 32, image = blockIdx.x / (across * down);
     int c0 = blockIdx.x % across * 32, p0 = blockIdx.x / across % down * 32, lane = threadIdx.x % 32, row = threadIdx.x / 32;
     for (int r = row; r < 32; r += 8)
@@ -23,7 +23,7 @@ extern "C" __global__ void to_nchw(const T *x, float *y, int C, int P, int ld) {
         if (c0 + r < C && p0 + lane < P) y[(image * C + c0 + r) * P + p0 + lane] = tile[lane][r];
 }
 
-// Close the gaps between pixels: x (N, P, C) -> y (N, P, C) float32. n = N*P*C.
+// Remove the padding between pixels: x (N, P, C) -> y (N, P, C) float32. n = N*P*C.
 extern "C" __global__ void pack_rows(const T *x, float *y, int n, int C, int ld) {
     int i = thread_index();
     if (i < n) y[i] = x[i / C * ld + i % C];
@@ -31,7 +31,7 @@ extern "C" __global__ void pack_rows(const T *x, float *y, int n, int C, int ld)
 
 template <int V>
 __device__ inline void im2col_row(int i, const T *x, T *col, int first, int C, int G, int H, int W, int OH, int OW, int size,
-                                 int sy, int sx, int dilation, int pad, int ldx, int ldcol) {
+                                  int sy, int sx, int dilation, int pad, int ldx, int ldcol) {
     int c = i % (C / V) * V, p = i / (C / V) % size, row = i / (C / V) / size, m = first + row;
     int h = m / OW % OH * sy - pad + p * dilation, w = m % OW * sx - pad;
     x += (m / (OW * OH) * H + h) * W * ldx + c;
@@ -43,9 +43,9 @@ __device__ inline void im2col_row(int i, const T *x, T *col, int first, int C, i
     }
 }
 
-// Lay out patches: x (N, H, W, C) -> col (rows, C/G, size, size, G), the patches of the pixels from `first` on of (N, OH, OW).
+// im2col: x (N, H, W, C) -> col (rows, C/G, size, size, G), the rows of the output pixels from `first` on of (N, OH, OW).
 // col[r, g, p, q, c] = x[image, i*sy - pad + p*dilation, j*sx - pad + q*dilation, g*G + c], 0 outside.
-// ldcol: numbers from one patch to the next. One thread per row p of a patch: n = rows * size * C, or C / VECTOR.
+// ldcol: elements from one row to the next. One thread per kernel row p: n = rows * size * C, or C / VECTOR.
 extern "C" __global__ void im2col(const T *x, T *col, int n, int first, int C, int G, int H, int W, int OH, int OW, int size,
                                   int sy, int sx, int dilation, int pad, int ldx, int ldcol, int vectorized) {
     int i = thread_index();
@@ -56,10 +56,10 @@ extern "C" __global__ void im2col(const T *x, T *col, int n, int first, int C, i
         im2col_row<1>(i, x, col, first, C, G, H, W, OH, OW, size, sy, sx, dilation, pad, ldx, ldcol);
 }
 
-// Join maps of different shape: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C), binary_op 1 or 2 as above. Their numbers are paired in
-// the memory order of (C, P), as far as both have any; numbers of a that b lacks are copied. n = N*P*C.
-extern "C" __global__ void add_mismatched(const T *a, const T *b, T *y, int n, int C, int P, int Cb, int Pb, int lda, int ldb,
-                                       int ldy, int binary_op, float eps, float slope) {
+// Add maps of different shapes: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C); binary_op is ADD or SORT. Elements are paired in NCHW
+// order as far as both maps have any; the remaining elements of a are copied. n = N*P*C.
+extern "C" __global__ void add_mismatched(const T *a, const T *b, T *y, int n, int C, int P, int Cb, int Pb, int lda,
+                                          int ldb, int ldy, int binary_op, float eps, float slope) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, r = c * P + m % P;
@@ -72,8 +72,8 @@ extern "C" __global__ void add_mismatched(const T *a, const T *b, T *y, int n, i
 }
 
 template <int V>
-__device__ inline void maxpool_channels(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy, int sx, int pad_before,
-                               int ldx, int ldy) {
+__device__ inline void maxpool_channels(int i, const T *x, T *y, int C, int H, int W, int OH, int OW, int size, int sy,
+                                        int sx, int pad_before, int ldx, int ldy) {
     int c = i % (C / V) * V, m = i / (C / V), top = m / OW % OH * sy - pad_before, left = m % OW * sx - pad_before;
     float best[V], v[V];
 #pragma unroll
@@ -86,8 +86,8 @@ __device__ inline void maxpool_channels(int i, const T *x, T *y, int C, int H, i
     store<V>(y + m * ldy + c, best);
 }
 
-// Take the maximum of each window: x (N, H, W, C) -> y (N, OH, OW, C); positions outside x do not count. The first window
-// begins at -pad_before. n = N*OH*OW * C, or C / VECTOR.
+// Max pooling: x (N, H, W, C) -> y (N, OH, OW, C); positions outside x are ignored. The first window begins at -pad_before.
+// n = N*OH*OW * C, or C / VECTOR.
 extern "C" __global__ void maxpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy, int sx,
                                    int pad_before, int ldx, int ldy, int vectorized) {
     int i = thread_index();
@@ -99,7 +99,8 @@ extern "C" __global__ void maxpool(const T *x, T *y, int n, int C, int H, int W,
 }
 
 template <int V>
-__device__ inline void upsample_channels(int i, const T *x, T *y, int C, int H, int W, int s, float scale, int ldx, int ldy) {
+__device__ inline void upsample_channels(int i, const T *x, T *y, int C, int H, int W, int s, float scale, int ldx,
+                                         int ldy) {
     int c = i % (C / V) * V, m = i / (C / V), w = m % (W * s) / s, h = m / (W * s) % (H * s) / s, image = m / (W * s * H * s);
     float v[V];
     load<V>(x + ((image * H + h) * W + w) * ldx + c, v);
@@ -108,8 +109,9 @@ __device__ inline void upsample_channels(int i, const T *x, T *y, int C, int H, 
     store<V>(y + m * ldy + c, v);
 }
 
-// Repeat every pixel s x s times and multiply by scale: x (N, H, W, C) -> y (N, H*s, W*s, C). n = N*H*s*W*s * C, or C / VECTOR.
-extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W, int s, float scale, int ldx, int ldy, int vectorized) {
+// Nearest-neighbour upsampling, times scale: x (N, H, W, C) -> y (N, H*s, W*s, C). n = N*H*s*W*s * C, or C / VECTOR.
+extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W, int s, float scale, int ldx, int ldy,
+                                    int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     if (vectorized)
@@ -118,16 +120,16 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W
         upsample_channels<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
 }
 
-// Activate a yolo map x (N, P, A*E) + bias (A*E), which may be null -> y: sigmoid of x, y, objectness and classes, not with
-// new_coords; then x and y become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
-extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords, int ldx,
-                                int ldy) {
+// Activate a YOLO map x (N, P, A*E) + bias (A*E, may be null) -> y: sigmoid of x, y, objectness and classes, unless new_coords;
+// then x and y become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
+extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords,
+                                int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
-    int c = i % C, pixel = i / C, entry = c % E;
+    int c = i % C, pixel = i / C, e = c % E;
     float v = x[pixel * ldx + c];
     if (bias) v += bias[c];
-    if (!new_coords && entry != 2 && entry != 3) v = sigmoid(v);
-    if (entry < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
+    if (!new_coords && e != 2 && e != 3) v = sigmoid(v);
+    if (e < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[pixel * ldy + c] = v;
 }

@@ -1,8 +1,8 @@
-// What kernels share whose maps lie pixel by pixel: access to several channels at a time, and what is done to a result.
+// Shared by kernels on NHWC maps: vector access to channels, epilogues, and im2col.
 //
-// A map (N, H, W, C) has its channels side by side and `ld` numbers from one pixel to the next: maps that are joined lie in
-// one larger map, each with its channels and that map's ld. P = H*W. With `vectorized`, every thread does the 16 bytes of channels
-// that one access moves, where Python has seen that pointers, C and ld allow it; else it does one channel.
+// A map (N, H, W, C) stores the channels of a pixel contiguously, `ld` elements from one pixel to the next: a part of a
+// larger map has that map's ld. P = H*W. With `vectorized`, every thread processes 16 bytes of channels, which one access
+// moves; Python has checked that pointers, C and ld allow it. Otherwise it processes one channel.
 
 constexpr int VECTOR = 16 / sizeof(T);
 
@@ -34,7 +34,7 @@ template <int V> __device__ inline void max_in_place(float (&best)[V], const flo
         if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
 }
 
-// Only these functions are there in 16-byte form; Python takes the others one by one.
+// Only these activations are vectorized; Python runs the others one channel at a time.
 template <int V> __device__ inline void activate(int kind, float (&v)[V]) {
 #pragma unroll
     for (int k = 0; k < V; k++) {
@@ -57,7 +57,7 @@ __device__ inline float leaky(float x, float slope) { return x > 0 ? x : slope *
 
 enum BinaryOp { NONE, ADD, SORT, MULTIPLY };
 
-// What is done to a result: post(binary_op(pre(v + bias), other)). P: pixels of an image of the result, Po: of `other`.
+// An epilogue: post(binary_op(pre(v + bias), other)). P: pixels of an image of the result, Po: of `other`.
 struct Epilogue {
     const float *bias;
     const T *other;
@@ -66,7 +66,7 @@ struct Epilogue {
     int post;
 };
 
-// Epilogue the channels c on of pixel m.
+// Apply it to the channels from c on of pixel m.
 template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m, int c, float (&v)[V]) {
     float o[V];
     if (f.bias) add_bias<V>(f.bias + c, v);
@@ -89,15 +89,16 @@ template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m,
     activate<V>(f.post, v);
 }
 
-// The patches of a map's channels from `first` on, `count` of them, as `im2col` lays them out: col (N, OH, OW, count/G, size, size,
-// G), ld numbers from one to the next.
+// The im2col matrix of a map's channels from `first` on, `count` of them: col (N, OH, OW, count/G, size, size, G), ld
+// elements from one row to the next.
 struct Im2col {
     T *col;
     int first, count, G, OH, OW, size, sy, sx, dilation, pad, ld;
 };
 
-// Put pixel (h, w), which may lie outside the map, to every place that it has in the patches of its image.
-template <int V> __device__ inline void scatter_im2col(const Im2col &to, int image, int h, int w, int c, const float (&v)[V]) {
+// Write pixel (h, w), which may be in the padding, to all its places in the im2col matrix of its image.
+template <int V> __device__ inline void scatter_im2col(const Im2col &to, int image, int h, int w, int c,
+                                                       const float (&v)[V]) {
     c -= to.first;
     if (c < 0 || c >= to.count) return;
     T *col = to.col + c / to.G * to.size * to.size * to.G + c % to.G;

@@ -1,12 +1,11 @@
-// Layers that have no step of their own in a plan, on maps that lie pixel by pixel. Launched by gpudarknet/plan/cuda/layers.py.
+// Layers without a plan step, on NHWC maps as in nhwc.cuh: (N, P, C) with P = H*W. Launched by gpudarknet/plan/cuda/layers.py.
 //
-// Maps are those of nhwc.cuh: (N, P, C) with P = H*W, channels side by side, `ld` numbers from one pixel to the next. What
-// Darknet says about an image's numbers in memory order means the order (C, P).
+// Where Darknet counts the elements of an image in memory order, that is NCHW order: (C, P).
 
-// Where number k of an image, counted in the order (C, P), lies in a map:
+// The index of element k of an image, counted in NCHW order:
 __device__ inline int nchw_index(int k, int image, int P, int ld) { return (image * P + k % P) * ld + k / P; }
 
-// Average every channel: x (N, P, C) -> y (N, 1, C). One thread per element of y: n = N*C.
+// Global average pooling: x (N, P, C) -> y (N, 1, C). One thread per element of y: n = N*C.
 extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
@@ -16,10 +15,10 @@ extern "C" __global__ void avgpool(const T *x, T *y, int n, int C, int P, int ld
     y[image * ldy + c] = sum / P;
 }
 
-// Average each window over the positions that lie inside x: (N, H, W, C) -> y (N, OH, OW, C). The first window begins at
-// -pad_before. n = N*OH*OW*C.
-extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy, int sx,
-                                         int pad_before, int ldx, int ldy) {
+// Average pooling over the positions inside x: (N, H, W, C) -> y (N, OH, OW, C). The first window begins at -pad_before.
+// n = N*OH*OW*C.
+extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int size, int sy,
+                                         int sx, int pad_before, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, h = m / OW % OH * sy - pad_before, w = m % OW * sx - pad_before;
@@ -30,7 +29,7 @@ extern "C" __global__ void local_avgpool(const T *x, T *y, int n, int C, int H, 
     y[m * ldy + c] = sum / ((bottom - top) * (right - left));
 }
 
-// Take maxima over channels: x (N*P, C) -> y (N*P, F), output f over inputs f, f+F, f+2F... n = N*P*F.
+// Maximum over channels: x (N*P, C) -> y (N*P, F), output f over inputs f, f+F, f+2F... n = N*P*F.
 extern "C" __global__ void maxpool_depth(const T *x, T *y, int n, int C, int F, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
@@ -43,7 +42,7 @@ extern "C" __global__ void maxpool_depth(const T *x, T *y, int n, int C, int F, 
     y[pixel * ldy + f] = best;
 }
 
-// Zero what is not the maximum of its window: x, y (N*P, C), where y holds the maxima. n = N*P*C.
+// Zero all but the maximum of each window: x, y (N*P, C), where y holds the maxima. n = N*P*C.
 extern "C" __global__ void zero_nonmax(const T *x, T *y, int n, int C, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
@@ -51,20 +50,20 @@ extern "C" __global__ void zero_nonmax(const T *x, T *y, int n, int C, int ldx, 
     if (x[pixel * ldx + c] != y[pixel * ldy + c]) y[pixel * ldy + c] = 0;
 }
 
-// Cut out the part of x (N, H, W, C) that begins at (top, left) -> y (N, OH, OW, C) = factor * x + shift. n = N*OH*OW*C.
-extern "C" __global__ void crop(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int top, int left, float factor,
-                                float shift, int ldx, int ldy) {
+// Crop x (N, H, W, C) from (top, left) on -> y (N, OH, OW, C) = factor * x + shift. n = N*OH*OW*C.
+extern "C" __global__ void crop(const T *x, T *y, int n, int C, int H, int W, int OH, int OW, int top, int left,
+                                float factor, float shift, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, h = top + m / OW % OH, w = left + m % OW;
     y[m * ldy + c] = factor * x[((m / (OW * OH) * H + h) * W + w) * ldx + c] + shift;
 }
 
-// Move blocks of s x s pixels into channels, in memory order: x's numbers are seen as (C, H, W), y's as (s, s, C, H/s, W/s),
-// y[p, q, c, i, j] = x[c, i*s + p, j*s + q]; back: x and y change places. Only then are y's numbers placed in a map of F
-// channels and OP pixels, and x's found in one of P pixels. n = N*F*OP.
-extern "C" __global__ void reorg(const T *x, T *y, int n, int F, int OP, int P, int C, int H, int W, int s, int back, int ldx,
-                                 int ldy) {
+// Space to depth in NCHW order: x's elements are seen as (C, H, W), y's as (s, s, C, H/s, W/s),
+// y[p, q, c, i, j] = x[c, i*s + p, j*s + q]; back: the inverse. y is then stored as a map of F channels and OP pixels, x as one
+// of P pixels. n = N*F*OP.
+extern "C" __global__ void reorg(const T *x, T *y, int n, int F, int OP, int P, int C, int H, int W, int s, int back,
+                                 int ldx, int ldy) {
     int e = thread_index();
     if (e >= n) return;
     int f = e % F, image = e / (F * OP), k = f * OP + e / F % OP, h = H / s, w = W / s, from;
@@ -78,8 +77,8 @@ extern "C" __global__ void reorg(const T *x, T *y, int n, int F, int OP, int P, 
     y[e / F * ldy + f] = x[nchw_index(from, image, P, ldx)];
 }
 
-// Convolve with weights of each place: x (N, H, W, C), weights (OH*OW, size, size, C, F), bias (OH*OW, F) -> y (N, OH, OW, F),
-// activated. One thread per element of y: n = N*OH*OW*F.
+// Convolution with separate weights for each output position: x (N, H, W, C), weights (OH*OW, size, size, C, F), bias (OH*OW, F)
+// -> y (N, OH, OW, F), activated. One thread per element of y: n = N*OH*OW*F.
 extern "C" __global__ void local(const T *x, const T *weights, const float *bias, T *y, int n, int C, int F, int H, int W,
                                  int OH, int OW, int size, int stride, int pad, int ldx, int ldy, int kind) {
     int i = thread_index();
@@ -97,7 +96,8 @@ extern "C" __global__ void local(const T *x, const T *weights, const float *bias
     y[m * ldy + f] = function(kind, sum + bias[spot * F + f]);
 }
 
-// Normalise over neighbouring channels: x (n, C), windows (C, C) -> y = x * (kappa + alpha * windows x^2)^-beta. n = N*P*C.
+// Local response normalization across channels: x (n, C), windows (C, C) -> y = x * (kappa + alpha * windows x^2)^-beta.
+// n = N*P*C.
 extern "C" __global__ void lrn(const T *x, const float *windows, T *y, int n, int C, float alpha, float beta, float kappa,
                                int ldx, int ldy) {
     int i = thread_index();
@@ -109,7 +109,7 @@ extern "C" __global__ void lrn(const T *x, const float *windows, T *y, int n, in
     y[pixel * ldy + c] = x[c] * powf(kappa + alpha * sum, -beta);
 }
 
-// Normalise each pixel over its channels: x (n, C) -> y = r / (1e-4 + sum of r), r = max(x, 0) in mode 0, exp(x) in mode 1,
+// Normalize each pixel over its channels: x (n, C) -> y = r / (1e-4 + sum of r), r = max(x, 0) in mode 0, exp(x) in mode 1,
 // exp(x - maximum) in mode 2. One warp per pixel.
 extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, int mode, int ldx, int ldy) {
     int i = thread_index() / 32, lane = threadIdx.x % 32;
@@ -124,10 +124,10 @@ extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, in
     for (int c = lane; c < C; c += 32) y[c] = (mode == 0 ? fmaxf(x[c], 0) : expf(x[c] - shift)) / sum;
 }
 
-// Add a map times its factors to another times its own: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C). Their numbers are paired in
-// memory order as far as both have any. va (null: 1) and vb are V factors each: one per channel of y, or one. n = N*P*C.
+// Weighted sum of two maps: a (N, P, C), b (N, Pb, Cb) -> y (N, P, C) = va a + vb b. Elements are paired in NCHW order as far as
+// both maps have any. va (null: 1) and vb are V factors each: one per channel of y, or one. n = N*P*C.
 extern "C" __global__ void add_weighted(const T *a, const T *b, const float *va, const float *vb, T *y, int n, int C, int P,
-                                         int Cb, int Pb, int V, int lda, int ldb, int ldy) {
+                                        int Cb, int Pb, int V, int lda, int ldb, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int c = i % C, m = i / C, k = c * P + m % P, v = V == 1 ? 0 : c;
@@ -136,20 +136,20 @@ extern "C" __global__ void add_weighted(const T *a, const T *b, const float *va,
     y[m * ldy + c] = sum;
 }
 
-// Activate a Gaussian yolo map x (N*P, A*E) -> y: sigmoid of all but entries 4 and 6, w and h; then entries 0 and 2, x and y,
-// become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
+// Activate a Gaussian YOLO map x (N*P, A*E) -> y: sigmoid of all but attributes 4 and 6, w and h; then attributes 0 and
+// 2, x and y, become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
 extern "C" __global__ void gaussian(const T *x, T *y, int n, int C, int E, float scale_x_y, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
-    int c = i % C, pixel = i / C, entry = c % E;
+    int c = i % C, pixel = i / C, e = c % E;
     float v = x[pixel * ldx + c];
-    if (entry != 4 && entry != 6) v = sigmoid(v);
-    if ((entry == 0 || entry == 2) && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
+    if (e != 4 && e != 6) v = sigmoid(v);
+    if ((e == 0 || e == 2) && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
     y[pixel * ldy + c] = v;
 }
 
-// Activate a region map x (N, P, A*E) -> y, E = coords + 1 + classes: sigmoid of the objectness, and with `softmax` the classes
-// become probabilities. One warp per box: n = N*P*A.
+// Activate a region map x (N, P, A*E) -> y, E = coords + 1 + classes: sigmoid of the objectness, and with `softmax` a
+// softmax over the classes. One warp per box: n = N*P*A.
 extern "C" __global__ void region(const T *x, T *y, int n, int A, int E, int coords, int softmax, int ldx, int ldy) {
     int i = thread_index() / 32, lane = threadIdx.x % 32;
     if (i >= n) return;
@@ -166,8 +166,8 @@ extern "C" __global__ void region(const T *x, T *y, int n, int A, int E, int coo
     }
 }
 
-// Turn groups of an image's numbers into probabilities: x (N, P, C) -> y the same, exp(x / temperature) over the group's sum.
-// Group g is numbers groups[g, 0] to groups[g, 1], in memory order. Numbers of no group stay as they are in y, which may be x.
+// Softmax over groups of an image's elements: x (N, P, C) -> y the same, exp(x / temperature) over the group's sum. Group g is
+// elements groups[g, 0] to groups[g, 1] in NCHW order. Elements of no group are left as they are in y, which may be x.
 // One warp per image and group: n = N*G.
 extern "C" __global__ void softmax(const T *x, const int *groups, T *y, int n, int G, int P, float temperature, int ldx,
                                    int ldy) {
@@ -183,9 +183,9 @@ extern "C" __global__ void softmax(const T *x, const int *groups, T *y, int n, i
         y[nchw_index(k, image, P, ldy)] = expf(x[nchw_index(k, image, P, ldx)] / temperature - shift) / sum;
 }
 
-// Blend maps (n / C pixels, C): y = a b + c d, or where d is null a b + (1 - a) c.
-extern "C" __global__ void blend(const T *a, const T *b, const T *c, const T *d, T *y, int n, int C, int lda, int ldb, int ldc,
-                                 int ldd, int ldy) {
+// Blend maps (n / C pixels, C): y = a b + c d, or a b + (1 - a) c if d is null.
+extern "C" __global__ void blend(const T *a, const T *b, const T *c, const T *d, T *y, int n, int C, int lda, int ldb,
+                                 int ldc, int ldd, int ldy) {
     int i = thread_index();
     if (i >= n) return;
     int k = i % C, pixel = i / C;
@@ -193,7 +193,7 @@ extern "C" __global__ void blend(const T *a, const T *b, const T *c, const T *d,
     y[pixel * ldy + k] = part * b[pixel * ldb + k] + other * c[pixel * ldc + k];
 }
 
-// Keep numbers within +-limit: x (n / C pixels, C) -> y.
+// Clip to +-limit: x (n / C pixels, C) -> y.
 extern "C" __global__ void clip(const T *x, T *y, int n, int C, float limit, int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
@@ -201,7 +201,7 @@ extern "C" __global__ void clip(const T *x, T *y, int n, int C, float limit, int
     y[i / C * ldy + i % C] = v > limit ? limit : v < -limit ? -limit : v;
 }
 
-// Take 1 of what is 0 or above, -1 of all else: x (n / C pixels, C) -> y.
+// y = 1 where x >= 0, else -1: x (n / C pixels, C).
 extern "C" __global__ void sign(const T *x, T *y, int n, int C, int ldx, int ldy) {
     int i = thread_index();
     if (i < n) y[i / C * ldy + i % C] = x[i / C * ldx + i % C] >= 0 ? 1.0f : -1.0f;

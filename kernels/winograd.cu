@@ -1,11 +1,12 @@
-// Winograd's F(2 x 2, 3 x 3): what comes pre and post its products. Launched by gpudarknet/plan/cuda/convolution.py.
+// Input and output transforms of Winograd's F(2 x 2, 3 x 3). Launched by gpudarknet/plan/cuda/convolution.py.
 
 #include "nhwc.cuh"
 
-constexpr int TILE_VECTOR = 4;  // channels of a tile that one thread transforms: its 16 numbers of each stay in registers
+constexpr int TILE_VECTOR = 4;  // channels that one thread transforms: 16 values of each in registers
 
 template <int V>
-__device__ inline void transform_input_tile(int i, const T *x, T *y, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy) {
+__device__ inline void transform_input_tile(int i, const T *x, T *y, int tiles, int C, int H, int W, int TH, int TW, int ldx,
+                                            int ldy) {
     int c = i % (C / V) * V, t = i / (C / V), top = t / TW % TH * 2 - 1, left = t % TW * 2 - 1;
     float d[4][V], v[4][4][V];
     x += t / (TW * TH) * H * W * ldx + c;
@@ -42,10 +43,10 @@ __device__ inline void transform_input_tile(int i, const T *x, T *y, int tiles, 
     }
 }
 
-// Cut a map into tiles for Winograd's F(2 x 2, 3 x 3), and transform them: x (N, H, W, C) -> y (16, tiles, C) = B' d B, where d is
-// the 4 x 4 pixels from (2*i - 1, 2*j - 1) on, 0 outside, and tiles = N*TH*TW. n = tiles * C, or C / TILE_VECTOR.
-extern "C" __global__ void winograd_input_transform(const T *x, T *y, int n, int tiles, int C, int H, int W, int TH, int TW, int ldx, int ldy,
-                                        int vectorized) {
+// Input transform: x (N, H, W, C) -> y (16, tiles, C) = B' d B, where d is the tile of 4 x 4 pixels from (2*i - 1, 2*j - 1) on, 0
+// outside the map, and tiles = N*TH*TW. n = tiles * C, or C / TILE_VECTOR.
+extern "C" __global__ void winograd_input_transform(const T *x, T *y, int n, int tiles, int C, int H, int W, int TH, int TW,
+                                                    int ldx, int ldy, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     if (vectorized)
@@ -55,8 +56,8 @@ extern "C" __global__ void winograd_input_transform(const T *x, T *y, int n, int
 }
 
 template <int V>
-__device__ inline void transform_output_tile(int i, const T *x, const Epilogue &f, T *y, int tiles, int F, int OH, int OW, int TH, int TW,
-                                 int ldx, int ldy, int pooled) {
+__device__ inline void transform_output_tile(int i, const T *x, const Epilogue &f, T *y, int tiles, int F, int OH, int OW,
+                                             int TH, int TW, int ldx, int ldy, int pooled) {
     int c = i % (F / V) * V, t = i / (F / V), row = t / TW % TH * 2, column = t % TW * 2, image = t / (TW * TH);
     float v[4][V], s[2][4][V];
     x += t * ldx + c;
@@ -81,7 +82,7 @@ __device__ inline void transform_output_tile(int i, const T *x, const Epilogue &
 #pragma unroll
         for (int a = 1; a < 4; a++) max_in_place<V>(v[0], v[a]);
     }
-    // A loop, so that the long `apply_epilogue` is there once. It works on v[0], and the others move up.
+    // Not unrolled, so that the long `apply_epilogue` is inlined once, for v[0]; the other values shift down to it.
 #pragma unroll 1
     for (int a = 0; a < (pooled ? 1 : 4); a++) {
         int h = row + a / 2, w = column + a % 2, m = pooled ? t : (image * OH + h) * OW + w;
@@ -94,11 +95,12 @@ __device__ inline void transform_output_tile(int i, const T *x, const Epilogue &
     }
 }
 
-// Transform Winograd's products back, and finish them as `finish` does: x (16, tiles, F) -> y (N, OH, OW, F), each tile A' x A of
-// 2 x 2 pixels; with `pooled` their maximum, y (N, TH, TW, F). n = tiles * F, or F / TILE_VECTOR.
-extern "C" __global__ void winograd_output_transform(const T *x, const float *bias, const T *other, T *y, int n, int tiles, int F, int OH,
-                                         int OW, int TH, int TW, int Co, int Po, int ldx, int ldo, int ldy, int pre, int binary_op, float eps,
-                                         float slope, int post, int pooled, int vectorized) {
+// Output transform with epilogue: x (16, tiles, F) -> y (N, OH, OW, F), each tile A' x A of 2 x 2 pixels; with `pooled`
+// only their maximum, y (N, TH, TW, F). n = tiles * F, or F / TILE_VECTOR.
+extern "C" __global__ void winograd_output_transform(const T *x, const float *bias, const T *other, T *y, int n, int tiles,
+                                                     int F, int OH, int OW, int TH, int TW, int Co, int Po, int ldx, int ldo,
+                                                     int ldy, int pre, int binary_op, float eps, float slope, int post,
+                                                     int pooled, int vectorized) {
     int i = thread_index();
     if (i >= n) return;
     Epilogue f{bias, other, pooled ? TH * TW : OH * OW, Co, Po, ldo, pre, binary_op, eps, slope, post};
