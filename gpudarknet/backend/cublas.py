@@ -158,8 +158,8 @@ def _leading(rows: int, columns: int, row: int, column: int) -> tuple[int, bool]
 def matmul(be: Any, a: Any, b: Any) -> Any:
     """Multiply as xp.matmul does, on the current device and stream: a (..., M, K), b (..., K, N) -> (..., M, N).
 
-    Both are float32 or both float16; sums are float32. float32 is multiplied in full precision, or in TF32 if CUPY_TF32=1. Transposed
-    views and broadcast operands are read in place.
+    Both are float32 or both float16; sums are float32. float32 is multiplied in full precision, or in TF32 if CUPY_TF32=1.
+    Transposed views and broadcast operands are read in place.
     """
     if a.ndim == 1:
         return matmul(be, a[None], b)[..., 0, :]
