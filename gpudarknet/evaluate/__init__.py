@@ -1,4 +1,4 @@
-"""Measure detectors and classifiers: mAP with Darknet's numbers, COCO's AP, recall, accuracy; anchors for a data set."""
+"""Measure detectors and classifiers: mAP as in Darknet, COCO's AP, recall, accuracy; anchors for a data set."""
 
 from .anchors import Anchors, calc_anchors, draw_anchors, read_truths
 from .classification import Accuracy, accuracy

@@ -1,4 +1,4 @@
-"""Bugs of Darknet's CPU build when it trains classifiers, emulated so that its recorded numbers can be reproduced.
+"""Bugs of Darknet's CPU build when it trains classifiers, emulated so that recordings of it can be reproduced.
 
 It does not mark [avgpool], [connected] and [local] as trained layers. Their deltas are therefore not zeroed before a step and
 accumulate over steps, unless a convolution follows and overwrites them; and [connected] and [local] never update their weights.

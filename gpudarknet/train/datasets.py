@@ -1,4 +1,4 @@
-"""What a .data file gives a training: the training set and the validation score."""
+"""The training set and the validation score that a .data file defines."""
 
 from __future__ import annotations
 

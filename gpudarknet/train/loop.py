@@ -56,7 +56,7 @@ class Progress:
 
 
 class TrainingRun:
-    """A training from the present iteration on: the options, and what is kept from one iteration to the next.
+    """One training run from the current iteration on: its options, and the state it keeps between iterations.
 
     measure(network) returns the score that selects base_best.weights; metric is its name in the chart. extra: the extra
     arrays of the checkpoint that is resumed. save_last, save_weights: iterations between checkpoints and between numbered

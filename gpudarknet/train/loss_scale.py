@@ -46,6 +46,6 @@ class LossScale:
         return np.array([self.value, self.growth_tracker])
 
     def load_state(self, state: np.ndarray) -> None:
-        """Restore what `state` returned; a fixed scale stays as [net] gives it."""
+        """Restore what `state` returned; a fixed scale keeps the value of [net]."""
         if self.dynamic:
             self.value, self.growth_tracker = float(state[0]), int(state[1])

@@ -328,7 +328,7 @@ class TrainStep:
 
 
 def is_trainable(name: str, a: Any) -> bool:
-    """Return whether an entry of a layer's weights is trained; recurrent layers keep their state, a list, there too."""
+    """Return whether one of a layer's weights is trained; recurrent layers also store their state, a list, among them."""
     return hasattr(a, "dtype") and not name.endswith(STATISTICS)
 
 
