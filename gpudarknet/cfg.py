@@ -1,7 +1,7 @@
-"""Read .cfg files: text -> sections -> one typed record per layer. Every error and warning says `file:line`.
+"""Parse .cfg files: text -> sections -> one typed record per layer. Every error and warning names file and line.
 
-The grammar is Darknet's (src/parser.c, src/option_list.c): blanks vanish everywhere, only whole lines are comments, the
-first of two equal keys counts, numbers are read up to the first character that is not part of one.
+The grammar is Darknet's (src/parser.c, src/option_list.c): blanks are removed everywhere, comments take whole lines, the
+first of duplicate keys counts, numbers are read up to the first character that is not part of one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = 16 << 20  # bytes; the largest published cfg has 50 kB
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """The [net] section: input size, batch, optimiser, augmentation. Sizes in pixels; see Darknet's wiki on [net]."""
+    """The [net] section: input size, batch, optimizer, augmentation. Sizes in pixels; see Darknet's wiki on [net]."""
 
     section: ClassVar[str] = "net"
     ignored: ClassVar[frozenset[str]] = frozenset(
@@ -91,7 +91,7 @@ class Net:
 
     @property
     def input(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image; a network without pixels has (inputs, 1, 1)."""
+        """(C, H, W) of one image; (inputs, 1, 1) for a network without images."""
         if self.width > 0 and self.height > 0 and self.channels > 0:
             return self.channels, self.height, self.width
         return self.inputs, 1, 1
@@ -108,7 +108,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Section:
-    """One [name] and its options, at a line of a file."""
+    """One [name] with its options, and its line in the file."""
 
     name: str
     line: int
@@ -117,7 +117,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Config:
-    """A parsed .cfg: the [net] record, a record per layer, and the line on which each layer's section begins."""
+    """A parsed .cfg: the [net] record, a record per layer, and the line of each layer's section."""
 
     path: str
     net: Net
@@ -126,7 +126,7 @@ class Config:
 
 
 def read(path: str | Path, strict: bool = False) -> Config:
-    """Read a .cfg file. Raises CfgError; with `strict`, also for what would otherwise be a CfgWarning."""
+    """Read a .cfg file. Raises CfgError; with `strict`, also in place of a CfgWarning."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
@@ -138,12 +138,12 @@ def read(path: str | Path, strict: bool = False) -> Config:
 
 
 def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:
-    """Parse the text of a .cfg; `path` is used in messages and to find files that the cfg names."""
+    """Parse the text of a .cfg; `path` is used in messages and to resolve paths of other files."""
     report = Reporter(path, strict)
-    found = sections(text, path, report)
-    if not found:
-        raise CfgError(f"{path}: holds no [section]; a cfg begins with [net]")
-    first, rest = found[0], found[1:]
+    parsed = sections(text, path, report)
+    if not parsed:
+        raise CfgError(f"{path}: has no [section]; a cfg begins with [net]")
+    first, rest = parsed[0], parsed[1:]
     if first.name not in ("net", "network"):
         raise CfgError(f"{path}:{first.line}: the first section is [{first.name}]; a cfg begins with [net]")
     if not rest:
@@ -161,7 +161,7 @@ def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where complaints go: a CfgWarning, or with `strict` a CfgError."""
+    """Report a problem: warn with a CfgWarning, or with `strict` raise a CfgError."""
 
     path: str
     strict: bool
@@ -175,7 +175,7 @@ class Reporter:
 
 def sections(text: str, path: str, report: Reporter) -> list[Section]:
     """Split the text into sections with their options."""
-    found: list[tuple[str, int, list[Option]]] = []
+    result: list[tuple[str, int, list[Option]]] = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = re.sub(r"[ \t\r\n]", "", raw)
         if not line or line[0] in "#;":
@@ -183,18 +183,18 @@ def sections(text: str, path: str, report: Reporter) -> list[Section]:
         if line[0] == "[":
             if not line.endswith("]"):
                 raise CfgError(
-                    f"{path}:{number}: section '{line[:60]}' does not end with ']'; a comment needs a line of its own"
+                    f"{path}:{number}: section '{line[:60]}' does not end with ']'; a comment needs its own line"
                 )
-            found.append((line[1:-1], number, []))
+            result.append((line[1:-1], number, []))
             continue
-        if not found:
-            raise CfgError(f"{path}:{number}: '{line[:60]}' stands before the first [section]; a cfg begins with [net]")
+        if not result:
+            raise CfgError(f"{path}:{number}: '{line[:60]}' is before the first [section]; a cfg begins with [net]")
         key, equals, value = line.partition("=")
         if not equals or not value:
             report(number, f"'{line[:60]}' has no value and is skipped; write key=value")
             continue
-        found[-1][2].append(Option(key, value, number))
-    return [Section(name, line, tuple(options)) for name, line, options in found]
+        result[-1][2].append(Option(key, value, number))
+    return [Section(name, line, tuple(options)) for name, line, options in result]
 
 
 Record = TypeVar("Record", Net, Layer)
@@ -207,12 +207,12 @@ def record(kind: type[Record], section: Section, report: Reporter) -> Record:
     for option in section.options:
         key, place = option.key, f"[{section.name}]"
         if key in seen:
-            report(option.line, f"{place} has '{key}' a second time; the first, on line {seen[key]}, counts")
+            report(option.line, f"{place} has '{key}' twice; the first, on line {seen[key]}, counts")
             continue
         seen[key] = option.line
         if key in kind.unsupported:
             if atof(option.value)[0] != 0:
-                raise CfgError(f"{report.path}:{option.line}: {place} {key}={option.value} is not offered; remove it")
+                raise CfgError(f"{report.path}:{option.line}: {place} {key}={option.value} is not supported; remove it")
         elif key in kinds:
             values[field_name(key)] = convert(kind, section, option, kinds[key], report)
         elif key not in kind.ignored:
@@ -232,7 +232,7 @@ def schema(kind: Any) -> dict[str, Any]:
 
 
 def field_name(key: str) -> str:
-    """Return the field of a key: `from` is a word of Python, so its field is `from_`."""
+    """Return the field of a key: `from` is a Python keyword, so its field is `from_`."""
     return key + "_" if key == "from" else key
 
 
@@ -258,9 +258,9 @@ def convert(kind: Any, section: Section, option: Option, hint: Any, report: Repo
         if option.value in choices:
             return option.value
         default = next(f.default for f in fields(kind) if f.name == option.key)
-        taken = kind.fallback.get(option.key, default)
-        report(option.line, f"{place} is unknown{did_you_mean(option.value, choices)}; Darknet takes '{taken}' for it")
-        return taken
+        fallback = kind.fallback.get(option.key, default)
+        report(option.line, f"{place} is unknown{did_you_mean(option.value, choices)}; Darknet uses '{fallback}'")
+        return fallback
     if typing.get_origin(hint) is tuple:
         element = atoi if typing.get_args(hint)[0] is int else atof
         return tuple(number(text, element) for text in option.value.split("#")[0].split(","))
@@ -271,20 +271,20 @@ def convert(kind: Any, section: Section, option: Option, hint: Any, report: Repo
 
 
 def resolve_path(cfg: str, name: str) -> Path:
-    """Return the path of a file that a cfg names: as given, or relative to the cfg's folder or its parent."""
+    """Return the path of a file named in a cfg: as given, or relative to the cfg's folder or its parent."""
     folder = Path(cfg).resolve().parent
     candidates = (Path(name), folder / name, folder.parent / name)
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def atoi(text: str) -> tuple[int, str]:
-    """Read an integer as C does: the longest prefix that is one, 0 if there is none. Return it and the rest."""
+    """Parse the longest prefix that is an integer, as C does; 0 if there is none. Return it and the rest."""
     match = re.match(r"[+-]?\d+", text)
-    # 20 digits are already refused everywhere; Python would raise ValueError at 4300
+    # values of 20 digits are refused everywhere; Python would raise ValueError for more than 4300
     return (int(match.group()[:20]), text[match.end() :]) if match else (0, text or " ")
 
 
 def atof(text: str) -> tuple[float, str]:
-    """Read a number as C does: the longest prefix that is one, 0 if there is none. Return it and the rest."""
+    """Parse the longest prefix that is a number, as C does; 0 if there is none. Return it and the rest."""
     match = re.match(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
     return (float(match.group()), text[match.end() :]) if match else (0.0, text or " ")

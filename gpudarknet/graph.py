@@ -1,4 +1,4 @@
-"""Join a cfg's layers into a graph: what each reads, and the shape of everything. No arrays, no memory, no device."""
+"""Connect a cfg's layers to a graph with all shapes, without allocating memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .cfg import Config
 from .errors import CfgError, CfgWarning
 from .layers import Layer, Shape, ShapeError
 
-LARGEST = 2**31 - 1  # numbers in one array: Darknet and the kernels count with 32-bit integers
+MAX_ELEMENTS = 2**31 - 1  # of an array: Darknet and the kernels use 32-bit indices
 
 
 @dataclass(frozen=True)
 class Node:
-    """A layer in its place: which layers it reads, and the (C, H, W) of what goes in and out."""
+    """A layer in the graph: the layers it reads, and the (C, H, W) of its inputs and its output."""
 
     index: int
     layer: Layer
@@ -29,22 +29,24 @@ class Node:
 
 
 def build(config: Config) -> tuple[Node, ...]:
-    """Join a cfg's layers: find every source and shape. Raises CfgError; asks for no memory."""
+    """Return the layers of a cfg with their sources and shapes. Raises CfgError; allocates nothing."""
     net, nodes = config.net, list[Node]()
     place = f"{config.path}: [net]"
     if min(net.input) < 1:
         raise CfgError(
             f"{place} needs width, height and channels of at least 1 (or inputs, for a network without images)"
         )
-    if int(np.prod(net.input, dtype=object)) > LARGEST:
-        raise CfgError(f"{place} asks for an input of {' x '.join(map(str, net.input[::-1]))} numbers; make it smaller")
+    if int(np.prod(net.input, dtype=object)) > MAX_ELEMENTS:
+        raise CfgError(
+            f"{place} asks for an input of {' x '.join(map(str, net.input[::-1]))} elements; make it smaller"
+        )
     for index, (layer, line) in enumerate(zip(config.layers, config.lines, strict=True)):
         place = f"{config.path}:{line}: [{layer.section}] (layer {index})"
         sources = layer.sources(index)
         for source in sources:
             if not 0 <= source < index and (source, index) != (-1, 0):
                 earlier = f"layers 0 to {index - 1}" if index else "the input, as -1"
-                raise CfgError(f"{place} reads layer {source}; it can read only what stands before it: {earlier}")
+                raise CfgError(f"{place} reads layer {source}; it can only read earlier layers: {earlier}")
         inputs = tuple(net.input if source < 0 else nodes[source].shape for source in sources)
         try:
             node = Node(index, layer, sources, inputs, layer.shape(*inputs), line)
@@ -52,8 +54,8 @@ def build(config: Config) -> tuple[Node, ...]:
         except ShapeError as e:
             raise CfgError(f"{place}: {e}") from None
         for name, shape in sizes:
-            if int(np.prod(shape, dtype=object)) > LARGEST:
-                raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 numbers; make it smaller")
+            if int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
+                raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 elements; make it smaller")
         if shape_warning := layer.shape_warning(*inputs):
             warnings.warn(f"{place}: {shape_warning}", CfgWarning, stacklevel=2)
         check_shared(place, node, nodes)
@@ -81,15 +83,15 @@ def owner(node: Node) -> int:
 
 
 def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:
-    """Raise CfgError if the weights and the two largest maps that stand side by side exceed this machine's memory."""
+    """Raise CfgError if the weights and the largest layer's inputs and output exceed this machine's memory."""
     if not hasattr(os, "sysconf"):
         return
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    numbers = sum(int(np.prod(shape)) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    parameters = sum(int(np.prod(shape)) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
     maps = max(int(np.prod(n.shape)) + sum(int(np.prod(s)) for s in n.inputs) for n in nodes)
-    need = 4 * (numbers + batch * maps)
-    if need > have:
+    need = 4 * (parameters + batch * maps)
+    if need > available:
         raise CfgError(
-            f"{path}: needs at least {need / 2**30:.1f} GiB for weights and maps, this machine has {have / 2**30:.1f};"
+            f"{path}: needs at least {need / 2**30:.1f} GiB for weights and maps, this machine has {available / 2**30:.1f};"
             " make width, height, filters or batch smaller"
         )

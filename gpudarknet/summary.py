@@ -1,4 +1,4 @@
-"""The layer table, in Darknet's columns: index, type, filters, size/stride(dilation), input, output, BFLOPS."""
+"""The layer table that Darknet prints: index, type, filters, size/stride(dilation), input, output, BFLOPS."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HEADER = "   layer   filters  size/strd(dil)      input                output"
 
 
 def pixels(shape: Shape) -> str:
-    """Write a shape as Darknet does, width first."""
+    """Format a shape as Darknet does, width first."""
     C, H, W = shape
     return f"{W:4d} x{H:4d} x{C:4d}"
 
 
-def row(node: Node) -> str:
-    """Return one layer's line, with Darknet's widths; where it names layers, their numbers stand for the input."""
+def table_row(node: Node) -> str:
+    """Return one layer's line in Darknet's format; the input is a size or, if the layer names its sources, their indices."""
     kind, filters, size = node.layer.table_row(*node.inputs)
     left = f"{kind:<6}{filters}" if len(kind) < 6 else f"{kind} {filters}"
     read = " ".join(str(s) for s in node.sources) if node.layer.names_sources else pixels(node.inputs[0])
@@ -34,9 +34,9 @@ def bflops(nodes: Sequence[Node]) -> float:
 
 
 def table(nodes: Sequence[Node]) -> str:
-    """Return the whole table with Darknet's totals; avg_outputs is over layers whose input is a map of pixels."""
+    """Return the table with Darknet's totals; avg_outputs averages layers whose input is larger than one pixel."""
     counted = [int(np.prod(n.shape)) for n in nodes if n.inputs[0][1] > 1 and n.inputs[0][2] > 1]
-    lines = [HEADER, *(row(node) for node in nodes), f"Total BFLOPS {bflops(nodes):5.3f} "]
+    lines = [HEADER, *(table_row(node) for node in nodes), f"Total BFLOPS {bflops(nodes):5.3f} "]
     if counted:
         lines.append(f"avg_outputs = {sum(counted) // len(counted)}")
     return "\n".join(lines)

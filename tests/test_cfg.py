@@ -47,7 +47,7 @@ def test_a_number_with_something_behind_it_is_a_warning() -> None:
 def test_the_first_of_two_keys_counts() -> None:
     with pytest.warns(CfgWarning) as found:
         assert conv("size=3\nsize=5").size == 3
-    assert str(found[0].message) == "x.cfg:7: [convolutional] has 'size' a second time; the first, on line 6, counts"
+    assert str(found[0].message) == "x.cfg:7: [convolutional] has 'size' twice; the first, on line 6, counts"
 
 
 def test_an_unknown_key_is_a_warning_and_with_strict_an_error() -> None:
@@ -68,14 +68,14 @@ def test_a_key_that_would_change_results_and_is_not_offered_is_an_error() -> Non
     assert conv("coordconv=0").filters == 1
     with pytest.raises(CfgError) as e:
         conv("coordconv=1")
-    assert str(e.value) == "x.cfg:6: [convolutional] coordconv=1 is not offered; remove it"
+    assert str(e.value) == "x.cfg:6: [convolutional] coordconv=1 is not supported; remove it"
 
 
 def test_an_unknown_activation_is_relu_with_a_warning() -> None:
     with pytest.warns(CfgWarning) as found:
         assert conv("activation=leaki").activation == "relu"
     assert str(found[0].message) == (
-        "x.cfg:6: [convolutional] activation=leaki is unknown; did you mean 'leaky'?; Darknet takes 'relu' for it"
+        "x.cfg:6: [convolutional] activation=leaki is unknown; did you mean 'leaky'?; Darknet uses 'relu'"
     )
 
 
@@ -107,14 +107,14 @@ def test_strides() -> None:
 
 
 FAULTS = {
-    "": "x.cfg: holds no [section]; a cfg begins with [net]",
-    "# only a comment\n": "x.cfg: holds no [section]; a cfg begins with [net]",
-    "size=3\n[net]\n": "x.cfg:1: 'size=3' stands before the first [section]; a cfg begins with [net]",
+    "": "x.cfg: has no [section]; a cfg begins with [net]",
+    "# only a comment\n": "x.cfg: has no [section]; a cfg begins with [net]",
+    "size=3\n[net]\n": "x.cfg:1: 'size=3' is before the first [section]; a cfg begins with [net]",
     "[convolutional]\n": "x.cfg:1: the first section is [convolutional]; a cfg begins with [net]",
     "[net]\nwidth=8\n": "x.cfg:1: [net] is the only section; a network needs layers",
     NET + "[convolutionl]\n": "x.cfg:5: unknown section [convolutionl]; did you mean 'convolutional'?",
     NET + "[YOLO]\n": "x.cfg:5: unknown section [YOLO]",
-    NET + "[yolo] # head\n": "x.cfg:5: section '[yolo]#head' does not end with ']'; a comment needs a line of its own",
+    NET + "[yolo] # head\n": "x.cfg:5: section '[yolo]#head' does not end with ']'; a comment needs its own line",
     NET + "[route]\n": "x.cfg:5: [route] needs the key 'layers'",
     NET + "[shortcut]\n": "x.cfg:5: [shortcut] needs the key 'from'",
     NET + "[softmax]\ntree=no.tree\n": (

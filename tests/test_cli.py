@@ -342,7 +342,7 @@ def test_warnings_are_one_line_each(capsys):
     assert main(RUN) == 0
     assert capsys.readouterr().err == (
         "warning: tiny.cfg:10: [convolutional] has no key 'fliters'; did you mean 'filters'?\n"
-        "warning: tiny.weights: 2 numbers are left over after the last layer; is it the file of another cfg?\n"
+        "warning: tiny.weights: 2 values remain after the last layer; is it the file of another cfg?\n"
     )
 
 

@@ -147,7 +147,11 @@ def test_detections_of_a_classifier_are_refused() -> None:
 
 
 NETS = {
-    "huge width": ("width=1000000000\nheight=416\nchannels=3", "", "asks for an input of 1000000000 x 416 x 3 numbers"),
+    "huge width": (
+        "width=1000000000\nheight=416\nchannels=3",
+        "",
+        "asks for an input of 1000000000 x 416 x 3 elements",
+    ),
     "no size": ("width=0\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
     "negative size": ("width=-416\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
     "negative filters": (
@@ -155,21 +159,21 @@ NETS = {
         "[convolutional]\nfilters=-4",
         "filters, size, stride, groups and dilation must be at least 1",
     ),
-    "huge filters": (None, "[convolutional]\nfilters=2000000000", "has more than 2^31 - 1 numbers"),
+    "huge filters": (None, "[convolutional]\nfilters=2000000000", "has more than 2^31 - 1 elements"),
     "zero stride": (None, "[convolutional]\nstride=0", "must be at least 1"),
     "big window": (None, "[convolutional]\nsize=99", "a window of 99 (padding 0) does not fit into 16 pixels"),
     "later layer": (
         None,
         "[route]\nlayers=3",
-        "reads layer 3; it can read only what stands before it: the input, as -1",
+        "reads layer 3; it can only read earlier layers: the input, as -1",
     ),
     "own layer": (
         None,
         "[avgpool]\n[route]\nlayers=1",
-        "reads layer 1; it can read only what stands before it: layers 0 to 0",
+        "reads layer 1; it can only read earlier layers: layers 0 to 0",
     ),
-    "too far back": (None, "[avgpool]\n[shortcut]\nfrom=-9", "reads layer -8; it can read only"),
-    "unlike maps": (None, "[avgpool]\n[route]\nlayers=-1,-2", "reads layer -1; it can read only"),
+    "too far back": (None, "[avgpool]\n[shortcut]\nfrom=-9", "reads layer -8; it can only read"),
+    "unlike maps": (None, "[avgpool]\n[route]\nlayers=-1,-2", "reads layer -1; it can only read"),
     "unlike sizes": (
         None,
         "[dropout]\n[avgpool]\n[route]\nlayers=0,1",

@@ -102,7 +102,7 @@ def broken(tmp_path, header, body=b""):
         (
             {"0.bias": {"dtype": "I64", "shape": [5], "data_offsets": [0, 40]}},
             b"0" * 40,
-            "0.bias is not described as F16, F32, F64 numbers; write it again",
+            "0.bias is not described as one of F16, F32, F64; write it again",
         ),
         (
             {"0.bias": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}},

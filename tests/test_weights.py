@@ -126,9 +126,7 @@ def test_left_over_numbers_are_a_warning(path: Path) -> None:
     path.write_bytes(header() + numbers(TOTAL + 7).tobytes())
     with pytest.warns(WeightsWarning) as found:
         load(path)
-    assert str(found[0].message) == (
-        f"{path}: 7 numbers are left over after the last layer; is it the file of another cfg?"
-    )
+    assert str(found[0].message) == (f"{path}: 7 values remain after the last layer; is it the file of another cfg?")
 
 
 def test_dontload_takes_nothing_from_the_file_but_is_saved(tmp_path: Path) -> None:
@@ -161,15 +159,15 @@ def test_shared_weights_are_one_array_and_are_not_in_the_file(tmp_path: Path) ->
 
 
 BROKEN = {
-    b"": "has 0 bytes, too few for a header; download it again",
-    b"12345": "has 5 bytes, too few for a header; download it again",
+    b"": "has 0 bytes, too short for a header; download it again",
+    b"12345": "has 5 bytes, too short for a header; download it again",
     header()[:14]: "ends inside its header; download it again",
     b"[net]\nwidth=416\nheight=416\n": "is not a .weights file (it would be version 1952804443.1769409117); check the path",
     header() + numbers(20).tobytes(): (
-        "ends inside layer 0: kernel (2, 3, 3, 3) needs 54 numbers, 12 are left; the file is cut short or belongs to another cfg"
+        "ends inside layer 0: kernel (2, 3, 3, 3) needs 54 values, 12 remain; the file is cut short or belongs to another cfg"
     ),
     header() + numbers(100).tobytes(): (
-        "ends inside layer 1: kernel (5, 48) needs 240 numbers, 33 are left; the file is cut short or belongs to another cfg"
+        "ends inside layer 1: kernel (5, 48) needs 240 values, 33 remain; the file is cut short or belongs to another cfg"
     ),
 }
 

@@ -1,4 +1,4 @@
-"""[conv_lstm]: an LSTM whose products are convolutions (src/conv_lstm_layer.c)."""
+"""[conv_lstm]: an LSTM with convolutions (src/conv_lstm_layer.c)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from ..ops import activation as act
 from .base import Activation, ForwardContext, Shape, ShapeError
 from .convolutional import Convolutional
-from .recurrent import Call, Part, Recurrent
+from .recurrent import Call, Recurrent, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvLstm(Recurrent, section="conv_lstm"):
-    """Remember a map in a long short-term memory.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
+    """Update a long short-term memory that is a map.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
 
-    peephole: the gates see the cell through vf, vi (before the step) and vo (after it). bottleneck: the gates see only
-    v = act(wf([h, x])), activated twice as in Darknet. After the step the cell is clipped to +-state_constrain.
+    peephole: the gates also read the cell, through vf, vi (before the step) and vo (after it). bottleneck: the gates read only
+    act(wf([h, x])), activated twice as in Darknet. After the step the cell is clipped to +-state_constrain.
     """
 
     ignored = frozenset({"shortcut", "xnor", "bin_output"})
@@ -34,18 +34,18 @@ class ConvLstm(Recurrent, section="conv_lstm"):
     bottleneck: int = 0
     state_constrain: float = 0.0  # 0: 32 * time_steps
 
-    def sublayers(self, x: Shape) -> list[Part]:
-        part = Convolutional(
+    def sublayers(self, x: Shape) -> list[Sublayer]:
+        sublayer = Convolutional(
             filters=self.output, activation=self.activation, batch_normalize=self.batch_normalize, size=self.size,
             stride=self.stride, pad=self.pad, padding=self.padding, groups=self.groups,
         )  # fmt: skip
         hidden = (self.output, *x[1:])
-        found: list[Part] = [(f"v{gate}", part, hidden) for gate in ("fio" if self.peephole else "")]
+        sublayers: list[Sublayer] = [(f"v{gate}", sublayer, hidden) for gate in ("fio" if self.peephole else "")]
         if self.bottleneck:
-            found.append(("wf", part, (self.output + x[0], *x[1:])))
+            sublayers.append(("wf", sublayer, (self.output + x[0], *x[1:])))
         else:
-            found += [(f"w{gate}", part, hidden) for gate in "figo"]
-        return found + [(f"u{gate}", part, hidden if self.bottleneck else x) for gate in "figo"]
+            sublayers += [(f"w{gate}", sublayer, hidden) for gate in "figo"]
+        return sublayers + [(f"u{gate}", sublayer, hidden if self.bottleneck else x) for gate in "figo"]
 
     def state(self, x: Shape) -> list[Shape]:
         return [(self.output, *x[1:])] * 2
@@ -54,26 +54,26 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         hidden = (self.output, *inputs[0][1:])
         for _, layer, x in self.sublayers(inputs[0]):
             if layer.shape(x) != hidden:
-                raise ShapeError("its state must keep its size; use stride=1, pad=1 and an odd size")
+                raise ShapeError("the state must keep its size; use stride=1, pad=1 and an odd size")
         return hidden
 
     def flops(self, *inputs: Shape) -> float:
         C, H, W = self.shape(*inputs)
-        own = (12 if self.peephole else 9) * C * H * W
-        return own + sum(layer.flops(x) for _, layer, x in self.sublayers(inputs[0]))
+        elementwise = (12 if self.peephole else 9) * C * H * W
+        return elementwise + sum(layer.flops(x) for _, layer, x in self.sublayers(inputs[0]))
 
     def step(
         self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
     ) -> tuple[Any, list[Any], Callable[..., Any]]:
-        xp, (h, c), squash = be.xp, state, self.lstm_activation
-        seen, seen_back = x, None
+        xp, (h, c), cell_activation = be.xp, state, self.lstm_activation
+        gate_input, bottleneck_back = x, None
         if self.bottleneck:
-            inner, seen_back = call("wf", xp.concatenate([h, x], axis=1))
-            seen = act.apply(be, inner, self.activation)
-        gates, ways = {}, {}
+            squeezed, bottleneck_back = call("wf", xp.concatenate([h, x], axis=1))
+            gate_input = act.apply(be, squeezed, self.activation)
+        gates, saved = {}, {}
 
         def gate(name: str, cell: Any) -> Any:
-            z, backs = call(f"u{name}", seen)
+            z, backs = call(f"u{name}", gate_input)
             terms = [("x", backs)]
             if not self.bottleneck:
                 more, backs = call(f"w{name}", h)
@@ -81,41 +81,43 @@ class ConvLstm(Recurrent, section="conv_lstm"):
             if self.peephole and cell is not None:
                 more, backs = call(f"v{name}", cell)
                 z, terms = z + more, [*terms, ("c", backs)]
-            kind = squash if name == "g" else "logistic"
+            kind = cell_activation if name == "g" else "logistic"
             y = act.apply(be, z, kind)
-            gates[name], ways[name] = y, (z, kind, terms)
+            gates[name], saved[name] = y, (z, kind, terms)
             return y
 
         f, i, g = gate("f", c), gate("i", c), gate("g", None)
         cell = f * c + i * g
         o = gate("o", cell)
-        squashed = act.apply(be, cell, squash)
-        y = o * squashed
+        activated_cell = act.apply(be, cell, cell_activation)
+        y = o * activated_cell
         limit = self.state_constrain or 32.0 * ctx.steps
         clipped = xp.clip(cell, -limit, limit)
 
-        def way(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+        def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
             total = {"x": 0, "h": 0, "c": 0}
 
-            def through(name: str, d: Any, into: dict[str, Any]) -> None:
-                z, kind, terms = ways[name]
+            def gate_backward(name: str, d: Any, into: dict[str, Any]) -> None:
+                z, kind, terms = saved[name]
                 dz = act.apply_backward(be, d, z, gates[name], kind)
-                for where, back in terms:
-                    into[where] = into[where] + back(dz, grad)
+                for source, back in terms:
+                    into[source] = into[source] + back(dz, grad)
 
             d = dy + dstate[0]
-            late = {"x": 0, "h": 0, "c": 0}
-            through("o", d * squashed, late)
+            from_output = {"x": 0, "h": 0, "c": 0}
+            gate_backward("o", d * activated_cell, from_output)
             dcell = (
-                dstate[1] * (xp.abs(cell) <= limit) + act.apply_backward(be, d * o, cell, squashed, squash) + late["c"]
+                dstate[1] * (xp.abs(cell) <= limit)
+                + act.apply_backward(be, d * o, cell, activated_cell, cell_activation)
+                + from_output["c"]
             )
-            total["x"], total["h"] = late["x"], late["h"]
+            total["x"], total["h"] = from_output["x"], from_output["h"]
             for name, dgate in (("f", dcell * c), ("i", dcell * g), ("g", dcell * i)):
-                through(name, dgate, total)
+                gate_backward(name, dgate, total)
             dx, dh = total["x"], total["h"]
-            if seen_back is not None:
-                both = seen_back(act.apply_backward(be, dx, inner, seen, self.activation), grad)
-                dh, dx = both[:, : self.output], both[:, self.output :]
+            if bottleneck_back is not None:
+                dhx = bottleneck_back(act.apply_backward(be, dx, squeezed, gate_input, self.activation), grad)
+                dh, dx = dhx[:, : self.output], dhx[:, self.output :]
             return dx, [dh, dcell * f + total["c"]]
 
-        return y, [y, clipped], way
+        return y, [y, clipped], backward

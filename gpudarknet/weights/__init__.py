@@ -23,18 +23,18 @@ STATISTICS = ("scale", "mean", "variance")
 
 
 class Reader:
-    """A .weights file, read from front to back."""
+    """A .weights file, read sequentially."""
 
     def __init__(self, path: str | Path, file: BinaryIO):
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
         head = self.file.read(12)
         if len(head) < 12:
-            raise WeightsError(f"{path}: has {self.size} bytes, too few for a header; download it again")
+            raise WeightsError(f"{path}: has {self.size} bytes, too short for a header; download it again")
         major, minor, _ = struct.unpack("<iii", head)
         if not (0 <= major <= 2000 and 0 <= minor <= 2000):
             raise WeightsError(f"{path}: is not a .weights file (it would be version {major}.{minor}); check the path")
-        wide = major * 10 + minor >= 2  # `seen` grew from 32 to 64 bits with version 0.2
+        wide = major * 10 + minor >= 2  # since version 0.2 `seen` has 64 bits
         seen = self.file.read(8 if wide else 4)
         if len(seen) < (8 if wide else 4):
             raise WeightsError(f"{path}: ends inside its header; download it again")
@@ -42,17 +42,17 @@ class Reader:
         self.transposed = major > 1000 or minor > 1000
 
     @property
-    def left(self) -> int:
-        """How many float32 numbers are still to be read."""
+    def remaining(self) -> int:
+        """The number of float32 values that remain."""
         return (self.size - self.file.tell()) // 4
 
-    def take(self, count: int) -> np.ndarray:
-        """Read the next numbers."""
+    def read(self, count: int) -> np.ndarray:
+        """Read the next values."""
         return np.fromfile(self.file, "<f4", count).astype(np.float32, copy=False)
 
 
 def stored(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], Init, bool]]:
-    """Yield (name, shape, init, in the file) of a layer's arrays, in file order."""
+    """Yield (name, shape, init, whether the file has it) of a layer's arrays, in file order."""
     layer = node.layer
     for name, shape, init in layer.weights(*node.inputs):
         skipped = layer.dontload or (layer.dontloadscales and name in STATISTICS)
@@ -60,18 +60,18 @@ def stored(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], In
 
 
 def initial(nodes: Sequence[Node], rng: np.random.Generator) -> Arrays:
-    """Make the weights that Darknet begins training with."""
+    """Return the weights with which Darknet starts training."""
     return [{name: init(rng, shape) for name, shape, init, _ in stored(node, True)} for node in nodes]
 
 
 def read(
     path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
 ) -> tuple[Arrays, int]:
-    """Read a file for these layers: (arrays, images seen). Layers that it does not reach keep initial values.
+    """Read a file for these layers: (arrays, images seen). Layers beyond its end keep initial values.
 
-    `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and gives a
-    WeightsWarning, as do numbers left over. A .safetensors file is read as such. Raises WeightsError for a file that cannot
-    be of this network.
+    `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and causes a
+    WeightsWarning, as does data left over. .safetensors files are recognised by their suffix. Raises WeightsError if the
+    file cannot be of this network.
     """
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.read(path, nodes, rng, upto)
@@ -85,7 +85,7 @@ def read(
         for node in nodes:
             own: dict[str, Any] = {}
             wanted = [(name, shape) for name, shape, _, inside in stored(node, True) if inside]
-            if wanted and ended is None and reader.left == 0:
+            if wanted and ended is None and reader.remaining == 0:
                 ended = node.index
             open_ = ended is None and (upto is None or node.index < upto)
             for name, shape, init, inside in stored(node, True):
@@ -93,35 +93,35 @@ def read(
                 if not (inside and open_):
                     own[name] = init(rng, shape)
                     continue
-                if count > reader.left:
+                if count > reader.remaining:
                     raise WeightsError(
-                        f"{path}: ends inside layer {node.index}: {name} {shape} needs {count} numbers, {reader.left} are left;"
+                        f"{path}: ends inside layer {node.index}: {name} {shape} needs {count} values, {reader.remaining} remain;"
                         " the file is cut short or belongs to another cfg"
                     )
-                own[name] = arranged(reader.take(count), name, shape, node.layer, reader.transposed)
+                own[name] = unpack(reader.read(count), name, shape, node.layer, reader.transposed)
             arrays.append(own)
         if ended is not None and (upto is None or ended < upto):
             warnings.warn(
                 f"{path}: ends before layer {ended}; layers {ended} to {nodes[-1].index} keep their initial values",
                 WeightsWarning, stacklevel=2,
             )  # fmt: skip
-        if reader.left and upto is None:
+        if reader.remaining and upto is None:
             warnings.warn(
-                f"{path}: {reader.left} numbers are left over after the last layer; is it the file of another cfg?",
+                f"{path}: {reader.remaining} values remain after the last layer; is it the file of another cfg?",
                 WeightsWarning, stacklevel=2,
             )  # fmt: skip
         return arrays, reader.seen
 
 
-def arranged(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, transposed: bool) -> np.ndarray:
-    """Give numbers their shape; undo the two ways in which old files hold a kernel transposed."""
+def unpack(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, transposed: bool) -> np.ndarray:
+    """Reshape an array; undo the two layouts in which old files store a kernel transposed."""
     if transposed and len(shape) == 2 and name.endswith("kernel"):  # a connected matrix, [inputs][outputs]
         return np.ascontiguousarray(flat.reshape(shape[::-1]).T)
     return layer.unpack(name, flat, shape)
 
 
 def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:
-    """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file appears whole or not at all."""
+    """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file is written atomically."""
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.write(path, nodes[:upto], arrays, seen)
     try:

@@ -1,6 +1,6 @@
 """Read and write weights as .safetensors: a header in JSON that names every array, then their bytes.
 
-Arrays are called LAYER.NAME, for example 7.kernel. The format is that of the safetensors library, which need not be there.
+Arrays are called LAYER.NAME, for example 7.kernel. The format is that of the safetensors library, which is not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"
 
 
 def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, Any]], seen: int) -> None:
-    """Write the weights of these layers as float32. The file appears whole or not at all. Raises WeightsError."""
+    """Write the weights of these layers as float32. The file is written atomically. Raises WeightsError."""
     header: dict[str, Any] = {"__metadata__": {"format": "np", "seen": str(seen)}}
     body, begin = [], 0
     for node in nodes:
@@ -34,7 +34,7 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, An
             header[f"{node.index}.{name}"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
             begin = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data is aligned to 8 bytes
     try:
         with atomic_write(path) as tmp, open(tmp, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
@@ -47,9 +47,9 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, An
 def read(
     path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """Read a file for these layers: (arrays, images seen). Arrays that it lacks keep initial values, with a WeightsWarning.
+    """Read a file for these layers: (arrays, images seen). Missing arrays keep initial values, with a WeightsWarning.
 
-    upto: read only the first so many layers. Raises WeightsError for a file that cannot be of this network.
+    upto: read only the first so many layers. Raises WeightsError if the file cannot be of this network.
     """
     header, data = content(path)
     arrays, missing = [], []
@@ -74,7 +74,7 @@ def read(
 
 
 def content(path: str | Path) -> tuple[dict[str, Any], memoryview]:
-    """Return a file's header and the bytes after it. Raises WeightsError."""
+    """Return a file's header and its data. Raises WeightsError."""
     try:
         whole = memoryview(Path(path).read_bytes())
     except OSError as e:
@@ -91,15 +91,15 @@ def content(path: str | Path) -> tuple[dict[str, Any], memoryview]:
     return header, whole[8 + length :]
 
 
-def array(path: str | Path, key: str, entry: Any, data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
-    """Return one array as float32. Raises WeightsError where it is not of the shape that the layer needs."""
+def array(path: str | Path, key: str, info: Any, data: memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """Return one array as float32. Raises WeightsError if it does not have the shape that the layer needs."""
     try:
-        kind, (begin, end) = KINDS[entry["dtype"]], entry["data_offsets"]
-        found = tuple(entry["shape"])
+        kind, (begin, end) = KINDS[info["dtype"]], info["data_offsets"]
+        stored = tuple(info["shape"])
     except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"{path}: {key} is not described as {', '.join(KINDS)} numbers; write it again") from None
-    if found != shape:
-        raise WeightsError(f"{path}: {key} has shape {found}, the cfg needs {shape}; the file belongs to another cfg")
+        raise WeightsError(f"{path}: {key} is not described as one of {', '.join(KINDS)}; write it again") from None
+    if stored != shape:
+        raise WeightsError(f"{path}: {key} has shape {stored}, the cfg needs {shape}; the file belongs to another cfg")
     if not 0 <= begin <= end <= len(data) or end - begin != int(np.prod(shape)) * kind.itemsize:
         raise WeightsError(f"{path}: ends inside {key}; the file is cut short, fetch or write it again")
     return np.frombuffer(data[begin:end], kind).astype(np.float32).reshape(shape)
