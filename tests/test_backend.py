@@ -88,8 +88,19 @@ def test_a_backend_is_passed_through() -> None:
     assert backend.get(be) is be
 
 
+def test_a_backend_compiles_with_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_executors", {})
+    be = backend.Backend("mine", np, executor="mine")
+    with pytest.raises(BackendError) as e:
+        be.compile_program([], [], [], (3, 4, 6), 1, "fp32", {})
+    assert str(e.value) == "backend 'mine': executor 'mine' is not registered"
+    backend.register_executor("mine", backend.Executor(lambda *args: args, ("fp32", "fp16")))  # type: ignore[arg-type]
+    assert be.compile_program([], [], [], (3, 4, 6), 1, "fp32", {}) == (be, [], [], [], (3, 4, 6), 1, "fp32", {})
+    assert [be.supported_precision(p) for p in ("fp32", "tf32", "fp16")] == ["fp32", "fp32", "fp16"]
+
+
 class CUDARuntimeError(RuntimeError):
-    """As CuPy names its own."""
+    """Named as CuPy's."""
 
 
 TOO_OLD = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
@@ -138,7 +149,7 @@ WHY = {
 
 
 @pytest.mark.parametrize("name", WHY)
-def test_cupy_that_cannot_run_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_cupy_cannot_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, message = WHY[name]
     fake_cupy(monkeypatch, **settings)  # type: ignore[arg-type]
     with pytest.raises(BackendError) as e:
@@ -147,8 +158,8 @@ def test_cupy_that_cannot_run_says_why(name: str, monkeypatch: pytest.MonkeyPatc
     assert backend.get("auto").name == "numpy"
 
 
-def test_the_real_cupy_tells_no_driver_from_an_old_one() -> None:
-    """On a machine without NVIDIA's driver, where CuPy is installed."""
+def test_the_real_cupy_distinguishes_no_driver_from_an_old_one() -> None:
+    """Runs on machines with CuPy and without an NVIDIA driver."""
     runtime = pytest.importorskip("cupy").cuda.runtime
     if runtime.driverGetVersion() != 0:
         pytest.skip("there is a driver")
@@ -172,7 +183,7 @@ def test_an_idle_gpu_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again == []
 
 
-def test_nobody_is_warned_who_has_no_gpu_no_cupy_or_wants_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_warning_without_gpu_without_cupy_or_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cupy(monkeypatch, count=TOO_OLD, driver=0)
     backend.get("auto")  # warnings are errors here
     monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200"])
@@ -205,7 +216,7 @@ class Driver:
         return device.value
 
 
-def test_the_driver_is_asked_for_gpus_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_by_the_driver_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     no_cupy(monkeypatch)
     backend.why_no_cupy.cache_clear()
@@ -228,14 +239,14 @@ def test_the_driver_is_asked_for_gpus_without_cupy(monkeypatch: pytest.MonkeyPat
     assert dict(backend.diagnose())["GPU"] == (f"NVIDIA H200, NVIDIA GPU, not used: CuPy is not installed; {INSTALL}")
 
 
-def test_cupy_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cupy_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
     with pytest.raises(BackendError) as e:
         backend.get("cupy")
     assert 'pip install "gpudarknet[cuda12]"' in str(e.value)
 
 
-def test_cupy_that_runs_is_taken_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_a_working_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cupy(monkeypatch)
     assert backend.why_no_cupy() is None
 
@@ -248,7 +259,7 @@ def test_asarray_converts_lists_and_does_not_copy_arrays() -> None:
     assert be.asarray(a.T).flags.c_contiguous
 
 
-def test_what_is_no_array_is_refused() -> None:
+def test_an_object_that_is_not_an_array_is_refused() -> None:
     with pytest.raises(DataError, match=r"^cannot use a list as an array: "):
         backend.get("numpy").asarray(["a", "b"], np.float32)
 
@@ -264,7 +275,7 @@ GPUS = backend.gpus  # before the fixture changes it
         ({"devices": 0}, "the driver shows no CUDA device; "),
     ],
 )
-def test_what_the_real_cupy_says_of_a_driver(emulator: Any, settings: dict[str, int], message: str) -> None:
+def test_driver_errors_of_the_real_cupy(emulator: Any, settings: dict[str, int], message: str) -> None:
     with emulator.configured(**settings):
         assert str(backend.why_no_cupy()).startswith(message)
         assert backend.get("auto").name == "numpy"
@@ -297,7 +308,7 @@ class Tensor:
 
 
 class Gradient(Tensor):
-    """As PyTorch's that require their gradient."""
+    """Like a PyTorch tensor that requires its gradient."""
 
     def __array__(self, *args: Any, **kw: Any) -> Any:
         raise RuntimeError(
@@ -335,14 +346,14 @@ def read_only(a: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("device", ["cuda"])
-def test_memory_of_the_gpu_is_not_copied(device: str) -> None:
+def test_gpu_memory_is_not_copied(device: str) -> None:
     be = backend_for(device)
     there = be.asarray(A)
     assert be.asarray(Tensor(there, 2)).data.ptr == there.data.ptr
     assert be.asarray(there) is there
 
 
-def test_an_array_of_another_device_is_brought_over(emulator: Any) -> None:
+def test_an_array_on_another_device_is_copied(emulator: Any) -> None:
     be = backend_for("cuda")
     with be.use_device(1):
         there = be.asarray(A)
@@ -361,14 +372,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_arrays_that_cannot_be_taken_are_refused(be: Backend, name: str) -> None:
+def test_arrays_that_cannot_be_converted_are_refused(be: Backend, name: str) -> None:
     a, message = REFUSED[name]
     with pytest.raises(DataError) as e:
         be.asarray(a)
     assert str(e.value) == f"cannot use a {type(a).__name__} as an array: {message}{HELP}"
 
 
-def test_an_array_of_the_gpu_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_array_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
     message = f"it is in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
     with pytest.raises(DataError) as e:
@@ -385,11 +396,11 @@ def test_pytorch_tensors(be: Backend) -> None:
 
 
 class CuPyOutOfMemory(MemoryError):
-    """As CuPy names its own."""
+    """Named as CuPy's."""
 
 
 MESSAGE = "Out of memory allocating 1,843,200 bytes (allocated so far: 512 bytes)."
-SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture says it
+SIZES = "8,589,934,592 free of 17,179,869,184 on the device"  # as the fixture reports
 ADVICE = "reduce batch, width or height, or end other programs on the device"
 FULL = f"CUDA is out of memory: 1,843,200 bytes requested, {SIZES}; {ADVICE}"
 
@@ -464,8 +475,8 @@ def test_out_of_memory_of_a_device_that_does_not_answer() -> None:
     assert str(e.value) == f"CUDA is out of memory; {ADVICE}"
 
 
-def test_other_errors_stay_what_they_are() -> None:
-    """The host's memory, too, and what else CUDA says."""
+def test_other_errors_are_not_translated() -> None:
+    """Also a full host memory, and other errors of CUDA."""
     for error in (MemoryError("Unable to allocate 5.00 GiB"), CUDARuntimeError("cudaErrorIllegalAddress: illegal")):
         with pytest.raises(type(error)) as e:
             full(error).empty((3, 4))

@@ -1,4 +1,4 @@
-"""Networks against the original program, and the Python face."""
+"""Networks against the original Darknet, and the Python API."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from seeded import network_input, write_weights
 
 import gpudarknet as gd
 from gpudarknet import cfg
+from gpudarknet.backend import Backend
 from gpudarknet.errors import CfgError, CfgWarning, DataError
 
 CFG_DIR = Path(__file__).parents[1] / "cfg"
@@ -79,7 +80,7 @@ def test_predict_returns_the_heads() -> None:
         assert y.shape == traced[index].shape
 
 
-def test_predict_of_a_classifier_returns_its_last_layer_that_is_no_cost() -> None:
+def test_predict_of_a_classifier_returns_the_last_layer_other_than_cost() -> None:
     net = load(SMALL + "[cost]\n")
     (y,) = net.predict(network_input(net, 1, batch=3))
     assert y.shape == (3, 6, 1, 1)
@@ -95,7 +96,7 @@ def test_each_image_of_a_batch_gets_its_own_result() -> None:
         np.testing.assert_allclose(one[0], both[k], rtol=1e-5)
 
 
-def test_outputs_stay_when_the_network_runs_again() -> None:
+def test_outputs_are_not_overwritten_by_the_next_run() -> None:
     net = load(SMALL)
     (first,) = net.predict(network_input(net, 1))
     kept = first.copy()
@@ -126,13 +127,13 @@ def test_input_may_be_anything_with_dlpack() -> None:
     np.testing.assert_array_equal(net.predict(Foreign(x))[0], net.predict(x)[0])
 
 
-def test_width_and_height_replace_the_cfgs() -> None:
+def test_width_and_height_override_the_cfg() -> None:
     net = load(SMALL, width=32, height=48)
     assert (net.width, net.height, net.channels) == (32, 48, 3)
     assert net.nodes[0].shape == (4, 24, 16)
 
 
-def test_seed_decides_initial_weights() -> None:
+def test_initial_weights_depend_on_the_seed() -> None:
     same = [load(SMALL, seed=7).weights[0]["kernel"] for _ in range(2)]
     np.testing.assert_array_equal(*same)
     assert not np.array_equal(same[0], load(SMALL, seed=8).weights[0]["kernel"])
@@ -230,7 +231,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_networks_that_cannot_be_are_refused_before_memory_is_asked_for(name: str) -> None:
+def test_impossible_networks_are_refused_before_memory_is_allocated(name: str) -> None:
     net, layers, message = NETS[name]
     text = "\n".join(["[net]", net or "width=24\nheight=16\nchannels=3", layers or "[avgpool]", ""])
     with pytest.raises(CfgError) as e:
@@ -240,7 +241,7 @@ def test_networks_that_cannot_be_are_refused_before_memory_is_asked_for(name: st
     assert str(e.value).startswith("cfg:")
 
 
-def test_a_batch_that_memory_cannot_hold_is_refused() -> None:
+def test_a_batch_too_large_for_memory_is_refused() -> None:
     with pytest.raises(
         CfgError, match=r"^cfg: needs at least \d+\.\d GiB for weights and maps, this machine has .* smaller$"
     ):
@@ -263,6 +264,14 @@ TABLE = """   layer   filters  size/strd(dil)      input                output
    4 softmax                         1 x   1 x   6 ->    1 x   1 x   6
 Total BFLOPS 0.000 
 avg_outputs = 157"""  # noqa: W291 - Darknet ends the line with a blank
+
+
+def test_without_an_executor_predict_runs_the_reference_engine() -> None:
+    plain = gd.load_network(cfg.parse(SMALL), backend=Backend("numpy", np))
+    compiled = load(SMALL)
+    x = network_input(plain, 2)
+    np.testing.assert_array_equal(plain.predict(x)[0], compiled.predict(x, engine="reference")[0])
+    assert not plain.program_cache.programs
 
 
 def test_table() -> None:

@@ -108,7 +108,7 @@ def test_every_algorithm_agrees(batch, channels, filters, width, height, size, m
 
 @pytest.mark.parametrize("algorithm", ["im2col_gemm", "winograd_f2", "winograd_f4"])
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (44, 26), (12, 10)])
-def test_a_convolution_pools_its_own_map(algorithm, width, height):
+def test_a_maxpool_is_fused_into_a_convolution(algorithm, width, height):
     net = network(NET.format(5, width, height) + CONV.format(32, 3, 1, "leaky") + "[maxpool]\nsize=2\nstride=2\n")
     plan = plan_of(net)
     (step,) = plan.steps
@@ -116,7 +116,7 @@ def test_a_convolution_pools_its_own_map(algorithm, width, height):
     agree(net, 1, {step.key(1): algorithm})
 
 
-def test_what_falls_or_is_odd_or_read_twice_is_pooled_by_a_step_of_its_own():
+def test_a_maxpool_after_a_decreasing_activation_of_odd_size_or_of_a_map_read_twice_is_not_fused():
     pool = "[maxpool]\nsize=2\nstride=2\n"
     mish = network(NET.format(3, 16, 12) + CONV.format(4, 3, 1, "mish") + pool)
     odd = network(NET.format(3, 17, 12) + CONV.format(4, 3, 1, "leaky") + pool)
@@ -129,7 +129,7 @@ def test_what_falls_or_is_odd_or_read_twice_is_pooled_by_a_step_of_its_own():
 @pytest.mark.parametrize(
     "activation", ["linear", "leaky", "relu", "logistic", "swish", "mish", "tanh", "relu6", "hard_mish"]
 )
-def test_every_activation_in_place_agrees(activation):
+def test_every_activation_agrees(activation):
     agree(network(NET.format(3, 22, 14) + CONV.format(5, 3, 1, activation)), 2)
 
 
@@ -148,12 +148,12 @@ def residual(kind, more="", activation="linear"):
         residual("sam"),
     ],
 )
-def test_what_combines_two_maps_is_fused_into_the_later_one(text):
+def test_a_sum_is_fused_into_the_later_producer(text):
     plan = agree(network(text), 3)
     assert [s.layers for s in plan.steps] == [(0,), (1, 2)]
 
 
-def test_a_map_that_others_read_is_not_fused_away():
+def test_a_map_with_other_readers_is_stored():
     text = residual("shortcut") + "[route]\nlayers=-2,-1\n"
     plan = agree(network(text), 2)
     assert [s.layers for s in plan.steps] == [(0,), (1,), (2,)] and not plan.copies
@@ -171,9 +171,9 @@ CONCATS = (
     + CONV.format(6, 3, 1, "leaky")  # 1
     + "[route]\nlayers=0\ngroups=2\ngroup_id=1\n"  # 2: channels 4 to 7 of layer 0
     + CONV.format(5, 1, 1, "leaky")  # 3
-    + "[route]\nlayers=-1,1\n"  # 4: both move in
-    + "[route]\nlayers=4,0\n"  # 5: a route inside a route
-    + "[route]\nlayers=2,5\n"  # 6: a part of a map, and a route that moves once more
+    + "[route]\nlayers=-1,1\n"  # 4: both are written in place
+    + "[route]\nlayers=4,0\n"  # 5: a nested route
+    + "[route]\nlayers=2,5\n"  # 6: a slice of a map, and a route that becomes part of another
     + CONV.format(7, 3, 2, "leaky")
 )
 
@@ -201,7 +201,7 @@ def test_a_recurrent_layer_keeps_its_state_between_calls():
     assert np.abs(planned[0] - planned[1]).max() > 1e-3
 
 
-def test_results_are_the_callers_and_batches_and_threads_may_mix():
+def test_the_caller_owns_results_and_threads_may_mix_batches():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     x = images(net, 3)
     (first,) = net.predict(x[:1])
@@ -216,7 +216,7 @@ def test_results_are_the_callers_and_batches_and_threads_may_mix():
         np.testing.assert_allclose(outputs[k][0], all_three[k], rtol=1e-4, atol=1e-5)
 
 
-def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
+def test_the_program_cache_is_bounded_shares_weights_and_is_cleared_by_training():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     for batch in range(1, 8):
         net.predict(images(net, batch))
@@ -229,7 +229,7 @@ def test_programs_are_bounded_share_weights_and_are_dropped_by_training():
     assert not net.program_cache.programs and not net.program_cache.packed_weights
 
 
-def test_a_network_can_be_pickled():
+def test_a_program_cache_can_be_pickled():
     net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
     wanted = net.predict(images(net, 1))[0]
     cache = pickle.loads(pickle.dumps(net.program_cache))
