@@ -53,8 +53,8 @@ def product(handle, precision, M, N, K, offset=0, gap=0):
     y = np.full((M, offset + N + gap), 7, dtype)
     ld = y.shape[1], a.shape[1], w.shape[1]
     handle.gemm(precision, address(y[:, offset:]), address(a), address(w), M, N, K, *ld)
-    beside = np.delete(y, np.s_[offset : offset + N], axis=1)
-    assert (beside == 7).all()
+    around = np.delete(y, np.s_[offset : offset + N], axis=1)
+    assert (around == 7).all()
     return y[:, offset : offset + N], a[:, :K].astype(np.float64) @ w[:, :K].T.astype(np.float64)
 
 
@@ -92,17 +92,17 @@ def test_fp32_is_not_tf32(library, handle, precision, kind, compute):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_gemms_multiply_groups_of_columns(handle, dtype):
+def test_batched_gemms_multiply_groups_of_columns(handle, dtype):
     """A grouped convolution: group g of the patches' columns makes group g of the result's."""
     G, M, N, K, ldw = 3, 5, 2, 7, 8
     rng = np.random.default_rng(4)
     a = rng.normal(0, 1, (M, G * K + 1)).astype(dtype)
     w = rng.normal(0, 1, (G, N, ldw)).astype(dtype)
     y = np.full((M, G * N + 4), 7, dtype)
-    apart = (N, K, N * ldw)
+    strides = (N, K, N * ldw)
     precision = "fp16" if dtype == np.float16 else "fp32"
     handle.gemm_batched(
-        precision, G, address(y[:, 1:]), address(a), address(w), M, N, K, y.shape[1], a.shape[1], ldw, *apart
+        precision, G, address(y[:, 1:]), address(a), address(w), M, N, K, y.shape[1], a.shape[1], ldw, *strides
     )
     for g in range(G):
         want = a[:, g * K : (g + 1) * K].astype(float) @ w[g, :, :K].T.astype(float)
@@ -127,21 +127,21 @@ STATUS = {
 @pytest.mark.parametrize("name", list(cublas.ARGUMENTS))
 def test_a_status_names_the_call(library, name, status):
     library.fails[name] = status
-    kind, said = STATUS[status]
+    kind, text = STATUS[status]
     with pytest.raises(BackendError) as e:
         handle = cublas.Handle(STREAM, WORKSPACE, library)
         a = np.zeros((2, 2), np.float32)
         handle.gemm("fp32", address(a), address(a), address(a), 2, 2, 2, 2, 2, 2)
         handle.gemm_batched("fp32", 1, address(a), address(a), address(a), 2, 2, 2, 2, 2, 2, 0, 0, 0)
         handle.version()
-    assert (type(e.value), str(e.value)) == (kind, f"{name}: CUBLAS_STATUS_{said}")
+    assert (type(e.value), str(e.value)) == (kind, f"{name}: CUBLAS_STATUS_{text}")
 
 
 # matmul: arrays
 
 
 def stack(shape, order=None, dtype=np.float32):
-    """Return seeded numbers of this shape, whose axes lie in memory in this order."""
+    """Return a seeded array of this shape, with its axes in this order in memory."""
     order = range(len(shape)) if order is None else order
     a = np.random.default_rng(shape).standard_normal([shape[axis] for axis in order]).astype(dtype)
     return a.transpose(np.argsort(list(order)))
@@ -152,7 +152,7 @@ def backend(library, xp=np):
 
 
 def gemms(library):
-    """Return what the gemms so far were given beside addresses, types and sizes."""
+    """Return the arguments of the gemms so far except addresses, types and sizes."""
     names = ("transa", "transb", "lda", "ldb", "strideA", "strideB", "strideC", "batchCount")
     return [[given.get(name, "") for name in names] for name, given in library.calls if "Gemm" in name]
 
@@ -188,7 +188,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_matmul_reads_arrays_where_they_lie(library, name, dtype):
+def test_matmul_reads_arrays_in_place(library, name, dtype):
     a, b, calls = PRODUCTS[name]
     if dtype == np.float16:  # astype keeps the order of the axes, not the gaps
         a, b, calls = a.astype(dtype), b.astype(dtype), None
@@ -204,7 +204,7 @@ def test_matmul_reads_arrays_where_they_lie(library, name, dtype):
 
 
 def test_matmul_copies_only_what_has_no_leading_dimension(library):
-    """All but five of the cases give cuBLAS the addresses of their arrays."""
+    """All but five of the cases pass cuBLAS the addresses of their arrays."""
     copied = {
         "neither rows nor columns",
         "backwards",
@@ -229,7 +229,7 @@ def test_tf32_is_for_those_who_ask_cupy_for_it(library, monkeypatch):
     assert library.calls[-1][1]["compute"] == 68
 
 
-def test_long_stacks_are_cut(library, monkeypatch):
+def test_long_stacks_are_split(library, monkeypatch):
     monkeypatch.setattr(cublas, "LARGEST_BATCH", 4)
     a, b = stack((9, 1, 2)), stack((9, 2, 3))
     np.testing.assert_allclose(cublas.matmul(backend(library), a, b), a @ b, rtol=1e-6)
@@ -255,7 +255,7 @@ class Streams:
         return getattr(np, name)
 
 
-def test_products_follow_the_callers_stream_and_device(library):
+def test_gemms_run_on_the_callers_stream_and_device(library):
     """One handle for each device; its stream and, after it, a workspace are set only when the stream is another one."""
     xp, set_up = Streams(), []
     be, streams = backend(library, xp), [types.SimpleNamespace(ptr=ptr) for ptr in (0x10, 0x20)]
@@ -363,7 +363,7 @@ def test_the_library_that_is_loaded_comes_first(libraries, monkeypatch):
     assert asked == ["/a/libcublas.so.12"]
 
 
-def test_without_a_loaded_library_it_is_found_or_named(libraries, monkeypatch):
+def test_without_a_loaded_library_it_is_searched_or_named(libraries, monkeypatch):
     there, asked = libraries
     monkeypatch.setattr(cublas, "loaded_libraries", list)
     monkeypatch.setattr(cublas, "pathfinder_library", lambda: ["/b/libcublas.so.13"])

@@ -2,7 +2,7 @@
 
 `run_everything` uses a network in the ways that users do: several threads and streams, images and arrays, several batches under
 way at once, programs that are dropped while others work. It must give what NumPy gives, whatever the order in which the
-emulator runs work; and with each of FAULTS planted, it must not.
+emulator runs work; and with each of BUGS planted, it must not.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SCHEDULES = (0, 1, 2, 3, 4, 5)  # as late as possible; some streams at once, oth
 
 
 @pytest.fixture
-def fresh(emulator, monkeypatch):
+def clean_emulator(emulator, monkeypatch):
     """Forget streams, handles and image buffers of other tests, and keep those of this one from others."""
     monkeypatch.setattr(stream, "_contexts", {})
     monkeypatch.setattr(upload, "_uploaders", {})
@@ -95,7 +95,7 @@ def floats(batch):
 
 
 def wanted(net, batch):
-    """What NumPy gives for a batch of images."""
+    """What NumPy computes for a batch of images."""
     return net.predict(floats(batch), engine="reference")[0]
 
 
@@ -125,7 +125,7 @@ def run_everything(files, schedule):
             _streams_and_arrays(be, cupy, files, numpy)
         if done["captured gemms without a workspace"]:
             raise Wrong("cuBLAS allocates what it needs in a graph")
-        _batches_under_way(be, cupy, files, numpy)
+        _batches_in_flight(be, cupy, files, numpy)
         _threads(be, cupy, files, numpy)
         _dropped_programs(be, cupy, files, numpy)
         _guarded(be, cuda_emulator, files, numpy)
@@ -157,18 +157,18 @@ def _streams_and_arrays(be, cupy, files, numpy):
         raise Wrong(f"not a graph: {program.eager_reason}")
 
 
-def _batches_under_way(be, cupy, files, numpy):
+def _batches_in_flight(be, cupy, files, numpy):
     """Batches of images, of which several are sent before a result is read, in buffers that grow and are used again."""
     detector = Detector(load_network(*files, backend=be))
     for counts in ((1, 1, 2, 2, 4, 4), (2, 2, 2, 2, 2, 2)):
         batches = [images(10 * i + n, n) for i, n in enumerate(counts)]
         outputs = [detector.network.predict(detector.upload(batch)) for batch in batches]
         for batch, (y,) in zip(batches, outputs, strict=True):
-            compare(y.get(), wanted(numpy, batch), "images under way")
+            compare(y.get(), wanted(numpy, batch), "images in flight")
 
 
 def _threads(be, cupy, files, numpy):
-    """Threads with streams of their own, on one network, which lies on the second device."""
+    """Threads with streams of their own, on one network on the second device."""
     with cupy.cuda.Device(1):
         detector = Detector(load_network(*files, backend=be))
     failed = []
@@ -201,7 +201,7 @@ def _threads(be, cupy, files, numpy):
 
 
 def _dropped_programs(be, cupy, files, numpy):
-    """Programs that are dropped with work under way, while others begin."""
+    """Programs that are dropped with work in flight, while others start."""
     net = load_network(*files, backend=be)
     batch = images(3)
     x = floats(batch)
@@ -245,26 +245,26 @@ def _guarded(be, cuda_emulator, files, numpy):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_results_are_numpys_in_any_order(fresh, files, schedule):
+def test_results_are_numpys_in_any_order(clean_emulator, files, schedule):
     run_everything(files, schedule)
-    assert fresh.reset() is None
+    assert clean_emulator.reset() is None
 
 
 # --- one by one, what real GPUs would have shown -------------------------------------------------------------------------
 
 
-def test_a_network_stays_on_its_device(fresh, files):
+def test_a_network_stays_on_its_device(clean_emulator, files):
     """Whatever the thread's current device is: a new thread begins at device 0."""
     import cupy
 
     be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
     with be.use_device(1):
         detector = Detector(load_network(*files, backend=be))
-    found = []
-    thread = threading.Thread(target=lambda: found.extend(detector.network.predict(detector.upload(batch))))
+    detected = []
+    thread = threading.Thread(target=lambda: detected.extend(detector.network.predict(detector.upload(batch))))
     thread.start()
     thread.join()
-    (y,) = found
+    (y,) = detected
     assert y.device.id == 1 and cupy.cuda.Device().id == 0
     np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
     assert all(a.device.id == 1 for own in detector.network.weights for a in own.values())
@@ -272,7 +272,7 @@ def test_a_network_stays_on_its_device(fresh, files):
     detector.detect_batch(batch)
 
 
-def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
+def test_a_program_that_is_dropped_spoils_no_capture(clean_emulator, files, monkeypatch):
     be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
     one, other = (load_network(*files, backend=be) for _ in range(2))
     x = floats(batch)
@@ -293,25 +293,25 @@ def test_a_program_that_is_dropped_spoils_no_capture(fresh, files, monkeypatch):
     np.testing.assert_allclose(y.get(), wanted(numpy, batch), atol=1e-5)
 
 
-def test_graphs_of_dropped_programs_are_destroyed_when_they_are_done(fresh, files):
+def test_graphs_of_dropped_programs_are_destroyed_when_they_are_done(clean_emulator, files):
     be = backend.get("cupy")
     x = be.asarray(np.zeros((1, 3, 24, 32), np.float32))
     one, other = (load_network(*files, backend=be) for _ in range(2))
     one.predict(x)
     other.predict(x)
-    with fresh.counting() as done:
+    with clean_emulator.counting() as done:
         one.predict(x)
         one.program_cache.clear()
         gc.collect()
         (y,) = other.predict(x)
     assert not (done["cudaGraphExecDestroy"] or done["waits"])  # it may still be at work
     y.get()
-    with fresh.counting() as done:
+    with clean_emulator.counting() as done:
         other.predict(x)
     assert done["cudaGraphExecDestroy"] == 1
 
 
-def test_a_program_keeps_its_weights(fresh, files):
+def test_a_program_keeps_its_weights(clean_emulator, files):
     """Another thread may say that they have changed while a program is at work."""
     be, numpy, batch = backend.get("cupy"), load_network(*files, backend="numpy"), images(1)
     net = load_network(*files, backend=be)
@@ -322,7 +322,7 @@ def test_a_program_keeps_its_weights(fresh, files):
     np.testing.assert_allclose(program.run(x)[0].get(), wanted(numpy, batch), atol=1e-5)
 
 
-def test_an_eager_program_may_be_dropped_at_work(fresh, files):
+def test_an_eager_program_may_be_dropped_at_work(clean_emulator, files):
     """Its memory goes only to what comes later on the stream that it runs on."""
     import cupy
 
@@ -344,7 +344,7 @@ def test_an_eager_program_may_be_dropped_at_work(fresh, files):
     del noise
 
 
-# --- planted faults ------------------------------------------------------------------------------------------------------
+# --- planted bugs --------------------------------------------------------------------------------------------------------
 
 EAGERLY = "for launch in self.launches:\n            launch()"
 LAUNCH = "return Launch(lambda: launch(kernel, threads, *args), kernel)"
@@ -352,7 +352,7 @@ GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)"
 HANDLE = "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))"
 SENT = "return ImageBatch(self.be, runs, buffer, self.free)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
-FAULTS = {
+BUGS = {
     # the waits
     "computing does not wait until images are there": (upload, "stream.wait_event(self.buffer.upload_done)", "pass"),
     "images are overwritten before they are read": (upload, "self.stream.wait_event(buffer.last_read)", "pass"),
@@ -425,22 +425,22 @@ FAULTS = {
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # after an error what is freed says so too
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(fresh, files, monkeypatch, name):
-    found = None
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_detected(clean_emulator, files, monkeypatch, name):
+    detected = None
     with monkeypatch.context() as planted:
-        plant(planted, *FAULTS[name])
+        plant(planted, *BUGS[name])
         for schedule in range(20):
             try:
                 run_everything(files, schedule)
             except Exception as e:
-                found = f"{type(e).__name__}: {e}"
-            found = fresh.reset() or found
-            if found:
+                detected = f"{type(e).__name__}: {e}"
+            detected = clean_emulator.reset() or detected
+            if detected:
                 break
     gc.collect()
-    fresh.reset()
-    assert found is not None
-    print(f"{name}: {found}")
-    run_everything(files, 0)  # it was the fault, and nothing that it or another left behind
-    assert fresh.reset() is None
+    clean_emulator.reset()
+    assert detected is not None
+    print(f"{name}: {detected}")
+    run_everything(files, 0)  # it was the bug, not something left behind
+    assert clean_emulator.reset() is None

@@ -24,7 +24,7 @@ def cuda(request):
 
 
 def forward_and_back(be, section, inputs, keys, train):
-    """Run a layer on seeded numbers; return its output, its inputs' and its weights' gradients, as NumPy."""
+    """Run a layer on seeded arrays; return its output, its inputs' and its weights' gradients, as NumPy."""
     rng = np.random.default_rng(0)
     layer = SECTIONS[section](**keys)
     steps = 2 if has_state(layer) else 1
@@ -71,16 +71,16 @@ def outputs(be, name):
     """Run a small network that ends in a head; return every layer's output, its boxes and every layer's deltas."""
     net = load_network(cfg.parse(INPUT + HEADS[name], name), backend=be)
     x = np.random.default_rng(1).random((2, 3, 4, 6), dtype=np.float32)
-    found = net.trace(x)
+    result = net.trace(x)
     if all(hasattr(net.nodes[head].layer, "detections") for head in net.heads):
-        found.append(net.detections(net.predict(x), 0.1))
+        result.append(net.detections(net.predict(x), 0.1))
     deltas = []
 
     def keep(index, y, backward):
         deltas.extend(be.to_numpy(d) for d in backward(be.zeros(y.shape) + 1, {}) if d is not None)
 
     net.forward(net.input(x), ForwardContext(train=True), keep)
-    return found + deltas
+    return result + deltas
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -144,7 +144,7 @@ def seeded_pair(cuda, name, width, height, tmp_path):
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50's unequal shortcuts
 @pytest.mark.parametrize("name", ["yolov4-tiny", "yolov2-tiny", "resnet50-sort"])
 def test_plan_is_captured_and_replayed(cuda, name, tmp_path):
-    """The second run replays what the first one recorded, on new numbers; capture allows kernels and cuBLAS only."""
+    """The second run replays what the first one recorded, on new inputs; capture allows kernels and cuBLAS only."""
     net, reference, x = seeded_pair(cuda, name, 32, 64, tmp_path)
     for scale in (1, 0.5):
         x = x * np.float32(scale)

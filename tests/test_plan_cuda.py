@@ -42,7 +42,7 @@ PLACES = {"whole": lambda C: (C, 0), "odd part": lambda C: (C + 5, 3), "even par
 
 
 class Maps:
-    """A map (pixels, C) inside a wider array: `a` is what kernels are given, `numbers` what they should see there."""
+    """A map (pixels, C) inside a wider array: `a` is what kernels receive, `values` what they should read."""
 
     def __init__(self, be, pixels, C, place, dtype, rng=None):
         self.ld, self.start = PLACES[place](C)
@@ -50,20 +50,20 @@ class Maps:
         self.C, self.part = C, np.s_[:, self.start : self.start + C]
         if rng is not None:
             whole[self.part] = np.round(rng.normal(0, 2, (pixels, C)), 2)  # rounded: equal values are common
-        self.numbers, self.be = whole[self.part].astype(np.float64), be
+        self.values, self.be = whole[self.part].astype(np.float64), be
         self.whole = be.asarray(whole)
         self.a = self.whole.reshape(-1)[self.start : self.start + (pixels - 1) * self.ld + C]
 
     def nchw(self, N, H, W):
-        return np.ascontiguousarray(self.numbers.reshape(N, H, W, self.C).transpose(0, 3, 1, 2)).astype(np.float32)
+        return np.ascontiguousarray(self.values.reshape(N, H, W, self.C).transpose(0, 3, 1, 2)).astype(np.float32)
 
     def result(self):
-        """What a kernel has written; nothing beside it may have changed."""
+        """What a kernel has written; nothing else may have changed."""
         whole = self.be.to_numpy(self.whole).copy()
-        found = whole[self.part].astype(np.float64)
+        written = whole[self.part].astype(np.float64)
         whole[self.part] = 7
         assert (whole == 7).all()
-        return found
+        return written
 
 
 def can_vectorize(dtype, *maps):
@@ -195,34 +195,36 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
 
 
-def finished(x, bias, other, before, join, eps, slope, after):
-    """What `finish` means, in float64."""
-    v = activation.FUNCTIONS[before][0](np, x + bias)
-    if join == "sort":
+def epilogue_reference(x, bias, other, pre, binary, eps, slope, post):
+    """An epilogue in float64."""
+    v = activation.FUNCTIONS[pre][0](np, x + bias)
+    if binary == "sort":
         v = shortcut.sort_shortcut.reference(NUMPY, v[None], np.broadcast_to(other, v.shape)[None], eps, slope)[0]
-    elif join:
-        v = v + other if join == "add" else v * other
-    return activation.FUNCTIONS[after][0](np, v)
+    elif binary:
+        v = v + other if binary == "add" else v * other
+    return activation.FUNCTIONS[post][0](np, v)
 
 
-NUMBERS = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[Sort], "multiply": BINARY_OPS[Multiply]}
+BINARY_CODES = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[Sort], "multiply": BINARY_OPS[Multiply]}
 
 
-def finish(be, dtype, sizes, place, rng, before="linear", join=None, after="linear", form="all", slope=0.0, bias=True):
+def check_epilogue(
+    be, dtype, sizes, place, rng, pre="linear", binary=None, post="linear", broadcast="all", slope=0.0, bias=True
+):
     N, H, W, C = sizes
     P = H * W
     x, y = Maps(be, N * P, C, place, dtype, rng), Maps(be, N * P, C, "even part", dtype)
-    Co, Po = {"all": (C, P), "channels": (C, 1), "pixels": (1, P)}[form]
+    Co, Po = {"all": (C, P), "channels": (C, 1), "pixels": (1, P)}[broadcast]
     other = Maps(be, N * Po, Co, place, dtype, rng)
     b = rng.normal(0, 1, C).astype(np.float32)
-    seen = np.broadcast_to(other.numbers.reshape(N, Po, Co), (N, P, C)).reshape(N * P, C)
-    want = finished(x.numbers, b if bias else 0, seen, before, join, 0.01, slope, after)
-    vectorized = {before, after} <= VECTOR_ACTIVATIONS and can_vectorize(dtype, x, y)
-    vectorized = vectorized and (join is None or Co == 1 or can_vectorize(dtype, other))
+    seen = np.broadcast_to(other.values.reshape(N, Po, Co), (N, P, C)).reshape(N * P, C)
+    want = epilogue_reference(x.values, b if bias else 0, seen, pre, binary, 0.01, slope, post)
+    vectorized = {pre, post} <= VECTOR_ACTIVATIONS and can_vectorize(dtype, x, y)
+    vectorized = vectorized and (binary is None or Co == 1 or can_vectorize(dtype, other))
     n = threads(dtype, N * P, C, vectorized)
-    numbers = (NAMES.index(before), NUMBERS[join], 0.01, slope, NAMES.index(after), vectorized)
-    pointers = (be.asarray(b) if bias else None, other.a if join else None)
-    be.launch("epilogue.epilogue", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *numbers)
+    codes = (NAMES.index(pre), BINARY_CODES[binary], 0.01, slope, NAMES.index(post), vectorized)
+    pointers = (be.asarray(b) if bias else None, other.a if binary else None)
+    be.launch("epilogue.epilogue", n, x.a, *pointers, y.a, n, C, P, Co, Po, x.ld, other.ld, y.ld, *codes)
     close(y.result(), want, dtype)
 
 
@@ -231,17 +233,22 @@ def test_epilogue_activates(kernels, dtype, kind):
     for shape, place in (((2, 5, 7, 3), "odd part"), ((2, 4, 3, 16), "even part")):
         rng = np.random.default_rng(NAMES.index(kind))
         if kind != "stair":  # it jumps, where float16 and a bias round differently
-            finish(kernels, dtype, shape, place, rng, before=kind)
-        finish(kernels, dtype, shape, place, rng, before=kind, bias=False)
+            check_epilogue(kernels, dtype, shape, place, rng, pre=kind)
+        check_epilogue(kernels, dtype, shape, place, rng, pre=kind, bias=False)
 
 
 @pytest.mark.parametrize(
-    ("join", "form"), [("add", "all"), ("sort", "all"), *(("multiply", form) for form in ("all", "channels", "pixels"))]
+    ("binary", "broadcast"),
+    [
+        ("add", "all"),
+        ("sort", "all"),
+        *(("multiply", broadcast) for broadcast in ("all", "channels", "pixels")),
+    ],
 )
-def test_epilogue_binary_operations(kernels, dtype, shape, place, rng, join, form):
+def test_epilogue_binary_operations(kernels, dtype, shape, place, rng, binary, broadcast):
     for slope in (0.0, 0.1):
-        finish(kernels, dtype, shape, place, rng, "leaky", join, "relu", form, slope)
-        finish(kernels, dtype, shape, place, rng, "linear", join, "linear", form, slope, bias=False)
+        check_epilogue(kernels, dtype, shape, place, rng, "leaky", binary, "relu", broadcast, slope)
+        check_epilogue(kernels, dtype, shape, place, rng, "linear", binary, "linear", broadcast, slope, bias=False)
 
 
 def test_epilogue_in_place(kernels, dtype, shape, place, rng):
@@ -249,10 +256,10 @@ def test_epilogue_in_place(kernels, dtype, shape, place, rng):
     x, b = Maps(kernels, N * H * W, C, place, dtype, rng), kernels.asarray(rng.normal(0, 1, C), np.float32)
     vectorized = can_vectorize(dtype, x)
     n = threads(dtype, N * H * W, C, vectorized)
-    numbers = (NAMES.index("mish"), 0, 0.0, 0.0, 0, vectorized)
-    kernels.launch("epilogue.epilogue", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *numbers)
+    codes = (NAMES.index("mish"), 0, 0.0, 0.0, 0, vectorized)
+    kernels.launch("epilogue.epilogue", n, x.a, b, None, x.a, n, C, H * W, C, H * W, x.ld, 0, x.ld, *codes)
     bias = kernels.to_numpy(b).astype(np.float64)
-    close(x.result(), activation.FUNCTIONS["mish"][0](np, x.numbers + bias), dtype)
+    close(x.result(), activation.FUNCTIONS["mish"][0](np, x.values + bias), dtype)
 
 
 def test_maxpool_epilogue(kernels, dtype, shape, place, rng):
@@ -263,7 +270,7 @@ def test_maxpool_epilogue(kernels, dtype, shape, place, rng):
     n = threads(dtype, N * OH * OW, C, vectorized)
     sizes = (n, C, OW, x.ld, y.ld, NAMES.index("leaky"), vectorized)
     kernels.launch("epilogue_pool.maxpool_epilogue", n, x.a, kernels.asarray(b), y.a, *sizes)
-    largest = x.numbers.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
+    largest = x.values.reshape(N, OH, 2, OW, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     close(y.result(), np.where(largest > 0, largest, 0.1 * largest), dtype)
 
 
@@ -327,8 +334,8 @@ def test_add_mismatched(kernels, dtype, place, sizes):
         (Sort, shortcut.sort_shortcut(NUMPY, x, z, 0.01, 0.1)),
     ):
         y = Maps(kernels, N * H * W, C, place, dtype)
-        numbers = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, BINARY_OPS[kind], 0.01, 0.1)
-        kernels.launch("nhwc.add_mismatched", n, a.a, b.a, y.a, *numbers)
+        codes = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, BINARY_OPS[kind], 0.01, 0.1)
+        kernels.launch("nhwc.add_mismatched", n, a.a, b.a, y.a, *codes)
         close(y.result(), rows(want), dtype)
 
 
@@ -548,7 +555,7 @@ def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, preci
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_patches_and_blocks_in_parts(monkeypatch, batch):
+def test_im2col_and_max_pool_in_chunks(monkeypatch, batch):
     """A budget of 40 kB makes the convolution before a pool go image by image, in parts of some rows."""
     text = "[net]\nwidth=40\nheight=24\nchannels=5\n[convolutional]\nfilters=5\nsize=3\npad=1\nactivation=leaky\n"
     net = load_network(cfg.parse(text + "[maxpool]\nsize=2\nstride=2\n"), backend=plan_backend())
@@ -560,7 +567,7 @@ def test_patches_and_blocks_in_parts(monkeypatch, batch):
     assert parts.algorithms[parts.schedule.steps[0]] == "im2col, gemm in 5 chunks"
     assert len(parts.launches) == batch * (5 * 2 + 1)
     assert {name for _, name in parts.schedule.arena.workspaces} == {"im2col", "conv_output"}
-    assert all(4 * numbers <= 40_000 for numbers in parts.schedule.arena.workspaces.values())
+    assert all(4 * size <= 40_000 for size in parts.schedule.arena.workspaces.values())
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -597,14 +604,14 @@ def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
 
 
 SMALL = "[net]\nwidth=12\nheight=8\nchannels=5\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
-# A [region] that a layer reads has no map with channels for it, but numbers in another order.
-THROUGH = "[convolutional]\nfilters=8\n[region]\nclasses=3\n[convolutional]\nfilters=8\n[region]\nclasses=3\n"
+# A [region] that a layer reads is row-major, not a map with channels.
+FALLBACK = "[convolutional]\nfilters=8\n[region]\nclasses=3\n[convolutional]\nfilters=8\n[region]\nclasses=3\n"
 
 
-def test_other_layers_run_through_the_reference(tmp_path):
-    net = load_network(cfg.parse(SMALL + THROUGH), backend=plan_backend())
+def test_other_layers_fall_back_to_forward(tmp_path):
+    net = load_network(cfg.parse(SMALL + FALLBACK), backend=plan_backend())
     x = network_input(net, 1, 2)
-    want = load_network(cfg.parse(SMALL + THROUGH), backend="numpy").predict(x, engine="reference")
+    want = load_network(cfg.parse(SMALL + FALLBACK), backend="numpy").predict(x, engine="reference")
     run = program(net, 2)
     assert distance(run.run(x), want) < 2e-6
     assert run.eager_reason == "backend host-cuda has no CUDA streams"
@@ -729,15 +736,15 @@ def test_where_capture_fails_the_plan_runs_eagerly(emulator, monkeypatch):
     assert f"CUDA, fp32, eagerly ({run.eager_reason}): 3 launches" in run.describe()
 
 
-def test_layers_of_the_reference_are_not_captured(emulator):
-    run = program(on_device(SMALL + THROUGH)[0], 1)
+def test_fallback_layers_are_not_captured(emulator):
+    run = program(on_device(SMALL + FALLBACK)[0], 1)
     assert run.eager_reason == "fallback layers: region"
     assert program(on_device(SMALL)[0], 1, graph=False).eager_reason == "requested"
 
 
 @pytest.fixture
-def room(emulator):
-    """Return room(net, bytes): let so many be free on the device, and say what a plan then says is free."""
+def free_memory(emulator):
+    """Return free_memory(bytes): let so many be free on the device, and return what a plan reports as free."""
     import cupy
 
     before = emulator.library().emulator_get(b"memory")
@@ -754,14 +761,14 @@ def room(emulator):
     emulator.configure(memory=before)
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(free_memory, monkeypatch):
     net, _ = on_device(SMALL)
     net.predict(network_input(net, 1))
     net.program_cache.programs.clear()
-    # An image: 96 pixels, two maps of 8 channels, patches of 45 numbers in 48, a result of 4 channels.
+    # An image: 96 pixels, two maps of 8 channels, im2col rows of 45 elements in 48, a result of 4 channels.
     each = 4 * 96 * (2 * 8 + 48 + 4)
     x = net.input(network_input(net, 1, 600))
-    free = room(140_000)
+    free = free_memory(140_000)
     fit = free // each
     for batch in (fit + 1, 600):
         with pytest.raises(OutOfMemoryError) as error:
@@ -781,11 +788,11 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(room, monkeypa
     )
 
 
-def test_memory_that_is_free_in_pieces_only(room, emulator, monkeypatch):
+def test_fragmented_memory(free_memory, emulator, monkeypatch):
     net, _ = on_device(SMALL)
     net.predict(network_input(net, 1))
     x = net.input(network_input(net, 1, 600))
-    room(0)
+    free_memory(0)
     monkeypatch.setattr(program_module, "free_bytes", lambda be: 1 << 30)
     with pytest.raises(OutOfMemoryError) as error:
         net.predict(x)
@@ -793,7 +800,7 @@ def test_memory_that_is_free_in_pieces_only(room, emulator, monkeypatch):
     assert re.fullmatch(f"batch 600 of 5 x 8 x 12 in fp32 {message}", str(error.value)), error.value
 
 
-# --- on a GPU, where there is one ----------------------------------------------------------------------------------------
+# --- on a GPU, if available ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")

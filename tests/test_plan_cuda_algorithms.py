@@ -1,4 +1,4 @@
-"""The ways to convolve on a GPU: their kernels against definitions in NumPy, and each of them against the reference engine."""
+"""Convolution algorithms on a GPU: their kernels against NumPy, and each algorithm against the reference engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from seeded import network_input, write_weights
 from test_plan_cuda import (
-    NUMBERS,
+    BINARY_CODES,
     NUMPY,
     PLACES,
     SHAPES,
@@ -18,7 +18,7 @@ from test_plan_cuda import (
     can_vectorize,
     close,
     distance,
-    finished,
+    epilogue_reference,
     outputs,
     plan_backend,
     program,
@@ -60,16 +60,16 @@ def rng(shape):
 
 
 def laid_out(x, shape, window, groups):
-    """The patches of a map (pixels, C), by the definition of im2col."""
+    """The im2col matrix of a map (pixels, C), from the reference."""
     (N, H, W, C), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
     nchw = np.ascontiguousarray(x.reshape(N, H, W, C).transpose(0, 3, 1, 2)).astype(np.float32)
-    found = im2col.im2col(NUMPY, nchw, size, stride, dilation, pad, OH, OW).reshape(N, C, size * size, OH * OW)
-    found = found.transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, groups, C // groups)
-    return found.transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
+    col = im2col.im2col(NUMPY, nchw, size, stride, dilation, pad, OH, OW).reshape(N, C, size * size, OH * OW)
+    col = col.transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, groups, C // groups)
+    return col.transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
 
 
 def geometry(shape, window, groups, ldcol, first, count):
-    """What kernels that write patches ahead are told of them, and how many places of the map they visit."""
+    """The im2col arguments of an epilogue, and the positions of the padded map."""
     (N, H, W, _), (size, stride, dilation, pad), (OH, OW) = shape, window, outputs(*shape[1:3], *window)
     reach = (size - 1) * dilation + 1
     HP, WP = max(H + pad, (OH - 1) * stride[0] + reach), max(W + pad, (OW - 1) * stride[1] + reach)
@@ -87,15 +87,15 @@ def test_epilogue_im2col(kernels, dtype, shape, place, rng, window):
         vectorized = can_vectorize(dtype, x, other, y) and count // groups % V == 0 and first % V == 0
         b = kernels.asarray(rng.normal(0, 1, C), np.float32)
         bias = kernels.to_numpy(b).astype(np.float64)
-        want = finished(x.numbers, bias, other.numbers, "leaky", "add", 0.0, 0.0, "relu")
+        want = epilogue_reference(x.values, bias, other.values, "leaky", "add", 0.0, 0.0, "relu")
         for stored in (True, False):
             places = "even part" if vectorized else "odd part"
             col = Maps(kernels, N * OH * OW, count * window[0] ** 2, places, dtype)
             where, visited = geometry((N, H, W, C), window, groups, col.ld, first, count)
             n = threads(dtype, visited, C, vectorized)
             pointers = (x.a, b, other.a, y.a if stored else None, col.a)
-            numbers = (NAMES.index("leaky"), NUMBERS["add"], 0.0, 0.0, NAMES.index("relu"))
-            sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *numbers, *where, vectorized)
+            codes = (NAMES.index("leaky"), BINARY_CODES["add"], 0.0, 0.0, NAMES.index("relu"))
+            sizes = (n, C, H, W, C, H * W, x.ld, other.ld, y.ld, *codes, *where, vectorized)
             kernels.launch("epilogue.epilogue_im2col", n, *pointers, *sizes)
             close(y.result(), want, dtype)
             part = np.ascontiguousarray(y.result()[:, first : first + count])
@@ -109,7 +109,7 @@ def test_maxpool_epilogue_im2col(kernels, dtype, shape, place, rng, window):
     x, y = Maps(kernels, 4 * N * H * W, C, place, dtype, rng), Maps(kernels, N * H * W, C, "even part", dtype)
     b = rng.normal(0, 1, C).astype(np.float32)
     vectorized = can_vectorize(dtype, x, y)
-    largest = x.numbers.reshape(N, H, 2, W, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
+    largest = x.values.reshape(N, H, 2, W, 2, C).max(axis=(2, 4)).reshape(-1, C) + b
     for stored in (True, False):
         col = Maps(kernels, N * OH * OW, C * window[0] ** 2, "even part" if vectorized else "odd part", dtype)
         where, visited = geometry((N, H, W, C), window, 1, col.ld, 0, C)
@@ -133,26 +133,26 @@ def test_epilogue_split(kernels, dtype, place, channels):
     kinds = NAMES.index("mish"), NAMES.index("leaky")
     pointers = (x.a, *map(kernels.asarray, (b1, b2)), y1.a, y2.a)
     kernels.launch("epilogue.epilogue_split", n, *pointers, n, C1, C2, start, x.ld, y1.ld, y2.ld, *kinds, vectorized)
-    close(y1.result(), activation.FUNCTIONS["mish"][0](np, x.numbers[:, :C1] + b1), dtype)
-    close(y2.result(), activation.FUNCTIONS["leaky"][0](np, x.numbers[:, start:] + b2), dtype)
+    close(y1.result(), activation.FUNCTIONS["mish"][0](np, x.values[:, :C1] + b1), dtype)
+    close(y2.result(), activation.FUNCTIONS["leaky"][0](np, x.values[:, start:] + b2), dtype)
 
 
-@pytest.mark.parametrize("form", ["all", "channels", "pixels", "pooled"])
+@pytest.mark.parametrize("broadcast", ["all", "channels", "pixels", "pooled"])
 @pytest.mark.parametrize("sizes", [(2, 6, 10, 3, 5), (1, 5, 7, 8, 16), (2, 8, 4, 16, 4), (1, 1, 3, 4, 8)], ids=str)
-def test_winograd(kernels, dtype, place, sizes, form):
+def test_winograd(kernels, dtype, place, sizes, broadcast):
     N, H, W, C, F = sizes
-    if form == "pooled" and (H % 2 or W % 2):
+    if broadcast == "pooled" and (H % 2 or W % 2):
         pytest.skip("plans pool even maps only")
     rng, TH, TW = np.random.default_rng(sizes), -(-H // 2), -(-W // 2)
     P, tiles, ldc, ldf = H * W, N * TH * TW, algorithms.align_channels(C), algorithms.align_channels(F)
     x, w, b = Maps(kernels, N * P, C, place, dtype, rng), rng.normal(0, 0.3, (F, C, 3, 3)), rng.normal(0, 1, F)
-    cut, made = (np.full((16 * tiles, ld), 7, dtype) for ld in (ldc, ldf))
+    transformed, products = (np.full((16 * tiles, ld), 7, dtype) for ld in (ldc, ldf))
     vectorized = not (C % TILE_VECTOR or x.ld % TILE_VECTOR or x.start % TILE_VECTOR)
     n = tiles * C // (TILE_VECTOR if vectorized else 1)
-    there = kernels.asarray(cut.reshape(-1)[: cut.size - ldc + C])
+    there = kernels.asarray(transformed.reshape(-1)[: transformed.size - ldc + C])
     kernels.launch("winograd.winograd_input_transform", n, x.a, there, n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
-    cut.reshape(-1)[: cut.size - ldc + C] = kernels.to_numpy(there)
-    assert (cut[:, C:] == 7).all()
+    transformed.reshape(-1)[: transformed.size - ldc + C] = kernels.to_numpy(there)
+    assert (transformed[:, C:] == 7).all()
 
     step = Convolve(
         layers=(0,),
@@ -167,10 +167,12 @@ def test_winograd(kernels, dtype, place, sizes, form):
     )
     U = pack_weights(step, "winograd", w, np.float64)
     assert (U[:, F:] == 0).all() and (U[..., C:] == 0).all()
-    made[:, :F] = (cut[:, :C].astype(np.float64).reshape(16, tiles, C) @ U[:, :F, :C].transpose(0, 2, 1)).reshape(-1, F)
+    products[:, :F] = (
+        transformed[:, :C].astype(np.float64).reshape(16, tiles, C) @ U[:, :F, :C].transpose(0, 2, 1)
+    ).reshape(-1, F)
 
-    pooled, join = form == "pooled", "multiply" if form in ("channels", "pixels") else "add"
-    Co, Po = {"all": (F, P), "channels": (F, 1), "pixels": (1, P), "pooled": (F, P)}[form]
+    pooled, binary = broadcast == "pooled", "multiply" if broadcast in ("channels", "pixels") else "add"
+    Co, Po = {"all": (F, P), "channels": (F, 1), "pixels": (1, P), "pooled": (F, P)}[broadcast]
     y, other = (
         Maps(kernels, N * P // (4 if pooled else 1), F, place, dtype),
         Maps(kernels, N * Po, Co, place, dtype, rng),
@@ -178,12 +180,12 @@ def test_winograd(kernels, dtype, place, sizes, form):
     written = (y,) if pooled or Co == 1 else (y, other)
     vectorized = not any(m.C % TILE_VECTOR or m.ld % TILE_VECTOR or m.start % TILE_VECTOR for m in written)
     n = tiles * F // (TILE_VECTOR if vectorized else 1)
-    numbers = (NAMES.index("leaky"), 0 if pooled else NUMBERS[join], 0.0, 0.0, NAMES.index("relu") * (not pooled))
-    pointers = (kernels.asarray(made.reshape(-1)[: made.size - ldf + F]), kernels.asarray(b, np.float32))
+    codes = (NAMES.index("leaky"), 0 if pooled else BINARY_CODES[binary], 0.0, 0.0, NAMES.index("relu") * (not pooled))
+    pointers = (kernels.asarray(products.reshape(-1)[: products.size - ldf + F]), kernels.asarray(b, np.float32))
     lds = (ldf, other.ld, y.ld)
     kernels.launch(
         "winograd.winograd_output_transform", n, *pointers, None if pooled else other.a, y.a,
-        n, tiles, F, H, W, TH, TW, Co, Po, *lds, *numbers, pooled, vectorized,
+        n, tiles, F, H, W, TH, TW, Co, Po, *lds, *codes, pooled, vectorized,
     )  # fmt: skip
     patches = im2col.im2col(NUMPY, x.nchw(N, H, W), 3, (1, 1), 1, 1, H, W)
     plain = np.einsum("ncpqij,fcpq->nfij", patches, w, dtype=np.float64)
@@ -191,9 +193,9 @@ def test_winograd(kernels, dtype, place, sizes, form):
         largest = plain.reshape(N, F, TH, 2, TW, 2).max(axis=(3, 5))
         want = activation.FUNCTIONS["leaky"][0](np, rows(largest) + b)
     else:
-        seen = np.broadcast_to(other.numbers.reshape(N, Po, Co), (N, P, F)).reshape(N * P, F)
-        want = finished(rows(plain), b, seen, "leaky", join, 0.0, 0.0, "relu")
-    scale = np.abs(plain).max()  # of sums of up to 16 numbers, each rounded once or twice
+        seen = np.broadcast_to(other.values.reshape(N, Po, Co), (N, P, F)).reshape(N * P, F)
+        want = epilogue_reference(rows(plain), b, seen, "leaky", binary, 0.0, 0.0, "relu")
+    scale = np.abs(plain).max()  # of sums of up to 16 values, each rounded once or twice
     np.testing.assert_allclose(y.result(), want, rtol=0, atol=scale * (8e-3 if dtype == np.float16 else 2e-6) * 3)
 
 
@@ -211,7 +213,7 @@ ONE = dict(size=1, pad=0)
 
 
 @pytest.mark.parametrize(
-    ("step", "found"),
+    ("step", "names"),
     [
         (convolution(), ["im2col_gemm", "im2col_batched_gemm", "winograd_f2"]),
         (convolution(stride=2), ["im2col_gemm", "im2col_batched_gemm"]),
@@ -223,14 +225,14 @@ ONE = dict(size=1, pad=0)
         (convolution(C=512, H=50, W=30), ["im2col_gemm", "im2col_gemm_16mib", "im2col_batched_gemm", "winograd_f2"]),
     ],
 )
-def test_what_is_possible(step, found):
-    assert supported(ConvProblem(step, 2, 4)) == found
-    assert supported(ConvProblem(step, 1, 4)) == [name for name in found if "batched" not in name]
+def test_supported_algorithms(step, names):
+    assert supported(ConvProblem(step, 2, 4)) == names
+    assert supported(ConvProblem(step, 1, 4)) == [name for name in names if "batched" not in name]
 
 
 def test_the_rule():
     large, small = convolution(C=64, F=64), convolution(C=32, F=64)
-    for step, precision, way in (
+    for step, precision, algorithm in (
         (large, "fp32", "winograd_f2"),
         (large, "tf32", "im2col_gemm"),
         (large, "fp16", "im2col_gemm"),
@@ -239,27 +241,27 @@ def test_the_rule():
         (convolution(C=3), "fp32", "direct"),
         (convolution(F=16, groups=16), "fp16", "depthwise"),
     ):
-        assert choose(ConvProblem(step, 2, 4), precision, {}) == way
+        assert choose(ConvProblem(step, 2, 4), precision, {}) == algorithm
 
 
-def test_a_measured_choice_is_followed_where_it_fits():
+def test_a_measured_choice_is_used_if_supported():
     step = convolution()
     key = step.key(2)
     assert choose(ConvProblem(step, 2, 4), "fp32", {key: "im2col_batched_gemm"}) == "im2col_batched_gemm"
     assert choose(ConvProblem(step, 2, 4), "fp32", {key: "gemm_1x1"}) == "im2col_gemm"
-    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "of another time"}) == "im2col_gemm"
+    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "unknown"}) == "im2col_gemm"
     assert choose(ConvProblem(step, 1, 4), "fp32", {key: "winograd_f2"}) == "im2col_gemm"
 
 
-def test_parts_are_as_equal_as_can_be():
-    assert [algorithms.chunk_size(10, room) for room in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
+def test_chunks_are_as_equal_as_possible():
+    assert [algorithms.chunk_size(10, limit) for limit in (0, 1, 3, 4, 6, 9, 10, 11)] == [1, 1, 3, 4, 5, 5, 10, 10]
 
 
-def test_every_way_can_be_bound():
+def test_every_algorithm_has_an_emitter():
     assert list(EMITTERS) == list(ALGORITHMS)
 
 
-# --- each way, on the CPU, against the reference engine ----------------------------------------------------------------
+# --- each algorithm, on the CPU, against the reference engine ----------------------------------------------------------
 
 NETS = {  # sections after one that makes 16 channels of 3
     "3 x 3": "[convolutional]\nfilters=24\nsize=3\npad=1\nactivation=mish\nbatch_normalize=1\n",
@@ -277,27 +279,27 @@ START = "[net]\nwidth=12\nheight=8\nchannels=3\n[convolutional]\nfilters=16\nsiz
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", NETS)
-def test_every_way_is_what_the_reference_engine_says(name, batch, precision, tmp_path, monkeypatch):
+def test_every_algorithm_computes_what_the_reference_engine_does(name, batch, precision, tmp_path, monkeypatch):
     config = cfg.parse(START + NETS[name])
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
     net = load_network(config, weights, backend=plan_backend())
     x = network_input(net, 2, batch)
     want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
-    for way in algorithms.IM2COL_BUDGETS:
-        monkeypatch.setitem(algorithms.IM2COL_BUDGETS, way, 4000)
+    for algorithm in algorithms.IM2COL_BUDGETS:
+        monkeypatch.setitem(algorithms.IM2COL_BUDGETS, algorithm, 4000)
     steps = [
         s for s in compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps if isinstance(s, Convolve)
     ]
     tried = set()
     for step in steps:
-        for way in supported(ConvProblem(step, batch, 2 if precision == "fp16" else 4)):
-            run = program(net, batch, precision, choices={step.key(batch): way}, poison=True)
+        for algorithm in supported(ConvProblem(step, batch, 2 if precision == "fp16" else 4)):
+            run = program(net, batch, precision, choices={step.key(batch): algorithm}, poison=True)
             chosen = dict(
                 zip((s.layers for s in run.schedule.algorithms), run.schedule.algorithms.values(), strict=True)
             )
-            assert chosen[step.layers] == way
-            assert distance(run.run(x), want) < TOLERANCE[precision], way
-            tried.add(way)
+            assert chosen[step.layers] == algorithm
+            assert distance(run.run(x), want) < TOLERANCE[precision], algorithm
+            tried.add(algorithm)
     assert tried >= {"direct", "im2col_gemm", *(["im2col_batched_gemm"] if batch > 1 else [])}
 
 
@@ -312,6 +314,6 @@ def test_winograd_in_parts(tmp_path, monkeypatch, pooled):
     monkeypatch.setattr(algorithms, "MAX_WORKSPACE", 70_000)
     parts = program(net, 3, choices=key, poison=True)
     assert "winograd in 3 chunks" in parts.algorithms.values() and "winograd" in whole.algorithms.values()
-    assert all(4 * numbers <= 70_000 for numbers in parts.schedule.arena.workspaces.values())
+    assert all(4 * size <= 70_000 for size in parts.schedule.arena.workspaces.values())
     # The gemms have fewer rows, for which a BLAS may add in another order.
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Measured ways to convolve on a GPU: raced, remembered by device, followed; on a CPU, where the times mean nothing."""
+"""Autotuning on a GPU: benchmarks, stored by device, and used; on a CPU, where the times mean nothing."""
 
 from __future__ import annotations
 
@@ -45,14 +45,18 @@ activation=linear
 output=4
 activation=linear
 """
-RACED = [{"direct", "im2col_gemm", "winograd_f2"}, {"im2col_gemm", "winograd_f2"}]
-BY_IMAGE = [{*RACED[0], "im2col_batched_gemm"}, {*RACED[1], "im2col_batched_gemm"}, {"gemm_1x1", "gemm_1x1_batched"}]
-BY_IMAGE += [{"im2col_gemm", "im2col_batched_gemm"}]  # [connected]
+CANDIDATES = [{"direct", "im2col_gemm", "winograd_f2"}, {"im2col_gemm", "winograd_f2"}]
+BATCHED = [
+    {*CANDIDATES[0], "im2col_batched_gemm"},
+    {*CANDIDATES[1], "im2col_batched_gemm"},
+    {"gemm_1x1", "gemm_1x1_batched"},
+]
+BATCHED += [{"im2col_gemm", "im2col_batched_gemm"}]  # [connected]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Run in an empty folder, which is the cache too; race for no longer than it takes."""
+    """Run in an empty folder, which is also the cache; benchmark only as long as needed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
@@ -69,16 +73,16 @@ def plan(net, batch=1):
     return compile(net.nodes, net.weights, net.heads, net.net.input, batch)
 
 
-@pytest.mark.parametrize(("batch", "raced"), [(1, RACED), (2, BY_IMAGE)])
+@pytest.mark.parametrize(("batch", "candidates"), [(1, CANDIDATES), (2, BATCHED)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_shape_is_raced_once(be, batch, raced, precision):
+def test_every_shape_is_benchmarked_once(be, batch, candidates, precision):
     net = load_network(cfg.parse(NET), backend=be)
-    found = list(autotune.measure(plan(net, batch), be, precision))
-    assert [set(times) for _, _, times in found] == raced
-    assert all(choice in times and min(times.values()) > 0 for _, choice, times in found)
+    results = list(autotune.measure(plan(net, batch), be, precision))
+    assert [set(times) for _, _, times in results] == candidates
+    assert all(choice in times and min(times.values()) > 0 for _, choice, times in results)
 
 
-def test_a_way_must_be_clearly_faster_than_the_rules():
+def test_a_choice_must_be_clearly_faster_than_the_rules():
     assert autotune.pick({"im2col_gemm": 1.0, "winograd_f2": 0.95}, "im2col_gemm") == "im2col_gemm"
     assert autotune.pick({"im2col_gemm": 1.0, "winograd_f2": 0.85, "direct": 0.8}, "im2col_gemm") == "direct"
     assert autotune.pick({"winograd_f2": 0.95}, "im2col_gemm") == "winograd_f2"  # there was no memory for the rule's
@@ -89,11 +93,11 @@ def test_a_device_is_named_with_its_cublas(be):
     if be.name == "cupy":
         name = be.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
         version = be.xp.cuda.cublas.getVersion(be.xp.cuda.device.get_cublas_handle())
-    numbers = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    assert autotune.device_name(be, "fp16") == f"{name}, cuBLAS {numbers}, fp16"
+    number = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    assert autotune.device_name(be, "fp16") == f"{name}, cuBLAS {number}, fp16"
 
 
-def test_choices_are_remembered_and_followed(be):
+def test_choices_are_stored_and_used(be):
     net = load_network(cfg.parse(NET), backend=be)
     key = plan(net).steps[1].key(1)
     of = autotune.device_name(be, "fp32")
@@ -102,25 +106,25 @@ def test_choices_are_remembered_and_followed(be):
     assert tuning.load_tuning(of) == {key: "winograd_f2"} and tuning.load_tuning(autotune.device_name(be, "fp16")) == {}
     x = be.asarray(np.zeros((1, 3, 10, 16), np.float32))
     want = be.to_numpy(net.predict(x, engine="reference")[0])
-    for precision, way in (("fp32", "winograd_f2"), ("fp16", "im2col_gemm")):
+    for precision, algorithm in (("fp32", "winograd_f2"), ("fp16", "im2col_gemm")):
         net.program_cache.clear()
         np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
         (program,) = net.program_cache.programs.values()
-        assert [program.schedule.algorithms[s] for s in program.schedule.steps if 1 in s.layers] == [way]
+        assert [program.schedule.algorithms[s] for s in program.schedule.steps if 1 in s.layers] == [algorithm]
 
 
-def test_a_way_without_memory_is_left_out(be, monkeypatch):
+def test_an_algorithm_without_memory_is_left_out(be, monkeypatch):
     net = load_network(cfg.parse(NET), backend=be)
     allocate = cuda.Program._allocate
 
     def refuse(self):
         if "winograd_f2" in self.schedule.algorithms.values():
-            raise BackendError("no room")
+            raise BackendError("out of memory")
         allocate(self)
 
     monkeypatch.setattr(cuda.Program, "_allocate", refuse)
-    found = list(autotune.measure(plan(net), be, "fp32"))
-    assert [set(times) for _, _, times in found] == [ways - {"winograd_f2"} for ways in RACED]
+    results = list(autotune.measure(plan(net), be, "fp32"))
+    assert [set(times) for _, _, times in results] == [names - {"winograd_f2"} for names in CANDIDATES]
 
 
 def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
@@ -129,9 +133,9 @@ def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
     assert main(["plan", "x.cfg", "-tune", "-precision", "fp16", "-batch", "2"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert err == "" and all(" ms" in line for line in lines[: len(BY_IMAGE)])
-    assert lines[len(BY_IMAGE)].endswith(f"{len(BY_IMAGE)} algorithms for {autotune.device_name(be, 'fp16')}")
+    assert err == "" and all(" ms" in line for line in lines[: len(BATCHED)])
+    assert lines[len(BATCHED)].endswith(f"{len(BATCHED)} algorithms for {autotune.device_name(be, 'fp16')}")
     assert lines[-1].startswith("CUDA, fp16, ")
-    assert len(tuning.load_tuning(autotune.device_name(be, "fp16"))) == len(BY_IMAGE)
+    assert len(tuning.load_tuning(autotune.device_name(be, "fp16"))) == len(BATCHED)
     assert main(["plan", "x.cfg", "-precision", "int8"]) == 2
     assert capsys.readouterr().err == "error: plan: unknown precision 'int8'; choose fp32, tf32 or fp16\n"

@@ -163,7 +163,7 @@ def test_avgpool_and_softmax(kernels, dtype, place, shape):
         Maps(kernels, N * H * W, C, place, dtype),
     )
     kernels.launch("nhwc_layers.avgpool", N * C, x.a, y.a, N * C, C, H * W, x.ld, y.ld)
-    close(y.result(), x.numbers.reshape(N, H * W, C).mean(axis=1), dtype)
+    close(y.result(), x.values.reshape(N, H * W, C).mean(axis=1), dtype)
     for given, P, out in ((y, 1, z), (x, H * W, s)):
         K = C * P
         edges = sorted({0, K // 3, K // 3 + 1, K}) if K > 2 else [0, K]
@@ -172,14 +172,14 @@ def test_avgpool_and_softmax(kernels, dtype, place, shape):
         kernels.launch(
             "nhwc_layers.softmax", 32 * n, given.a, groups, out.a, n, len(edges) - 1, P, 0.7, given.ld, out.ld
         )
-        numbers = given.result() if given is y else given.numbers
-        want = norm.softmax.reference(NUMPY, memory(numbers, N, C), tuple(edges[:-1]), 0.7)
-        close(memory(out.result(), N, C), want, dtype)
+        values = given.result() if given is y else given.values
+        want = norm.softmax.reference(NUMPY, nchw_rows(values, N, C), tuple(edges[:-1]), 0.7)
+        close(nchw_rows(out.result(), N, C), want, dtype)
 
 
-def memory(numbers, N, C):
-    """(pixels, C) -> (N, C * P): an image's numbers in memory order."""
-    return numbers.reshape(N, -1, C).transpose(0, 2, 1).reshape(N, -1)
+def nchw_rows(values, N, C):
+    """(pixels, C) -> (N, C * P): an image's elements in NCHW order."""
+    return values.reshape(N, -1, C).transpose(0, 2, 1).reshape(N, -1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -70,8 +70,8 @@ def test_steps_in_time(device, tmp_path, name, precision, batch, place):
     assert (run.graph is None) == (device.name == "host-cuda")
 
 
-def test_any_engine_and_batch_takes_the_next_step(device, tmp_path):
-    """The state lies with the weights: precision and engine may change between steps, and another batch begins anew."""
+def test_any_engine_and_batch_computes_the_next_step(device, tmp_path):
+    """The state is stored with the weights: precision and engine may change between steps; another batch size starts anew."""
     reference, net = pair(NET + FIRST + LAYERS["lstm"] + LAYERS["gru"], device, tmp_path)
     turns = [(2, {}), (2, {"engine": "reference"}), (2, {"precision": "fp16"}), (2, {}), (1, {}), (2, {}), (2, {})]
     for t, (batch, how) in enumerate(turns):
@@ -87,7 +87,7 @@ def test_any_engine_and_batch_takes_the_next_step(device, tmp_path):
     assert distance(host(device, net.predict(device.asarray(x))), [want]) < 2e-5
 
 
-def test_two_layers_of_one_network_remember_apart(device, tmp_path):
+def test_two_layers_of_one_network_have_separate_states(device, tmp_path):
     reference, net = pair(NET + LAYERS["crnn"] + LAYERS["crnn"] + LAYERS["conv_lstm"], device, tmp_path)
     for t in range(3):
         x = network_input(reference, t, 2)

@@ -1,4 +1,4 @@
-"""What a plan on a GPU does together and ahead, where that lies in the arena, and that results do not mind."""
+"""Schedules of plans on a GPU: fused gemms and im2col, the arena, and that results do not depend on them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def plan_of(config, batch=1, width=None, height=None):
 
 
 def touched(schedule: Schedule, plan) -> dict:
-    """At which steps each piece of the arena must be there: from the first write to the last read, taken from what runs."""
-    found: dict = {plan.input: [-1]}
+    """At which steps each block of the arena is accessed, from the first write to the last read, derived from what runs."""
+    accesses: dict = {plan.input: [-1]}
     writers = {reader: writer for writer, reader in schedule.im2col_consumers.items()}
     at = {step: i for i, step in enumerate(schedule.steps)}
-    for i, step in enumerate(schedule.steps):
+    for step in schedule.steps:
         group = schedule.fused_gemms.get(step, (step,))
-        when = at[group[-1]]  # what goes together is done with the last
+        when = at[group[-1]]  # what goes fuse_gemms is done with the last
         joins = {m.storage for m in step.reads[1:]}
         for m in {
             step.y.storage,
@@ -43,22 +43,21 @@ def touched(schedule: Schedule, plan) -> dict:
             *(() if step in writers else (step.xs[0].storage,)),
             *(x.storage for x in step.xs[1:]),
         }:
-            found.setdefault(m, []).append(when)
+            accesses.setdefault(m, []).append(when)
         for owner, name in schedule.arena.workspaces:
             if owner is step:
-                found.setdefault((owner, name), []).append(when)
+                accesses.setdefault((owner, name), []).append(when)
                 if name == "im2col" and step in writers:
                     before = schedule.fused_gemms.get(writers[step], (writers[step],))
-                    found[owner, name].append(at[before[-1]])
-        assert i >= 0
+                    accesses[owner, name].append(at[before[-1]])
     for m in plan.outputs:
-        found[m.storage].append(len(schedule.steps))
-    return found
+        accesses[m.storage].append(len(schedule.steps))
+    return accesses
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nothing_lies_where_something_else_is_alive(name, precision):
+def test_live_ranges_do_not_overlap_in_the_arena(name, precision):
     plan = plan_of(thin(name), 2)
     schedule = make_schedule(plan, 2, precision)
     when = touched(schedule, plan)
@@ -104,7 +103,7 @@ def test_what_is_fused(name, pairs, consumers, im2col, heads):
     assert not (plain.fused_gemms or plain.im2col_consumers or plain.dead_stores) and set(plain.steps) == set(
         schedule.steps
     )
-    for group in groups:  # they follow each other, after what they read
+    for group in groups:  # they are neighbours, after what they read
         first = schedule.steps.index(group[0])
         assert tuple(schedule.steps[first : first + len(group)]) == group
     made = {plan.input}
@@ -115,8 +114,8 @@ def test_what_is_fused(name, pairs, consumers, im2col, heads):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_results_do_not_mind(name, precision, tmp_path):
-    """Patches everywhere, so that fp32's tolerance holds what is written ahead; each option on and off."""
+def test_results_do_not_depend_on_fusion(name, precision, tmp_path):
+    """im2col everywhere, so that fp32's tolerance covers fused im2col; each option on and off."""
     (W, H), config = NETWORKS[name], thin(name)
     reference = load_network(config, backend="numpy", width=W, height=H)
     weights = write_weights(reference, tmp_path / "seeded.weights", 5)
@@ -128,17 +127,19 @@ def test_results_do_not_mind(name, precision, tmp_path):
         steps = compile(net.nodes, net.weights, net.heads, net.net.input, batch).steps
         choices = {step.key(batch): "im2col_gemm" for step in steps if isinstance(step, Convolve)}
         results = {}
-        for together in (True, False):
-            for ahead in (True, False):
+        for fuse_gemms in (True, False):
+            for fuse_im2col in (True, False):
                 options = dict(
-                    fuse_gemms=together, fuse_im2col=ahead, packed_weights=packed, choices=choices, poison=True
+                    fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col, packed_weights=packed, choices=choices, poison=True
                 )
                 run = program(net, batch, precision, **options)
-                assert bool(run.schedule.im2col_consumers) == ahead and (together or not run.schedule.fused_gemms)
-                results[together, ahead] = run.run(x)
-                assert distance(results[together, ahead], want) < TOLERANCE[precision]
-            for a, b in zip(results[together, True], results[together, False], strict=True):
-                np.testing.assert_array_equal(a, b)  # the same numbers, laid out by somebody else
+                assert bool(run.schedule.im2col_consumers) == fuse_im2col and (
+                    fuse_gemms or not run.schedule.fused_gemms
+                )
+                results[fuse_gemms, fuse_im2col] = run.run(x)
+                assert distance(results[fuse_gemms, fuse_im2col], want) < TOLERANCE[precision]
+            for a, b in zip(results[fuse_gemms, True], results[fuse_gemms, False], strict=True):
+                np.testing.assert_array_equal(a, b)  # the same values, written by another launch
 
 
 READ_TWICE = """[net]
@@ -182,7 +183,7 @@ def test_a_map_that_others_read_is_stored_too(tmp_path):
     assert lines[1].endswith("gemm; writes the im2col of layer 1")
     assert lines[2].endswith("im2col by layer 0, gemm; writes only the im2col of layer 3")
     assert lines[3].endswith("im2col by layer 2, gemm")
-    assert len(run.launches) == 3 * 2  # gemms, and what finishes them
+    assert len(run.launches) == 3 * 2  # gemms and epilogues
 
 
 SIBLINGS = """[net]
@@ -229,7 +230,7 @@ layers=8,6,4,1
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_siblings(filters, size, precision, tmp_path):
-    """Two convolutions of a map, whose results lie in a larger one and by themselves; then two or three of the second's."""
+    """Two convolutions of a map, one of them into a larger map; then two or three of the second's output."""
     config = cfg.parse(SIBLINGS.format(*filters, size))
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
     net = load_network(config, weights, backend=plan_backend())
@@ -246,7 +247,7 @@ def test_siblings(filters, size, precision, tmp_path):
         assert "gemm fused with layer" in run.describe()
 
 
-def test_what_does_not_fit_at_once_is_not_done_ahead_or_together(monkeypatch):
+def test_what_exceeds_the_workspace_is_not_fused(monkeypatch):
     plan = plan_of(cfg.parse(READ_TWICE), 2)
     monkeypatch.setattr(algorithms, "MAX_WORKSPACE", 2 * 2 * 30 * 16 * 9)  # of the smaller patches, in float16
     schedule = make_schedule(plan, 2, "fp16")
@@ -258,7 +259,7 @@ def test_what_does_not_fit_at_once_is_not_done_ahead_or_together(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("filters", [16, 20])
-def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
+def test_im2col_of_some_of_a_maps_channels(filters, precision, tmp_path):
     """Layer 3 reads half the channels of layer 1, whose map nobody else reads; layer 5 those of a map with two writers."""
     text = READ_TWICE.replace("[shortcut]\nfrom=-2\n", "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n")
     text = text.replace("filters=16\nsize=3", f"filters={filters}\nsize=3")
@@ -275,7 +276,7 @@ def test_patches_of_some_of_a_maps_channels(filters, precision, tmp_path):
 
 @pytest.mark.parametrize("name", ["yolov4-csp", "yolov4-tiny", "yolov2"])
 @pytest.mark.parametrize("device", ["cuda"])
-def test_programs_take_turns_on_one_lane(name, device):
+def test_programs_share_one_stream(name, device):
     """Graphs of several shapes, batches and precisions, replayed by turns: none touches what another has."""
     be = backend_for(device)
     nets = [load_network(thin(name), backend=be, width=W, height=H) for W, H in ((64, 32), (32, 96))]
@@ -330,9 +331,9 @@ def test_vector_accesses_are_aligned(name, precision):
     check, (W, H) = Aligned(), NETWORKS.get(name, (None, None))
     config = cfg.parse(ODD[name]) if name in ODD else thin(name)
     net = load_network(config, backend=Backend("host-cuda", np, check, FakeCublas().open, "cuda"), width=W, height=H)
-    for way in ("patches", "winograd"):
+    for algorithm in ("im2col_gemm", "winograd_f2"):
         steps = compile(net.nodes, net.weights, net.heads, net.net.input, 3).steps
-        choices = {step.key(3): way for step in steps if isinstance(step, Convolve)}
+        choices = {step.key(3): algorithm for step in steps if isinstance(step, Convolve)}
         run = program(net, 3, precision, choices=choices)
         check.arena = run.arena
         with np.errstate(all="ignore"):  # gemms of what nobody has computed

@@ -1,9 +1,9 @@
-"""What a plan would be on a GPU, told on a machine without one."""
+"""Plans of a GPU, described on a machine without one."""
 
 from __future__ import annotations
 
 import pytest
-from test_plan_cuda import ALL_KINDS, SMALL, THROUGH, plan_backend, program
+from test_plan_cuda import ALL_KINDS, FALLBACK, SMALL, plan_backend, program
 
 from gpudarknet import backend, cfg, load_network
 from gpudarknet.cli import main
@@ -13,20 +13,20 @@ WHY = "CuPy finds no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
-def test_a_plan_is_told_as_where_it_runs(precision):
-    """Steps, ways, launches and memory are those of a program that runs; and this one would be captured."""
-    told, real = (
+def test_a_plan_is_described_as_on_the_gpu(precision):
+    """Steps, algorithms, launches and memory are those of a program that runs; this one would be captured."""
+    dry, real = (
         program(load_network(cfg.parse(ALL_KINDS), backend=be), 3, precision).describe()
         for be in (dry_run.backend(), plan_backend())
     )
-    assert told == real.replace("eagerly (backend host-cuda has no CUDA streams)", "as a CUDA graph")
+    assert dry == real.replace("eagerly (backend host-cuda has no CUDA streams)", "as a CUDA graph")
 
 
 @pytest.fixture
 def without_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(backend, "why_no_cupy", lambda: WHY)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.cfg").write_text(SMALL + THROUGH)
+    (tmp_path / "x.cfg").write_text(SMALL + FALLBACK)
 
 
 @pytest.mark.usefixtures("without_gpu")
@@ -48,6 +48,6 @@ def test_the_command(capsys):
         (["-device", "gpu", "-tune"], f"plan: -tune needs the GPU: {WHY}"),
     ],
 )
-def test_what_cannot_be_told(words, error, capsys):
+def test_what_cannot_be_described(words, error, capsys):
     assert main(["plan", "x.cfg", *words]) == 2
     assert error in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Pictures on their way to a plan on a GPU, without one: what it makes of bytes, and what waits for what."""
+"""Image batches of plans on a GPU, without one: bytes to floats, staging buffers, and overlapping uploads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpudarknet import Detector, cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.boxes import letterbox_size
 from gpudarknet.errors import DataError, ImageError
-from gpudarknet.plan.cuda import upload as pictures_module
+from gpudarknet.plan.cuda import upload as upload_module
 from gpudarknet.plan.cuda.upload import Uploader
 
 W, H = 12, 8
@@ -45,7 +45,7 @@ def device(request):
 
 
 def bytes_of(channels, *sizes, seed=1):
-    """Pictures of some (width, height); every value of a byte is among them."""
+    """Images of some (width, height), with every byte value."""
     rng = np.random.default_rng(seed)
     made = [rng.integers(0, 256, (h, w, channels), dtype=np.uint8) for w, h in sizes]
     made[0].reshape(-1)[:256] = np.arange(256)[: made[0].size]
@@ -68,14 +68,14 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
     weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
     net = load_network(config, weights, backend=device)
     fitted = [letterbox_size(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
-    floats = np.stack([pictures_module.resize.network_input.reference(plan_backend(), p, W, H, *new)
+    floats = np.stack([upload_module.resize.network_input.reference(plan_backend(), p, W, H, *new)
                        for p, new in zip(images, fitted, strict=True)])  # fmt: skip
     for precision in ("fp32", "fp16"):
         run = program(net, len(images), precision, poison=device.name == "host-cuda")
         assert (run.input_stage.step is not None) == direct
-        pictures = Uploader(device).upload(images, fitted)
-        assert len(pictures) == len(images)
-        (got,), (again,) = run.run(pictures), run.run(pictures)
+        batch = Uploader(device).upload(images, fitted)
+        assert len(batch) == len(images)
+        (got,), (again,) = run.run(batch), run.run(batch)
         (want,) = run.run(device.asarray(floats))
         got, again, want = map(device.to_numpy, (got, again, want))
         np.testing.assert_array_equal(got, again)
@@ -123,7 +123,7 @@ def same(got, want):
 
 
 def shown():
-    """Seven pictures in which different things are found, of three sizes."""
+    """Seven images with different detections, of three sizes."""
     plain = tiny.image()
     return [plain, plain[:, ::-1], np.zeros((45, 17, 3), np.uint8), plain[::-1], np.full((96, 40, 3), (255, 0, 0), np.uint8),
             plain, plain[:, ::-1]]  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_detector_has_a_precision(tmp_path, device):
     assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"
 
 
-def test_what_is_no_picture_comes_after_the_results_before(detectors):
+def test_an_unreadable_image_fails_after_the_results_before(detectors):
     for detector in detectors:
         stream = detector.detect_stream([tiny.image(), "no.png"], batch=1)
         assert len(next(stream)) == 3
@@ -163,7 +163,7 @@ def test_what_is_no_picture_comes_after_the_results_before(detectors):
 # --- streams: what waits for what is held by test_cuda_launching.py -----------------------------------------------------------
 
 
-def test_two_batches_are_on_their_way_in_turn(emulator):
+def test_two_buffers_alternate(emulator):
     up = Uploader(conftest.backend_for("cuda"))
     with emulator.counting() as done:
         first = up.upload(bytes_of(3, (4, 2)), [(W, H)])
@@ -197,7 +197,7 @@ def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
 
 def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):
     be = conftest.backend_for("cuda")
-    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    monkeypatch.setattr(upload_module, "_uploaders", {})
     tiny.files(tmp_path)
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
     net, steps = detector.network, []
@@ -210,13 +210,13 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
     assert steps == ["send", "compute", "send", "results"]
     list(images)
     assert steps[4:] == ["compute", "send", "results", "compute", "results"]
-    (uploader,) = pictures_module._uploaders.values()
+    (uploader,) = upload_module._uploaders.values()
     assert len(uploader.free) <= 2
 
 
 def test_an_uploader_belongs_to_a_device(monkeypatch):
-    monkeypatch.setattr(pictures_module, "_uploaders", {})
+    monkeypatch.setattr(upload_module, "_uploaders", {})
     be = plan_backend()
-    assert pictures_module.uploader(be) is pictures_module.uploader(be)
+    assert upload_module.uploader(be) is upload_module.uploader(be)
     other = Backend("host-cuda", np, be.launch, FakeCublas().open, "cuda")
-    assert pictures_module.uploader(other) is not pictures_module.uploader(be)
+    assert upload_module.uploader(other) is not upload_module.uploader(be)
