@@ -1,9 +1,9 @@
-"""Training runs of the original program (AlexeyAB/darknet): networks, weights and data from seeds.
+"""Training runs of Darknet (AlexeyAB/darknet): networks, weights and data from seeds.
 
-data/original.npz holds what the original program made of them, recorded with data/original.c and its plain CPU build (no GPU,
+data/original.npz holds its results, recorded with data/original.c and its plain CPU build (no GPU,
 OpenCV, AVX or OpenMP): of every run in RUNS the cost of each of four steps, the largest change of a weight after steps 1
-and 4, and the changes of up to 150 weights. Runs with batch norm, or where several layers read one, are marked `sound`: that
-build is wrong there, and they were recorded after correcting it, as it says in SOUND.
+and 4, and the changes of up to 150 weights. Runs with batch norm, or where several layers read one, are marked
+`patched`: that build is wrong there, so they were recorded after applying PATCHES.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-SOUND = """
+PATCHES = """
 every layer's delta is cleared before a step, and every layer's weights are updated;
 convolutions, [activation], [batchnorm], [reorg] and [sam] add to the delta of their source instead of replacing it;
 relu6 computes relu6;
@@ -31,14 +31,14 @@ Truth = Callable[[np.random.Generator], np.ndarray]
 
 
 @dataclass
-class OriginalRun:
-    """One training: the cfg's text, how truths (N, truths) are drawn, images seen before, whether the build was corrected."""
+class DarknetRun:
+    """One training: the cfg's text, how truths (N, truths) are drawn, images seen before, whether the build was patched."""
 
     body: str
     truth: Truth
     net: dict[str, str] = field(default_factory=dict)
     seen: int = 0
-    sound: bool = False
+    patched: bool = False
 
     def text(self, folder: Path) -> str:
         """Return the cfg; the files that it names are written into folder."""
@@ -171,36 +171,36 @@ def head(section: str, keys: str, filters: int, activation: str) -> str:
     return body + f"[{section}]\n" + keys.replace(" ", "\n") + "\n"
 
 
-def yolo(keys: str = "", mask: str = "0,1,2", activation: str = "linear", classes: int = 4, **more) -> OriginalRun:
+def yolo(keys: str = "", mask: str = "0,1,2", activation: str = "linear", classes: int = 4, **more) -> DarknetRun:
     keys = f"mask={mask} classes={classes} {keys}"
     body = head("yolo", keys, (5 + classes) * (mask.count(",") + 1), activation) + ANCHORS
-    return OriginalRun(body, boxes(classes), DETECTOR, **more)
+    return DarknetRun(body, boxes(classes), DETECTOR, **more)
 
 
-def gaussian(keys: str = "") -> OriginalRun:
+def gaussian(keys: str = "") -> DarknetRun:
     body = head("Gaussian_yolo", "mask=0,1,2 classes=4 " + keys, 39, "linear") + ANCHORS
-    return OriginalRun(body, boxes(4, wild=False), DETECTOR | {"learning_rate": "0.00005"})
+    return DarknetRun(body, boxes(4, wild=False), DETECTOR | {"learning_rate": "0.00005"})
 
 
-def region(keys: str = "", classes: int = 4, labels: int = 0, only: bool = False, seen: int = 20000) -> OriginalRun:
+def region(keys: str = "", classes: int = 4, labels: int = 0, only: bool = False, seen: int = 20000) -> DarknetRun:
     body = head("region", f"num=3 coords=4 classes={classes} " + keys, 3 * (5 + classes), "linear")
     body += "anchors=0.8,1.1, 1.9,1.4, 2.6,3.1\njitter=0\nmax=10\n"
-    return OriginalRun(body, boxes(labels or classes, wild=not only and not labels, only=only), DETECTOR, seen)
+    return DarknetRun(body, boxes(labels or classes, wild=not only and not labels, only=only), DETECTOR, seen)
 
 
-def detection(keys: str = "", num: int = 2) -> OriginalRun:
+def detection(keys: str = "", num: int = 2) -> DarknetRun:
     body = conv(8) + POOL + conv(8, stride=2) + conv(8, stride=2) + conv(5 * num + 3, 1, 1, "logistic")
     body += f"[detection]\nclasses=3\ncoords=4\nside=3\nnum={num}\n" + keys.replace(" ", "\n") + "\n"
-    return OriginalRun(body, cells, {"width": "20"})
+    return DarknetRun(body, cells, {"width": "20"})
 
 
-def classifier(end: str, truth: Truth, filters: int = 5, **net: str) -> OriginalRun:
-    return OriginalRun(conv(8, stride=3) + conv(6, stride=2) + conv(filters, 3, 4, "linear") + end, truth, net)
+def classifier(end: str, truth: Truth, filters: int = 5, **net: str) -> DarknetRun:
+    return DarknetRun(conv(8, stride=3) + conv(6, stride=2) + conv(filters, 3, 4, "linear") + end, truth, net)
 
 
-def sound(body: str) -> OriginalRun:
+def patched(body: str) -> DarknetRun:
     """A classifier behind layers that the CPU build gets wrong."""
-    return OriginalRun(body + conv(5, 1, 1, "linear") + AVERAGE + SOFTMAX, one_hot(5), sound=True)
+    return DarknetRun(body + conv(5, 1, 1, "linear") + AVERAGE + SOFTMAX, one_hot(5), patched=True)
 
 
 SMALL = conv(27, 1, 1, "linear") + "[yolo]\nmask=0,1,2\nanchors=4,5, 7,10, 11,8\nclasses=4\nnum=3\njitter=0\nmax=10\n\n"
@@ -305,36 +305,36 @@ RUNS = {
     "policy sgdr": classifier(SOFTMAX, one_hot(5), policy="sgdr", sgdr_cycle="2", learning_rate_min="0.001"),
     "burn_in": classifier(SOFTMAX, one_hot(5), policy="steps", steps="1,3", scales=".5,.5", burn_in="3", power="2"),
     "subdivisions": classifier(SOFTMAX, one_hot(5), subdivisions="2"),
-    "sound batch norm": sound(conv(8, more=NORM) + POOL + conv(8, stride=2, activation="mish", more=NORM + "groups=4\n")),
-    "sound shortcut": sound(conv(8) + conv(8) + "[shortcut]\nfrom=-2\nactivation=leaky\n" + conv(6)),
-    "sound shortcut of fewer channels": sound(conv(6) + conv(8) + "[shortcut]\nfrom=-2\nactivation=linear\n" + conv(6)),
-    "sound shortcut of three": sound(conv(8) + conv(8) + conv(8) + "[shortcut]\nfrom=-2,-3\nactivation=swish\n" + conv(6)),
-    "sound cross-stage parts": sound(CSP),
-    "sound spatial pyramid": sound(SPP),
-    "sound squeeze": sound(SQUEEZE),
-    "sound sam": sound(conv(8) + conv(8, activation="logistic") + "[sam]\nfrom=-2\nactivation=linear\n" + conv(4)),
-    "sound batchnorm relu6": sound(conv(8, activation="relu6") + "[batchnorm]\n[activation]\nactivation=leaky\n" + conv(4)),
-    "sound local": sound(conv(4, stride=2) + "[local]\nfilters=3\nsize=3\nstride=2\npad=1\nactivation=leaky\n" + conv(4)),
-    "sound reorg": sound(conv(8) + "[reorg]\nstride=2\n" + conv(4)),
-    "sound implicit": sound(conv(8) + AVERAGE + "[implicit]\nfilters=8\natoms=1\n[shortcut]\nfrom=-2\nactivation=linear\n"),
-    "sound connected": OriginalRun(
+    "patched batch norm": patched(conv(8, more=NORM) + POOL + conv(8, stride=2, activation="mish", more=NORM + "groups=4\n")),
+    "patched shortcut": patched(conv(8) + conv(8) + "[shortcut]\nfrom=-2\nactivation=leaky\n" + conv(6)),
+    "patched shortcut of fewer channels": patched(conv(6) + conv(8) + "[shortcut]\nfrom=-2\nactivation=linear\n" + conv(6)),
+    "patched shortcut of three": patched(conv(8) + conv(8) + conv(8) + "[shortcut]\nfrom=-2,-3\nactivation=swish\n" + conv(6)),
+    "patched cross-stage parts": patched(CSP),
+    "patched spatial pyramid": patched(SPP),
+    "patched squeeze": patched(SQUEEZE),
+    "patched sam": patched(conv(8) + conv(8, activation="logistic") + "[sam]\nfrom=-2\nactivation=linear\n" + conv(4)),
+    "patched batchnorm relu6": patched(conv(8, activation="relu6") + "[batchnorm]\n[activation]\nactivation=leaky\n" + conv(4)),
+    "patched local": patched(conv(4, stride=2) + "[local]\nfilters=3\nsize=3\nstride=2\npad=1\nactivation=leaky\n" + conv(4)),
+    "patched reorg": patched(conv(8) + "[reorg]\nstride=2\n" + conv(4)),
+    "patched implicit": patched(conv(8) + AVERAGE + "[implicit]\nfilters=8\natoms=1\n[shortcut]\nfrom=-2\nactivation=linear\n"),
+    "patched connected": DarknetRun(
         conv(4, stride=2) + "[connected]\noutput=9\nactivation=leaky\n[connected]\noutput=5\nactivation=linear\n" + SOFTMAX,
-        one_hot(5), sound=True,
+        one_hot(5), patched=True,
     ),
-    "sound two heads": OriginalRun(PYRAMID, boxes(4), {"learning_rate": "0.0005"}, sound=True),
-    "connected detection": OriginalRun(
+    "patched two heads": DarknetRun(PYRAMID, boxes(4), {"learning_rate": "0.0005"}, patched=True),
+    "connected detection": DarknetRun(
         conv(6, stride=2) + POOL + CONNECTED.format(20, "leaky") + CONNECTED.format(117, "linear") + CELLS, cells
     ),
-    "local detection": OriginalRun(conv(6, stride=2) + POOL + LOCAL + CONNECTED.format(117, "linear") + CELLS, cells),
-    "avgpool convolution": OriginalRun(conv(4, stride=2) + AVERAGE + conv(5, 1, 1, "linear") + SOFTMAX, one_hot(5)),
-    "yolo sigmas": OriginalRun(
+    "local detection": DarknetRun(conv(6, stride=2) + POOL + LOCAL + CONNECTED.format(117, "linear") + CELLS, cells),
+    "avgpool convolution": DarknetRun(conv(4, stride=2) + AVERAGE + conv(5, 1, 1, "linear") + SOFTMAX, one_hot(5)),
+    "yolo sigmas": DarknetRun(
         yolo("iou_loss=ciou").body, boxes(4), DETECTOR | {"num_sigmas_reject_badlabels": "2", "max_batches": "2"}
     ),
-    "upsample": OriginalRun(
+    "upsample": DarknetRun(
         conv(4, stride=2) + "[upsample]\nstride=2\nscale=0.5\n" + conv(6) + "[upsample]\nstride=-2\n" + conv(5, 1, 1, "linear")
         + AVERAGE + SOFTMAX, one_hot(5)
     ),
-    "windows": OriginalRun(
+    "windows": DarknetRun(
         conv(6, more="dilation=2\n") + "[maxpool]\nsize=3\nstride=1\n" + conv(4, 4, 2)
         + "[maxpool]\nsize=3\nstride_x=2\npadding=1\n" + conv(6, activation="mish", more="groups=2\nstride_y=2\n")
         + "[maxpool]\nmaxpool_depth=1\nout_channels=5\n" + AVERAGE + SOFTMAX,

@@ -84,9 +84,9 @@ def usage(cubin: bytes) -> dict[str, Usage]:
     values: dict[tuple[int, str], int] = {}
     at, end = info[4], info[4] + info[5]
     while at < end:
-        form, attribute, size = struct.unpack_from("<BBH", cubin, at)
+        kind, attribute, size = struct.unpack_from("<BBH", cubin, at)
         at += 4
-        if form == 4:
+        if kind == 4:
             if attribute in (REGCOUNT, FRAME_SIZE):
                 symbol, value = struct.unpack_from("<II", cubin, at)
                 offset = struct.unpack_from("<I", cubin, symbols[4] + 24 * symbol)[0]

@@ -1,4 +1,4 @@
-"""Training against 100 runs of the original program: losses with their keys, the schedules, layers that several read."""
+"""Training against 100 runs of Darknet: losses with their keys, schedules, layers with several readers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def test_every_run_is_recorded():
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", darknet_recordings.RUNS)
-def test_a_training_goes_as_in_the_original_program(name, tmp_path):
+def test_a_training_goes_as_in_darknet(name, tmp_path):
     """Costs within 1e-4, weights within 1e-4 of the largest change: float32 sums in another order; most agree to 1e-5."""
     run, k = darknet_recordings.RUNS[name], INDEX[name]
     net = gd.load_network(cfg.parse(run.text(tmp_path)), backend="numpy")
     first = darknet_recordings.weights(net, k)
-    numbers = first
+    flat = first
     for own in net.weights:
         for a in own.values():
-            a[...], numbers = numbers[: a.size].reshape(a.shape), numbers[a.size :]
+            a[...], flat = flat[: a.size].reshape(a.shape), flat[a.size :]
     net.seen = run.seen
-    trainer = gd.Trainer(net, clear=run.seen == 0, emulate_darknet_cpu_bugs=not run.sound)
+    trainer = gd.Trainer(net, clear=run.seen == 0, emulate_darknet_cpu_bugs=not run.patched)
     kept, changes = darknet_recordings.sample(first.size), []
     x, truth = run.data(net.net.input, k + 1000)
     for step, cost in enumerate(RECORDED["costs"][k]):

@@ -37,24 +37,26 @@ def test_numbers_are_read_as_c_reads_them() -> None:
 
 
 def test_a_number_with_something_behind_it_is_a_warning() -> None:
-    with pytest.warns(CfgWarning) as found:
+    with pytest.warns(CfgWarning) as caught:
         assert conv("filters=3x").filters == 3
-    assert str(found[0].message) == "x.cfg:6: [convolutional] filters=3x: '3x' is not an integer; Darknet reads it as 3"
+    assert (
+        str(caught[0].message) == "x.cfg:6: [convolutional] filters=3x: '3x' is not an integer; Darknet reads it as 3"
+    )
     assert conv("size=3 # three").size == 3  # a comment by the back door, common in the wild
     assert conv("size=3.0").size == 3
 
 
 def test_the_first_of_two_keys_counts() -> None:
-    with pytest.warns(CfgWarning) as found:
+    with pytest.warns(CfgWarning) as caught:
         assert conv("size=3\nsize=5").size == 3
-    assert str(found[0].message) == "x.cfg:7: [convolutional] has 'size' twice; the first, on line 6, counts"
+    assert str(caught[0].message) == "x.cfg:7: [convolutional] has 'size' twice; the first, on line 6, counts"
 
 
 def test_an_unknown_key_is_a_warning_and_with_strict_an_error() -> None:
     message = "x.cfg:6: [convolutional] has no key 'filtres'; did you mean 'filters'?"
-    with pytest.warns(CfgWarning) as found:
+    with pytest.warns(CfgWarning) as caught:
         conv("filtres=3")
-    assert str(found[0].message) == message
+    assert str(caught[0].message) == message
     with pytest.raises(CfgError) as e:
         conv("filtres=3", strict=True)
     assert str(e.value) == message
@@ -72,18 +74,18 @@ def test_a_key_that_would_change_results_and_is_not_offered_is_an_error() -> Non
 
 
 def test_an_unknown_activation_is_relu_with_a_warning() -> None:
-    with pytest.warns(CfgWarning) as found:
+    with pytest.warns(CfgWarning) as caught:
         assert conv("activation=leaki").activation == "relu"
-    assert str(found[0].message) == (
+    assert str(caught[0].message) == (
         "x.cfg:6: [convolutional] activation=leaki is unknown; did you mean 'leaky'?; Darknet uses 'relu'"
     )
 
 
 def test_a_line_without_value_is_skipped_with_a_warning() -> None:
     for line in ("size=", "size"):
-        with pytest.warns(CfgWarning) as found:
+        with pytest.warns(CfgWarning) as caught:
             assert conv(line).size == 1
-        assert str(found[0].message) == f"x.cfg:6: '{line}' has no value and is skipped; write key=value"
+        assert str(caught[0].message) == f"x.cfg:6: '{line}' has no value and is skipped; write key=value"
 
 
 def test_lists() -> None:
@@ -106,7 +108,7 @@ def test_strides() -> None:
     assert (conv("size=1\ndilation=4").effective_dilation, conv("size=3\ndilation=4").effective_dilation) == (1, 4)
 
 
-FAULTS = {
+ERRORS = {
     "": "x.cfg: has no [section]; a cfg begins with [net]",
     "# only a comment\n": "x.cfg: has no [section]; a cfg begins with [net]",
     "size=3\n[net]\n": "x.cfg:1: 'size=3' is before the first [section]; a cfg begins with [net]",
@@ -123,11 +125,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("text", FAULTS)
-def test_faults(text: str) -> None:
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors(text: str) -> None:
     with pytest.raises(CfgError) as e:
         cfg.parse(text, "x.cfg")
-    assert str(e.value) == FAULTS[text]
+    assert str(e.value) == ERRORS[text]
 
 
 def test_files_that_are_no_cfg(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_files_that_are_no_cfg(tmp_path: Path) -> None:
     assert str(e.value) == f"{binary}: is not a cfg file (binary data); are cfg and weights in the right order?"
 
 
-def test_a_tree_is_found_beside_the_cfg(tmp_path: Path) -> None:
+def test_a_tree_is_found_in_the_folder_of_the_cfg(tmp_path: Path) -> None:
     (tmp_path / "my.tree").write_text("animal -1\nthing -1\ncat 0\ndog 0\n")
     path = tmp_path / "x.cfg"
     path.write_text(NET + "[softmax]\ntree=my.tree\n")

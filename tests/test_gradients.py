@@ -1,6 +1,6 @@
-"""Every way back against directional derivatives in float64: <dy, f(x + h v) - f(x - h v)> / 2h = <dx, v> + <dw, u>.
+"""Every backward pass against directional derivatives in float64: <dy, f(x + h v) - f(x - h v)> / 2h = <dx, v> + <dw, u>.
 
-float64 and h = 1e-6 leave an error of about 1e-9; random numbers keep away from kinks, and every size differs.
+float64 and h = 1e-6 leave an error of about 1e-9. Random values avoid kinks, and all sizes differ.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def directional(section, inputs, train=True, batch=3, seed=0, frozen=(), **keys)
 
     def run(h):
         moved = {name: a + h * us.get(name, 0) for name, a in w.items()}
-        chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-        return layer.forward(BE, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), ctx=chance)
+        ctx = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+        return layer.forward(BE, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), ctx=ctx)
 
     y, backward = run(0.0)
     dy, grad = rng.normal(0, 1, y.shape), {}
@@ -66,7 +66,7 @@ def test_every_layer_has_a_case():
 # Darknet's derivatives that are not derivatives: kept, and held to its formulas
 
 
-def test_gelu_takes_the_output_for_the_input():
+def test_gelu_uses_the_output_as_the_input():
     x = np.linspace(-3, 3, 13).reshape(1, 1, 1, 13)
     y = activation.activate(BE, x, "gelu")
     u = 0.0356774 * y**3 + 0.797885 * y
@@ -187,7 +187,7 @@ def test_sort_is_symmetric():
     np.testing.assert_allclose((db, da), shortcut.sort_shortcut_backward(BE, dy, b, a, 0.01, 0.0), rtol=1e-12)
 
 
-# Whole networks: an output that several layers read gets the sum of what they send back
+# Whole networks: the gradient of an output is the sum over all its readers
 
 CONV = "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=swish\n"
 NETWORKS = {
@@ -219,17 +219,17 @@ def test_network(name):
 
     def run(h):
         net.weights = [{k: a + h * us[o].get(k, 0) for k, a in arrays[o].items()} for o in owners]
-        outputs, ways = [], []
-        chance = ForwardContext(train=True, rng=np.random.default_rng(7), steps=steps)
-        net.forward(x + h * v, chance, lambda index, y, way: (outputs.append(y), ways.append(way)))
-        return outputs[-1], ways
+        outputs, backwards = [], []
+        ctx = ForwardContext(train=True, rng=np.random.default_rng(7), steps=steps)
+        net.forward(x + h * v, ctx, lambda index, y, backward_fn: (outputs.append(y), backwards.append(backward_fn)))
+        return outputs[-1], backwards
 
-    y, ways = run(0.0)
+    y, backwards = run(0.0)
     dy = rng.normal(size=y.shape)
     gradients = [{} for _ in arrays]
     gradients = [gradients[o] for o in owners]
-    left = backward(net.nodes, ways, {len(ways) - 1: dy}, gradients)
-    assert list(left) == [-1] and ways == [None] * len(ways)
+    left = backward(net.nodes, backwards, {len(backwards) - 1: dy}, gradients)
+    assert list(left) == [-1] and backwards == [None] * len(backwards)
     analytic = float((left[-1] * v).sum())
     analytic += sum(
         float((gradients[i][k] * u).sum()) for i, own in enumerate(us) for k, u in own.items() if owners[i] == i

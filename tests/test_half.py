@@ -1,4 +1,4 @@
-"""Training with float16 maps: every layer keeps float16 in memory and computes in float32; the loss scale; skipped steps."""
+"""Training with float16 maps: layers store float16 and compute in float32; loss scaling; skipped steps."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LAYERS["shortcut weighted"] = (
 )  # fmt: skip
 
 
-def there_and_back(be, name, dtype, train):
-    """Run a layer both ways on maps of a type; return y, the dxs and the weights' gradients as NumPy arrays."""
+def forward_backward(be, name, dtype, train):
+    """Run a layer forward and backward on maps of a dtype; return y, the dxs and the weights' gradients as NumPy arrays."""
     shapes, keys = LAYERS[name]
     rng = np.random.default_rng(3)
     layer = SECTIONS[name.split()[0]](**keys)
     steps = 3 if has_state(layer) else 1
-    # numbers that float16 holds exactly, so that both types choose the same maxima and signs
+    # values that float16 represents exactly, so that maxima and signs are the same in both types
     xs = [rng.normal(0, 1, (5 * steps, *shape)).astype(np.float16).astype(dtype) for shape in shapes]
     w = {key: be.asarray(a, np.float32) for key, a in draw_weights(layer, shapes, rng).items()}
-    chance = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-    y, backward = layer.forward(be, w, *(be.asarray(x) for x in xs), ctx=chance)
+    ctx = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+    y, backward = layer.forward(be, w, *(be.asarray(x) for x in xs), ctx=ctx)
     dy = np.random.default_rng(5).normal(0, 1, y.shape).astype(np.float16).astype(dtype)
     grad = {}
     dxs = backward(be.asarray(dy), grad)
@@ -44,8 +44,8 @@ def there_and_back(be, name, dtype, train):
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(be, name, train):
     """Within 2 % of each array's length: a few roundings of 11 bits, more of them through three steps of time."""
-    maps, grad = there_and_back(be, name, np.float16, train)
-    wanted, wanted_grad = there_and_back(be, name, np.float32, train)
+    maps, grad = forward_backward(be, name, np.float16, train)
+    wanted, wanted_grad = forward_backward(be, name, np.float32, train)
     assert {a.dtype.name for a in maps} == {"float16"} and {a.dtype.name for a in grad.values()} <= {"float32"}
     assert grad.keys() == wanted_grad.keys()
     for got, want in [*zip(maps, wanted, strict=True), *((grad[k], wanted_grad[k]) for k in grad)]:
@@ -107,14 +107,14 @@ def moved(trainer, first):
 
 
 @imitated
-def test_a_training_follows_the_one_in_float32(be):
-    """Costs within 0.1 %, and all weights within 0.5 % of the way they went, over ten steps."""
+def test_training_agrees_with_float32(be):
+    """Costs within 0.1 %, and the change of all weights within 0.5 %, over ten steps."""
     half, costs = trained(be, "fp16", 10)
     whole, wanted = trained("numpy", "fp32", 10)
     np.testing.assert_allclose(costs, wanted, rtol=1e-3)
     first = gd.load_network(cfg.parse(NET.format("") + BODY), backend="numpy", seed=1)
-    way = moved(whole, first)
-    assert np.linalg.norm(moved(half, first) - way) < 0.005 * np.linalg.norm(way)
+    change = moved(whole, first)
+    assert np.linalg.norm(moved(half, first) - change) < 0.005 * np.linalg.norm(change)
     assert {a.dtype.name for own in half.net.weights for a in own.values()} == {"float32"}
     assert {g.dtype.name for own in half.momentum for g in own.values()} == {"float32"}
 
@@ -215,7 +215,7 @@ def test_an_output_too_large_for_float16():
 
 
 def test_a_loss_scale_changes_nothing_in_float32():
-    """A power of two is exact both ways, for SGD and for Adam."""
+    """A power of two is exact, for SGD and for Adam."""
     for kind in ("", "adam=1"):
         plain, _ = trained("numpy", "fp32", 3, kind)
         scaled, _ = trained("numpy", "fp32", 3, f"loss_scale=64\n{kind}")

@@ -1,4 +1,4 @@
-"""Every section's forward against plain loops and numbers worked out by hand, on every backend."""
+"""Every section's forward against plain loops and values worked out by hand, on every backend."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def layer(section: str, **keys: Any) -> Any:
 
 def arrays(one: Layer, *xs: np.ndarray) -> dict[str, np.ndarray]:
     """Random weights for a layer; variances and scales are positive."""
-    found = one.weights(*(x.shape[1:] for x in xs))  # type: ignore[arg-type]
+    weights = one.weights(*(x.shape[1:] for x in xs))  # type: ignore[arg-type]
     return {
         name: np.abs(normal(*shape)) + 0.1 if name in ("variance", "scale") else normal(*shape)
-        for name, shape, _ in found
+        for name, shape, _ in weights
     }
 
 
@@ -48,7 +48,7 @@ def forward(
 
 
 def close(a: np.ndarray, b: np.ndarray) -> None:
-    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # float32 sums of up to 100 numbers near 1
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)  # float32 sums of up to 100 values near 1
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, stride: tuple[int, int], D: int, P: int, groups: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_batch_norm_in_training_uses_its_own_statistics_and_moves_the_rolling_on
 
 
 @pytest.mark.parametrize("kind", [1, 2])
-def test_antialiasing_blurs_and_then_takes_the_stride(be: Any, kind: int) -> None:
+def test_antialiasing_blurs_with_the_stride(be: Any, kind: int) -> None:
     x = normal(1, 3, 8, 6)
     one = layer("conv", filters=2, size=3, pad=1, stride=2, antialiasing=kind, activation="linear")
     w = arrays(one, x)
@@ -397,7 +397,7 @@ def test_dropout_in_training_keeps_the_mean(be: Any) -> None:
     np.testing.assert_allclose(y.mean(axis=(1, 2, 3)), 1, rtol=1e-5)
 
 
-def test_crop_takes_the_middle(be: Any) -> None:
+def test_crop_returns_the_centre(be: Any) -> None:
     x = normal(2, 3, 7, 10)
     y = forward(be, layer("crop", crop_height=4, crop_width=6), {}, x)
     close(y, 2 * x[:, :, 1:5, 2:8] - 1)

@@ -13,7 +13,7 @@ from gpudarknet.layers import SECTIONS, LossContext
 from gpudarknet.layers.box_loss import IOU_VARIANTS, box_delta
 from gpudarknet.layers.class_tree import Tree
 
-GOAL = LossContext(width=96, height=64, seen=10**6)
+CTX = LossContext(width=96, height=64, seen=10**6)
 ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)
 
 
@@ -22,12 +22,12 @@ def score(a, b, kind):
     return float(IOU_VARIANTS[kind](np.array(a, float), np.array(b, float)))
 
 
-def step(p, t, kind):
+def delta_of(p, t, kind):
     """Darknet's box delta of one pair."""
     return [float(v) for v in box_delta(np.array([p], float), np.array([t], float), kind)[0]]
 
 
-def yolo_by_loops(head, y, truth, goal):
+def yolo_by_loops(head, y, truth, ctx):
     """forward_yolo_layer, cell by cell: (cost, delta)."""
     N, _, H, W = y.shape
     K, A = head.classes, len(head.anchor_ids)
@@ -43,20 +43,20 @@ def yolo_by_loops(head, y, truth, goal):
         aw, ah = sizes[head.anchor_ids[a]]
         x, yy, w, h = v[n, a, :4, j, i]
         if head.new_coords:
-            return (i + x) / W, (j + yy) / H, 4 * w * w * aw / goal.width, 4 * h * h * ah / goal.height
-        return (i + x) / W, (j + yy) / H, exp(w) * aw / goal.width, exp(h) * ah / goal.height
+            return (i + x) / W, (j + yy) / H, 4 * w * w * aw / ctx.width, 4 * h * h * ah / ctx.height
+        return (i + x) / W, (j + yy) / H, exp(w) * aw / ctx.width, exp(h) * ah / ctx.height
 
     def box_move(n, a, j, i, t, multiplier):
         aw, ah = sizes[head.anchor_ids[a]]
         out = v[n, a, :4, j, i]
         if head.iou_loss == "mse":
-            tw, th = t[2] * goal.width / aw, t[3] * goal.height / ah
+            tw, th = t[2] * ctx.width / aw, t[3] * ctx.height / ah
             tw, th = (sqrt(tw / 4), sqrt(th / 4)) if head.new_coords else (log(tw), log(th))
             wanted = (t[0] * W - i, t[1] * H - j, tw, th)
             for c in range(4):
                 d[n, a, c, j, i] += (2 - t[2] * t[3]) * (wanted[c] - out[c]) * head.iou_normalizer * multiplier
             return
-        move = step(box(n, a, j, i), t, head.iou_loss)
+        move = delta_of(box(n, a, j, i), t, head.iou_loss)
         if not head.new_coords:
             move[2] *= exp(out[2])
             move[3] *= exp(out[3])
@@ -103,7 +103,7 @@ def yolo_by_loops(head, y, truth, goal):
                 box_move(n, a, j, i, r[:4], gain[k])
         for r in rows:
             i, j, k = min(int(r[0] * W), W - 1), min(int(r[1] * H), H - 1), int(r[4])
-            flat = [(0, 0, w / goal.width, h / goal.height) for w, h in sizes]
+            flat = [(0, 0, w / ctx.width, h / ctx.height) for w, h in sizes]
             likes = [score(f, (0, 0, r[2], r[3]), "iou") for f in flat]
             best = likes.index(max(likes))
             chosen = [best] if best in head.anchor_ids else []
@@ -141,7 +141,7 @@ def truths(N, count, classes, seed=0):
     return t.reshape(N, -1)
 
 
-FORMS = {
+VARIANTS = {
     "mse": {},
     "mse all anchors": dict(mask=None, iou_thresh=0.3),
     "iou": dict(iou_loss="iou", iou_thresh=0.2, scale_x_y=1.05),
@@ -158,10 +158,10 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_yolo(name):
     """Float32 against float64 loops; random outputs are far from every threshold."""
-    keys = dict(classes=4, num=6, mask=(0, 1, 3), anchors=ANCHORS, max=10) | FORMS[name]
+    keys = dict(classes=4, num=6, mask=(0, 1, 3), anchors=ANCHORS, max=10) | VARIANTS[name]
     head = SECTIONS["yolo"](**keys)
     N, H, W = 2, 4, 6
     rng = np.random.default_rng(1)
@@ -170,8 +170,8 @@ def test_yolo(name):
     v[:, :, 4:] = rng.uniform(0.02, 0.6, v[:, :, 4:].shape)
     y = v.reshape(N, -1, H, W).astype(np.float32)
     truth = truths(N, 7, 4)
-    cost, delta = head.loss(y, y, truth, GOAL)
-    wanted_cost, wanted = yolo_by_loops(head, y, truth, GOAL)
+    cost, delta = head.loss(y, y, truth, CTX)
+    wanted_cost, wanted = yolo_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
     assert delta.dtype == np.float32 and (wanted != 0).sum() > N * len(head.anchor_ids) * H * W
@@ -180,7 +180,7 @@ def test_yolo(name):
 def test_a_head_without_truth_lowers_its_objectness():
     head = SECTIONS["yolo"](classes=2, num=2, anchors=(8, 10, 30, 20), iou_loss="giou")
     y = np.random.default_rng(0).random((1, 14, 2, 3), np.float32)
-    cost, delta = head.loss(y, y, np.zeros((1, 12), np.float32), GOAL)
+    cost, delta = head.loss(y, y, np.zeros((1, 12), np.float32), CTX)
     objectness = y.reshape(1, 2, 7, 2, 3)[:, :, 4]
     np.testing.assert_allclose(delta.reshape(1, 2, 7, 2, 3)[:, :, 4], -objectness)
     assert cost == pytest.approx(float((objectness**2).sum()))
@@ -189,28 +189,28 @@ def test_a_head_without_truth_lowers_its_objectness():
 def test_a_truth_on_the_right_edge_stays_in_its_row():
     head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 30))
     y = np.full((1, 6, 2, 3), 0.5, np.float32)
-    _, delta = head.loss(y, y, np.array([[1.0, 0.2, 0.3, 0.3, 0, 0]], np.float32), GOAL)
+    _, delta = head.loss(y, y, np.array([[1.0, 0.2, 0.3, 0.3, 0, 0]], np.float32), CTX)
     assert delta[0, 4].argmax() == 2
 
 
 def test_anchors_beyond_num_do_not_compete_unless_the_mask_names_them():
     """The truth fits the third of three listed anchors; with num=2 it goes to the second, the better one of two."""
     y, truth = np.full((1, 12, 2, 3), 0.5, np.float32), np.array([[0.4, 0.2, 0.5, 0.5, 0, 0]], np.float32)
-    delta = SECTIONS["yolo"](classes=1, num=2, anchors=(8, 8, 20, 20, 48, 32)).loss(y, y, truth, GOAL)[1]
+    delta = SECTIONS["yolo"](classes=1, num=2, anchors=(8, 8, 20, 20, 48, 32)).loss(y, y, truth, CTX)[1]
     assert (delta.reshape(2, 6, 2, 3)[1, :4] != 0).any() and not (delta.reshape(2, 6, 2, 3)[0, :4] != 0).any()
     masked = SECTIONS["yolo"](classes=1, num=2, mask=(0, 2), anchors=(8, 8, 20, 20, 48, 32))
     assert masked.shape((12, 2, 3)) == (12, 2, 3)
-    assert (masked.loss(y, y, truth, GOAL)[1].reshape(2, 6, 2, 3)[1, :4] != 0).any()
+    assert (masked.loss(y, y, truth, CTX)[1].reshape(2, 6, 2, 3)[1, :4] != 0).any()
 
 
 def test_delta_normalizer_and_class_map():
     keys = dict(classes=3, num=1, anchors=(30, 30))
     y = np.random.default_rng(0).random((1, 8, 2, 3), np.float32)
     truth = np.array([[0.4, 0.2, 0.3, 0.3, 0, 0]], np.float32)
-    _, plain = SECTIONS["yolo"](**keys).loss(y, y, truth, GOAL)
-    _, half = SECTIONS["yolo"](delta_normalizer=0.5, **keys).loss(y, y, truth, GOAL)
+    _, plain = SECTIONS["yolo"](**keys).loss(y, y, truth, CTX)
+    _, half = SECTIONS["yolo"](delta_normalizer=0.5, **keys).loss(y, y, truth, CTX)
     np.testing.assert_allclose(half, plain / 2)
-    _, mapped = SECTIONS["yolo"](map=(2, 0, 1), **keys).loss(y, y, truth, GOAL)
+    _, mapped = SECTIONS["yolo"](map=(2, 0, 1), **keys).loss(y, y, truth, CTX)
     assert [delta[0, 5:, 0, 1].argmax() for delta in (plain, mapped)] == [0, 2]
 
 
@@ -226,13 +226,13 @@ def test_box_delta_is_the_derivative_but_twice_it_for_sizes(kind, pred):
     for c in range(4):
         up, down = (tuple(v + s * h * (i == c) for i, v in enumerate(pred)) for s in (1, -1))
         slopes.append((score(up, truth, kind) - score(down, truth, kind)) / (2 * h))
-    np.testing.assert_allclose(step(pred, truth, kind), np.multiply(slopes, (1, 1, 2, 2)), atol=1e-6)
+    np.testing.assert_allclose(delta_of(pred, truth, kind), np.multiply(slopes, (1, 1, 2, 2)), atol=1e-6)
 
 
 def test_ciou_delta_by_hand():
     """Section by section of Zheng et al.: overlapping boxes, the truth inside the prediction's span."""
     p, t = (0.5, 0.5, 0.4, 0.2), (0.55, 0.45, 0.2, 0.3)
-    move = np.subtract(step(p, t, "ciou"), step(p, t, "diou"))
+    move = np.subtract(delta_of(p, t, "ciou"), delta_of(p, t, "diou"))
     gap = atan(t[2] / t[3]) - atan(p[2] / p[3])
     v = 4 / pi**2 * gap**2
     alpha = v / (1 - score(p, t, "iou") + v + 1e-6)
@@ -254,7 +254,7 @@ EXACT = ((0.5, 0.5, 0.3, 0.2), (0.42, 0.55, 0.2, 0.4), (0.2, 0.2, 0.1, 0.12), (0
 
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("pred", EXACT)
-def test_the_exact_form_is_the_derivative(kind, pred):
+def test_exact_is_the_derivative(kind, pred):
     """Of overlapping and of separate boxes; DIoU as the paper has it, to the power 1; CIoU's alpha is held constant."""
     truth, h = (0.45, 0.52, 0.25, 0.3), 1e-6
 
@@ -278,7 +278,7 @@ def test_the_exact_form_is_the_derivative(kind, pred):
 
 
 @pytest.mark.parametrize("keys", [dict(scale_x_y=1.2), dict(scale_x_y=2.0, new_coords=1)])
-def test_the_exact_form_reaches_the_raw_numbers(keys):
+def test_exact_is_the_gradient_of_the_input(keys):
     """Central differences through the layer's forward, in float64, of iou_normalizer * IoU of one truth."""
     head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 24), iou_loss="iou", iou_normalizer=0.5, **keys)
     rng, t = np.random.default_rng(4), (0.5, 0.7, 0.3, 0.4)
@@ -313,7 +313,7 @@ def test_gaussian_mse():
     rng = np.random.default_rng(3)
     y = rng.uniform(0.1, 0.9, (1, 11, 2, 3)).astype(np.float32)
     t = (0.5, 0.7, 0.3, 0.4)
-    cost, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), GOAL)
+    cost, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), CTX)
     j, i, got, out = 1, 1, delta[0, :, 1, 1], y[0, :, 1, 1].astype(float)
     wanted = (t[0] * 3 - i, t[1] * 2 - j, log(t[2] * 96 / 30), log(t[3] * 64 / 20))
     for c in range(4):
@@ -331,17 +331,17 @@ def test_gaussian_iou_moves_the_means_only_by_the_iou():
     head = SECTIONS["Gaussian_yolo"](classes=2, num=1, anchors=(30, 20), iou_loss="ciou")
     y = np.random.default_rng(3).uniform(0.1, 0.9, (1, 11, 2, 3)).astype(np.float32)
     t = (0.5, 0.7, 0.3, 0.4)
-    _, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), GOAL)
+    _, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), CTX)
     e = y[0, :, 1, 1].astype(float)
     p = ((1 + e[0]) / 3, (1 + e[2]) / 2, exp(e[4]) * 30 / 96, exp(e[6]) * 20 / 64)
-    move = np.array(step(p, t, "ciou")) * (1, 1, exp(e[4]), exp(e[6])) * 0.75
+    move = np.array(delta_of(p, t, "ciou")) * (1, 1, exp(e[4]), exp(e[6])) * 0.75
     np.testing.assert_allclose(delta[0, 0:8:2, 1, 1], move, rtol=1e-3, atol=1e-5)
 
 
 # Region
 
 
-def region_by_loops(head, y, truth, goal):
+def region_by_loops(head, y, truth, ctx):
     """forward_region_layer without a tree."""
     N, _, H, W = y.shape
     A, K = head.num, head.classes
@@ -372,7 +372,7 @@ def region_by_loops(head, y, truth, goal):
             d[n, j, i, a, 4] = head.noobject_scale * (aim - o) * o * (1 - o)
             if head.classfix != -1 and max(likes) > head.thresh:
                 d[n, j, i, a, 4] = 0
-            if goal.seen < 12800:
+            if ctx.seen < 12800:
                 box_move(n, j, i, a, ((i + 0.5) / W, (j + 0.5) / H, sizes[a][0] / W, sizes[a][1] / H), 0.01)
         for r in rows:
             i, j, k = int(r[0] * W), int(r[1] * H), int(r[4])
@@ -404,23 +404,23 @@ def test_region(keys, seen):
     rng = np.random.default_rng(2)
     v = rng.normal(0, 0.5, (2, 3, 5, 3, 9))
     v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
-    y, truth, goal = v.reshape(2, 27, 3, 5).astype(np.float32), truths(2, 6, 4, seed=5), LossContext(96, 64, seen)
+    y, truth, ctx = v.reshape(2, 27, 3, 5).astype(np.float32), truths(2, 6, 4, seed=5), LossContext(96, 64, seen)
     truth.reshape(2, -1, 6)[:, :, 4] %= 4
-    cost, delta = head.loss(y, y, truth, goal)
-    wanted_cost, wanted = region_by_loops(head, y, truth, goal)
+    cost, delta = head.loss(y, y, truth, ctx)
+    wanted_cost, wanted = region_by_loops(head, y, truth, ctx)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
 
 
 def test_region_with_a_tree_walks_to_the_root():
-    """Classes 2 and 3 lie under 1: a truth of class 3 asks for 3 against 2 and for 1 against 0."""
+    """Classes 2 and 3 are children of 1: a truth of class 3 asks for 3 against 2 and for 1 against 0."""
     tree = Tree(names=("a", "b", "c", "d"), parents=(-1, -1, 1, 1), starts=(0, 2))
     head = SECTIONS["region"](classes=4, num=1, anchors=(1.0, 1.0), tree=tree, bias_match=1)
     y = np.random.default_rng(0).uniform(0.1, 0.9, (1, 9, 2, 3)).astype(np.float32)
-    _, delta = head.loss(y, y, np.array([[0.4, 0.7, 0.3, 0.3, 3, 0]], np.float32), GOAL)
+    _, delta = head.loss(y, y, np.array([[0.4, 0.7, 0.3, 0.3, 3, 0]], np.float32), CTX)
     v, d = y.reshape(2, 3, 9)[1, 1], delta.reshape(2, 3, 9)[1, 1]
     np.testing.assert_allclose(d[5:], (0 - v[5], 1 - v[6], 0 - v[7], 1 - v[8]), rtol=1e-6)
-    _, delta = head.loss(y, y, np.array([[2e5, 2e5, 0, 0, 0, 0]], np.float32), GOAL)  # a class without a box
+    _, delta = head.loss(y, y, np.array([[2e5, 2e5, 0, 0, 0, 0]], np.float32), CTX)  # a class without a box
     d, cells = delta.reshape(6, 9), y.reshape(6, 9)
     best = int((cells[:, 4] * cells[:, 5]).argmax())
     wanted = np.zeros((6, 9))
@@ -440,7 +440,7 @@ def test_detection(keys):
     y = rng.uniform(0.1, 0.9, (1, 4 * (2 * 5 + 3), 1, 1)).astype(np.float32)
     truth = np.zeros((4, 8), np.float32)
     truth[2] = 1, 0, 1, 0, 0.4, 0.6, 0.5, 0.3
-    cost, delta = head.loss(y, y, truth.reshape(1, -1), GOAL)
+    cost, delta = head.loss(y, y, truth.reshape(1, -1), CTX)
     v, d = y.reshape(-1).astype(float), delta.reshape(-1)
     boxes = v[20:].reshape(4, 2, 4)[2]
     size = 2 if head.sqrt else 1
@@ -460,7 +460,7 @@ def test_detection(keys):
 def test_softmax():
     head, y = SECTIONS["softmax"](), np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]], np.float32).reshape(2, 3, 1, 1)
     truth = np.array([[0, 1, 0], [0.9, -1234, 0.1]], np.float32)
-    cost, delta = head.loss(y, y, truth, GOAL)
+    cost, delta = head.loss(y, y, truth, CTX)
     assert cost == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)))
     np.testing.assert_allclose(delta.reshape(2, 3), [[-0.2, 0.5, -0.3], [0.3, 0, 0]], atol=1e-7)
 
@@ -476,6 +476,6 @@ def test_softmax():
 def test_cost(kind, cost, delta):
     layer = SECTIONS["cost"](type=kind, scale=3.0)
     x = np.array([0.5, -1, 0.1, 2], np.float32).reshape(1, 4, 1, 1)
-    got_cost, got = layer.loss(x, np.zeros_like(x), np.array([[1, 1, 0, -1234]], np.float32), GOAL)
+    got_cost, got = layer.loss(x, np.zeros_like(x), np.array([[1, 1, 0, -1234]], np.float32), CTX)
     assert got_cost == pytest.approx(cost, rel=1e-6)
     np.testing.assert_allclose(got.reshape(-1), delta, rtol=1e-6)

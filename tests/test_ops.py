@@ -52,27 +52,26 @@ def test_op(be, case):
 def test_half(be, case):
     """float16 in memory, float32 arithmetic: right to 11 bits, after up to three roundings of sums around 4.
 
-    What adds up over a batch stays float32.
+    Sums over a batch stay float32.
     """
     names = list(inspect.signature(case.plain).parameters)
     args = tuple(
         each(a, lambda a: a.astype(np.float16)) if name in case.half else a
         for name, a in zip(names, case.args, strict=True)
     )
-    found = call(be, case, args)
-    for k, result in enumerate(found if case.op.sums else (found,)):
+    results = call(be, case, args)
+    for k, result in enumerate(results if case.op.sums else (results,)):
         kinds = {a.dtype.name for a in arrays(result)} - {"int32"}  # positions
         assert kinds <= {"float32" if k in case.op.sums else "float16"}
-    compare([be.to_numpy(a) for a in arrays(found)], case.want(args), case, rtol=1e-3, atol=max(4e-3, case.atol))
+    compare([be.to_numpy(a) for a in arrays(results)], case.want(args), case, rtol=1e-3, atol=max(4e-3, case.atol))
 
 
 def test_every_op_has_cases():
     assert {case.op.name for case in CASES} == set(OPS)
 
 
-@pytest.mark.parametrize("op", OPS.values(), ids=str)
-def test_twins_take_the_parameters_of_their_definitions(op):
-    assert op.cuda is not None
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.cuda], ids=str)
+def test_a_kernel_has_the_parameters_of_its_reference(op):
     assert list(inspect.signature(op.cuda).parameters) == list(inspect.signature(op.reference).parameters)
     assert op.cuda.__name__ == f"{op.reference.__name__}_cuda"
 

@@ -51,9 +51,9 @@ def test_round_trip(net, tmp_path):
 def test_the_library_reads_it(net, tmp_path):
     library = pytest.importorskip("safetensors.numpy", reason="compares with the package safetensors")
     net.save_weights(tmp_path / "x.safetensors")
-    found = library.load_file(tmp_path / "x.safetensors")
-    np.testing.assert_array_equal(found["1.kernel"], net.weights[1]["kernel"])
-    half = {name: a.astype(np.float16) for name, a in found.items()}
+    loaded = library.load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(loaded["1.kernel"], net.weights[1]["kernel"])
+    half = {name: a.astype(np.float16) for name, a in loaded.items()}
     library.save_file(half, tmp_path / "half.safetensors")
     back = gd.load_network(cfg.parse(TEXT), tmp_path / "half.safetensors", backend="numpy")
     np.testing.assert_allclose(back.weights[1]["kernel"], net.weights[1]["kernel"], rtol=1e-3)
@@ -90,7 +90,7 @@ def broken(tmp_path, header, body=b""):
 
 
 @pytest.mark.parametrize(
-    "header, body, fault",
+    "header, body, error",
     [
         (b"[]", b"", "is not a .safetensors file, or is cut short; fetch or write it again"),
         (b"not json", b"", "is not a .safetensors file, or is cut short; fetch or write it again"),
@@ -111,11 +111,11 @@ def broken(tmp_path, header, body=b""):
         ),
     ],
 )
-def test_broken_files(tmp_path, header, body, fault):
+def test_broken_files(tmp_path, header, body, error):
     path = broken(tmp_path, header, body)
     with pytest.raises(WeightsError) as e:
         gd.load_network(cfg.parse(TEXT), path, backend="numpy")
-    assert str(e.value) == f"{path}: {fault}"
+    assert str(e.value) == f"{path}: {error}"
 
 
 def test_a_missing_file(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from gpudarknet import cfg, network
 
-SHELF = Path(__file__).parents[1] / "cfg"
+CFG_FOLDER = Path(__file__).parents[1] / "cfg"
 HEADS = {"region", "yolo", "softmax"}
 
 
@@ -24,7 +24,7 @@ class Published:
     name: str
     size: int
     layers: int
-    params: int  # float32 numbers in a complete .weights file
+    params: int  # float32 values in a complete .weights file
     bflops: str
     heads: dict[int, tuple[int, int]]
 
@@ -44,8 +44,8 @@ PUBLISHED = [
     Published("yolov4-tiny", 416, 38, 6_062_814, "6.910", {30: (255, 13), 37: (255, 26)}),
     Published("yolov7-tiny", 416, 99, 6_241_885, "5.802", {90: (255, 52), 94: (255, 26), 98: (255, 13)}),
 ]
-SORT = {"resnet50": "10.022", "yolov3": "65.908"}  # X has a twin X-sort, with its BFLOPS: 3 an element, not 1
-NAMES = sorted(path.stem for path in SHELF.glob("*.cfg"))
+SORT = {"resnet50": "10.022", "yolov3": "65.908"}  # X also exists as X-sort, with these BFLOPS: 3 per element, not 1
+NAMES = sorted(path.stem for path in CFG_FOLDER.glob("*.cfg"))
 
 by_name = pytest.mark.parametrize("name", NAMES)
 published = pytest.mark.parametrize("net", PUBLISHED, ids=lambda net: net.name)
@@ -61,11 +61,11 @@ class Row:
 
 @cache
 def built(name: str) -> tuple[list[Row], list[str]]:
-    """Read a network of the shelf and join its layers, without their weights; return them and what it warned of."""
+    """Read a bundled cfg and build its graph without weights; return the nodes and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        nodes = network.build(cfg.read(SHELF / f"{name}.cfg", strict=True))
-    found = [
+        nodes = network.build(cfg.read(CFG_FOLDER / f"{name}.cfg", strict=True))
+    rows = [
         Row(
             node.layer.section,
             node.shape,
@@ -74,7 +74,7 @@ def built(name: str) -> tuple[list[Row], list[str]]:
         )
         for node in nodes
     ]
-    return found, [str(warning.message) for warning in caught]
+    return rows, [str(warning.message) for warning in caught]
 
 
 def rows(name: str) -> list[Row]:
@@ -89,7 +89,7 @@ def bflops(name: str) -> str:
     return f"{sum(row.flops for row in rows(name)) / 1e9:.3f}"
 
 
-def test_the_shelf_is_complete():
+def test_every_cfg_is_tested():
     assert {*NAMES} == {net.name for net in PUBLISHED} | {f"{name}-sort" for name in SORT} | {"digits"}
 
 
@@ -118,7 +118,7 @@ def test_heads(net):
 
 @published
 def test_input_size(net):
-    text = (SHELF / f"{net.name}.cfg").read_text()
+    text = (CFG_FOLDER / f"{net.name}.cfg").read_text()
     assert f"width={net.size}\nheight={net.size}\nchannels=3\n" in text
 
 
@@ -134,41 +134,41 @@ def test_sort_replaces_every_shortcut_and_nothing_else(name):
 
 @by_name
 def test_header_comment_is_true(name):
-    text = (SHELF / f"{name}.cfg").read_text()
-    numbers = r"# (\d+) layers, ([\d,]+) numbers in its .weights file, ([\d.]+) BFLOPS at (\d+ x \d+)"
-    found = re.search(numbers, text)
-    assert found is not None
+    text = (CFG_FOLDER / f"{name}.cfg").read_text()
+    pattern = r"# (\d+) layers, ([\d,]+) values in its .weights file, ([\d.]+) BFLOPS at (\d+ x \d+)"
+    match = re.search(pattern, text)
+    assert match is not None
     size = re.search(r"^width=(\d+)\nheight=(\d+)$", text, re.M)
     assert size is not None
-    assert found.groups() == (str(len(rows(name))), f"{params(name):,}", bflops(name), " x ".join(size.groups()))
+    assert match.groups() == (str(len(rows(name))), f"{params(name):,}", bflops(name), " x ".join(size.groups()))
 
 
 @by_name
 def test_stage_comments_are_true(name):
     """Hold "# --- stage, W x H x C (layers a to b)" against the layers between it and the next of its kind."""
-    layer, said, begins = -1, [], []  # the first section is [net]
-    for line in (SHELF / f"{name}.cfg").read_text().splitlines():
+    layer, stated, starts = -1, [], []  # the first section is [net]
+    for line in (CFG_FOLDER / f"{name}.cfg").read_text().splitlines():
         if line.startswith("["):
             layer += 1
         elif line.startswith("# ---"):
             span = [int(number) for number in re.findall(r"\d+", line[line.rindex("(") :])]
             size = re.search(r", (\d+) x (\d+) x (\d+) \(", line)
-            said.append((span[0], span[-1], tuple(int(number) for number in size.groups()) if size else None))
-            begins.append(layer)
-    ends = [*(begin - 1 for begin in begins[1:]), len(rows(name)) - 1]
-    assert [(first, last) for first, last, _ in said] == list(zip(begins, ends, strict=True))
-    for _, last, size in said:
+            stated.append((span[0], span[-1], tuple(int(number) for number in size.groups()) if size else None))
+            starts.append(layer)
+    ends = [*(begin - 1 for begin in starts[1:]), len(rows(name)) - 1]
+    assert [(first, last) for first, last, _ in stated] == list(zip(starts, ends, strict=True))
+    for _, last, size in stated:
         C, H, W = rows(name)[last].shape
         assert size in (None, (W, H, C))
 
 
 @pytest.mark.parametrize(("data", "classes"), [("coco", 80), ("voc", 20), ("digits", 10)])
 def test_names_and_data_agree(data, classes):
-    names = (SHELF / f"{data}.names").read_text().split("\n")
+    names = (CFG_FOLDER / f"{data}.names").read_text().split("\n")
     assert names.pop() == ""  # the last line ends like all others
     assert len(names) == len(set(names)) == classes
     assert all(name == name.strip() != "" for name in names)
-    lines = [line for line in (SHELF / f"{data}.data").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (CFG_FOLDER / f"{data}.data").read_text().splitlines() if not line.startswith("#")]
     options = dict(line.split("=") for line in lines)
     assert options["classes"] == str(classes)
     assert options["names"] == f"{data}.names"
@@ -176,11 +176,11 @@ def test_names_and_data_agree(data, classes):
 
 
 def test_names_keep_the_spelling_of_darknet():
-    coco = (SHELF / "coco.names").read_text().split("\n")
+    coco = (CFG_FOLDER / "coco.names").read_text().split("\n")
     assert [coco[k] for k in (0, 3, 4, 57, 58, 60, 62, 79)] == [
         "person", "motorbike", "aeroplane", "sofa", "pottedplant", "diningtable", "tvmonitor", "toothbrush",
     ]  # fmt: skip
-    voc = (SHELF / "voc.names").read_text().split("\n")
+    voc = (CFG_FOLDER / "voc.names").read_text().split("\n")
     assert [voc[k] for k in (0, 10, 13, 14, 15, 19)] == [
         "aeroplane", "diningtable", "motorbike", "person", "pottedplant", "tvmonitor",
     ]  # fmt: skip

@@ -54,14 +54,14 @@ def header(major: int = 0, minor: int = 2, wide: bool = True, seen: int = 640) -
     return struct.pack("<iiiQ" if wide else "<iiiI", major, minor, 5, seen)
 
 
-def numbers(count: int = TOTAL) -> np.ndarray:
+def values(count: int = TOTAL) -> np.ndarray:
     return np.arange(1, count + 1, dtype="<f4")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "x.weights"
-    path.write_bytes(header() + numbers().tobytes())
+    path.write_bytes(header() + values().tobytes())
     return path
 
 
@@ -81,19 +81,19 @@ def test_saving_gives_the_file_back(path: Path, tmp_path: Path) -> None:
 
 def test_saving_the_first_layers(path: Path, tmp_path: Path) -> None:
     load(path).save_weights(tmp_path / "y.conv.2", upto=2)
-    assert (tmp_path / "y.conv.2").read_bytes() == header() + numbers(62 + 260).tobytes()
+    assert (tmp_path / "y.conv.2").read_bytes() == header() + values(62 + 260).tobytes()
 
 
 def test_old_header_counts_images_with_32_bits(tmp_path: Path) -> None:
     old = tmp_path / "old.weights"
-    old.write_bytes(header(0, 1, wide=False) + numbers().tobytes())
+    old.write_bytes(header(0, 1, wide=False) + values().tobytes())
     net = load(old)
     assert (net.seen, net.weights[0]["bias"][0], net.weights[4]["weight"].flat[-1]) == (640, 1, TOTAL)
 
 
 def test_transposed_file(tmp_path: Path) -> None:
     old = tmp_path / "old.weights"
-    old.write_bytes(header(1001) + numbers().tobytes())
+    old.write_bytes(header(1001) + values().tobytes())
     kernel = load(old).weights[1]["kernel"]  # (5, 48), in the file (48, 5)
     assert kernel[0, 1] - kernel[0, 0] == 5
     assert kernel[1, 0] - kernel[0, 0] == 1
@@ -106,10 +106,10 @@ def test_flipped_kernel(path: Path) -> None:
 
 def test_partial_file_names_the_layer_where_it_ends(tmp_path: Path) -> None:
     part = tmp_path / "x.conv.2"
-    part.write_bytes(header() + numbers(62 + 260).tobytes())
-    with pytest.warns(WeightsWarning) as found:
+    part.write_bytes(header() + values(62 + 260).tobytes())
+    with pytest.warns(WeightsWarning) as caught:
         net = load(part)
-    assert str(found[0].message) == f"{part}: ends before layer 2; layers 2 to 4 keep their initial values"
+    assert str(caught[0].message) == f"{part}: ends before layer 2; layers 2 to 4 keep their initial values"
     assert net.weights[2]["scale"].tolist() == [1] * 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -122,17 +122,17 @@ def test_upto_reads_only_so_many_layers(path: Path) -> None:
     assert net.weights[1]["scale"].tolist() == [1] * 5
 
 
-def test_left_over_numbers_are_a_warning(path: Path) -> None:
-    path.write_bytes(header() + numbers(TOTAL + 7).tobytes())
-    with pytest.warns(WeightsWarning) as found:
+def test_values_left_over_are_a_warning(path: Path) -> None:
+    path.write_bytes(header() + values(TOTAL + 7).tobytes())
+    with pytest.warns(WeightsWarning) as caught:
         load(path)
-    assert str(found[0].message) == (f"{path}: 7 values remain after the last layer; is it the file of another cfg?")
+    assert str(caught[0].message) == (f"{path}: 7 values remain after the last layer; is it the file of another cfg?")
 
 
-def test_dontload_takes_nothing_from_the_file_but_is_saved(tmp_path: Path) -> None:
+def test_dontload_reads_nothing_from_the_file_but_is_saved(tmp_path: Path) -> None:
     text = TEXT.replace("filters=2\n", "filters=2\ndontload=1\n", 1)
     short = tmp_path / "short.weights"
-    short.write_bytes(header() + numbers(TOTAL - 62).tobytes())
+    short.write_bytes(header() + values(TOTAL - 62).tobytes())
     net = load(short, text)
     assert net.weights[1]["bias"][0] == 1
     net.save_weights(tmp_path / "whole.weights")
@@ -142,7 +142,7 @@ def test_dontload_takes_nothing_from_the_file_but_is_saved(tmp_path: Path) -> No
 def test_dontloadscales_skips_the_batch_norm_arrays(tmp_path: Path) -> None:
     text = TEXT.replace("filters=2\n", "filters=2\ndontloadscales=1\n", 1)
     short = tmp_path / "short.weights"
-    short.write_bytes(header() + numbers(TOTAL - 6).tobytes())
+    short.write_bytes(header() + values(TOTAL - 6).tobytes())
     net = load(short, text)
     assert net.weights[0]["kernel"].flat[0] == 3
     assert net.weights[0]["scale"].tolist() == [1, 1]
@@ -163,10 +163,10 @@ BROKEN = {
     b"12345": "has 5 bytes, too short for a header; download it again",
     header()[:14]: "ends inside its header; download it again",
     b"[net]\nwidth=416\nheight=416\n": "is not a .weights file (it would be version 1952804443.1769409117); check the path",
-    header() + numbers(20).tobytes(): (
+    header() + values(20).tobytes(): (
         "ends inside layer 0: kernel (2, 3, 3, 3) needs 54 values, 12 remain; the file is cut short or belongs to another cfg"
     ),
-    header() + numbers(100).tobytes(): (
+    header() + values(100).tobytes(): (
         "ends inside layer 1: kernel (5, 48) needs 240 values, 33 remain; the file is cut short or belongs to another cfg"
     ),
 }

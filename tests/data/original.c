@@ -1,4 +1,4 @@
-/* Records a training run of the original program: original CFG WEIGHTS DATA OUT STEPS SEEN TRUTHS
+/* Records a training run of the Darknet: original CFG WEIGHTS DATA OUT STEPS SEEN TRUTHS
 
    Build AlexeyAB/darknet without GPU, OpenCV, AVX and OpenMP (-O2 -ffp-contract=off), and link this with all of its object
    files but darknet.o. DATA holds, for each mini-batch, the images and then TRUTHS numbers for each image, as float32.
@@ -17,7 +17,7 @@ int main(int argc, char **argv)
     int steps = atoi(argv[5]);
     *net.seen = atol(argv[6]);
     *net.cur_iteration = *net.seen / (net.batch * net.subdivisions);
-#ifdef SOUND /* see SOUND in original.py; the other corrections are edits of the program */
+#ifdef PATCHED /* see PATCHES in darknet_recordings.py; the other corrections are edits of the program */
     for (int i = 0; i < net.n; ++i) net.layers[i].train = 1;
 #endif
     size_t xs = (size_t)net.batch * net.inputs, ys = (size_t)net.batch * atoi(argv[7]);

@@ -1,10 +1,10 @@
-"""Run the kernels' real source on a CPU: launch() as cuda.launcher() gives it, for NumPy arrays.
+"""Run the kernels' real source on a CPU: a launch() like that of cuda.launcher(), for NumPy arrays.
 
     be = Backend("host-cuda", numpy, launch=host_cuda.launcher())
 
-Every launch works on copies of its arrays that end at an unreadable page, so that touching one element too many is
-caught at once, reading included. It runs twice, the second time with threads and blocks in backward order: a missing
-barrier, a race, or a sum whose order is left to chance shows as a difference. What is wrong raises KernelError.
+Every launch works on copies of its arrays that end at an unreadable page, so that any access beyond the end is caught,
+reads included. It runs twice, the second time with threads and blocks in reverse order: a missing barrier, a race, or a
+nondeterministic sum shows as a difference. Errors raise KernelError.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class KernelError(Exception):
-    """A kernel does what CUDA does not allow, or what a GPU may do differently each time."""
+    """A kernel does what CUDA does not allow, or is not deterministic."""
 
 
 def launcher(edit: Callable[[str], str] = lambda text: text) -> Callable[..., None]:
@@ -65,7 +65,7 @@ def launcher(edit: Callable[[str], str] = lambda text: text) -> Callable[..., No
 
 
 def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: dict[str, Any]) -> None:
-    """Run one launch forwards and backwards on guarded copies; bring the result back if both agree."""
+    """Run one launch in both orders on guarded copies; copy the result back if they agree."""
     function = getattr(library, f"run_{kernel.partition('.')[2]}")
     arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
     scalars = {name: a.item() for name, a in arguments.items() if name not in arrays}
@@ -78,9 +78,11 @@ def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: d
         copies = [Guarded(group) for group in overlapping(arrays)]
         passed = scalars | {name: at for copy in copies for name, at in copy.addresses.items()}
         if function(blocks, block, backwards, *(passed[name] for name in arguments)):
-            message, fault = library.host_message().decode(), library.host_fault() or 0
+            message, bad_address = library.host_message().decode(), library.host_fault() or 0
             if message.endswith(" touches "):
-                message += next(filter(None, (c.describe(fault) for c in copies)), f"address {fault}, in no array")
+                message += next(
+                    filter(None, (c.describe(bad_address) for c in copies)), f"address {bad_address}, in no array"
+                )
             raise KernelError(f"{kernel}: {message}")
         for copy in copies:
             if not copy.intact():
@@ -94,30 +96,30 @@ def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: d
 
 
 class Guarded:
-    """A copy of the memory of some arrays, between two unreadable pages and as near to the second as it may be.
+    """A copy of the memory of some arrays between two unreadable pages, as close to the second as possible.
 
-    CUDA aligns what it allocates, so the copy begins at a multiple of 16 bytes; the rest of its pages is filled with
-    POISON, and `intact` says whether it still is.
+    Like CUDA's allocations it starts at a multiple of 16 bytes. The rest of its pages is filled with POISON, which `intact`
+    checks.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         first = min(a.ctypes.data for a in arrays.values())
         size = max(a.ctypes.data + a.nbytes for a in arrays.values()) - first
-        room = -(-max(size, 1) // PAGE) * PAGE
-        pages = np.frombuffer(mmap.mmap(-1, room + 2 * PAGE), np.uint8)
-        start = room - -(-size // 16) * 16
-        self.before, self.data, self.after = np.split(pages[PAGE:-PAGE], [start, start + size])
+        capacity = -(-max(size, 1) // PAGE) * PAGE
+        pages = np.frombuffer(mmap.mmap(-1, capacity + 2 * PAGE), np.uint8)
+        start = capacity - -(-size // 16) * 16
+        self.head, self.data, self.tail = np.split(pages[PAGE:-PAGE], [start, start + size])
         self.original = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(first))
         self.arrays, self.base, self.end = arrays, pages.ctypes.data, pages.ctypes.data + pages.size
         self.addresses = {name: self.data.ctypes.data + a.ctypes.data - first for name, a in arrays.items()}
-        self.before[:] = self.after[:] = POISON
+        self.head[:] = self.tail[:] = POISON
         self.data[:] = self.original
         for edge in (self.base, self.end - PAGE):
             if mprotect(edge, PAGE, 0):
                 raise OSError(ctypes.get_errno(), "mprotect")
 
     def intact(self) -> bool:
-        return bool((self.before == POISON).all() and (self.after == POISON).all())
+        return bool((self.head == POISON).all() and (self.tail == POISON).all())
 
     def describe(self, address: int) -> str | None:
         """Name the element at an address on these pages."""
@@ -143,9 +145,9 @@ def overlapping(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 def load(file: str, T: str, text: str) -> ctypes.CDLL:
     """Compile `text`, the source of kernels/FILE.cu or an edited copy of it, under the shim."""
     kernels = cuda.parameters(file)
-    entries = "".join(entry(name, parameters) for name, parameters in kernels.items())
+    functions = "".join(entry_point(name, parameters) for name, parameters in kernels.items())
     shim = (HERE / "shim.h").read_text(encoding="utf-8")
-    library = ctypes.CDLL(str(build(f"{file}-{T}", f'#line 1 "shim.h"\n{shim}\n{text}\n{entries}')))
+    library = ctypes.CDLL(str(build(f"{file}-{T}", f'#line 1 "shim.h"\n{shim}\n{text}\n{functions}')))
     library.host_message.restype, library.host_fault.restype = ctypes.c_char_p, ctypes.c_void_p
     for name, parameters in kernels.items():
         types = [ctypes.c_void_p if p.pointer else CTYPES[p.type] for p in parameters]
@@ -153,7 +155,7 @@ def load(file: str, T: str, text: str) -> ctypes.CDLL:
     return library
 
 
-def entry(name: str, parameters: tuple[cuda.Parameter, ...]) -> str:
+def entry_point(name: str, parameters: tuple[cuda.Parameter, ...]) -> str:
     """Write the C function through which Python launches a kernel."""
     declared = ", ".join(f"{'const ' * p.const}{p.type} {'*' * p.pointer}{p.name}" for p in parameters)
     passed = ", ".join(p.name for p in parameters)

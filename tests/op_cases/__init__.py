@@ -1,7 +1,7 @@
-"""What every op must compute: a plain form in float64 for each, and the inputs on which they are compared.
+"""What every op must compute: plain loops in float64 for each, and the inputs on which they are compared.
 
     @check(upsample.upsample, make, (2, 1.0), (3, 0.5), exact=True, half="x")
-    def upsample(x, s, scale): ...          # loops, no backend: written from the words, not from the definition
+    def upsample(x, s, scale): ...          # loops, no backend: written from the docstring, not from the reference
 
 `make(rng, N, C, H, W, *variant)` returns the op's arguments for one of SHAPES and one variant.
 """
@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -25,15 +27,15 @@ CASES: list[Case] = []
 
 @dataclass
 class Case:
-    """One call of an op and what it must return, or leave in its arguments where it returns nothing."""
+    """One call of an op, and what it must return or, if it returns nothing, write to its arguments."""
 
     op: Op
     plain: Callable[..., Any]
     make: Callable[..., tuple[Any, ...]]
     shape: tuple[int, ...]
     variant: tuple[Any, ...]
-    exact: bool  # bit by bit: for ops that only move or select numbers
-    half: tuple[str, ...]  # the arguments that may be float16; none: the op is for weights or for pictures
+    exact: bool  # bitwise: for ops that only move or select elements
+    half: tuple[str, ...]  # the arguments that may be float16; none: an op on weights or images
     rtol: float
     atol: float
 
@@ -47,7 +49,7 @@ class Case:
         return each(self.make(rng, *self.shape, *self.variant), lambda a: a.astype(np.float32) if is_float(a) else a)
 
     def want(self, args: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-        """The results of the plain form for these arguments, in float64."""
+        """The results of the loops for these arguments, in float64."""
         copies = each(args, lambda a: a.astype(np.float64) if is_float(a) else a.copy())
         return arrays(self.plain(*copies))
 
@@ -57,7 +59,7 @@ def is_float(a: np.ndarray) -> bool:
 
 
 def each(value: Any, change: Callable[[np.ndarray], Any]) -> Any:
-    """Change every array in nested tuples and lists."""
+    """Map every array in nested tuples and lists."""
     if isinstance(value, (tuple, list)):
         return type(value)(each(v, change) for v in value)
     return change(value) if isinstance(value, np.ndarray) else value
@@ -79,7 +81,7 @@ def check(
     rtol: float = 1e-5,
     atol: float = 1e-6,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a plain form (a decorator). The default tolerance is some rounding errors of float32."""
+    """Register loops (a decorator). The default tolerance allows several rounding errors of float32."""
 
     def register(plain: Callable[..., Any]) -> Callable[..., Any]:
         for shape in SHAPES:
@@ -94,18 +96,5 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape)
 
 
-from . import (  # noqa: E402, F401
-    activation,
-    convolution,
-    im2col,
-    matmul,
-    norm,
-    optimizers,
-    pool,
-    reorg,
-    resize,
-    route,
-    shortcut,
-    upsample,
-    yolo,
-)
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

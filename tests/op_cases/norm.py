@@ -37,7 +37,7 @@ def make_backward_parts(rng, N, C, H, W):
 
 
 @check(norm.batch_norm_backward, make_backward, half="dy x", atol=1e-4)
-@check(norm.batch_norm_backward, make_backward_parts, rtol=1e-4, atol=1e-2)  # dscale, dbias: sums of 15000 numbers
+@check(norm.batch_norm_backward, make_backward_parts, rtol=1e-4, atol=1e-2)  # dscale, dbias: sums of 15000 values
 def batch_norm_backward(dy, x, mean, variance, scale):
     dx, dscale, dbias = np.empty(x.shape), np.empty(scale.shape), np.empty(scale.shape)
     for c in range(x.shape[1]):

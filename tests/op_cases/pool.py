@@ -15,7 +15,7 @@ def outputs(H, W, size, stride, padding):
 
 
 def window(i, j, H, W, size, stride, padding):
-    """The pixels of window (i, j) that lie inside the image, row by row."""
+    """The pixels of window (i, j) inside the image, row by row."""
     top, left = i * stride[0] - padding // 2, j * stride[1] - padding // 2
     pixels = [(h, w) for h in range(top, top + size) for w in range(left, left + size)]
     return [(h, w) for h, w in pixels if 0 <= h < H and 0 <= w < W]

@@ -10,8 +10,8 @@ from . import check, normal
 from .activation import each, sigmoid
 
 
-def entries(y, A):
-    """Every (n, a, i, j, e): the entries of anchor a in cell (i, j) of image n, as views."""
+def channels(y, A):
+    """Every (n, a, i, j, e): the channels of anchor a in cell (i, j) of image n, as views."""
     N, C, H, W = y.shape
     for n, a, i, j in np.ndindex(N, A, H, W):
         yield n, a, i, j, y[n, a * (C // A) : (a + 1) * (C // A), i, j]
@@ -24,7 +24,7 @@ def make(rng, N, C, H, W, A, scale_x_y, new_coords):
 @check(yolo.yolo_activate, make, (3, 1.0, 0), (2, 1.05, 0), (3, 2.0, 1), half="x")
 def yolo_activate(x, A, scale_x_y, new_coords):
     y = x.copy()
-    for *_, e in entries(y, A):
+    for *_, e in channels(y, A):
         if not new_coords:
             e[:2], e[4:] = each(sigmoid, e[:2]), each(sigmoid, e[4:])
         e[:2] = scale_x_y * e[:2] - (scale_x_y - 1) / 2
@@ -38,7 +38,7 @@ def make_gaussian(rng, N, C, H, W, A, scale_x_y):
 @check(yolo.gaussian_activate, make_gaussian, (3, 1.0), (2, 1.1), half="x")
 def gaussian_activate(x, A, scale_x_y):
     y = x.copy()
-    for *_, e in entries(y, A):
+    for *_, e in channels(y, A):
         for k in range(len(e)):
             e[k] = e[k] if k in (4, 6) else sigmoid(e[k])
         e[0], e[2] = (scale_x_y * v - (scale_x_y - 1) / 2 for v in (e[0], e[2]))
@@ -55,14 +55,14 @@ def make_decode(rng, N, C, H, W, A, thresh, new_coords):
 )  # the last finds none
 def yolo_decode(y, anchors, net_w, net_h, thresh, new_coords):
     N, _, H, W = y.shape
-    A, found = len(anchors), {}
-    for n, a, i, j, e in entries(y, A):
+    A, boxes = len(anchors), {}
+    for n, a, i, j, e in channels(y, A):
         if e[4] > np.float32(thresh):
             size = [4 * v * v if new_coords else math.exp(v) for v in e[2:4]]
             box = [(j + e[0]) / W, (i + e[1]) / H, size[0] * anchors[a, 0] / net_w, size[1] * anchors[a, 1] / net_h]
             p = e[4] * e[5:]
-            found[n, i, j, a] = [n, e[4], *box, *np.where(p > thresh, p, 0)]
-    return np.array([found[key] for key in sorted(found)]).reshape(-1, y.shape[1] // A + 1)
+            boxes[n, i, j, a] = [n, e[4], *box, *np.where(p > thresh, p, 0)]
+    return np.array([boxes[key] for key in sorted(boxes)]).reshape(-1, y.shape[1] // A + 1)
 
 
 def make_region(rng, N, C, H, W, A, coords):
@@ -73,7 +73,7 @@ def make_region(rng, N, C, H, W, A, coords):
 def region_activate(x, A, coords):
     N, C, H, W = x.shape
     y = np.empty((N, H, W, A, C // A))
-    for n, a, i, j, e in entries(x, A):
+    for n, a, i, j, e in channels(x, A):
         y[n, i, j, a] = e
         y[n, i, j, a, coords] = sigmoid(e[coords])
     return y.reshape(N, C, H, W)
