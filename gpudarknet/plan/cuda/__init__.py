@@ -1,4 +1,14 @@
-"""Run a plan on a GPU: cuBLAS and the kernels of `kernels/`, recorded as one CUDA graph."""
+"""Run a plan on a GPU: cuBLAS and the kernels of `kernels/`, captured as one CUDA graph.
+
+canonicalize.py recurrent.py   rewrite layers as steps that run on a GPU (steps.py has some of its own)
+schedule.py                    decides algorithms (algorithms.py; autotune.py measures), fusions, and the arena
+emitter.py                     what emitters build on: views (view.py), packed weights (weights.py), launches
+steps.py convolution.py        emitters: a step becomes launches
+  epilogue.py layers.py
+program.py                     runs, replays and describes the launches
+input.py upload.py stream.py   the caller's input, image uploads, and the CUDA stream of all plans
+dry_run.py                     a null device, to describe plans without a GPU
+"""
 
 from __future__ import annotations
 

@@ -41,12 +41,8 @@ class SmallChannelConv(NamedTuple):
 
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     """Return a direct convolution, whose input may be the caller's."""
-    y, (weights, bias), F, launch = (
-        emitter.view(step.y),
-        emitter.weights.arrays(step),
-        step.y.shape[0],
-        emitter.launch_kernel,
-    )
+    y, F, launch = emitter.view(step.y), step.y.shape[0], emitter.launch_kernel
+    weights, bias = emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
     kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
     vectorized = kind in VECTOR_ACTIVATIONS and emitter.can_vectorize(y)
