@@ -1,7 +1,7 @@
 """libcublas computed by NumPy: C functions with the parameters of cuBLAS's header, on addresses of this process.
 
-Matrices are column by column, as there: op(A) is (m, k), op(B) is (k, n), C is (m, n), and number (i, j) of a matrix lies at
-i + j * ld. What cuBLAS would refuse as INVALID_VALUE is refused.
+Matrices are column-major, as in cuBLAS: op(A) is (m, k), op(B) is (k, n), C is (m, n), and element (i, j) of a matrix is at
+i + j * ld. Arguments that cuBLAS rejects with INVALID_VALUE are rejected.
 
     be = Backend("host-cuda", numpy, host_cuda.launcher(), FakeCublas().open, "cuda")
 """
