@@ -47,7 +47,7 @@ class ForwardContext:
 class LossContext:
     """What a loss needs besides output and truth: size of the network input in pixels, images seen so far, randomness.
 
-    exact: return the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, entries per anchor) zeroes
+    exact: return the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, channels per anchor) zeroes
     deltas of [yolo] in place.
     """
 
@@ -74,7 +74,7 @@ class Layer:
     section: ClassVar[str]
     ignored: ClassVar[frozenset[str]] = frozenset()
     unsupported: ClassVar[frozenset[str]] = frozenset()
-    fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet uses for an unknown word
+    fallback: ClassVar[dict[str, str]] = {"activation": "relu"}  # what Darknet uses for an unknown choice
     names_sources: ClassVar[bool] = False  # the layer table shows the indices of its sources, not their size
     head: ClassVar[bool] = False  # its output is always a result of the network
     has_output: ClassVar[bool] = True  # False: its output is never a result of the network

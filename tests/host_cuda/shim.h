@@ -1,12 +1,12 @@
-// Runs CUDA kernels on a CPU: this text is put before a kernel file, and g++ compiles both.
+// Runs CUDA kernels on a CPU: this text is prepended to a kernel file, and g++ compiles both.
 //
-// Blocks run one after another, and so do the threads of a block: each runs until it returns or has to wait at a barrier.
-// A thread that waits keeps its stack (a fiber), and another fiber goes on with the next thread; when all have arrived,
-// all are resumed. So a kernel without barriers costs one function call per thread.
+// Blocks run one after another, and so do the threads of a block: each runs until it returns or waits at a barrier.
+// A thread that waits keeps its stack (a fiber), and another fiber runs the next thread; when all have arrived,
+// all are resumed. A kernel without barriers therefore costs one function call per thread.
 //
-// Reported with file and line: a barrier or shuffle that some of its threads skip, a shuffle from a lane that takes no part.
+// Reported with file and line: a barrier or shuffle that some of its threads skip, a shuffle from an inactive lane.
 // Reported with the thread: access outside the arrays (the caller puts them between unreadable pages), division by zero.
-// Shared memory is filled with NaN before each block. Threads and blocks can run backwards, which must change nothing.
+// Shared memory is filled with NaN before each block. Threads and blocks can run in reverse order, with the same results.
 
 #include <math.h>
 #include <setjmp.h>
@@ -40,7 +40,7 @@ namespace host {
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
 struct Fiber {
-    jmp_buf left;  // where it goes on
+    jmp_buf left;  // where it resumes
     bool begun;
 };
 
@@ -61,7 +61,7 @@ static bool backwards;
 static uint64_t offered[MAX_BLOCK];  // what each thread gives to the shuffle it is in
 static void (*call)(void *);
 static void *kernel;
-static jmp_buf scheduler;  // where the scheduler goes on
+static jmp_buf scheduler;  // where the scheduler resumes
 static sigjmp_buf failure;
 static char message[512];
 static void *fault;
@@ -214,7 +214,7 @@ template <class V> static V shuffle(unsigned mask, V v, int source, const char *
     int t = threadIdx.x, lane = t % WARP;
     if (!(mask >> lane & 1)) fail("%s: %s by lane %d, which its mask lacks", where, what, lane);
     if (!(mask >> source & 1) || t - lane + source >= block)
-        fail("%s: %s reads lane %d, which takes no part", where, what, source);
+        fail("%s: %s reads lane %d, which is not active", where, what, source);
     memcpy(&offered[t], &v, sizeof v);
     wait(AT_WARP_BARRIER, mask, what, where);  // all have offered
     memcpy(&v, &offered[t - lane + source], sizeof v);
