@@ -21,7 +21,6 @@ from .errors import DataError, ImageError
 from .layers import DetectionHead
 from .network import Network, load_network
 from .ops import resize
-from .plan import uploader
 
 ImageSource = Any  # anything `image.as_image` accepts: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
 HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this are not reported
@@ -179,7 +178,7 @@ class Detector:
             x = self.upload(batch_images)
             yield from results()
             pending.append((batch_images, net.predict(x, precision=self.precision)))
-            if net.backend.cublas is None:  # predict was synchronous
+            if net.backend.uploader() is None:  # predict was synchronous
                 yield from results()
         yield from results()
 
@@ -188,11 +187,11 @@ class Detector:
 
         On the CPU the same as `preprocess`.
         """
-        be = self.network.backend
-        if be.cublas is None:
-            return self.preprocess(images)
         with self.network.on_device():
-            return uploader(be).upload(images, list(map(self._fit, images)))
+            uploader = self.network.backend.uploader()
+            if uploader is None:
+                return self.preprocess(images)
+            return uploader.upload(images, list(map(self._fit, images)))
 
     def _fit(self, image: np.ndarray) -> tuple[int, int]:
         (H, W), net = image.shape[:2], self.network

@@ -67,12 +67,24 @@ class CompileProgram(Protocol):
     ) -> Program: ...  # fmt: skip
 
 
+class Uploader(Protocol):
+    """Copies images to a device."""
+
+    def upload(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Any:
+        """Return program input of uint8 images (H, W, C), each to be resized to (width, height)."""
+
+
 @dataclass(frozen=True)
 class Executor:
-    """Compiles networks into programs. precisions: those it computes in; it computes in the first when asked for another."""
+    """Compiles networks into programs.
+
+    precisions: those it computes in; it computes in the first when asked for another. uploader: returns a backend's `Uploader`,
+    for programs that run asynchronously and resize images themselves.
+    """
 
     compile: CompileProgram
     precisions: tuple[str, ...] = ("fp32",)
+    uploader: Callable[[Backend], Uploader] | None = None
 
 
 _executors: dict[str, Executor] = {}
@@ -186,6 +198,11 @@ class Backend:
     ) -> Program:  # fmt: skip
         """Compile a network with this backend's executor; see `CompileProgram`. Raises BackendError."""
         return self._executor().compile(self, nodes, weights, heads, shape, batch, precision, packed_weights)
+
+    def uploader(self) -> Uploader | None:
+        """Return the executor's uploader of images; None if its programs run synchronously and take arrays."""
+        uploader = None if self.executor is None else self._executor().uploader
+        return None if uploader is None else uploader(self)
 
     def _executor(self) -> Executor:
         if self.executor not in _executors:

@@ -85,7 +85,7 @@ def get_backend(args: Any) -> Backend:
     if args.i < 0:
         return backends.get("numpy")
     be = backends.get(args.backend)
-    if be.name == "cupy" and args.i:
+    if args.i and be.current_device() is not None:
         try:
             be.xp.cuda.Device(args.i).use()
         except Exception as e:

@@ -88,7 +88,7 @@ def reset_rnn(net: Handle) -> None:
 def set_gpu(number: int) -> None:
     """Make a GPU current; no-op without a GPU."""
     be = backend.get("auto")
-    if be.name == "cupy":
+    if be.current_device() is not None:
         be.xp.cuda.Device(number).use()
 
 

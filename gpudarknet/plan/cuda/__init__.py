@@ -22,6 +22,7 @@ from ..compile import compile
 from ..tuning import load_tuning
 from . import autotune
 from .program import Program
+from .upload import uploader
 
 __all__ = ["Program", "autotune"]
 
@@ -35,4 +36,4 @@ def compile_program(
     return Program(compile(nodes, weights, heads, shape, batch), be, precision, packed_weights, choices)
 
 
-register_executor("cuda", Executor(compile_program, ("fp32", "tf32", "fp16")))
+register_executor("cuda", Executor(compile_program, ("fp32", "tf32", "fp16"), uploader))
