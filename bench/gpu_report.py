@@ -23,7 +23,7 @@ RECORD = "gpu-check"  # the kind of its records
 BEGIN = "<!-- GPU results: written by `gpudarknet bench report`, not by hand -->"
 END = "<!-- end of the GPU results -->"
 NONE = """\
-**No results of a GPU have been committed yet.** So far the kernels are compiled for sm_75 to sm_120, and every CUDA test
+**No GPU results have been committed yet.** So far the kernels are compiled for sm_75 to sm_120, and every CUDA test
 runs with the real CuPy on an [emulated GPU](docs/cuda-emulator.md).
 """
 HEADS = (

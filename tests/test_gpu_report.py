@@ -41,7 +41,7 @@ def test_the_readme_matches_the_committed_results():
 
 
 def test_without_results_it_says_so():
-    assert gpu_report.block([]).startswith("**No results of a GPU have been committed yet")
+    assert gpu_report.block([]).startswith("**No GPU results have been committed yet")
 
 
 def test_the_command_writes_the_table(tmp_path, capsys):
