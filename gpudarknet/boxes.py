@@ -162,7 +162,7 @@ def nms(boxes: ArrayLike, probs: ArrayLike, thresh: float, kind: str = "default"
 
 
 def _suppressed(boxes: Array, thresh: float, beta: float | None) -> NDArray[np.intp]:
-    """Return positions of the boxes (n, 4), sorted by descending score, that a kept one overlaps by more than thresh."""
+    """Return positions of the boxes (n, 4), sorted by descending score, that a kept box overlaps by more than thresh."""
     suppressed = []
     remaining = np.arange(len(boxes))
     while remaining.size > 1:

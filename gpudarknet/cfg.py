@@ -1,7 +1,7 @@
 """Parse .cfg files: text -> sections -> one typed record per layer. Every error and warning names file and line.
 
-The grammar is Darknet's (src/parser.c, src/option_list.c): blanks are removed everywhere, comments take whole lines, the
-first of duplicate keys counts, numbers are read up to the first character that is not part of one.
+The grammar is Darknet's (src/parser.c, src/option_list.c): whitespace is removed everywhere, comments take whole lines, the
+first of duplicate keys is used, a number ends at the first character that cannot be part of it.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ class Detector:
         yield from results()
 
     def upload(self, images: Sequence[np.ndarray]) -> Any:
-        """Make network input of uint8 images (H, W, C), for `infer`. On a GPU: start the upload of their bytes and return.
+        """Convert uint8 images (H, W, C) to network input, for `infer`. On a GPU: start uploading their bytes and return.
 
         On the CPU the same as `preprocess`.
         """

@@ -108,7 +108,7 @@ def test_input_of_another_shape_is_refused() -> None:
     net = load(SMALL)
     with pytest.raises(DataError) as e:
         net.predict(np.zeros((1, 3, 24, 16), np.float32))
-    assert str(e.value) == "input has shape (1, 3, 24, 16); cfg takes (N, C, H, W) = (N, 3, 16, 24)"
+    assert str(e.value) == "input has shape (1, 3, 24, 16); cfg expects (N, C, H, W) = (N, 3, 16, 24)"
 
 
 def test_input_may_be_anything_with_dlpack() -> None:

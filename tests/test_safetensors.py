@@ -92,8 +92,8 @@ def broken(tmp_path, header, body=b""):
 @pytest.mark.parametrize(
     "header, body, error",
     [
-        (b"[]", b"", "is not a .safetensors file, or is cut short; fetch or write it again"),
-        (b"not json", b"", "is not a .safetensors file, or is cut short; fetch or write it again"),
+        (b"[]", b"", "is not a .safetensors file, or is truncated; download or write it again"),
+        (b"not json", b"", "is not a .safetensors file, or is truncated; download or write it again"),
         (
             {"0.bias": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
             b"0" * 16,
@@ -107,7 +107,7 @@ def broken(tmp_path, header, body=b""):
         (
             {"0.bias": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}},
             b"0" * 16,
-            "ends inside 0.bias; the file is cut short, fetch or write it again",
+            "ends inside 0.bias; the file is truncated, download or write it again",
         ),
     ],
 )

@@ -164,10 +164,10 @@ BROKEN = {
     header()[:14]: "ends inside its header; download it again",
     b"[net]\nwidth=416\nheight=416\n": "is not a .weights file (it would be version 1952804443.1769409117); check the path",
     header() + values(20).tobytes(): (
-        "ends inside layer 0: kernel (2, 3, 3, 3) needs 54 values, 12 remain; the file is cut short or belongs to another cfg"
+        "ends inside layer 0: kernel (2, 3, 3, 3) needs 54 values, 12 remain; the file is truncated or belongs to another cfg"
     ),
     header() + values(100).tobytes(): (
-        "ends inside layer 1: kernel (5, 48) needs 240 values, 33 remain; the file is cut short or belongs to another cfg"
+        "ends inside layer 1: kernel (5, 48) needs 240 values, 33 remain; the file is truncated or belongs to another cfg"
     ),
 }
 

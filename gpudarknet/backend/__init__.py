@@ -71,14 +71,14 @@ class Uploader(Protocol):
     """Copies images to a device."""
 
     def upload(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Any:
-        """Return program input of uint8 images (H, W, C), each to be resized to (width, height)."""
+        """Return program input for uint8 images (H, W, C), each to be resized to (width, height)."""
 
 
 @dataclass(frozen=True)
 class Executor:
     """Compiles networks into programs.
 
-    precisions: those it computes in; it computes in the first when asked for another. uploader: returns a backend's `Uploader`,
+    precisions: those it supports; the first replaces all others. uploader: returns a backend's `Uploader`,
     for programs that run asynchronously and resize images themselves.
     """
 
@@ -161,7 +161,7 @@ class Backend:
         return None if cuda is None else int(cuda.Device().id)
 
     def use_device(self, device: int | None) -> AbstractContextManager[Any]:
-        """Return a context in which a GPU is the current one; None is the host and changes nothing."""
+        """Return a context in which a GPU is current; None is the host and changes nothing."""
         return nullcontext() if device is None else self.xp.cuda.Device(device)
 
     def synchronize(self) -> None:

@@ -195,7 +195,7 @@ def matmul(be: Any, a: Any, b: Any) -> Any:
 def _axes(stack: tuple[int, ...], *strides: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
     """Split a stack of matrices into calls: return where each begins, and (count, strides) of the matrices in a call.
 
-    strides: for each array, bytes between matrices along each axis, of which there may be more than axes.
+    strides: for each array, bytes between matrices along each axis; entries beyond the axes are ignored.
     """
     axes: list[tuple[int, ...]] = []  # (length, strides), from the outside
     for n, *steps in zip(stack, *strides, strict=False):
@@ -220,7 +220,7 @@ def _tf32() -> bool:
 
 
 def address(a: Any) -> int:
-    """Return where an array of CuPy or NumPy begins, in its device's memory."""
+    """Return the address of a CuPy or NumPy array in its device's memory."""
     return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
 
 
@@ -256,7 +256,7 @@ _idle: dict[tuple[Any, int], list[PooledHandle]] = {}
 def borrow_handle(be: Any) -> Iterator[Any]:
     """Lend a handle of the current device, set to the current stream.
 
-    Each is used by one thread at a time; there are as many as threads ever multiplied concurrently. Plans have their own.
+    Each is used by one thread at a time; their number is the most threads that ever multiplied at once. Plans have their own.
     """
     cuda = getattr(be.xp, "cuda", None)
     idle = _idle.setdefault((be.cublas, be.current_device() or 0), [])
@@ -273,7 +273,7 @@ def borrow_handle(be: Any) -> Iterator[Any]:
 
 @cache
 def load() -> ctypes.CDLL:
-    """Load libcublas: CuPy's own; else what this process has loaded; else what cuda.pathfinder finds; else by name.
+    """Load libcublas: CuPy's own; else the one this process has loaded; else the one cuda.pathfinder finds; else by name.
 
     Raises BackendError that lists what was tried.
     """

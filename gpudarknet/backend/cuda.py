@@ -27,7 +27,7 @@ OPTIONS = ("--std=c++17",)
 STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
 ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
-LARGEST = 2**31 - 1  # kernels count with int
+LARGEST = 2**31 - 1  # kernels index with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
@@ -160,7 +160,7 @@ class Launcher:
     def compile(self, files: Sequence[str], T: str) -> list[Any]:
         """Return the modules of files for the current device, compiling missing ones in parallel.
 
-        NVRTC compiles several programs at a time, and CuPy releases the GIL meanwhile. A file that another thread is already
+        NVRTC compiles several programs at once, and CuPy releases the GIL meanwhile. A file that another thread is already
         compiling is waited for. Logs a notice if this takes longer than reading CuPy's cache on disk.
         """
         device = self.cupy.cuda.runtime.getDevice()

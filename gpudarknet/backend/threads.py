@@ -2,7 +2,7 @@
 
 NumPy and BLAS release the interpreter lock while they compute, so Python threads run in parallel as long as each call takes
 longer than acquiring the lock, some ten microseconds. One thread per core, each with its own gemm on a piece that stays in its
-cache, beats one multithreaded gemm: copies, activations and gemms all run on all cores, and no thread waits inside a gemm.
+cache, outperforms one multithreaded gemm: copies, activations and gemms all run on all cores, and no thread waits inside a gemm.
 """
 
 from __future__ import annotations

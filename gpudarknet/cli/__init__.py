@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail(str(e))
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
-        except BrokenPipeError:  # the reader of our output is gone: discard what would be flushed at exit
+        except BrokenPipeError:  # stdout is a broken pipe: discard what would be flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
         except OSError as e:

@@ -27,14 +27,14 @@ IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` rea
 
 
 def predict(args: Any) -> int:
-    """Classify with the names of a .data file; print -t classes, by default as many as its key `top` says."""
+    """Classify with the names of a .data file; print -t classes, by default its key `top`."""
     data, cfg, weights, *images = args.positionals
     file = inputs.data_file(data)
     return run(args, cfg, weights, file.names_path(), args.t or file.top, images)
 
 
 def classify(args: Any) -> int:
-    """Classify with the names of cfg/imagenet1k.data or, if that file does not exist, with numbers."""
+    """Classify with the names of cfg/imagenet1k.data or, if that file does not exist, with class indices."""
     cfg, weights, *images = args.positionals
     names = DataFile.read(IMAGENET).names_path() if IMAGENET.is_file() else None
     return run(args, cfg, weights, names, args.t or 5, images)

@@ -24,7 +24,7 @@ COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69,
 
 
 def load(args: Any) -> tuple[DataFile, Detector, list[str], BadSamples]:
-    """Load what these commands share: .data file, detector, image paths of `valid`, record of bad samples."""
+    """Load the inputs that these commands share: .data file, detector, image paths of `valid`, record of bad samples."""
     file = inputs.data_file(args.positionals[0])
     with inputs.spinner(f"Loading {args.positionals[2]}"):
         cfg, weights = resources.bundled_cfg(args.positionals[1]), inputs.weights_file(args.positionals[2])
@@ -118,7 +118,7 @@ def write(path: Path, text: str) -> None:
 
 
 def recall(args: Any) -> None:
-    """Print the recall of the predicted boxes, whatever their class."""
+    """Print the recall of the predicted boxes, ignoring classes."""
     _, detector, paths, bad_samples = load(args)
     with progress_bar(len(paths)) as done:
         settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, bad_samples

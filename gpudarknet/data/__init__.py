@@ -221,7 +221,7 @@ def detection_boxes(
 
 
 def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes]:
-    """Return a function that finds an image's classes: the labels that occur in its path, which should be exactly one."""
+    """Return a function that returns an image's classes: the labels in its path, which should contain exactly one."""
 
     def read(path: str, bad_samples: BadSamples) -> Boxes:
         matches = [k for k, label in enumerate(labels) if label in path]

@@ -24,7 +24,7 @@ BLUR_SIZE = 17  # pixels, the kernel of blur=1
 
 
 def rand_scale(rng: np.random.Generator, s: float) -> float:
-    """Draw from 1 to s, or its reciprocal, with equal chance."""
+    """Draw uniformly between 1 and s; return the value or, with probability 0.5, its reciprocal."""
     scale = float(rng.uniform(1, s)) if s > 1 else float(rng.uniform(s, 1)) if s > 0 else 1.0
     return scale if rng.random() < 0.5 else 1 / scale
 

@@ -51,7 +51,7 @@ class DataFile:
 
     @classmethod
     def read(cls, path: str | Path) -> DataFile:
-        """Read a .data file: key=value lines; blanks are removed, the first of equal keys is used. Raises DataError."""
+        """Read a .data file: key=value lines; whitespace is removed, the first of duplicate keys is used. Raises DataError."""
         kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
         values: dict[str, str | int] = {}
         for number, raw in enumerate(text(path).split("\n"), 1):

@@ -69,7 +69,7 @@ class Report:
 
     @property
     def mean(self) -> float:
-        """mAP: the mean over all classes; a class without truths counts as 0, as in Darknet."""
+        """mAP: the mean over all classes; a class without truths has AP 0, as in Darknet."""
         return float(self.ap.mean())
 
     @property

@@ -11,7 +11,7 @@ OPSET = 13  # the oldest with every operator needed, for the widest support
 
 
 class Graph:
-    """Nodes and constants. Values are referred to by name; numbers and arrays become constants.
+    """Nodes and constants. Values are referred to by name; scalars and arrays become constants.
 
     dtype: float32 or float16, of all values between the input and the outputs.
     """
@@ -28,7 +28,7 @@ class Graph:
         self._prefix, self._count = prefix, 0
 
     def op(self, kind: str, *inputs: Any, **attributes: Any) -> str:
-        """Add a node; return the name of its output. Inputs are names, numbers or arrays."""
+        """Add a node; return the name of its output. Inputs are names, scalars or arrays."""
         import onnx
 
         self._count += 1

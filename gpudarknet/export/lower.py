@@ -46,7 +46,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Numpy:
-    """The attributes of a backend that a layer's helper uses."""
+    """The attributes of a backend that layers' helpers use."""
 
     xp = np
 

@@ -12,7 +12,7 @@ Image = NDArray[np.uint8]
 
 
 class Drawable(Protocol):
-    """What `draw` needs of a detection: confidence 0..1, box (left, top, width, height) in pixels."""
+    """The attributes of a detection that `draw` reads: confidence 0..1, box (left, top, width, height) in pixels."""
 
     @property
     def label(self) -> str: ...

@@ -1,4 +1,4 @@
-"""What detection heads with anchor boxes share."""
+"""Anchors, and the base class of detection heads that have them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from .base import DetectionHead, Shape, ShapeError
 from .class_tree import ClassMap
 
-MAX_ANCHORS = 1 << 16  # a limit for what a hostile cfg asks for
+MAX_ANCHORS = 1 << 16  # a limit for hostile cfgs
 
 
 def anchor_array(values: Sequence[float] | None, count: int) -> np.ndarray:
@@ -56,7 +56,7 @@ class AnchorHead(DetectionHead):
 
     @property
     def num_anchors(self) -> int:
-        """The number of anchors: num, or more if mask selects further ones that are listed, as in one published cfg."""
+        """The number of anchors: num, or more if mask selects further listed anchors, as in one published cfg."""
         return max(self.num, min(max(self.anchor_ids, default=-1) + 1, len(self.anchors or ()) // 2))
 
     @property

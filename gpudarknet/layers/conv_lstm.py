@@ -14,7 +14,7 @@ from .recurrent import Call, Recurrent, Sublayer
 
 @dataclass(frozen=True, kw_only=True)
 class ConvLstm(Recurrent, section="conv_lstm"):
-    """Update a long short-term memory that is a map.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
+    """Update an LSTM whose state is a map.   (C, H, W) -> (output, H, W)   (Shi et al. 2015, arXiv 1506.04214)
 
     peephole: the gates also read the cell, through vf, vi (before the step) and vo (after it). bottleneck: the gates read only
     act(wf([h, x])), activated twice as in Darknet. After the step the cell is clipped to +-state_constrain.

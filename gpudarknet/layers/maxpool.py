@@ -1,4 +1,4 @@
-"""[maxpool] (src/maxpool_layer.c). The bug of Darknet's AVX build in the first columns of stride-1 pools is not copied."""
+"""[maxpool] (src/maxpool_layer.c). The bug of Darknet's AVX build in the first columns of stride-1 pools is not reproduced."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Recurrent(Layer):
     output: int = 1
 
     def sublayers(self, x: Shape) -> list[Sublayer]:
-        """Return its sub-layers in file order."""
+        """Return its sublayers in file order."""
         raise NotImplementedError
 
     def state(self, x: Shape) -> list[Shape]:
@@ -101,7 +101,7 @@ class Recurrent(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Rnn(Recurrent, section="rnn"):
-    """Keep a hidden layer: s = in(x) + self(s), y = out(s).   (C, H, W) -> (output, 1, 1)"""
+    """Update a hidden state: s = in(x) + self(s), y = out(s).   (C, H, W) -> (output, 1, 1)"""
 
     hidden: int = 1
     activation: Activation = "logistic"
@@ -147,7 +147,7 @@ class Rnn(Recurrent, section="rnn"):
 
 @dataclass(frozen=True, kw_only=True)
 class Crnn(Rnn, section="crnn"):
-    """Keep a hidden map, like [rnn], with convolutions.   (C, H, W) -> (output, H, W)"""
+    """Update a hidden map, like [rnn] with convolutions.   (C, H, W) -> (output, H, W)"""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"wait_stream"})
 
@@ -191,7 +191,7 @@ class Crnn(Rnn, section="crnn"):
 
 @dataclass(frozen=True, kw_only=True)
 class Gru(Recurrent, section="gru"):
-    """Update a gated recurrent unit: h = z*h + (1 - z)*sig(Wh x + Uh (r*h)).   (C, H, W) -> (output, 1, 1)
+    """Update a GRU (gated recurrent unit): h = z*h + (1 - z)*sig(Wh x + Uh (r*h)).   (C, H, W) -> (output, 1, 1)
 
     The candidate's activation is logistic in Darknet, not tanh.
     """
@@ -233,7 +233,7 @@ class Gru(Recurrent, section="gru"):
 
 @dataclass(frozen=True, kw_only=True)
 class Lstm(Recurrent, section="lstm"):
-    """Update a long short-term memory: c = f*c + i*g, h = o*tanh(c).   (C, H, W) -> (output, 1, 1)"""
+    """Update an LSTM (long short-term memory): c = f*c + i*g, h = o*tanh(c).   (C, H, W) -> (output, 1, 1)"""
 
     batch_normalize: int = 0
 

@@ -1,4 +1,4 @@
-"""An op is a reference implementation in array code and, where it pays, a CUDA kernel that computes the same.
+"""An op is a reference implementation in array code and, where that pays, an equivalent CUDA kernel.
 
     @op
     def upsample(be, x, s): ...          # runs on NumPy and on CuPy: the specification, and the CPU path
@@ -66,7 +66,7 @@ def is_half(value: Any) -> bool:
 
 
 def cast(value: Any, source: Any, target: Any) -> Any:
-    """Convert arrays of dtype `source` to `target`, inside lists and tuples too; leave everything else alone."""
+    """Convert arrays of dtype `source` to `target`, inside lists and tuples too; leave everything else unchanged."""
     if isinstance(value, (list, tuple)):
         return type(value)(cast(v, source, target) for v in value)
     return value.astype(target) if getattr(value, "dtype", None) == source else value

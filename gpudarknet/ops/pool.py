@@ -24,7 +24,7 @@ def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], p
 
 @op
 def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
-    """Return the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); padding does not count."""
+    """Return the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); padding is ignored."""
     padded, rows, columns = _windows(be, x, -be.xp.inf, size, stride, padding, OH, OW)
     row_maxima = padded[:, :, :, columns[0]].copy()  # first along rows, then along columns: 2*size passes, not size^2
     for q in columns[1:]:

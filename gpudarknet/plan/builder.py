@@ -25,7 +25,7 @@ from .steps import (
 
 
 class Builder:
-    """Each method adds a step, or none, and returns the result's map. node, w: the layer being lowered, and its arrays."""
+    """Each method adds at most one step and returns the result's map. node, w: the layer being lowered, and its arrays."""
 
     def __init__(self, input: FeatureMap) -> None:
         self.input = input

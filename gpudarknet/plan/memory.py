@@ -11,7 +11,7 @@ from .steps import ALIGNMENT, FeatureMap, Step
 def allocate(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignment: int) -> tuple[list[int], int]:
     """Return an offset for each buffer, and the arena's size. lifetimes: first and last step that uses it, inclusive.
 
-    Greedy by size: the largest first, each into the smallest gap between buffers alive at the same time.
+    Greedy by size: the largest first, each into the smallest gap between buffers that are live at the same time.
     """
     offsets = [0] * len(sizes)
     placed: list[int] = []
@@ -35,7 +35,7 @@ def allocate(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignme
 
 
 def peak_live(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignment: int) -> int:
-    """Return the largest total size alive at one step: a lower bound on the arena."""
+    """Return the largest total size live at one step: a lower bound on the arena."""
     change: dict[int, int] = {}
     for size, (first, last) in zip(sizes, lifetimes, strict=True):
         aligned = -(-size // alignment) * alignment
@@ -53,7 +53,7 @@ def plan_memory(
 ) -> tuple[dict[FeatureMap, int], int, int]:
     """Place the storage of every map; return offsets, arena size and peak_live, in elements.
 
-    A storage is alive from the first step that writes any part of it to the last that reads one.
+    A storage is live from the first step that writes any part of it to the last that reads one.
     """
     lifetimes: dict[FeatureMap, list[int]] = {input: [-1, -1]}
     for i, step in enumerate(steps):

@@ -10,13 +10,13 @@ from ..backend import Program
 from ..errors import BackendError
 from ..layers import Shape
 
-CAPACITY = 4  # programs: input shapes, batches and precisions in use at a time
+CAPACITY = 4  # programs: input shapes, batches and precisions in use at once
 Key = tuple[Shape, int, str]  # input shape (C, H, W), batch, precision
 _lock = threading.Lock()  # shared by all caches, so that a cache can be copied and pickled
 
 
 class ProgramCache:
-    """The programs used last, one per input shape, batch and precision.
+    """The most recently used programs, one per input shape, batch and precision.
 
     packed_weights: weights in the layouts that the programs use; programs of one network share them.
     """
@@ -33,7 +33,7 @@ class ProgramCache:
     def get(self, key: Key, compile: Callable[[dict[Any, Any]], Program]) -> Program:
         """Return the program for a key; if there is none, call `compile(packed_weights)`.
 
-        If that raises BackendError, drop the other programs, whose arenas may take the memory it needs, and try once more.
+        If that raises BackendError, drop the other programs, whose arenas may occupy the memory it needs, and retry once.
         """
         with _lock:
             program = self.programs.pop(key, None)

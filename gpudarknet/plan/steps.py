@@ -212,7 +212,7 @@ class Plan:
     """A network compiled for inputs (batch, C, H, W): steps in order, and the offset of each map in one arena.
 
     offsets: storage -> its first float32 in the arena. arena_size: its size in float32. peak_live: a lower bound on it, the
-    largest total alive at one step. flops: operations per image, as in the layer table. states: maps that, like the input,
+    largest total live at one step. flops: operations per image, as in the layer table. states: maps that, like the input,
     are written before the first step.
     """
 
@@ -262,7 +262,7 @@ def step_table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Cal
 
 
 def totals(steps: Sequence[Step], fallbacks: Collection[str]) -> str:
-    """Return the counts of steps. fallbacks: sections that fall back to their layer's `forward`."""
+    """Return a summary of steps. fallbacks: sections that fall back to their layer's `forward`."""
     fused, copied = sum(len(s.layers) - 1 for s in steps), len(_copies(steps))
     other = ", ".join(sorted(set(fallbacks))) or "none"
     return f"{len(steps)} steps; {fused} layers fused into the step before; {copied} copies; fallback layers: {other}"

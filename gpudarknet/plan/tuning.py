@@ -1,6 +1,6 @@
 """The tuning file: the fastest algorithm measured for each convolution, by device. `gpudarknet plan x.cfg -tune` writes it.
 
-It is kept in the cache folder and holds for every network that has a convolution of the same shape.
+It is kept in the cache folder and applies to every network with a convolution of the same shape.
 """
 
 from __future__ import annotations

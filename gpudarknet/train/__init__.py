@@ -68,7 +68,7 @@ class Trainer(TrainStep):
         checkpoint.write(path, self.state_dict(), extra)
 
     def load(self, path: str | Path) -> dict[str, np.ndarray]:
-        """Restore what `save` wrote; return its extra arrays. Raises TrainError if the file is another network's."""
+        """Restore what `save` wrote; return its extra arrays. Raises TrainError if the file is of another network."""
         state, extra = checkpoint.read(path)
         self.load_state_dict(state, path)
         return extra

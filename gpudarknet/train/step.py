@@ -61,7 +61,7 @@ class TrainStep:
                 TrainWarning, stacklevel=2,
             )  # fmt: skip
         self.dtype, self.loss_scale = np.float16 if half else np.float32, LossScale.of(cfg.loss_scale, half)
-        self.skipped = False  # whether the last step was
+        self.skipped = False  # whether the last step was skipped
         self.label_filter = LabelFilter()
         self.exact = exact
         self.cpu_bugs = (
@@ -293,7 +293,7 @@ class TrainStep:
         return arrays
 
     def load_state_dict(self, state: dict[str, np.ndarray], path: str | Path = "state_dict") -> None:
-        """Restore what `state_dict` returned; path is for messages. Raises TrainError if it is another network's."""
+        """Restore what `state_dict` returned; path is for messages. Raises TrainError if it is of another network."""
         net = self.net
         with net.on_device():
             if self.ema_weights is None and any(name.startswith("average/") for name in state):

@@ -69,7 +69,7 @@ def read(
 ) -> tuple[Arrays, int]:
     """Read a file for these layers: (arrays, images seen). Layers beyond its end keep initial values.
 
-    `upto`: read only the first so many layers. A file that ends between two layers is a partial one (`.conv.N`) and causes a
+    `upto`: read only the first `upto` layers. A file that ends between two layers is a partial one (`.conv.N`) and causes a
     WeightsWarning, as does data left over. .safetensors files are recognised by their suffix. Raises WeightsError if the
     file cannot be of this network.
     """
@@ -96,7 +96,7 @@ def read(
                 if count > reader.remaining:
                     raise WeightsError(
                         f"{path}: ends inside layer {node.index}: {name} {shape} needs {count} values, {reader.remaining} remain;"
-                        " the file is cut short or belongs to another cfg"
+                        " the file is truncated or belongs to another cfg"
                     )
                 own[name] = unpack(reader.read(count), name, shape, node.layer, reader.transposed)
             arrays.append(own)

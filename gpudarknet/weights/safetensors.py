@@ -49,7 +49,7 @@ def read(
 ) -> tuple[list[dict[str, Any]], int]:
     """Read a file for these layers: (arrays, images seen). Missing arrays keep initial values, with a WeightsWarning.
 
-    upto: read only the first so many layers. Raises WeightsError if the file cannot be of this network.
+    upto: read only the first `upto` layers. Raises WeightsError if the file cannot be of this network.
     """
     header, data = content(path)
     arrays, missing = [], []
@@ -87,7 +87,7 @@ def content(path: str | Path) -> tuple[dict[str, Any], memoryview]:
         if not isinstance(header, dict):
             raise ValueError
     except ValueError:
-        raise WeightsError(f"{path}: is not a .safetensors file, or is cut short; fetch or write it again") from None
+        raise WeightsError(f"{path}: is not a .safetensors file, or is truncated; download or write it again") from None
     return header, whole[8 + length :]
 
 
@@ -101,5 +101,5 @@ def array(path: str | Path, key: str, info: Any, data: memoryview, shape: tuple[
     if stored != shape:
         raise WeightsError(f"{path}: {key} has shape {stored}, the cfg needs {shape}; the file belongs to another cfg")
     if not 0 <= begin <= end <= len(data) or end - begin != int(np.prod(shape)) * kind.itemsize:
-        raise WeightsError(f"{path}: ends inside {key}; the file is cut short, fetch or write it again")
+        raise WeightsError(f"{path}: ends inside {key}; the file is truncated, download or write it again")
     return np.frombuffer(data[begin:end], kind).astype(np.float32).reshape(shape)

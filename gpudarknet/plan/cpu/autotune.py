@@ -1,6 +1,6 @@
 """Benchmark the convolution algorithms on this machine: `gpudarknet plan x.cfg -tune`.
 
-Tuning never runs implicitly. Without measurements `select_algorithm` goes by a rule.
+Tuning never runs implicitly. Without measurements `select_algorithm` uses a rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = 0.25  # for each convolution
 
 
 def device_name() -> str:
-    """Return what a measurement is valid for: processor, NumPy and its BLAS, number of threads."""
+    """Return the conditions under which a measurement is valid: processor, NumPy and its BLAS, number of threads."""
     info: Any = np.show_config(mode="dicts")
     blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
     parts = (

@@ -30,11 +30,11 @@ class CommandList:
         return self._queue.scratch(self._worker, name, *shape)
 
     def shared(self, name: str, *shape: int) -> np.ndarray:
-        """As `scratch`, but the same memory for all workers: what one stage leaves to the next."""
+        """Like `scratch`, but the same memory for all workers: one stage passes it to the next."""
         return self._queue.scratch(0, f"shared {name}", *shape)
 
 
-Task = Callable[[CommandList], None]  # records the commands of one piece of work, for whichever worker gets it
+Task = Callable[[CommandList], None]  # records the commands of one piece of work, for any worker
 TaskStages = list[list[Task]]  # a stage starts when the previous one has finished
 
 
@@ -68,7 +68,7 @@ class CommandQueue:
         return stage
 
     def scratch(self, worker: int, name: str, *shape: int) -> np.ndarray:
-        """Return an uninitialized float32 array of a worker's; the memory stays the same until a larger one is asked for."""
+        """Return an uninitialized float32 array of a worker's; the memory stays the same until a larger array is requested."""
         n = prod(shape)
         memory = self._scratch.get((worker, name))
         if memory is None or memory.size < n:

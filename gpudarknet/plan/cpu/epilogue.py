@@ -10,7 +10,7 @@ from ...ops import activation
 from ..steps import Activate, Add, EpilogueOp, FeatureMap, Multiply, Sort
 from .command_list import CommandList
 
-BLOCK = 1 << 16  # elements processed at a time; with scratch of that size they fit a core's L2
+BLOCK = 1 << 16  # elements processed at once; with scratch of that size they fit a core's L2
 
 # (commands, image, first row, end row, first channel, end channel, source (rows, W, channels), or None to work in place)
 ApplyEpilogue = Callable[..., None]
@@ -78,7 +78,7 @@ def bind_epilogue(
 ) -> ApplyEpilogue:
     """Return a function that records bias (C,), if given, then the epilogue on a piece of y (N, H, W, C).
 
-    The piece is computed from `source`, which is left as it is, or in place.
+    The piece is computed from `source`, which stays unchanged, or in place.
     """
     ops = [_bind_op(op, view) for op in epilogue]
     if bias is not None:

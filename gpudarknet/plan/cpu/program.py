@@ -46,7 +46,7 @@ class Program:
         self.algorithms = {
             s: select_algorithm(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)
         }
-        with self.queue:  # weights are packed under the same conditions as they are used: BLAS on one thread
+        with self.queue:  # pack weights under the conditions of their use: BLAS on one thread
             self.stages = self.queue.record_until_stable(self._record)
 
     def _record(self) -> list[list[Stage]]:
@@ -86,7 +86,7 @@ class Program:
         return results
 
     def _load_input(self, x: np.ndarray) -> list[Task]:
-        """Return tasks that transpose x (N, C, H, W) into the input map, channel by channel, as there are few."""
+        """Return tasks that transpose x (N, C, H, W) into the input map, channel by channel, since channels are few."""
         y, (N, C, H, _) = self.view(self.plan.input), x.shape
 
         def task(n: int, r: slice) -> Task:

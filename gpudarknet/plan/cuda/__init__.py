@@ -1,6 +1,6 @@
 """Run a plan on a GPU: cuBLAS and the kernels of `kernels/`, captured as one CUDA graph.
 
-canonicalize.py recurrent.py   rewrite layers as steps that run on a GPU (steps.py has some of its own)
+canonicalize.py recurrent.py   rewrite layers as steps that run on a GPU (steps.py defines more)
 schedule.py                    decides algorithms (algorithms.py; autotune.py measures), fusions, and the arena
 emitter.py                     what emitters build on: views (view.py), packed weights (weights.py), launches
 steps.py convolution.py        emitters: a step becomes launches

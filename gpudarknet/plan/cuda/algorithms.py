@@ -35,7 +35,7 @@ def align_channels(channels: int) -> int:
 
 
 def is_small_channel(step: Convolve) -> bool:
-    """Return whether its input has so few channels, as an image has, that the direct kernel is best."""
+    """Return whether its input has so few channels, like an image, that the direct kernel is best."""
     return step.groups == 1 and step.xs[0].shape[0] <= MAX_DIRECT_CHANNELS
 
 
@@ -45,7 +45,7 @@ def is_pointwise(step: Convolve) -> bool:
 
 
 def chunk_size(count: int, limit: int) -> int:
-    """Return how many of `count` to process at a time, at most `limit` (at least 1), in chunks as equal as possible."""
+    """Return how many of `count` to process at once, at most `limit` (at least 1), in chunks as equal as possible."""
     chunks = -(-count // max(1, limit))
     return -(-count // max(1, chunks))
 
@@ -97,7 +97,7 @@ class ConvProblem:
         return positions * align_channels(C), positions * align_channels(F)
 
     def im2col_rows(self, algorithm: str) -> int:
-        """Return how many rows of the im2col matrix an algorithm makes at a time."""
+        """Return how many rows of the im2col matrix an algorithm makes at once."""
         budget = min(IM2COL_BUDGETS.get(algorithm, MAX_WORKSPACE), MAX_WORKSPACE)
         return chunk_size(self.batch * prod(self.step.conv_output_size), budget // (self.ldcol * self.itemsize))
 

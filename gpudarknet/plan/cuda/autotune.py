@@ -32,7 +32,7 @@ MIN_SPEEDUP = 1 / 0.9  # over the rule's algorithm
 
 
 def device_name(be: Backend, precision: str) -> str:
-    """Name what a measurement is valid for: the GPU, cuBLAS and the precision."""
+    """Return the conditions under which a measurement is valid: GPU, cuBLAS and precision."""
     context = stream_context(be)
     name = be.name
     if context.cuda is not None:
@@ -42,7 +42,7 @@ def device_name(be: Backend, precision: str) -> str:
 
 
 def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Benchmark each different convolution of a plan that has a choice; yield its key, the choice, seconds by algorithm."""
+    """Benchmark each distinct convolution of a plan with a choice; yield its key, the choice, seconds by algorithm."""
     seen = set()
     for step in eliminate_dead_steps(canonicalize(plan, be)):
         if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
@@ -60,7 +60,7 @@ def pick(times: dict[str, float], rule: str) -> str:
 
 
 def benchmark(problem: ConvProblem, be: Backend, precision: str) -> dict[str, float]:
-    """Return the least seconds of each algorithm, except those for which memory does not suffice."""
+    """Return the shortest time in seconds of each algorithm, except those that run out of memory."""
     step, batch = problem.step, problem.batch
     x, y = FeatureMap(step.xs[0].shape), FeatureMap(step.y.shape)
     alone = replace(step, xs=(x,), y=y, epilogue=[a for a in step.epilogue if isinstance(a, Activate)])

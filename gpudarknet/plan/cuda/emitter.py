@@ -1,4 +1,4 @@
-"""What the emitters of steps build on: the plan with its schedule, views of the arena, packed weights, and launches.
+"""The basis of the emitters: the plan with its schedule, views of the arena, packed weights, and launches.
 
 An emitter turns a step into launches. It reads an `Emitter` and returns `Emitted`; it changes nothing.
 """
@@ -29,7 +29,7 @@ class Launch(NamedTuple):
 
 @dataclass(frozen=True)
 class Emitted:
-    """What a step became. algorithm: in words, for the printed plan.
+    """The result of emitting a step. algorithm: in words, for the printed plan.
 
     fallback: the section whose layer runs its own `forward`, if so. row_major: the elements of its map are the results in memory
     order, not a map with channels.
@@ -47,7 +47,7 @@ def storage_dtype(precision: str) -> np.dtype[Any]:
 
 
 class Emitter:
-    """The context in which steps are emitted. vector: elements in 16 bytes, which kernels can move at a time."""
+    """The context in which steps are emitted. vector: elements in 16 bytes, which kernels can move at once."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Emitter:
         return ConvProblem(step, self.batch, self.dtype.itemsize)
 
     def can_vectorize(self, *views: View) -> bool:
-        """Return whether kernels can move 16 bytes at a time in all of these."""
+        """Return whether kernels can move 16 bytes at once in all of these."""
         return all(view.can_vectorize(self.vector) for view in views)
 
     def threads(self, elements: int, vectorized: bool) -> int:

@@ -16,7 +16,7 @@ BINARY_OPS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as nhwc.cuh numb
 
 
 class EpiloguePass(NamedTuple):
-    """What one launch can do: an activation, a binary operation with another map, an activation."""
+    """The operations of one launch: an activation, a binary operation with another map, an activation."""
 
     pre: str
     binary: Add | Sort | Multiply | None

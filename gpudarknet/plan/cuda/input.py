@@ -11,7 +11,7 @@ from .upload import ImageBatch
 
 
 class InputStage:
-    """What runs on the caller's input, outside the CUDA graph. step: the first convolution, if it reads the input directly."""
+    """The launches on the caller's input, outside the CUDA graph. step: the first convolution, if it reads the input directly."""
 
     def __init__(self, emitter: Emitter):
         self.be, self.launch = emitter.be, emitter.launch_kernel

@@ -2,7 +2,7 @@
 
 The channels of a pixel are contiguous, with a leading dimension `ld` from one pixel to the next: a convolution is a gemm of an
 im2col matrix (pixels, size * size * channels) with the kernel, and a part of a larger map is an address with that map's ld. Maps
-that own their memory are 256-byte aligned and their ld is rounded up to 16 bytes, so that kernels can move 16 bytes at a time.
+that own their memory are 256-byte aligned and their ld is rounded up to 16 bytes, so that kernels can move 16 bytes at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Program:
     precision: fp32, tf32 (fp32 in memory, TF32 in gemms) or fp16 (in memory; sums are fp32). packed_weights: what the
     programs of one network share. choices: measured algorithms, as autotune.py finds them. poison fills the arena with NaN before
     each run, so that a read of unwritten memory shows in the results. graph=False runs every step eagerly; fuse_gemms=False and
-    fuse_im2col=False turn off these fusions (schedule.py). Raises BackendError if memory does not suffice.
+    fuse_im2col=False turn off these fusions (schedule.py). Raises BackendError if there is not enough memory.
     """
 
     emitter_type: type[Emitter] = Emitter
@@ -95,7 +95,7 @@ class Program:
         self.eager_reason = self._why_eager(graph)
 
     def emit(self, step: Step) -> Emitted:
-        """Return what a step becomes."""
+        """Turn a step into launches."""
         return EMITTERS[type(step)](self.emitter, step)
 
     def _bytes_needed(self, batch: int) -> int:

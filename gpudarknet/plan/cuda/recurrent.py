@@ -25,7 +25,7 @@ from .steps import Blend, Clip
 
 @dataclass(eq=False)
 class RecurrentState:
-    """What a layer carries from call to call. w: its arrays; state_in, state_out: the maps to fill before, and keep after."""
+    """A layer's state between calls. w: its arrays; state_in, state_out: the maps to fill before, and keep after."""
 
     w: dict[str, Any]
     state_in: tuple[FeatureMap, ...]

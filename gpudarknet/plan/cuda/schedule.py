@@ -21,14 +21,14 @@ from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step,
 from . import algorithms
 from .algorithms import ALGORITHMS, ConvProblem, align_channels, choose
 
-WorkspaceKey = tuple[Step, str]  # whose, and what for
+WorkspaceKey = tuple[Step, str]  # the step that uses it, and its name
 Problems = Mapping[Convolve, ConvProblem]
 Groups = Mapping[Convolve, tuple[Convolve, ...]]
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Where maps and workspaces are, in elements. dead_stores: the steps whose map nobody reads."""
+    """Where maps and workspaces are, in elements. dead_stores: the steps whose map no step reads."""
 
     offsets: dict[FeatureMap | WorkspaceKey, int]
     workspaces: dict[WorkspaceKey, int]
@@ -84,7 +84,7 @@ def make_schedule(
 
 
 def eliminate_dead_steps(plan: Plan) -> list[Step]:
-    """Return the steps that an output depends on: nobody reads the [cost] at the end of a classifier."""
+    """Return the steps that an output depends on: none reads the [cost] at the end of a classifier."""
     live = {m.storage for m in plan.outputs}
     kept: list[Step] = []
     for step in reversed(plan.steps):
@@ -120,7 +120,7 @@ def _fused_gemms(chosen: Mapping[Convolve, str], problems: Problems) -> Groups:
 
 
 def _reordered(steps: Sequence[Step], groups: Groups) -> list[Step]:
-    """Make the convolutions of each group neighbours."""
+    """Make the convolutions of each group adjacent."""
     order: list[Step] = []
     for step in steps:
         group = groups.get(step) if isinstance(step, Convolve) else None

@@ -73,7 +73,7 @@ class StreamContext:
             self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), graphs))
 
     def time(self, run: Callable[[], None], min_seconds: float, rounds: int, max_calls: int) -> float:
-        """Return the least seconds of a call on this stream over some rounds, each of which repeats it for `min_seconds`, but
+        """Return the shortest time in seconds of a call on this stream over rounds that each repeat it for `min_seconds`, but
         not more than `max_calls` times."""
         with self.use():
             once = max(self._time(run, 1), 1e-6)

@@ -10,7 +10,7 @@ from ...layers import Shape
 
 @dataclass(frozen=True)
 class View:
-    """A map in the arena: `a` holds its first element to its last, shape is (C, H, W), pixels counts those of all images.
+    """A map in the arena: `a` holds its first element to its last, shape is (C, H, W), pixels: the number over all images.
 
     ld: elements from one pixel to the next; channel_offset: its first channel in the map that owns the memory.
     """
