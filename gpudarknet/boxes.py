@@ -1,6 +1,6 @@
 """Box arithmetic on NumPy arrays: coordinate conversion, letterbox geometry, IoU, GIoU, DIoU, CIoU and NMS.
 
-A box is (x, y, w, h): centre, then size, in one unit (fractions of the image or of the network input, or pixels).
+A box is (x, y, w, h): center, then size, in one unit (fractions of the image or of the network input, or pixels).
 Functions accept arrays (..., 4) and keep the leading shape; two arrays of boxes broadcast against each other.
 """
 
@@ -16,21 +16,21 @@ Array = NDArray[np.floating]
 
 
 def to_corners(boxes: ArrayLike) -> Array:
-    """Convert centre boxes to corners: (..., 4) x, y, w, h -> (..., 4) left, top, right, bottom."""
+    """Convert center boxes to corners: (..., 4) x, y, w, h -> (..., 4) left, top, right, bottom."""
     boxes = _floats(boxes)
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return np.concatenate((centre - half, centre + half), axis=-1)
 
 
 def from_corners(corners: ArrayLike) -> Array:
-    """Convert corners to centre boxes: (..., 4) left, top, right, bottom -> (..., 4) x, y, w, h."""
+    """Convert corners to center boxes: (..., 4) left, top, right, bottom -> (..., 4) x, y, w, h."""
     corners = _floats(corners)
     low, high = corners[..., :2], corners[..., 2:]
     return np.concatenate(((low + high) / 2, high - low), axis=-1)
 
 
 def to_ltwh(boxes: ArrayLike) -> Array:
-    """Convert centre boxes: (..., 4) x, y, w, h -> (..., 4) left, top, width, height."""
+    """Convert center boxes: (..., 4) x, y, w, h -> (..., 4) left, top, width, height."""
     boxes = _floats(boxes)
     return np.concatenate((boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]), axis=-1)
 
@@ -83,7 +83,7 @@ def giou(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def diou(a: ArrayLike, b: ArrayLike, beta: float = 0.6) -> Array:
-    """Return IoU - (centre distance^2 / enclosing diagonal^2) ^ beta. (..., 4), (..., 4) -> (...).
+    """Return IoU - (center distance^2 / enclosing diagonal^2) ^ beta. (..., 4), (..., 4) -> (...).
 
     Darknet uses beta = 0.6 in `box_diou` and `beta_nms` in `diounms`; in the paper beta is 1.
     """
@@ -125,7 +125,7 @@ def _enclosing(a: Array, b: Array) -> Array:
 
 
 def _distance(a: Array, b: Array) -> Array:
-    """Return squared centre distance / squared diagonal of the enclosing box; 0 if that is a point."""
+    """Return squared center distance / squared diagonal of the enclosing box; 0 if that is a point."""
     squared = ((a[..., :2] - b[..., :2]) ** 2).sum(-1)
     return _ratio(squared, (_enclosing(a, b) ** 2).sum(-1))
 

@@ -30,7 +30,7 @@ HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this ar
 class Detection:
     """One object of one class in one image. confidence is 0 to 1.
 
-    box: (left, top, width, height) in pixels, not clipped to the image. relative: (centre x, centre y, width, height) as
+    box: (left, top, width, height) in pixels, not clipped to the image. relative: (center x, center y, width, height) as
     fractions of the image's width and height, as in Darknet's label and JSON files.
     """
 
@@ -80,7 +80,7 @@ class ScoredBoxes:
     """One image's boxes after NMS, with all class probabilities, in Darknet's order (by the last class's probability,
     then the one before it...).
 
-    boxes: (K, 4) centre x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
+    boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
     threshold. width, height: of the image, in pixels.
     """
 
@@ -94,7 +94,7 @@ class Detector:
     """An object detector: a network with its class names. `cfg` may be a loaded Network, whose weights are then shared.
 
     names: the path of a .names file, a list, or None for labels such as "class 7". letterbox: keep the aspect ratio and
-    pad with grey instead of stretching; `letter_box=1` in the cfg's [net] has the same effect. batch, width and height:
+    pad with gray instead of stretching; `letter_box=1` in the cfg's [net] has the same effect. batch, width and height:
     as in `load_network`; precision: as in `Network.predict`. Raises DataError if the network has no detection head or
     there are too few names.
     """

@@ -183,7 +183,7 @@ class Network:
     def detections(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
         """Decode the heads' outputs, as `predict` returns them, to boxes: rows (K, 6 + classes), heads in network order.
 
-        A row is: image index, objectness, box centre x, y, width, height relative to the network input, and the probability of
+        A row is: image index, objectness, box center x, y, width, height relative to the network input, and the probability of
         each class. Raises DataError for a network without detection heads.
         """
         heads = [self.nodes[index].layer for index in self.heads]

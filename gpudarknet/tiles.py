@@ -26,7 +26,7 @@ def detect_boxes(
 ) -> ScoredBoxes:
     """Detect objects in an image, uint8 (H, W, C), tile by tile and, for objects larger than a tile, in the whole image.
 
-    size: (width, height) of a tile in pixels, by default the network's input. overlap: the fraction that neighbours
+    size: (width, height) of a tile in pixels, by default the network's input. overlap: the fraction that neighbors
     share, at least 0 and below 1. whole=False skips the whole image. Tiles run in batches of the network's batch size.
     """
     H, W = image.shape[:2]

@@ -168,7 +168,7 @@ def test_missing_and_special_files_raise(tmp_path, silent):
         error_of(image.read, "a\0b") == "a\0b: cannot be read (embedded null byte); check the path and its permissions"
     )
     assert error_of(image.read, "a.jpg", channels=4) == (
-        "a.jpg: cannot be read with 4 channels; use 3 (RGB) or 1 (grey)"
+        "a.jpg: cannot be read with 4 channels; use 3 (RGB) or 1 (gray)"
     )
 
 

@@ -51,7 +51,7 @@ def half_up(value: float) -> float:
 
 
 def labelled_boxes(scored: ScoredBoxes, names: Sequence[str], thresh: float) -> list[Detection]:
-    """Return the boxes to draw, each labelled with its best class, then its other classes."""
+    """Return the boxes to draw, each labeled with its best class, then its other classes."""
     drawn = []
     for row, first in best_classes(scored, names, thresh):
         label = ", ".join(names[c] for c in (first, *other_classes(scored, row, first, thresh)))

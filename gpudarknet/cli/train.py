@@ -1,4 +1,4 @@
-"""`detector train` and `classifier train`: train on labelled images."""
+"""`detector train` and `classifier train`: train on labeled images."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class ClassificationModel(Model):
 
 
 def to_pixels(boxes: np.ndarray, W: int, H: int) -> np.ndarray:
-    """Convert relative centre boxes (K, 4) to pixels: left, top, width, height, truncated and clipped as in OpenCV."""
+    """Convert relative center boxes (K, 4) to pixels: left, top, width, height, truncated and clipped as in OpenCV."""
     scaled = np.nan_to_num(boxes * np.array([W, H, W, H], np.float32))
     x, y, w, h = np.clip(scaled, -(2**30), 2**30).astype(np.int32).T
     left, top = np.clip(x - w // 2, 0, W - 1), np.clip(y - h // 2, 0, H - 1)

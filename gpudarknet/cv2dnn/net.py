@@ -47,7 +47,7 @@ class Net:
     """A Darknet network with the methods of cv2.dnn.Net (OpenCV 4).
 
     Layers have OpenCV's names and ids (from 1, in the order of the cfg). Outputs are float32 NumPy arrays: feature maps
-    (N, C, H, W); for [yolo] and [region], rows (cells * anchors, 5 + classes), or (N, ..., 5 + classes) if N > 1: centre x,
+    (N, C, H, W); for [yolo] and [region], rows (cells * anchors, 5 + classes), or (N, ..., 5 + classes) if N > 1: center x,
     y, width, height relative to the input, objectness, class probabilities. Weighted shortcuts and shortcuts with several
     sources are computed as in Darknet; OpenCV 4 ignored the weights and all sources but the first.
     """

@@ -7,7 +7,7 @@
     for label, confidence, (x, y, w, h) in darknet.detect_image(network, class_names, image, thresh=0.25): ...
 
 The functions are those of the AlexeyAB fork and of its successor: the result of load_network can be used as a network or
-unpacked into network, names and colours. Three bugs of the originals are not reproduced: detections are sorted by
+unpacked into network, names and colors. Three bugs of the originals are not reproduced: detections are sorted by
 numeric confidence, the boxes of a batch are assigned to the right image, and memory does not leak.
 """
 
@@ -55,7 +55,7 @@ from .library import (
 from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 
 network_predict = predict
-DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (centre x, y, width, height)
+DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (center x, y, width, height)
 
 __all__ = [
     "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "POINTER", "Handle", "add_skipped_class", "batch_detection",
@@ -82,13 +82,13 @@ def load_network(config_file: Any, data_file: Any, weights: Any, batch_size: int
 
 
 def class_colors(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Return a bright colour for each name, deterministically."""
+    """Return a bright color for each name, deterministically."""
     hues = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names}
     return {name: tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for name, hue in hues.items()}  # type: ignore[misc]
 
 
 def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
-    """Convert centre x, y, width, height to left, top, right, bottom, rounded."""
+    """Convert center x, y, width, height to left, top, right, bottom, rounded."""
     x, y, w, h = bbox
     return round(x - w / 2), round(y - h / 2), round(x + w / 2), round(y + h / 2)
 
@@ -96,7 +96,7 @@ def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
 def detect_image(
     network: Any, class_names: Sequence[str], image: IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
 ) -> list[DetectionTuple]:  # fmt: skip
-    """Detect objects: (label, confidence in percent as text, (centre x, y, width, height) in pixels of `image`).
+    """Detect objects: (label, confidence in percent as text, (center x, y, width, height) in pixels of `image`).
 
     Sorted by ascending confidence.
     """
@@ -128,7 +128,7 @@ def batch_detection(
 ) -> tuple[list[np.ndarray], list[list[DetectionTuple]]]:  # fmt: skip
     """Detect objects in images (H, W, 3) BGR of any sizes, batch_size at a time; draw them in place.
 
-    Returns the images and, for each, (label, probability, (centre x, y, width, height) in pixels of that image).
+    Returns the images and, for each, (label, probability, (center x, y, width, height) in pixels of that image).
     """
     import cv2
 

@@ -18,7 +18,7 @@ from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 class Handle:
     """A loaded network and the outputs of its last run.
 
-    It also unpacks into network, class_names and colours, the three results of load_network in the AlexeyAB fork.
+    It also unpacks into network, class_names and colors, the three results of load_network in the AlexeyAB fork.
     """
 
     def __init__(self, network: Network, batch: int):
@@ -135,7 +135,7 @@ def load_image(file: Any, w: int = 0, h: int = 0) -> IMAGE:
 
 
 def letterbox_image(im: IMAGE, w: int, h: int) -> IMAGE:
-    """Return an image resized with its aspect ratio and padded with grey."""
+    """Return an image resized with its aspect ratio and padded with gray."""
     return IMAGE.from_planes(image.letterbox(im.planes()[0].transpose(1, 2, 0), w, h).transpose(2, 0, 1))
 
 
@@ -245,7 +245,7 @@ def do_nms_obj(dets: list[DETECTION], total: int, classes: int, thresh: float) -
 
 
 def box_array(dets: list[DETECTION]) -> np.ndarray:
-    """Return boxes as an array (K, 4) of centre x, y, width, height."""
+    """Return boxes as an array (K, 4) of center x, y, width, height."""
     return np.array([(d.bbox.x, d.bbox.y, d.bbox.w, d.bbox.h) for d in dets], np.float64).reshape(-1, 4)
 
 

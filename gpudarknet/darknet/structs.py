@@ -37,7 +37,7 @@ class IMAGE(ctypes.Structure):
 
 @dataclass
 class BOX:
-    """A box: centre x, y, width, height."""
+    """A box: center x, y, width, height."""
 
     x: float
     y: float

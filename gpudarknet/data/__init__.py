@@ -189,7 +189,7 @@ class DataSet:
     def sample(self, seed: int, iteration: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,).
 
-        All steps of a sequence are cropped, flipped and recoloured alike.
+        All steps of a sequence are cropped, flipped and recolored alike.
         """
         if self.sequences is None:
             return self.augment.sample(self.draw, np.random.default_rng([seed, iteration, number, 4]), *size)

@@ -31,14 +31,14 @@ def rand_scale(rng: np.random.Generator, s: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """Ranges of the colour jitter: dhue in +-hue, saturation and exposure multiplied or divided by up to their value."""
+    """Ranges of the color jitter: dhue in +-hue, saturation and exposure multiplied or divided by up to their value."""
 
     hue: float = 0.0
     saturation: float = 1.0
     exposure: float = 1.0
 
     def jitter(self, image: Image, rng: np.random.Generator) -> Image:
-        """Jitter the colours of a uint8 image (H, W, C), in OpenCV's 8-bit HSV as Darknet does."""
+        """Jitter the colors of a uint8 image (H, W, C), in OpenCV's 8-bit HSV as Darknet does."""
         import cv2
 
         dhue = float(rng.uniform(-self.hue, self.hue))
@@ -119,7 +119,7 @@ class DetectionAugment:
     def augment_image(
         self, image: Image, boxes: Boxes, rng: np.random.Generator, W: int, H: int, corner: int | None = None
     ) -> tuple[Image, Boxes, Margins]:
-        """Crop, resize to W x H, flip, recolour, blur and add noise to one image; also return its margins after the flip.
+        """Crop, resize to W x H, flip, recolor, blur and add noise to one image; also return its margins after the flip.
 
         corner (0 to 3): the tile of a mosaic; with probability 0.5 the crop is then shifted towards the tile's edge.
         """
@@ -167,7 +167,7 @@ class DetectionAugment:
         return Margins(left, right, top, bottom)
 
     def make_mosaic(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[Image, Boxes]:
-        """Tile four images around a random centre (Bochkovskiy et al. 2020, arXiv 2004.10934)."""
+        """Tile four images around a random center (Bochkovskiy et al. 2020, arXiv 2004.10934)."""
         cx, cy = int(rng.uniform(0.2, 0.8) * W), int(rng.uniform(0.2, 0.8) * H)
         mosaic: Image | None = None
         all_boxes = []
@@ -201,7 +201,7 @@ def shift_margins(margins: Margins, corner: int, flip: bool) -> Margins:
 
 
 def crop(image: Image, margins: Margins) -> Image:
-    """Crop an image by its margins; borders are filled with its mean colour."""
+    """Crop an image by its margins; borders are filled with its mean color."""
     import cv2
 
     oh, ow = image.shape[:2]
@@ -221,7 +221,7 @@ def crop(image: Image, margins: Margins) -> Image:
 
 
 def crop_boxes(boxes: Boxes, margins: Margins, ow: int, oh: int, flip: bool, rng: np.random.Generator) -> Boxes:
-    """Shuffle boxes, transform them with the crop and the flip, and clip them; boxes outside get size or centre 0."""
+    """Shuffle boxes, transform them with the crop and the flip, and clip them; boxes outside get size or center 0."""
     boxes = boxes[rng.permutation(len(boxes))]
     sx, sy = (ow - margins.left - margins.right) / ow, (oh - margins.top - margins.bottom) / oh
     x, y, w, h = boxes[:, :4].astype(np.float64).T
@@ -331,7 +331,7 @@ class ClassifierAugment:
         S = max(W, H)
         dx, dy = max(0.0, (ow * scale / a - S) / 2), max(0.0, (oh * scale - S) / 2)
         dx, dy = float(rng.uniform(-dx, dx)), float(rng.uniform(-dy, dy))
-        # the source of pixel (x, y) of the crop: rotate((x - S/2 + dx) * a, y - S/2 + dy) / scale, about the centre
+        # the source of pixel (x, y) of the crop: rotate((x - S/2 + dx) * a, y - S/2 + dy) / scale, about the center
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         ox, oy = (dx - S / 2) * a, dy - S / 2
         to_source = np.array(

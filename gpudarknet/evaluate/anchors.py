@@ -64,7 +64,7 @@ def calc_anchors(truths: np.ndarray, count: int, width: int, height: int, seed: 
 
 
 def k_means(points: np.ndarray, centres: np.ndarray, rounds: int = 1000) -> np.ndarray:
-    """Move centres (K, 2) to the means of their nearest points (N, 2) until no assignment changes."""
+    """Move centers (K, 2) to the means of their nearest points (N, 2) until no assignment changes."""
     assigned = np.full(len(points), -1)
     for _ in range(rounds):
         nearest = shape_iou(points, centres).argmax(axis=1)
@@ -72,14 +72,14 @@ def k_means(points: np.ndarray, centres: np.ndarray, rounds: int = 1000) -> np.n
             break
         assigned = nearest
         members = np.bincount(assigned, minlength=len(centres))
-        for axis in range(2):  # an empty cluster keeps its centre
+        for axis in range(2):  # an empty cluster keeps its center
             sums = np.bincount(assigned, points[:, axis], minlength=len(centres))
             centres[:, axis] = np.where(members > 0, sums / np.maximum(members, 1), centres[:, axis])
     return centres
 
 
 def draw_anchors(truths: np.ndarray, anchors: Anchors, width: int, height: int) -> np.ndarray:
-    """Draw the size of each box as a dot, coloured by its nearest anchor, and the anchors as rectangles: uint8 (500, 500, 3)."""
+    """Draw the size of each box as a dot, colored by its nearest anchor, and the anchors as rectangles: uint8 (500, 500, 3)."""
     import cv2
 
     side = 500

@@ -30,7 +30,7 @@ def accuracy(
     network: Network, paths: Sequence[str], classes: Callable[[str, BadSamples], Boxes], top: int = 5,
     bad_samples: BadSamples | None = None, done: Callable[[int], None] = lambda count: None,
 ) -> Accuracy:  # fmt: skip
-    """Classify the centre crop of each image and compare with its class; classes is a `data.classifier_boxes`.
+    """Classify the center crop of each image and compare with its class; classes is a `data.classifier_boxes`.
 
     Images that are unreadable or have no class are recorded in `bad_samples` and not counted. done(count) is called after
     each image. Raises DataError if no image can be counted.

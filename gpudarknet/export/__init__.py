@@ -37,7 +37,7 @@ def onnx_model(network: Network, batch: int | None = 1, half: bool = False, boxe
     """Convert a network to an ONNX model (onnx.ModelProto).
 
     Input: `input`, float32 (N, C, H, W), RGB, 0 to 1. Outputs: one per head, named layer_NUMBER, as `predict` returns them; or
-    with `boxes` two for all heads: `boxes` (N, K, 4), centre x, y, width, height relative to the input, and `scores`
+    with `boxes` two for all heads: `boxes` (N, K, 4), center x, y, width, height relative to the input, and `scores`
     (N, K, classes), objectness times class probability, before thresholding and NMS. batch: the batch size, None for any.
     half: compute in float16 between the input and the outputs.
 

@@ -87,7 +87,7 @@ def _detection(layer: Detection, g: Graph, w: Arrays, node: Node, x: str) -> str
 
 @singledispatch
 def decode_boxes(layer: Layer, g: Graph, node: Node, net_w: int, net_h: int, y: str) -> Decoded:
-    """Decode a head's output y: centre x, y, width, height relative to the input, and objectness * class probability."""
+    """Decode a head's output y: center x, y, width, height relative to the input, and objectness * class probability."""
     raise CfgError(
         f"line {node.line}: [{layer.section}] (layer {node.index}) outputs no boxes; export it without -boxes"
     )
@@ -100,7 +100,7 @@ def cell_grid(H: int, W: int, A: int) -> np.ndarray:
 
 
 def scale_boxes(g: Graph, xy: str, size: str, cells: np.ndarray, per: tuple[int, int], anchors: np.ndarray) -> str:
-    """Return boxes (N, K, 4) with centres (xy + cell) / per and sizes size * anchor."""
+    """Return boxes (N, K, 4) with centers (xy + cell) / per and sizes size * anchor."""
     centre = g.op("Mul", g.op("Add", xy, cells), 1 / np.array(per, float))
     return g.concat([centre, g.op("Mul", size, anchors)], 2)
 

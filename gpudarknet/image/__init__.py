@@ -45,14 +45,14 @@ def opencv() -> Any:
 
 
 def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
-    """Read an image file -> uint8 (H, W, 3) RGB, or (H, W, 1) grey with channels=1. Raises ImageError.
+    """Read an image file -> uint8 (H, W, 3) RGB, or (H, W, 1) gray with channels=1. Raises ImageError.
 
     As in OpenCV, EXIF orientation is applied, alpha is dropped and 16 bits are reduced to 8.
     """
     cv2 = opencv()
 
     if channels not in (1, 3):
-        raise ImageError(f"{path}: cannot be read with {channels} channels; use 3 (RGB) or 1 (grey)")
+        raise ImageError(f"{path}: cannot be read with {channels} channels; use 3 (RGB) or 1 (gray)")
     data = _content(Path(path))
     damage = _damage(data)
     if damage:

@@ -1,4 +1,4 @@
-"""Draw detections: boxes in Darknet's colours, labels that are readable at any image size."""
+"""Draw detections: boxes in Darknet's colors, labels that are readable at any image size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Drawable(Protocol):
 def draw(image: Image, detections: Iterable[Drawable], names: Sequence[str] | None = None) -> Image:
     """Draw boxes and labels on a copy, the most confident on top. uint8 (H, W, 1 or 3) -> uint8 (H, W, 3).
 
-    Colours are Darknet's for `len(names)` classes (without names: for 80, or more if needed).
+    Colors are Darknet's for `len(names)` classes (without names: for 80, or more if needed).
     """
     import cv2
 
@@ -52,7 +52,7 @@ def draw(image: Image, detections: Iterable[Drawable], names: Sequence[str] | No
 
 
 def colour(class_id: int, classes: int) -> tuple[int, int, int]:
-    """Return the colour (R, G, B) 0..255 of a class: Darknet's gradient magenta, red, yellow, green, cyan, blue."""
+    """Return the color (R, G, B) 0..255 of a class: Darknet's gradient magenta, red, yellow, green, cyan, blue."""
     stops = np.array([(1, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1)])
     t = 5 * (class_id * 123457 % classes) / classes
     mixed = (1 - t % 1) * stops[int(t)] + t % 1 * stops[int(np.ceil(t))]

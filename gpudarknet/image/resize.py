@@ -39,7 +39,7 @@ def resize(image: Image | Floats, W: int, H: int) -> Floats:
 
 
 def letterbox(image: Image | Floats, W: int, H: int) -> Floats:
-    """Resize with the image's aspect ratio and centre on grey. (h, w, C) -> float32 (H, W, C).
+    """Resize with the image's aspect ratio and center on gray. (h, w, C) -> float32 (H, W, C).
 
     Source: Darknet's `letterbox_image`; sizes and offset are truncated. `boxes.to_image` inverts it for boxes.
     """
@@ -65,7 +65,7 @@ def network_input(
 
 
 def classifier_input(image: Image | Floats, net_w: int, net_h: int) -> Floats:
-    """Make a classifier's input: short side = net_w, centre crop, edges repeated. (H, W, C) -> float32 (C, net_h, net_w).
+    """Make a classifier's input: short side = net_w, center crop, edges repeated. (H, W, C) -> float32 (C, net_h, net_w).
 
     Source: Darknet's `classifier predict` (`resize_min`, then `crop_image`). Only cropped pixels are computed.
     """
@@ -136,7 +136,7 @@ def _to_chw(image: Floats) -> Floats:
 
 
 def with_channels(image: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Convert grey to RGB, or RGB to grey as OpenCV does. (H, W, 1 or 3) -> (H, W, channels)."""
+    """Convert gray to RGB, or RGB to gray as OpenCV does. (H, W, 1 or 3) -> (H, W, channels)."""
     has = image.shape[2]
     if has == channels:
         return image

@@ -238,7 +238,7 @@ class DetectionHead(Layer):
     def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.
 
-        A row is: image index, objectness, box centre x, y, width, height relative to the network input, and for each
+        A row is: image index, objectness, box center x, y, width, height relative to the network input, and for each
         class its probability, 0 if it is not above thresh.
         """
         raise NotImplementedError

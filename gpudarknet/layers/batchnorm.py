@@ -11,7 +11,7 @@ from .blocks import batch_norm
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm(Layer, section="batchnorm"):
-    """Normalise each channel.   (C, H, W) -> same.   w: bias, scale, mean, variance (C,)"""
+    """Normalize each channel.   (C, H, W) -> same.   w: bias, scale, mean, variance (C,)"""
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         C = inputs[0][0]

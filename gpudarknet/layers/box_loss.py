@@ -1,6 +1,6 @@
-"""Deltas of IoU losses (dx_box_iou in src/box.c). Boxes (..., 4): centre x, y, w, h.
+"""Deltas of IoU losses (dx_box_iou in src/box.c). Boxes (..., 4): center x, y, w, h.
 
-Darknet's deltas are not always the derivative: for width and height they are twice it, for the centre the enclosing box's
+Darknet's deltas are not always the derivative: for width and height they are twice it, for the center the enclosing box's
 part of DIoU has the opposite sign, CIoU's lacks a factor, and an empty intersection is not clamped. Published weights were
 trained with them; `exact` selects the derivative instead.
 """

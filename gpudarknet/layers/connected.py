@@ -12,7 +12,7 @@ from .blocks import activate, add_bias, batch_norm
 
 @dataclass(frozen=True, kw_only=True)
 class Connected(Layer, section="connected", aliases=("conn",)):
-    """Multiply by a matrix, normalise or add a bias, activate.   (C, H, W) -> (output, 1, 1)
+    """Multiply by a matrix, normalize or add a bias, activate.   (C, H, W) -> (output, 1, 1)
 
     w: bias (K,), kernel (K, C*H*W), [scale, mean, variance (K,)] with K = output. In the file batch norm comes after the
     kernel, unlike in a convolution.

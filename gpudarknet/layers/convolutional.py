@@ -27,7 +27,7 @@ from .blocks import activate, add_bias, batch_norm, blur_pool, blur_pool_shape
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutional(Layer, section="convolutional", aliases=("conv",)):
-    """Convolve (cross-correlate), normalise or add a bias, activate.   (C, H, W) -> (F, OH, OW)
+    """Convolve (cross-correlate), normalize or add a bias, activate.   (C, H, W) -> (F, OH, OW)
 
     w: bias (F,), [scale, mean, variance (F,)], kernel (F, C/groups, size, size). Source: src/convolutional_layer.c; the
     XNOR form follows its CUDA build (Rastegari et al. 2016, arXiv 1603.05279).

@@ -1,4 +1,4 @@
-"""[crop]: the centre of the image, in training a random part; values from -1 to 1 (src/crop_layer.c)."""
+"""[crop]: the center of the image, in training a random part; values from -1 to 1 (src/crop_layer.c)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""[normalization]: local response normalisation (src/normalization_layer.c)."""
+"""[normalization]: local response normalization (src/normalization_layer.c)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import ForwardContext, Layer, Shape, ShapeError
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization(Layer, section="normalization", aliases=("lrn",)):
-    """Divide by a power of the neighbouring channels' sum of squares.   (C, H, W) -> same
+    """Divide by a power of the neighboring channels' sum of squares.   (C, H, W) -> same
 
     y = x * (kappa + alpha * sum of x^2)^-beta over Darknet's own windows of `size` channels; alpha is not divided by size.
     """

@@ -65,7 +65,7 @@ class Shortcut(Layer, section="shortcut"):
 
         def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
             dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
-            if v is not None:  # like Darknet's CUDA build, only the diagonal of the normalisation's Jacobian
+            if v is not None:  # like Darknet's CUDA build, only the diagonal of the normalization's Jacobian
                 accumulate(grad, "weight", dv * (v * (1 - v) if self.weights_normalization == "softmax" else v))
             return dxs
 
@@ -73,7 +73,7 @@ class Shortcut(Layer, section="shortcut"):
 
 
 def normalize_weights(be: Any, weight: Any, kind: str) -> Any:
-    """Normalise factors (n, C) over the n maps: relu: r / (1e-4 + sum r) with r = max(w, 0.001); softmax likewise."""
+    """Normalize factors (n, C) over the n maps: relu: r / (1e-4 + sum r) with r = max(w, 0.001); softmax likewise."""
     xp = be.xp
     r = xp.exp(weight - weight.max(axis=0, keepdims=True)) if kind == "softmax" else xp.maximum(weight, 0.001)
     return (r / (1e-4 + r.sum(axis=0, keepdims=True))).astype(weight.dtype)

@@ -1,4 +1,4 @@
-"""[upsample]: nearest-neighbour upsampling (src/upsample_layer.c)."""
+"""[upsample]: nearest-neighbor upsampling (src/upsample_layer.c)."""
 
 from __future__ import annotations
 

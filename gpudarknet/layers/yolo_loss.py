@@ -70,7 +70,7 @@ class AnchorLoss:
 
     @property
     def corner(self) -> float:
-        """The offset from the predicted point to the box centre, as a fraction of the box's size."""
+        """The offset from the predicted point to the box center, as a fraction of the box's size."""
         return {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[getattr(self.head, "yolo_point", "center")]
 
     def run(self, truth: np.ndarray) -> tuple[float, np.ndarray]:
@@ -128,7 +128,7 @@ class AnchorLoss:
             self.targets.append(target)
 
     def assign(self, n: int, boxes: np.ndarray, classes: np.ndarray) -> None:
-        """Assign each truth of image n to its best anchor and, with iou_thresh, to similar anchors, in its centre's cell."""
+        """Assign each truth of image n to its best anchor and, with iou_thresh, to similar anchors, in its center's cell."""
         head, o, (H, W) = self.head, self.head.box_channels - 1, self.v.shape[3:]
         shapes = np.zeros((len(self.anchors), 4), np.float32)
         shapes[:, 2:] = self.anchors

@@ -143,7 +143,7 @@ def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
 
 @op
 def normalize_channels(be: Any, x: Any, mode: int) -> Any:
-    """Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
+    """Normalize each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
 
     y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max).
     """

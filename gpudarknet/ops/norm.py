@@ -1,4 +1,4 @@
-"""Normalisations: batch norm, local response normalisation, softmax."""
+"""Normalizations: batch norm, local response normalization, softmax."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _dot(be: Any, a: Any, b: Any) -> Any:
 
 @op
 def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
-    """Normalise each channel: x (N, C, H, W), the others (C,) -> (x - mean) / sqrt(variance + 1e-5) * scale + bias."""
+    """Normalize each channel: x (N, C, H, W), the others (C,) -> (x - mean) / sqrt(variance + 1e-5) * scale + bias."""
     gain = scale / be.xp.sqrt(variance + EPS)
     y = x * _per_channel(gain).astype(x.dtype)
     y += _per_channel(bias - mean * gain).astype(x.dtype)
@@ -66,7 +66,7 @@ def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scal
     m, invstd = x.size // x.shape[1], 1 / be.xp.sqrt(variance + EPS)
     centred = x - _per_channel(mean)
     dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, centred) * invstd
-    dx = centred  # dx = scale * invstd * (dy - mean(dy) - normalised * mean(dy * normalised)), in place
+    dx = centred  # dx = scale * invstd * (dy - mean(dy) - normalized * mean(dy * normalized)), in place
     dx *= _per_channel(-invstd * dscale / m)
     dx += dy
     dx -= _per_channel(dbias / m)
@@ -106,7 +106,7 @@ def lrn_windows(C: int, size: int) -> np.ndarray:
 
 @op
 def lrn(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
-    """Normalise over neighbouring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta."""
+    """Normalize over neighboring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta."""
     N, C, H, W = x.shape
     total = kappa + alpha * be.xp.matmul(windows, (x * x).reshape(N, C, H * W)).reshape(x.shape)
     return x * total**-beta

@@ -12,7 +12,7 @@ from .base import op
 
 @op
 def network_input(be: Any, image: Any, net_w: int, net_h: int, new_w: int, new_h: int) -> Any:
-    """Resize an image uint8 (h, w, C) to new_w x new_h, centred on grey -> float32 (C, net_h, net_w) in 0..1.
+    """Resize an image uint8 (h, w, C) to new_w x new_h, centered on gray -> float32 (C, net_h, net_w) in 0..1.
 
     Bilinear with aligned corners, like gpudarknet/image/resize.py on the CPU. new = net stretches the image.
     """

@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling, and its adjoint."""
+"""Nearest-neighbor upsampling, and its adjoint."""
 
 from __future__ import annotations
 

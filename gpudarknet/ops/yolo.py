@@ -68,7 +68,7 @@ def gaussian_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
 def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
     """Decode the boxes of an activated map y (N, A*(5 + classes), H, W) -> rows (K, 6 + classes), in Darknet's order.
 
-    A row is: image index, objectness, box centre x, y, width, height relative to the network input, and per class the
+    A row is: image index, objectness, box center x, y, width, height relative to the network input, and per class the
     probability objectness * class, 0 where it is not above thresh. Rows are those with objectness > thresh, ordered by
     image, cell (row by row), anchor. `anchors` (A, 2) are widths and heights in pixels of the network input.
     """
@@ -98,7 +98,7 @@ def _rank(
     rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
     sizes = (scores.size // N, A, P, first, per_anchor, per_cell)
     be.launch("yolo.rank_boxes", N * BLOCK, scores, rank, counts, *sizes, thresh, block=BLOCK)
-    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the only synchronisation: the number of rows
+    ends = np.cumsum(be.to_numpy(counts), dtype=np.int32)  # the only synchronization: the number of rows
     starts = np.append(np.int32(0), ends[:-1]).astype(np.int32)
     return rank, be.asarray(starts), int(ends[-1])
 

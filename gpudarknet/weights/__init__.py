@@ -70,7 +70,7 @@ def read(
     """Read a file for these layers: (arrays, images seen). Layers beyond its end keep initial values.
 
     `upto`: read only the first `upto` layers. A file that ends between two layers is a partial one (`.conv.N`) and causes a
-    WeightsWarning, as does data left over. .safetensors files are recognised by their suffix. Raises WeightsError if the
+    WeightsWarning, as does data left over. .safetensors files are recognized by their suffix. Raises WeightsError if the
     file cannot be of this network.
     """
     if Path(path).suffix == safetensors.SUFFIX:

@@ -58,7 +58,7 @@ class CommandQueue:
         self.pool.__exit__(*exc)
 
     def record_stage(self, tasks: Sequence[Task]) -> Stage:
-        """Record tasks into one command list per worker. Neighbours go to the same worker, whose cache may hold their input."""
+        """Record tasks into one command list per worker. Neighbors go to the same worker, whose cache may hold their input."""
         count, stage = len(tasks), []
         for worker in range(self.size):
             commands = CommandList(self, worker)
