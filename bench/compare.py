@@ -1,6 +1,6 @@
 """Compare two runs and report changes beyond noise.
 
-A change counts if the medians differ by more than 3 % and the interdecile ranges (p10 to p90 of single calls) do not overlap.
+A change is listed if the medians differ by more than 3 % and the interdecile ranges (p10 to p90 of single calls) do not overlap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG without a library. Colours are classes and variables of the page's style sheet.
+"""The report's plots, as SVG without a library. Colors are classes and variables of the page's style sheet.
 
 A plot is 440 units wide: readable on a phone, and two fit side by side on a desktop screen.
 """
@@ -16,7 +16,7 @@ from .records import Record, layers, machines, results
 from .tables import bound, engine, group_title, number, size
 
 WIDTH = 440
-ENGINES = ("plan", "reference", "opencv", "onnxruntime", "torch", "darknet")  # the order of the page's colours
+ENGINES = ("plan", "reference", "opencv", "onnxruntime", "torch", "darknet")  # the order of the page's colors
 
 
 def colour(engine: str) -> str:
@@ -96,7 +96,7 @@ def frame(x: LogAxis, y: LogAxis, xname: str, yname: str) -> list[str]:
 
 
 def legend(engines: Sequence[str], y: float) -> list[str]:
-    """Return the legend of colours, in one line."""
+    """Return the legend of colors, in one line."""
     parts, x = [], 10.0
     for name in engines:
         parts += [dot(x, y - 4, colour(name), name), text(x + 8, y, name, "tick")]
@@ -105,7 +105,7 @@ def legend(engines: Sequence[str], y: float) -> list[str]:
 
 
 def engines_in(records: Sequence[Record]) -> list[str]:
-    """Return the engines with results, in the order of colours."""
+    """Return the engines with results, in the order of colors."""
     have = {r["engine"] for r in results(records)}
     return [e for e in ENGINES if e in have] + sorted(have - set(ENGINES))
 

@@ -2,8 +2,8 @@
 
 A step is forward, loss, backward and SGD with momentum and weight decay, on one batch in memory, from the same weights.
 Our loss is the heads' own, including box matching; PyTorch's is the mean square of the heads' raw outputs, which is less
-work, so the comparison favours PyTorch. Each runs in separate processes, with one thread and with all, PyTorch in both memory
-layouts; the best of each counts. The last line is the ratio of images per second, ours / PyTorch's.
+work, so the comparison favors PyTorch. Each runs in separate processes, with one thread and with all, PyTorch in both memory
+layouts; the best of each is compared. The last line is the ratio of images per second, ours / PyTorch's.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def random_background(photos: list[np.ndarray], rng: np.random.Generator, W: int
 
 
 def mixed_background(photos: list[np.ndarray], rng: np.random.Generator, W: int, H: int) -> np.ndarray:
-    """Augment a background: paste ellipses of others, permute the colour channels, invert -> uint8 (H, W, 3)."""
+    """Augment a background: paste ellipses of others, permute the color channels, invert -> uint8 (H, W, 3)."""
     img = random_background(photos, rng, W, H)
     for _ in range(int(rng.integers(0, 5))):
         other, mask = random_background(photos, rng, W, H), np.zeros((H, W), np.uint8)
@@ -89,7 +89,7 @@ def render_digit(digit: np.ndarray, rng: np.random.Generator, height: float) -> 
 
 
 def random_ink(rng: np.random.Generator, brightness: float) -> np.ndarray:
-    """Choose a colour (3,), 0..255, that contrasts with the brightness of the background."""
+    """Choose a color (3,), 0..255, that contrasts with the brightness of the background."""
     while True:
         color = rng.uniform(0, 255, 3) if rng.random() < 0.7 else np.full(3, rng.uniform(0, 255))
         if abs(color @ (0.299, 0.587, 0.114) - brightness) > CONTRAST:

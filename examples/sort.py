@@ -1,4 +1,4 @@
-"""Study the SORT shortcut: train a small residual network with plain and with second-order shortcuts, and analyse it.
+"""Study the SORT shortcut: train a small residual network with plain and with second-order shortcuts, and analyze it.
 
     pip install "gpudarknet[study]"
     python examples/sort.py                  # a quarter of an hour; writes build/sort: results.json, *.png

@@ -136,7 +136,7 @@ class Network:
         A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays.
         engine: the compiled plan, or the reference, layer by layer, which defines the correct result. precision, for plans on
         a GPU: fp32; tf32, which multiplies with 11-bit mantissas; fp16, also in memory, with sums in fp32. Results are float32;
-        NumPy always computes in fp32. x on the GPU is not copied; a plan on a GPU also accepts an ImageBatch. Call
+        NumPy always computes in fp32. x on the GPU is not copied; a plan there also accepts an ImageBatch. Call
         `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):

@@ -275,7 +275,7 @@ def host_array(a: Any) -> np.ndarray:
 
 
 def _conversion_error(a: Any, error: Exception) -> str:
-    """Return why an array cannot be converted, and for arrays of other libraries what usually helps."""
+    """Return why an array cannot be converted and, for other libraries' arrays, the usual fix."""
     message = f"cannot use a {type(a).__name__} as an array: {_first_line(error)}"
     return message + ("; detach it, and convert bfloat16 to float32" if hasattr(a, "__dlpack_device__") else "")
 
@@ -323,7 +323,7 @@ def _cupy() -> Backend:
 
 @cache
 def why_no_cupy() -> str | None:
-    """Return why the CuPy backend cannot run here and what would help; None if it can."""
+    """Return why the CuPy backend cannot run here and how to fix it; None if it can."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as e:

@@ -24,7 +24,7 @@ from .threads import available_cores
 LOG = logging.getLogger("gpudarknet")
 NOTICE_AFTER = 0.5  # seconds of waiting for compiled kernels
 OPTIONS = ("--std=c++17",)
-STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> what T is
+STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> the C++ type T
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
 ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
 LARGEST = 2**31 - 1  # kernels index with int
@@ -135,7 +135,7 @@ def grid(kernel: str, threads: int, block: int) -> int:
 class Launcher:
     """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
 
-    A file is compiled on the first launch of one of its kernels, or earlier by `compile`. CuPy caches what is compiled on disk.
+    A file is compiled on the first launch of one of its kernels, or earlier by `compile`. CuPy caches compiled kernels on disk.
     """
 
     def __init__(self) -> None:
@@ -160,8 +160,8 @@ class Launcher:
     def compile(self, files: Sequence[str], T: str) -> list[Any]:
         """Return the modules of files for the current device, compiling missing ones in parallel.
 
-        NVRTC compiles several programs at once, and CuPy releases the GIL meanwhile. A file that another thread is already
-        compiling is waited for. Logs a notice if this takes longer than reading CuPy's cache on disk.
+        NVRTC compiles several programs at once, and CuPy releases the GIL meanwhile. Waits for a file that another
+        thread is already compiling. Logs a notice if this takes longer than reading CuPy's cache on disk.
         """
         device = self.cupy.cuda.runtime.getDevice()
         with self.lock:

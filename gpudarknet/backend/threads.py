@@ -36,7 +36,7 @@ class ThreadPool:
         """Set the initial state, also in a forked process: no threads, no work."""
         self.lock = threading.RLock()
         # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python code each time;
-        # spinning gains 3 % if all cores are free, but takes three times as long if one is not.
+        # spinning gains 3 % if all cores are free, but takes three times as long if one is busy.
         self._start, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
         for signal in (*self._start, *self._done):
             signal.acquire()
@@ -69,7 +69,7 @@ class ThreadPool:
         return getattr(self._local, "in_worker", False)
 
     def run_all(self, tasks: Sequence[Task]) -> None:
-        """Run all tasks, in any order, on all workers; return when all are done. Raises what a task raised.
+        """Run all tasks, in any order, on all workers; return when all are done. Re-raises a task's exception.
 
         Inside a task, run them sequentially: the other workers are busy.
         """

@@ -168,7 +168,7 @@ def peaks(args: Any) -> list[tuple[float, str]]:
 
 
 def compare(args: Any) -> None:
-    """Print what changed between two runs."""
+    """Print the changes between two runs."""
     records = suite_module("records")
     before, after = (records.read(Path(word)) for word in args.positionals)
     print_grid(suite_module("compare").compare(before, after))

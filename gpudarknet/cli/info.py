@@ -1,4 +1,4 @@
-"""`info`: what this machine has, and why the GPU is or is not used."""
+"""`info`: describe this machine, and why the GPU is or is not used."""
 
 from __future__ import annotations
 

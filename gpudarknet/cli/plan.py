@@ -17,7 +17,7 @@ from .arguments import Command, Flag, UsageError
 
 
 def plan(args: Any) -> None:
-    """Print the compiled plan: steps, what is fused into them, memory. With -tune, benchmark the algorithms first."""
+    """Print the compiled plan: steps, fusions, memory. With -tune, benchmark the algorithms first."""
     if args.batch < 1:
         raise UsageError(f"plan: -batch must be at least 1, got {args.batch}")
     if args.precision not in ("fp32", "tf32", "fp16"):

@@ -1,4 +1,4 @@
-"""Darknet-compatible API: functions that scripts called in libdarknet. Paths are str or bytes."""
+"""Darknet-compatible API: the functions of libdarknet that scripts call. Paths are str or bytes."""
 
 from __future__ import annotations
 

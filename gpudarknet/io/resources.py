@@ -17,7 +17,7 @@ def names(suffix: str = ".cfg") -> list[str]:
 
 
 def find(name: str | Path, suffix: str) -> Path:
-    """Return the path for what a user typed: an existing path, else the bundled file of that name, `suffix` optional.
+    """Return the path that a user means: an existing one, else the bundled file of that name, `suffix` optional.
 
     If neither exists, return `name` unchanged: the code that reads it reports what is missing.
     """

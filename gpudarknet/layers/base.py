@@ -27,7 +27,7 @@ SECTIONS: dict[str, type[Layer]] = {}  # every spelling of a section's name -> i
 
 @dataclass
 class ForwardContext:
-    """What a forward pass needs besides its arrays.
+    """The inputs of a forward pass other than arrays.
 
     train: keep what backward needs, use batch statistics, apply dropout. rng: the only source of randomness. steps: the
     time steps of [net]; recurrent layers read a batch as [step][sequence]. progress: fraction of the training done, 0 to 1.
@@ -45,7 +45,7 @@ class ForwardContext:
 
 @dataclass
 class LossContext:
-    """What a loss needs besides output and truth: size of the network input in pixels, images seen so far, randomness.
+    """The inputs of a loss other than output and truth: size of the network input in pixels, images seen so far, randomness.
 
     exact: return the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, channels per anchor) zeroes
     deltas of [yolo] in place.

@@ -33,7 +33,7 @@ def add_bias(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
 def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
     """Normalize x (N, C, H, W) by batch statistics in training, by the running ones at inference.
 
-    Training computes what cuDNN does, with which Darknet's published weights were trained: it normalizes by the biased
+    Training matches cuDNN, with which Darknet's published weights were trained: it normalizes by the biased
     variance and updates the running variance with the unbiased one, at rate 0.01.
     backward(dz, grad) adds to grad["scale"] and grad["bias"].
     """

@@ -18,7 +18,7 @@ class Empty(Layer, section="empty", aliases=("silence",)):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Empty, section="contrastive"):
-    """Pass the input on. In Darknet a loss on embeddings, which is not implemented here.   (C, H, W) -> same"""
+    """Pass the input on. In Darknet this is a loss on embeddings, which is not implemented here.   (C, H, W) -> same"""
 
     loss_missing = True
     ignored: ClassVar[frozenset[str]] = frozenset(

@@ -18,7 +18,7 @@ IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no 
 class Softmax(Layer, section="softmax", aliases=("soft",)):
     """Turn an image's values, in `groups` equal parts, into probabilities.   (C, H, W) -> same
 
-    With a tree, into one distribution per group of siblings. The delta of its loss is with respect to its input.
+    With a tree, one distribution per group of siblings. The delta of its loss is with respect to its input.
     """
 
     has_loss = True

@@ -1,7 +1,7 @@
 """The loss of [yolo] and [Gaussian_yolo] (forward_yolo_layer, forward_gaussian_yolo_layer).
 
 These are Darknet's deltas, not exact gradients: they lack the derivative of the sigmoids, and later truths overwrite parts
-of what earlier ones have written. With LossContext.exact the box deltas of IoU losses are gradients; those of objectness
+of those of earlier ones. With LossContext.exact the box deltas of IoU losses are gradients; those of objectness
 and classes always are (of the cross entropy). Channels 0, stride, 2*stride, 3*stride of an anchor are its box, then come
 objectness and the classes.
 """
@@ -234,7 +234,7 @@ class AnchorLoss:
             )
 
     def cost(self, iou_losses: np.ndarray) -> float:
-        """Return what Darknet reports: the sum of squared deltas; with show_details, the IoU loss in place of the boxes'."""
+        """Return Darknet's cost: the sum of squared deltas; with show_details, the IoU loss instead of the boxes' share."""
         head, delta = self.head, self.delta.astype(np.float64)
         if head.iou_loss == "mse" or not getattr(head, "show_details", 0):
             return float((delta * delta).sum())

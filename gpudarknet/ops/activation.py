@@ -42,7 +42,7 @@ def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
 
 
 def _select(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
-    y = condition.astype(like.dtype)  # NumPy's `where` takes eight times as long: it branches at every element
+    y = condition.astype(like.dtype)  # NumPy's `where` is eight times slower: it branches at every element
     y *= a - b
     y += b
     return y
@@ -168,7 +168,7 @@ def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
     """Return the gradient at the input of `normalize_channels`, from dy (N, C, H, W) and its output y.
 
     Exact for the softmax modes (up to the 1e-4). Mode 0 would need the sum, which cannot be recovered from y.
-    Darknet's CUDA build multiplies by y where y > 0, and so does this.
+    Like Darknet's CUDA build, multiply by y where y > 0 instead.
     """
     if mode == 0:
         return dy * be.xp.maximum(y, 0)

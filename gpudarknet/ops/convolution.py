@@ -3,7 +3,7 @@
 On the CPU the work is split into tasks whose data stays in cache; all cores share them.
 
 The padded input is first split into phases, one per residue of the stride. Then, whatever the stride, a kernel tap reads a
-contiguous run of one phase: S elements per output row, of which OW count. The matrix that a tap multiplies is therefore a
+contiguous run of one phase: S elements per output row, of which OW are used. The matrix that a tap multiplies is therefore a
 view of a phase at an offset, and neither patches nor their gradients are copied row by row. The S - OW extra elements of
 each row go through the gemm and are dropped.
 
@@ -99,7 +99,7 @@ class Geometry:
     def matrices(self, be: Any, buffer: Any, N: int, C: int, first: int, rows: int) -> Iterator[tuple[Any, Any, Any]]:
         """Yield (p, q, the matrices (N, height, width, C, L) of these taps) for `rows` output rows from `first` on.
 
-        L = rows * S. buffer: what `split_phases` returned for N images. In im2col_mode yield once, the patches
+        L = rows * S. buffer: the result of `split_phases` for N images. In im2col_mode yield once, the patches
         (N, 1, 1, C*size*size, L).
         """
         L, every = rows * self.S, slice(None)

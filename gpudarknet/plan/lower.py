@@ -1,7 +1,7 @@
-"""Lower layers to steps: one function per class. Layers without one fall back to their `forward`.
+"""Lower layers to steps: one function per class. Layers without a function fall back to their `forward`.
 
-These functions are here and not in the layers because a layer defines what is computed, this module in which steps; a new
-layer runs in a plan before it has a function here.
+These functions are not in the layers because a layer defines what is computed, this module in which steps; a new layer runs in
+a plan before it has a function here.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ProgramCache:
         self.packed_weights: dict[Any, Any] = {}
 
     def clear(self) -> None:
-        """Drop everything made from the weights, because they have changed."""
+        """Drop everything derived from the weights, because they have changed."""
         with _lock:
             self.programs, self.packed_weights = {}, {}  # another thread may still run a program; it keeps its weights
 

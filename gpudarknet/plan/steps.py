@@ -79,7 +79,7 @@ class Multiply:
         return "multiply"
 
 
-EpilogueOp = Activate | Add | Sort | Multiply  # what a step applies to its result while it is in cache
+EpilogueOp = Activate | Add | Sort | Multiply  # operations that a step applies to its result while it is in cache
 
 
 @dataclass(eq=False, kw_only=True)

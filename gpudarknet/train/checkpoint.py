@@ -21,7 +21,7 @@ def state_path(weights: str | Path) -> Path:
 
 
 def write(path: str | Path, state: dict[str, np.ndarray], extra: dict[str, Any] | None = None) -> None:
-    """Write a state and, as extra/NAME, what else a run needs to resume; atomically. Raises TrainError."""
+    """Write a state and, as extra/NAME, all else that a run needs to resume; atomically. Raises TrainError."""
     arrays = state | {EXTRA + name: np.asarray(value) for name, value in (extra or {}).items()}
     try:
         with atomic_write(path) as tmp, open(tmp, "wb") as file:

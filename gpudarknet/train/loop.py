@@ -28,7 +28,7 @@ from .history import History
 from .step import TrainStep
 
 SAVE_SECONDS = 600.0  # at most this long between checkpoints
-DRAW_SECONDS = 20.0  # at least this long between drawings of the chart
+DRAW_SECONDS = 20.0  # at least this long between two charts
 SCORE_EPOCHS = 4  # epochs between validations, but at least MIN_SCORE_INTERVAL iterations
 MIN_SCORE_INTERVAL = 100
 MIN_EMA_ITERATIONS = 2000  # the average starts at half of max_batches and ends 1000 iterations before the end

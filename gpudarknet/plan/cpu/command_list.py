@@ -77,7 +77,7 @@ class CommandQueue:
         return memory[:n].reshape(shape)
 
     def record_until_stable(self, record: Callable[[], T]) -> T:
-        """Return what `record` returns, repeated until scratch no longer grows, so that all of it uses the same memory."""
+        """Return the result of `record`, repeated until scratch no longer grows, so that all of it uses the same memory."""
         while True:
             self.scratch_grew = False
             recorded = record()

@@ -2,7 +2,7 @@
 
 canonicalize.py recurrent.py   rewrite layers as steps that run on a GPU (steps.py defines more)
 schedule.py                    decides algorithms (algorithms.py; autotune.py measures), fusions, and the arena
-emitter.py                     what emitters build on: views (view.py), packed weights (weights.py), launches
+emitter.py                     the basis of emitters: views (view.py), packed weights (weights.py), launches
 steps.py convolution.py        emitters: a step becomes launches
   epilogue.py layers.py
 program.py                     runs, replays and describes the launches

@@ -30,7 +30,7 @@ WINOGRAD_MIN_CHANNELS = 64  # input and output channels from which the transform
 
 
 def align_channels(channels: int) -> int:
-    """Round channels up to what 16-byte accesses need."""
+    """Round channels up for 16-byte accesses."""
     return -(-channels // CHANNEL_ALIGNMENT) * CHANNEL_ALIGNMENT
 
 

@@ -4,7 +4,7 @@ Tuning never runs implicitly: a network has 15 to 40 different convolutions with
 a program, captured and replayed; together that takes seconds. Without measurements a rule chooses (algorithms.py). The choices
 are stored with the CPU's, by GPU, cuBLAS and precision.
 
-A benchmark runs one convolution alone. It does not see what im2col fusion and horizontally fused gemms save, so an algorithm
+A benchmark runs one convolution alone. It does not measure what im2col fusion and horizontally fused gemms save, so an algorithm
 other than the rule's is chosen only if it is faster by MIN_SPEEDUP.
 """
 

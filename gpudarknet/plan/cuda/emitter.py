@@ -21,7 +21,7 @@ from .weights import PackedWeights
 
 
 class Launch(NamedTuple):
-    """One launch, queued on the current stream by run(). kernel: what must be compiled for it; "" where nothing must."""
+    """One launch, queued on the current stream by run(). kernel: the kernel to compile for it, or ""."""
 
     run: Callable[[], None]
     kernel: str = ""
@@ -79,7 +79,7 @@ class Emitter:
         return self.arena[first : first + self.schedule.arena.workspaces[step, name]]
 
     def problem(self, step: Convolve) -> ConvProblem:
-        """Return what a convolution's algorithm depends on."""
+        """Return the properties on which a convolution's algorithm depends."""
         return ConvProblem(step, self.batch, self.dtype.itemsize)
 
     def can_vectorize(self, *views: View) -> bool:

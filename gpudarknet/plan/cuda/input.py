@@ -1,4 +1,4 @@
-"""The input of a plan on a GPU: the first convolution reads what the caller passed, if it can; else a map is filled."""
+"""The input of a plan on a GPU: the first convolution reads the caller's array, if it can; else a map is filled."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Program:
         return EMITTERS[type(step)](self.emitter, step)
 
     def _bytes_needed(self, batch: int) -> int:
-        """Return the bytes on the device for a batch of this network, without what programs share."""
+        """Return the bytes on the device for a batch of this network, without the arrays that programs share."""
         schedule = self.schedule if batch == self.plan.batch else self._make_schedule(batch)
         results = 4 * batch * sum(prod(m.shape) for m in self.plan.outputs)
         return schedule.arena.size * self.dtype.itemsize + results + (0 if self.weights.ready else self.weights.nbytes)

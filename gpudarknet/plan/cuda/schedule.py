@@ -157,7 +157,7 @@ def _can_scatter(step: Step, chosen: Mapping[Convolve, str], problems: Problems)
 def _deferred_bias(
     plan: Plan, steps: Sequence[Step], chosen: Mapping[Convolve, str], groups: Groups
 ) -> dict[Step, Convolve]:
-    """Return the heads that are the only readers of convolutions whose epilogue is nothing but the bias."""
+    """Return the heads that are the only readers of convolutions whose epilogue is only the bias."""
     read = [m.storage for m in (*plan.outputs, *(m for step in steps for m in step.reads))]
     heads = {step.xs[0]: step for step in steps if isinstance(step, YoloHead)}
     return {

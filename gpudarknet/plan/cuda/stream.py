@@ -95,7 +95,7 @@ class StreamContext:
         return float(self.cuda.get_elapsed_time(start, end)) / 1e3 / calls
 
     def capture(self, run: Callable[[], None]) -> Any:
-        """Capture what run() launches as a CUDA graph, after two warm-ups that load every kernel: a capture cannot load any.
+        """Capture the launches of run() as a CUDA graph, after two warm-ups that load every kernel: a capture cannot load any.
 
         Other threads can invalidate a capture, for example by waiting for the whole device; so a failed one is retried once.
         """

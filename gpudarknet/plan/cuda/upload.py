@@ -68,7 +68,7 @@ class ImageBatch:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let what the block launches on the current stream wait for the upload, and the next upload wait for it."""
+        """Make the block's launches on the current stream wait for the upload, and the next upload wait for them."""
         if self.buffer is None:
             yield
             return
