@@ -1,4 +1,4 @@
-"""The fixture `be`: every numeric test runs on each available backend.
+"""The fixture `be`: a test that takes it runs on each available backend.
 
 "cuda" is a GPU, or with --cuda-emulator the real CuPy on an emulated one (cuda_emulator/); without either, such tests are
 deselected.
