@@ -162,13 +162,13 @@ def test_every_kernel_has_a_comment(file):
 
 
 def test_public_names_have_docstrings():
-    twins = {op.cuda for op in OPS.values()}
+    launchers = {op.cuda for op in OPS.values()}
     bare = [
         f"{module.__name__}.{name}"
         for module in MODULES
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
-        if not value.__doc__ and value not in twins
+        if not value.__doc__ and value not in launchers
     ]
     assert bare == []
 

@@ -204,12 +204,12 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
     predict, detections, copied = net.predict, net.detections, Uploader._copy
     monkeypatch.setattr(net, "predict", lambda x, **how: steps.append("compute") or predict(x, **how))
     monkeypatch.setattr(net, "detections", lambda *args: steps.append("results") or detections(*args))
-    monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("send") or copied(*args))
+    monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("upload") or copied(*args))
     images = detector.detect_stream(iter(shown()[:5]), batch=2)
     next(images)
-    assert steps == ["send", "compute", "send", "results"]
+    assert steps == ["upload", "compute", "upload", "results"]
     list(images)
-    assert steps[4:] == ["compute", "send", "results", "compute", "results"]
+    assert steps[4:] == ["compute", "upload", "results", "compute", "results"]
     (uploader,) = upload_module._uploaders.values()
     assert len(uploader.free) <= 2
 
