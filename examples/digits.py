@@ -164,7 +164,7 @@ def train(data: datafile.DataFile, seed: int, iterations: int | None = None) -> 
 
 def measure(net: gd.Network, data: datafile.DataFile) -> evaluate.Report:
     """Compute average precision at IoU 0.5 on the held-out images."""
-    images = evaluate.judge(gd.Detector(net, names=data.read_names()), read_list(str(data.valid)))
+    images = evaluate.evaluate_images(gd.Detector(net, names=data.read_names()), read_list(str(data.valid)))
     return evaluate.mean_average_precision(images, data.classes)
 
 

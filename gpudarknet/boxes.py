@@ -149,7 +149,7 @@ def nms(boxes: ArrayLike, probs: ArrayLike, thresh: float, kind: str = "default"
     """
     betas = {"default": None, "cornersnms": None, "greedynms": 0.6, "diounms": beta}
     if kind not in betas:
-        raise ValueError(f"nms: no kind {kind!r}; choose one of {', '.join(betas)}")
+        raise ValueError(f"nms: unknown kind {kind!r}; choose one of {', '.join(betas)}")
     boxes, probs = _floats(boxes), _floats(probs).copy()
     classes, rows = np.nonzero(probs.T > 0)  # sorted by class, then by row
     with np.errstate(invalid="ignore", over="ignore"):  # networks can output inf; such a box overlaps nothing

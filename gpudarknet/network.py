@@ -17,8 +17,7 @@ from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
 from .plan import ImageBatch, ProgramCache
-from .weights import Arrays
-from .weights import initial as initial_weights
+from .weights import Arrays, init_weights
 from .weights import read as read_weights
 from .weights import write as write_weights
 
@@ -133,11 +132,11 @@ class Network:
     ) -> list[Any]:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
-        A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays.
-        engine: the compiled plan, or the reference, layer by layer, which defines the correct result. precision, for plans on
-        a GPU: fp32; tf32, which multiplies with 11-bit mantissas; fp16, also in memory, with sums in fp32. Results are float32;
-        NumPy always computes in fp32. x on the GPU is not copied; a plan there also accepts an ImageBatch. Call
-        `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
+        A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays; those of
+        the reference engine may share memory with x. engine: the compiled plan, or the reference, layer by layer, which defines
+        the correct result. precision, for plans on a GPU: fp32; tf32, which rounds factors to 10-bit mantissas; fp16, also in
+        memory, with sums in fp32. Results are float32; NumPy always computes in fp32. x on the GPU is not copied; a plan there
+        also accepts an ImageBatch. Call `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
@@ -189,7 +188,7 @@ class Network:
         heads = [self.nodes[index].layer for index in self.heads]
         if not all(isinstance(head, DetectionHead) for head in heads):
             raise DataError(
-                f"{self.config.path}: has no [yolo], [region] or [detection] layer, so no boxes; use predict"
+                f"{self.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so no boxes; use predict"
             )
         with self.on_device():
             rows = [
@@ -233,6 +232,6 @@ def load_network(
     check_memory(config.path, nodes, batch)
     rng = np.random.default_rng(seed)
     if weights_path is None:
-        return Network(config, nodes, initial_weights(nodes, rng), be, batch)
+        return Network(config, nodes, init_weights(nodes, rng), be, batch)
     arrays, seen = read_weights(weights_path, nodes, rng, upto)
     return Network(config, nodes, arrays, be, batch, seen)

@@ -42,7 +42,7 @@ extern "C" __global__ void activate_backward(const T *dy, const T *x, const T *y
     if (i < n) dx[i] = dy[i] * derivative(kind, x ? (float)x[i] : 0.0f, y[i]);
 }
 
-// Normalise each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
+// Normalize each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
 // y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max). One thread per pixel; n = N*H*W, P = H*W.
 extern "C" __global__ void normalize_channels(const T *x, T *y, int n, int C, int P, int mode) {
     int i = thread_index();

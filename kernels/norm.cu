@@ -1,4 +1,4 @@
-// Normalisations: batch norm, local response normalisation, softmax. Kernels of gpudarknet/ops/norm.py.
+// Normalizations: batch norm, local response normalization, softmax. Kernels of gpudarknet/ops/norm.py.
 //
 // Channels are reduced in two stages without atomics, so that results are reproducible: each block reduces a part of PART
 // values, then one block per channel reduces the parts.
@@ -9,7 +9,7 @@ const int PART = 4096;    // as PART in norm.py
 // Return the index of value j of channel c in an array (N, C, P).
 __device__ inline int at(int c, int j, int C, int P) { return (j / P * C + c) * P + j % P; }
 
-// Normalise each channel: x (N, C, H, W), the others (C) -> y = (x - mean) / sqrt(variance + 1e-5) * scale + bias.
+// Normalize each channel: x (N, C, H, W), the others (C) -> y = (x - mean) / sqrt(variance + 1e-5) * scale + bias.
 extern "C" __global__ void batch_norm(const T *x, const float *mean, const float *variance, const float *scale,
                                       const float *bias, T *y, int n, int C, int P) {
     int i = thread_index();
@@ -57,21 +57,21 @@ extern "C" __global__ void statistics(const float *means, const float *squares, 
     }
 }
 
-// Sum each part of dy, and of dy times the normalised x, both (N, C, H, W) -> sums (2, C, parts). One block per part.
+// Sum each part of dy, and of dy times the normalized x, both (N, C, H, W) -> sums (2, C, parts). One block per part.
 extern "C" __global__ void batch_norm_parts(const T *dy, const T *x, const float *mean, const float *variance, float *sums,
                                             int m, int C, int P, int parts) {
     int c = blockIdx.x / parts, first = blockIdx.x % parts * PART, last = min(first + PART, m);
-    float plain = 0, normalised = 0;
+    float plain = 0, normalized = 0;
     for (int j = first + threadIdx.x; j < last; j += blockDim.x) {
         int i = at(c, j, C, P);
         plain += dy[i];
-        normalised += dy[i] * (x[i] - mean[c]);
+        normalized += dy[i] * (x[i] - mean[c]);
     }
     plain = block_sum(plain);
-    normalised = block_sum(normalised) / sqrtf(variance[c] + EPS);
+    normalized = block_sum(normalized) / sqrtf(variance[c] + EPS);
     if (threadIdx.x == 0) {
         sums[blockIdx.x] = plain;
-        sums[C * parts + blockIdx.x] = normalised;
+        sums[C * parts + blockIdx.x] = normalized;
     }
 }
 
@@ -90,8 +90,8 @@ extern "C" __global__ void batch_norm_backward(const T *dy, const T *x, const fl
     int i = thread_index();
     if (i >= n) return;
     int c = i / P % C;
-    float invstd = 1 / sqrtf(variance[c] + EPS), normalised = (x[i] - mean[c]) * invstd;
-    dx[i] = (dy[i] - dbias[c] / m - normalised * dscale[c] / m) * (scale[c] * invstd);
+    float invstd = 1 / sqrtf(variance[c] + EPS), normalized = (x[i] - mean[c]) * invstd;
+    dx[i] = (dy[i] - dbias[c] / m - normalized * dscale[c] / m) * (scale[c] * invstd);
 }
 
 // kappa + alpha * (row c of windows) . (squares of all channels of one pixel)
@@ -101,7 +101,7 @@ __device__ inline float lrn_total(const T *pixel, const float *row, int C, int P
     return kappa + alpha * sum;
 }
 
-// Normalise over neighbouring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta.
+// Normalize over neighbouring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta.
 extern "C" __global__ void lrn(const T *x, const float *windows, T *y, int n, int C, int P, float alpha, float beta,
                                float kappa) {
     int i = thread_index();

@@ -1,12 +1,12 @@
 // Optimizer steps on one array of weights, in place. Kernels of gpudarknet/ops/optimizers.py.
 
-// Make a step of SGD with momentum: g -= decay * w; w += rate * g; g *= momentum.
-extern "C" __global__ void sgd(float *w, float *g, int n, float rate, float momentum, float decay) {
+// Make a step of SGD with momentum: buf -= decay * w; w += rate * buf; buf *= momentum.
+extern "C" __global__ void sgd(float *w, float *buf, int n, float rate, float momentum, float decay) {
     int i = thread_index();
     if (i >= n) return;
-    float step = g[i] - decay * w[i];
+    float step = buf[i] - decay * w[i];
     w[i] += rate * step;
-    g[i] = step * momentum;
+    buf[i] = step * momentum;
 }
 
 // Make a step of Adam on w along g; m and v are its moments. Sets g to 0. c1 = 1 - beta1^t, c2 = 1 - beta2^t.

@@ -232,4 +232,4 @@ def test_nms_accepts_nan_and_inf():
 def test_nms_unknown_kind():
     with pytest.raises(ValueError) as error:
         boxes.nms([A], [[0.5]], 0.45, "soft")
-    assert str(error.value) == "nms: no kind 'soft'; choose one of default, cornersnms, greedynms, diounms"
+    assert str(error.value) == "nms: unknown kind 'soft'; choose one of default, cornersnms, greedynms, diounms"

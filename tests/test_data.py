@@ -332,7 +332,7 @@ def test_unreadable_images_are_skipped(tmp_path):
     nothing = data.DataSet([str(broken)], DetectionAugment(**STILL), data.detection_boxes(3))
     with data.Loader(nothing, 1, lambda k: (64, 32)) as loader, pytest.raises(DataError) as e:
         loader.get(0)
-    assert str(e.value) == f"{reason}; 99 more images of the list cannot be read either"
+    assert str(e.value) == f"{reason}; no readable image in 100 tries, check the list"
 
 
 def test_classes_by_path():

@@ -204,7 +204,7 @@ def detector_and_images(head, folder):
 @pytest.mark.parametrize("head", HEADS)
 def test_map_is_the_original_programs(head, tmp_path):
     detector, paths = detector_and_images(head, tmp_path)
-    images = list(evaluate.judge(detector, paths))
+    images = list(evaluate.evaluate_images(detector, paths))
     for r in ORIGINAL[head]["map"]:
         report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"], r["thresh"])
         assert [report.detections, report.truths.sum()] == r["counts"]
@@ -217,7 +217,9 @@ def test_map_is_the_original_programs(head, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 def test_recall_is_the_original_programs(head, tmp_path):
     detector, paths = detector_and_images(head, tmp_path)
-    images = evaluate.judge(detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, detect=evaluate.proposals)
+    images = evaluate.evaluate_images(
+        detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, detect=evaluate.proposals
+    )
     result = evaluate.recall(images)
     assert (result.proposals, 100 * result.average_iou, 100 * result.recall) == pytest.approx(
         ORIGINAL[head]["recall"], abs=0.006
@@ -274,7 +276,7 @@ def test_judge_reads_images_and_labels(tmp_path):
     detector, bad_samples, counted = Detector(net, None, ["a", "b"], "numpy"), data.BadSamples(), []
     paths = [str(tmp_path / "a.png"), str(tmp_path / "none.png")]
     images = list(
-        evaluate.judge(
+        evaluate.evaluate_images(
             detector, paths, 0.1, bad_samples=bad_samples, difficult=lambda p: p[:-3] + "txt", done=counted.append
         )
     )

@@ -110,7 +110,7 @@ def test_binary_kernels_pass_their_gradient_to_the_real_ones(kind):
 @pytest.mark.parametrize("normalization", ["relu", "softmax"])
 @pytest.mark.parametrize("kind", ["per_layer", "per_channel"])
 def test_weighted_shortcut(kind, normalization):
-    """Maps get exact gradients; the factors Darknet's: the diagonal of the normalisation's derivative only."""
+    """Maps get exact gradients; the factors Darknet's: the diagonal of the normalization's derivative only."""
     shapes, keys = ((3, 4, 5), (3, 4, 5), (2, 4, 5)), dict(weights_type=kind, weights_normalization=normalization)
     analytic, numeric = directional("shortcut", shapes, frozen=("weight",), from_=(0, 1), **keys)
     assert analytic == pytest.approx(numeric, rel=1e-6)

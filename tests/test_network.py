@@ -142,7 +142,8 @@ def test_initial_weights_depend_on_the_seed() -> None:
 def test_detections_of_a_classifier_are_refused() -> None:
     net = load(SMALL)
     with pytest.raises(
-        DataError, match=r"^cfg: has no \[yolo\], \[region\] or \[detection\] layer, so no boxes; use predict$"
+        DataError,
+        match=r"^cfg: has no \[yolo\], \[Gaussian_yolo\], \[region\] or \[detection\] layer, so no boxes; use predict$",
     ):
         net.detections(net.predict(network_input(net, 1)), 0.5)
 

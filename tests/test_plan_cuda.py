@@ -23,7 +23,7 @@ from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import program as program_module
 from gpudarknet.plan.cuda.epilogue import BINARY_OPS, VECTOR_ACTIVATIONS, passes
-from gpudarknet.plan.steps import Activate, Add, FeatureMap, Multiply, Sort
+from gpudarknet.plan.steps import Activate, Add, FeatureMap, Multiply, SortShortcut
 
 NUMPY = Backend("numpy", np)
 LIBRARY = FakeCublas()
@@ -205,7 +205,7 @@ def epilogue_reference(x, bias, other, pre, binary, eps, slope, post):
     return activation.FUNCTIONS[post][0](np, v)
 
 
-BINARY_CODES = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[Sort], "multiply": BINARY_OPS[Multiply]}
+BINARY_CODES = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[SortShortcut], "multiply": BINARY_OPS[Multiply]}
 
 
 def check_epilogue(
@@ -331,7 +331,7 @@ def test_add_mismatched(kernels, dtype, place, sizes):
     x, z, n = a.nchw(N, H, W), b.nchw(N, Hb, Wb), N * H * W * C
     for kind, want in (
         (Add, shortcut.shortcut(NUMPY, (x, z), None)),
-        (Sort, shortcut.sort_shortcut(NUMPY, x, z, 0.01, 0.1)),
+        (SortShortcut, shortcut.sort_shortcut(NUMPY, x, z, 0.01, 0.1)),
     ):
         y = Maps(kernels, N * H * W, C, place, dtype)
         codes = (n, C, H * W, Cb, Hb * Wb, a.ld, b.ld, y.ld, BINARY_OPS[kind], 0.01, 0.1)
@@ -627,7 +627,13 @@ def test_what_no_output_needs_is_not_computed():
 
 def test_passes():
     m = FeatureMap((1, 1, 1))
-    leaky, relu, add, sort, multiply = Activate("leaky"), Activate("relu"), Add(m), Sort(m, 0.1, 0.0), Multiply(m)
+    leaky, relu, add, sort, multiply = (
+        Activate("leaky"),
+        Activate("relu"),
+        Add(m),
+        SortShortcut(m, 0.1, 0.0),
+        Multiply(m),
+    )
     assert passes([]) == [("linear", None, "linear")]
     assert passes([leaky, add, relu]) == [("leaky", add, "relu")]
     assert passes([sort, multiply]) == [("linear", sort, "linear"), ("linear", multiply, "linear")]

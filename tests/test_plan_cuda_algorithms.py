@@ -31,7 +31,7 @@ from gpudarknet.ops import activation, im2col
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import algorithms
-from gpudarknet.plan.cuda.algorithms import ALGORITHMS, ConvProblem, choose, supported
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS, ConvProblem, select_algorithm, supported
 from gpudarknet.plan.cuda.convolution import EMITTERS, TILE_VECTOR
 from gpudarknet.plan.cuda.weights import pack_weights
 from gpudarknet.plan.steps import Convolve, FeatureMap
@@ -241,16 +241,16 @@ def test_the_rule():
         (convolution(C=3), "fp32", "direct"),
         (convolution(F=16, groups=16), "fp16", "depthwise"),
     ):
-        assert choose(ConvProblem(step, 2, 4), precision, {}) == algorithm
+        assert select_algorithm(ConvProblem(step, 2, 4), precision, {}) == algorithm
 
 
 def test_a_measured_choice_is_used_if_supported():
     step = convolution()
     key = step.key(2)
-    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "im2col_batched_gemm"}) == "im2col_batched_gemm"
-    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "gemm_1x1"}) == "im2col_gemm"
-    assert choose(ConvProblem(step, 2, 4), "fp32", {key: "unknown"}) == "im2col_gemm"
-    assert choose(ConvProblem(step, 1, 4), "fp32", {key: "winograd_f2"}) == "im2col_gemm"
+    assert select_algorithm(ConvProblem(step, 2, 4), "fp32", {key: "im2col_batched_gemm"}) == "im2col_batched_gemm"
+    assert select_algorithm(ConvProblem(step, 2, 4), "fp32", {key: "gemm_1x1"}) == "im2col_gemm"
+    assert select_algorithm(ConvProblem(step, 2, 4), "fp32", {key: "unknown"}) == "im2col_gemm"
+    assert select_algorithm(ConvProblem(step, 1, 4), "fp32", {key: "winograd_f2"}) == "im2col_gemm"
 
 
 def test_chunks_are_as_equal_as_possible():

@@ -26,7 +26,7 @@ LAYERS = {
     "batchnorm": (6, "[batchnorm]"),
     "batchnorm of one channel": (1, "[batchnorm]"),
     "connected": (5, "[connected]\noutput=11\nactivation=leaky"),
-    "connected, normalised": (8, "[connected]\noutput=16\nactivation=tanh\nbatch_normalize=1"),
+    "connected, normalized": (8, "[connected]\noutput=16\nactivation=tanh\nbatch_normalize=1"),
     "connected to few channels": (2, "[connected]\noutput=3\nactivation=linear"),
     "crop": (5, "[crop]\ncrop_width=5\ncrop_height=6"),
     "crop, noadjust": (5, "[crop]\ncrop_width=8\ncrop_height=3\nnoadjust=1"),
@@ -45,12 +45,12 @@ LAYERS = {
     "normalize_channels": (5, "[activation]\nactivation=normalize_channels"),
     "normalize_channels_softmax": (40, "[activation]\nactivation=normalize_channels_softmax"),
     "normalize_channels_softmax_maxval": (5, "[activation]\nactivation=normalize_channels_softmax_maxval"),
-    "normalised convolution": (
+    "normalized convolution": (
         5,
         "[convolutional]\nfilters=6\nsize=3\npad=1\nactivation=normalize_channels_softmax_maxval",
     ),
-    "normalised shortcut": (5, "[shortcut]\nfrom=-2\nactivation=normalize_channels"),
-    "normalised connected": (5, "[connected]\noutput=6\nactivation=normalize_channels_softmax"),
+    "normalized shortcut": (5, "[shortcut]\nfrom=-2\nactivation=normalize_channels"),
+    "normalized connected": (5, "[connected]\noutput=6\nactivation=normalize_channels_softmax"),
     "binary": (5, "[convolutional]\nfilters=6\nsize=3\npad=1\nbinary=1\nactivation=leaky"),
     "xnor": (5, "[convolutional]\nfilters=6\nsize=3\npad=1\nxnor=1\nbatch_normalize=1\nactivation=leaky"),
     "xnor, grouped and blurred": (

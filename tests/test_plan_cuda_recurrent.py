@@ -15,14 +15,14 @@ FIRST = "[convolutional]\nfilters=6\nsize=3\npad=1\nactivation=tanh\n"
 LAST = "[convolutional]\nfilters=7\nsize=1\nactivation=leaky\n"
 LAYERS = {
     "rnn": "[rnn]\nhidden=9\noutput=5\nactivation=leaky\n",
-    "rnn, normalised": "[rnn]\nhidden=8\noutput=8\nactivation=tanh\nbatch_normalize=1\nshortcut=1\nlogistic=1\n",
+    "rnn, normalized": "[rnn]\nhidden=8\noutput=8\nactivation=tanh\nbatch_normalize=1\nshortcut=1\nlogistic=1\n",
     "crnn": "[crnn]\nhidden=6\noutput=5\nsize=3\npad=1\nactivation=leaky\nbatch_normalize=1\n",
     "crnn, shortcut": "[crnn]\nhidden=8\noutput=3\nsize=1\nactivation=relu\nshortcut=1\nlogistic=2\n",
     "crnn, xnor": "[crnn]\nhidden=8\noutput=6\nsize=3\npad=1\nactivation=leaky\nxnor=1\n",
     "gru": "[gru]\noutput=7\n",
-    "gru, normalised": "[gru]\noutput=16\nbatch_normalize=1\n",
+    "gru, normalized": "[gru]\noutput=16\nbatch_normalize=1\n",
     "lstm": "[lstm]\noutput=8\n",
-    "lstm, normalised": "[lstm]\noutput=5\nbatch_normalize=1\n",
+    "lstm, normalized": "[lstm]\noutput=5\nbatch_normalize=1\n",
     "conv_lstm": "[conv_lstm]\noutput=5\nsize=3\npad=1\nstate_constrain=.3\n",
     "conv_lstm, peephole": "[conv_lstm]\noutput=8\nsize=3\npad=1\npeephole=1\nbatch_normalize=1\n",
     "conv_lstm, bottleneck": "[conv_lstm]\noutput=6\nsize=1\nbottleneck=1\npeephole=1\nactivation=leaky\nlstm_activation=leaky\n",

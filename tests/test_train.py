@@ -287,7 +287,7 @@ def test_a_nan_error_names_the_layer():
 
 def test_refusals():
     net = network(NET + CONV)
-    with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\], "):
+    with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\] "):
         gd.Trainer(net)
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
     with pytest.raises(

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     opencv4.write(folder)
     (folder / "tiny.names").write_text("ball\ncup\ndog\negg\n")
     (folder / "tiny.data").write_text(f"names={folder / 'tiny.names'}\n")
-    with video.Recorder(folder / "film.avi", 20) as film:
+    with video.VideoWriter(folder / "film.avi", 20) as film:
         for i in range(FRAMES):
             img = np.full((48, 64, 3), 10 * i, np.uint8)
             img[10:30, 20:40] = (200, 40, 40)
@@ -112,7 +112,7 @@ def test_an_error_in_the_reader_is_raised(monkeypatch):
 
 def test_the_writer_works_in_order_and_raises_errors():
     done = []
-    with video.Writer(done.append) as writer:
+    with video.BackgroundWriter(done.append) as writer:
         for i in range(20):
             writer.put(i)
     assert done == list(range(20))
@@ -120,18 +120,18 @@ def test_the_writer_works_in_order_and_raises_errors():
     def fail(i):
         raise ImageError(f"frame {i}")
 
-    with pytest.raises(ImageError, match="frame 0"), video.Writer(fail) as writer:
+    with pytest.raises(ImageError, match="frame 0"), video.BackgroundWriter(fail) as writer:
         for i in range(50):
             writer.put(i)
 
 
 def test_a_recording_appears_whole_or_not_at_all(tmp_path):
     img = np.zeros((48, 64, 3), np.uint8)
-    with pytest.raises(RuntimeError), video.Recorder(tmp_path / "a.mp4", 25) as film:
+    with pytest.raises(RuntimeError), video.VideoWriter(tmp_path / "a.mp4", 25) as film:
         film.write(img)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with video.Recorder(tmp_path / "a.mp4", 25) as film:
+    with video.VideoWriter(tmp_path / "a.mp4", 25) as film:
         for _ in range(7):
             film.write(img)
     assert count(tmp_path / "a.mp4") == 7
@@ -147,10 +147,10 @@ def test_errors(tmp_path):
     assert message(lambda: video.Reader(path)) == (f"{path}: no such file; use a video file, a camera index or a URL")
     path.write_bytes(b"not a video")
     assert message(lambda: video.Reader(path)) == f"{path}: is not a video that OpenCV can read; check the source"
-    assert message(lambda: video.Recorder(tmp_path / "x.gif", 25)) == (
+    assert message(lambda: video.VideoWriter(tmp_path / "x.gif", 25)) == (
         f"{tmp_path / 'x.gif'}: unknown video format; use .avi, .mp4, .mkv, .mov"
     )
-    assert message(lambda: video.Recorder(tmp_path / "no" / "x.avi", 25)) == (
+    assert message(lambda: video.VideoWriter(tmp_path / "no" / "x.avi", 25)) == (
         f"{tmp_path / 'no' / 'x.avi'}: cannot be written; use a file in an existing folder"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import image
 from ..detector import Detection, Detector
-from ..image.video import Frame, Reader, Recorder, Writer
+from ..image.video import BackgroundWriter, Frame, Reader, VideoWriter
 from ..io import resources
 from . import inputs
 from .arguments import Command, Flag
@@ -30,7 +30,7 @@ def demo(args: Any) -> int:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None
         if args.out_filename:
-            recorder = stack.enter_context(Recorder(args.out_filename, reader.fps / (1 + args.s)))
+            recorder = stack.enter_context(VideoWriter(args.out_filename, reader.fps / (1 + args.s)))
         path = writable(args.jsonl) if args.jsonl and args.jsonl != "-" else None
         jsonl = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout if args.jsonl else None
 
@@ -40,7 +40,7 @@ def demo(args: Any) -> int:
             if jsonl:
                 jsonl.write(json_line(frame, detections) + "\n")
 
-        writer = stack.enter_context(Writer(record))
+        writer = stack.enter_context(BackgroundWriter(record))
         stack.enter_context(reader)
         meter = FpsMeter()
         code = process(detector, reader, writer, meter, args)
@@ -49,7 +49,7 @@ def demo(args: Any) -> int:
     return code
 
 
-def process(detector: Detector, reader: Reader, writer: Writer, meter: FpsMeter, args: Any) -> int:
+def process(detector: Detector, reader: Reader, writer: BackgroundWriter, meter: FpsMeter, args: Any) -> int:
     """Run the network on every frame until the source ends, the time limit is reached or the user stops."""
     try:
         for frame in reader:

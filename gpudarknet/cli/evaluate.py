@@ -38,7 +38,9 @@ def measure(args: Any) -> None:
     file, detector, paths, bad_samples = load(args)
     difficult = read_difficult(file)
     with progress_bar(len(paths)) as done:
-        images = list(evaluate.judge(detector, paths, bad_samples=bad_samples, difficult=difficult, done=done))
+        images = list(
+            evaluate.evaluate_images(detector, paths, bad_samples=bad_samples, difficult=difficult, done=done)
+        )
     classes = len(detector.names)
     report = evaluate.mean_average_precision(images, classes, args.iou_thresh, args.points, args.thresh)
     scores: dict[str, float] = {}
@@ -91,7 +93,7 @@ def valid(args: Any) -> None:
     entries: list[dict[str, Any]] = []
     voc: list[list[str]] = [[] for _ in detector.names]
     with progress_bar(len(paths)) as done:
-        for img in evaluate.judge(detector, paths, args.thresh, 0.6, bad_samples, done=done):
+        for img in evaluate.evaluate_images(detector, paths, args.thresh, 0.6, bad_samples, done=done):
             collect(img, entries if coco else voc, coco)
     inputs.warn_bad_samples(bad_samples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def recall(args: Any) -> None:
     _, detector, paths, bad_samples = load(args)
     with progress_bar(len(paths)) as done:
         settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, bad_samples
-        images = evaluate.judge(detector, paths, *settings, done=done, detect=evaluate.proposals)
+        images = evaluate.evaluate_images(detector, paths, *settings, done=done, detect=evaluate.proposals)
         result = evaluate.recall(images, args.iou_thresh)
     inputs.warn_bad_samples(bad_samples)
     print(f"images: {len(paths)}, proposals per image: {result.proposals:.2f}")

@@ -83,11 +83,11 @@ def sublayers(node: Node) -> list[Sublayer]:
     layers = []
     if isinstance(layer, DetectionHead):
         layers.append(Sublayer(f"permute_{i}", "Permute", permute))
-    normalised = bool(getattr(layer, "batch_normalize", 0))
-    own = ("kernel",) if normalised else ("kernel", "bias")
+    normalized = bool(getattr(layer, "batch_normalize", 0))
+    own = ("kernel",) if normalized else ("kernel", "bias")
     main = Sublayer(name if isinstance(layer, Region) else f"{name}_{i}", kind, up_to(layer, batch_normalize=0), own)
     layers.append(main)
-    if normalised:
+    if normalized:
         layers.append(Sublayer(f"bn_{i}", "BatchNorm", up_to(layer), ("mean", "variance", "scale", "bias")))
     activation = getattr(layer, "activation", "linear")
     if activation != "linear":

@@ -184,7 +184,7 @@ class DataSet:
             except ImageError as e:
                 error = e
                 self.bad_samples.add_image(e)
-        raise DataError(f"{error}; {MAX_TRIES - 1} more images of the list cannot be read either")
+        raise DataError(f"{error}; no readable image in {MAX_TRIES} tries, check the list")
 
     def sample(self, seed: int, iteration: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,).

@@ -12,7 +12,7 @@ from .detection import (
     Recall,
     Report,
     average_precision,
-    judge,
+    evaluate_images,
     mean_average_precision,
     proposals,
     recall,
@@ -21,6 +21,6 @@ from .result_files import coco_results, voc_lines
 
 __all__ = [
     "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "accuracy",
-    "average_precision", "calc_anchors", "coco", "coco_results", "draw_anchors", "judge", "mean_average_precision",
+    "average_precision", "calc_anchors", "coco", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision",
     "proposals", "read_truths", "recall", "voc_lines",
 ]  # fmt: skip

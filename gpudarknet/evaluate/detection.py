@@ -28,7 +28,7 @@ class ImageEval:
     path: str = ""
 
 
-def judge(
+def evaluate_images(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, bad_samples: BadSamples | None = None,
     difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
     detect: Callable[[Detector, str, float, float], ScoredBoxes] | None = None,

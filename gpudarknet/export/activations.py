@@ -45,7 +45,7 @@ def stair(g: Graph, x: str) -> str:
     return g.op("Add", half, g.op("Mul", g.op("Sub", x, m), where(g, odd, 0.5, odd, g.op("Mul", odd, 0.0))))
 
 
-def normalised(g: Graph, r: str) -> str:
+def normalize_channels(g: Graph, r: str) -> str:
     """Divide by 1e-4 + the sum over channels."""
     total = g.op("ReduceSum", r, np.array([1]), keepdims=1)
     return g.op("Div", r, g.op("Add", total, 1e-4))
@@ -72,9 +72,9 @@ ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
     "swish": lambda g, x: g.op("Mul", x, g.op("Sigmoid", x)),
     "mish": lambda g, x: g.op("Mul", x, g.op("Tanh", g.op("Softplus", x))),
     "hard_mish": hard_mish,
-    "normalize_channels": lambda g, x: normalised(g, g.op("Relu", x)),
-    "normalize_channels_softmax": lambda g, x: normalised(g, g.op("Exp", x)),
-    "normalize_channels_softmax_maxval": lambda g, x: normalised(
+    "normalize_channels": lambda g, x: normalize_channels(g, g.op("Relu", x)),
+    "normalize_channels_softmax": lambda g, x: normalize_channels(g, g.op("Exp", x)),
+    "normalize_channels_softmax_maxval": lambda g, x: normalize_channels(
         g, g.op("Exp", g.op("Sub", x, g.op("ReduceMax", x, axes=[1], keepdims=1)))
     ),
 }

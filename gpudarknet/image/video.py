@@ -1,6 +1,6 @@
 """Read and write videos in background threads, so that the network never waits for a disk or a camera.
 
-    with Reader("film.mp4") as frames, Writer(record) as writer:
+    with Reader("film.mp4") as frames, BackgroundWriter(record) as writer:
         for frame in frames:
             writer.put(frame.image, detector.detect(frame.image))
 
@@ -122,7 +122,7 @@ class Reader:
             pass
 
 
-class Writer:
+class BackgroundWriter:
     """Calls `work` in a background thread, in the order of `put`, which blocks while QUEUE_SIZE calls are pending.
 
     An exception in `work` is raised by the next `put`, or at the end of the `with` block.
@@ -134,7 +134,7 @@ class Writer:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="video writer", daemon=True)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> BackgroundWriter:
         self._thread.start()
         return self
 
@@ -159,7 +159,7 @@ class Writer:
                     self._error = e
 
 
-class Recorder:
+class VideoWriter:
     """A video file written from frames (H, W, 3) RGB of one size. It appears when the `with` block ends without an error."""
 
     def __init__(self, path: str | Path, fps: float):
@@ -170,7 +170,7 @@ class Recorder:
             raise ImageError(f"{path}: cannot be written; use a file in an existing folder")
         self._video: Any = None
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> VideoWriter:
         self._stack = ExitStack()
         self._tmp = self._stack.enter_context(atomic_write(self.path))
         return self

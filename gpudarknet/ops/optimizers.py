@@ -8,20 +8,20 @@ from .base import op
 
 
 @op
-def sgd(be: Any, w: Any, g: Any, rate: float, momentum: float, decay: float) -> None:
-    """Make a step of SGD with momentum on w (any shape), in place: g -= decay * w; w += rate * g; g *= momentum.
+def sgd(be: Any, w: Any, buf: Any, rate: float, momentum: float, decay: float) -> None:
+    """Make a step of SGD with momentum on w (any shape), in place: buf -= decay * w; w += rate * buf; buf *= momentum.
 
-    g is Darknet's accumulated negative gradient plus the momentum of earlier steps. `rate` is the learning rate divided by
+    buf is Darknet's accumulated negative gradient plus the momentum of earlier steps. `rate` is the learning rate divided by
     the batch size, `decay` the weight decay multiplied by it. Both arrays are float32.
     """
-    g -= decay * w
-    w += rate * g
-    g *= momentum
+    buf -= decay * w
+    w += rate * buf
+    buf *= momentum
 
 
 @sgd.kernel
-def sgd_cuda(be: Any, w: Any, g: Any, rate: float, momentum: float, decay: float) -> None:
-    be.launch("optimizers.sgd", w.size, w, g, w.size, rate, momentum, decay)
+def sgd_cuda(be: Any, w: Any, buf: Any, rate: float, momentum: float, decay: float) -> None:
+    be.launch("optimizers.sgd", w.size, w, buf, w.size, rate, momentum, decay)
 
 
 @op

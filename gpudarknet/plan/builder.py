@@ -17,7 +17,7 @@ from .steps import (
     LayerCall,
     MaxPool,
     Multiply,
-    Sort,
+    SortShortcut,
     Step,
     Upsample,
     YoloHead,
@@ -73,9 +73,9 @@ class Builder:
         """Add maps of the same shape, and activate."""
         return self._step(Copy, (a,), a.shape, [*map(Add, others), Activate(activation)])
 
-    def sort(self, a: FeatureMap, b: FeatureMap, eps: float, slope: float, activation: str) -> FeatureMap:
+    def sort_shortcut(self, a: FeatureMap, b: FeatureMap, eps: float, slope: float, activation: str) -> FeatureMap:
         """Add two maps of the same shape and their SORT term, and activate."""
-        return self._step(Copy, (a,), a.shape, [Sort(b, eps, slope), Activate(activation)])
+        return self._step(Copy, (a,), a.shape, [SortShortcut(b, eps, slope), Activate(activation)])
 
     def multiply(self, a: FeatureMap, b: FeatureMap, activation: str) -> FeatureMap:
         """Multiply a by b, which has a's shape or (C, 1, 1) or (1, H, W), and activate."""

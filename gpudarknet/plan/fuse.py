@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .steps import Activate, Add, Convolve, Copy, EpilogueOp, FeatureMap, MaxPool, Multiply, Sort, Step
+from .steps import Activate, Add, Convolve, Copy, EpilogueOp, FeatureMap, MaxPool, Multiply, SortShortcut, Step
 
 MONOTONIC = frozenset(
     {"leaky", "revleaky", "relu", "relu6", "relie", "ramp", "logistic", "loggy", "tanh", "hardtan", "elu", "selu"}
@@ -74,8 +74,8 @@ def commuted_operands(step: Step) -> list[tuple[FeatureMap, list[EpilogueOp]]]:
     orders = [(x, list(step.epilogue))]
     if isinstance(first, Add):
         orders.append((first.other, [Add(x), *rest]))
-    elif isinstance(first, Sort):
-        orders.append((first.other, [Sort(x, first.eps, first.slope), *rest]))
+    elif isinstance(first, SortShortcut):
+        orders.append((first.other, [SortShortcut(x, first.eps, first.slope), *rest]))
     elif isinstance(first, Multiply) and first.other.shape == x.shape:
         orders.append((first.other, [Multiply(x), *rest]))
     return orders

@@ -109,7 +109,7 @@ def _shortcut(layer: Shortcut, builder: Builder, *xs: FeatureMap) -> FeatureMap:
 def _sort_shortcut(layer: SortShortcut, builder: Builder, a: FeatureMap, b: FeatureMap) -> FeatureMap:
     if a.shape != b.shape:
         return builder.call_layer(layer, a, b)
-    return builder.sort(a, b, layer.eps, layer.slope, layer.activation)
+    return builder.sort_shortcut(a, b, layer.eps, layer.slope, layer.activation)
 
 
 @_lower.register

@@ -58,7 +58,7 @@ class Add:
 
 
 @dataclass(frozen=True)
-class Sort:
+class SortShortcut:
     """y = y + other + sqrt(max(R(y) R(other), 0) + eps), R(x) = x where x > 0, else slope * x."""
 
     other: FeatureMap
@@ -79,7 +79,7 @@ class Multiply:
         return "multiply"
 
 
-EpilogueOp = Activate | Add | Sort | Multiply  # operations that a step applies to its result while it is in cache
+EpilogueOp = Activate | Add | SortShortcut | Multiply  # operations applied to a result while it is in cache
 
 
 @dataclass(eq=False, kw_only=True)

@@ -53,7 +53,7 @@ def validation_score(data: DataFile, iou_thresh: float = 0.5, points: int = 0) -
     def score(net: Network) -> float:
         if not isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
             return accuracy(net, paths, classifier_boxes(labels)).top1
-        images = evaluate.judge(Detector(net, names=names), paths)
+        images = evaluate.evaluate_images(Detector(net, names=names), paths)
         return evaluate.mean_average_precision(images, len(names), iou_thresh, points).mean
 
     return score

@@ -41,7 +41,7 @@ class TrainStep:
             raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
         if not any(node.layer.has_loss for node in net.nodes):
             raise TrainError(
-                f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost], [yolo] or [region]"
+                f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
             )
         self.net, self.seed, be = net, seed, net.backend
         for node in net.nodes:

@@ -1,4 +1,7 @@
-"""Read and write .weights files: a header, then float32 arrays, layer by layer (load_weights, save_weights in src/parser.c)."""
+"""Read and write weights files; the suffix selects the format, each in a module of its own except Darknet's.
+
+.weights: a header, then float32 arrays, layer by layer (load_weights, save_weights in src/parser.c).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ class Reader:
         return np.fromfile(self.file, "<f4", count).astype(np.float32, copy=False)
 
 
-def stored(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], Init, bool]]:
+def stored_arrays(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], Init, bool]]:
     """Yield (name, shape, init, whether the file has it) of a layer's arrays, in file order."""
     layer = node.layer
     for name, shape, init in layer.weights(*node.inputs):
@@ -59,9 +62,9 @@ def stored(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, ...], In
         yield name, shape, init, not (reading and skipped)
 
 
-def initial(nodes: Sequence[Node], rng: np.random.Generator) -> Arrays:
+def init_weights(nodes: Sequence[Node], rng: np.random.Generator) -> Arrays:
     """Return the weights with which Darknet starts training."""
-    return [{name: init(rng, shape) for name, shape, init, _ in stored(node, True)} for node in nodes]
+    return [{name: init(rng, shape) for name, shape, init, _ in stored_arrays(node, True)} for node in nodes]
 
 
 def read(
@@ -84,11 +87,11 @@ def read(
         arrays, ended = [], None
         for node in nodes:
             own: dict[str, Any] = {}
-            wanted = [(name, shape) for name, shape, _, inside in stored(node, True) if inside]
+            wanted = [(name, shape) for name, shape, _, inside in stored_arrays(node, True) if inside]
             if wanted and ended is None and reader.remaining == 0:
                 ended = node.index
             open_ = ended is None and (upto is None or node.index < upto)
-            for name, shape, init, inside in stored(node, True):
+            for name, shape, init, inside in stored_arrays(node, True):
                 count = int(np.prod(shape))
                 if not (inside and open_):
                     own[name] = init(rng, shape)
@@ -128,7 +131,7 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, up
         with atomic_write(path) as tmp, open(tmp, "wb") as file:
             file.write(struct.pack("<iiiQ", 0, 2, 5, seen))
             for node in nodes[:upto]:
-                for name, _, _, _ in stored(node, False):
+                for name, _, _, _ in stored_arrays(node, False):
                     file.write(np.ascontiguousarray(arrays[node.index][name], "<f4").tobytes())
     except OSError as e:
         raise WeightsError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None

@@ -95,11 +95,13 @@ def array(path: str | Path, key: str, info: Any, data: memoryview, shape: tuple[
     """Return one array as float32. Raises WeightsError if it does not have the shape that the layer needs."""
     try:
         kind, (begin, end) = KINDS[info["dtype"]], info["data_offsets"]
-        stored = tuple(info["shape"])
+        stored_arrays = tuple(info["shape"])
     except (KeyError, TypeError, ValueError):
         raise WeightsError(f"{path}: {key} is not described as one of {', '.join(KINDS)}; write it again") from None
-    if stored != shape:
-        raise WeightsError(f"{path}: {key} has shape {stored}, the cfg needs {shape}; the file belongs to another cfg")
+    if stored_arrays != shape:
+        raise WeightsError(
+            f"{path}: {key} has shape {stored_arrays}, the cfg needs {shape}; the file belongs to another cfg"
+        )
     if not 0 <= begin <= end <= len(data) or end - begin != int(np.prod(shape)) * kind.itemsize:
         raise WeightsError(f"{path}: ends inside {key}; the file is truncated, download or write it again")
     return np.frombuffer(data[begin:end], kind).astype(np.float32).reshape(shape)

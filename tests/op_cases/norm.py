@@ -42,9 +42,9 @@ def batch_norm_backward(dy, x, mean, variance, scale):
     dx, dscale, dbias = np.empty(x.shape), np.empty(scale.shape), np.empty(scale.shape)
     for c in range(x.shape[1]):
         std = np.sqrt(variance[c] + 1e-5)
-        normalised = (x[:, c] - mean[c]) / std
-        dscale[c], dbias[c] = (dy[:, c] * normalised).sum(), dy[:, c].sum()
-        dx[:, c] = scale[c] / std * (dy[:, c] - dy[:, c].mean() - normalised * (dy[:, c] * normalised).mean())
+        normalized = (x[:, c] - mean[c]) / std
+        dscale[c], dbias[c] = (dy[:, c] * normalized).sum(), dy[:, c].sum()
+        dx[:, c] = scale[c] / std * (dy[:, c] - dy[:, c].mean() - normalized * (dy[:, c] * normalized).mean())
     return dx, dscale, dbias
 
 

@@ -12,8 +12,8 @@ def make_sgd(rng, *shape):
 
 
 @check(optimizers.sgd, make_sgd)
-def sgd(w, g, rate, momentum, decay):
-    step = g - decay * w
+def sgd(w, buf, rate, momentum, decay):
+    step = buf - decay * w
     return w + rate * step, step * momentum
 
 

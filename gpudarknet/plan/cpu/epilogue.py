@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...ops import activation
-from ..steps import Activate, Add, EpilogueOp, FeatureMap, Multiply, Sort
+from ..steps import Activate, Add, EpilogueOp, FeatureMap, Multiply, SortShortcut
 from .command_list import CommandList
 
 BLOCK = 1 << 16  # elements processed at once; with scratch of that size they fit a core's L2
@@ -127,10 +127,10 @@ def _bind_op(op: EpilogueOp, view: Callable[[FeatureMap], np.ndarray]) -> Callab
         return lambda commands, x, y, t, u, n, r, c: commands.record(
             np.multiply, x, other[n, r if rows else every, :, c if channels else every], out=y
         )
-    assert isinstance(op, Sort)
+    assert isinstance(op, SortShortcut)
     eps, slope = op.eps, op.slope
 
-    def sort(
+    def sort_shortcut(
         commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u: np.ndarray, n: int, r: slice, c: slice
     ) -> None:
         q = other[n, r, :, c]
@@ -144,4 +144,4 @@ def _bind_op(op: EpilogueOp, view: Callable[[FeatureMap], np.ndarray]) -> Callab
         commands.record(np.add, x, q, out=y)
         commands.record(np.add, y, t, out=y)
 
-    return sort
+    return sort_shortcut

@@ -170,7 +170,7 @@ def supported(problem: ConvProblem) -> list[str]:
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(problem)]
 
 
-def choose(problem: ConvProblem, precision: str, choices: Mapping[str, str]) -> str:
+def select_algorithm(problem: ConvProblem, precision: str, choices: Mapping[str, str]) -> str:
     """Return the name of the algorithm for a convolution: the measured one if available, else by rule."""
     step = problem.step
     measured = choices.get(step.key(problem.batch), "")

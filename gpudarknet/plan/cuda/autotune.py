@@ -19,7 +19,7 @@ import numpy as np
 from ...backend import Backend
 from ...errors import BackendError
 from ..steps import Activate, Convolve, FeatureMap, Plan
-from .algorithms import ConvProblem, choose, supported
+from .algorithms import ConvProblem, select_algorithm, supported
 from .canonicalize import canonicalize
 from .program import Program
 from .schedule import eliminate_dead_steps
@@ -50,7 +50,7 @@ def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str,
             problem = ConvProblem(step, plan.batch, 2 if precision == "fp16" else 4)
             if len(supported(problem)) > 1:
                 times = benchmark(problem, be, precision)
-                yield key, pick(times, choose(problem, precision, {})), times
+                yield key, pick(times, select_algorithm(problem, precision, {})), times
 
 
 def pick(times: dict[str, float], rule: str) -> str:

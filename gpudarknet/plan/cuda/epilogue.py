@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...ops.activation import NAMES
-from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, Sort, Step
+from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step
 from .emitter import Emitter, Launch
 from .view import View
 
 # The activations that kernels can apply to a vector of channels
 VECTOR_ACTIVATIONS = frozenset({"linear", "leaky", "relu", "mish", "swish", "logistic"})
-BINARY_OPS: dict[type, int] = {Add: 1, Sort: 2, Multiply: 3}  # as nhwc.cuh numbers them
+BINARY_OPS: dict[type, int] = {Add: 1, SortShortcut: 2, Multiply: 3}  # as nhwc.cuh numbers them
 
 
 class EpiloguePass(NamedTuple):
     """The operations of one launch: an activation, a binary operation with another map, an activation."""
 
     pre: str
-    binary: Add | Sort | Multiply | None
+    binary: Add | SortShortcut | Multiply | None
     post: str
 
     @property
@@ -74,7 +74,7 @@ class PassArguments(NamedTuple):
 
 def pass_arguments(emitter: Emitter, one: EpiloguePass, y: View) -> PassArguments:
     """Return the arguments of a pass on y."""
-    eps, slope = (one.binary.eps, one.binary.slope) if isinstance(one.binary, Sort) else (0.0, 0.0)
+    eps, slope = (one.binary.eps, one.binary.slope) if isinstance(one.binary, SortShortcut) else (0.0, 0.0)
     binary = BINARY_OPS[type(one.binary)] if one.binary else 0
     codes = (NAMES.index(one.pre), binary, eps, slope, NAMES.index(one.post))
     if one.binary is None:

@@ -27,7 +27,8 @@ from ...layers.sort_shortcut import SortShortcut
 from ...ops.activation import NAMES, NORMALIZERS
 from ...ops.norm import lrn_windows
 from .. import steps
-from ..steps import Activate, Add, FeatureMap, LayerCall, Sort
+from ..steps import Activate, Add, FeatureMap, LayerCall
+from ..steps import SortShortcut as SortOp
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import BINARY_OPS, apply_epilogue
 from .steps import max_pool
@@ -236,7 +237,7 @@ def _shortcut(emitter: Emitter, step: LayerCall, layer: Shortcut) -> list[Launch
 def _mismatched(emitter: Emitter, step: LayerCall, layer: Shortcut | SortShortcut) -> list[Launch]:
     x, y, n = _views(emitter, step)
     eps, slope = (layer.eps, layer.slope) if isinstance(layer, SortShortcut) else (0.0, 0.0)
-    binary, launches = BINARY_OPS[Sort if isinstance(layer, SortShortcut) else Add], []
+    binary, launches = BINARY_OPS[SortOp if isinstance(layer, SortShortcut) else Add], []
     for m in step.xs[1:]:
         other = emitter.view(m)
         sizes = (n, *x.sizes, *other.sizes, x.ld, other.ld, y.ld, binary, eps, slope)

@@ -19,7 +19,7 @@ from functools import cached_property
 from .. import memory
 from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step, YoloHead
 from . import algorithms
-from .algorithms import ALGORITHMS, ConvProblem, align_channels, choose
+from .algorithms import ALGORITHMS, ConvProblem, align_channels, select_algorithm
 
 WorkspaceKey = tuple[Step, str]  # the step that uses it, and its name
 Problems = Mapping[Convolve, ConvProblem]
@@ -74,7 +74,7 @@ def make_schedule(
     """Return the schedule of a plan for a batch. choices: measured algorithms, by a convolution's key."""
     steps, itemsize = eliminate_dead_steps(plan), 2 if precision == "fp16" else 4
     problems = {s: ConvProblem(s, batch, itemsize) for s in steps if isinstance(s, Convolve)}
-    chosen = {s: choose(problem, precision, choices or {}) for s, problem in problems.items()}
+    chosen = {s: select_algorithm(problem, precision, choices or {}) for s, problem in problems.items()}
     groups = _fused_gemms(chosen, problems) if fuse_gemms else {}
     steps = _reordered(steps, groups)
     consumers = _im2col_consumers(steps, chosen, problems) if fuse_im2col else {}
