@@ -350,7 +350,7 @@ EAGERLY = "for launch in self.launches:\n            launch()"
 LAUNCH = "return Launch(lambda: launch(kernel, threads, *args), kernel)"
 GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)"
 HANDLE = "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))"
-SENT = "return ImageBatch(self.be, runs, buffer, self.free)"
+SENT = "return ImageBatch(self.be, runs, buffer, self.free.append)"
 NOBODYS = "self.cuda.Stream(non_blocking=True))"
 BUGS = {
     # the waits

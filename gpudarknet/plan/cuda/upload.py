@@ -7,9 +7,9 @@ program.run(batch)
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -37,20 +37,21 @@ class StagingBuffer:
 class ImageBatch:
     """A batch of images on the device. When the last reference is dropped, its staging buffer is free for another batch.
 
-    runs: consecutive images of one shape, as bytes (n, h, w, C), and their size in the network's input.
+    runs: consecutive images of one shape, as bytes (n, h, w, C), and their size in the network's input. release: called with
+    the buffer then.
     """
 
     be: Backend
     runs: list[tuple[Any, Size]]
     buffer: StagingBuffer | None = None
-    free: list[StagingBuffer] = field(default_factory=list)
+    release: Callable[[StagingBuffer], object] | None = None
 
     def __len__(self) -> int:
         return sum(len(images) for images, _ in self.runs)
 
     def __del__(self) -> None:
-        if self.buffer is not None:
-            self.free.append(self.buffer)
+        if self.buffer is not None and self.release is not None:
+            self.release(self.buffer)
 
     def unscaled(self, W: int, H: int) -> Any:
         """Return all images as one array (n, H, W, C) if they have that size already, else None."""
@@ -105,7 +106,7 @@ class Uploader:
             end = at + n * int(np.prod(shape))
             runs.append((device[at:end].reshape(n, *shape), size))
             at = end
-        return ImageBatch(self.be, runs, buffer, self.free)
+        return ImageBatch(self.be, runs, buffer, self.free.append)
 
     def _copy(self, buffer: StagingBuffer, total: int) -> Any:
         device = buffer.device[:total]
