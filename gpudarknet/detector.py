@@ -178,7 +178,7 @@ class Detector:
             x = self.upload(batch_images)
             yield from results()
             pending.append((batch_images, net.predict(x, precision=self.precision)))
-            if net.backend.uploader() is None:  # predict was synchronous
+            if not net.backend.uploads_images:  # predict was synchronous
                 yield from results()
         yield from results()
 
@@ -187,11 +187,11 @@ class Detector:
 
         On the CPU the same as `preprocess`.
         """
-        with self.network.on_device():
-            uploader = self.network.backend.uploader()
-            if uploader is None:
-                return self.preprocess(images)
-            return uploader.upload(images, list(map(self._fit, images)))
+        net = self.network
+        if not net.backend.uploads_images:
+            return self.preprocess(images)
+        with net.on_device():
+            return net.backend.upload(images, list(map(self._fit, images)))
 
     def _fit(self, image: np.ndarray) -> tuple[int, int]:
         (H, W), net = image.shape[:2], self.network

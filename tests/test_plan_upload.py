@@ -214,6 +214,16 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
     assert len(uploader.free) <= 2
 
 
+def test_detection_uploads_only_to_the_networks_device(emulator, tmp_path, monkeypatch):
+    be = conftest.backend_for("cuda")
+    monkeypatch.setattr(upload_module, "_uploaders", {})
+    tiny.files(tmp_path)
+    with be.use_device(1):
+        detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
+    detector.detect(shown()[0])
+    assert [device for _, device in upload_module._uploaders] == [1]
+
+
 def test_an_uploader_belongs_to_a_device(monkeypatch):
     monkeypatch.setattr(upload_module, "_uploaders", {})
     be = plan_backend()

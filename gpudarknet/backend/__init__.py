@@ -199,10 +199,16 @@ class Backend:
         """Compile a network with this backend's executor; see `CompileProgram`. Raises BackendError."""
         return self._executor().compile(self, nodes, weights, heads, shape, batch, precision, packed_weights)
 
-    def uploader(self) -> Uploader | None:
-        """Return the executor's uploader of images; None if its programs run synchronously and take arrays."""
-        uploader = None if self.executor is None else self._executor().uploader
-        return None if uploader is None else uploader(self)
+    @property
+    def uploads_images(self) -> bool:
+        """Whether its programs run asynchronously and resize images themselves; others run synchronously and take arrays."""
+        return self.executor is not None and self._executor().uploader is not None
+
+    def upload(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Any:
+        """Start the upload to the current device; see `Uploader.upload`. Only if `uploads_images`."""
+        uploader = self._executor().uploader
+        assert uploader is not None
+        return uploader(self).upload(images, sizes)
 
     def _executor(self) -> Executor:
         if self.executor not in _executors:

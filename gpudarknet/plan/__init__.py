@@ -10,8 +10,8 @@ program_cache.py   the compiled programs of one network
 from . import tuning
 from .compile import compile
 from .cpu.program import Program
-from .cuda.upload import ImageBatch, uploader
+from .cuda.upload import ImageBatch
 from .program_cache import ProgramCache
 from .steps import Plan
 
-__all__ = ["ImageBatch", "Plan", "Program", "ProgramCache", "compile", "tuning", "uploader"]
+__all__ = ["ImageBatch", "Plan", "Program", "ProgramCache", "compile", "tuning"]
