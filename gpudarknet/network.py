@@ -147,7 +147,7 @@ class Network:
             x = self.input(x)
         if compiled:
             with self.on_device():
-                return self.program(len(x), precision).run(x)
+                return self._program(len(x), precision).run(x)
         outputs: dict[int, Any] = {}
 
         def keep(index: int, y: Any, backward: Any) -> None:
@@ -162,15 +162,18 @@ class Network:
 
         Raises BackendError.
         """
+        with self.on_device():
+            return self._program(batch, precision)
+
+    def _program(self, batch: int, precision: str) -> Program:
         be, shape = self.backend, self.net.input
         precision = be.supported_precision(precision)
-        with self.on_device():
-            return self.program_cache.get(
-                (shape, batch, precision),
-                lambda packed_weights: be.compile_program(
-                    self.nodes, self.weights, self.heads, shape, batch, precision, packed_weights
-                ),
-            )
+        return self.program_cache.get(
+            (shape, batch, precision),
+            lambda packed_weights: be.compile_program(
+                self.nodes, self.weights, self.heads, shape, batch, precision, packed_weights
+            ),
+        )
 
     def trace(self, x: Any) -> list[np.ndarray]:
         """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) in NumPy."""
