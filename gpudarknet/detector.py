@@ -166,7 +166,7 @@ class Detector:
         def results() -> Iterator[ScoredBoxes]:
             while pending:
                 batch_images, outputs = pending.pop(0)
-                rows = net.detections(outputs, thresh)
+                rows = net.decode(outputs, thresh)
                 yield from (self.postprocess(rows[rows[:, 0] == i, 1:], img, nms) for i, img in enumerate(batch_images))
 
         while chunk := list(islice(source, batch)):
@@ -207,8 +207,8 @@ class Detector:
             return be.xp.stack(fitted)
 
     def infer(self, x: Any, thresh: float) -> np.ndarray:
-        """Run the network on the result of `upload` or `preprocess`; return boxes (K, 6 + classes) like `Network.detections`."""
-        return self.network.detections(self.network.predict(x, precision=self.precision), thresh)
+        """Run the network on the result of `upload` or `preprocess`; return boxes (K, 6 + classes) like `Network.decode`."""
+        return self.network.decode(self.network.predict(x, precision=self.precision), thresh)
 
     def postprocess(self, rows: np.ndarray, image: np.ndarray, nms: float) -> ScoredBoxes:
         """Map one image's boxes (K, 5 + classes) to image coordinates and apply NMS."""

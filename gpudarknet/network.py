@@ -182,7 +182,7 @@ class Network:
         self.forward(self.input(x), ForwardContext(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
         return outputs
 
-    def detections(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
+    def decode(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
         """Decode the heads' outputs, as `predict` returns them, to boxes: rows (K, 6 + classes), heads in network order.
 
         A row is: image index, objectness, box center x, y, width, height relative to the network input, and the probability of
@@ -195,7 +195,7 @@ class Network:
             )
         with self.on_device():
             rows = [
-                head.detections(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
+                head.decode(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
                 for head, y in zip(heads, outputs, strict=True)
             ]
         return np.concatenate(rows)

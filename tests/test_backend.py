@@ -526,7 +526,7 @@ def test_out_of_memory_anywhere(emulator: Any, name: str) -> None:
         if use is not None:
             use(net, be)
         elif name == "boxes":
-            net.detections(outputs, 0.1)
+            net.decode(outputs, 0.1)
         else:
             trainer.step(X, TRUTH)
     expected = r".*CUDA is out of memory: [\d,]+ bytes requested, 0 free of 4,096 on the device"

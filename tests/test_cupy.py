@@ -72,8 +72,8 @@ def outputs(be, name):
     net = load_network(cfg.parse(INPUT + HEADS[name], name), backend=be)
     x = np.random.default_rng(1).random((2, 3, 4, 6), dtype=np.float32)
     result = net.trace(x)
-    if all(hasattr(net.nodes[head].layer, "detections") for head in net.heads):
-        result.append(net.detections(net.predict(x), 0.1))
+    if all(hasattr(net.nodes[head].layer, "decode") for head in net.heads):
+        result.append(net.decode(net.predict(x), 0.1))
     deltas = []
 
     def keep(index, y, backward):

@@ -129,7 +129,7 @@ def test_difficult_boxes_are_not_counted():
     hard = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
     assert evaluate.mean_average_precision([ImageEval(scored, truth, NONE)], 1).fp.tolist() == [1]
     report = evaluate.mean_average_precision([ImageEval(scored, truth, hard)], 1)
-    assert (report.fp.tolist(), report.detections) == ([0], 0)
+    assert (report.fp.tolist(), report.detection_count) == ([0], 0)
 
 
 def test_coco_of_perfect_and_perturbed_boxes():
@@ -207,7 +207,7 @@ def test_map_is_the_original_programs(head, tmp_path):
     images = list(evaluate.evaluate_images(detector, paths))
     for r in ORIGINAL[head]["map"]:
         report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"], r["thresh"])
-        assert [report.detections, report.truths.sum()] == r["counts"]
+        assert [report.detection_count, report.truths.sum()] == r["counts"]
         assert [list(report.tp), list(report.fp)] == [r["right"], r["wrong"]]
         assert report.ap * 100 == pytest.approx(r["ap"], abs=0.006)  # printed with two digits
         assert report.mean == pytest.approx(r["mean"], abs=2e-6)

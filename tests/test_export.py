@@ -170,7 +170,7 @@ def test_boxes_equal_detections(name):
     x = images(net, 2)
     boxes, scores = run(onnx_model(net, batch=None, boxes=True), x)
     thresh = float(np.median(scores))
-    rows = net.detections(net.predict(x, engine="reference"), thresh)
+    rows = net.decode(net.predict(x, engine="reference"), thresh)
     above = (scores > thresh).any(axis=2)
     if name.endswith("yolo") or "new" in name:  # their detections also need objectness above the threshold
         assert len(rows) >= above.sum()

@@ -519,7 +519,7 @@ def test_yolo_decodes_a_box(be: Any) -> None:
     x = np.full((2, 7, 13, 13), -9, np.float32)
     x[1, :, 4, 6] = (0.2, -0.1, 0.3, -0.2, 2.0, 1.0, -3.0)
     y = forward(be, one, {}, x)
-    rows = one.detections(be, be.asarray(y), 416, 416, 0.25)
+    rows = one.decode(be, be.asarray(y), 416, 416, 0.25)
     want = [1, sigmoid(2.0), 0.5040251, 0.3441363, 0.3764029, 0.1771292, sigmoid(2.0) * sigmoid(1.0), 0]
     np.testing.assert_allclose(rows, [want], rtol=1e-6)
 
@@ -534,7 +534,7 @@ def test_yolo_with_new_coords(be: Any) -> None:
     one = layer("yolo", classes=1, num=1, anchors=(20, 30), scale_x_y=2.0, new_coords=1)
     x = np.zeros((1, 6, 2, 3), np.float32)
     x[0, :, 1, 2] = (0.6, 0.4, 0.5, 0.25, 0.9, 0.8)
-    rows = one.detections(be, be.asarray(forward(be, one, {}, x)), 96, 64, 0.5)
+    rows = one.decode(be, be.asarray(forward(be, one, {}, x)), 96, 64, 0.5)
     want = [0, 0.9, (2 + 2 * 0.6 - 0.5) / 3, (1 + 2 * 0.4 - 0.5) / 2, 4 * 0.25 * 20 / 96, 4 * 0.0625 * 30 / 64, 0.72]
     np.testing.assert_allclose(rows, [want], rtol=1e-6)
 
@@ -551,7 +551,7 @@ def test_gaussian_yolo(be: Any, point: str, shift: float) -> None:
     np.testing.assert_allclose(y[0, :, 1, 2], want, rtol=1e-6)
     w, h = np.exp(0.3) * 20 / 96, np.exp(-0.4) * 30 / 64
     p = want[8] * want[9] * (1 - want[1:8:2].mean())
-    rows = one.detections(be, be.asarray(y), 96, 64, 0.2)
+    rows = one.decode(be, be.asarray(y), 96, 64, 0.2)
     expected = [0, want[8], (2 + want[0]) / 3 + shift * w, (1 + want[2]) / 2 + shift * h, w, h, p, 0]
     np.testing.assert_allclose(rows, [expected], rtol=1e-5)
 
@@ -574,7 +574,7 @@ def test_region(be: Any) -> None:
     cell = y.reshape(2, 3, 2, 10)[1, 2, 1]  # memory is [cell][anchor][entry]
     e = np.exp(raw[5:])
     np.testing.assert_allclose(cell, [*raw[:4], sigmoid(raw[4]), *(e / e.sum())], rtol=1e-5)
-    rows = one.detections(be, be.asarray(y), 96, 64, 0.3)
+    rows = one.decode(be, be.asarray(y), 96, 64, 0.3)
     p = sigmoid(raw[4]) * e / e.sum()
     box = [(2 + sigmoid(0.5)) / 3, (1 + sigmoid(-0.5)) / 2, np.exp(0.2) * 3 / 3, np.exp(0.1) * 1.5 / 2]
     np.testing.assert_allclose(rows, [[0, 1, *box, *np.where(p > 0.3, p, 0)]], rtol=1e-5)
@@ -584,16 +584,16 @@ def test_region_with_a_tree_gives_the_deepest_class_above_one_half(be: Any) -> N
     one = layer("region", tree=TREE, **REGION)
     x, raw = region_map()
     y = be.asarray(forward(be, one, {}, x))
-    (row,) = one.detections(be, y, 96, 64, 0.3)
+    (row,) = one.decode(be, y, 96, 64, 0.3)
     animal = sigmoid(4.0)  # against thing, at 0
     np.testing.assert_allclose(row[6:], [0, 0, 0, animal * sigmoid(3.0 - 0.1), 0], rtol=1e-5)
-    assert len(one.detections(be, y, 96, 64, 0.99)) == 0  # the objectness is lower
+    assert len(one.decode(be, y, 96, 64, 0.99)) == 0  # the objectness is lower
 
 
 def test_region_with_a_map_gives_the_mapped_classes(be: Any) -> None:
     one = layer("region", tree=TREE, map=ClassMap((3, 0)), **REGION)
     x, raw = region_map()
-    (row,) = one.detections(be, be.asarray(forward(be, one, {}, x)), 96, 64, 0.3)
+    (row,) = one.decode(be, be.asarray(forward(be, one, {}, x)), 96, 64, 0.3)
     want = [sigmoid(raw[4]) * sigmoid(2.9), sigmoid(raw[4]) * sigmoid(4.0)]
     np.testing.assert_allclose(row[6:], want, rtol=1e-5)
 
@@ -606,7 +606,7 @@ def test_detection(be: Any) -> None:
     flat[12 + 3 * 2 + 1] = 0.9  # confidence of its second box
     flat[20 + (3 * 2 + 1) * 4 :][:4] = (0.25, 0.5, 0.6, 0.8)
     y = forward(be, one, {}, x)
-    (row,) = one.detections(be, be.asarray(y), 96, 64, 0.2)
+    (row,) = one.decode(be, be.asarray(y), 96, 64, 0.2)
     p = 0.9 * np.exp([3.0, 1, 0]) / np.exp([3.0, 1, 0]).sum()
     np.testing.assert_allclose(row, [0, 0.9, 1.25 / 2, 1.5 / 2, 0.36, 0.64, *np.where(p > 0.2, p, 0)], rtol=1e-5)
 

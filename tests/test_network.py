@@ -145,7 +145,7 @@ def test_detections_of_a_classifier_are_refused() -> None:
         DataError,
         match=r"^cfg: has no \[yolo\], \[Gaussian_yolo\], \[region\] or \[detection\] layer, so no boxes; use predict$",
     ):
-        net.detections(net.predict(network_input(net, 1)), 0.5)
+        net.decode(net.predict(network_input(net, 1)), 0.5)
 
 
 NETS = {

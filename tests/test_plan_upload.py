@@ -201,9 +201,9 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
     tiny.files(tmp_path)
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
     net, steps = detector.network, []
-    predict, detections, copied = net.predict, net.detections, Uploader._copy
+    predict, decode, copied = net.predict, net.decode, Uploader._copy
     monkeypatch.setattr(net, "predict", lambda x, **how: steps.append("compute") or predict(x, **how))
-    monkeypatch.setattr(net, "detections", lambda *args: steps.append("results") or detections(*args))
+    monkeypatch.setattr(net, "decode", lambda *args: steps.append("results") or decode(*args))
     monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("upload") or copied(*args))
     images = detector.detect_stream(iter(shown()[:5]), batch=2)
     next(images)

@@ -84,7 +84,7 @@ def main(
     be = network.backend
     program = TargetProgram(compile_plan(network, int(batch)), be, precision)
     heads = program.run(be.asarray(seeded.network_input(network, int(batch))))
-    rows = network.detections(heads, 0.1)
+    rows = network.decode(heads, 0.1)
     finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
     print(f"{len(program.launches)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
     if not finite:

@@ -59,7 +59,7 @@ def measure(args: Any) -> None:
 
 def lines(report: Report, names: Sequence[str], coco_ap: Sequence[float] | None) -> Iterator[str]:
     """Yield the lines of Darknet's report, with COCO's AP per class if it is known."""
-    yield f" detections_count = {report.detections}, unique_truth_count = {report.truths.sum()}"
+    yield f" detections_count = {report.detection_count}, unique_truth_count = {report.truths.sum()}"
     for k, name in enumerate(names):
         counts = f"(TP = {report.tp[k]}, FP = {report.fp[k]})"
         coco = f"   COCO AP = {100 * coco_ap[k]:.2f}%" if coco_ap is not None and coco_ap[k] == coco_ap[k] else ""

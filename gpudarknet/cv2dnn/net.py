@@ -279,8 +279,8 @@ def rows(net: Network, layer: Any, y: Any) -> np.ndarray:
     be, N = net.backend, y.shape[0]
     y = be.xp.nan_to_num(y.astype(np.float32, copy=False))
     with np.errstate(over="ignore"):  # boxes of cells without an object can have any size
-        detections = layer.detections(be, y, net.width, net.height, -1.0)  # -1: every cell and anchor, in order
-    out = np.concatenate((detections[:, 2:6], detections[:, 1:2], detections[:, 6:]), axis=1)
+        decoded = layer.decode(be, y, net.width, net.height, -1.0)  # -1: every cell and anchor, in order
+    out = np.concatenate((decoded[:, 2:6], decoded[:, 1:2], decoded[:, 6:]), axis=1)
     probs = out[:, 5:]
     if isinstance(layer, Region):
         raw = be.to_numpy(y).reshape(len(out), -1)

@@ -217,7 +217,7 @@ def network_predict_batch(
 def decode(net: Handle, w: int, h: int, thresh: float, relative: int, letter: int, batch: int) -> list[list[DETECTION]]:
     """Decode the boxes of the last run, by image."""
     network = net.network
-    rows = network.detections(net.outputs, thresh)
+    rows = network.decode(net.outputs, thresh)
     xywh = boxes.to_image(rows[:, 2:6], network.width, network.height, w, h, bool(letter))
     xywh = xywh if relative else xywh * np.array([w, h, w, h], np.float32)
     rows[:, [6 + i for i in net.skipped if 6 + i < rows.shape[1]]] = 0

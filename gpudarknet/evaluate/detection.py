@@ -62,7 +62,7 @@ class Report:
     fp: np.ndarray
     truths: np.ndarray
     average_iou: float
-    detections: int
+    detection_count: int
     iou_thresh: float
     conf_thresh: float
     points: int

@@ -232,10 +232,10 @@ class DetectionHead(Layer):
 
     @property
     def num_labels(self) -> int:
-        """The number of class probabilities in a row of `detections`."""
+        """The number of class probabilities in a row of `decode`."""
         return self.classes
 
-    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.
 
         A row is: image index, objectness, box center x, y, width, height relative to the network input, and for each

@@ -54,7 +54,7 @@ class Detection(DetectionHead, section="detection"):
             classes[...] = p.reshape(classes.shape)
         return y, lambda dy, grad: (dy,)
 
-    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         y = be.to_numpy(y).reshape(y.shape[0], -1)
         S, B, K, N = self.side, self.num, self.classes, y.shape[0]
         classes = y[:, : S * S * K].reshape(N, S, S, 1, K)

@@ -25,7 +25,7 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         y = yolo.gaussian_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y)
         return y, lambda dy, grad: (dy,)
 
-    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """As for [yolo]; a class probability is also multiplied by 1 - the mean uncertainty of the four coordinates."""
         xp, A = be.xp, len(self.anchor_ids)
         N, C, H, W = y.shape

@@ -90,7 +90,7 @@ class Region(DetectionHead, section="region"):
 
         return y, backward
 
-    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode boxes. With a tree, a box has one class, the deepest above 0.5; with a map, the mapped classes."""
         if self.tree is not None or self.map is not None or self.classfix == -1:
             y, thresh = self.select_classes(be, y, thresh)

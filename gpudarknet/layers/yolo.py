@@ -30,7 +30,7 @@ class Yolo(AnchorHead, section="yolo"):
         y = yolo.yolo_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y, self.new_coords)
         return y, lambda dy, grad: (dy,)  # the loss returns delta with respect to the input
 
-    def detections(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 
