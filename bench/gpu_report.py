@@ -14,6 +14,7 @@ from typing import Any
 
 from gpudarknet.errors import DataError
 from gpudarknet.io.atomic import atomic_write
+from gpudarknet.io.text import read_text
 
 from .tables import Grid, number
 
@@ -127,12 +128,7 @@ def runs(path: Path) -> Iterator[Run]:
 
 def lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield a file's rows; a partial last one, of an interrupted run, is ignored. Raises DataError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}; pass files written by `make gpu-check`") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; pass files written by `make gpu-check`") from None
+    text = read_text(path)
     numbered = text.splitlines()
     for count, line in enumerate(numbered, 1):
         try:

@@ -29,6 +29,7 @@ from typing import Any
 
 from gpudarknet.errors import DataError
 from gpudarknet.io.atomic import atomic_write
+from gpudarknet.io.text import read_text
 
 SCHEMA = 1
 REQUIRED = {
@@ -47,13 +48,7 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 def read(path: Path) -> list[Record]:
     """Read records of known kinds. Raises DataError, with the line, for invalid records and later schemas."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}; pass a file written by `gpudarknet bench`") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not text; pass a file written by `gpudarknet bench`") from None
-    return list(parse(text, str(path)))
+    return list(parse(read_text(path), str(path)))
 
 
 def parse(text: str, source: str) -> Iterator[Record]:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import CfgError, CfgWarning, DataError, did_you_mean
+from .io.text import read_text
 from .layers import SECTIONS, Layer
-
-LARGEST = 16 << 20  # bytes; the largest published cfg has 50 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +126,7 @@ class Config:
 
 def read(path: str | Path, strict: bool = False) -> Config:
     """Read a .cfg file. Raises CfgError; with `strict`, also in place of a CfgWarning."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-    except OSError as e:
-        raise CfgError(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    if len(data) > LARGEST or b"\0" in data:
-        raise CfgError(f"{path}: is not a cfg file (binary data); are cfg and weights in the right order?")
-    return parse(data.decode("utf-8", errors="replace"), str(path), strict)
+    return parse(read_text(path, CfgError), str(path), strict)
 
 
 def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:

@@ -40,9 +40,7 @@ def test_an_invalid_record_is_refused_with_its_line(text, message):
 def test_a_missing_file_gives_a_one_line_error(tmp_path):
     with pytest.raises(DataError) as e:
         records.read(tmp_path / "none.jsonl")
-    assert (
-        str(e.value) == f"{tmp_path}/none.jsonl: No such file or directory; pass a file written by `gpudarknet bench`"
-    )
+    assert str(e.value) == f"{tmp_path}/none.jsonl: cannot be read (No such file or directory); check the path"
 
 
 def test_gpu_records_are_the_latest_of_each_gpu_and_no_cpu(tmp_path):

@@ -120,7 +120,7 @@ ERRORS = {
     NET + "[route]\n": "x.cfg:5: [route] needs the key 'layers'",
     NET + "[shortcut]\n": "x.cfg:5: [shortcut] needs the key 'from'",
     NET + "[softmax]\ntree=no.tree\n": (
-        "x.cfg:6: [softmax] tree=no.tree: no.tree: cannot be read as text (FileNotFoundError); check the path"
+        "x.cfg:6: [softmax] tree=no.tree: no.tree: cannot be read (No such file or directory); check the path"
     ),
 }
 
@@ -142,7 +142,7 @@ def test_files_that_are_no_cfg(tmp_path: Path) -> None:
     binary.write_bytes(b"\0\1\2" * 100)
     with pytest.raises(CfgError) as e:
         cfg.read(binary)
-    assert str(e.value) == f"{binary}: is not a cfg file (binary data); are cfg and weights in the right order?"
+    assert str(e.value) == f"{binary}: is not a text file (binary data); check the order of the files"
 
 
 def test_a_tree_is_found_in_the_folder_of_the_cfg(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_invalid_files_are_refused(tmp_path):
     bad.write_text(good.read_text() + "{\n")
     with pytest.raises(DataError, match=r"b\.jsonl:6: not JSON; run `make gpu-check` again$"):
         gpu_report.read([bad])
-    with pytest.raises(DataError, match=r"c\.jsonl: No such file or directory; pass files"):
+    with pytest.raises(DataError, match=r"c\.jsonl: cannot be read \(No such file or directory\); check"):
         gpu_report.read([tmp_path / "c.jsonl"])
     (tmp_path / "README.md").write_text("# Nothing\n")
     with pytest.raises(DataError, match=r"README\.md: has no line '<!-- GPU results: "):

@@ -52,4 +52,4 @@ def is_path(source: Any) -> bool:
 
 def text(buffer: Any) -> str:
     """Decode a buffer."""
-    return np.asarray(memoryview(buffer)).tobytes().decode("utf-8", errors="replace")
+    return np.asarray(memoryview(buffer)).tobytes().decode("utf-8-sig", errors="replace")

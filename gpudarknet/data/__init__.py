@@ -19,9 +19,10 @@ import numpy as np
 from .. import image
 from ..cfg import Net
 from ..errors import DataError, ImageError
+from ..io.text import read_text
 from ..layers import DetectionHead
 from .augment import rand_scale
-from .datafile import label_path, text
+from .datafile import label_path
 
 MAX_TRIES = 100  # unreadable images in a row before reading fails
 MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
@@ -31,7 +32,7 @@ Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) wi
 
 def read_list(path: str | Path) -> list[str]:
     """Read a list of image paths, one per line; relative to the current folder or to the list's. Raises DataError."""
-    lines = [line.strip() for line in text(path, MAX_LIST_BYTES).split("\n")]
+    lines = [line.strip() for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
@@ -51,9 +52,9 @@ def read_labels(
     """
     columns = 6 if tracks else 5
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as e:
-        return np.zeros((0, columns), np.float32), [f"{path}: cannot be read ({e.strerror}); its image counts as empty"]
+        lines = read_text(path).splitlines()
+    except DataError as e:
+        return np.zeros((0, columns), np.float32), [f"{str(e).rpartition(';')[0]}; its image counts as empty"]
     first_track = zlib.crc32(str(path).encode(errors="replace")) % MAX_TRACKS * MAX_TRACKS
     boxes: list[tuple[float, ...]] = []
     errors: list[str] = []

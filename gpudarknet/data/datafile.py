@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..cfg import atoi, resolve_path
 from ..errors import DataError
+from ..io.text import read_text
 
-MAX_BYTES = 16 << 20  # the 22,000 names of ImageNet have 0.7 MB
 LABELS = (  # image folder -> label folder, in Darknet's order
     ("/images/train2017/", "/labels/train2017/"),
     ("/images/val2017/", "/labels/val2017/"),
@@ -21,7 +21,7 @@ LABELS = (  # image folder -> label folder, in Darknet's order
 
 def read_names(path: str | Path) -> tuple[str, ...]:
     """Read class names, one per line, unchanged; trailing empty lines are ignored. Raises DataError."""
-    names = [line.rstrip("\r") for line in text(path).split("\n")]
+    names = [line.rstrip("\r") for line in read_text(path).split("\n")]
     while names and not names[-1].strip():
         names.pop()
     if not names:
@@ -54,7 +54,7 @@ class DataFile:
         """Read a .data file: key=value lines; whitespace is removed, the first of duplicate keys is used. Raises DataError."""
         kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
         values: dict[str, str | int] = {}
-        for number, raw in enumerate(text(path).split("\n"), 1):
+        for number, raw in enumerate(read_text(path).split("\n"), 1):
             line = re.sub(r"[ \t\r]", "", raw)
             if not line or line[0] in "#;":
                 continue
@@ -101,15 +101,3 @@ def label_path(image: str | Path) -> Path:
     for images, labels in LABELS:
         path = path.replace(images, labels)
     return Path(path).with_suffix(".txt")
-
-
-def text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
-    """Read a text file of up to `max_bytes`. Raises DataError if it is missing, larger or binary."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    if len(data) > max_bytes or b"\0" in data:
-        raise DataError(f"{path}: is not a text file (binary data); check the order of the files")
-    return data.decode("utf-8-sig", errors="replace")

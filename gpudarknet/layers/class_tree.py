@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..io.text import read_text
 
 
 class ClassMap(tuple[int, ...]):
@@ -73,10 +74,7 @@ class Tree:
 
 def lines(path: Path) -> list[str]:
     """Return the nonempty lines of a text file. Raises DataError if there are none."""
-    try:
-        result = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: cannot be read as text ({e.__class__.__name__}); check the path") from None
+    result = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not result:
         raise DataError(f"{path}: is empty; it needs a line per class")
     return result

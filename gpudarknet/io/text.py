@@ -1,0 +1,24 @@
+"""Reading text files that users write: cfg, .data, names, trees, lists, labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import DarknetError, DataError
+
+MAX_BYTES = 16 << 20  # the largest published cfg has 50 kB, the 22,000 names of ImageNet 0.7 MB
+
+
+def read_text(path: str | Path, error: type[DarknetError] = DataError, max_bytes: int = MAX_BYTES) -> str:
+    """Read a UTF-8 file, without its byte order mark; invalid bytes become U+FFFD.
+
+    Raises `error` if the file is missing, binary or larger than `max_bytes`.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as e:
+        raise error(f"{path}: cannot be read ({e.strerror}); check the path") from None
+    if len(data) > max_bytes or b"\0" in data:
+        raise error(f"{path}: is not a text file (binary data); check the order of the files")
+    return data.decode("utf-8-sig", errors="replace")
