@@ -66,6 +66,15 @@ def test_half(be, case):
     compare([be.to_numpy(a) for a in arrays(results)], case.want(args), case, rtol=1e-3, atol=max(4e-3, case.atol))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_arguments_may_be_keywords(be, dtype):
+    op = OPS["upsample.upsample"]
+    x = be.asarray(np.arange(6, dtype=dtype).reshape(1, 1, 2, 3))
+    got, want = op(be, scale=0.5, x=x, s=2), op(be, x, 2, 0.5)
+    assert got.dtype == want.dtype == dtype
+    np.testing.assert_array_equal(be.to_numpy(got), be.to_numpy(want))
+
+
 def test_every_op_has_cases():
     assert {case.op.name for case in CASES} == set(OPS)
 

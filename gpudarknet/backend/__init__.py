@@ -27,7 +27,9 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from ..array import Array, LaunchKernel
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 from .threads import Task, thread_pool, tune_malloc
 
@@ -107,16 +109,16 @@ class Backend:
 
     name: str
     xp: ModuleType
-    launch: Callable[..., None] | None = None
+    launch: LaunchKernel | None = None
     cublas: Callable[[int, tuple[int, int]], Any] | None = None
     executor: str | None = None
 
-    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
         """Allocate an uninitialized array."""
         with self.guard():
             return self.xp.empty(shape, dtype)
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
         """Allocate an array of zeros."""
         with self.guard():
             return self.xp.zeros(shape, dtype)
@@ -125,14 +127,14 @@ class Backend:
         """Return a context that turns CuPy's and CUDA's out-of-memory errors into OutOfMemoryError."""
         return MemoryGuard(self)
 
-    def strided(self, a: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    def strided(self, a: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
         """View a contiguous array with any shape and strides; offset and strides are in elements, which may overlap."""
         byte_strides = tuple(s * a.itemsize for s in strides)
         if self.xp is np:  # five times faster than as_strided
             return np.ndarray(shape, a.dtype, a, offset * a.itemsize, byte_strides)
         return self.xp.lib.stride_tricks.as_strided(a.reshape(-1)[offset:], shape, byte_strides)
 
-    def asarray(self, a: Any, dtype: Any = None) -> Any:
+    def asarray(self, a: Any, dtype: DTypeLike | None = None) -> Array:
         """Convert any array-like object to a C-contiguous array of this backend: lists, NumPy, CuPy, DLPack.
 
         A contiguous array on this device and of this type is not copied, whichever library it is from; arrays on other devices
@@ -215,7 +217,7 @@ class Backend:
             raise BackendError(f"backend '{self.name}': executor '{self.executor}' is not registered")
         return _executors[self.executor]
 
-    def to_numpy(self, a: Any) -> np.ndarray:
+    def to_numpy(self, a: Array) -> np.ndarray:
         """Return an array of this backend as a NumPy array."""
         if isinstance(a, np.ndarray):
             return a

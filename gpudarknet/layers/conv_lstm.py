@@ -95,7 +95,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         clipped = xp.clip(cell, -limit, limit)
 
         def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
-            total = {"x": 0, "h": 0, "c": 0}
+            total: dict[str, Any] = {"x": 0, "h": 0, "c": 0}
 
             def gate_backward(name: str, d: Any, into: dict[str, Any]) -> None:
                 z, kind, terms = saved[name]
@@ -104,7 +104,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
                     into[source] = into[source] + back(dz, grad)
 
             d = dy + dstate[0]
-            from_output = {"x": 0, "h": 0, "c": 0}
+            from_output: dict[str, Any] = {"x": 0, "h": 0, "c": 0}
             gate_backward("o", d * activated_cell, from_output)
             dcell = (
                 dstate[1] * (xp.abs(cell) <= limit)

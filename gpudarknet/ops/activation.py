@@ -7,50 +7,53 @@ Three of them, marked below, are not the derivative of the forward function. The
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 
-def _sigmoid(xp: Any, x: Any) -> Any:
+def _sigmoid(xp: ModuleType, x: Array) -> Array:
     return 1 / (1 + xp.exp(-xp.clip(x, -80, None)))  # exp(80) is finite in float32; below it the result is 0
 
 
-def _tanh_softplus(xp: Any, x: Any) -> Any:
+def _tanh_softplus(xp: ModuleType, x: Array) -> Array:
     e = xp.exp(xp.minimum(x, 20))  # tanh(log(1 + e)) = n / (n + 2): no logarithm, exact at both ends
     n = e * (e + 2)
     return n / (n + 2)
 
 
-def _stair(xp: Any, x: Any) -> Any:
+def _stair(xp: ModuleType, x: Array) -> Array:
     m = xp.floor(x)
     return xp.where(m % 2 == 0, xp.floor(x / 2), (x - m) + xp.floor(x / 2))
 
 
-def _gelu_gradient(xp: Any, x: Any, y: Any) -> Any:
+def _gelu_gradient(xp: ModuleType, x: Array, y: Array) -> Array:
     u = 0.0356774 * y**3 + 0.797885 * y  # Darknet uses y in place of x
     return 0.5 * xp.tanh(u) + (0.0535161 * y**3 + 0.398942 * y) * (1 - xp.tanh(u) ** 2) + 0.5
 
 
-def _mish_gradient(xp: Any, x: Any, y: Any) -> Any:
+def _mish_gradient(xp: ModuleType, x: Array, y: Array) -> Array:
     t = _tanh_softplus(xp, x)
     return x * (1 - t * t) * _sigmoid(xp, x) + t
 
 
-def _swish_gradient(xp: Any, x: Any, y: Any) -> Any:
+def _swish_gradient(xp: ModuleType, x: Array, y: Array) -> Array:
     return y + _sigmoid(xp, x) * (1 - y)
 
 
-def _select(xp: Any, condition: Any, a: float, b: float, like: Any) -> Any:
+def _select(xp: ModuleType, condition: Array, a: float, b: float, like: Array) -> Array:
     y = condition.astype(like.dtype)  # NumPy's `where` is eight times slower: it branches at every element
     y *= a - b
     y += b
     return y
 
 
-Pair = tuple[Callable[..., Any], Callable[..., Any]]
+Pair = tuple[Callable[[ModuleType, Array], Array], Callable[[ModuleType, Any, Array], Array]]
 
-# name -> (forward(xp, x), derivative(xp, x, y)). The order is that of the function codes in kernels/activation.cu.
+# name -> (forward(xp, x), derivative(xp, x, y)); a derivative that is not in NEEDS_INPUT may get None for x.
+# The order is that of the function codes in kernels/activation.cu.
 FUNCTIONS: dict[str, Pair] = {
     "linear": (lambda xp, x: x, lambda xp, x, y: xp.ones_like(y)),
     "logistic": (_sigmoid, lambda xp, x, y: (1 - y) * y),
@@ -99,14 +102,14 @@ NEEDS_INPUT = frozenset({"swish", "mish", "hard_mish"})
 NORMALIZERS = ("normalize_channels", "normalize_channels_softmax", "normalize_channels_softmax_maxval")
 
 
-def apply(be: Any, x: Any, kind: str) -> Any:
+def apply(be: ArrayBackend, x: Array, kind: str) -> Array:
     """Activate x with any of Darknet's functions, (N, C, ...) -> same shape; x itself for linear."""
     if kind == "linear":
         return x
     return normalize_channels(be, x, NORMALIZERS.index(kind)) if kind in NORMALIZERS else activate(be, x, kind)
 
 
-def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+def apply_backward(be: ArrayBackend, dy: Array, x: Array | None, y: Array, kind: str) -> Array:
     """Multiply dy by the activation's derivative, all of one shape (N, C, ...)."""
     if kind == "linear":
         return dy
@@ -116,33 +119,33 @@ def apply_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
 
 
 @op
-def activate(be: Any, x: Any, kind: str) -> Any:
+def activate(be: ArrayBackend, x: Array, kind: str) -> Array:
     """Apply an elementwise activation, x of any shape -> y of the same shape.   (src/activations.c)"""
     return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
 
 
 @activate.kernel
-def activate_cuda(be: Any, x: Any, kind: str) -> Any:
+def activate_cuda(be: KernelBackend, x: Array, kind: str) -> Array:
     y = be.empty(x.shape, x.dtype)
     be.launch("activation.activate", x.size, x, y, x.size, NAMES.index(kind))
     return y
 
 
 @op
-def activate_backward(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+def activate_backward(be: ArrayBackend, dy: Array, x: Array | None, y: Array, kind: str) -> Array:
     """Multiply dy by f' at (x, y), all of one shape; x may be None for functions that do not need it."""
     return (dy * FUNCTIONS[kind][1](be.xp, x, y)).astype(dy.dtype, copy=False)
 
 
 @activate_backward.kernel
-def activate_backward_cuda(be: Any, dy: Any, x: Any, y: Any, kind: str) -> Any:
+def activate_backward_cuda(be: KernelBackend, dy: Array, x: Array | None, y: Array, kind: str) -> Array:
     dx = be.empty(dy.shape, dy.dtype)
     be.launch("activation.activate_backward", dy.size, dy, x, y, dx, dy.size, NAMES.index(kind))
     return dx
 
 
 @op
-def normalize_channels(be: Any, x: Any, mode: int) -> Any:
+def normalize_channels(be: ArrayBackend, x: Array, mode: int) -> Array:
     """Normalize each pixel over its channels, (N, C, H, W) -> same: mode 0 relu, 1 softmax, 2 softmax of x - max.
 
     y = r / (1e-4 + sum over C of r), r = max(x, 0) or exp(x) or exp(x - max).
@@ -156,7 +159,7 @@ def normalize_channels(be: Any, x: Any, mode: int) -> Any:
 
 
 @normalize_channels.kernel
-def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
+def normalize_channels_cuda(be: KernelBackend, x: Array, mode: int) -> Array:
     N, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("activation.normalize_channels", N * H * W, x, y, N * H * W, C, H * W, mode)
@@ -164,7 +167,7 @@ def normalize_channels_cuda(be: Any, x: Any, mode: int) -> Any:
 
 
 @op
-def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
+def normalize_channels_backward(be: ArrayBackend, dy: Array, y: Array, mode: int) -> Array:
     """Return the gradient at the input of `normalize_channels`, from dy (N, C, H, W) and its output y.
 
     Exact for the softmax modes (up to the 1e-4). Mode 0 would need the sum, which cannot be recovered from y.
@@ -176,7 +179,7 @@ def normalize_channels_backward(be: Any, dy: Any, y: Any, mode: int) -> Any:
 
 
 @normalize_channels_backward.kernel
-def normalize_channels_backward_cuda(be: Any, dy: Any, y: Any, mode: int) -> Any:
+def normalize_channels_backward_cuda(be: KernelBackend, dy: Array, y: Array, mode: int) -> Array:
     N, C, H, W = y.shape
     dx = be.empty(y.shape, y.dtype)
     be.launch("activation.normalize_channels_backward", N * H * W, dy, y, dx, N * H * W, C, H * W, mode)

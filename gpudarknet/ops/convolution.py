@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from ..backend.threads import Task, split_range
 from .base import op
 from .im2col import col2im_cuda, im2col_cuda
@@ -70,7 +71,7 @@ class Geometry:
         residues = [sorted({p * dilation % s for p in range(size)}) for s in stride]
         self.taps = [Taps((a, b), size, stride, dilation, self.S) for a in residues[0] for b in residues[1]]
 
-    def split_phases(self, be: Any, x: Any, first: int, rows: int) -> Any:
+    def split_phases(self, be: ArrayBackend, x: Array, first: int, rows: int) -> Array:
         """Split x (N, C, H, W), padded, into the phases that `rows` output rows from `first` on need.
 
         Returns a flat buffer that holds (N, phases, C, rows + extra_rows, S) and S zeros, which the last run reads.
@@ -84,19 +85,21 @@ class Geometry:
             phases[:, k][in_phase] = x[in_map]
         return buffer
 
-    def merge_phases(self, phases: Any, x: Any) -> None:
+    def merge_phases(self, phases: Array, x: Array) -> None:
         """Copy phases for all output rows back into x (N, C, H, W); leave elements that no tap reads."""
         for k, taps in enumerate(self.taps):
             in_phase, in_map = self.overlap(taps, x.shape[2], x.shape[3], 0, self.OH)
             x[in_map] = phases[:, k][in_phase]
 
-    def overlap(self, taps: Taps, H: int, W: int, first: int, rows: int) -> tuple[Any, Any]:
+    def overlap(self, taps: Taps, H: int, W: int, first: int, rows: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Return the elements that a phase and the map have in common: (index into the phase, index into the map)."""
         r, y = inside(taps.phase[0] - self.pad + first * self.stride[0], self.stride[0], rows + self.extra_rows, H)
         c, x = inside(taps.phase[1] - self.pad, self.stride[1], self.S, W)
         return (slice(None), slice(None), r, c), (slice(None), slice(None), y, x)
 
-    def matrices(self, be: Any, buffer: Any, N: int, C: int, first: int, rows: int) -> Iterator[tuple[Any, Any, Any]]:
+    def matrices(
+        self, be: ArrayBackend, buffer: Array, N: int, C: int, first: int, rows: int
+    ) -> Iterator[tuple[slice, slice, Array]]:
         """Yield (p, q, the matrices (N, height, width, C, L) of these taps) for `rows` output rows from `first` on.
 
         L = rows * S. buffer: the result of `split_phases` for N images. In im2col_mode yield once, the patches
@@ -115,7 +118,7 @@ class Geometry:
         if patches is not None:
             yield every, every, patches.reshape(N, 1, 1, -1, L)
 
-    def backward_data(self, be: Any, matrix: Any, dz: Any) -> Any:
+    def backward_data(self, be: ArrayBackend, matrix: Array, dz: Array) -> Array:
         """Multiply matrix (groups, C/groups*size*size, F/groups) by dz (N, groups, F/groups, L), and sum over taps.
 
         Returns phases (N, phases, C, rows + extra_rows, S). The rows of matrix are by tap, then channel; in im2col_mode by
@@ -148,7 +151,7 @@ def inside(origin: int, stride: int, count: int, pixels: int) -> tuple[slice, sl
     return slice(begin, end), slice(begin * stride + origin, max(0, end * stride + origin), stride)
 
 
-def gemm(be: Any, a: Any, b: Any, out: Any) -> None:
+def gemm(be: ArrayBackend, a: Array, b: Array, out: Array) -> None:
     """out (..., M, L) = a (..., M, K) @ b (..., K, L), in blocks of rows that make small gemms, if M allows it."""
     M, K = a.shape[-2:]
     fitting = (
@@ -163,8 +166,16 @@ def gemm(be: Any, a: Any, b: Any, out: Any) -> None:
 
 @op
 def convolve(
-    be: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int
-) -> Any:
+    be: ArrayBackend,
+    x: Array,
+    kernel: Array,
+    groups: int,
+    stride: tuple[int, int],
+    dilation: int,
+    pad: int,
+    OH: int,
+    OW: int,
+) -> Array:
     """Convolve (cross-correlate) x (N, C, H, W) with kernel (F, C/groups, size, size) -> (N, F, OH, OW).
 
     `stride` is (vertical, horizontal); `pad` counts zeros before the first row and column.
@@ -202,8 +213,16 @@ def convolve(
 
 @convolve.kernel
 def convolve_cuda(
-    be: Any, x: Any, kernel: Any, groups: int, stride: tuple[int, int], dilation: int, pad: int, OH: int, OW: int
-) -> Any:
+    be: KernelBackend,
+    x: Array,
+    kernel: Array,
+    groups: int,
+    stride: tuple[int, int],
+    dilation: int,
+    pad: int,
+    OH: int,
+    OW: int,
+) -> Array:
     (N, _), (F, _, size, _) = x.shape[:2], kernel.shape
     col = im2col_cuda(be, x, size, stride, dilation, pad, OH, OW).reshape(N, groups, -1, OH * OW)
     return matmul(be, kernel.reshape(groups, F // groups, -1), col).reshape(N, F, OH, OW)
@@ -211,16 +230,16 @@ def convolve_cuda(
 
 @op(sums=(1,))
 def convolve_backward(
-    be: Any,
-    dz: Any,
-    x: Any,
-    kernel: Any,
+    be: ArrayBackend,
+    dz: Array,
+    x: Array,
+    kernel: Array,
     groups: int,
     stride: tuple[int, int],
     dilation: int,
     pad: int,
     skip_input_grad: int,
-) -> tuple[Any, Any]:
+) -> tuple[Array | None, Array]:
     """Return dx (N, C, H, W) and dkernel (F, C/groups, size, size) of `convolve`, for dz (N, F, OH, OW).
 
     With skip_input_grad dx is None.
@@ -245,8 +264,8 @@ def convolve_backward(
         partial_sum = sums[k] if im2col_mode else sums[k, :, :, :, c0:c1]
         matrix = w.reshape(groups, -1, Fg) if im2col_mode else w[:, :, :, c0:c1].reshape(1, -1, F)
 
-        def band(buffer: Any, images: slice, r0: int, r1: int) -> Any:
-            """Add to the gradient of the kernel; return the gradient of the phases."""
+        def band(buffer: Array, images: slice, r0: int, r1: int) -> Any:
+            """Add to the gradient of the kernel; return the gradient of the phases, None with skip_input_grad."""
             n, L = images.stop - images.start, (r1 - r0) * S
             padded = be.empty((n, F, r1 - r0, S), dz.dtype)
             padded[..., :OW], padded[..., OW:] = dz[images, :, r0:r1], 0
@@ -283,16 +302,16 @@ def convolve_backward(
 
 @convolve_backward.kernel
 def convolve_backward_cuda(
-    be: Any,
-    dz: Any,
-    x: Any,
-    kernel: Any,
+    be: KernelBackend,
+    dz: Array,
+    x: Array,
+    kernel: Array,
     groups: int,
     stride: tuple[int, int],
     dilation: int,
     pad: int,
     skip_input_grad: int,
-) -> tuple[Any, Any]:
+) -> tuple[Array | None, Array]:
     (N, C, H, W), (F, _, size, _), (OH, OW) = x.shape, kernel.shape, dz.shape[2:]
     flat, dz = kernel.reshape(groups, F // groups, -1), dz.reshape(N, groups, F // groups, OH * OW)
     col = im2col_cuda(be, x, size, stride, dilation, pad, OH, OW).reshape(N, groups, -1, OH * OW)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..array import Array, ArrayBackend, KernelBackend
 from ..backend import cublas
 from .base import op
 
 
 @op
-def matmul(be: Any, a: Any, b: Any) -> Any:
+def matmul(be: ArrayBackend, a: Array, b: Array) -> Array:
     """Multiply matrices of one dtype: a (..., M, K), b (..., K, N) -> (..., M, N)."""
     return be.xp.matmul(a, b)
 
 
 @matmul.kernel
-def matmul_cuda(be: Any, a: Any, b: Any) -> Any:
+def matmul_cuda(be: KernelBackend, a: Array, b: Array) -> Array:
     supported = be.cublas is not None and a.dtype == b.dtype and a.dtype.char in cublas.TYPES
     return cublas.matmul(be, a, b) if supported else be.xp.matmul(a, b)

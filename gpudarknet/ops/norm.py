@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 BLOCK = 256  # threads of a reduction
@@ -13,18 +12,18 @@ PART = 4096  # values that a block reduces, as in kernels/norm.cu
 EPS = 1e-5  # inside the root, in every Darknet build at inference and in cuDNN
 
 
-def _per_channel(v: Any) -> Any:
+def _per_channel(v: Array) -> Array:
     return v.reshape(-1, 1, 1)
 
 
-def _dot(be: Any, a: Any, b: Any) -> Any:
+def _dot(be: ArrayBackend, a: Array, b: Array) -> Array:
     """Return (C,): the sum of a * b, both (N, C, H, W), over N, H and W, by BLAS."""
     N, C, H, W = a.shape
     return be.xp.matmul(a.reshape(N, C, 1, H * W), b.reshape(N, C, H * W, 1)).reshape(N, C).sum(axis=0)
 
 
 @op
-def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
+def batch_norm(be: ArrayBackend, x: Array, mean: Array, variance: Array, scale: Array, bias: Array) -> Array:
     """Normalize each channel: x (N, C, H, W), the others (C,) -> (x - mean) / sqrt(variance + 1e-5) * scale + bias."""
     gain = scale / be.xp.sqrt(variance + EPS)
     y = x * _per_channel(gain).astype(x.dtype)
@@ -33,7 +32,7 @@ def batch_norm(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any)
 
 
 @batch_norm.kernel
-def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any) -> Any:
+def batch_norm_cuda(be: KernelBackend, x: Array, mean: Array, variance: Array, scale: Array, bias: Array) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("norm.batch_norm", x.size, x, mean, variance, scale, bias, y, x.size, C, H * W)
@@ -41,7 +40,7 @@ def batch_norm_cuda(be: Any, x: Any, mean: Any, variance: Any, scale: Any, bias:
 
 
 @op(sums=(0, 1))
-def batch_statistics(be: Any, x: Any) -> Any:
+def batch_statistics(be: ArrayBackend, x: Array) -> tuple[Array, Array]:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
     centred = x - _per_channel(mean)
@@ -49,7 +48,7 @@ def batch_statistics(be: Any, x: Any) -> Any:
 
 
 @batch_statistics.kernel
-def batch_statistics_cuda(be: Any, x: Any) -> Any:
+def batch_statistics_cuda(be: KernelBackend, x: Array) -> tuple[Array, Array]:
     N, C, H, W = x.shape
     m = N * H * W
     parts = -(-m // PART)
@@ -61,7 +60,9 @@ def batch_statistics_cuda(be: Any, x: Any) -> Any:
 
 
 @op(sums=(1, 2))
-def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+def batch_norm_backward(
+    be: ArrayBackend, dy: Array, x: Array, mean: Array, variance: Array, scale: Array
+) -> tuple[Array, Array, Array]:
     """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
     m, invstd = x.size // x.shape[1], 1 / be.xp.sqrt(variance + EPS)
     centred = x - _per_channel(mean)
@@ -75,7 +76,9 @@ def batch_norm_backward(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scal
 
 
 @batch_norm_backward.kernel
-def batch_norm_backward_cuda(be: Any, dy: Any, x: Any, mean: Any, variance: Any, scale: Any) -> Any:
+def batch_norm_backward_cuda(
+    be: KernelBackend, dy: Array, x: Array, mean: Array, variance: Array, scale: Array
+) -> tuple[Array, Array, Array]:
     N, C, H, W = x.shape
     m, P = N * H * W, H * W
     parts = -(-m // PART)
@@ -105,7 +108,7 @@ def lrn_windows(C: int, size: int) -> np.ndarray:
 
 
 @op
-def lrn(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+def lrn(be: ArrayBackend, x: Array, windows: Array, alpha: float, beta: float, kappa: float) -> Array:
     """Normalize over neighboring channels: x (N, C, H, W), windows (C, C) -> x * (kappa + alpha * windows x^2)^-beta."""
     N, C, H, W = x.shape
     total = kappa + alpha * be.xp.matmul(windows, (x * x).reshape(N, C, H * W)).reshape(x.shape)
@@ -113,7 +116,7 @@ def lrn(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) 
 
 
 @lrn.kernel
-def lrn_cuda(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+def lrn_cuda(be: KernelBackend, x: Array, windows: Array, alpha: float, beta: float, kappa: float) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("norm.lrn", x.size, x, windows, y, x.size, C, H * W, alpha, beta, kappa)
@@ -121,7 +124,9 @@ def lrn_cuda(be: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: fl
 
 
 @op
-def lrn_backward(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+def lrn_backward(
+    be: ArrayBackend, dy: Array, x: Array, windows: Array, alpha: float, beta: float, kappa: float
+) -> Array:
     """Return dx (N, C, H, W) of `lrn`: the exact derivative (Darknet keeps only its first term)."""
     N, C, H, W = x.shape
     xp = be.xp
@@ -131,7 +136,9 @@ def lrn_backward(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: flo
 
 
 @lrn_backward.kernel
-def lrn_backward_cuda(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta: float, kappa: float) -> Any:
+def lrn_backward_cuda(
+    be: KernelBackend, dy: Array, x: Array, windows: Array, alpha: float, beta: float, kappa: float
+) -> Array:
     _, C, H, W = x.shape
     n, P = x.size, H * W
     dx, power, inner = be.empty(x.shape, x.dtype), be.empty(x.shape), be.empty(x.shape)
@@ -141,7 +148,7 @@ def lrn_backward_cuda(be: Any, dy: Any, x: Any, windows: Any, alpha: float, beta
 
 
 @op
-def softmax(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any:
+def softmax(be: ArrayBackend, x: Array, starts: tuple[int, ...], temperature: float) -> Array:
     """Softmax each group of every row: x (R, K) -> (R, K). Group g is columns starts[g] to starts[g+1], the last to K."""
     xp = be.xp
     y = be.empty(x.shape, x.dtype)
@@ -153,7 +160,7 @@ def softmax(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any
 
 
 @softmax.kernel
-def softmax_cuda(be: Any, x: Any, starts: tuple[int, ...], temperature: float) -> Any:
+def softmax_cuda(be: KernelBackend, x: Array, starts: tuple[int, ...], temperature: float) -> Array:
     R, K = x.shape
     G = len(starts)
     y, ends = be.empty(x.shape, x.dtype), be.asarray(np.array((*starts, K), np.int32))

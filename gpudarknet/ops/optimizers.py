@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 
 @op
-def sgd(be: Any, w: Any, buf: Any, rate: float, momentum: float, decay: float) -> None:
+def sgd(be: ArrayBackend, w: Array, buf: Array, rate: float, momentum: float, decay: float) -> None:
     """Make a step of SGD with momentum on w (any shape), in place: buf -= decay * w; w += rate * buf; buf *= momentum.
 
     buf is Darknet's accumulated negative gradient plus the momentum of earlier steps. `rate` is the learning rate divided by
@@ -20,17 +19,17 @@ def sgd(be: Any, w: Any, buf: Any, rate: float, momentum: float, decay: float) -
 
 
 @sgd.kernel
-def sgd_cuda(be: Any, w: Any, buf: Any, rate: float, momentum: float, decay: float) -> None:
+def sgd_cuda(be: KernelBackend, w: Array, buf: Array, rate: float, momentum: float, decay: float) -> None:
     be.launch("optimizers.sgd", w.size, w, buf, w.size, rate, momentum, decay)
 
 
 @op
 def adam(
-    be: Any,
-    w: Any,
-    g: Any,
-    m: Any,
-    v: Any,
+    be: ArrayBackend,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
     rate: float,
     beta1: float,
     beta2: float,
@@ -50,11 +49,11 @@ def adam(
 
 @adam.kernel
 def adam_cuda(
-    be: Any,
-    w: Any,
-    g: Any,
-    m: Any,
-    v: Any,
+    be: KernelBackend,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
     rate: float,
     beta1: float,
     beta2: float,

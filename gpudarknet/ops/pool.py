@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 
-def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def _windows(
+    be: ArrayBackend, x: Array, fill: float, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> tuple[Array, list[slice], list[slice]]:
     """Return x, padded with `fill` as far as any window reaches, and the slices of rows and columns of each tap."""
     N, C, H, W = x.shape
     before = padding // 2
@@ -23,7 +24,7 @@ def _windows(be: Any, x: Any, fill: float, size: int, stride: tuple[int, int], p
 
 
 @op
-def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def maxpool(be: ArrayBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Array:
     """Return the maximum of each window: x (N, C, H, W) -> (N, C, OH, OW); padding is ignored."""
     padded, rows, columns = _windows(be, x, -be.xp.inf, size, stride, padding, OH, OW)
     row_maxima = padded[:, :, :, columns[0]].copy()  # first along rows, then along columns: 2*size passes, not size^2
@@ -36,7 +37,9 @@ def maxpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, O
 
 
 @maxpool.kernel
-def maxpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def maxpool_cuda(
+    be: KernelBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     N, C, H, W = x.shape
     y = be.empty((N, C, OH, OW), x.dtype)
     be.launch("pool.maxpool", y.size, x, y, y.size, H, W, OH, OW, size, *stride, padding // 2)
@@ -44,7 +47,9 @@ def maxpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: i
 
 
 @op
-def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def maxpool_argmax(
+    be: ArrayBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     """Return each window's (first) argmax, row * W + column: x (N, C, H, W) -> int32 (N, C, OH, OW)."""
     xp, W = be.xp, x.shape[3]
     padded, rows, columns = _windows(be, x, -xp.inf, size, stride, padding, OH, OW)
@@ -62,7 +67,9 @@ def maxpool_argmax(be: Any, x: Any, size: int, stride: tuple[int, int], padding:
 
 
 @maxpool_argmax.kernel
-def maxpool_argmax_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def maxpool_argmax_cuda(
+    be: KernelBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     N, C, H, W = x.shape
     index = be.empty((N, C, OH, OW), np.int32)
     be.launch("pool.maxpool_argmax", index.size, x, index, index.size, H, W, OH, OW, size, *stride, padding // 2)
@@ -71,8 +78,8 @@ def maxpool_argmax_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], pad
 
 @op
 def maxpool_backward(
-    be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
-) -> Any:
+    be: ArrayBackend, dy: Array, index: Array, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Array:
     """Add each dy (N, C, OH, OW) to the pixel its maximum came from -> dx (N, C, H, W)."""
     xp = be.xp
     N, C, OH, OW = dy.shape
@@ -84,8 +91,8 @@ def maxpool_backward(
 
 @maxpool_backward.kernel
 def maxpool_backward_cuda(
-    be: Any, dy: Any, index: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
-) -> Any:
+    be: KernelBackend, dy: Array, index: Array, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Array:
     N, C, OH, OW = dy.shape
     dx = be.empty((N, C, H, W), dy.dtype)
     be.launch("pool.maxpool_backward", dx.size, dy, index, dx, dx.size, H, W, OH, OW, size, *stride, padding // 2)
@@ -93,7 +100,7 @@ def maxpool_backward_cuda(
 
 
 @op
-def maxpool_depth(be: Any, x: Any, F: int) -> Any:
+def maxpool_depth(be: ArrayBackend, x: Array, F: int) -> Array:
     """Return maxima over channels: x (N, C, H, W) -> (N, F, H, W), output g over inputs g, g+F, g+2F, ..."""
     y = x[:, :F].copy()
     for c in range(F, x.shape[1], F):
@@ -103,7 +110,7 @@ def maxpool_depth(be: Any, x: Any, F: int) -> Any:
 
 
 @maxpool_depth.kernel
-def maxpool_depth_cuda(be: Any, x: Any, F: int) -> Any:
+def maxpool_depth_cuda(be: KernelBackend, x: Array, F: int) -> Array:
     N, C, H, W = x.shape
     y = be.empty((N, F, H, W), x.dtype)
     be.launch("pool.maxpool_depth", y.size, x, y, y.size, C, F, H * W)
@@ -111,7 +118,7 @@ def maxpool_depth_cuda(be: Any, x: Any, F: int) -> Any:
 
 
 @op
-def maxpool_depth_backward(be: Any, dy: Any, x: Any, y: Any) -> Any:
+def maxpool_depth_backward(be: ArrayBackend, dy: Array, x: Array, y: Array) -> Array:
     """Add each dy (N, F, H, W) to the first channel of x (N, C, H, W) that equals its maximum y."""
     F = y.shape[1]
     dx = be.zeros(x.shape, dy.dtype)
@@ -126,7 +133,7 @@ def maxpool_depth_backward(be: Any, dy: Any, x: Any, y: Any) -> Any:
 
 
 @maxpool_depth_backward.kernel
-def maxpool_depth_backward_cuda(be: Any, dy: Any, x: Any, y: Any) -> Any:
+def maxpool_depth_backward_cuda(be: KernelBackend, dy: Array, x: Array, y: Array) -> Array:
     _, C, H, W = x.shape
     dx = be.empty(x.shape, dy.dtype)
     be.launch("pool.maxpool_depth_backward", x.size, dy, x, y, dx, x.size, C, y.shape[1], H * W)
@@ -134,7 +141,9 @@ def maxpool_depth_backward_cuda(be: Any, dy: Any, x: Any, y: Any) -> Any:
 
 
 @op
-def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def local_avgpool(
+    be: ArrayBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     """Average each window, without padding: (N, C, H, W) -> (N, C, OH, OW)."""
     padded, rows, columns = _windows(be, x, 0, size, stride, padding, OH, OW)
     y = sum(padded[:, :, r, c] for r in rows for c in columns)
@@ -142,7 +151,9 @@ def local_avgpool(be: Any, x: Any, size: int, stride: tuple[int, int], padding: 
 
 
 @local_avgpool.kernel
-def local_avgpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def local_avgpool_cuda(
+    be: KernelBackend, x: Array, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     N, C, H, W = x.shape
     y = be.empty((N, C, OH, OW), x.dtype)
     be.launch("pool.local_avgpool", y.size, x, y, y.size, H, W, OH, OW, size, *stride, padding // 2)
@@ -150,7 +161,9 @@ def local_avgpool_cuda(be: Any, x: Any, size: int, stride: tuple[int, int], padd
 
 
 @op
-def local_avgpool_backward(be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int) -> Any:
+def local_avgpool_backward(
+    be: ArrayBackend, dy: Array, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Array:
     """Distribute each dy (N, C, OH, OW) over the pixels of its window -> dx (N, C, H, W): the exact adjoint."""
     N, C, OH, OW = dy.shape
     quotient = dy / window_counts(be, H, W, size, stride, padding, OH, OW).astype(dy.dtype)
@@ -164,19 +177,21 @@ def local_avgpool_backward(be: Any, dy: Any, H: int, W: int, size: int, stride: 
 
 @local_avgpool_backward.kernel
 def local_avgpool_backward_cuda(
-    be: Any, dy: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int
-) -> Any:
+    be: KernelBackend, dy: Array, H: int, W: int, size: int, stride: tuple[int, int], padding: int
+) -> Array:
     N, C, OH, OW = dy.shape
     dx = be.empty((N, C, H, W), dy.dtype)
     be.launch("pool.local_avgpool_backward", dx.size, dy, dx, dx.size, H, W, OH, OW, size, *stride, padding // 2)
     return dx
 
 
-def window_counts(be: Any, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int) -> Any:
+def window_counts(
+    be: ArrayBackend, H: int, W: int, size: int, stride: tuple[int, int], padding: int, OH: int, OW: int
+) -> Array:
     """Return (OH, OW): how many pixels of an H x W image each window has."""
     xp = be.xp
 
-    def along(length: int, step: int, count: int) -> Any:
+    def along(length: int, step: int, count: int) -> Array:
         first = xp.arange(count) * step - padding // 2
         return xp.minimum(first + size, length) - xp.maximum(first, 0)
 
@@ -184,13 +199,13 @@ def window_counts(be: Any, H: int, W: int, size: int, stride: tuple[int, int], p
 
 
 @op
-def avgpool(be: Any, x: Any) -> Any:
+def avgpool(be: ArrayBackend, x: Array) -> Array:
     """Average each channel: x (N, C, H, W) -> (N, C, 1, 1)."""
     return x.mean(axis=(2, 3), keepdims=True)
 
 
 @avgpool.kernel
-def avgpool_cuda(be: Any, x: Any) -> Any:
+def avgpool_cuda(be: KernelBackend, x: Array) -> Array:
     N, C, H, W = x.shape
     y = be.empty((N, C, 1, 1), x.dtype)
     be.launch("pool.avgpool", y.size * 32, x, y, y.size, H * W)
@@ -198,13 +213,13 @@ def avgpool_cuda(be: Any, x: Any) -> Any:
 
 
 @op
-def avgpool_backward(be: Any, dy: Any, H: int, W: int) -> Any:
+def avgpool_backward(be: ArrayBackend, dy: Array, H: int, W: int) -> Array:
     """Distribute dy (N, C, 1, 1) over all pixels of its channel -> dx (N, C, H, W)."""
     return be.xp.ascontiguousarray(be.xp.broadcast_to(dy / (H * W), (*dy.shape[:2], H, W)))
 
 
 @avgpool_backward.kernel
-def avgpool_backward_cuda(be: Any, dy: Any, H: int, W: int) -> Any:
+def avgpool_backward_cuda(be: KernelBackend, dy: Array, H: int, W: int) -> Array:
     dx = be.empty((*dy.shape[:2], H, W), dy.dtype)
     be.launch("pool.avgpool_backward", dx.size, dy, dx, dx.size, H * W)
     return dx

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 
 @op
-def space_to_depth(be: Any, x: Any, s: int) -> Any:
+def space_to_depth(be: ArrayBackend, x: Array, s: int) -> Array:
     """Move s x s blocks of pixels into channels: x (N, C, H*s, W*s) -> y (N, C*s*s, H, W).
 
     y[n, (p*s + q)*C + c, i, j] = x[n, c, i*s + p, j*s + q]: the position in the block varies slower than c.
@@ -19,7 +18,7 @@ def space_to_depth(be: Any, x: Any, s: int) -> Any:
 
 
 @space_to_depth.kernel
-def space_to_depth_cuda(be: Any, x: Any, s: int) -> Any:
+def space_to_depth_cuda(be: KernelBackend, x: Array, s: int) -> Array:
     N, C, HS, WS = x.shape
     H, W = HS // s, WS // s
     y = be.empty((N, C * s * s, H, W), x.dtype)
@@ -28,7 +27,7 @@ def space_to_depth_cuda(be: Any, x: Any, s: int) -> Any:
 
 
 @op
-def depth_to_space(be: Any, x: Any, s: int) -> Any:
+def depth_to_space(be: ArrayBackend, x: Array, s: int) -> Array:
     """Move channels into s x s blocks of pixels: x (N, C*s*s, H, W) -> y (N, C, H*s, W*s)."""
     N, CSS, H, W = x.shape
     C = CSS // (s * s)
@@ -36,7 +35,7 @@ def depth_to_space(be: Any, x: Any, s: int) -> Any:
 
 
 @depth_to_space.kernel
-def depth_to_space_cuda(be: Any, x: Any, s: int) -> Any:
+def depth_to_space_cuda(be: KernelBackend, x: Array, s: int) -> Array:
     N, CSS, H, W = x.shape
     C = CSS // (s * s)
     y = be.empty((N, C, H * s, W * s), x.dtype)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 
 @op
-def concat(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
+def concat(be: ArrayBackend, xs: Sequence[Array], groups: int, group_id: int) -> Array:
     """Concatenate slice group_id of `groups` equal channel slices of each x (N, Ci, H, W) -> (N, sum Ci // groups, H, W)."""
     parts = []
     for x in xs:
@@ -19,7 +19,7 @@ def concat(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
 
 
 @concat.kernel
-def concat_cuda(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
+def concat_cuda(be: KernelBackend, xs: Sequence[Array], groups: int, group_id: int) -> Array:
     if len(xs) == 1 and groups == 1:
         return xs[0]
     N, _, H, W = xs[0].shape
@@ -35,7 +35,7 @@ def concat_cuda(be: Any, xs: Sequence[Any], groups: int, group_id: int) -> Any:
 
 
 @op
-def split(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: int) -> Any:
+def split(be: ArrayBackend, dy: Array, channels: tuple[int, ...], groups: int, group_id: int) -> tuple[Array, ...]:
     """Return the gradients of `concat`: dy (N, sum Ci // groups, H, W) -> (N, Ci, H, W) per source, 0 outside its slice."""
     N, _, H, W = dy.shape
     dxs, start = [], 0
@@ -49,7 +49,9 @@ def split(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: in
 
 
 @split.kernel
-def split_cuda(be: Any, dy: Any, channels: tuple[int, ...], groups: int, group_id: int) -> Any:
+def split_cuda(
+    be: KernelBackend, dy: Array, channels: tuple[int, ...], groups: int, group_id: int
+) -> tuple[Array, ...]:
     N, K, H, W = dy.shape
     dxs, start = [], 0
     for C in channels:

@@ -7,24 +7,25 @@ width these are the common channels (shortcut_multilayer_cpu in Darknet's src/bl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .base import op
 
 BLOCK = 256  # threads of a reduction
 
 
-def _rows(x: Any) -> Any:
+def _rows(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _factor(v: Any, plane: int, n: int) -> Any:
+def _factor(v: Array, plane: int, n: int) -> Array:
     """Repeat the factors v (C,) or (1,) for the first n elements of maps with `plane` pixels per channel."""
     return v if v.size == 1 else v.repeat(plane)[:n]
 
 
 @op
-def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
+def shortcut(be: ArrayBackend, xs: Sequence[Array], v: Array | None) -> Array:
     """Add maps: xs[0] (N, C, H, W), the others (N, Ci, Hi, Wi) -> (N, C, H, W), on the elements that both have.
 
     v is None, or (len(xs), C) or (len(xs), 1): the factor of each map, per channel of the result or for all.
@@ -40,7 +41,7 @@ def shortcut(be: Any, xs: Sequence[Any], v: Any) -> Any:
 
 
 @shortcut.kernel
-def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
+def shortcut_cuda(be: KernelBackend, xs: Sequence[Array], v: Array | None) -> Array:
     A, P = xs[0][0].size, xs[0][0, 0].size
     y, total, va = be.empty(xs[0].shape, xs[0].dtype), xs[0], None if v is None else v[0]
     for t in range(
@@ -54,7 +55,9 @@ def shortcut_cuda(be: Any, xs: Sequence[Any], v: Any) -> Any:
 
 
 @op(sums=(1,))
-def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
+def shortcut_backward(
+    be: ArrayBackend, dy: Array, xs: Sequence[Array], v: Array | None
+) -> tuple[tuple[Array, ...], Array | None]:
     """Return (dxs, dv) of `shortcut`: one dx per map, dv of v's shape (None without factors)."""
     N, C, H, W = dy.shape
     dxs, rows = [], _rows(dy)
@@ -72,7 +75,9 @@ def shortcut_backward(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
 
 
 @shortcut_backward.kernel
-def shortcut_backward_cuda(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
+def shortcut_backward_cuda(
+    be: KernelBackend, dy: Array, xs: Sequence[Array], v: Array | None
+) -> tuple[tuple[Array, ...], Array | None]:
     N, C, H, W = dy.shape
     A, P, V = C * H * W, H * W, 1 if v is None else v.shape[1]
     dxs, dv = [], None if v is None else be.empty(v.shape)
@@ -87,18 +92,18 @@ def shortcut_backward_cuda(be: Any, dy: Any, xs: Sequence[Any], v: Any) -> Any:
     return tuple(dxs), dv
 
 
-def _rectify(xp: Any, x: Any, slope: float) -> Any:
+def _rectify(xp: ModuleType, x: Array, slope: float) -> Array:
     """R(x): x where it is positive, else slope * x."""
     return (xp.maximum if slope <= 1 else xp.minimum)(x, slope * x)
 
 
-def _rectifier_slope(x: Any, slope: float) -> Any:
+def _rectifier_slope(x: Array, slope: float) -> Array:
     """R'(x): 1 where x is positive, else slope."""
     return (x > 0).astype(x.dtype) * (1 - slope) + slope
 
 
 @op
-def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+def sort_shortcut(be: ArrayBackend, a: Array, b: Array, eps: float, slope: float) -> Array:
     """Second-order response transform: a (N, C, H, W), b (N, Cb, Hb, Wb) -> y = a + b + sqrt(max(R(a) R(b), 0) + eps).
 
     R(x) = x where x > 0, else slope * x; unpaired elements of a are copied. (Wang et al. 2017, arXiv 1703.06993)
@@ -112,14 +117,16 @@ def sort_shortcut(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
 
 
 @sort_shortcut.kernel
-def sort_shortcut_cuda(be: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+def sort_shortcut_cuda(be: KernelBackend, a: Array, b: Array, eps: float, slope: float) -> Array:
     y = be.empty(a.shape, a.dtype)
     be.launch("shortcut.sort_shortcut", y.size, a, b, y, y.size, a[0].size, b[0].size, eps, slope)
     return y
 
 
 @op
-def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+def sort_shortcut_backward(
+    be: ArrayBackend, dy: Array, a: Array, b: Array, eps: float, slope: float
+) -> tuple[Array, Array]:
     """Return (da, db) of `sort_shortcut`: da = dy (1 + R'(a) R(b) / (2 sqrt(R(a) R(b) + eps))) where R(a) R(b) > 0, else dy.
 
     The subgradient at a = 0 is 0, as in the authors' layer.
@@ -136,7 +143,9 @@ def sort_shortcut_backward(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: 
 
 
 @sort_shortcut_backward.kernel
-def sort_shortcut_backward_cuda(be: Any, dy: Any, a: Any, b: Any, eps: float, slope: float) -> Any:
+def sort_shortcut_backward_cuda(
+    be: KernelBackend, dy: Array, a: Array, b: Array, eps: float, slope: float
+) -> tuple[Array, Array]:
     A, B = a[0].size, b[0].size
     n = a.shape[0] * max(A, B)
     da, db = be.empty(a.shape, dy.dtype), be.empty(b.shape, dy.dtype)
@@ -145,13 +154,13 @@ def sort_shortcut_backward_cuda(be: Any, dy: Any, a: Any, b: Any, eps: float, sl
 
 
 @op
-def scale(be: Any, x: Any, s: Any) -> Any:
+def scale(be: ArrayBackend, x: Array, s: Array) -> Array:
     """Multiply x (N, C, H, W) by s: (N, C, 1, 1) per channel, (N, 1, H, W) per pixel, or (N, C, H, W)."""
     return x * s
 
 
 @scale.kernel
-def scale_cuda(be: Any, x: Any, s: Any) -> Any:
+def scale_cuda(be: KernelBackend, x: Array, s: Array) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("shortcut.scale", x.size, x, s, y, x.size, C, H * W, s.shape[1], s.shape[2] * s.shape[3])
@@ -159,7 +168,7 @@ def scale_cuda(be: Any, x: Any, s: Any) -> Any:
 
 
 @op
-def scale_backward(be: Any, dy: Any, x: Any, s: Any) -> Any:
+def scale_backward(be: ArrayBackend, dy: Array, x: Array, s: Array) -> tuple[Array, Array]:
     """Return (dx, ds) of `scale`; ds is summed over the axes that s broadcasts."""
     axes = tuple(i for i in (1, 2, 3) if s.shape[i] == 1 and x.shape[i] > 1)
     ds = dy * x
@@ -167,7 +176,7 @@ def scale_backward(be: Any, dy: Any, x: Any, s: Any) -> Any:
 
 
 @scale_backward.kernel
-def scale_backward_cuda(be: Any, dy: Any, x: Any, s: Any) -> Any:
+def scale_backward_cuda(be: KernelBackend, dy: Array, x: Array, s: Array) -> tuple[Array, Array]:
     _, C, H, W = x.shape
     if s.shape == x.shape:
         return scale_cuda(be, dy, s), scale_cuda(be, dy, x)

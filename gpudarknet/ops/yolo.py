@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from .activation import _sigmoid
 from .base import op
 
 BLOCK = 256  # threads that rank the boxes of an image
 
 
-def _split(y: Any, A: int) -> Any:
+def _split(y: Array, A: int) -> Array:
     N, C, H, W = y.shape
     return y.reshape(N, A, C // A, H, W)
 
 
 @op
-def yolo_activate(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) -> Any:
+def yolo_activate(be: ArrayBackend, x: Array, A: int, scale_x_y: float, new_coords: int) -> Array:
     """Activate a yolo map x (N, A*(5 + classes), H, W) -> same: sigmoid of x, y, objectness and classes.
 
     With new_coords the previous layer has done that. In both cases x and y then become scale_x_y * v - (scale_x_y - 1) / 2.
@@ -34,7 +33,7 @@ def yolo_activate(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) ->
 
 
 @yolo_activate.kernel
-def yolo_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float, new_coords: int) -> Any:
+def yolo_activate_cuda(be: KernelBackend, x: Array, A: int, scale_x_y: float, new_coords: int) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("yolo.yolo_activate", x.size, x, y, x.size, C // A, H * W, scale_x_y, new_coords)
@@ -42,7 +41,7 @@ def yolo_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float, new_coords: in
 
 
 @op
-def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
+def gaussian_activate(be: ArrayBackend, x: Array, A: int, scale_x_y: float) -> Array:
     """Activate a Gaussian yolo map x (N, A*(9 + classes), H, W) -> same.
 
     Channels of an anchor: x, x_sigma, y, y_sigma, w, w_sigma, h, h_sigma, objectness, classes; all but w and h get a sigmoid.
@@ -57,7 +56,7 @@ def gaussian_activate(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
 
 
 @gaussian_activate.kernel
-def gaussian_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
+def gaussian_activate_cuda(be: KernelBackend, x: Array, A: int, scale_x_y: float) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("yolo.gaussian_activate", x.size, x, y, x.size, C // A, H * W, scale_x_y)
@@ -65,7 +64,9 @@ def gaussian_activate_cuda(be: Any, x: Any, A: int, scale_x_y: float) -> Any:
 
 
 @op
-def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
+def yolo_decode(
+    be: ArrayBackend, y: Array, anchors: Array, net_w: int, net_h: int, thresh: float, new_coords: int
+) -> Array:
     """Decode the boxes of an activated map y (N, A*(5 + classes), H, W) -> rows (K, 6 + classes), in Darknet's order.
 
     A row is: image index, objectness, box center x, y, width, height relative to the network input, and per class the
@@ -92,8 +93,8 @@ def yolo_decode(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: f
 
 
 def _rank(
-    be: Any, scores: Any, thresh: float, N: int, A: int, P: int, first: int, per_anchor: int, per_cell: int
-) -> tuple[Any, Any, int]:
+    be: KernelBackend, scores: Array, thresh: float, N: int, A: int, P: int, first: int, per_anchor: int, per_cell: int
+) -> tuple[Array, Array, int]:
     """Return, for boxes with a score above thresh: rank (N, P, A), the first row of each image (N,), the number of rows."""
     rank, counts = be.empty((N, P, A), np.int32), be.empty((N,), np.int32)
     sizes = (scores.size // N, A, P, first, per_anchor, per_cell)
@@ -104,7 +105,9 @@ def _rank(
 
 
 @yolo_decode.kernel
-def yolo_decode_cuda(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thresh: float, new_coords: int) -> Any:
+def yolo_decode_cuda(
+    be: KernelBackend, y: Array, anchors: Array, net_w: int, net_h: int, thresh: float, new_coords: int
+) -> Array:
     N, C, H, W = y.shape
     A = anchors.shape[0]
     E, P = C // A, H * W
@@ -118,7 +121,7 @@ def yolo_decode_cuda(be: Any, y: Any, anchors: Any, net_w: int, net_h: int, thre
 
 
 @op
-def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
+def region_activate(be: ArrayBackend, x: Array, A: int, coords: int) -> Array:
     """Reorder a region map x (N, A*(coords + 1 + classes), H, W) by cell, and apply a sigmoid to its objectness.
 
     The result has x's shape and the memory layout of (N, H, W, A, coords + 1 + classes); boxes and classes are unchanged.
@@ -131,7 +134,7 @@ def region_activate(be: Any, x: Any, A: int, coords: int) -> Any:
 
 
 @region_activate.kernel
-def region_activate_cuda(be: Any, x: Any, A: int, coords: int) -> Any:
+def region_activate_cuda(be: KernelBackend, x: Array, A: int, coords: int) -> Array:
     _, C, H, W = x.shape
     y = be.empty(x.shape, x.dtype)
     be.launch("yolo.region_activate", x.size, x, y, x.size, C, C // A, H * W, coords)
@@ -139,7 +142,7 @@ def region_activate_cuda(be: Any, x: Any, A: int, coords: int) -> Any:
 
 
 @op
-def region_decode(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> Any:
+def region_decode(be: ArrayBackend, y: Array, anchors: Array, thresh: float, coords: int) -> Array:
     """Decode the boxes of an activated region map y (N, A*(coords + 1 + classes), H, W) -> rows (K, 6 + classes).
 
     Rows are like those of `yolo_decode`, but a box needs a class probability above thresh, and its objectness is 1, as in
@@ -164,7 +167,7 @@ def region_decode(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> 
 
 
 @region_decode.kernel
-def region_decode_cuda(be: Any, y: Any, anchors: Any, thresh: float, coords: int) -> Any:
+def region_decode_cuda(be: KernelBackend, y: Array, anchors: Array, thresh: float, coords: int) -> Array:
     N, C, H, W = y.shape
     A = anchors.shape[0]
     E, P = C // A, H * W

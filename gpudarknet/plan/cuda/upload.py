@@ -60,11 +60,12 @@ class ImageBatch:
 
     def write(self, y: View) -> None:
         """Write the network's input into a map of the plan, on the current stream."""
+        assert self.be.launch is not None
         (_, H, W), first = y.shape, 0
         with self.reading():
             for images, size in self.runs:
                 part = y.a[first * H * W * y.ld :]
-                resize.write(self.be, images, part, (W, H), size, (H * W * y.ld, 1, y.ld))
+                resize.write(self.be.launch, images, part, (W, H), size, (H * W * y.ld, 1, y.ld))
                 first += len(images)
 
     @contextmanager
