@@ -14,11 +14,9 @@ import numpy as np
 
 from gpudarknet.network import Network
 
-RESIDUAL_SCALE = 0.2  # of what a shortcut adds
 
-
-def draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarray | None:
-    """Draw weights of batch norm (near 1), biases (near 0) or shortcuts (near 1) by their name; None for kernels."""
+def draw(rng: np.random.Generator, name: str, shape: Sequence[int], gain: float) -> np.ndarray:
+    """Draw weights by their name: batch norm and shortcuts near 1, biases near 0, kernels N(0, gain^2 / fan in)."""
     kind = name.rpartition(".")[2]
     if kind in ("bias", "mean"):
         return rng.normal(0, 0.1, shape)
@@ -26,16 +24,13 @@ def draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarra
         return rng.uniform(0.7, 1.2, shape)
     if kind == "variance":
         return rng.uniform(0.6, 1.4, shape)
-    return rng.normal(1, 0.2, shape) if kind == "weight" else None
+    if kind == "weight":
+        return rng.normal(1, 0.2, shape)
+    return rng.normal(0, gain / math.sqrt(max(math.prod(shape[1:]), 1)), shape)
 
 
-def fan_in(shape: Sequence[int]) -> int:
-    """Return the number of inputs of each output of a kernel."""
-    return max(math.prod(shape[1:]), 1)
-
-
-def fill(network: Network, seed: int = 1) -> None:
-    """Draw weights: kernels N(0, 2 / fan in), batch norm near 1 and biases near 0.
+def fill(network: Network, seed: int = 1, gain: float = math.sqrt(2), residual_scale: float = 0.2) -> None:
+    """Draw a network's weights in the order of its weights file.
 
     The residual branch of a shortcut is scaled down, as training does it: otherwise each shortcut would double the variance,
     and yolov3's activations would overflow float16.
@@ -44,11 +39,9 @@ def fill(network: Network, seed: int = 1) -> None:
     rng = np.random.default_rng(seed)
     for node in network.nodes:
         for name, shape, _ in node.layer.weights(*node.inputs):
-            a = draw(rng, name, shape)
-            if a is None:
-                a = np.float32(np.sqrt(2 / fan_in(shape))) * rng.standard_normal(shape, np.float32)
+            a = draw(rng, name, shape, gain)
             if node.index in residual and name in ("scale", "bias"):
-                a = RESIDUAL_SCALE * a
+                a *= residual_scale
             network.weights[node.index][name] = network.backend.asarray(a, np.float32)
 
 
@@ -58,8 +51,8 @@ def network_input(network: Network, batch: int = 1, seed: int = 2) -> np.ndarray
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def write_weights(network: Network, path: Path) -> Path:
-    """Fill a network and write its weights file, which all engines read."""
-    fill(network)
+def write_weights(network: Network, path: Path, seed: int = 1, **options: float) -> Path:
+    """Fill a network and write its weights file, which all engines read. options: as for `fill`."""
+    fill(network, seed, **options)
     network.save_weights(path)
     return path
