@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..array import Arrays
 from ..errors import CfgError
 from ..graph import Node
 from ..layers import Layer
@@ -16,7 +17,7 @@ from ..layers.gaussian_yolo import GaussianYolo
 from ..layers.region import Region
 from ..layers.yolo import Yolo
 from .graph import Graph
-from .lower import Arrays, lower, softmax
+from .lower import lower, softmax
 
 Decoded = tuple[str, str, int, int]  # names of boxes (N, K, 4) and scores (N, K, classes), K, classes
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Arrays
+from ..backend import Backend
 from ..errors import CfgError
 from ..graph import Node
 from ..layers import Layer, Shape
@@ -42,13 +44,7 @@ from ..ops.norm import EPS, lrn_windows
 from .activations import ACTIVATIONS
 from .graph import Graph
 
-Arrays = dict[str, np.ndarray]
-
-
-class Numpy:
-    """The attributes of a backend that layers' helpers use."""
-
-    xp = np
+NUMPY = Backend("numpy", np)
 
 
 @singledispatch
@@ -245,7 +241,7 @@ def pad_to_shape(g: Graph, x: str, n: int, to: Shape) -> str:
 def _shortcut(layer: Shortcut, g: Graph, w: Arrays, node: Node, *xs: str) -> str:
     factors = None
     if layer.weights_type != "none":
-        factors = normalize_weights(Numpy, w["weight"], layer.weights_normalization).reshape(len(xs), 1, -1, 1, 1)
+        factors = normalize_weights(NUMPY, w["weight"], layer.weights_normalization).reshape(len(xs), 1, -1, 1, 1)
     first, y = node.shape, ""
     for t, (x, shape) in enumerate(zip(xs, node.inputs, strict=True)):
         if shape != first:

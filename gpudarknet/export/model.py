@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Arrays
 from ..errors import BackendError
 from ..graph import Node
 from ..layers import Shape
 from . import heads as decoders
 from .graph import OPSET, Graph
-from .lower import Arrays, lower
+from .lower import lower
 
 INPUT = "input"  # (N, C, H, W), RGB, 0 to 1
 Outputs = dict[str, tuple[str, tuple[int, ...]]]  # output -> name of its value, shape per image

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Arrays
 from ..backend import Backend, Executor, register_executor
 from ..graph import Node
 from ..layers import Shape
-from .lower import Arrays
 from .model import INPUT, build_model
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from .base import Activation as Kind
-from .base import ForwardContext, Layer
+from .base import Backward, ForwardContext, Layer
 from .blocks import activate
 
 
@@ -16,6 +16,6 @@ class Activation(Layer, section="activation"):
 
     activation: Kind = "linear"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y, back = activate(be, xs[0], self.activation)
         return y, lambda dy, grad: (back(dy),)

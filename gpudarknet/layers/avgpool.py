@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import pool
-from .base import ForwardContext, Layer, Shape
+from .base import Backward, ForwardContext, Layer, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,6 @@ class AvgPool(Layer, section="avgpool", aliases=("avg",)):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "avg", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         H, W = xs[0].shape[2:]
         return pool.avgpool(be, xs[0]), lambda dy, grad: (pool.avgpool_backward(be, dy, H, W),)

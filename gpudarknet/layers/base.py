@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
+
+from ..array import Array, ArrayBackend, Arrays
 
 Activation = Literal[
     "linear", "logistic", "loggy", "relu", "relu6", "leaky", "revleaky", "relie", "ramp", "elu", "selu", "gelu", "tanh",
@@ -16,7 +18,7 @@ Activation = Literal[
 Shape = tuple[int, int, int]  # (C, H, W) of one image
 Weight = tuple[str, tuple[int, ...], "Init"]  # name, shape, initializer
 Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
-Backward = Callable[[Any, dict[str, Any]], tuple[Any, ...]]  # backward(dy, grad) -> one dx per source
+Backward = Callable[[Array, Arrays], tuple[Array | None, ...]]  # backward(dy, grad) -> one dx per source
 
 # What Darknet's CPU build does with a layer's delta (train/darknet_cpu_bugs.py): set it to 0 before each step; keep it, and never
 # update the weights; overwrite the delta of the layer before; share the buffer of the layer before.
@@ -139,7 +141,7 @@ class Layer:
         """Return its type, filters and size/stride in the layer table."""
         return self.section, "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Backward]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         """Return the output (N, C, H, W) for the sources' outputs xs, and the function of the backward pass.
 
         backward(dy, grad) adds the weights' gradients to grad[name] and returns dx for each source, None if no gradient
@@ -175,13 +177,13 @@ def uniform(fan_in: int) -> Init:
     return fill
 
 
-def accumulate(grad: dict[str, Any], name: str, value: Any) -> None:
+def accumulate(grad: Arrays, name: str, value: Array) -> None:
     """Add value to grad[name], creating it if necessary. Gradients of weights are float32 even if maps are float16."""
     value = value.astype(np.float32) if value.dtype == np.float16 else value
     grad[name] = value if name not in grad else grad[name] + value
 
 
-def reduce_sum(a: Any, axis: int | tuple[int, ...]) -> Any:
+def reduce_sum(a: Array, axis: int | tuple[int, ...]) -> Array:
     """Sum over axes; accumulate float16 in float32."""
     return a.sum(axis=axis, dtype=np.float32 if a.dtype == np.float16 else None)
 
@@ -235,7 +237,7 @@ class DetectionHead(Layer):
         """The number of class probabilities in a row of `decode`."""
         return self.classes
 
-    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.
 
         A row is: image index, objectness, box center x, y, width, height relative to the network input, and for each

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from .base import ForwardContext, Layer, Shape, Weight, ones, zeros
+from ..array import Array, ArrayBackend, Arrays
+from .base import Backward, ForwardContext, Layer, Shape, Weight, ones, zeros
 from .blocks import batch_norm
 
 
@@ -17,6 +17,6 @@ class BatchNorm(Layer, section="batchnorm"):
         C = inputs[0][0]
         return [("bias", (C,), zeros), ("scale", (C,), ones), ("mean", (C,), zeros), ("variance", (C,), zeros)]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y, back = batch_norm(be, w, xs[0], ctx)
         return y, lambda dy, grad: (back(dy, grad),)

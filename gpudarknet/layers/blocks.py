@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import activation, im2col, norm
 from ..ops.matmul import matmul
 from .base import ForwardContext, accumulate, conv_output_length, reduce_sum
 
+BlockBackward = Callable[[Array, Arrays], Array]  # backward(dy, grad) -> dx
 
-def activate(be: Any, x: Any, kind: str) -> tuple[Any, Callable[[Any], Any]]:
+
+def activate(be: ArrayBackend, x: Array, kind: str) -> tuple[Array, Callable[[Array], Array]]:
     """Activate x (N, C, ...); backward(dy) multiplies dy by the derivative."""
     y = activation.apply(be, x, kind)
     saved = x if kind in activation.NEEDS_INPUT else None
     return y, lambda dy: activation.apply_backward(be, dy, saved, y, kind)
 
 
-def add_bias(be: Any, w: dict[str, Any], z: Any) -> tuple[Any, Any]:
+def add_bias(be: ArrayBackend, w: Arrays, z: Array) -> tuple[Array, BlockBackward]:
     """Add the bias to z (N, F, OH, OW), in place."""
     z += w["bias"].reshape(-1, 1, 1)
 
-    def backward(dz: Any, grad: dict[str, Any]) -> Any:
+    def backward(dz: Array, grad: Arrays) -> Array:
         accumulate(grad, "bias", reduce_sum(dz, axis=(0, 2, 3)))
         return dz
 
     return z, backward
 
 
-def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+def batch_norm(be: ArrayBackend, w: Arrays, x: Array, ctx: ForwardContext) -> tuple[Array, BlockBackward]:
     """Normalize x (N, C, H, W) by batch statistics in training, by the running ones at inference.
 
     Training matches cuDNN, with which Darknet's published weights were trained: it normalizes by the biased
@@ -41,7 +43,7 @@ def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple
     if not ctx.train:
         y = norm.batch_norm(be, x, w["mean"], w["variance"], w["scale"], w["bias"])
 
-        def backward(dy: Any, grad: dict[str, Any]) -> Any:  # the statistics are constants here
+        def backward(dy: Array, grad: Arrays) -> Array:  # the statistics are constants here
             gain = w["scale"] / xp.sqrt(w["variance"] + norm.EPS)
             invstd = (1 / xp.sqrt(w["variance"] + norm.EPS)).reshape(-1, 1, 1)
             accumulate(grad, "scale", (dy * (x - w["mean"].reshape(-1, 1, 1)) * invstd).sum(axis=(0, 2, 3)))
@@ -56,7 +58,7 @@ def batch_norm(be: Any, w: dict[str, Any], x: Any, ctx: ForwardContext) -> tuple
     w["variance"][...] = 0.99 * w["variance"] + 0.01 * variance * (m / max(m - 1, 1))
     y = norm.batch_norm(be, x, mean, variance, w["scale"], w["bias"])
 
-    def backward_train(dy: Any, grad: dict[str, Any]) -> Any:
+    def backward_train(dy: Array, grad: Arrays) -> Array:
         dx, dscale, dbias = norm.batch_norm_backward(be, dy, x, mean, variance, w["scale"])
         accumulate(grad, "scale", dscale)
         accumulate(grad, "bias", dbias)
@@ -75,7 +77,7 @@ def blur_pool_shape(size: tuple[int, int], kind: int, stride: tuple[int, int]) -
     return OH, OW
 
 
-def blur_pool(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any, Any]:
+def blur_pool(be: ArrayBackend, x: Array, kind: int, stride: tuple[int, int]) -> tuple[Array, Callable[[Array], Array]]:
     """Blur every channel of x (N, C, H, W) with a fixed kernel, with strides. kind is antialiasing: 1 is 3 x 3, 2 is 2 x 2.
 
     Zhang 2019, arXiv 1904.11486.
@@ -88,7 +90,7 @@ def blur_pool(be: Any, x: Any, kind: int, stride: tuple[int, int]) -> tuple[Any,
     col = im2col.im2col(be, x, size, stride, 1, pad, OH, OW).reshape(N, C, size * size, OH * OW)
     y = matmul(be, taps, col).reshape(N, C, OH, OW)
 
-    def backward(dy: Any) -> Any:
+    def backward(dy: Array) -> Array:
         dcol = dy.reshape(N, C, 1, OH * OW) * taps.reshape(-1, 1)
         return im2col.col2im(be, dcol.reshape(N, C, size, size, OH, OW), H, W, stride, 1, pad)
 

@@ -7,11 +7,10 @@ trained with them; `exact` selects the derivative instead.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .. import boxes
+from ..array import Array
 
 IOU_VARIANTS = {"iou": boxes.iou, "mse": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
 
@@ -79,12 +78,12 @@ def box_delta(pred: np.ndarray, truth: np.ndarray, iou_variant: str, exact: bool
     return np.where(disjoint[:, None], penalty, delta + penalty)
 
 
-def ratio(a: Any, b: Any) -> Any:
+def ratio(a: Array, b: Array) -> Array:
     """Return a / b, and 0 where b is 0."""
     return a / np.where(b == 0, 1, b) * (b != 0)
 
 
-def focal(p: Any) -> Any:
+def focal(p: Array) -> Array:
     """Return the factor of the class deltas of a box whose true class has probability p.   (Lin et al. 2017, arXiv 1708.02002)"""
     p = p + np.float32(1e-15)
     return -0.5 * (1 - p) * (2 * p * np.log(p) + p - 1)

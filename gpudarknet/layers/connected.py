@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops.matmul import matmul
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, ones, uniform, zeros
+from .base import (
+    Activation,
+    Backward,
+    ForwardContext,
+    Layer,
+    Shape,
+    ShapeError,
+    Weight,
+    accumulate,
+    ones,
+    uniform,
+    zeros,
+)
 from .blocks import activate, add_bias, batch_norm
 
 
@@ -39,14 +51,14 @@ class Connected(Layer, section="connected", aliases=("conn",)):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "connected", str(self.output), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         flat, kernel = x.reshape(x.shape[0], -1), w["kernel"].astype(x.dtype, copy=False)
         z = matmul(be, flat, kernel.T).reshape(-1, self.output, 1, 1)
         z, z_backward = batch_norm(be, w, z, ctx) if self.batch_normalize else add_bias(be, w, z)
         y, act_backward = activate(be, z, self.activation)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dz = z_backward(act_backward(dy), grad).reshape(-1, self.output)
             accumulate(grad, "kernel", matmul(be, dz.T, flat))
             return (None if ctx.skip_input_grad else matmul(be, dz, kernel).reshape(x.shape),)

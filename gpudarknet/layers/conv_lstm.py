@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import activation as act
 from .base import Activation, ForwardContext, Shape, ShapeError
 from .convolutional import Convolutional
-from .recurrent import Call, Recurrent, Sublayer
+from .recurrent import Call, Recurrent, StepResult, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         elementwise = (12 if self.peephole else 9) * C * H * W
         return elementwise + sum(layer.flops(x) for _, layer, x in self.sublayers(inputs[0]))
 
-    def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
-    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(self, be: ArrayBackend, call: Call, x: Array, state: list[Array], ctx: ForwardContext) -> StepResult:
         xp, (h, c), cell_activation = be.xp, state, self.lstm_activation
         gate_input, bottleneck_back = x, None
         if self.bottleneck:
@@ -72,7 +70,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
             gate_input = act.apply(be, squeezed, self.activation)
         gates, saved = {}, {}
 
-        def gate(name: str, cell: Any) -> Any:
+        def gate(name: str, cell: Array | None) -> Array:
             z, backs = call(f"u{name}", gate_input)
             terms = [("x", backs)]
             if not self.bottleneck:
@@ -94,10 +92,10 @@ class ConvLstm(Recurrent, section="conv_lstm"):
         limit = self.state_constrain or 32.0 * ctx.steps
         clipped = xp.clip(cell, -limit, limit)
 
-        def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+        def backward(dy: Array, dstate: list[Array], grad: Arrays) -> tuple[Array, list[Array]]:
             total: dict[str, Any] = {"x": 0, "h": 0, "c": 0}
 
-            def gate_backward(name: str, d: Any, into: dict[str, Any]) -> None:
+            def gate_backward(name: str, d: Array, into: dict[str, Any]) -> None:
                 z, kind, terms = saved[name]
                 dz = act.apply_backward(be, d, z, gates[name], kind)
                 for source, back in terms:

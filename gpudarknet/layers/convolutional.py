@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import convolution
 from .base import (
     Activation,
+    Backward,
     ForwardContext,
     Layer,
     Shape,
@@ -142,7 +144,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
             return kind, filters, f"{size:2d}x{size:2d}/{sx:2d}x{sy:2d}"
         return kind, filters, f"{size:2d} x{size:2d}/{sx:2d}" + (f"({D})" if D > 1 else "")
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         xp = be.xp
         OH, OW = self.conv_output_size(x.shape[1:])
@@ -160,7 +162,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         if self.antialiasing:
             y, blur_backward = blur_pool(be, y, self.antialiasing, self.strides)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
             dz = z_backward(act_backward(dy), grad)
@@ -171,7 +173,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
         return y, backward
 
 
-def binarize(xp: Any, kernel: Any) -> Any:
+def binarize(xp: ModuleType, kernel: Array) -> Array:
     """Return the signs of a kernel (F, C, size, size), times the mean magnitude of each filter."""
     return xp.where(kernel > 0, 1, -1) * xp.abs(kernel).mean(axis=(1, 2, 3), keepdims=True)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from .base import ForwardContext, Layer, Shape, ShapeError
+from ..array import Array, ArrayBackend, Arrays
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Crop(Layer, section="crop"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "crop", "", f"{self.crop_width} x {self.crop_height}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         H, W = x.shape[2:]
         top, left, flip = (H - self.crop_height) // 2, (W - self.crop_width) // 2, False
@@ -44,7 +44,7 @@ class Crop(Layer, section="crop"):
         y = y[:, :, :, ::-1] if flip else y
         y = be.xp.ascontiguousarray(y) if self.noadjust else 2 * y - 1
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dx = be.zeros(x.shape, dy.dtype)
             part = dy[:, :, :, ::-1] if flip else dy
             dx[:, :, top : top + self.crop_height, left : left + self.crop_width] = part if self.noadjust else 2 * part

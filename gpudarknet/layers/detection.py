@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm
-from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
+from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Detection(DetectionHead, section="detection"):
             raise ShapeError(f"side, num and classes need {wanted} inputs, there are {C * H * W}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y = xs[0].copy()
         if self.softmax:
             classes = y.reshape(y.shape[0], -1)[:, : self.side**2 * self.classes]
@@ -54,7 +54,7 @@ class Detection(DetectionHead, section="detection"):
             classes[...] = p.reshape(classes.shape)
         return y, lambda dy, grad: (dy,)
 
-    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         y = be.to_numpy(y).reshape(y.shape[0], -1)
         S, B, K, N = self.side, self.num, self.classes, y.shape[0]
         classes = y[:, : S * S * K].reshape(N, S, S, 1, K)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .base import ForwardContext, Layer, Shape
+from ..array import Array, ArrayBackend, Arrays
+from .base import Backward, ForwardContext, Layer, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Dropout(Layer, section="dropout"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "dropout", "", f"p = {self.probability:.3g}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         if not ctx.train:
             return x, lambda dy, grad: (dy,)

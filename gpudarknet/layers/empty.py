@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .base import ForwardContext, Layer, Shape, ShapeError
+from ..array import Array, ArrayBackend, Arrays
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Empty(Layer, section="empty", aliases=("silence",)):
     """Pass the input on.   (C, H, W) -> same"""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         return xs[0], lambda dy, grad: (dy,)
 
 
@@ -41,7 +42,7 @@ class History(Layer, section="history"):
             raise ShapeError(f"history_size={self.history_size} must be at least 1")
         return C * self.history_size, H, W
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         N, C, H, W = x.shape
         K, B = self.history_size, N // ctx.steps
@@ -55,7 +56,7 @@ class History(Layer, section="history"):
             w["past"] = sequence[ctx.steps :]
         y = be.xp.stack([sequence[K - 1 - k : K - 1 - k + ctx.steps] for k in range(K)], axis=2)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dsequence = be.zeros(sequence.shape, dy.dtype)
             parts = dy.reshape(ctx.steps, B, K, C, H, W)
             for k in range(K):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import yolo
 from .anchors import AnchorHead
-from .base import ForwardContext, LossContext
+from .base import Backward, ForwardContext, LossContext
 from .yolo_loss import anchor_loss
 
 
@@ -21,11 +22,11 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
     uc_normalizer: float = 1.0
     yolo_point: Literal["center", "left_top", "right_bottom"] = "center"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y = yolo.gaussian_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y)
         return y, lambda dy, grad: (dy,)
 
-    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """As for [yolo]; a class probability is also multiplied by 1 - the mean uncertainty of the four coordinates."""
         xp, A = be.xp, len(self.anchor_ids)
         N, C, H, W = y.shape

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .base import ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, reduce_sum
+from ..array import Array, ArrayBackend, Arrays
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, reduce_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Implicit(Layer, section="implicit"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "implicit", str(self.filters), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         weight = w["weight"].astype(xs[0].dtype, copy=False)
         y = be.xp.ascontiguousarray(be.xp.broadcast_to(weight, (xs[0].shape[0], *weight.shape)))
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             accumulate(grad, "weight", reduce_sum(dy, axis=0))
             return (None,)
 

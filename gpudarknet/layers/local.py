@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import im2col
 from ..ops.matmul import matmul
 from .base import (
     Activation,
+    Backward,
     ForwardContext,
     Layer,
     Shape,
@@ -52,7 +53,7 @@ class Local(Layer, section="local"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "local", str(self.filters), f"{self.size} x {self.size}/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         xp, kernel, stride = be.xp, w["kernel"].astype(x.dtype, copy=False), (self.stride, self.stride)
         N, C, H, W = x.shape
@@ -64,7 +65,7 @@ class Local(Layer, section="local"):
         z += w["bias"]
         y, back = activate(be, z, self.activation)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dz = back(dy)
             accumulate(grad, "bias", reduce_sum(dz, axis=0))
             columns = dz.reshape(N, F, L).transpose(2, 1, 0)  # (L, F, N)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import pool
-from .base import ForwardContext, Shape
+from .base import Backward, ForwardContext, Shape
 from .maxpool import Pooling
 
 
@@ -17,7 +17,7 @@ class LocalAvgPool(Pooling, section="local_avgpool", aliases=("local_avg",)):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "avg", "", self.table_cell()
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         _, C, H, W = x.shape
         _, OH, OW = self.pooled_shape((C, H, W), self.strides)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import pool
-from .base import ForwardContext, Layer, Shape, ShapeError, conv_output_length
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError, conv_output_length
 from .blocks import blur_pool, blur_pool_shape
 
 
@@ -90,7 +90,7 @@ class MaxPool(Pooling, section="maxpool", aliases=("max",)):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return ("max-depth", str(self.out_channels), "") if self.maxpool_depth else ("max", "", self.table_cell())
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         if self.maxpool_depth:
             y = pool.maxpool_depth(be, x, self.out_channels)
@@ -104,7 +104,7 @@ class MaxPool(Pooling, section="maxpool", aliases=("max",)):
         if self.antialiasing:
             y, blur_backward = blur_pool(be, y, self.antialiasing, self.strides)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             if self.antialiasing:
                 dy = blur_backward(dy)
             if keep is not None:

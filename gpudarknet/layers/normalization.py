@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import norm
-from .base import ForwardContext, Layer, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Normalization(Layer, section="normalization", aliases=("lrn",)):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "lrn", "", str(self.size)
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         windows = be.asarray(norm.lrn_windows(x.shape[1], self.size))
         parameters = (self.alpha, self.beta, self.kappa)

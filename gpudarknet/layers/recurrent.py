@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import activation as act
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate
+from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate
+from .blocks import BlockBackward
 from .connected import Connected
 from .convolutional import Convolutional
 
 Sublayer = tuple[str, Layer, Shape]  # name, layer, shape of its input
-Call = Callable[[str, Any], Any]
+Call = Callable[[str, Array], tuple[Array, BlockBackward]]  # a sublayer's forward, by its name
+StepBackward = Callable[[Array, list[Array], Arrays], tuple[Array, list[Array]]]
+StepResult = tuple[Array, list[Array], StepBackward]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +39,7 @@ class Recurrent(Layer):
         """Return the shapes of the state arrays of a sequence."""
         raise NotImplementedError
 
-    def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
-    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(self, be: ArrayBackend, call: Call, x: Array, state: list[Array], ctx: ForwardContext) -> StepResult:
         """Compute a time step: x (B, C, H, W), state -> y, new state, and backward(dy, dstate, grad) -> (dx, previous dstate)."""
         raise NotImplementedError
 
@@ -55,24 +57,26 @@ class Recurrent(Layer):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return self.section, str(self.output), ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         T, B = ctx.steps, x.shape[0] // ctx.steps
         frames = x.reshape(T, B, *x.shape[1:])
         sublayers = {name: layer for name, layer, _ in self.sublayers(x.shape[1:])}
         arrays = {name: {k[len(name) + 1 :]: v for k, v in w.items() if k.startswith(name + ".")} for name in sublayers}
         initial = [be.zeros((B, *s), x.dtype) for s in self.state(x.shape[1:])]
-        saved = w.get("state") if not ctx.train else None
-        state = saved if saved is not None and saved[0].shape == initial[0].shape else initial
+        memory: dict[str, Any] = w  # its "state" is a list
+        saved = memory.get("state") if not ctx.train else None
+        state: list[Array] = saved if saved is not None and saved[0].shape == initial[0].shape else initial
         ys, backwards = [], []
         ctx = replace(ctx, skip_input_grad=False)  # the state's gradient is needed even where the input's is not
 
-        def call(name: str, value: Any) -> Any:
+        def call(name: str, value: Array) -> tuple[Array, BlockBackward]:
             y, back = sublayers[name].forward(be, arrays[name], value, ctx=ctx)
 
-            def backward(dy: Any, grad: dict[str, Any]) -> Any:
-                sub_grad: dict[str, Any] = {}
+            def backward(dy: Array, grad: Arrays) -> Array:
+                sub_grad: Arrays = {}
                 (dx,) = back(dy, sub_grad)
+                assert dx is not None
                 for k, v in sub_grad.items():
                     accumulate(grad, f"{name}.{k}", v)
                 return dx
@@ -84,10 +88,10 @@ class Recurrent(Layer):
             ys.append(y)
             backwards.append(step_backward)
         if not ctx.train:
-            w["state"] = state
+            memory["state"] = state
         y = be.xp.concatenate(ys) if T > 1 else ys[0]
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dframes = dy.reshape(T, B, *dy.shape[1:])
             dstate = [be.zeros(s.shape, dy.dtype) for s in initial]
             dxs = []
@@ -128,16 +132,14 @@ class Rnn(Recurrent, section="rnn"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.hidden, 1, 1)]
 
-    def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
-    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(self, be: ArrayBackend, call: Call, x: Array, state: list[Array], ctx: ForwardContext) -> StepResult:
         (s,) = state
         a, a_back = call("input", x)
         b, b_back = call("self", s)
         new = a + b + s if self.shortcut else a + b
         y, y_back = call("output", new)
 
-        def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+        def backward(dy: Array, dstate: list[Array], grad: Arrays) -> tuple[Array, list[Array]]:
             ds = y_back(dy, grad) + dstate[0]
             dprevious = b_back(ds, grad)
             return a_back(ds, grad), [dprevious + ds if self.shortcut else dprevious]
@@ -209,9 +211,7 @@ class Gru(Recurrent, section="gru"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.output, 1, 1)]
 
-    def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
-    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(self, be: ArrayBackend, call: Call, x: Array, state: list[Array], ctx: ForwardContext) -> StepResult:
         (h,) = state
         (iz, iz_back), (ir, ir_back), (ih, ih_back) = (call(f"input_{gate}", x) for gate in "zrh")
         (sz, sz_back), (sr, sr_back) = call("state_z", h), call("state_r", h)
@@ -220,7 +220,7 @@ class Gru(Recurrent, section="gru"):
         c = act.activate(be, ih + sh, "logistic")
         new = z * h + (1 - z) * c
 
-        def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+        def backward(dy: Array, dstate: list[Array], grad: Arrays) -> tuple[Array, list[Array]]:
             d = dy + dstate[0]
             dc = d * (1 - z) * c * (1 - c)
             drh = sh_back(dc, grad)
@@ -245,16 +245,12 @@ class Lstm(Recurrent, section="lstm"):
     def state(self, x: Shape) -> list[Shape]:
         return [(self.output, 1, 1)] * 2
 
-    def step(
-        self, be: Any, call: Call, x: Any, state: list[Any], ctx: ForwardContext
-    ) -> tuple[Any, list[Any], Callable[..., Any]]:
+    def step(self, be: ArrayBackend, call: Call, x: Array, state: list[Array], ctx: ForwardContext) -> StepResult:
         h, c = state
         return lstm_step(be, call, x, h, c, "tanh")
 
 
-def lstm_step(
-    be: Any, call: Call, x: Any, h: Any, c: Any, cell_activation: str
-) -> tuple[Any, list[Any], Callable[..., Any]]:
+def lstm_step(be: ArrayBackend, call: Call, x: Array, h: Array, c: Array, cell_activation: str) -> StepResult:
     """Compute a step of an LSTM with sublayers wf wi wg wo (of h) and uf ui ug uo (of x)."""
     gates, backs = {}, {}
     for gate in "figo":
@@ -267,11 +263,12 @@ def lstm_step(
     activated_cell = act.apply(be, cell, cell_activation)
     y = o * activated_cell
 
-    def backward(dy: Any, dstate: list[Any], grad: dict[str, Any]) -> tuple[Any, list[Any]]:
+    def backward(dy: Array, dstate: list[Array], grad: Arrays) -> tuple[Array, list[Array]]:
         d = dy + dstate[0]
         dcell = dstate[1] + act.apply_backward(be, d * o, cell, activated_cell, cell_activation)
         dgates = {"f": dcell * c, "i": dcell * g, "g": dcell * i, "o": d * activated_cell}
-        dx = dh = 0
+        dx: Any = 0
+        dh: Any = 0
         for gate in "figo":
             a_back, b_back, z = backs[gate]
             kind = cell_activation if gate == "g" else "logistic"

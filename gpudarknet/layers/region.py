@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm, yolo
 from .anchors import anchor_array
-from .base import DetectionHead, ForwardContext, LossContext, Shape, ShapeError
+from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .box_loss import focal
 from .class_tree import ClassMap, Tree
 
@@ -74,7 +74,7 @@ class Region(DetectionHead, section="region"):
             raise ShapeError(f"the map names class {max(self.map)}, the section has {self.classes}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         N, _, H, W = xs[0].shape
         y = yolo.region_activate(be, xs[0], self.num, self.coords)
         if self.tree is not None or self.softmax:
@@ -83,20 +83,20 @@ class Region(DetectionHead, section="region"):
             rows[:, self.coords + 1 :] = norm.softmax(be, classes, self.tree.starts if self.tree else (0,), 1.0)
 
         def backward(
-            dy: Any, grad: dict[str, Any]
-        ) -> tuple[Any, ...]:  # the loss returns delta with respect to the input
+            dy: Array, grad: Arrays
+        ) -> tuple[Array | None, ...]:  # the loss returns delta with respect to the input
             cells = dy.reshape(N, H * W, -1).transpose(0, 2, 1)
             return (be.xp.ascontiguousarray(cells).reshape(xs[0].shape),)
 
         return y, backward
 
-    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode boxes. With a tree, a box has one class, the deepest above 0.5; with a map, the mapped classes."""
         if self.tree is not None or self.map is not None or self.classfix == -1:
             y, thresh = self.select_classes(be, y, thresh)
         return be.to_numpy(yolo.region_decode(be, y, be.asarray(self.anchor_sizes()), thresh, self.coords))
 
-    def select_classes(self, be: Any, y: Any, thresh: float) -> tuple[Any, float]:
+    def select_classes(self, be: ArrayBackend, y: Array, thresh: float) -> tuple[Array, float]:
         """Apply tree, map and classfix to the classes of y; return it with its threshold."""
         N, _, H, W = y.shape
         v = be.to_numpy(y).reshape(N, H, W, self.num, -1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import reorg
-from .base import ForwardContext, Layer, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Reorg(Layer, section="reorg"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "reorg_old", "", f"/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         s, xs_, (N, C, H, W) = self.stride, x.shape, x.shape
         if self.reverse:
@@ -61,7 +61,7 @@ class Reorg3d(Layer, section="reorg3d"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "reorg", "", f"/ {self.stride}"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         s, (N, C, H, W) = self.stride, x.shape
         if not self.reverse:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import route
-from .base import ForwardContext, Layer, Shape, ShapeError, check_same_size, resolve_index
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError, check_same_size, resolve_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Route(Layer, section="route"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "route", "", f"{self.group_id}/{self.groups}" if self.groups > 1 else ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         channels = tuple(x.shape[1] for x in xs)
         y = route.concat(be, xs, self.groups, self.group_id)
         return y, lambda dy, grad: route.split(be, dy, channels, self.groups, self.group_id)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index
+from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError, resolve_index
 from .blocks import activate
 
 
@@ -29,7 +29,7 @@ class Sam(Layer, section="sam"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "sam", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         a, b = xs
         y, back = activate(be, shortcut.scale(be, a, b), self.activation)
         return y, lambda dy, grad: shortcut.scale_backward(be, back(dy), a, b)

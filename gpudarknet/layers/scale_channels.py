@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index
+from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError, resolve_index
 from .blocks import activate
 
 
@@ -34,11 +34,11 @@ class ScaleChannels(Layer, section="scale_channels"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "scale", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         s, x = xs
         y, back = activate(be, shortcut.scale(be, x, s), self.activation)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dx, ds = shortcut.scale_backward(be, back(dy), x, s)
             return ds, dx
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import shortcut
 from .base import (
     Activation,
+    Backward,
     ForwardContext,
     Layer,
     Shape,
@@ -58,12 +60,12 @@ class Shortcut(Layer, section="shortcut"):
         C, H, W = inputs[0]
         return float(C * H * W * len(self.from_)) * (1 if self.weights_type == "none" else 2)
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         v = None if self.weights_type == "none" else normalize_weights(be, w["weight"], self.weights_normalization)
         z = shortcut.shortcut(be, xs, v)
         y, back = activate(be, z, self.activation)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dxs, dv = shortcut.shortcut_backward(be, back(dy), xs, v)
             if v is not None:  # like Darknet's CUDA build, only the diagonal of the normalization's Jacobian
                 accumulate(grad, "weight", dv * (v * (1 - v) if self.weights_normalization == "softmax" else v))
@@ -72,7 +74,7 @@ class Shortcut(Layer, section="shortcut"):
         return y, backward
 
 
-def normalize_weights(be: Any, weight: Any, kind: str) -> Any:
+def normalize_weights(be: ArrayBackend, weight: Array, kind: str) -> Array:
     """Normalize factors (n, C) over the n maps: relu: r / (1e-4 + sum r) with r = max(w, 0.001); softmax likewise."""
     xp = be.xp
     r = xp.exp(weight - weight.max(axis=0, keepdims=True)) if kind == "softmax" else xp.maximum(weight, 0.001)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import norm
-from .base import ForwardContext, Layer, LossContext, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, LossContext, Shape, ShapeError
 from .class_tree import Tree
 
 IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no loss
@@ -39,7 +40,7 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
             raise ShapeError(f"the tree has {len(self.tree.names)} classes, its input {C * H * W // self.groups}")
         return inputs[0]
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         rows = x.reshape(x.shape[0] * self.groups, -1)
         y = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), self.temperature)
@@ -69,7 +70,7 @@ class Cost(Layer, section="cost"):
     type: Literal["sse", "masked", "smooth"] = "sse"
     scale: float = 1.0
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import shortcut
-from .base import Activation, ForwardContext, Layer, Shape, ShapeError, resolve_index, size_mismatch_warning
+from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError, resolve_index, size_mismatch_warning
 from .blocks import activate
 
 
@@ -47,7 +47,7 @@ class SortShortcut(Layer, section="sort_shortcut"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "sort", "", ""
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         a, b = xs
         y, back = activate(be, shortcut.sort_shortcut(be, a, b, self.eps, self.slope), self.activation)
         return y, lambda dy, grad: shortcut.sort_shortcut_backward(be, back(dy), a, b, self.eps, self.slope)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import upsample
-from .base import ForwardContext, Layer, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, Shape, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Upsample(Layer, section="upsample"):
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return ("upsample" if self.stride > 0 else "downsample"), "", f"{abs(self.stride)}x"
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         (x,) = xs
         s, (H, W) = abs(self.stride), x.shape[2:]
         if self.stride > 0:
@@ -33,7 +33,7 @@ class Upsample(Layer, section="upsample"):
             return y, lambda dy, grad: (upsample.downsample(be, dy, s, self.scale),)
         y = upsample.downsample(be, x, s, self.scale)
 
-        def backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             dx = be.zeros(x.shape, dy.dtype)
             dx[:, :, : H // s * s, : W // s * s] = upsample.upsample(be, dy, s, self.scale)
             return (dx,)

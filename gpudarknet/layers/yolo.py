@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..ops import yolo
 from .anchors import AnchorHead
-from .base import ForwardContext, LossContext
+from .base import Backward, ForwardContext, LossContext
 from .yolo_loss import anchor_loss
 
 
@@ -26,11 +26,11 @@ class Yolo(AnchorHead, section="yolo"):
     focal_loss: int = 0
     show_details: int = 1
 
-    def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+    def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y = yolo.yolo_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y, self.new_coords)
         return y, lambda dy, grad: (dy,)  # the loss returns delta with respect to the input
 
-    def decode(self, be: Any, y: Any, net_w: int, net_h: int, thresh: float) -> np.ndarray:
+    def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 

@@ -9,7 +9,6 @@ objectness and the classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -223,7 +222,9 @@ class AnchorLoss:
         size *= 2 * pred[:, 2:] / out[:, 2:] if self.new_coords else pred[:, 2:]
         return np.concatenate([delta[:, :2] * s * slope / np.array([W, H], np.float32), size], axis=1)
 
-    def add(self, n: Any, a: Any, first: int, j: Any, i: Any, delta: np.ndarray, clipped: bool) -> None:
+    def add(
+        self, n: np.ndarray, a: np.ndarray, first: int, j: np.ndarray, i: np.ndarray, delta: np.ndarray, clipped: bool
+    ) -> None:
         """Add delta (K, 4) to the box channels first, first + stride, ... of K targets."""
         if clipped:
             delta = np.where(np.isfinite(delta), delta, 0)
