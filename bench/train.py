@@ -62,7 +62,7 @@ def ours(job: Job) -> Session:
     """Open this package's trainer."""
     net = network(job)
     trainer, x, truth = (
-        Trainer(net, emulate_darknet_cpu_bugs=False),
+        Trainer(net),
         seeded.network_input(net, job.batch),
         boxes(net, job.batch),
     )

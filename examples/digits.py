@@ -150,7 +150,7 @@ def write_data(data: datafile.DataFile, train: int, valid: int, seed: int) -> No
 def train(data: datafile.DataFile, seed: int, iterations: int | None = None) -> gd.Network:
     """Train the network from random weights, for its cfg's max_batches or for `iterations`, and print the progress."""
     net = gd.load_network(resources.bundled_cfg("digits"), backend="auto", seed=seed)
-    trainer = gd.Trainer(net, seed, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net, seed)
 
     def print_progress(p: Progress) -> None:
         if p.iteration % 50 == 0:

@@ -100,7 +100,7 @@ def without(line: int) -> cfg.Config:
 def train(config: cfg.Config, seed: int) -> dict[str, Any]:
     """Train a network; return test accuracy, losses, and the gradient norms of the first and last convolution."""
     net = gd.load_network(config, backend="numpy", seed=seed)
-    trainer = gd.Trainer(net, seed, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net, seed)
     x, k, test_x, test_k = digits(seed)
     kernels = [n.index for n in net.nodes if "kernel" in net.weights[n.index]]
     watched = {"first": kernels[0], "last": kernels[-2]}

@@ -19,7 +19,6 @@ def test_every_run_is_recorded():
     assert list(INDEX) == list(darknet_recordings.RUNS)
 
 
-@pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", darknet_recordings.RUNS)
 def test_a_training_goes_as_in_darknet(name, tmp_path):
     """Costs within 1e-4, weights within 1e-4 of the largest change: float32 sums in another order; most agree to 1e-5."""

@@ -508,7 +508,7 @@ USES: dict[str, Any] = {
     "a trace": lambda net, be: net.trace(X),
     "a detector's images": lambda net, be: gd.Detector(net).upload([np.zeros((8, 9, 3), np.uint8)]),
     "a detector's input": lambda net, be: gd.Detector(net).preprocess([np.zeros((8, 9, 3), np.uint8)]),
-    "gradients": lambda net, be: gd.Trainer(net, emulate_darknet_cpu_bugs=False),
+    "gradients": lambda net, be: gd.Trainer(net),
 }
 
 
@@ -518,7 +518,7 @@ def test_out_of_memory_anywhere(emulator: Any, name: str) -> None:
     net = gd.load_network(cfg.parse(NET), backend=be)
     use, trainer, outputs = (
         USES.get(name),
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False),
+        gd.Trainer(net),
         net.predict(X, engine="reference"),
     )
     be.xp.get_default_memory_pool().free_all_blocks()

@@ -106,7 +106,7 @@ def trained(be, name, adam=0, precision="fp32"):
     """Train for three steps; return the costs and every weight."""
     head = f"[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nadam={adam}\nmax_batches=9\n"
     net = load_network(cfg.parse(head + TRAINED[name], name), backend=be)
-    trainer = Trainer(net, emulate_darknet_cpu_bugs=False, precision=precision)
+    trainer = Trainer(net, precision=precision)
     rng = np.random.default_rng(2)
     truth = np.zeros((2, 200, 6), np.float32)
     truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # centre x, y, width, height, class, track
@@ -182,7 +182,7 @@ def test_products_of_float16_are_not_made_in_float32(emulator):
     head = "[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nlearning_rate=0.001\nmax_batches=9\n"
     body = BODY + "[connected]\noutput=6\nactivation=leaky\n" + "[connected]\noutput=5\n[softmax]\n[cost]\n"
     net = load_network(cfg.parse(head + body), backend=cuda)
-    trainer = Trainer(net, emulate_darknet_cpu_bugs=False, precision="fp16")
+    trainer = Trainer(net, precision="fp16")
     half = net.input(x).astype(np.float16)
     for work in (
         lambda: trainer.step(x, np.eye(5, dtype=np.float32)[1:3]),

@@ -89,7 +89,6 @@ def trained(be, precision, steps, net="", body=BODY):
     """Train on batches that are always the same; return the trainer and the costs."""
     trainer = gd.Trainer(
         gd.load_network(cfg.parse(NET.format(net) + body), backend=be, seed=1),
-        emulate_darknet_cpu_bugs=False,
         precision=precision,
     )
     rng, costs = np.random.default_rng(2), []
@@ -152,7 +151,7 @@ def test_a_probability_that_float16_cannot_hold(be, end):
     for precision in ("fp32", "fp16"):
         net = gd.load_network(cfg.parse(text), backend=be, seed=1)
         net.weights[0]["bias"] += be.asarray(np.float32([21, 0, 0, 0, 0]))
-        trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False, precision=precision)
+        trainer = gd.Trainer(net, precision=precision)
         costs.append(trainer.step(np.ones((4, 1, 1, 1), np.float32), np.eye(5)[1:]))
     assert costs[1] == pytest.approx(costs[0], rel=1e-3) and costs[0] > 20
 
@@ -240,12 +239,11 @@ def test_words():
         gd.Trainer(net, precision="half")
     assert str(e.value) == "Trainer: unknown precision 'half'; choose fp32 or fp16"
     with pytest.warns(TrainWarning) as said:
-        trainer = gd.Trainer(net, precision="fp16")
+        gd.Trainer(net, precision="fp16")
     assert (
         str(said[0].message)
         == "cfg: fp16 saves memory and time on a GPU; on NumPy it is only emulated, slower than fp32"
     )
-    assert trainer.cpu_bugs is None  # Darknet's CPU build has no float16
 
 
 @imitated
@@ -254,7 +252,7 @@ def test_a_network_that_ships():
     costs = {}
     for precision in ("fp32", "fp16"):
         net = gd.load_network(resources.bundled_cfg("yolov4-tiny"), backend="numpy", width=96, height=64, seed=1)
-        trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False, precision=precision)
+        trainer = gd.Trainer(net, precision=precision)
         truth = np.zeros((2, 200, 6), np.float32)
         truth[:, 0] = 0.4, 0.6, 0.3, 0.2, 7, 0
         costs[precision] = trainer.step(np.random.default_rng(0).random((2, 3, 64, 96), np.float32), truth)

@@ -121,7 +121,7 @@ max=1
 
 def test_a_checkpoint_stores_its_state(tmp_path):
     def start():
-        return gd.Trainer(gd.load_network(cfg.parse(TEXT), backend="numpy"), emulate_darknet_cpu_bugs=False)
+        return gd.Trainer(gd.load_network(cfg.parse(TEXT), backend="numpy"))
 
     def step(trainer):
         rng = np.random.default_rng(trainer.iteration)

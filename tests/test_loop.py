@@ -74,7 +74,7 @@ def project(folder, end=6, net="", random=0, count=4):
 def start(cfg, weights=None, **options):
     """Load a network and return its trainer."""
     net = gd.load_network(cfg, weights, "numpy")
-    return gd.Trainer(net, clear=weights is None, emulate_darknet_cpu_bugs=False, **options)
+    return gd.Trainer(net, clear=weights is None, **options)
 
 
 def arrays(path):
@@ -145,7 +145,7 @@ def dying(function):
 os.fsync, os.replace = dying(os.fsync), dying(os.replace)
 weights = f"{out}/x_last.weights" if resume == "1" else None
 net = gd.load_network(cfg, weights, "numpy")
-trainer = gd.Trainer(net, clear=weights is None, emulate_darknet_cpu_bugs=False)
+trainer = gd.Trainer(net, clear=weights is None)
 extra = trainer.resume(weights) if weights else {}
 trainer.fit(data, out, save_last=1, extra=extra, report=lambda p: print(p.iteration, flush=True))
 """

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gpudarknet as gd
 from gpudarknet import cfg
+from gpudarknet.backend import threads
 from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
 from gpudarknet.train import lr_schedule
 
@@ -45,7 +48,6 @@ def fill(net, values):
             a[...], values = values[: a.size].reshape(a.shape), values[a.size :]
 
 
-@pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_original_programs_results(name):
     """Costs of five steps, weights after steps 1, 2 and 5: 1e-4 relative, and of the largest change. Float32 on two BLAS."""
@@ -54,7 +56,7 @@ def test_the_original_programs_results(name):
     first = start(record)
     fill(net, first)
     x = np.random.default_rng(record["seed"] + 1).random((5, 4, *net.net.input), np.float32)
-    trainer, changes = gd.Trainer(net), iter(ARRAYS[f"{name}/dw"])
+    trainer, changes = gd.Trainer(net, emulate_darknet_cpu_bugs=True), iter(ARRAYS[f"{name}/dw"])
     for step, cost in enumerate(record["costs"]):
         assert trainer.step(x[step], ARRAYS[f"{name}/y"][step]) == pytest.approx(cost, rel=1e-4)
         if step in (0, 1, 4):
@@ -75,7 +77,7 @@ def batch(net, seed=0, N=4, K=5):
 
 def train(net, steps=1, seed=0, **options):
     """Train without emulated bugs for some steps with a batch each; return the trainer."""
-    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False, **options)
+    trainer = gd.Trainer(net, **options)
     for step in range(steps):
         trainer.step(*batch(net, seed + step))
     return trainer
@@ -91,21 +93,20 @@ def copy(net):
     return [{k: a.copy() for k, a in own.items()} for own in net.weights]
 
 
-def test_emulated_cpu_bugs_are_warned_about():
-    net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
-    with pytest.warns(TrainWarning) as warned:
-        gd.Trainer(net).step(*batch(net))
-    assert str(warned[0].message) == (
-        "cfg: as in Darknet's CPU build, the deltas of [connected] accumulate over steps and the weights of [connected] are"
-        " never updated; Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly"
+def test_cpu_bugs_are_emulated_by_step_in_fp32_only():
+    net = network(NET + CONV + LAST + END)
+    with pytest.raises(TrainError) as e:
+        gd.Trainer(net, emulate_darknet_cpu_bugs=True, precision="fp16")
+    assert (
+        str(e.value)
+        == "Trainer: Darknet's CPU build has no fp16; omit emulate_darknet_cpu_bugs, or choose precision fp32"
     )
-
-
-def test_connected_is_trained_without_cpu_bugs():
-    net = network(NET + "[connected]\noutput=5\nactivation=linear\n[softmax]\n")
-    before = copy(net)
-    train(net)
-    assert changed(net, before)[0] == ["bias", "kernel"]
+    with pytest.raises(TrainError) as e:
+        gd.Trainer(net, emulate_darknet_cpu_bugs=True).fit("x.data")
+    assert (
+        str(e.value)
+        == "Trainer.fit: does not emulate bugs of Darknet's CPU build; omit emulate_darknet_cpu_bugs, or call step"
+    )
 
 
 def test_sgd_is_darknets():
@@ -158,7 +159,7 @@ def test_stopbackward_freezes_earlier_layers():
 
 def test_stopbackward_until_an_iteration():
     net = network(NET + CONV + "stopbackward=2\n" + LAST + END)
-    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net)
     assert [trainer.first_trained, trainer.step(*batch(net)) > 0, trainer.first_trained] == [1, True, 1]
     trainer.step(*batch(net))
     assert trainer.first_trained == 0
@@ -170,7 +171,7 @@ def test_stopbackward_until_an_iteration():
 )
 def test_delayed_updates(key, moves):
     net = network(NET + "burn_in=2\n" + CONV + key + "\n" + LAST + END)
-    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net)
     for moved in moves:
         before = copy(net)
         trainer.step(*batch(net))
@@ -210,7 +211,7 @@ def test_clip_bounds_kernels():
 def test_an_unimplemented_loss_is_warned_about():
     net = network(NET + CONV + "[contrastive]\n[route]\nlayers=-2\n" + LAST + END)
     with pytest.warns(TrainWarning) as warned:
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False)
+        gd.Trainer(net)
     assert (
         str(warned[0].message)
         == "cfg: the loss of layer 1 [contrastive] is not implemented; layers that only it reads are not trained"
@@ -221,7 +222,7 @@ def test_shared_weights_sum_the_gradients_of_their_users():
     """The same convolution twice, shared: one array, with the gradients of both uses."""
     first = "[convolutional]\nfilters=3\nsize=3\npad=1\nactivation=leaky\n"
     net = network(NET + first + first + "share_index=-1\n" + LAST + END)
-    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net)
     assert trainer.momentum[1] is trainer.momentum[0]
     trainer.step(*batch(net))
     assert net.weights[0] is net.weights[1]
@@ -249,7 +250,7 @@ def test_a_recurrent_first_layer_is_trained(first):
     behind.weights[2].update({k: a.copy() for k, a in alone.weights[1].items()})
     before = copy(alone)
     for net in (alone, behind):
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, N=8))
+        gd.Trainer(net).step(*batch(net, N=8))
     assert all(changed(alone, before)[0])
     for name, a in alone.weights[0].items():
         np.testing.assert_allclose(a, behind.weights[1][name], rtol=1e-5, atol=1e-6)
@@ -258,7 +259,7 @@ def test_a_recurrent_first_layer_is_trained(first):
 def test_moving_average_of_the_weights():
     """The average starts at max_batches/2 = 1002; 1000 iterations before the end it replaces the weights."""
     net = network(NET + "max_batches=2004\nema_alpha=0.5\n" + CONV + LAST + END)
-    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(net)
     trainer.iteration, kernels = 1001, []
     trainer.update_ema()
     assert trainer.ema_weights is None
@@ -277,12 +278,47 @@ def test_a_nan_error_names_the_layer():
     net.weights[1]["kernel"][0, 0, 0, 0] = np.nan
     before = copy(net)
     with pytest.raises(TrainError) as e:
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(x, truth)
+        gd.Trainer(net).step(x, truth)
     assert str(e.value) == (
         "cfg: iteration 1: the output of layer 1 [convolutional] is not finite; lower learning_rate, lengthen burn_in,"
         " or check the labels"
     )
     np.testing.assert_array_equal(net.weights[0]["kernel"], before[0]["kernel"])
+
+
+def test_an_iteration_is_a_step_of_any_batch():
+    net = network(NET + CONV + LAST + END)
+    trainer = gd.Trainer(net)
+    for N in (4, 4, 1, 6):
+        trainer.step(*batch(net, N=N))
+    assert (trainer.iteration, net.seen) == (4, 15)
+
+
+def test_an_error_changes_nothing():
+    net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
+    trainer, before = train(net, 2), copy(net)
+    momentum = trainer.momentum[0]["kernel"].copy()
+    x, truth = batch(net)
+    x[3, 0, 0, 0] = np.nan  # in the second half
+    for wrong in ((x, truth), (np.zeros_like(x), truth[:, :3]), (x[:, :2], truth)):
+        with pytest.raises((TrainError, DataError)):
+            trainer.step(*wrong)
+        assert (trainer.iteration, net.seen) == (2, 8)
+        assert changed(net, before) == [[], [], [], []]
+        np.testing.assert_array_equal(trainer.momentum[0]["kernel"], momentum)
+
+
+@pytest.mark.parametrize("tune", [True, False])
+def test_malloc_is_tuned_unless_switched_off(tune, monkeypatch):
+    """mallopt is process-wide: `Trainer(net, tune_malloc=False)` never calls it, nor does a step."""
+    calls, load = [], ctypes.CDLL
+    libc = SimpleNamespace(mallopt=lambda *setting: calls.append(setting))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *mode: libc if name is None else load(name, *mode))
+    threads.tune_malloc.cache_clear()
+    net = network(NET + CONV + LAST + END)
+    gd.Trainer(net, tune_malloc=tune).step(*batch(net))
+    threads.tune_malloc.cache_clear()  # so that later trainings of this process are tuned
+    assert bool(calls) is tune
 
 
 def test_refusals():
@@ -293,13 +329,13 @@ def test_refusals():
     with pytest.raises(
         DataError, match=r"^a batch of 3 images and 3 truths; both counts must be the same multiple of 2$"
     ):
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, N=3))
+        gd.Trainer(net).step(*batch(net, N=3))
     net = network(NET + CONV + LAST + END)
     with pytest.raises(DataError, match=r"^a truth of 3 values per image does not fit layer 3 \[softmax\] of cfg$"):
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net, K=3))
+        gd.Trainer(net).step(*batch(net, K=3))
     net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
     with pytest.raises(DataError, match=r"^a truth of 5 values per image does not fit layer 2 \[yolo\] of cfg$"):
-        gd.Trainer(net, emulate_darknet_cpu_bugs=False).step(*batch(net))
+        gd.Trainer(net).step(*batch(net))
     net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
     with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales of equal length$"):
         gd.Trainer(net)
@@ -343,7 +379,7 @@ def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     train(straight, 4)
     train(stopped, 2).save(tmp_path / "state.npz", {"best": 0.5})
     resumed = network(text, seed=99)
-    trainer = gd.Trainer(resumed, emulate_darknet_cpu_bugs=False)
+    trainer = gd.Trainer(resumed)
     assert float(trainer.load(tmp_path / "state.npz")["best"]) == 0.5
     assert (trainer.iteration, resumed.seen) == (2, 8)
     for step in (2, 3):
@@ -358,7 +394,7 @@ def test_a_checkpoint_stores_the_average(tmp_path):
     def late(seed=1):
         net = network(text, seed)
         net.seen = 1001 * 4
-        return gd.Trainer(net, clear=False, emulate_darknet_cpu_bugs=False)
+        return gd.Trainer(net, clear=False)
 
     straight, stopped, resumed = late(), late(), late(99)
     for trainer, steps in ((straight, range(5)), (stopped, range(3)), (resumed, range(3, 5))):
@@ -376,9 +412,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
     net = network(NET + CONV + LAST + END)
     path = tmp_path / "state.npz"
     train(net).save(path)
-    other = gd.Trainer(
-        network(NET + CONV.replace("filters=4", "filters=6") + LAST + END), emulate_darknet_cpu_bugs=False
-    )
+    other = gd.Trainer(network(NET + CONV.replace("filters=4", "filters=6") + LAST + END))
     with pytest.raises(
         TrainError, match=re.escape(f"{path}: belongs to another cfg (layer 0 [convolutional] differs)")
     ):
@@ -412,7 +446,6 @@ def test_resize_keeps_the_weights():
     assert str(e.value) == "cfg:9: [connected] (layer 0) has weights for one input size; it cannot take 10 x 4"
 
 
-@pytest.mark.filterwarnings("ignore::gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("name", ["classifier", "acts"])
 def test_the_original_programs_results_on_every_backend(be, name):
     """Two steps with the CUDA kernels, which sum in another order than NumPy."""
@@ -424,7 +457,7 @@ def test_the_original_programs_results_on_every_backend(be, name):
         for a in own.values():
             a[...], values = be.asarray(values[: a.size].reshape(a.shape)), values[a.size :]
     x = np.random.default_rng(record["seed"] + 1).random((5, N, *net.net.input), np.float32)
-    trainer = gd.Trainer(net)
+    trainer = gd.Trainer(net, emulate_darknet_cpu_bugs=True)
     for step in (0, 1):
         assert trainer.step(x[step], ARRAYS[f"{name}/y"][step]) == pytest.approx(record["costs"][step], rel=1e-4)
         wanted = ARRAYS[f"{name}/dw"][step]

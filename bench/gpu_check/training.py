@@ -67,7 +67,7 @@ def ours(context: Context, precision: Any) -> Row:
     if precision == "fp16" and context.backend == "numpy":
         raise Skipped("NumPy only emulates fp16")
     net = network(context, context.backend)
-    trainer, batch = Trainer(net, emulate_darknet_cpu_bugs=False, precision=precision), net.net.batch
+    trainer, batch = Trainer(net, precision=precision), net.net.batch
     x, truth, costs = net.backend.asarray(seeded.network_input(net, batch)), boxes(net, batch), list[float]()
     row = rate(context, lambda: costs.append(trainer.step(x, truth)), batch)
     if context.backend == "cupy":

@@ -43,9 +43,7 @@ def run(args: Any, detects: bool) -> None:
     if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead) is not detects:
         kind, other = ("a classifier", "classifier") if detects else ("a detector", "detector")
         raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
-    trainer = Trainer(
-        net, args.seed, clear=args.clear, emulate_darknet_cpu_bugs=False, precision="fp16" if args.fp16 else "fp32"
-    )
+    trainer = Trainer(net, args.seed, clear=args.clear, precision="fp16" if args.fp16 else "fp32")
     extra = {} if args.clear or weights is None else trainer.resume(weights)
     bad_samples = BadSamples(Path())
     data = datasets.training_set(file, net, bad_samples)

@@ -5,9 +5,6 @@
     trainer.fit("x.data", "backup")     # or the whole training (loop.py)
 
 All randomness derives from (seed, iteration), so a run that is stopped and resumed continues bit-exactly.
-
-By default `step` alone reproduces bugs of Darknet's CPU build, which trains some classifiers incorrectly (darknet_cpu_bugs.py);
-`fit` and the command line never do.
 """
 
 from __future__ import annotations
@@ -32,14 +29,19 @@ __all__ = ["Progress", "TrainStep", "Trainer", "TrainingRun", "backward"]
 class Trainer(TrainStep):
     """A network in training: `step` runs one iteration, `fit` a whole training, `save` and `load` its state.
 
-    It starts at iteration 0; with clear=False, at the image count of the weights. emulate_darknet_cpu_bugs: reproduce bugs of
-    Darknet's CPU build (darknet_cpu_bugs.py) and warn if they matter; `fit` switches it off. exact: IoU losses return their
-    true gradient where Darknet's delta differs; iou_normalizer then has to be larger, as the gradient is with respect to
-    coordinates relative to the image. momentum[i][name] is the accumulated negative gradient of a weight, as in Darknet.
+    It starts at iteration 0; with clear=False, at the image count of the weights. exact: IoU losses return their true gradient
+    where Darknet's delta differs; iou_normalizer then has to be larger, as the gradient is with respect to coordinates
+    relative to the image. momentum[i][name] is the accumulated negative gradient of a weight, as in Darknet.
 
     precision: with fp16, maps and deltas are stored as float16; arithmetic, weights, their gradients and batch norm's
     statistics stay float32. [net] loss_scale multiplies the deltas; at its default 1 the scale is dynamic: it is halved if a
-    gradient overflows, and that step is skipped. Raises TrainError, CfgError.
+    gradient overflows, and that step is skipped.
+
+    emulate_darknet_cpu_bugs: train [avgpool], [connected] and [local] as incorrectly as Darknet's CPU build does
+    (darknet_cpu_bugs.py), to compare `step` with its results; in fp32 only, and not for `fit`.
+
+    tune_malloc: with NumPy, make malloc of the GNU C library keep freed memory, in the whole process and for good: every step
+    needs the memory that the last one freed. False leaves malloc as it is. Raises TrainError, CfgError.
     """
 
     def fit(
@@ -52,6 +54,10 @@ class Trainer(TrainStep):
         base_last.weights or .npz, to resume bit-exactly. The other options are those of `loop.TrainingRun`. Returns the last
         Progress.
         """
+        if self.cpu_bugs:
+            raise TrainError(
+                "Trainer.fit: does not emulate bugs of Darknet's CPU build; omit emulate_darknet_cpu_bugs, or call step"
+            )
         if resume is not None:
             path = checkpoint.state_path(resume)
             if not path.is_file():
@@ -60,7 +66,6 @@ class Trainer(TrainStep):
         data = DataFile.read(data) if isinstance(data, str | Path) else data
         data = training_set(data, self.net) if isinstance(data, DataFile) else data
         run = TrainingRun(self, data, folder, base or Path(self.net.config.path).stem, **options)
-        self.cpu_bugs = None
         return run.run(iterations)
 
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -6,10 +6,8 @@ accumulate over steps, unless a convolution follows and overwrites them; and [co
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-from ..errors import TrainWarning
 from ..graph import Node
 from ..layers.base import Backward
 from ..network import Network
@@ -20,7 +18,7 @@ class DarknetCpuBugs:
     """The bugs that affect one network. kept_deltas: layer -> its delta, to which the next step adds."""
 
     def __init__(self, net: Network):
-        self.net, self.kept_deltas, self.warned = net, dict[int, Any](), False
+        self.net, self.kept_deltas = net, dict[int, Any]()
 
     def frozen_by_bug(self, node: Node) -> bool:
         """Return whether the weights of a layer are never updated."""
@@ -43,20 +41,3 @@ class DarknetCpuBugs:
             return backward(dy, {} if self.frozen_by_bug(node) else grad)
 
         return buggy_backward
-
-    def warn(self) -> None:
-        """Warn once which layers are trained incorrectly; the warning points at the caller's caller."""
-        bugs = []
-        for bug, nodes in (
-            ("the deltas of {} accumulate over steps", [n for n in self.net.nodes if self.accumulates_delta(n)]),
-            ("the weights of {} are never updated", [n for n in self.net.nodes if self.frozen_by_bug(n)]),
-        ):
-            if names := sorted({f"[{node.layer.section}]" for node in nodes}):
-                bugs.append(bug.format(" and ".join(names)))
-        if bugs and not self.warned:
-            warnings.warn(
-                f"{self.net.config.path}: as in Darknet's CPU build, {' and '.join(bugs)};"
-                " Trainer(net, emulate_darknet_cpu_bugs=False) trains correctly",
-                TrainWarning, stacklevel=3,
-            )  # fmt: skip
-        self.warned = True

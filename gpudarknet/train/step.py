@@ -33,12 +33,16 @@ class TrainStep:
     """
 
     def __init__(
-        self, net: Network, seed: int = 0, clear: bool = True, emulate_darknet_cpu_bugs: bool = True, exact: bool = False,
-        precision: Literal["fp32", "fp16"] = "fp32",
+        self, net: Network, seed: int = 0, *, clear: bool = True, exact: bool = False,
+        precision: Literal["fp32", "fp16"] = "fp32", emulate_darknet_cpu_bugs: bool = False, tune_malloc: bool = True,
     ):  # fmt: skip
         lr_schedule.check(net.net, net.config.path)
         if precision not in ("fp32", "fp16"):
             raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
+        if emulate_darknet_cpu_bugs and precision == "fp16":
+            raise TrainError(
+                "Trainer: Darknet's CPU build has no fp16; omit emulate_darknet_cpu_bugs, or choose precision fp32"
+            )
         if not any(node.layer.has_loss for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
@@ -51,7 +55,8 @@ class TrainStep:
                     " reads are not trained",
                     TrainWarning, stacklevel=2,
                 )  # fmt: skip
-        be.tune_malloc()
+        if tune_malloc:
+            be.tune_malloc()
         cfg = net.net
         net.seen = 0 if clear else net.seen
         half = precision == "fp16"
@@ -64,9 +69,7 @@ class TrainStep:
         self.skipped = False  # whether the last step was skipped
         self.label_filter = LabelFilter()
         self.exact = exact
-        self.cpu_bugs = (
-            DarknetCpuBugs(net) if emulate_darknet_cpu_bugs and not half else None
-        )  # that build is float32 only
+        self.cpu_bugs = DarknetCpuBugs(net) if emulate_darknet_cpu_bugs else None
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         self.momentum: Arrays = []
@@ -91,21 +94,19 @@ class TrainStep:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the current iteration."""
+        """The learning rate of the last step; before the first, that of iteration 0, which with burn_in is 0."""
         u = float(np.random.default_rng([self.seed, self.iteration, 1]).random())
         return lr_schedule.rate(self.net.net, self.iteration, u)
 
     def step(self, x: Any, truth: Any) -> float:
         """Run one iteration on x (N, C, H, W), values 0..1, and truth (N, truths) in Darknet's layout; return the cost.
 
-        The cost is the sum over the images of the mean over the layers with a loss. N is a multiple of [net] subdivisions,
-        which run one after the other. Raises DataError if shapes do not match; TrainError if values are no longer finite:
-        weights and momentum are then as before the step.
+        The cost is the sum over the images of the mean over the layers with a loss. N may differ from [net] batch; it is a
+        multiple of [net] subdivisions, which run one after the other. Raises DataError if shapes do not match; TrainError if
+        values are no longer finite. After an error all is as before the step, except batch norm's running statistics.
         """
         net, subdivisions = self.net, self.net.net.subdivisions
         N = len(x)
-        if self.cpu_bugs:
-            self.cpu_bugs.warn()
         truth = np.asarray(host_array(truth), np.float32).reshape(len(truth), -1)
         if len(truth) != N or N % subdivisions or N == 0:
             raise DataError(
@@ -118,21 +119,23 @@ class TrainStep:
         with net.on_device():
             for part in range(subdivisions):
                 images = slice(part * size, (part + 1) * size)
-                net.seen += size
                 rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-                cost += self.accumulate(net.input(x[images]), truth[images], rng, grads)
+                cost += self.accumulate(net.input(x[images]), truth[images], net.seen + images.stop, rng, grads)
             self.skipped = not self.check_finite(cost, grads, x[:size])
-            self.iteration = net.seen // N
+            net.seen, self.iteration = net.seen + N, self.iteration + 1
             if not self.skipped:
                 self.apply_momentum(grads)
                 self.update(N)
         return cost
 
-    def accumulate(self, x: Any, truth: np.ndarray, rng: np.random.Generator, grads: Arrays) -> float:
-        """Run x (N, C, H, W) forward and backward, add to grads[i][name]; return the mean cost of the layers with a loss."""
+    def accumulate(self, x: Any, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: Arrays) -> float:
+        """Run x (N, C, H, W) forward and backward, add to grads[i][name]; return the mean cost of the layers with a loss.
+
+        seen: images trained on so far, these included.
+        """
         net, be = self.net, self.net.backend
         cfg = net.net
-        loss_ctx = LossContext(net.width, net.height, net.seen, self.exact, rng, self.filter_deltas)
+        loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, self.filter_deltas)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         ctx = ForwardContext(
             train=True,
@@ -283,6 +286,7 @@ class TrainStep:
         """Return everything that training needs to resume bit-exactly, as NumPy arrays: KIND/LAYER/NAME, and some scalars."""
         arrays = {
             "seen": np.array(self.net.seen),
+            "iteration": np.array(self.iteration),
             "seed": np.array(self.seed),
             "scale": self.loss_scale.state(),
             "rejection": self.label_filter.state(),
@@ -310,8 +314,7 @@ class TrainStep:
         net.program_cache.clear()
         self.loss_scale.load_state(state["scale"])
         self.label_filter.load_state(state["rejection"])
-        net.seen, self.seed = int(state["seen"]), int(state["seed"])
-        self.iteration = net.seen // max(self.batch, 1)
+        net.seen, self.seed, self.iteration = (int(state[name]) for name in ("seen", "seed", "iteration"))
 
     def _arrays(self) -> dict[str, Arrays]:
         """Return the arrays of the state, by the kinds that a checkpoint knows. Shared weights belong to their owner."""
