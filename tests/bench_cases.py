@@ -2,6 +2,36 @@
 
 from __future__ import annotations
 
+CFG = """\
+[net]
+width=40
+height=24
+channels=3
+
+[convolutional]
+filters=8
+size=3
+stride=2
+pad=1
+batch_normalize=1
+activation=leaky
+
+[maxpool]
+size=2
+stride=2
+
+[convolutional]
+filters=18
+size=1
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=4,5, 8,9, 12,14
+classes=1
+num=3
+"""
+
 CPU = {
     "record": "machine", "schema": 1, "date": "2026-01-02T03:04:05Z", "version": "0.1.0", "commit": "abc",
     "device": "Fake CPU", "kind": "cpu", "cores": 4, "threads": 8, "clock_ghz": [3.0, 4.0], "flop_per_cycle": [32, 32],

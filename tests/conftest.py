@@ -6,15 +6,13 @@ deselected.
 
 from __future__ import annotations
 
-import os
-
 import cuda_emulator
-import host_cuda
+import nhwc_maps
 import numpy as np
 import pytest
+from backends import backend_for, plan_backend
 
 from gpudarknet import backend
-from gpudarknet.backend import Backend
 
 
 def pytest_addoption(parser):
@@ -74,18 +72,6 @@ def emulator():
     return cuda_emulator
 
 
-class Poisoned(Backend):
-    """The CUDA kernels on NumPy arrays; uninitialized elements are NaN (-1 in integers)."""
-
-    def empty(self, shape, dtype=np.float32):
-        a = np.empty(shape, dtype)
-        a.view(np.uint8).fill(host_cuda.POISON) if a.ndim else a.fill(np.nan)
-        return a
-
-
-HOST_CUDA = Poisoned("host-cuda", np, host_cuda.launcher())
-
-
 @pytest.fixture(params=["numpy", "host-cuda", "cuda"])
 def be(request):
     """A backend: references on NumPy, kernels on the CPU (host_cuda/), kernels on a GPU."""
@@ -98,12 +84,30 @@ def kernels(request):
     return backend_for(request.param)
 
 
-def backend_for(name: str) -> Backend:
-    if name == "numpy":
-        return backend.get("numpy")
-    if name == "host-cuda":
-        if host_cuda.COMPILER is None:
-            missing = "host-cuda needs g++ (or set CXX to a C++17 compiler)"
-            pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-        return HOST_CUDA
-    return backend.get("cupy")
+@pytest.fixture(params=["host-cuda", "cuda"])
+def device(request):
+    """A backend for plans: kernels and a cuBLAS made of NumPy, with poisoned memory; a GPU, with streams and graphs."""
+    return plan_backend() if request.param == "host-cuda" else backend_for("cuda")
+
+
+@pytest.fixture(params=[np.float32, np.float16], ids=["float32", "float16"])
+def dtype(request):
+    """What kernels store."""
+    return request.param
+
+
+@pytest.fixture(params=nhwc_maps.SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def shape(request):
+    """N, H, W, C of a map."""
+    return request.param
+
+
+@pytest.fixture(params=nhwc_maps.PLACES)
+def place(request):
+    """Where in a wider map a map is."""
+    return request.param
+
+
+@pytest.fixture
+def rng(shape):
+    return np.random.default_rng(shape)

@@ -14,6 +14,9 @@ sys.path.append(str(ROOT))
 
 from bench.gpu_check.case import Case, Context, Skipped, Stage  # noqa: E402
 
+CHILD = (sys.executable, "-X", "faulthandler", "-m", "gpu_check_trial")
+DEVICE = {"why": None, "device": "Fake GPU", "driver": "1.0", "emulated": False}
+
 
 class Sticky(RuntimeError):
     """An error like CuPy's after an illegal memory access."""
@@ -89,6 +92,19 @@ STAGES = [
         env={"TRIAL": "a"},
     ),
 ]
+
+
+def stages(*names):
+    """Return stages by name."""
+    return [next(stage for stage in STAGES if stage.name == name) for name in names]
+
+
+def run(folder, *names, only=""):
+    """Run stages as part A of the check, in processes of this module; return its last row."""
+    from bench.gpu_check import __main__ as command
+
+    return command.run("A", stages(*names), Context("numpy"), DEVICE, folder, only, CHILD)
+
 
 if __name__ == "__main__":
     from bench.gpu_check.child import main

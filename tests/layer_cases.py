@@ -5,20 +5,30 @@ A layer in a new file gpudarknet/layers/NAME.py brings its own cases: a dict CAS
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
+from backends import NUMPY
 
 from gpudarknet import layers
-from gpudarknet.layers import Layer, Shape
+from gpudarknet.layers import SECTIONS, ForwardContext, Layer, Shape
 from gpudarknet.layers.empty import History
 from gpudarknet.layers.recurrent import Recurrent
 from gpudarknet.ops import activation
 
 EXACT = [kind for kind in activation.NAMES if kind not in ("gelu", "selu", "stair")]  # whose derivative is one
+
+DARKNET_SECTIONS = frozenset(
+    (
+        "convolutional conv connected conn maxpool max local_avgpool local_avg avgpool avg softmax soft normalization lrn"
+        " dropout batchnorm activation route shortcut scale_channels sam upsample reorg reorg3d crop cost local detection"
+        " region yolo Gaussian_yolo rnn gru lstm crnn conv_lstm history implicit contrastive empty silence"
+    ).split()
+)
 
 # section, and what is special -> shapes of the inputs, keys
 CASES: dict[str, tuple[list[Shape], dict[str, Any]]] = {
@@ -92,10 +102,36 @@ def has_state(layer: Layer) -> bool:
     return isinstance(layer, (Recurrent, History))
 
 
-def draw_weights(layer: Layer, inputs: list[Shape], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def draw_weights(layer: Layer, inputs: Sequence[Shape], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draw weights in float64; variances and scales are positive."""
     weights = {}
     for name, shape, _ in layer.weights(*inputs):
         a = rng.normal(0, 1, shape)
         weights[name] = np.abs(a) + 0.5 if name.endswith(("variance", "scale")) else a
     return weights
+
+
+def directional(section, inputs, train=True, batch=3, seed=0, frozen=(), **keys):
+    """Return (analytic, numeric) derivatives of a layer along one random direction of its inputs and weights."""
+    rng = np.random.default_rng(seed)
+    layer = SECTIONS[section](**keys)
+    steps = 3 if has_state(layer) else 1
+    xs = [rng.normal(0, 1, (batch * steps, *shape)) for shape in inputs]
+    w = draw_weights(layer, inputs, rng)
+    vs = [rng.normal(0, 1, x.shape) for x in xs]
+    us = {name: rng.normal(0, 1, a.shape) for name, a in w.items() if not name.endswith(("mean", "variance"))}
+    us = {name: u for name, u in us.items() if name not in frozen}
+
+    def run(h):
+        moved = {name: a + h * us.get(name, 0) for name, a in w.items()}
+        ctx = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
+        return layer.forward(NUMPY, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), ctx=ctx)
+
+    y, backward = run(0.0)
+    dy, grad = rng.normal(0, 1, y.shape), {}
+    assert y.shape == (batch * steps, *layer.shape(*inputs))
+    dxs, h = backward(dy, grad), 1e-6
+    analytic = sum(float((dx * v).sum()) for dx, v in zip(dxs, vs, strict=True) if dx is not None)
+    analytic += sum(float((grad[name] * u).sum()) for name, u in us.items())
+    numeric = float((dy * (run(h)[0] - run(-h)[0])).sum()) / (2 * h)
+    return analytic, numeric

@@ -143,6 +143,11 @@ def test_no_catch_all_modules():
     assert not {path.stem for path in SOURCES.values()} & {"util", "utils", "common", "helpers", "misc"}
 
 
+def test_no_test_file_imports_from_another():
+    for path in Path(__file__).parent.glob("test_*.py"):
+        assert not re.findall(r"^(?:from|import) test_\w+", path.read_text(encoding="utf-8"), re.MULTILINE), path.name
+
+
 @pytest.mark.parametrize("layer", sorted(set(SECTIONS.values()), key=lambda c: c.section), ids=lambda c: c.section)
 def test_a_layers_first_line_shows_shapes(layer):
     assert "->" in (layer.__doc__ or "").split("\n")[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import backend_for
+from backends import backend_for
 
 import gpudarknet as gd
 from gpudarknet import backend, cfg

@@ -8,41 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_cases import CFG
 from gpudarknet.bench.engines import Job, Unavailable
 
 from gpudarknet import load_network
 from gpudarknet.bench import engines, seeded, torch_network
 from gpudarknet.io import resources
-
-CFG = """\
-[net]
-width=40
-height=24
-channels=3
-
-[convolutional]
-filters=8
-size=3
-stride=2
-pad=1
-batch_normalize=1
-activation=leaky
-
-[maxpool]
-size=2
-stride=2
-
-[convolutional]
-filters=18
-size=1
-activation=linear
-
-[yolo]
-mask=0,1,2
-anchors=4,5, 8,9, 12,14
-classes=1
-num=3
-"""
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import conftest
 import numpy as np
 import pytest
+from backends import Poisoned
 from fake_cublas import FakeCublas
 from gpudarknet.bench.engines import synchronizer
 
@@ -16,7 +16,7 @@ from gpudarknet.io import resources
 @pytest.fixture
 def network(be):
     if be.name == "host-cuda":
-        be = conftest.Poisoned("host-cuda", np, be.launch, FakeCublas().open, "cuda")
+        be = Poisoned("host-cuda", np, be.launch, FakeCublas().open, "cuda")
     network = load_network(resources.bundled_cfg("yolov4-tiny"), backend=be, width=64, height=32)
     seeded.fill(network)
     return network

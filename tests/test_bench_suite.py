@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from bench_cases import CFG
 from gpudarknet.bench.engines import Job
 from gpudarknet.bench.timing import Sample
-from test_bench_engines import CFG
 
 from gpudarknet.bench import records, suite
 from gpudarknet.cli import main

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from layer_cases import DARKNET_SECTIONS
 
 from gpudarknet import cfg
 from gpudarknet.errors import CfgError, CfgWarning
@@ -163,15 +164,6 @@ def test_a_tree_whose_child_stands_above_its_parent_is_refused(tmp_path: Path) -
 
 def test_activations_of_cfgs_are_those_of_the_ops() -> None:
     assert set(get_args(Activation)) == {*activation.NAMES, *activation.NORMALIZERS}
-
-
-DARKNET_SECTIONS = frozenset(
-    (
-        "convolutional conv connected conn maxpool max local_avgpool local_avg avgpool avg softmax soft normalization lrn"
-        " dropout batchnorm activation route shortcut scale_channels sam upsample reorg reorg3d crop cost local detection"
-        " region yolo Gaussian_yolo rnn gru lstm crnn conv_lstm history implicit contrastive empty silence"
-    ).split()
-)
 
 
 def test_every_darknet_section_is_there() -> None:

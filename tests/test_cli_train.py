@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from test_loop import project
+from spots import project
 
 from gpudarknet import image
 from gpudarknet.cli import main

@@ -13,9 +13,9 @@ import host_cuda
 import numpy as np
 import op_cases
 import pytest
-from conftest import backend_for
-from test_gradients import directional
-from test_ops import compare, run
+from backends import backend_for
+from layer_cases import directional
+from op_cases import compare, run
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend, cuda

@@ -13,7 +13,7 @@ import host_cuda
 import numpy as np
 import op_cases
 import pytest
-from conftest import backend_for
+from backends import backend_for
 from fake_cublas import FakeCublas
 
 from gpudarknet.backend import Backend, cublas

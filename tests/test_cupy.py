@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import seeded
-from conftest import backend_for
+from backends import backend_for
 from layer_cases import CASES, draw_weights, has_state
 
 from gpudarknet import cfg, load_network

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
+from spots import files, spots
 
 from gpudarknet import cfg, data
 from gpudarknet.data.augment import (
@@ -21,21 +21,6 @@ from gpudarknet.layers import SECTIONS
 from gpudarknet.layers.class_tree import Tree
 
 STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
-
-
-def spots(W=90, H=60, seed=0):
-    """Draw grey noise with three rectangles whose colours are their classes; return the image and boxes (3, 5)."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
-    boxes = []
-    for k, (x, y) in enumerate(((0.2, 0.3), (0.5, 0.7), (0.8, 0.25))):
-        w, h = 0.16, 0.2
-        left, top = round((x - w / 2) * W), round((y - h / 2) * H)
-        wide, high = round(w * W), round(h * H)
-        image[top : top + high, left : left + wide] = 0
-        image[top : top + high, left : left + wide, k] = 255
-        boxes.append(((left + wide / 2) / W, (top + high / 2) / H, wide / W, high / H, k))
-    return image, np.array(boxes, np.float32)
 
 
 def check(x, truth, at_least=1):
@@ -287,18 +272,6 @@ def test_a_list_of_images(tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt: is empty; it must have the path of an image on each line$"):
         data.read_list(tmp_path / "empty.txt")
-
-
-def files(folder, count=4):
-    """Write images with labels; return their paths."""
-    paths = []
-    for n in range(count):
-        image, boxes = spots(seed=n)
-        paths.append(str(folder / f"{n}.png"))
-        cv2.imwrite(paths[-1], image[:, :, ::-1])
-        lines = [f"{int(k)} {x} {y} {w} {h}" for x, y, w, h, k in boxes]
-        (folder / f"{n}.txt").write_text("\n".join(lines))
-    return paths
 
 
 def test_batches_depend_on_seed_and_iteration_only(tmp_path):

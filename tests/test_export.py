@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import opencv4
 import pytest
-from test_cfg import DARKNET_SECTIONS
+from layer_cases import DARKNET_SECTIONS
 
 import gpudarknet as gd
 from gpudarknet import cfg, cli

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_plan_cuda import plan_backend, thin
+from backends import plan_backend
+from cuda_plans import thin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))

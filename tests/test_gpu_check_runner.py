@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_check_trial
 import pytest
+from gpu_check_trial import CHILD, DEVICE, run, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -20,17 +20,10 @@ from bench.gpu_check import __main__ as command  # noqa: E402
 from bench.gpu_check import child, runner  # noqa: E402
 from bench.gpu_check.case import Context, matches  # noqa: E402
 
-CHILD = (sys.executable, "-X", "faulthandler", "-m", "gpu_check_trial")
-DEVICE = {"why": None, "device": "Fake GPU", "driver": "1.0", "emulated": False}
-
 
 @pytest.fixture(autouse=True)
 def path(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-
-
-def stages(*names):
-    return [next(stage for stage in gpu_check_trial.STAGES if stage.name == name) for name in names]
 
 
 def rows(stage, only=""):
@@ -130,10 +123,6 @@ def test_non_finite_numbers_are_text_in_json():
     assert rows("environment")[0]["variable"]["value"] == "a"
 
 
-def run(folder, *names, only=""):
-    return command.run("A", stages(*names), Context("numpy"), DEVICE, folder, only, CHILD)
-
-
 def written(folder):
     (path,) = folder.glob("*-fake-gpu-gpu-check-a.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -202,9 +191,9 @@ def test_an_emulated_device_implies_small_and_marks_every_row(tmp_path, monkeypa
 WHOLE = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import test_gpu_check_runner as tests
+import gpu_check_trial
 from pathlib import Path
-tests.run(Path(sys.argv[1]), "long")
+gpu_check_trial.run(Path(sys.argv[1]), "long")
 """
 
 

@@ -5,10 +5,9 @@ float64 and h = 1e-6 leave an error of about 1e-9. Random values avoid kinks, an
 
 from __future__ import annotations
 
-import layer_cases
 import numpy as np
 import pytest
-from layer_cases import CASES, draw_weights
+from layer_cases import CASES, directional
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
@@ -19,32 +18,6 @@ from gpudarknet.train import backward
 
 BE = Backend("numpy", np)
 H = 1e-6
-
-
-def directional(section, inputs, train=True, batch=3, seed=0, frozen=(), **keys):
-    """Return (analytic, numeric) derivatives of a layer along one random direction of its inputs and weights."""
-    rng = np.random.default_rng(seed)
-    layer = SECTIONS[section](**keys)
-    steps = 3 if layer_cases.has_state(layer) else 1
-    xs = [rng.normal(0, 1, (batch * steps, *shape)) for shape in inputs]
-    w = draw_weights(layer, inputs, rng)
-    vs = [rng.normal(0, 1, x.shape) for x in xs]
-    us = {name: rng.normal(0, 1, a.shape) for name, a in w.items() if not name.endswith(("mean", "variance"))}
-    us = {name: u for name, u in us.items() if name not in frozen}
-
-    def run(h):
-        moved = {name: a + h * us.get(name, 0) for name, a in w.items()}
-        ctx = ForwardContext(train=train, rng=np.random.default_rng(7), steps=steps, progress=0.9)
-        return layer.forward(BE, moved, *(x + h * v for x, v in zip(xs, vs, strict=True)), ctx=ctx)
-
-    y, backward = run(0.0)
-    dy, grad = rng.normal(0, 1, y.shape), {}
-    assert y.shape == (batch * steps, *layer.shape(*inputs))
-    dxs = backward(dy, grad)
-    analytic = sum(float((dx * v).sum()) for dx, v in zip(dxs, vs, strict=True) if dx is not None)
-    analytic += sum(float((grad[name] * u).sum()) for name, u in us.items())
-    numeric = float((dy * (run(H)[0] - run(-H)[0])).sum()) / (2 * H)
-    return analytic, numeric
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 @pytest.fixture
 def host():
-    from conftest import backend_for
+    from backends import backend_for
 
     backend_for("host-cuda")  # skips, or fails in CI, where there is no compiler
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backends import forward
+from layer_cases import draw_weights
 
 from gpudarknet.layers import SECTIONS, ForwardContext, Layer
 from gpudarknet.layers.class_tree import ClassMap, Tree
@@ -28,23 +30,9 @@ def layer(section: str, **keys: Any) -> Any:
 
 
 def arrays(one: Layer, *xs: np.ndarray) -> dict[str, np.ndarray]:
-    """Random weights for a layer; variances and scales are positive."""
-    weights = one.weights(*(x.shape[1:] for x in xs))  # type: ignore[arg-type]
-    return {
-        name: np.abs(normal(*shape)) + 0.1 if name in ("variance", "scale") else normal(*shape)
-        for name, shape, _ in weights
-    }
-
-
-def forward(
-    be: Any, one: Layer, w: dict[str, np.ndarray], *xs: np.ndarray, ctx: ForwardContext | None = None
-) -> np.ndarray:
-    on = {name: be.asarray(a) for name, a in w.items()}
-    y, _ = one.forward(be, on, *(be.asarray(x) for x in xs), ctx=ctx or ForwardContext())
-    y = be.to_numpy(y)
-    assert y.shape[1:] == one.shape(*(x.shape[1:] for x in xs))  # type: ignore[arg-type]
-    assert y.dtype == np.float32
-    return y
+    """Random weights for a layer and its inputs, in float32."""
+    drawn = draw_weights(one, [x.shape[1:] for x in xs], RNG)  # type: ignore[misc]
+    return {name: a.astype(np.float32) for name, a in drawn.items()}
 
 
 def close(a: np.ndarray, b: np.ndarray) -> None:

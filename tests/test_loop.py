@@ -13,62 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data import files
+from spots import files, project
 
 import gpudarknet as gd
 from gpudarknet import data
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.errors import DataError, TrainError, TrainWarning
 from gpudarknet.train import datasets, history
-
-CFG = """[net]
-width=64
-height=32
-channels=3
-batch=2
-subdivisions=1
-learning_rate=0.001
-burn_in=2
-max_batches={end}
-resize_step=32
-mosaic=1
-{net}
-[convolutional]
-batch_normalize=1
-filters=6
-size=3
-stride=2
-pad=1
-activation=mish
-[maxpool]
-size=2
-stride=2
-[dropout]
-probability=0.1
-[convolutional]
-filters=16
-size=1
-activation=linear
-[yolo]
-classes=3
-num=2
-anchors=12,10,22,20
-random={random}
-iou_loss=ciou
-max=5
-"""
-
-
-def project(folder, end=6, net="", random=0, count=4):
-    """Write a data set, its .data file and a cfg; return the paths of the last two."""
-    paths = files(folder, count)
-    (folder / "list.txt").write_text("\n".join(paths))
-    (folder / "x.names").write_text("red\ngreen\nblue\n")
-    (folder / "x.data").write_text(
-        f"classes=3\ntrain={folder}/list.txt\nvalid={folder}/list.txt\nnames={folder}/x.names\nbackup={folder}/backup\n"
-    )
-    (folder / "x.cfg").write_text(CFG.format(end=end, net=net, random=random))
-    return folder / "x.data", folder / "x.cfg"
 
 
 def start(cfg, weights=None, **options):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import op_cases
 import pytest
-from op_cases import CASES, arrays, each
+from op_cases import CASES, arrays, call, compare, each, run
 
 import gpudarknet
 from gpudarknet import ops
@@ -19,28 +19,6 @@ from gpudarknet.ops.base import OPS
 
 for module in pkgutil.iter_modules(ops.__path__, "gpudarknet.ops."):
     importlib.import_module(module.name)
-
-
-def call(be, case, args):
-    """Call the op on copies in the backend; return its results, or its arguments where it works in place."""
-    args = each(args, lambda a: be.asarray(a.copy()))
-    result = case.op(be, *args)
-    return args if result is None else result
-
-
-def run(be, case, args):
-    """Call the op; return all results as NumPy arrays."""
-    return [be.to_numpy(a) for a in arrays(call(be, case, args))]
-
-
-def compare(got, want, case, rtol, atol):
-    assert len(got) == len(want)
-    for g, w in zip(got, want, strict=True):
-        assert g.shape == w.shape
-        if case.exact:
-            np.testing.assert_array_equal(g, w)
-        else:
-            np.testing.assert_allclose(g, w, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -14,6 +14,7 @@ import pytest
 
 import gpudarknet
 from gpudarknet import cfg
+from gpudarknet.bench import seeded
 from gpudarknet.errors import DataError
 from gpudarknet.io.resources import bundled_cfg
 from gpudarknet.plan import Program, compile
@@ -25,24 +26,11 @@ from gpudarknet.plan.steps import Convolve, Copy, LayerCall, MaxPool
 TOLERANCE = 1e-4  # of the largest difference, relative to the output's standard deviation
 
 
-def seeded(net, seed=1):
-    """Set weights that keep a network's maps near 1."""
-    rng = np.random.default_rng(seed)
-    for own in net.weights:
-        for name, a in own.items():
-            kind = name.rpartition(".")[2]
-            if kind in ("variance", "scale"):
-                a[...] = rng.uniform(0.5, 1.2, a.shape)
-            elif kind in ("mean", "bias"):
-                a[...] = rng.normal(0, 0.2, a.shape)
-            elif kind == "kernel":
-                a[...] = rng.normal(0, 1, a.shape) / np.sqrt(a[0].size)
-    return net
-
-
 def network(text, width=None, height=None):
     """Load a cfg given as text, with seeded weights."""
-    return seeded(gpudarknet.load_network(cfg.parse(text), backend="numpy", width=width, height=height))
+    net = gpudarknet.load_network(cfg.parse(text), backend="numpy", width=width, height=height)
+    seeded.fill(net)
+    return net
 
 
 def images(net, batch):
@@ -71,7 +59,8 @@ def agree(net, batch, choices=None):
 )
 def test_shipped_networks_agree_with_the_reference(name, width, height, batch):
     net = gpudarknet.load_network(bundled_cfg(f"{name}.cfg"), backend="numpy", width=width, height=height)
-    agree(seeded(net), batch)
+    seeded.fill(net)
+    agree(net, batch)
 
 
 NET = "[net]\nchannels={}\nwidth={}\nheight={}\n"

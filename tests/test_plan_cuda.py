@@ -4,107 +4,38 @@ what CuPy is asked for."""
 from __future__ import annotations
 
 import re
-from functools import cache
 
-import conftest
 import numpy as np
 import pytest
-from fake_cublas import FakeCublas
-from seeded import network_input, write_weights
+from backends import LIBRARY, NUMPY, Poisoned, backend_for, plan_backend
+from cuda_plans import (
+    ALL_KINDS,
+    FALLBACK,
+    NEIGHBOURS,
+    NETWORKS,
+    SMALL,
+    TOLERANCE,
+    distance,
+    pair,
+    program,
+    thin,
+    thin_text,
+)
+from nhwc_maps import BINARY_CODES, WINDOWS, Maps, can_vectorize, close, epilogue_reference, outputs, rows, threads
+from seeded import network_input
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
 from gpudarknet.backend.cuda import Launcher, bind
 from gpudarknet.errors import OutOfMemoryError
-from gpudarknet.io import resources
 from gpudarknet.ops import activation, im2col, pool, shortcut, upsample, yolo
 from gpudarknet.ops.activation import NAMES
 from gpudarknet.plan import cuda
-from gpudarknet.plan.compile import compile
 from gpudarknet.plan.cuda import program as program_module
 from gpudarknet.plan.cuda.epilogue import BINARY_OPS, VECTOR_ACTIVATIONS, passes
 from gpudarknet.plan.steps import Activate, Add, FeatureMap, Multiply, SortShortcut
 
-NUMPY = Backend("numpy", np)
-LIBRARY = FakeCublas()
-
-
-@cache
-def plan_backend() -> Backend:
-    """NumPy arrays through the kernels and a fake cuBLAS; memory that nobody has written holds NaN."""
-    return conftest.Poisoned("host-cuda", np, conftest.backend_for("host-cuda").launch, LIBRARY.open, "cuda")
-
-
 # --- kernels -----------------------------------------------------------------------------------------------------------
-
-SHAPES = [(1, 1, 1, 1), (2, 5, 7, 3), (1, 2, 3, 255), (3, 13, 6, 8), (2, 4, 3, 16)]  # N, H, W, C
-PLACES = {"whole": lambda C: (C, 0), "odd part": lambda C: (C + 5, 3), "even part": lambda C: (-(-C // 8) * 8 + 24, 8)}
-
-
-class Maps:
-    """A map (pixels, C) inside a wider array: `a` is what kernels receive, `values` what they should read."""
-
-    def __init__(self, be, pixels, C, place, dtype, rng=None):
-        self.ld, self.start = PLACES[place](C)
-        whole = np.full((pixels, self.ld), 7, dtype)
-        self.C, self.part = C, np.s_[:, self.start : self.start + C]
-        if rng is not None:
-            whole[self.part] = np.round(rng.normal(0, 2, (pixels, C)), 2)  # rounded: equal values are common
-        self.values, self.be = whole[self.part].astype(np.float64), be
-        self.whole = be.asarray(whole)
-        self.a = self.whole.reshape(-1)[self.start : self.start + (pixels - 1) * self.ld + C]
-
-    def nchw(self, N, H, W):
-        return np.ascontiguousarray(self.values.reshape(N, H, W, self.C).transpose(0, 3, 1, 2)).astype(np.float32)
-
-    def result(self):
-        """What a kernel has written; nothing else may have changed."""
-        whole = self.be.to_numpy(self.whole).copy()
-        written = whole[self.part].astype(np.float64)
-        whole[self.part] = 7
-        assert (whole == 7).all()
-        return written
-
-
-def can_vectorize(dtype, *maps):
-    """Whether an Emitter would vectorize."""
-    V = 16 // np.dtype(dtype).itemsize
-    return all(m.C % V == 0 and m.ld % V == 0 and m.start % V == 0 for m in maps)
-
-
-def threads(dtype, pixels, C, vectorized):
-    return pixels * C // (16 // np.dtype(dtype).itemsize if vectorized else 1)
-
-
-def rows(a):
-    """(N, C, H, W) -> (pixels, C)"""
-    return np.asarray(a).transpose(0, 2, 3, 1).reshape(-1, a.shape[1])
-
-
-def close(got, want, dtype):
-    """One rounding of the storage type, and some of float32."""
-    rtol, atol = (1e-3, 1e-3) if dtype == np.float16 else (1e-5, 1e-5)
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
-
-
-@pytest.fixture(params=[np.float32, np.float16], ids=["float32", "float16"])
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def shape(request):
-    return request.param
-
-
-@pytest.fixture(params=PLACES)
-def place(request):
-    return request.param
-
-
-@pytest.fixture
-def rng(shape):
-    return np.random.default_rng(shape)
 
 
 def test_layout_conversions(kernels, dtype, shape, place, rng):
@@ -120,15 +51,6 @@ def test_layout_conversions(kernels, dtype, shape, place, rng):
     together = kernels.empty((N * H * W, C))
     kernels.launch("nhwc.pack_rows", x.size, y.a, together, x.size, C, y.ld)
     np.testing.assert_array_equal(kernels.to_numpy(together), rows(x))
-
-
-# size, stride (vertical, horizontal), dilation, pad
-WINDOWS = [(1, (2, 1), 1, 0), (3, (1, 1), 1, 1), (3, (2, 2), 1, 1), (3, (1, 2), 2, 2), (2, (1, 1), 1, 1)]
-
-
-def outputs(H, W, size, stride, dilation, pad):
-    reach = (size - 1) * dilation + 1
-    return (H + 2 * pad - reach) // stride[0] + 1, (W + 2 * pad - reach) // stride[1] + 1
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -193,19 +115,6 @@ def test_depthwise(kernels, dtype, shape, place, rng, window):
     kernels.launch("direct.depthwise", n, x.a, kernels.asarray(w), y.a, *sizes)
     patches = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW).reshape(N, C, size**2, OH, OW)
     close(y.result(), rows((patches * w.T.reshape(C, -1, 1, 1)).sum(axis=2)), dtype)
-
-
-def epilogue_reference(x, bias, other, pre, binary, eps, slope, post):
-    """An epilogue in float64."""
-    v = activation.FUNCTIONS[pre][0](np, x + bias)
-    if binary == "sort":
-        v = shortcut.sort_shortcut.reference(NUMPY, v[None], np.broadcast_to(other, v.shape)[None], eps, slope)[0]
-    elif binary:
-        v = v + other if binary == "add" else v * other
-    return activation.FUNCTIONS[post][0](np, v)
-
-
-BINARY_CODES = {None: 0, "add": BINARY_OPS[Add], "sort": BINARY_OPS[SortShortcut], "multiply": BINARY_OPS[Multiply]}
 
 
 def check_epilogue(
@@ -341,43 +250,12 @@ def test_add_mismatched(kernels, dtype, place, sizes):
 
 # --- networks ----------------------------------------------------------------------------------------------------------
 
-NETWORKS = {  # name -> (width, height)
-    "yolov2-tiny": (96, 64), "yolov3-tiny": (96, 64), "yolov4-tiny": (64, 96), "yolov7-tiny": (96, 64),
-    "yolov2": (64, 96), "yolov3": (64, 96), "yolov4": (96, 64), "yolov4-csp": (64, 128),
-    "darknet19": (96, 64), "resnet50-sort": (64, 96),
-}  # fmt: skip
-# Parts of the largest number: fp32 rounds in another order, over up to 160 layers; 11 bits are left of tf32 and fp16.
-TOLERANCE = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 1e-2}
-
-
-def distance(got, want):
-    assert [g.shape for g in got] == [w.shape for w in want]
-    assert {g.dtype for g in got} == {np.dtype(np.float32)}
-    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
-
-
-def program(net, batch, precision="fp32", be=None, **options):
-    plan = compile(net.nodes, net.weights, net.heads, net.net.input, batch)
-    return cuda.Program(plan, be or net.backend, precision, **options)
-
-
-def thin_text(name):
-    """A shipped cfg with a quarter of its filters, so that its weights are a sixteenth; heads keep theirs."""
-    text = resources.bundled_cfg(name).read_text()
-    return re.sub(r"filters=(\d+)", lambda m: f"filters={int(m[1]) // (4 if int(m[1]) % 32 == 0 else 1)}", text)
-
-
-def thin(name):
-    return cfg.parse(thin_text(name))
-
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_what_the_reference_engine_says(name, tmp_path):
     (W, H), config = NETWORKS[name], thin(name)
-    reference = load_network(config, backend="numpy", width=W, height=H)
-    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
-    reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
+    reference, net = pair(config, plan_backend(), tmp_path, 5, width=W, height=H)
     x, packed = network_input(net, 5, batch=3), {}
     want = reference.predict(x, engine="reference")
     run = program(net, 3, packed_weights=packed, poison=True)
@@ -391,121 +269,13 @@ def test_a_network_is_what_the_reference_engine_says(name, tmp_path):
     assert distance(program(net, 3, "fp16", poison=True).run(x), want) < TOLERANCE["fp16"]
 
 
-ALL_KINDS = """[net]
-width=36
-height=24
-channels=3
-
-[convolutional]
-filters=12
-size=3
-pad=1
-activation=mish
-batch_normalize=1
-
-[convolutional]
-filters=12
-groups=12
-size=3
-pad=1
-stride_x=2
-stride_y=1
-activation=swish
-batch_normalize=1
-
-[convolutional]
-filters=24
-groups=3
-size=3
-pad=1
-dilation=2
-activation=relu6
-
-[convolutional]
-filters=24
-groups=4
-size=1
-activation=leaky
-
-[shortcut]
-from=-2
-activation=leaky
-
-[avgpool]
-
-[convolutional]
-filters=24
-size=1
-activation=logistic
-
-[scale_channels]
-from=-3
-
-[convolutional]
-filters=24
-size=1
-activation=logistic
-
-[sam]
-from=-2
-
-[sort_shortcut]
-from=-6
-activation=relu
-
-[shortcut]
-from=-2,-4
-activation=linear
-
-[maxpool]
-size=5
-stride=1
-
-[upsample]
-stride=2
-
-[dropout]
-probability=.5
-
-[route]
-layers=-1
-groups=2
-group_id=1
-
-[convolutional]
-filters=7
-size=2
-stride=2
-activation=elu
-
-[route]
-layers=-1,-5,-6
-
-[activation]
-activation=tanh
-
-[convolutional]
-filters=21
-size=1
-activation=linear
-
-[yolo]
-mask=0,1,2
-anchors=10,12,14,16,18,20
-classes=2
-num=3
-scale_x_y=1.1
-"""
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 def test_every_kind_of_step(tmp_path, precision, batch):
     config = cfg.parse(ALL_KINDS)
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(config, weights, backend=plan_backend())
+    reference, net = pair(config, plan_backend(), tmp_path)
     x = network_input(net, 2, batch)
-    want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+    want = reference.predict(x, engine="reference")
     run = program(net, batch, precision, poison=True)
     assert run.fallbacks == []
     names = {type(step).name for step in run.schedule.steps}
@@ -525,7 +295,7 @@ class Compiling(Launcher):
     """A launcher that runs kernels on the host: launched and asked are pairs (file, T)."""
 
     def __init__(self):
-        self.on_host, self.launched, self.asked = conftest.backend_for("host-cuda").launch, [], set()
+        self.on_host, self.launched, self.asked = backend_for("host-cuda").launch, [], set()
 
     def compile(self, files, T):
         self.asked |= {(file, T) for file in files}
@@ -544,9 +314,8 @@ class Compiling(Launcher):
 )
 def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, precision, T):
     launch, config = Compiling(), cfg.parse(text)
-    be = conftest.Poisoned("host-cuda", np, launch, LIBRARY.open, "cuda")
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(config, weights, backend=be, width=64, height=32)
+    be = Poisoned("host-cuda", np, launch, LIBRARY.open, "cuda")
+    _, net = pair(config, be, tmp_path, width=64, height=32)
     run = program(net, 1, precision)
     assert launch.asked == set()  # not for a program that is only described
     run.run(network_input(net, 1))
@@ -571,41 +340,16 @@ def test_im2col_and_max_pool_in_chunks(monkeypatch, batch):
     np.testing.assert_allclose(parts.run(x)[0], whole.run(x)[0], rtol=1e-5, atol=1e-6)
 
 
-NEIGHBOURS = """[net]
-width=12
-height=8
-channels=5
-[convolutional]
-filters=5
-size=3
-pad=1
-activation=leaky
-[convolutional]
-filters=3
-size=1
-activation=relu
-[route]
-layers=-2,-1
-"""
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_neighbours_in_a_larger_map_do_not_touch(tmp_path, precision):
     """5 and 3 channels share pixels of 8, the later written first or last; neither may be rounded up to 8."""
     for text in (NEIGHBOURS, NEIGHBOURS.replace("layers=-2,-1", "layers=-1,-2")):
-        config = cfg.parse(text)
-        weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
-        net = load_network(config, weights, backend=plan_backend())
+        reference, net = pair(cfg.parse(text), plan_backend(), tmp_path)
         x = network_input(net, 1, 2)
-        want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+        want = reference.predict(x, engine="reference")
         run = program(net, 2, precision, poison=True)
         assert [step.y.base is None for step in run.schedule.steps] == [False, False]
         assert distance(run.run(x), want) < TOLERANCE[precision]
-
-
-SMALL = "[net]\nwidth=12\nheight=8\nchannels=5\n[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=leaky\n"
-# A [region] that a layer reads is row-major, not a map with channels.
-FALLBACK = "[convolutional]\nfilters=8\n[region]\nclasses=3\n[convolutional]\nfilters=8\n[region]\nclasses=3\n"
 
 
 def test_other_layers_fall_back_to_forward(tmp_path):
@@ -684,7 +428,7 @@ def test_describe():
 
 def on_device(text):
     """Return a network on CuPy, with the reference on NumPy."""
-    be = conftest.backend_for("cuda")
+    be = backend_for("cuda")
     return load_network(cfg.parse(text), backend=be), load_network(cfg.parse(text), backend="numpy")
 
 
@@ -814,10 +558,8 @@ def test_fragmented_memory(free_memory, emulator, monkeypatch):
 @pytest.mark.parametrize("name", ["yolov2", "yolov4-tiny", "yolov4-csp", "resnet50-sort"])
 @pytest.mark.parametrize("device", ["cuda"])
 def test_on_a_gpu(device, name, precision, tmp_path):
-    be, (W, H), config = conftest.backend_for(device), NETWORKS[name], thin(name)
-    reference = load_network(config, backend="numpy", width=W, height=H)
-    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
-    reference, net = (load_network(config, weights, backend=b, width=W, height=H) for b in ("numpy", be))
+    be, (W, H), config = backend_for(device), NETWORKS[name], thin(name)
+    reference, net = pair(config, be, tmp_path, 5, width=W, height=H)
     for batch in (1, 3):
         x = network_input(net, 5, batch)
         there, want = be.asarray(x), reference.predict(x, engine="reference")

@@ -6,25 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from seeded import network_input, write_weights
-from test_plan_cuda import (
-    BINARY_CODES,
-    NUMPY,
-    PLACES,
-    SHAPES,
-    TOLERANCE,
-    WINDOWS,
-    Maps,
-    can_vectorize,
-    close,
-    distance,
-    epilogue_reference,
-    outputs,
-    plan_backend,
-    program,
-    rows,
-    threads,
-)
+from backends import NUMPY, plan_backend
+from cuda_plans import TOLERANCE, distance, pair, program
+from nhwc_maps import BINARY_CODES, WINDOWS, Maps, can_vectorize, close, epilogue_reference, outputs, rows, threads
+from seeded import network_input
 
 from gpudarknet import cfg, load_network
 from gpudarknet.ops import activation, im2col
@@ -37,26 +22,6 @@ from gpudarknet.plan.cuda.weights import pack_weights
 from gpudarknet.plan.steps import Convolve, FeatureMap
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[np.float32, np.float16], ids=["float32", "float16"])
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def shape(request):
-    return request.param
-
-
-@pytest.fixture(params=PLACES)
-def place(request):
-    return request.param
-
-
-@pytest.fixture
-def rng(shape):
-    return np.random.default_rng(shape)
 
 
 def laid_out(x, shape, window, groups):
@@ -281,10 +246,9 @@ START = "[net]\nwidth=12\nheight=8\nchannels=3\n[convolutional]\nfilters=16\nsiz
 @pytest.mark.parametrize("name", NETS)
 def test_every_algorithm_computes_what_the_reference_engine_does(name, batch, precision, tmp_path, monkeypatch):
     config = cfg.parse(START + NETS[name])
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(config, weights, backend=plan_backend())
+    reference, net = pair(config, plan_backend(), tmp_path)
     x = network_input(net, 2, batch)
-    want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+    want = reference.predict(x, engine="reference")
     for algorithm in algorithms.IM2COL_BUDGETS:
         monkeypatch.setitem(algorithms.IM2COL_BUDGETS, algorithm, 4000)
     steps = [

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import backend_for
-from test_plan_cuda import plan_backend
+from backends import backend_for, plan_backend
 
 from gpudarknet import backend, cfg, load_network
 from gpudarknet.cli import main

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import conftest
 import numpy as np
 import pytest
-from seeded import network_input, write_weights
-from test_plan_cuda import NUMPY, PLACES, TOLERANCE, Maps, close, distance, plan_backend, program
+from backends import NUMPY
+from cuda_plans import TOLERANCE, distance, pair, program
+from nhwc_maps import PLACES, Maps, close
+from seeded import network_input
 
-from gpudarknet import cfg, load_network
+from gpudarknet import cfg
 from gpudarknet.ops import norm, yolo
 
 # name -> (channels of its input, its section). Its input is a part of a map of twice these channels, its output of another.
@@ -91,18 +92,8 @@ layers=-1,-2
 """
 
 
-@pytest.fixture(params=["host-cuda", "cuda"])
-def device(request):
-    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
-    if request.param == "host-cuda":
-        return plan_backend()
-    return conftest.backend_for("cuda")
-
-
 def check(text, device, tmp_path, precision, batch, seed=3):
-    config = cfg.parse(text)
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", seed)
-    reference, net = (load_network(config, weights, backend=be) for be in ("numpy", device))
+    reference, net = pair(cfg.parse(text), device, tmp_path, seed)
     run = program(net, batch, precision, poison=device.name == "host-cuda")
     assert run.fallbacks == []
     for scale in (1, 0.5):

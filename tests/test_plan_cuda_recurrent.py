@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import conftest
 import numpy as np
 import pytest
-from seeded import network_input, write_weights
-from test_plan_cuda import TOLERANCE, distance, plan_backend, program
+from cuda_plans import TOLERANCE, distance, pair, program
+from seeded import network_input
 
-from gpudarknet import cfg, load_network
+from gpudarknet import cfg
 
 NET = "[net]\nwidth=4\nheight=3\nchannels=5\n"
 FIRST = "[convolutional]\nfilters=6\nsize=3\npad=1\nactivation=tanh\n"
@@ -30,21 +29,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=["host-cuda", "cuda"])
-def device(request):
-    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
-    if request.param == "host-cuda":
-        return plan_backend()
-    return conftest.backend_for("cuda")
-
-
-def pair(text, device, tmp_path):
-    """Return a network on NumPy, to be run by the reference engine, and the same on the device."""
-    config = cfg.parse(text)
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 4)
-    return (load_network(config, weights, backend=be) for be in ("numpy", device))
-
-
 def host(be, arrays):
     return [be.to_numpy(a) for a in arrays]
 
@@ -58,7 +42,7 @@ def test_steps_in_time(device, tmp_path, name, precision, batch, place):
         "middle": FIRST + LAYERS[name] + LAST, "first": LAYERS[name] + LAST, "last": FIRST + LAYERS[name],
         "joined": FIRST + LAYERS[name] + LAST + "[route]\nlayers=-1,-2\n",
     }[place]  # fmt: skip
-    reference, net = pair(NET + body, device, tmp_path)
+    reference, net = pair(cfg.parse(NET + body), device, tmp_path, 4)
     run = program(net, batch, precision, poison=device.name == "host-cuda")
     assert run.fallbacks == []
     outputs = []
@@ -72,7 +56,7 @@ def test_steps_in_time(device, tmp_path, name, precision, batch, place):
 
 def test_any_engine_and_batch_computes_the_next_step(device, tmp_path):
     """The state is stored with the weights: precision and engine may change between steps; another batch size starts anew."""
-    reference, net = pair(NET + FIRST + LAYERS["lstm"] + LAYERS["gru"], device, tmp_path)
+    reference, net = pair(cfg.parse(NET + FIRST + LAYERS["lstm"] + LAYERS["gru"]), device, tmp_path, 4)
     turns = [(2, {}), (2, {"engine": "reference"}), (2, {"precision": "fp16"}), (2, {}), (1, {}), (2, {}), (2, {})]
     for t, (batch, how) in enumerate(turns):
         x = network_input(reference, t, batch)
@@ -88,7 +72,7 @@ def test_any_engine_and_batch_computes_the_next_step(device, tmp_path):
 
 
 def test_two_layers_of_one_network_have_separate_states(device, tmp_path):
-    reference, net = pair(NET + LAYERS["crnn"] + LAYERS["crnn"] + LAYERS["conv_lstm"], device, tmp_path)
+    reference, net = pair(cfg.parse(NET + LAYERS["crnn"] + LAYERS["crnn"] + LAYERS["conv_lstm"]), device, tmp_path, 4)
     for t in range(3):
         x = network_input(reference, t, 2)
         want = reference.predict(x, engine="reference")

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import backend_for
+from backends import backend_for, plan_backend
+from cuda_plans import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance, pair, program, thin
 from fake_cublas import FakeCublas
-from seeded import network_input, write_weights
-from test_plan_cuda import ALL_KINDS, NEIGHBOURS, NETWORKS, TOLERANCE, distance, plan_backend, program, thin
+from seeded import network_input
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
@@ -117,9 +117,7 @@ def test_what_is_fused(name, pairs, consumers, im2col, heads):
 def test_results_do_not_depend_on_fusion(name, precision, tmp_path):
     """im2col everywhere, so that fp32's tolerance covers fused im2col; each option on and off."""
     (W, H), config = NETWORKS[name], thin(name)
-    reference = load_network(config, backend="numpy", width=W, height=H)
-    weights = write_weights(reference, tmp_path / "seeded.weights", 5)
-    reference, net = (load_network(config, weights, backend=be, width=W, height=H) for be in ("numpy", plan_backend()))
+    reference, net = pair(config, plan_backend(), tmp_path, 5, width=W, height=H)
     packed: dict = {}
     for batch in (1, 3):
         x = network_input(net, 5, batch)
@@ -173,10 +171,9 @@ def test_a_map_that_others_read_is_stored_too(tmp_path):
     by_layer = {step.layers[0]: step for step in schedule.steps}
     assert schedule.im2col_consumers == {by_layer[0]: by_layer[1], by_layer[1]: by_layer[3]}
     assert schedule.dead_stores == {by_layer[1]}
-    weights = write_weights(load_network(cfg.parse(READ_TWICE), backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(cfg.parse(READ_TWICE), weights, backend=plan_backend())
+    reference, net = pair(cfg.parse(READ_TWICE), plan_backend(), tmp_path)
     x = network_input(net, 1, 2)
-    want = load_network(cfg.parse(READ_TWICE), weights, backend="numpy").predict(x, engine="reference")
+    want = reference.predict(x, engine="reference")
     run = program(net, 2, "fp16", poison=True)
     assert distance(run.run(x), want) < TOLERANCE["fp16"]
     lines = run.describe().splitlines()
@@ -232,11 +229,10 @@ layers=8,6,4,1
 def test_siblings(filters, size, precision, tmp_path):
     """Two convolutions of a map, one of them into a larger map; then two or three of the second's output."""
     config = cfg.parse(SIBLINGS.format(*filters, size))
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(config, weights, backend=plan_backend())
+    reference, net = pair(config, plan_backend(), tmp_path)
     for batch in (1, 3):
         x = network_input(net, 1, batch)
-        want = load_network(config, weights, backend="numpy").predict(x, engine="reference")
+        want = reference.predict(x, engine="reference")
         run = program(net, batch, precision, poison=True)
         groups = {tuple(step.layers[0] for step in group) for group in run.schedule.fused_gemms.values()}
         assert groups == {(1, 3), (4, 6, 8) if size == 1 else (6, 8)}
@@ -267,10 +263,9 @@ def test_im2col_of_some_of_a_maps_channels(filters, precision, tmp_path):
     schedule = make_schedule(plan_of(cfg.parse(text)), 1, "fp16")
     assert [(a.layers[0], b.layers[0]) for a, b in schedule.im2col_consumers.items()] == [(0, 1), (1, 3)]
     assert {step.layers[0] for step in schedule.dead_stores} == {0, 1}
-    weights = write_weights(load_network(cfg.parse(text), backend="numpy"), tmp_path / "seeded.weights", 1)
-    net = load_network(cfg.parse(text), weights, backend=plan_backend())
+    reference, net = pair(cfg.parse(text), plan_backend(), tmp_path)
     x = network_input(net, 1, 2)
-    want = load_network(cfg.parse(text), weights, backend="numpy").predict(x, engine="reference")
+    want = reference.predict(x, engine="reference")
     assert distance(program(net, 2, precision, poison=True).run(x), want) < TOLERANCE[precision]
 
 

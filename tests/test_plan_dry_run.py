@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_plan_cuda import ALL_KINDS, FALLBACK, SMALL, plan_backend, program
+from backends import plan_backend
+from cuda_plans import ALL_KINDS, FALLBACK, SMALL, program
 
 from gpudarknet import backend, cfg, load_network
 from gpudarknet.cli import main

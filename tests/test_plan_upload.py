@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 
-import conftest
 import numpy as np
 import pytest
 import tiny
+from backends import backend_for, plan_backend
+from cuda_plans import TOLERANCE, distance, pair, program
 from fake_cublas import FakeCublas
-from seeded import network_input, write_weights
-from test_plan_cuda import TOLERANCE, distance, plan_backend, program
+from seeded import network_input
 
 from gpudarknet import Detector, cfg, load_network
 from gpudarknet.backend import Backend
@@ -36,14 +36,6 @@ STARTS = {  # how a network begins -> whether its first convolution reads the in
 END = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n"
 
 
-@pytest.fixture(params=["host-cuda", "cuda"])
-def device(request):
-    """Kernels and a cuBLAS made of NumPy, with poisoned memory; and a GPU, with streams and graphs."""
-    if request.param == "host-cuda":
-        return plan_backend()
-    return conftest.backend_for("cuda")
-
-
 def bytes_of(channels, *sizes, seed=1):
     """Images of some (width, height), with every byte value."""
     rng = np.random.default_rng(seed)
@@ -65,8 +57,7 @@ SIZES = {
 def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
     channels, body, direct = STARTS[start]
     config, images = cfg.parse(NET.format(channels=channels) + body + END), bytes_of(channels, *SIZES[sizes])
-    weights = write_weights(load_network(config, backend="numpy"), tmp_path / "seeded.weights", 2)
-    net = load_network(config, weights, backend=device)
+    _, net = pair(config, device, tmp_path, 2)
     fitted = [letterbox_size(p.shape[1], p.shape[0], W, H) if letterbox else (W, H) for p in images]
     floats = np.stack([upload_module.resize.network_input.reference(plan_backend(), p, W, H, *new)
                        for p, new in zip(images, fitted, strict=True)])  # fmt: skip
@@ -86,7 +77,7 @@ def test_bytes_give_what_floats_give(device, tmp_path, start, sizes, letterbox):
 
 def test_an_input_on_the_device_is_read_where_it_is(emulator):
     """The first convolution reads it, or else the launch that lays it out: nothing copies it, and results stay there."""
-    given, cupy = [], conftest.backend_for("cuda")
+    given, cupy = [], backend_for("cuda")
 
     def launch(kernel, threads, *args, block=256):
         given.append((kernel, getattr(args[0], "data", None) and args[0].data.ptr))
@@ -164,7 +155,7 @@ def test_an_unreadable_image_fails_after_the_results_before(detectors):
 
 
 def test_two_buffers_alternate(emulator):
-    up = Uploader(conftest.backend_for("cuda"))
+    up = Uploader(backend_for("cuda"))
     with emulator.counting() as done:
         first = up.upload(bytes_of(3, (4, 2)), [(W, H)])
         second = up.upload(bytes_of(3, (4, 2)), [(W, H)])  # while the first may be at work: other memory
@@ -183,7 +174,7 @@ def test_two_buffers_alternate(emulator):
 
 def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
     """The collector ends all that is in the cycle: CuPy's events must not be among it, as the next batch needs them."""
-    up = Uploader(conftest.backend_for("cuda"))
+    up = Uploader(backend_for("cuda"))
     cycle = [up.upload(bytes_of(3, (4, 2)), [(W, H)])]
     cycle.append(cycle)
     del cycle
@@ -196,7 +187,7 @@ def test_images_in_a_cycle_of_references_give_their_memory_back_whole(emulator):
 
 
 def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkeypatch):
-    be = conftest.backend_for("cuda")
+    be = backend_for("cuda")
     monkeypatch.setattr(upload_module, "_uploaders", {})
     tiny.files(tmp_path)
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
@@ -215,7 +206,7 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
 
 
 def test_detection_uploads_only_to_the_networks_device(emulator, tmp_path, monkeypatch):
-    be = conftest.backend_for("cuda")
+    be = backend_for("cuda")
     monkeypatch.setattr(upload_module, "_uploaders", {})
     tiny.files(tmp_path)
     with be.use_device(1):

@@ -96,5 +96,27 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape)
 
 
+def call(be, case, args):
+    """Call the op on copies in the backend; return its results, or its arguments where it works in place."""
+    args = each(args, lambda a: be.asarray(a.copy()))
+    result = case.op(be, *args)
+    return args if result is None else result
+
+
+def run(be, case, args):
+    """Call the op; return all results as NumPy arrays."""
+    return [be.to_numpy(a) for a in arrays(call(be, case, args))]
+
+
+def compare(got, want, case, rtol, atol):
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        if case.exact:
+            np.testing.assert_array_equal(g, w)
+        else:
+            np.testing.assert_allclose(g, w, rtol=rtol, atol=atol)
+
+
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
