@@ -1,28 +1,22 @@
-"""Object detection on images: preprocess, infer, postprocess (test_detector in Darknet's src/detector.c).
-
-NMS itself is in `boxes.py`, resizing and drawing in `image/`, large images in `tiles.py`.
-"""
+"""Object detection on images, with class names: the inference pipeline's boxes as objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from . import boxes, image
+from . import boxes
 from .backend import Backend
 from .cfg import Config
 from .data.datafile import read_names
-from .errors import DataError, ImageError
-from .layers import DetectionHead
+from .errors import DataError
+from .inference import ImageSource, InferencePipeline, ScoredBoxes
 from .network import Network, load_network
-from .ops import resize
 
-ImageSource = Any  # anything `image.as_image` accepts: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
 HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this are not reported
 
 
@@ -75,22 +69,7 @@ class Detections(list[Detection]):
         )
 
 
-@dataclass(frozen=True)
-class ScoredBoxes:
-    """One image's boxes after NMS, with all class probabilities, in Darknet's order (by the last class's probability,
-    then the one before it...).
-
-    boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
-    threshold. width, height: of the image, in pixels.
-    """
-
-    boxes: np.ndarray
-    probs: np.ndarray
-    width: int
-    height: int
-
-
-class Detector:
+class Detector(InferencePipeline):
     """An object detector: a network with its class names. `cfg` may be a loaded Network, whose weights are then shared.
 
     names: the path of a .names file, a list, or None for labels such as "class 7". letterbox: keep the aspect ratio and
@@ -116,11 +95,8 @@ class Detector:
         else:
             source = "names"
         network = cfg if isinstance(cfg, Network) else load_network(cfg, weights, backend, batch, width, height)
-        self.network = network
-        self.head = last_head(network)
+        super().__init__(network, letterbox or bool(network.net.letter_box), precision)
         self.names = labels(names, self.head.num_labels, source, network.config.path)
-        self.letterbox = letterbox or bool(network.net.letter_box)
-        self.precision = precision
 
     def detect(self, image: ImageSource, thresh: float = 0.25, nms: float = 0.45) -> Detections:
         """Detect the objects in one image, sorted by descending confidence.
@@ -150,78 +126,13 @@ class Detector:
         uploaded, so a batch's results appear once the next batch has been read; with NumPy, at once. An unreadable image
         raises ImageError after the results of all earlier batches.
         """
-        return (self.to_detections(scored) for scored in self._stream(images, thresh, nms, batch))
+        return (self.to_detections(scored) for scored in self.run(images, thresh, nms, batch))
 
     def detect_boxes(
         self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
     ) -> list[ScoredBoxes]:
         """Like `detect_batch`, but return boxes with all class probabilities, as arrays."""
-        return list(self._stream(images, thresh, nms, batch))
-
-    def _stream(
-        self, images: Iterable[ImageSource], thresh: float, nms: float, batch: int | None
-    ) -> Iterator[ScoredBoxes]:
-        net, source, pending = self.network, iter(images), list[tuple[list[np.ndarray], list[Any]]]()
-
-        def results() -> Iterator[ScoredBoxes]:
-            while pending:
-                batch_images, outputs = pending.pop(0)
-                rows = net.decode(outputs, thresh)
-                yield from (self.postprocess(rows[rows[:, 0] == i, 1:], img, nms) for i, img in enumerate(batch_images))
-
-        while chunk := list(islice(source, batch)):
-            try:
-                batch_images = [image.as_image(one, net.channels) for one in chunk]
-            except ImageError:
-                yield from results()
-                raise
-            x = self.upload(batch_images)
-            yield from results()
-            pending.append((batch_images, net.predict(x, precision=self.precision)))
-            if not net.backend.uploads_images:  # predict was synchronous
-                yield from results()
-        yield from results()
-
-    def upload(self, images: Sequence[np.ndarray]) -> Any:
-        """Convert uint8 images (H, W, C) to network input, for `infer`. On a GPU: start uploading their bytes and return.
-
-        On the CPU the same as `preprocess`.
-        """
-        net = self.network
-        if not net.backend.uploads_images:
-            return self.preprocess(images)
-        with net.on_device():
-            return net.backend.upload(images, list(map(self._fit, images)))
-
-    def _fit(self, image: np.ndarray) -> tuple[int, int]:
-        (H, W), net = image.shape[:2], self.network
-        return boxes.letterbox_size(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
-
-    def preprocess(self, images: Sequence[np.ndarray]) -> Any:
-        """Resize uint8 images (H, W, C) to network input: float32 (N, C, H, W), 0 to 1, on the network's device."""
-        net, be = self.network, self.network.backend
-        with net.on_device():
-            fitted = [
-                resize.network_input(be, be.asarray(img), net.width, net.height, *self._fit(img)) for img in images
-            ]
-            return be.xp.stack(fitted)
-
-    def infer(self, x: Any, thresh: float) -> np.ndarray:
-        """Run the network on the result of `upload` or `preprocess`; return boxes (K, 6 + classes) like `Network.decode`."""
-        return self.network.decode(self.network.predict(x, precision=self.precision), thresh)
-
-    def postprocess(self, rows: np.ndarray, image: np.ndarray, nms: float) -> ScoredBoxes:
-        """Map one image's boxes (K, 5 + classes) to image coordinates and apply NMS."""
-        H, W = image.shape[:2]
-        net, probs = self.network, rows[:, 5:]
-        rows = rows[(rows[:, 0] != 0) & probs.any(axis=1) & np.isfinite(rows).all(axis=1)]
-        rows = rows[np.lexsort(-rows[:, 5:].T)]  # Darknet sorts by each class in turn, so the last class has priority
-        xywh = boxes.to_image(rows[:, 1:5], net.width, net.height, W, H, self.letterbox)
-        probs = rows[:, 5:]
-        if nms:
-            probs = boxes.nms(xywh, probs, nms, self.head.nms_kind, self.head.beta_nms)
-        kept = probs.any(axis=1)
-        return ScoredBoxes(xywh[kept], probs[kept], W, H)
+        return list(self.run(images, thresh, nms, batch))
 
     def to_detections(self, scored: ScoredBoxes) -> Detections:
         """Convert arrays to Detections, sorted by descending confidence, without classes named dont_show..."""
@@ -236,21 +147,6 @@ class Detector:
             for i, confidence, box, fractions in rows
             if not self.names[i].startswith(HIDDEN_PREFIX)
         )
-
-
-def last_head(network: Network) -> DetectionHead:
-    """Return the last detection head, which holds the NMS settings, as in Darknet. Raises DataError if there is none."""
-    layers = [network.nodes[index].layer for index in network.heads]
-    heads = [layer for layer in layers if isinstance(layer, DetectionHead)]
-    if not heads:
-        raise DataError(
-            f"{network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it predicts no boxes;"
-            " run a classifier with `gpudarknet classifier predict`"
-        )
-    if len({head.num_labels for head in heads}) > 1:
-        counts = ", ".join(str(head.num_labels) for head in heads)
-        raise DataError(f"{network.config.path}: its heads have different class counts ({counts}); make them equal")
-    return heads[-1]
 
 
 def labels(names: Sequence[str] | None, classes: int, source: str, cfg: str) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import boxes
-from .detector import Detector, ScoredBoxes
+from .detector import Detector
 from .errors import DataError
+from .inference import ScoredBoxes
 
 CONTAINED = 0.6  # merge two boxes if this fraction of the smaller is inside the other
 SEAM_IOU = 0.5  # or if a seam cuts both and their extents along it have this IoU
@@ -44,7 +45,7 @@ def detect_boxes(
     corners = [to_image_pixels(s, tile) for s, tile in zip(scored, tiles, strict=True)]
     tile_ids = np.repeat(np.arange(len(tiles)), [len(c) for c in corners])
     merged, probs = merge(np.concatenate(corners), np.concatenate([s.probs for s in scored]), tile_ids, tiles, (W, H))
-    return ScoredBoxes(boxes.from_corners(merged) / [W, H, W, H], probs, W, H)
+    return ScoredBoxes(boxes.from_corners(merged) / [W, H, W, H], probs, W, H, sum(s.seconds for s in scored))
 
 
 def split(W: int, H: int, width: int, height: int, overlap: float) -> list[Tile]:

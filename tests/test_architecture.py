@@ -32,7 +32,7 @@ LEVELS = [
     {"weights", "summary", "data"},
     {"plan"},
     {"network"},
-    {"detector", "export"},
+    {"inference", "detector", "export"},
     {"tiles", "evaluate"},
     {"train"},
     {"__init__"},

@@ -13,9 +13,10 @@ import seeded
 import gpudarknet as gd
 from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
-from gpudarknet.detector import Detector, ScoredBoxes
+from gpudarknet.detector import Detector
 from gpudarknet.errors import DataError
 from gpudarknet.evaluate import ImageEval
+from gpudarknet.inference import ScoredBoxes
 
 NONE = np.zeros((0, 5), np.float32)
 
@@ -218,7 +219,7 @@ def test_map_is_the_original_programs(head, tmp_path):
 def test_recall_is_the_original_programs(head, tmp_path):
     detector, paths = detector_and_images(head, tmp_path)
     images = evaluate.evaluate_images(
-        detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, detect=evaluate.proposals
+        detector, paths, evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, class_agnostic=True
     )
     result = evaluate.recall(images)
     assert (result.proposals, 100 * result.average_iou, 100 * result.recall) == pytest.approx(

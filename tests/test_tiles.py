@@ -11,8 +11,8 @@ import pytest
 import gpudarknet as gd
 from gpudarknet import tiles
 from gpudarknet.boxes import to_corners
-from gpudarknet.detector import ScoredBoxes
 from gpudarknet.errors import DataError
+from gpudarknet.inference import ScoredBoxes
 
 
 @pytest.mark.parametrize(

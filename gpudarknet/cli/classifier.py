@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import image
+from .. import inference
 from ..data import BadSamples, classifier_boxes, read_list
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
@@ -18,7 +17,7 @@ from ..evaluate.classification import accuracy
 from ..io import resources
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
-from ..network import Network, load_network
+from ..network import load_network
 from . import fail, inputs
 from .arguments import Command, Flag, UsageError
 from .inputs import progress_bar
@@ -56,22 +55,14 @@ def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images:
     code = 0
     for path in inputs.image_paths(images):
         try:
-            img = image.read(path, network.channels)
+            probs, seconds = inference.classify(network, path)
         except ImageError as e:
             code = fail(str(e))
             continue
-        for line in lines(probabilities(network, img, path, tree), class_labels, top, tree):
+        print(f"{path}: Predicted in {1000 * seconds:f} milli-seconds.")
+        for line in lines(probs, class_labels, top, tree):
             print(line)
     return code
-
-
-def probabilities(network: Network, img: image.Image, path: str, tree: Tree | None) -> np.ndarray:
-    """Return the probability of each class (classes,), and print the inference time."""
-    x = image.classifier_input(img, network.width, network.height)[None]
-    begin = time.perf_counter()
-    p = network.backend.to_numpy(network.predict(x)[-1]).reshape(-1)
-    print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
-    return tree.hierarchy(p) if tree else p
 
 
 def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> Iterator[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import image, tiles
 from ..data.datafile import label_path
-from ..detector import Detector, ScoredBoxes
+from ..detector import Detector
 from ..errors import ImageError
+from ..inference import ScoredBoxes
 from ..io import resources
 from . import fail, formats, inputs, results
 from .arguments import Command, Flag
@@ -69,18 +69,13 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
 
 def detect_one(detector: Detector, path: str, args: Any) -> tuple[ScoredBoxes, image.Image]:
     """Detect objects in one image and print the inference time."""
-    img = image.read(path, detector.network.channels)
+    img = detector.read(path)
     if args.tiles:
-        begin = time.perf_counter()
         scored = tiles.detect_boxes(detector, img, args.thresh, args.nms)
-        print(f"{path}: Predicted in {1000 * (time.perf_counter() - begin):f} milli-seconds.")
-        return scored, img
-    x = detector.upload([img])
-    begin = time.perf_counter()
-    rows = detector.infer(x, args.thresh)
-    seconds = time.perf_counter() - begin
-    print(f"{path}: Predicted in {1000 * seconds:f} milli-seconds.")
-    return detector.postprocess(rows[:, 1:], img, args.nms), img
+    else:
+        (scored,) = detector.detect_boxes([img], args.thresh, args.nms)
+    print(f"{path}: Predicted in {1000 * scored.seconds:f} milli-seconds.")
+    return scored, img
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:

@@ -124,7 +124,7 @@ def recall(args: Any) -> None:
     _, detector, paths, bad_samples = load(args)
     with progress_bar(len(paths)) as done:
         settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, bad_samples
-        images = evaluate.evaluate_images(detector, paths, *settings, done=done, detect=evaluate.proposals)
+        images = evaluate.evaluate_images(detector, paths, *settings, done=done, class_agnostic=True)
         result = evaluate.recall(images, args.iou_thresh)
     inputs.warn_bad_samples(bad_samples)
     print(f"images: {len(paths)}, proposals per image: {result.proposals:.2f}")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..detector import HIDDEN_PREFIX, Detection, ScoredBoxes
+from ..detector import HIDDEN_PREFIX, Detection
+from ..inference import ScoredBoxes
 
 JSON_THRESH = 0.005  # fixed in Darknet, independent of -thresh
 

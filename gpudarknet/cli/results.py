@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import evaluate, image
-from ..detector import Detection, ScoredBoxes
+from ..detector import Detection
 from ..errors import DataError
+from ..inference import ScoredBoxes
 from .arguments import Flag
 from .evaluate import COCO_IDS
 from .outputs import writable, write

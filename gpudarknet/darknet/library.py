@@ -11,6 +11,7 @@ import numpy as np
 from .. import backend, boxes, image
 from ..data.datafile import DataFile, read_names
 from ..errors import DataError
+from ..inference import InferencePipeline
 from ..network import Network, load_network
 from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 
@@ -23,6 +24,7 @@ class Handle:
 
     def __init__(self, network: Network, batch: int):
         self.network, self.batch = network, batch
+        self.stretched, self.letterboxed = InferencePipeline(network), InferencePipeline(network, letterbox=True)
         self.outputs: list[Any] = []
         self.skipped: set[int] = set()
         self.names: list[str] = []
@@ -129,14 +131,13 @@ def copy_image_from_bytes(im: IMAGE, data: bytes) -> None:
 def load_image(file: Any, w: int = 0, h: int = 0) -> IMAGE:
     """Read an image; with w and h, resize it. Raises ImageError."""
     img = image.read(path(file))
-    if w and h:
-        return IMAGE.from_planes(image.network_input(img, w, h))
-    return IMAGE.from_planes(img.transpose(2, 0, 1) / np.float32(255))
+    size = (w, h) if w and h else img.shape[1::-1]
+    return IMAGE.from_planes(image.network_input(img, *size))
 
 
 def letterbox_image(im: IMAGE, w: int, h: int) -> IMAGE:
     """Return an image resized with its aspect ratio and padded with gray."""
-    return IMAGE.from_planes(image.letterbox(im.planes()[0].transpose(1, 2, 0), w, h).transpose(2, 0, 1))
+    return IMAGE.from_planes(image.letterbox(im.pixels(), w, h).transpose(2, 0, 1))
 
 
 def rgbgr_image(im: IMAGE) -> None:
@@ -160,26 +161,17 @@ def predict(net: Handle, data: Any) -> np.ndarray:
 
 def predict_image(net: Handle, im: IMAGE) -> np.ndarray:
     """Run the network on an image, stretched to its input; return its last output, flat."""
-    return run(net, preprocess(net, im, letterbox=False))
+    return run(net, net.stretched.preprocess([im.pixels()]))
 
 
 def predict_image_letterbox(net: Handle, im: IMAGE) -> np.ndarray:
     """Run the network on an image, letterboxed to its input; return its last output, flat."""
-    return run(net, preprocess(net, im, letterbox=True))
+    return run(net, net.letterboxed.preprocess([im.pixels()]))
 
 
-def preprocess(net: Handle, im: IMAGE, letterbox: bool) -> np.ndarray:
-    """Convert an image to network input (1, c, h, w)."""
-    w, h, _ = network_dimensions(net)
-    planes = im.planes()
-    if (im.w, im.h) == (w, h):
-        return planes
-    return image.network_input(planes[0].transpose(1, 2, 0), w, h, letterbox)[None]
-
-
-def run(net: Handle, x: np.ndarray) -> np.ndarray:
+def run(net: Handle, x: Any) -> np.ndarray:
     """Run the network on x (N, C, H, W); store its outputs for `get_network_boxes`."""
-    net.outputs = net.network.predict(x)
+    net.outputs = net.stretched.predict(x)
     return net.network.backend.to_numpy(net.outputs[-1]).ravel()
 
 
@@ -216,14 +208,13 @@ def network_predict_batch(
 
 def decode(net: Handle, w: int, h: int, thresh: float, relative: int, letter: int, batch: int) -> list[list[DETECTION]]:
     """Decode the boxes of the last run, by image."""
-    network = net.network
-    rows = network.decode(net.outputs, thresh)
-    xywh = boxes.to_image(rows[:, 2:6], network.width, network.height, w, h, bool(letter))
-    xywh = xywh if relative else xywh * np.array([w, h, w, h], np.float32)
-    rows[:, [6 + i for i in net.skipped if 6 + i < rows.shape[1]]] = 0
-    dets: list[list[DETECTION]] = [[] for _ in range(batch)]
-    for row, box in zip(rows, xywh.tolist(), strict=True):
-        dets[int(row[0])].append(DETECTION(BOX(*box), row[6:], float(row[1])))
+    pipeline = net.letterboxed if letter else net.stretched
+    unit = np.float32(1) if relative else np.array([w, h, w, h], np.float32)
+    dets: list[list[DETECTION]] = []
+    for rows in pipeline.decode(net.outputs, thresh, [(w, h)] * batch):
+        rows[:, [5 + i for i in net.skipped if 5 + i < rows.shape[1]]] = 0
+        xywh = (rows[:, 1:5] * unit).tolist()
+        dets.append([DETECTION(BOX(*box), row[5:], float(row[0])) for row, box in zip(rows, xywh, strict=True)])
     return dets
 
 

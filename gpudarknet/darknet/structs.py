@@ -34,6 +34,10 @@ class IMAGE(ctypes.Structure):
         """Return a view of the pixels as a batch of one, (1, c, h, w)."""
         return np.ctypeslib.as_array(self.data, (1, self.c, self.h, self.w))
 
+    def pixels(self) -> np.ndarray:
+        """Return a view of the pixels as an image (h, w, c)."""
+        return self.planes()[0].transpose(1, 2, 0)
+
 
 @dataclass
 class BOX:

@@ -14,7 +14,6 @@ from .detection import (
     average_precision,
     evaluate_images,
     mean_average_precision,
-    proposals,
     recall,
 )  # fmt: skip
 from .result_files import coco_results, voc_lines
@@ -22,5 +21,5 @@ from .result_files import coco_results, voc_lines
 __all__ = [
     "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "accuracy",
     "average_precision", "calc_anchors", "coco", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision",
-    "proposals", "read_truths", "recall", "voc_lines",
+    "read_truths", "recall", "voc_lines",
 ]  # fmt: skip

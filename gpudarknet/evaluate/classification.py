@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import image
 from ..data import BadSamples, Boxes
 from ..errors import DataError, ImageError
+from ..inference import classify
 from ..network import Network
 
 
@@ -37,18 +37,15 @@ def accuracy(
     """
     bad_samples = bad_samples or BadSamples()
     ranks: list[int] = []
-    tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
     for count, path in enumerate(paths, 1):
         try:
-            x = image.classifier_input(image.read(path, network.channels), network.width, network.height)[None]
+            probs, _ = classify(network, path)
         except ImageError as e:
             bad_samples.add_image(e)
             continue
         known = classes(path, bad_samples)
         if len(known):
-            p = network.backend.to_numpy(network.predict(x)[-1]).reshape(-1)
-            p = tree.hierarchy(p) if tree else p
-            ranks.append(int(np.argsort(-p, kind="stable").tolist().index(int(known[0, 4]))))
+            ranks.append(int(np.argsort(-probs, kind="stable").tolist().index(int(known[0, 4]))))
         done(count)
     if not ranks:
         raise DataError(f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path")

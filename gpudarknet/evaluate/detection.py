@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import boxes as geometry
-from .. import image
 from ..data import BadSamples, Boxes, read_labels
 from ..data.datafile import label_path
-from ..detector import Detector, ScoredBoxes
+from ..detector import Detector
 from ..errors import DataError, ImageError
+from ..inference import ScoredBoxes
 
 THRESH, NMS = 0.005, 0.45  # of `detector map`
 PROPOSAL_THRESH, PROPOSAL_NMS = 0.001, 0.4  # of `detector recall`
@@ -31,17 +31,17 @@ class ImageEval:
 def evaluate_images(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, bad_samples: BadSamples | None = None,
     difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
-    detect: Callable[[Detector, str, float, float], ScoredBoxes] | None = None,
+    class_agnostic: bool = False,
 ) -> Iterator[ImageEval]:  # fmt: skip
     """Run the detector on each image and read its labels. Unreadable images are recorded in `bad_samples` and skipped.
 
     difficult: returns the path of the label file with an image's difficult boxes. done(count) is called after each image.
-    detect: replaces the detector's own method, for example with `proposals`.
+    class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
     """
     bad_samples = bad_samples or BadSamples()
     for count, path in enumerate(paths, 1):
         try:
-            scored = detect(detector, path, thresh, nms) if detect else detector.detect_boxes([path], thresh, nms)[0]
+            (scored,) = detector.run([path], thresh, nms, class_agnostic=class_agnostic)
         except ImageError as e:
             bad_samples.add_image(e)
             continue
@@ -165,20 +165,8 @@ class Recall:
     recall: float
 
 
-def proposals(detector: Detector, path: str, thresh: float, nms: float) -> ScoredBoxes:
-    """Detect boxes of any class in an image: NMS by objectness, which is returned as the only class."""
-    net, img = detector.network, image.read(path, detector.network.channels)
-    H, W = img.shape[:2]
-    rows = detector.infer(detector.preprocess([img]), thresh)
-    rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 1] > thresh)]
-    xywh = geometry.to_image(rows[:, 2:6], net.width, net.height, W, H, detector.letterbox)
-    objectness = geometry.nms(xywh, rows[:, 1:2], nms)
-    kept = objectness[:, 0] > 0
-    return ScoredBoxes(xywh[kept], objectness[kept], W, H)
-
-
 def recall(images: Iterable[ImageEval], iou_thresh: float = 0.5) -> Recall:
-    """Count the truths that a box covers, given images evaluated with `proposals` (validate_detector_recall)."""
+    """Count the truths that a box covers, given images evaluated with `class_agnostic` (validate_detector_recall)."""
     count = covered = truths = boxes = 0
     iou_sum = 0.0
     for img in images:

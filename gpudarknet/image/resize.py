@@ -35,7 +35,7 @@ def resize(image: Image | Floats, W: int, H: int) -> Floats:
     image's last row here; a single output row is the last one, as a single column is in Darknet.
     """
     h, w = image.shape[:2]
-    return _sample(image, taps(h, H), taps(w, W))
+    return _floats(image) if (w, h) == (W, H) else _sample(image, taps(h, H), taps(w, W))
 
 
 def letterbox(image: Image | Floats, W: int, H: int) -> Floats:
@@ -43,11 +43,18 @@ def letterbox(image: Image | Floats, W: int, H: int) -> Floats:
 
     Source: Darknet's `letterbox_image`; sizes and offset are truncated. `boxes.to_image` inverts it for boxes.
     """
+    h, w = image.shape[:2]
+    return center(resize(image, *letterbox_size(w, h, W, H)), W, H)
+
+
+def center(image: Floats, W: int, H: int) -> Floats:
+    """Pad with gray on all sides; the left and top padding is rounded down. (h, w, C) -> float32 (H, W, C)."""
     h, w, C = image.shape
-    new_w, new_h = letterbox_size(w, h, W, H)
-    left, top = (W - new_w) // 2, (H - new_h) // 2
+    if (w, h) == (W, H):
+        return image
+    left, top = (W - w) // 2, (H - h) // 2
     canvas = np.full((H, W, C), GREY)
-    canvas[top : top + new_h, left : left + new_w] = resize(image, new_w, new_h)
+    canvas[top : top + h, left : left + w] = image
     return canvas
 
 
@@ -111,16 +118,18 @@ def _sample(image: Image | Floats, rows: Taps, cols: Taps) -> Floats:
     channel = np.arange(C)
 
     def pixels(columns: NDArray[np.intp]) -> Floats:
-        values = strip.take((columns[:, None] * C + channel).ravel(), axis=1)
-        if values.dtype != np.uint8:
-            return values.astype(np.float32, copy=False)
-        floats = values.astype(np.float32)
-        return np.divide(floats, np.float32(255), out=floats)
+        return _floats(strip.take((columns[:, None] * C + channel).ravel(), axis=1))
 
     horizontal = _lerp(pixels(cols.low), pixels(cols.high), np.repeat(cols.weight, C))
     low, high = index.reshape(2, -1)
     both = _lerp(horizontal[low], horizontal[high], rows.weight[:, None])
     return both.reshape(rows.weight.size, cols.weight.size, C)
+
+
+def _floats(values: NDArray[Any]) -> Floats:
+    """Return a copy in float32; uint8 values are divided by 255."""
+    floats = values.astype(np.float32)
+    return np.divide(floats, np.float32(255), out=floats) if values.dtype == np.uint8 else floats
 
 
 def _lerp(low: Floats, high: Floats, weight: Floats) -> Floats:

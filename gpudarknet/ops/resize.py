@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..array import Array, ArrayBackend, KernelBackend, LaunchKernel
-from ..image.resize import GREY, resize, spacing
+from ..image.resize import center, resize, spacing
 from .base import op
 
 
@@ -15,11 +13,8 @@ def network_input(be: ArrayBackend, image: Array, net_w: int, net_h: int, new_w:
 
     Bilinear with aligned corners, like gpudarknet/image/resize.py on the CPU. new = net stretches the image.
     """
-    C = image.shape[2]
-    left, top = (net_w - new_w) // 2, (net_h - new_h) // 2
-    y = np.full((C, net_h, net_w), GREY)
-    y[:, top : top + new_h, left : left + new_w] = resize(be.to_numpy(image), new_w, new_h).transpose(2, 0, 1)
-    return be.asarray(y)
+    y = center(resize(be.to_numpy(image), new_w, new_h), net_w, net_h)
+    return be.asarray(y.transpose(2, 0, 1))
 
 
 @network_input.kernel

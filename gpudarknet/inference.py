@@ -1,0 +1,197 @@
+"""The inference pipeline: read, resize, run, decode, suppress (test_detector in Darknet's src/detector.c).
+
+Everything that detects objects uses it: `Detector` with `tiles`, the command line, `evaluate`, and the Darknet-compatible API.
+The stages' arithmetic is in `image/` (reading, resizing), the heads in `layers/` (decoding) and `boxes.py` (NMS).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from . import boxes, image
+from .errors import DataError, ImageError
+from .layers import DetectionHead
+from .network import Network
+from .ops import resize
+
+ImageSource = Any  # anything `image.as_image` accepts: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+@dataclass(frozen=True)
+class ScoredBoxes:
+    """One image's boxes after NMS, with all class probabilities, in Darknet's order (by the last class's probability,
+    then the one before it...).
+
+    boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
+    threshold. width, height: of the image, in pixels. seconds: time from the network's start to decoded boxes, divided by
+    the images of the batch.
+    """
+
+    boxes: np.ndarray
+    probs: np.ndarray
+    width: int
+    height: int
+    seconds: float = 0.0
+
+
+class InferencePipeline:
+    """The stages from an image to its boxes, and `run`, which connects them.
+
+    letterbox: keep the aspect ratio and pad with gray instead of stretching. precision: as in `Network.predict`.
+    """
+
+    def __init__(self, network: Network, letterbox: bool = False, precision: Literal["fp32", "tf32", "fp16"] = "fp32"):
+        self.network, self.letterbox, self.precision = network, letterbox, precision
+
+    @property
+    def head(self) -> DetectionHead:
+        """The last detection head, which holds the NMS settings, as in Darknet.
+
+        Raises DataError if there is none, or if the heads have different numbers of classes.
+        """
+        layers = [self.network.nodes[index].layer for index in self.network.heads]
+        heads = [layer for layer in layers if isinstance(layer, DetectionHead)]
+        if not heads:
+            raise DataError(
+                f"{self.network.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so it predicts"
+                " no boxes; run a classifier with `gpudarknet classifier predict`"
+            )
+        if len({head.num_labels for head in heads}) > 1:
+            counts = ", ".join(str(head.num_labels) for head in heads)
+            raise DataError(
+                f"{self.network.config.path}: its heads have different class counts ({counts}); make them equal"
+            )
+        return heads[-1]
+
+    def run(
+        self, images: Iterable[ImageSource], thresh: float, nms: float, batch: int | None = None, class_agnostic: bool = False
+    ) -> Iterator[ScoredBoxes]:  # fmt: skip
+        """Detect objects in a stream of images, `batch` at a time (None: all at once); yield one result per image, in order.
+
+        On a GPU, one batch is computed while the next is read and uploaded. class_agnostic: as in `suppress`. An unreadable
+        image raises ImageError after the results of all earlier batches.
+        """
+        source, pending = iter(images), list[tuple[list[Size], Any, float]]()
+
+        def results() -> Iterator[ScoredBoxes]:
+            while pending:
+                sizes, outputs, start = pending.pop(0)
+                decoded = self.decode(outputs, thresh, sizes)
+                seconds = (time.perf_counter() - start) / len(sizes)
+                for rows, size in zip(decoded, sizes, strict=True):
+                    if class_agnostic:
+                        rows = rows[rows[:, 0] > thresh]
+                    yield replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds)
+
+        while chunk := list(islice(source, batch)):
+            try:
+                read = [self.read(one) for one in chunk]
+            except ImageError:
+                yield from results()
+                raise
+            x = self.upload(read)
+            yield from results()
+            start = time.perf_counter()
+            pending.append(([(img.shape[1], img.shape[0]) for img in read], self.predict(x), start))
+            if not self.network.backend.uploads_images:  # predict was synchronous
+                yield from results()
+        yield from results()
+
+    def read(self, source: ImageSource) -> image.Image:
+        """Return an image as uint8 (H, W, C), with the network's channels. Raises ImageError."""
+        return image.as_image(source, self.network.channels)
+
+    def upload(self, images: Sequence[np.ndarray]) -> Any:
+        """Convert images to network input, for `predict`. On a GPU: start uploading their bytes and return.
+
+        On the CPU, and for float32 images, the same as `preprocess`.
+        """
+        be = self.network.backend
+        if not be.uploads_images or any(img.dtype != np.uint8 for img in images):
+            return self.preprocess(images)
+        with self.network.on_device():
+            return be.upload(images, list(map(self._fit, images)))
+
+    def preprocess(self, images: Sequence[np.ndarray]) -> Any:
+        """Resize images to network input: float32 (N, C, H, W), 0 to 1, on the network's device.
+
+        An image is (H, W, C), uint8 or float32 in 0 to 1.
+        """
+        net, be = self.network, self.network.backend
+
+        def fitted(img: np.ndarray) -> Any:
+            if img.dtype != np.uint8:
+                return be.asarray(image.network_input(img, net.width, net.height, self.letterbox))
+            return resize.network_input(be, be.asarray(img), net.width, net.height, *self._fit(img))
+
+        with net.on_device():
+            return be.xp.stack(list(map(fitted, images)))
+
+    def _fit(self, img: np.ndarray) -> Size:
+        (H, W), net = img.shape[:2], self.network
+        return boxes.letterbox_size(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
+
+    def predict(self, x: Any) -> list[Any]:
+        """Run the network on the result of `upload` or `preprocess`; return its heads' outputs."""
+        return self.network.predict(x, precision=self.precision)
+
+    def decode(self, outputs: Sequence[Any], thresh: float, sizes: Sequence[Size]) -> list[np.ndarray]:
+        """Decode the heads' outputs for images of these sizes: rows (K, 5 + classes) for each image.
+
+        A row is: objectness, box center x, y, width, height as fractions of the image, and the probability of each class, 0 if
+        not above thresh. Rows with infinite or NaN elements are dropped. Raises DataError for a network without detection heads.
+        """
+        net = self.network
+        rows = net.decode(outputs, thresh)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        decoded = []
+        for i, (W, H) in enumerate(sizes):
+            own = rows[rows[:, 0] == i, 1:]
+            own[:, 1:5] = boxes.to_image(own[:, 1:5], net.width, net.height, W, H, self.letterbox)
+            decoded.append(own)
+        return decoded
+
+    def suppress(self, rows: np.ndarray, size: Size, nms: float, class_agnostic: bool = False) -> ScoredBoxes:
+        """Apply NMS, of the head's kind, to one image's rows from `decode`; nms = 0 keeps all boxes.
+
+        class_agnostic: suppress boxes of any class by objectness and IoU, and return the objectness as the only class, as
+        Darknet does to measure recall.
+        """
+        head, scores = self.head, rows[:, :1] if class_agnostic else rows[:, 5:]
+        valid = (rows[:, 0] != 0) & scores.any(axis=1)
+        xywh, scores = rows[valid, 1:5], scores[valid]
+        order = np.lexsort(-scores.T)  # Darknet sorts by each class in turn, so the last class has priority
+        xywh, scores = xywh[order], scores[order]
+        if nms:
+            kind = ("default", 0.6) if class_agnostic else (head.nms_kind, head.beta_nms)
+            scores = boxes.nms(xywh, scores, nms, *kind)
+        kept = scores.any(axis=1)
+        return ScoredBoxes(xywh[kept], scores[kept], *size)
+
+
+class ClassProbabilities(NamedTuple):
+    """probs: (classes,). seconds: the time that the network took."""
+
+    probs: np.ndarray
+    seconds: float
+
+
+def classify(network: Network, source: ImageSource) -> ClassProbabilities:
+    """Classify the center crop of an image (predict_classifier in Darknet's src/classifier.c). Raises ImageError.
+
+    In a network with a tree of classes, a probability is the product along the path from the root.
+    """
+    img = image.as_image(source, network.channels)
+    x = image.classifier_input(img, network.width, network.height)[None]
+    start = time.perf_counter()
+    probs = network.backend.to_numpy(network.predict(x)[-1]).reshape(-1)
+    seconds = time.perf_counter() - start
+    tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
+    return ClassProbabilities(tree.hierarchy(probs) if tree else probs, seconds)
