@@ -6,6 +6,7 @@ from typing import Any
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """Print the table."""
     session = getattr(config, "_benchmarksession", None)
     rows = [b for b in getattr(session, "benchmarks", []) if "GB/s" in b.extra_info]
     if not rows:

@@ -28,7 +28,7 @@ from .timing import Sample, measure
 
 
 class Unavailable(Exception):
-    """This engine cannot run this network here; the message says why."""
+    """The engine cannot run this network here; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class LogAxis:
     end: float
 
     def __call__(self, value: float) -> float:
+        """Return the pixel of a value."""
         part = math.log(value / self.low) / math.log(self.high / self.low)
         return self.start + part * (self.end - self.start)
 

@@ -126,6 +126,7 @@ def size(*values: Any) -> int:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", [*CASES, *remaining_ops()], ids=str)
 def test_kernel(case: Case, variant: str, benchmark: Any) -> None:
+    """Time an op."""
     be, op = VARIANTS[variant], OPS[case.op]
     args = op_cases.each(case.args(), be.asarray)
     result = op(be, *args)

@@ -1,4 +1,6 @@
-"""Train small networks with this package and with PyTorch, interleaved: python -m bench.train [x.cfg ...] [--batch 16]
+"""Train small networks with this package and with PyTorch, interleaved.
+
+    python -m bench.train [x.cfg ...] [--batch 16]
 
 A step is forward, loss, backward and SGD with momentum and weight decay, on one batch in memory, from the same weights.
 Our loss is the heads' own, including box matching; PyTorch's is the mean square of the heads' raw outputs, which is less

@@ -73,6 +73,7 @@ class IncompleteShortcut(Shortcut):
     section: ClassVar[str] = "shortcut"
 
     def forward(self, be: Any, w: dict[str, Any], *xs: Any, ctx: ForwardContext) -> tuple[Any, Any]:
+        """Compute the shortcut; its backward omits the line."""
         y, full = super().forward(be, w, *xs, ctx=ctx)
         _, linear = Shortcut(from_=self.from_).forward(be, w, *xs, ctx=ctx)  # without line 1
 

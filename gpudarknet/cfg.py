@@ -159,6 +159,7 @@ class Reporter:
     strict: bool
 
     def __call__(self, line: int, message: str) -> None:
+        """Report it with path and line."""
         text = f"{self.path}:{line}: {message}"
         if self.strict:
             raise CfgError(text)

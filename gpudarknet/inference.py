@@ -26,8 +26,9 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class ScoredBoxes:
-    """One image's boxes after NMS, with all class probabilities, in Darknet's order (by the last class's probability,
-    then the one before it...).
+    """One image's boxes after NMS, with all class probabilities.
+
+    They are in Darknet's order: by the last class's probability, then the one before it...
 
     boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
     threshold. width, height: of the image, in pixels. seconds: time from the network's start to decoded boxes, divided by

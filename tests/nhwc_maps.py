@@ -49,7 +49,7 @@ def threads(dtype, pixels, C, vectorized):
 
 
 def rows(a):
-    """(N, C, H, W) -> (pixels, C)"""
+    """(N, C, H, W) -> (pixels, C)."""
     return np.asarray(a).transpose(0, 2, 3, 1).reshape(-1, a.shape[1])
 
 

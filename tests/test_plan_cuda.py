@@ -1,5 +1,4 @@
-"""Plans on CUDA without a GPU: every kernel of plans, networks through host-cuda and a cuBLAS made of NumPy, and the order of
-what CuPy is asked for."""
+"""Plans on CUDA without a GPU: their kernels, networks through host-cuda and a cuBLAS made of NumPy, what CuPy is asked for."""
 
 from __future__ import annotations
 

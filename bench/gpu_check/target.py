@@ -1,4 +1,6 @@
-"""Run a small network once, as the target of compute-sanitizer and Nsight Compute: python -m bench.gpu_check.target fp16
+"""Run a small network once, as the target of compute-sanitizer and Nsight Compute.
+
+    python -m bench.gpu_check.target fp16
 
 CuPy's memory pool and a plan's arena are one allocation each, in which the tools cannot see where a feature map ends. So this
 program uses no pool, allocates every feature map separately, and captures nothing. It also decodes the heads' boxes.

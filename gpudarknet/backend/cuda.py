@@ -147,6 +147,7 @@ class Launcher:
         self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, for all devices
 
     def __call__(self, kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+        """Launch a kernel, as `Backend.launch` says."""
         T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:
             function = self.functions.get((kernel, T)) or self._function(kernel, T)

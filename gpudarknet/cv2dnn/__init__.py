@@ -1,4 +1,6 @@
-"""OpenCV-compatible API: the Darknet part of OpenCV 4's `cv2.dnn`, which OpenCV 5 removed. Change one line:
+"""OpenCV-compatible API: the Darknet part of OpenCV 4's `cv2.dnn`, which OpenCV 5 removed.
+
+Change one line:
 
     from gpudarknet import cv2dnn                       # then cv2dnn.readNetFromDarknet instead of cv2.dnn...
     net = cv2dnn.readNetFromDarknet("yolov4.cfg", "yolov4.weights")

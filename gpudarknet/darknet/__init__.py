@@ -1,5 +1,6 @@
-"""Darknet-compatible API: Darknet's Python module without the compiled library. Change the import:
-`import gpudarknet.darknet as darknet`.
+"""Darknet-compatible API: Darknet's Python module without the compiled library. Only the import changes.
+
+    import gpudarknet.darknet as darknet
 
     network, class_names, class_colors = darknet.load_network("yolov4.cfg", "coco.data", "yolov4.weights")
     image = darknet.make_image(darknet.network_width(network), darknet.network_height(network), 3)

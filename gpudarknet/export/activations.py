@@ -20,7 +20,7 @@ def affine(g: Graph, x: str, slope: float, offset: float) -> str:
 
 
 def gelu(g: Graph, x: str) -> str:
-    """0.5 x (1 + tanh(0.797885 x + 0.035677 x^3))"""
+    """0.5 x (1 + tanh(0.797885 x + 0.035677 x^3))."""
     cube = g.op("Mul", g.op("Mul", x, x), g.op("Mul", x, 0.035677))
     bent = g.op("Tanh", g.op("Add", g.op("Mul", x, 0.797885), cube))
     return g.op("Mul", g.op("Mul", x, 0.5), g.op("Add", bent, 1.0))

@@ -120,7 +120,7 @@ def apply_backward(be: ArrayBackend, dy: Array, x: Array | None, y: Array, kind:
 
 @op
 def activate(be: ArrayBackend, x: Array, kind: str) -> Array:
-    """Apply an elementwise activation, x of any shape -> y of the same shape.   (src/activations.c)"""
+    """Apply an elementwise activation, x of any shape -> y of the same shape (src/activations.c)."""
     return FUNCTIONS[kind][0](be.xp, x).astype(x.dtype, copy=False)
 
 

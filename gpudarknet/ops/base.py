@@ -49,6 +49,7 @@ class Op(Generic[P, R]):
         OPS[self.name] = self
 
     def __call__(self, be: ArrayBackend, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Compute the op on a backend, with its kernels if it has them."""
         if self.cuda is not None and be.launch is not None:
             return self.cuda(be, *args, **kwargs)
         if not any(map(is_half, (*args, *kwargs.values()))):

@@ -86,8 +86,11 @@ class Builder:
         return x if count == x.shape[0] else FeatureMap((count, *x.shape[1:]), x, start)
 
     def concat(self, xs: Sequence[FeatureMap]) -> FeatureMap:
-        """Concatenate maps along their channels. Their producers write into the result; only a view, the input, or a map that is
-        already part of another concatenation is copied."""
+        """Concatenate maps along their channels.
+
+        Their producers write into the result; only a view, the input, or a map that is already part of another concatenation
+        is copied.
+        """
         if len(xs) == 1:
             return xs[0]
         y = FeatureMap((sum(x.shape[0] for x in xs), *xs[0].shape[1:]))

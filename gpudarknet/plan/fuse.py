@@ -12,10 +12,10 @@ MONOTONIC = frozenset(
 
 
 def fuse(steps: Sequence[Step], outputs: Sequence[FeatureMap]) -> list[Step]:
-    """Move adds, products and activations into the epilogue of the convolution that writes their input, if nothing else reads
-    it. Return the remaining steps.
+    """Move adds, products and activations into the epilogue of the convolution that writes their input; return what remains.
 
-    A step that combines two maps is fused into the later of their producers, so that the other map is already written.
+    They are moved if nothing else reads that input. A step that combines two maps is fused into the later of their producers,
+    so that the other map is already written.
     """
     fused: list[Step] = []
     readers: dict[FeatureMap, int] = {}
@@ -53,8 +53,10 @@ def fuse(steps: Sequence[Step], outputs: Sequence[FeatureMap]) -> list[Step]:
 
 
 def fusible_maxpool(step: Step, steps: Sequence[Step], readers: dict[FeatureMap, int]) -> Convolve | None:
-    """Return the convolution that can do this max-pool itself: 2 x 2 blocks of a map of even size that nothing else reads,
-    with at most monotonic activations in between."""
+    """Return the convolution that can do this max-pool itself.
+
+    It can with 2 x 2 blocks of a map of even size that nothing else reads, and at most monotonic activations in between.
+    """
     if not isinstance(step, MaxPool) or (step.size, step.strides, step.padding // 2) != (2, (2, 2), 0):
         return None
     (x,) = step.xs

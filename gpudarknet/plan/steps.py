@@ -38,7 +38,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Activate:
-    """y = f(y)"""
+    """y = f(y)."""
 
     kind: str
     name: ClassVar[str] = "activate"

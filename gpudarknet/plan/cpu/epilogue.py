@@ -19,13 +19,13 @@ Activation = Callable[[CommandList, np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def leaky(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u: np.ndarray) -> None:
-    """y = max(x, 0.1 x)"""
+    """y = max(x, 0.1 x)."""
     commands.record(np.multiply, x, 0.1, out=t)
     commands.record(np.maximum, x, t, out=y)
 
 
 def relu(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u: np.ndarray) -> None:
-    """y = max(x, 0)"""
+    """y = max(x, 0)."""
     commands.record(np.maximum, x, 0, out=y)
 
 
@@ -38,7 +38,7 @@ def logistic(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray,
 
 
 def swish(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u: np.ndarray) -> None:
-    """y = x / (1 + exp(-x))"""
+    """y = x / (1 + exp(-x))."""
     commands.record(np.negative, x, out=t)
     commands.record(np.minimum, t, 80, out=t)
     commands.record(np.exp, t, out=t)
@@ -47,7 +47,7 @@ def swish(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u:
 
 
 def mish(commands: CommandList, x: np.ndarray, y: np.ndarray, t: np.ndarray, u: np.ndarray) -> None:
-    """y = x tanh(log(1 + e)) = x n / (n + 2) with e = exp(x), n = e (e + 2)"""
+    """y = x tanh(log(1 + e)) = x n / (n + 2) with e = exp(x), n = e (e + 2)."""
     commands.record(np.minimum, x, 20, out=t)
     commands.record(np.exp, t, out=t)
     commands.record(np.add, t, 2, out=u)

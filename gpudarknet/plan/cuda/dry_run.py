@@ -23,6 +23,7 @@ class NullObject:
     id = ptr = 0
 
     def __call__(self, *args: Any, **options: Any) -> NullObject:
+        """Do nothing; what it returns does nothing either."""
         return self
 
     def __getattr__(self, name: str) -> NullObject:

@@ -62,8 +62,10 @@ class StreamContext:
                 caller.wait_event(self.done)
 
     def retire(self, graph: Any) -> None:
-        """Destroy a graph once it has finished. May be called from any thread: it does not touch the stream, which another
-        thread may be capturing."""
+        """Destroy a graph once it has finished.
+
+        May be called from any thread: it does not touch the stream, which another thread may be capturing.
+        """
         self._retired.append(graph)
 
     def _destroy_retired(self) -> None:
@@ -73,8 +75,10 @@ class StreamContext:
             self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), graphs))
 
     def time(self, run: Callable[[], None], min_seconds: float, rounds: int, max_calls: int) -> float:
-        """Return the shortest time in seconds of a call on this stream over rounds that each repeat it for `min_seconds`, but
-        not more than `max_calls` times."""
+        """Return the shortest time in seconds of a call on this stream.
+
+        Each of the rounds repeats the call for `min_seconds`, but not more than `max_calls` times.
+        """
         with self.use():
             once = max(self._time(run, 1), 1e-6)
             calls = max(1, min(max_calls, int(min_seconds / once)))

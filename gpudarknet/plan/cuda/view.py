@@ -23,7 +23,7 @@ class View:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(C, H*W)"""
+        """(C, H*W)."""
         return self.shape[0], self.shape[1] * self.shape[2]
 
     def can_vectorize(self, width: int) -> bool:
