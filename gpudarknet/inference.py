@@ -31,8 +31,8 @@ class ScoredBoxes:
     They are in Darknet's order: by the last class's probability, then the one before it...
 
     boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
-    threshold. width, height: of the image, in pixels. seconds: time from the network's start to decoded boxes, divided by
-    the images of the batch.
+    threshold. width, height: of the image, in pixels. seconds: from the network's start to decoded boxes, divided by the
+    images of the batch; in a stream on a GPU it includes reading the next batch.
     """
 
     boxes: np.ndarray
