@@ -15,7 +15,7 @@ Range = tuple[float, float]
 class Row:
     """One row of the table "GPU FPS vs CPU GFLOPS estimates". None: unknown.
 
-    peak, of_peak, rule, of_rule, per_gflops are ranges (low, high), as the peak is. gemm in GFLOP/s; equivalent: the
+    peak, of_peak, rule, of_rule, per_gflops are ranges (low, high), as the peak is. equivalent: the
     single-precision GFLOPS that a CPU needs for this FPS by the rule; cores: the same in cores of this machine;
     times: FPS relative to our fastest CPU engine here, for the same network and size.
     """
@@ -23,7 +23,6 @@ class Row:
     result: Record
     device: Record
     achieved: float
-    gemm: float | None
     of_gemm: float | None
     peak: Range | None
     of_peak: Range | None
@@ -67,7 +66,6 @@ def row(r: Record, device: Record, here: Record | None, best: dict[tuple[str, in
         result=r,
         device=device,
         achieved=achieved,
-        gemm=gemm,
         of_gemm=achieved / gemm if gemm else None,
         peak=peak,
         of_peak=(achieved / peak[1], achieved / peak[0]) if peak else None,

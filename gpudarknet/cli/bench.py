@@ -79,7 +79,7 @@ def kinds(word: str) -> tuple[str, ...]:
 
 def print_report(results: list[Any], lines: Path, html: Path) -> None:
     """Print the tables and write records and page."""
-    records, tables, report = suite_module("records"), suite_module("tables"), suite_module("report")
+    records, tables = suite_module("records"), suite_module("tables")
     gpus = records.gpu_records(records.folder())
     for machine in records.machines(results):
         print_grid(tables.describe(machine))
@@ -87,7 +87,8 @@ def print_report(results: list[Any], lines: Path, html: Path) -> None:
     print_grid(tables.estimates(results, gpus))
     for group in records.layers(results):
         print_grid(tables.slowest(results, group, 10))
-    report.write(results, lines, html, gpus)
+    records.write(lines, results)
+    suite_module("page").write(html, results, gpus)
     print(f"{lines}: {len(results)} records\n{html}: the report")
 
 
@@ -194,7 +195,7 @@ def report(args: Any) -> None:
     gpus = records.gpu_records(records.folder())
     for grid in (tables.speed(results), tables.estimates(results, gpus)):
         print_grid(grid)
-    suite_module("report").write_page(results, html, gpus)
+    suite_module("page").write(html, results, gpus)
     print(f"{html}: the report")
 
 
