@@ -8,11 +8,9 @@ from __future__ import annotations
 import configparser
 import inspect
 import re
-import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 def generate(name: str, *arguments: str) -> str:
     """Return the Markdown for a mark."""
     generators: dict[str, Callable[..., str]] = {
-        "page": page, "net": net, "sections": sections, "activations": activations, "commands": commands, "api": api,
+        "page": page, "net": net, "sections": sections, "activations": activations, "commands": commands,
     }  # fmt: skip
     return generators[name](*arguments)
 
@@ -182,74 +180,6 @@ def flag(one: Flag) -> str:
     value = {bool: "", int: " N", float: " X", str: " TEXT"}[one.kind]
     shown = "" if one.kind is bool or one.default in (None, "") else f"`{one.default}`"
     return f"| `-{one.name}{value}` | {shown} | {plain(one.help)} |"
-
-
-# Python
-
-
-def api(module: str, *names: str) -> str:
-    """Return the documentation of some of a module's names."""
-    loaded = import_module(module)
-    return "\n\n".join("\n\n".join(symbol(module, name, getattr(loaded, name))) for name in names)
-
-
-def symbol(module: str, name: str, value: Any) -> Iterator[str]:
-    """Yield a symbol's heading, signature and docstring, and for a class its fields and methods."""
-    yield f"### {module}.{name} {{ #{module}.{name} }}"
-    yield signature(name, value)
-    yield document(value)
-    if not inspect.isclass(value):
-        return
-    for key, member in members(value):
-        if isinstance(member, property):
-            yield f"#### {name}.{key}"
-            yield document(member)
-        else:
-            yield f"#### {name}.{key}()"
-            yield signature(key, member.__func__ if isinstance(member, classmethod) else member)
-            yield document(member)
-
-
-def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the documented public methods and properties that a class itself defines."""
-    for key, member in vars(kind).items():
-        callable_or_value = inspect.isfunction(member) or isinstance(member, (property, classmethod))
-        if callable_or_value and not key.startswith("_") and inspect.getdoc(member):
-            yield key, member
-
-
-def signature(name: str, value: Callable[..., Any]) -> str:
-    """Return a signature as a code block, with one argument per line if it does not fit on one."""
-    if inspect.isclass(value) and not inspect.isfunction(value.__init__):  # list, Exception
-        return ""
-    sig = inspect.signature(value)
-    parameters = [p for p in sig.parameters.values() if p.name not in ("self", "cls")]
-    arguments = [argument(p) for p in parameters]
-    kinds = [p.kind for p in parameters]
-    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
-    annotation = "" if sig.return_annotation in (sig.empty, None) else str(sig.return_annotation)
-    result = f" -> {annotation}" if annotation not in ("", "None") else ""
-    line = f"{name}({', '.join(arguments)}){result}"
-    if len(line) > 90:
-        line = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){result}"
-    return f"```text\n{line}\n```"
-
-
-def argument(p: inspect.Parameter) -> str:
-    """Return a parameter as in the source."""
-    stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
-    annotation = "" if p.annotation is p.empty else f": {p.annotation}"
-    shown = p.default.__name__ if inspect.isclass(p.default) else repr(p.default)
-    shown = "..." if shown == "<factory>" else shown  # made anew by a dataclass
-    value = "" if p.default is p.empty else f" = {shown}" if annotation else f"={shown}"
-    return f"{stars}{p.name}{annotation}{value}"
-
-
-def document(value: Any) -> str:
-    """Return a docstring as Markdown; indented lines are code."""
-    text = inspect.getdoc(value) or ""
-    return "\n".join(line if line.startswith("    ") else plain(line) for line in textwrap.dedent(text).split("\n"))
 
 
 def plain(text: str) -> str:

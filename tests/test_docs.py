@@ -272,8 +272,8 @@ def test_the_page_of_sections_lists_every_key(generate):
 
 
 def test_the_site_builds_without_warnings_and_external_links(tmp_path):
-    if importlib.util.find_spec("material") is None:
-        pytest.skip('mkdocs-material is not installed; pip install ".[docs]"')
+    for name in ("material", "mkdocstrings"):
+        pytest.importorskip(name, reason='the tools of the site are not installed; pip install ".[docs]"')
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -285,3 +285,7 @@ def test_the_site_builds_without_warnings_and_external_links(tmp_path):
         assert name == "404" or f"{name}.md" in navigation, f"mkdocs.yml: nav lacks {name}.md"
         assert not re.findall(r'<(?:link|script|img|iframe)[^>]*(?:href|src)="(?:https?:)?//[^"]*"', html), name
         assert "<!-- made:" not in html, name
+    assert all(
+        f'id="{name}"' in built["python"] for name in re.findall("^::: (.+)", TEXTS["docs/python.md"], re.MULTILINE)
+    )
+    assert "<strong>" not in built["python"], "a docstring has __name__ outside of `code`"

@@ -92,7 +92,7 @@ def as_image(source: Any, channels: int = 3) -> Image:
     """Return an image as uint8 (H, W, channels), without a copy if it already is one. Raises ImageError.
 
     `source` is a path; a PIL image (EXIF orientation is not applied); or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB
-    or (H, W, 4) RGBA, from NumPy or any library with __dlpack__, __cuda_array_interface__ or __array_interface__.
+    or (H, W, 4) RGBA, from NumPy or any library with `__dlpack__`, `__cuda_array_interface__` or `__array_interface__`.
     OpenCV's frames are BGR: pass `frame[..., ::-1]`.
     """
     if isinstance(source, str | os.PathLike):

@@ -32,7 +32,7 @@ class ForwardContext:
     """The inputs of a forward pass other than arrays.
 
     train: keep what backward needs, use batch statistics, apply dropout. rng: the only source of randomness. steps: the
-    time steps of [net]; recurrent layers read a batch as [step][sequence]. progress: fraction of the training done, 0 to 1.
+    time steps of [net]; recurrent layers read a batch as `[step][sequence]`. progress: fraction of the training done, 0 to 1.
     frozen: this many first layers run as at inference. skip_input_grad: nothing needs the gradient of the network input
     (nor of the frozen layers), so a layer that reads only those may return None for it.
     """

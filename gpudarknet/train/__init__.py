@@ -31,7 +31,7 @@ class Trainer(TrainStep):
 
     It starts at iteration 0; with clear=False, at the image count of the weights. exact: IoU losses return their true gradient
     where Darknet's delta differs; iou_normalizer then has to be larger, as the gradient is with respect to coordinates
-    relative to the image. momentum[i][name] is the accumulated negative gradient of a weight, as in Darknet.
+    relative to the image. `momentum[i][name]` is the accumulated negative gradient of a weight, as in Darknet.
 
     precision: with fp16, maps and deltas are stored as float16; arithmetic, weights, their gradients and batch norm's
     statistics stay float32. [net] loss_scale multiplies the deltas; at its default 1 the scale is dynamic: it is halved if a

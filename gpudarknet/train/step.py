@@ -29,7 +29,7 @@ STATISTICS = ("mean", "variance")  # batch norm's, which have no gradient
 class TrainStep:
     """The state of a training, and one iteration of it: gradients, optimizer, loss scale, position in the schedule.
 
-    momentum[i][name] is the accumulated negative gradient of a weight, as in Darknet. Layers that share weights share it.
+    `momentum[i][name]` is the accumulated negative gradient of a weight, as in Darknet. Layers that share weights share it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class TrainStep:
         return cost
 
     def accumulate(self, x: Any, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: Arrays) -> float:
-        """Run x (N, C, H, W) forward and backward, add to grads[i][name]; return the mean cost of the layers with a loss.
+        """Run x (N, C, H, W) forward and backward, add to `grads[i][name]`; return the mean cost of the layers with a loss.
 
         seen: images trained on so far, these included.
         """
