@@ -29,8 +29,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..array import Array, LaunchKernel
+from ..array import Array, Arrays, LaunchKernel
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
+from .cublas import Handle
 from .threads import Task, thread_pool, tune_malloc
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
@@ -53,7 +54,7 @@ NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_
 class Program(Protocol):
     """A network compiled for one input shape and batch."""
 
-    def run(self, x: Any) -> list[Any]:
+    def run(self, x: Any) -> list[Array]:
         """Return the heads' outputs for x (N, C, H, W)."""
 
 
@@ -64,7 +65,7 @@ class CompileProgram(Protocol):
     """
 
     def __call__(
-        self, be: Backend, nodes: Sequence[Any], weights: Sequence[dict[str, Any]], heads: Sequence[int],
+        self, be: Backend, nodes: Sequence[Any], weights: Sequence[Arrays], heads: Sequence[int],
         shape: tuple[int, int, int], batch: int, precision: str, packed_weights: dict[Any, Any],
     ) -> Program: ...  # fmt: skip
 
@@ -110,7 +111,7 @@ class Backend:
     name: str
     xp: ModuleType
     launch: LaunchKernel | None = None
-    cublas: Callable[[int, tuple[int, int]], Any] | None = None
+    cublas: Callable[[int, tuple[int, int]], Handle] | None = None
     executor: str | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
@@ -195,7 +196,7 @@ class Backend:
         return precision if precision in known else known[0]
 
     def compile_program(
-        self, nodes: Sequence[Any], weights: Sequence[dict[str, Any]], heads: Sequence[int],
+        self, nodes: Sequence[Any], weights: Sequence[Arrays], heads: Sequence[int],
         shape: tuple[int, int, int], batch: int, precision: str, packed_weights: dict[Any, Any],
     ) -> Program:  # fmt: skip
         """Compile a network with this backend's executor; see `CompileProgram`. Raises BackendError."""
@@ -236,7 +237,7 @@ class MemoryGuard:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OutOfMemoryError):  # already translated
             return
         if isinstance(error, (MemoryError, RuntimeError)) and (match := OUT_OF_MEMORY.search(str(error))):

@@ -18,7 +18,7 @@ import ctypes
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import byref, c_float, c_int, c_longlong, c_size_t, c_void_p
 from functools import cache
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend
 from ..errors import BackendError, OutOfMemoryError
 
 LARGEST_BATCH = 65_535  # matrices per call: cuBLAS kernels index them by the grid's z
@@ -135,7 +136,7 @@ class Matrices:
     strides: for each axis of the stack, bytes from one matrix to the next.
     """
 
-    def __init__(self, be: Any, a: Any, stack: tuple[int, ...]):
+    def __init__(self, be: ArrayBackend, a: Array, stack: tuple[int, ...]):
         rows, columns = a.shape[-2:]
         layout = _leading(rows, columns, *(s // a.itemsize for s in a.strides[-2:]))
         if layout is None or min(a.strides) < 0:  # neither rows nor columns are contiguous, or a stride is negative
@@ -155,7 +156,7 @@ def _leading(rows: int, columns: int, row: int, column: int) -> tuple[int, bool]
     return None
 
 
-def matmul(be: Any, a: Any, b: Any) -> Any:
+def matmul(be: ArrayBackend, a: Array, b: Array) -> Array:
     """Multiply as xp.matmul does, on the current device and stream: a (..., M, K), b (..., K, N) -> (..., M, N).
 
     Both are float32 or both float16; sums are float32. float32 is multiplied in full precision, or in TF32 if CUPY_TF32=1.
@@ -177,22 +178,23 @@ def matmul(be: Any, a: Any, b: Any) -> Any:
     sizes = (M, N, K, N, left.ld, right.ld)
     trans = (left.transposed, right.transposed)
     outer, (count, *strides) = _axes(stack, y.strides, left.strides, right.strides)
-    elements = tuple(s // y.itemsize for s in strides)
+    stride_y, stride_a, stride_b = (s // y.itemsize for s in strides)
     with borrow_handle(be) as handle:
         for offsets in outer:
             for first in range(0, count, LARGEST_BATCH):
-                at = (
+                y0, a0, b0 = (
                     m + o + first * s
                     for m, o, s in zip((address(y), left.address, right.address), offsets, strides, strict=True)
                 )
                 if count == 1:
-                    handle.gemm(precision, *at, *sizes, *trans)
+                    handle.gemm(precision, y0, a0, b0, *sizes, *trans)
                 else:
-                    handle.gemm_batched(precision, min(count - first, LARGEST_BATCH), *at, *sizes, *elements, *trans)
+                    n = min(count - first, LARGEST_BATCH)
+                    handle.gemm_batched(precision, n, y0, a0, b0, *sizes, stride_y, stride_a, stride_b, *trans)
     return y
 
 
-def _axes(stack: tuple[int, ...], *strides: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+def _axes(stack: tuple[int, ...], *strides: Sequence[int]) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
     """Split a stack of matrices into calls: return where each begins, and (count, strides) of the matrices in a call.
 
     strides: for each array, bytes between matrices along each axis; entries beyond the axes are ignored.
@@ -219,7 +221,7 @@ def _tf32() -> bool:
     return os.environ.get("CUPY_TF32", "0") not in ("", "0")
 
 
-def address(a: Any) -> int:
+def address(a: Array) -> int:
     """Return the address of a CuPy or NumPy array in its device's memory."""
     return int(a.data.ptr if hasattr(a.data, "ptr") else a.ctypes.data)
 
@@ -227,11 +229,13 @@ def address(a: Any) -> int:
 class PooledHandle:
     """A handle that threads borrow, set to the stream of the last borrower."""
 
-    def __init__(self, be: Any):
-        self.be, self.handle, self.workspace = be, None, None
+    def __init__(self, be: ArrayBackend):
+        self.be = be
+        self.handle: Handle | None = None
+        self.workspace: Array | None = None
         self.borrower: tuple[int, Any] | None = None
 
-    def use(self, stream: Any) -> Any:
+    def use(self, stream: Any) -> Handle:
         """Return the handle, set to this stream, the current one of this thread.
 
         The workspace comes from the memory pool, which reuses memory of a stream only for later work of that stream: gemms still
@@ -242,10 +246,12 @@ class PooledHandle:
             self.borrower, self.workspace = None, self.be.empty((WORKSPACE,), np.uint8)
             at = getattr(stream, "ptr", 0), (address(self.workspace), WORKSPACE)
             if self.handle is None:
+                assert self.be.cublas is not None
                 self.handle = self.be.cublas(*at)
             else:
                 self.handle.use(*at)
             self.borrower = borrower  # keeps the stream alive, so that no other can get its address
+        assert self.handle is not None
         return self.handle
 
 
@@ -253,7 +259,7 @@ _idle: dict[tuple[Any, int], list[PooledHandle]] = {}
 
 
 @contextmanager
-def borrow_handle(be: Any) -> Iterator[Any]:
+def borrow_handle(be: ArrayBackend) -> Iterator[Handle]:
     """Lend a handle of the current device, set to the current stream.
 
     Each is used by one thread at a time; their number is the most threads that ever multiplied at once. Plans have their own.

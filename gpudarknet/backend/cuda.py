@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..array import KernelArgument
 from ..errors import BackendError
 from .threads import available_cores
 
@@ -146,7 +147,7 @@ class Launcher:
         self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
         self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, for all devices
 
-    def __call__(self, kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256) -> None:
         """Launch a kernel, as `Backend.launch` says."""
         T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:

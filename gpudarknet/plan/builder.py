@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..array import Arrays
 from ..graph import Node
 from ..layers import Layer, Shape
 from .steps import (
@@ -31,7 +32,7 @@ class Builder:
         self.input = input
         self.steps: list[Step] = []
         self.node: Node
-        self.w: dict[str, Any]
+        self.w: Arrays
 
     def _step(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from ..array import Arrays
 from ..graph import Node
 from ..layers import Shape
 from .builder import Builder
@@ -14,9 +14,7 @@ from .memory import plan_memory
 from .steps import FeatureMap, Plan
 
 
-def compile(
-    nodes: Sequence[Node], weights: Sequence[dict[str, Any]], heads: Sequence[int], shape: Shape, batch: int
-) -> Plan:
+def compile(nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[int], shape: Shape, batch: int) -> Plan:
     """Compile layers for `batch` images of `shape` (C, H, W). heads: the layers whose maps are the outputs.
 
     The plan refers to the weights; it does not copy them.

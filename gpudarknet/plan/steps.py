@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
 
+from ..array import Arrays
 from ..layers import Layer, Shape
 
 
@@ -112,7 +113,7 @@ class Convolve(Step):
     """
 
     name = "convolve"
-    w: dict[str, Any] = field(repr=False)
+    w: Arrays = field(repr=False)
     size: int
     strides: tuple[int, int]
     dilation: int
@@ -198,7 +199,7 @@ class LayerCall(Step):
 
     name = "fallback"
     layer: Layer
-    w: dict[str, Any] = field(repr=False)
+    w: Arrays = field(repr=False)
 
     def note(self) -> str:
         return f"[{self.layer.section}]"

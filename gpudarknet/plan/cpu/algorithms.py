@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from ..steps import Convolve
 from .command_list import TaskStages
 from .convolution import (
+    PackedWeights,
     depthwise,
     gemm_1x1,
     grouped_gemm,
@@ -20,6 +20,7 @@ from .convolution import (
     pack_grouped,
     pack_im2col,
 )
+from .epilogue import EpilogueFactory
 from .winograd import pack_winograd, winograd
 
 
@@ -32,8 +33,8 @@ class ConvAlgorithm:
     """
 
     supports: Callable[[Convolve], bool]
-    pack_weights: Callable[[np.ndarray, np.ndarray], Any]
-    make_tasks: Callable[..., TaskStages]
+    pack_weights: Callable[[np.ndarray, np.ndarray], PackedWeights]
+    make_tasks: Callable[[Convolve, np.ndarray, np.ndarray, PackedWeights, EpilogueFactory, int], TaskStages]
 
 
 def _is_1x1(s: Convolve) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import prod
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from ...backend.threads import Stage, ThreadPool, thread_pool
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -21,7 +22,7 @@ class CommandList:
         self._queue, self._worker = queue, worker
         self.commands: list[Callable[[], object]] = []
 
-    def record(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    def record(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Record a call."""
         self.commands.append(partial(function, *args, **kwargs))
 

@@ -13,7 +13,7 @@ from .command_list import CommandList
 BLOCK = 1 << 16  # elements processed at once; with scratch of that size they fit a core's L2
 
 # (commands, image, first row, end row, first channel, end channel, source (rows, W, channels), or None to work in place)
-ApplyEpilogue = Callable[..., None]
+ApplyEpilogue = Callable[[CommandList, int, int, int, int, int, np.ndarray | None], None]
 EpilogueFactory = Callable[[np.ndarray | None], ApplyEpilogue]  # called with the bias still to be added, or None
 Activation = Callable[[CommandList, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]  # x, y, two scratch arrays
 

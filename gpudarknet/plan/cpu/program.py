@@ -145,7 +145,7 @@ def _by_rows(
     def task(n: int, r0: int, r1: int) -> Task:
         def record(commands: CommandList) -> None:
             work(commands, n, r0, r1)
-            apply_epilogue(commands, n, r0, r1, 0, C)
+            apply_epilogue(commands, n, r0, r1, 0, C, None)
 
         return record
 

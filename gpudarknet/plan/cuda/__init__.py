@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...array import Arrays
 from ...backend import Backend, Executor, register_executor
 from ...graph import Node
 from ...layers import Shape
@@ -28,7 +29,7 @@ __all__ = ["Program", "autotune"]
 
 
 def compile_program(
-    be: Backend, nodes: Sequence[Node], weights: Sequence[dict[str, Any]], heads: Sequence[int],
+    be: Backend, nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[int],
     shape: Shape, batch: int, precision: str, packed_weights: dict[Any, Any],
 ) -> Program:  # fmt: skip
     """Compile a network for the GPU, with the algorithms measured on it if available."""

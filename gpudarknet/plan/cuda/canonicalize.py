@@ -6,10 +6,10 @@ On the CPU a [connected] layer remains a matrix product: its weights are used in
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from ...array import Arrays
 from ...backend import Backend
 from ...layers.batchnorm import BatchNorm
 from ...layers.blocks import BLUR_KERNELS
@@ -60,7 +60,7 @@ def canonical_steps(step: Step, be: Backend) -> list[Step]:
     return [step]
 
 
-def convolution_steps(step: Step, layer: Convolutional, w: dict[str, Any], x: FeatureMap, y: FeatureMap) -> list[Step]:
+def convolution_steps(step: Step, layer: Convolutional, w: Arrays, x: FeatureMap, y: FeatureMap) -> list[Step]:
     """Return the convolution of x with w and its activation; XNOR layers convolve the signs of x."""
     D, before = layer.effective_dilation, list[Step]()
     if layer.xnor:
@@ -79,7 +79,7 @@ def activation_ops(kind: str) -> list[EpilogueOp]:
     return [] if kind == "linear" else [Activate(kind)]
 
 
-def constant_weights(kernel: np.ndarray, C: int) -> dict[str, Any]:
+def constant_weights(kernel: np.ndarray, C: int) -> Arrays:
     """Return the weights of a convolution of C channels, each with the same kernel (s, s)."""
     same = np.broadcast_to(kernel.astype(np.float32), (C, 1, *kernel.shape))
     return {"kernel": same, "bias": np.zeros(C, np.float32)}
@@ -104,7 +104,7 @@ def _depthwise(
     size: int,
     strides: tuple[int, int],
     pad: int,
-    w: dict[str, Any],
+    w: Arrays,
     x: FeatureMap | None = None,
     part: str = "",
 ) -> Convolve:

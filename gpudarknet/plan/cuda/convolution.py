@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ...array import Array
 from ...backend.cublas import address
 from ...ops.activation import NAMES
 from ..steps import Activate, Convolve
@@ -35,7 +36,7 @@ class SmallChannelConv(NamedTuple):
     strides: elements of x from image to image, channel to channel and pixel to pixel.
     """
 
-    convolve: Callable[[str, Any, tuple[int, int, int]], None]
+    convolve: Callable[[str, Array, tuple[int, int, int]], None]
     epilogue: Sequence[Launch]
 
 
@@ -50,7 +51,7 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
-    def convolve(kernel: str, x: Any, strides: tuple[int, int, int]) -> None:
+    def convolve(kernel: str, x: Array, strides: tuple[int, int, int]) -> None:
         launch(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
 
     return SmallChannelConv(convolve, apply_in_place(emitter, rest, y))
@@ -100,7 +101,7 @@ def _fused_gemm(emitter: Emitter, group: tuple[Convolve, ...]) -> list[Launch]:
     return launches
 
 
-def _split_epilogue(emitter: Emitter, first: Convolve, second: Convolve, output: Any, ld: int) -> Launch:
+def _split_epilogue(emitter: Emitter, first: Convolve, second: Convolve, output: Array, ld: int) -> Launch:
     """Return the launch of both epilogues of a gemm that is two convolutions."""
     views = emitter.view(first.y), emitter.view(second.y)
     biases = (emitter.weights.arrays(s)[1] for s in (first, second))
@@ -133,7 +134,7 @@ def _im2col_gemm(emitter: Emitter, step: Convolve) -> Emitted:
 
 
 def _maxpool_epilogue(
-    emitter: Emitter, step: Convolve, kind: str, x: Any, ldx: int, bias: Any, y: View, last: bool
+    emitter: Emitter, step: Convolve, kind: str, x: Array, ldx: int, bias: Array, y: View, last: bool
 ) -> Launch:
     """Return the launch of a 2 x 2 max pool, bias and activation; if it is the step's last, with fused im2col."""
     consumer, (C, H, W) = emitter.schedule.im2col_consumers.get(step) if last else None, y.shape
@@ -150,7 +151,7 @@ def _maxpool_epilogue(
     return emitter.launch("epilogue_pool.maxpool_epilogue_im2col", n, x, bias, out, target.col, *geometry)
 
 
-def _im2col_gemms(emitter: Emitter, step: Convolve, start: int, pixels: int, out: Any, ld: int) -> Emitted:
+def _im2col_gemms(emitter: Emitter, step: Convolve, start: int, pixels: int, out: Array, ld: int) -> Emitted:
     """Emit a convolution without bias: out (pixels, F) are the pixels of its output from `start` on."""
     x, (OH, OW) = emitter.view(step.xs[0]), step.conv_output_size
     problem, algorithm = emitter.problem(step), emitter.schedule.algorithms[step]
@@ -211,7 +212,7 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
         source, result = x.images(first, count), y.images(first, count)
         vectorized = source.can_vectorize(TILE_VECTOR)
         n = tiles * C // (TILE_VECTOR if vectorized else 1)
-        sizes = (n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
+        sizes: tuple[float, ...] = (n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
         launches.append(emitter.launch("winograd.winograd_input_transform", n, source.a, v, *sizes))
         launches.append(_winograd_gemm(emitter, address(m), address(v), weights, tiles, ldf, C, ldc))
         (Co, Po, ldo), other = arguments.sizes, arguments.other
@@ -224,7 +225,7 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
     return Emitted([*launches, *apply_in_place(emitter, rest, y)], f"winograd{_in_chunks(chunks)}")
 
 
-def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Any, tiles: int, F: int, C: int, lda: int) -> Launch:
+def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Array, tiles: int, F: int, C: int, lda: int) -> Launch:
     """Return the batched gemm of the 16 positions in a tile."""
     w, ldw, handle, precision = address(weights), weights.shape[2], emitter.handle, emitter.precision
     strides = (tiles * F, tiles * lda, F * ldw)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...array import Array, KernelArgument
 from ...backend import Backend
 from ..steps import Convolve, FeatureMap, Plan, Step
 from .algorithms import ConvProblem, align_channels
@@ -56,7 +57,7 @@ class Emitter:
         precision: str,
         schedule: Schedule,
         weights: PackedWeights,
-        arena: Any,
+        arena: Array,
         context: StreamContext,
     ):
         assert be.launch is not None
@@ -73,7 +74,7 @@ class Emitter:
         first = self.schedule.arena.offsets[m.storage] + m.channel_offset
         return View(self.arena[first : first + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel_offset)
 
-    def workspace(self, step: Step, name: str) -> Any:
+    def workspace(self, step: Step, name: str) -> Array:
         """Return a workspace of a step."""
         first = self.schedule.arena.offsets[step, name]
         return self.arena[first : first + self.schedule.arena.workspaces[step, name]]
@@ -90,7 +91,7 @@ class Emitter:
         """Return the threads of a kernel that handles one element each, or one vector."""
         return elements // (self.vector if vectorized else 1)
 
-    def launch(self, kernel: str, threads: int, *args: Any) -> Launch:
+    def launch(self, kernel: str, threads: int, *args: KernelArgument) -> Launch:
         """Return the launch of a kernel."""
         launch = self.launch_kernel
         return Launch(lambda: launch(kernel, threads, *args), kernel)

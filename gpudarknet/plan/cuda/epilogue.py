@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ...array import Array
 from ...ops.activation import NAMES
 from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step
 from .emitter import Emitter, Launch
@@ -60,10 +61,10 @@ class PassArguments(NamedTuple):
 
     other: View | None
     sizes: tuple[int, int, int]
-    codes: tuple[Any, ...]
+    codes: tuple[int, int, float, float, int]
 
     @property
-    def pointer(self) -> Any:
+    def pointer(self) -> Array | None:
         """The other map's array, or None."""
         return self.other.a if self.other else None
 
@@ -84,7 +85,12 @@ def pass_arguments(emitter: Emitter, one: EpiloguePass, y: View) -> PassArgument
 
 
 def apply_epilogue(
-    emitter: Emitter, epilogue: Sequence[EpilogueOp], x: View, y: View, bias: Any = None, step: Step | None = None
+    emitter: Emitter,
+    epilogue: Sequence[EpilogueOp],
+    x: View,
+    y: View,
+    bias: Array | None = None,
+    step: Step | None = None,
 ) -> list[Launch]:
     """Return the launches of y = epilogue(x + bias). The last also writes the im2col matrix that `step` produces, if any.
 
@@ -101,7 +107,7 @@ def apply_epilogue(
         vectorized = one.can_vectorize and arguments.can_vectorize(emitter.vector) and emitter.can_vectorize(x, y)
         if consumer is None:
             n = emitter.threads(y.pixels * C, vectorized)
-            sizes = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, vectorized)
+            sizes: tuple[float, ...] = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, vectorized)
             launches.append(emitter.launch("epilogue.epilogue", n, x.a, bias, arguments.pointer, y.a, *sizes))
         else:
             target = im2col_target(emitter, consumer, H, W)
@@ -123,7 +129,7 @@ def apply_in_place(emitter: Emitter, epilogue: Sequence[EpilogueOp], y: View, st
 class Im2colTarget(NamedTuple):
     """The im2col matrix that an epilogue writes. positions: pixels of the padded map; geometry: as kernels receive it."""
 
-    col: Any
+    col: Array
     positions: int
     geometry: tuple[int, ...]
     can_vectorize: bool

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...array import Array
 from ..steps import Convolve, Step
 from .convolution import SMALL_CHANNEL_KERNELS, SmallChannelConv, small_channel_conv
 from .emitter import Emitter
@@ -30,7 +29,7 @@ class InputStage:
             return {"nhwc.from_nchw"}
         return {*SMALL_CHANNEL_KERNELS, *(launch.kernel for launch in self.conv.epilogue)}
 
-    def feed(self, x: Any) -> None:
+    def feed(self, x: Array | ImageBatch) -> None:
         """Launch all that reads x, an ImageBatch or float32 (N, C, H, W) on the device, on the current stream."""
         y, conv = self.input, self.conv
         (C, P), (_, H, W) = y.sizes, y.shape

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ...array import Array
 from ...layers import ForwardContext, Layer
 from ...layers.activation import Activation
 from ...layers.avgpool import AvgPool
@@ -74,10 +76,10 @@ def _activated(emitter: Emitter, kind: str, y: View) -> list[Launch]:
     return apply_epilogue(emitter, [Activate(kind)], y, y) if kind != "linear" else []
 
 
-def _constant(emitter: Emitter, m: FeatureMap, value: Any) -> list[Launch]:
+def _constant(emitter: Emitter, m: FeatureMap, value: ArrayLike) -> list[Launch]:
     """Return the launch that writes one value (C, H, W), or a scalar, into the map of every image."""
     y = emitter.view(m)
-    values = np.broadcast_to(np.float32(value), (emitter.batch, *m.shape))
+    values = np.broadcast_to(np.asarray(value, np.float32), (emitter.batch, *m.shape))
     x = emitter.be.asarray(np.ascontiguousarray(values))
     return [emitter.launch("nhwc.from_nchw", values.size, x, y.a, values.size, *y.sizes, y.ld)]
 
@@ -139,7 +141,7 @@ def _local(emitter: Emitter, step: LayerCall, layer: Local) -> list[Launch]:
     x, y, n = _views(emitter, step)
     (C, H, W), (F, OH, OW), be = x.shape, y.shape, emitter.be
 
-    def pack() -> tuple[Any, Any]:
+    def pack() -> tuple[Array, Array]:
         kernel, bias = (be.to_numpy(step.w[name]) for name in ("kernel", "bias"))
         kernel = kernel.reshape(OH * OW, F, C, -1).transpose(0, 3, 2, 1)  # (OH*OW, size*size, C, F)
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes inf

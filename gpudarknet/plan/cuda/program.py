@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...array import Array
 from ...backend import Backend
 from ...backend.cublas import WORKSPACE
 from ...backend.cuda import STORAGE, Launcher
@@ -27,6 +28,7 @@ from .input import InputStage
 from .recurrent import unroll
 from .schedule import make_schedule
 from .stream import stream_context
+from .upload import ImageBatch
 from .weights import PackedWeights
 
 EMITTERS: dict[type[Step], Callable[[Emitter, Any], Emitted]] = {
@@ -52,7 +54,7 @@ class Program:
         plan: Plan,
         be: Backend,
         precision: str = "fp32",
-        packed_weights: dict[Any, tuple[Any, Any]] | None = None,
+        packed_weights: dict[Any, tuple[Array, Array]] | None = None,
         choices: Mapping[str, str] | None = None,
         poison: bool = False,
         graph: bool = True,
@@ -133,7 +135,7 @@ class Program:
             self.be.launch.compile(self.kernel_files, STORAGE[self.dtype.name])
         self.compiled = True
 
-    def run(self, x: Any) -> list[Any]:
+    def run(self, x: Array | ImageBatch) -> list[Array]:
         """Run the plan on x; return new arrays, one per output, on the caller's stream.
 
         x: float32 (N, C, H, W) on the device, or an ImageBatch.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...array import Array
 from ...backend import Backend
 from ...layers import Layer
 from ...layers.conv_lstm import ConvLstm
@@ -27,11 +28,11 @@ from .steps import Blend, Clip
 class RecurrentState:
     """A layer's state between calls. w: its arrays; state_in, state_out: the maps to fill before, and keep after."""
 
-    w: dict[str, Any]
+    w: dict[str, Any]  # an array each, but for "state"
     state_in: tuple[FeatureMap, ...]
     state_out: tuple[FeatureMap, ...]
 
-    def arrays(self, be: Backend, N: int) -> list[Any]:
+    def arrays(self, be: Backend, N: int) -> list[Array]:
         """Return the state of N sequences as arrays (N, C, H, W): zeros if there is none for so many."""
         shapes = [(N, *m.shape) for m in self.state_in]
         kept = self.w.get("state")
@@ -39,7 +40,7 @@ class RecurrentState:
             return [be.asarray(a, np.float32) for a in kept]
         return [be.zeros(shape) for shape in shapes]
 
-    def keep(self, arrays: list[Any]) -> None:
+    def keep(self, arrays: list[Array]) -> None:
         """Store the state for the next call."""
         self.w["state"] = arrays
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...array import Array
 from ...backend import Backend
 from ...ops import resize
 from .stream import per_device
@@ -28,7 +29,7 @@ class StagingBuffer:
     """Memory for the bytes of a batch: pinned on the host, and on the device, with events."""
 
     host: np.ndarray
-    device: Any
+    device: Any  # an array of CuPy
     upload_done: Any  # the device memory holds the batch
     last_read: Any  # it may be overwritten
 
@@ -42,7 +43,7 @@ class ImageBatch:
     """
 
     be: Backend
-    runs: list[tuple[Any, Size]]
+    runs: list[tuple[Array, Size]]
     buffer: StagingBuffer | None = None
     release: Callable[[StagingBuffer], object] | None = None
 
@@ -53,7 +54,7 @@ class ImageBatch:
         if self.buffer is not None and self.release is not None:
             self.release(self.buffer)
 
-    def unscaled(self, W: int, H: int) -> Any:
+    def unscaled(self, W: int, H: int) -> Array | None:
         """Return all images as one array (n, H, W, C) if they have that size already, else None."""
         (images, size), *more = self.runs
         return images if not more and size == (W, H) == images.shape[2:0:-1] else None
@@ -109,7 +110,7 @@ class Uploader:
             at = end
         return ImageBatch(self.be, runs, buffer, self.free.append)
 
-    def _copy(self, buffer: StagingBuffer, total: int) -> Any:
+    def _copy(self, buffer: StagingBuffer, total: int) -> Array:
         device = buffer.device[:total]
         with self.lock:
             self.stream.wait_event(buffer.last_read)

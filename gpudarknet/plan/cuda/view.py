@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...array import Array
 from ...layers import Shape
 
 
@@ -15,7 +15,7 @@ class View:
     ld: elements from one pixel to the next; channel_offset: its first channel in the map that owns the memory.
     """
 
-    a: Any
+    a: Array
     shape: Shape
     ld: int
     pixels: int

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...array import Array
 from ...backend import Backend
 from ...layers.convolutional import fold_batch_norm
 from ..steps import Convolve
@@ -41,7 +42,7 @@ def weight_bytes(step: Convolve, layout: str, itemsize: int) -> int:
     return prod(weight_shape(step, layout)) * (4 if layout == "hwio" else itemsize) + 4 * step.y.shape[0]
 
 
-def pack_weights(step: Convolve, layout: str, kernel: np.ndarray, dtype: Any) -> np.ndarray:
+def pack_weights(step: Convolve, layout: str, kernel: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Convert a kernel (F, C/groups, size, size) to a layout, padded with zeros."""
     shape, F = weight_shape(step, layout), len(kernel)
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes inf
@@ -61,7 +62,7 @@ def pack_weights(step: Convolve, layout: str, kernel: np.ndarray, dtype: Any) ->
 class PackedWeights:
     """The packed weights of a schedule's convolutions. `cache` maps keys to arrays; programs of one network share it."""
 
-    def __init__(self, be: Backend, schedule: Schedule, dtype: np.dtype[Any], cache: dict[Any, tuple[Any, Any]]):
+    def __init__(self, be: Backend, schedule: Schedule, dtype: np.dtype[Any], cache: dict[Any, tuple[Array, Array]]):
         self.be, self.schedule, self.dtype, self.cache = be, schedule, dtype, cache
 
     def layout(self, step: Convolve) -> str:
@@ -88,7 +89,7 @@ class PackedWeights:
             self.layout(step),
         )
 
-    def arrays(self, step: Convolve) -> tuple[Any, Any]:
+    def arrays(self, step: Convolve) -> tuple[Array, Array]:
         """Return the packed kernel and the bias (F,), float32.
 
         The kernels of a fused gemm are concatenated in one array, which is returned for each of its convolutions.
@@ -105,7 +106,7 @@ class PackedWeights:
                 self.cache[self._key(s)] = kernel, self.be.asarray(w["bias"], np.float32)
         return self.cache[key]
 
-    def cached(self, key: tuple[Any, ...], make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    def cached(self, key: tuple[Any, ...], make: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Return other arrays of a layer in this storage type, made on the first call."""
         key = (*key, self.dtype.name)
         if key not in self.cache:
