@@ -9,27 +9,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 
 # Coordinates
 
 
-def to_corners(boxes: ArrayLike) -> Array:
+def to_corners(boxes: ArrayLike) -> FloatArray:
     """Convert center boxes to corners: (..., 4) x, y, w, h -> (..., 4) left, top, right, bottom."""
     boxes = _floats(boxes)
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return np.concatenate((centre - half, centre + half), axis=-1)
 
 
-def from_corners(corners: ArrayLike) -> Array:
+def from_corners(corners: ArrayLike) -> FloatArray:
     """Convert corners to center boxes: (..., 4) left, top, right, bottom -> (..., 4) x, y, w, h."""
     corners = _floats(corners)
     low, high = corners[..., :2], corners[..., 2:]
     return np.concatenate(((low + high) / 2, high - low), axis=-1)
 
 
-def to_ltwh(boxes: ArrayLike) -> Array:
+def to_ltwh(boxes: ArrayLike) -> FloatArray:
     """Convert center boxes: (..., 4) x, y, w, h -> (..., 4) left, top, width, height."""
     boxes = _floats(boxes)
     return np.concatenate((boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]), axis=-1)
@@ -48,7 +48,9 @@ def letterbox_size(image_w: int, image_h: int, net_w: int, net_h: int) -> tuple[
     return max(1, image_w * net_h // image_h), net_h
 
 
-def to_image(boxes: ArrayLike, net_w: int, net_h: int, image_w: int, image_h: int, letterbox: bool = False) -> Array:
+def to_image(
+    boxes: ArrayLike, net_w: int, net_h: int, image_w: int, image_h: int, letterbox: bool = False
+) -> FloatArray:
     """Convert boxes relative to the network input to boxes relative to the image. (..., 4) -> (..., 4), a new array.
 
     Boxes are not clipped. Source: Darknet's `correct_yolo_boxes`. It subtracts exactly half of the padding, while the
@@ -67,13 +69,13 @@ def to_image(boxes: ArrayLike, net_w: int, net_h: int, image_w: int, image_h: in
 # IoU and its variants
 
 
-def iou(a: ArrayLike, b: ArrayLike) -> Array:
+def iou(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Return intersection over union. (..., 4), (..., 4) -> (...) in 0..1; 0 if the union is empty."""
     intersection, union = _areas(_floats(a), _floats(b))
     return _ratio(intersection, union)
 
 
-def giou(a: ArrayLike, b: ArrayLike) -> Array:
+def giou(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Return IoU minus the fraction of the enclosing box outside the union. (..., 4), (..., 4) -> (...) in -1..1."""
     a, b = _floats(a), _floats(b)
     intersection, union = _areas(a, b)
@@ -82,7 +84,7 @@ def giou(a: ArrayLike, b: ArrayLike) -> Array:
     return _ratio(intersection, union) - _ratio(enclosing - union, enclosing)
 
 
-def diou(a: ArrayLike, b: ArrayLike, beta: float = 0.6) -> Array:
+def diou(a: ArrayLike, b: ArrayLike, beta: float = 0.6) -> FloatArray:
     """Return IoU - (center distance^2 / enclosing diagonal^2) ^ beta. (..., 4), (..., 4) -> (...).
 
     Darknet uses beta = 0.6 in `box_diou` and `beta_nms` in `diounms`; in the paper beta is 1.
@@ -90,7 +92,7 @@ def diou(a: ArrayLike, b: ArrayLike, beta: float = 0.6) -> Array:
     return iou(a, b) - _distance(_floats(a), _floats(b)) ** beta
 
 
-def ciou(a: ArrayLike, b: ArrayLike) -> Array:
+def ciou(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Return IoU minus DIoU's distance term (beta = 1) and the weighted aspect-ratio term. (..., 4), (..., 4) -> (...)."""
     a, b = _floats(a), _floats(b)
     overlap = iou(a, b)
@@ -101,12 +103,12 @@ def ciou(a: ArrayLike, b: ArrayLike) -> Array:
     return overlap - (_distance(a, b) + alpha * v)
 
 
-def _floats(boxes: ArrayLike) -> Array:
+def _floats(boxes: ArrayLike) -> FloatArray:
     boxes = np.asarray(boxes)
     return boxes if boxes.dtype.kind == "f" else boxes.astype(np.float64)
 
 
-def _areas(a: Array, b: Array) -> tuple[Array, Array]:
+def _areas(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the areas of intersection and union."""
     w, h = (
         np.minimum(a[..., i] + a[..., i + 2] / 2, b[..., i] + b[..., i + 2] / 2)
@@ -117,20 +119,20 @@ def _areas(a: Array, b: Array) -> tuple[Array, Array]:
     return intersection, a[..., 2] * a[..., 3] + b[..., 2] * b[..., 3] - intersection
 
 
-def _enclosing(a: Array, b: Array) -> Array:
+def _enclosing(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return width and height (..., 2) of the smallest box that encloses both."""
     high = np.maximum(a[..., :2] + a[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2)
     low = np.minimum(a[..., :2] - a[..., 2:] / 2, b[..., :2] - b[..., 2:] / 2)
     return high - low
 
 
-def _distance(a: Array, b: Array) -> Array:
+def _distance(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return squared center distance / squared diagonal of the enclosing box; 0 if that is a point."""
     squared = ((a[..., :2] - b[..., :2]) ** 2).sum(-1)
     return _ratio(squared, (_enclosing(a, b) ** 2).sum(-1))
 
 
-def _ratio(part: Array, whole: Array) -> Array:
+def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
     """Return part / whole, or 0 where whole is not positive."""
     return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
@@ -140,7 +142,7 @@ def _ratio(part: Array, whole: Array) -> Array:
 BLOCK = 64  # boxes compared with all later ones at once: fewer NumPy calls, bounded memory
 
 
-def nms(boxes: ArrayLike, probs: ArrayLike, thresh: float, kind: str = "default", beta: float = 0.6) -> Array:
+def nms(boxes: ArrayLike, probs: ArrayLike, thresh: float, kind: str = "default", beta: float = 0.6) -> FloatArray:
     """Per class, keep the highest-scoring box of each cluster. boxes (K, 4), probs (K, classes) -> new probs, others 0.
 
     A box is suppressed if a kept, higher-scoring box of its class overlaps it by more than `thresh`. `kind` (Darknet's
@@ -161,7 +163,7 @@ def nms(boxes: ArrayLike, probs: ArrayLike, thresh: float, kind: str = "default"
     return probs
 
 
-def _suppressed(boxes: Array, thresh: float, beta: float | None) -> NDArray[np.intp]:
+def _suppressed(boxes: FloatArray, thresh: float, beta: float | None) -> NDArray[np.intp]:
     """Return positions of the boxes (n, 4), sorted by descending score, that a kept box overlaps by more than thresh."""
     suppressed = []
     remaining = np.arange(len(boxes))

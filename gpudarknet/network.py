@@ -12,14 +12,18 @@ import numpy as np
 
 from . import backend as backends
 from . import cfg, summary
+from .array import Array, Arrays
 from .backend import Backend, Program
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
+from .layers.base import Backward
 from .plan import ImageBatch, ProgramCache
-from .weights import Arrays, init_weights
+from .weights import init_weights
 from .weights import read as read_weights
 from .weights import write as write_weights
+
+Keep = Callable[[int, Array, Backward], None]  # keep(index, output, backward), called after each layer
 
 
 class Network:
@@ -34,7 +38,7 @@ class Network:
         self,
         config: cfg.Config,
         nodes: tuple[Node, ...],
-        arrays: Arrays,
+        arrays: Sequence[Arrays],
         be: Backend,
         batch: int = 1,
         seen: int = 0,
@@ -84,7 +88,7 @@ class Network:
         self.config, self.net, self.nodes = config, config.net, nodes
         self.program_cache.clear()
 
-    def input(self, x: Any) -> Any:
+    def input(self, x: Any) -> Array:
         """Convert x (N, C, H, W) to float32 on this backend. Raises DataError if its shape is not the network's."""
         with self.on_device():
             x = self.backend.asarray(x, np.float32)
@@ -95,7 +99,7 @@ class Network:
             )
         return x
 
-    def forward(self, x: Any, ctx: ForwardContext, keep: Callable[[int, Any, Any], None]) -> None:
+    def forward(self, x: Array, ctx: ForwardContext, keep: Keep) -> None:
         """Run every layer on x; call keep(index, output, backward) after each. Outputs are dropped after their last use.
 
         If x is float16, all maps are float16 except those of layers with a loss.
@@ -105,8 +109,8 @@ class Network:
         with self.on_device():
             self._forward(x, ctx, keep)
 
-    def _forward(self, x: Any, ctx: ForwardContext, keep: Callable[[int, Any, Any], None]) -> None:
-        outputs: dict[int, Any] = {-1: x}
+    def _forward(self, x: Array, ctx: ForwardContext, keep: Keep) -> None:
+        outputs: dict[int, Array] = {-1: x}
         for node in self.nodes:
             xs = [outputs[source] for source in node.sources]
             # Losses need float32: in float16 a probability below 6e-8 is 0, and its logarithm infinite.
@@ -129,7 +133,7 @@ class Network:
         x: Any,
         engine: Literal["plan", "reference"] = "plan",
         precision: Literal["fp32", "tf32", "fp16"] = "fp32",
-    ) -> list[Any]:
+    ) -> list[Array]:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
         A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays; those of
@@ -148,9 +152,9 @@ class Network:
         if compiled:
             with self.on_device():
                 return self._program(len(x), precision).run(x)
-        outputs: dict[int, Any] = {}
+        outputs: dict[int, Array] = {}
 
-        def keep(index: int, y: Any, backward: Any) -> None:
+        def keep(index: int, y: Array, backward: Backward) -> None:
             if index in self.heads:
                 outputs[index] = y
 
@@ -182,20 +186,20 @@ class Network:
         self.forward(self.input(x), ForwardContext(), lambda index, y, backward: outputs.append(be.to_numpy(y).copy()))
         return outputs
 
-    def decode(self, outputs: Sequence[Any], thresh: float) -> np.ndarray:
+    def decode(self, outputs: Sequence[Array], thresh: float) -> np.ndarray:
         """Decode the heads' outputs, as `predict` returns them, to boxes: rows (K, 6 + classes), heads in network order.
 
         A row is: image index, objectness, box center x, y, width, height relative to the network input, and the probability of
         each class. Raises DataError for a network without detection heads.
         """
-        heads = [self.nodes[index].layer for index in self.heads]
-        if not all(isinstance(head, DetectionHead) for head in heads):
+        heads = [layer for index in self.heads if isinstance(layer := self.nodes[index].layer, DetectionHead)]
+        if len(heads) < len(self.heads):
             raise DataError(
                 f"{self.config.path}: has no [yolo], [Gaussian_yolo], [region] or [detection] layer, so no boxes; use predict"
             )
         with self.on_device():
             rows = [
-                head.decode(self.backend, y, self.width, self.height, thresh)  # type: ignore[attr-defined]
+                head.decode(self.backend, y, self.width, self.height, thresh)
                 for head, y in zip(heads, outputs, strict=True)
             ]
         return np.concatenate(rows)

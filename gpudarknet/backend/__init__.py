@@ -163,7 +163,7 @@ class Backend:
         cuda = getattr(self.xp, "cuda", None)
         return None if cuda is None else int(cuda.Device().id)
 
-    def use_device(self, device: int | None) -> AbstractContextManager[Any]:
+    def use_device(self, device: int | None) -> AbstractContextManager[object]:
         """Return a context in which a GPU is current; None is the host and changes nothing."""
         return nullcontext() if device is None else self.xp.cuda.Device(device)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 OPSET = 13  # the oldest with all required operators, for the widest support
 
@@ -16,7 +17,7 @@ class Graph:
     dtype: float32 or float16, of all values between the input and the outputs.
     """
 
-    def __init__(self, dtype: Any = np.float32):
+    def __init__(self, dtype: DTypeLike = np.float32):
         self.dtype = np.dtype(dtype)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -27,7 +28,7 @@ class Graph:
         """Prefix the names of the following nodes, for example by their layer."""
         self._prefix, self._count = prefix, 0
 
-    def op(self, kind: str, *inputs: Any, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: ArrayLike, **attributes: Any) -> str:
         """Add a node; return the name of its output. Inputs are names, scalars or arrays."""
         import onnx
 
@@ -37,7 +38,7 @@ class Graph:
         self.nodes.append(onnx.helper.make_node(kind, names, [name], name=name, **attributes))
         return name
 
-    def constant(self, value: Any, dtype: Any = None) -> str:
+    def constant(self, value: ArrayLike, dtype: DTypeLike | None = None) -> str:
         """Add a constant: floats in the graph's type or `dtype`, integers as int64. Equal small constants are added once."""
         import onnx
 

@@ -62,7 +62,7 @@ class Reader:
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = self.fps if 0 < self.fps < 1000 else DEFAULT_FPS
         self.dropped = 0
-        self._queue: queue.Queue[Any] = queue.Queue(1 if self.live else QUEUE_SIZE)
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(1 if self.live else QUEUE_SIZE)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="video reader", daemon=True)
 
@@ -79,7 +79,7 @@ class Reader:
                 raise item
             yield item
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         self._capture.release()
@@ -104,7 +104,7 @@ class Reader:
             end = e
         self._put(end, last=True)
 
-    def _put(self, item: Any, last: bool = False) -> None:
+    def _put(self, item: Frame | BaseException | None, last: bool = False) -> None:
         """Queue an item; a live source replaces the waiting frame."""
         while not self._stop.is_set():
             try:
@@ -130,7 +130,7 @@ class BackgroundWriter:
 
     def __init__(self, work: Callable[..., None]):
         self._work = work
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(QUEUE_SIZE)
+        self._queue: queue.Queue[tuple[object, ...] | None] = queue.Queue(QUEUE_SIZE)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="video writer", daemon=True)
 
@@ -138,13 +138,13 @@ class BackgroundWriter:
         self._thread.start()
         return self
 
-    def put(self, *item: Any) -> None:
+    def put(self, *item: object) -> None:
         """Queue a call of `work` with these arguments."""
         if self._error is not None:
             raise self._error
         self._queue.put(item)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(None)
         self._thread.join()
         if kind is None and self._error is not None:

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, BinaryIO
 
 from ..errors import DataError, WeightsError, did_you_mean
 from .atomic import atomic_write
@@ -179,7 +179,7 @@ def download(url: str, out: BinaryIO, progress: Progress | None) -> None:
         raise DownloadError(str(e.reason)) from None
 
 
-def copy(source: Any, out: BinaryIO, progress: Progress | None, total: int) -> None:
+def copy(source: IO[bytes], out: BinaryIO, progress: Progress | None, total: int) -> None:
     """Copy a stream in chunks and report progress. Raises DownloadError if the stream breaks."""
     done = 0
     while True:

@@ -10,10 +10,11 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from ..array import Arrays
 from ..errors import WeightsError, WeightsWarning
 from ..graph import Node
 from ..io.atomic import atomic_write
@@ -21,7 +22,6 @@ from ..layers import Layer
 from ..layers.base import Init
 from . import safetensors
 
-Arrays = list[dict[str, Any]]  # for each layer: name -> array
 STATISTICS = ("scale", "mean", "variance")
 
 
@@ -62,14 +62,14 @@ def stored_arrays(node: Node, reading: bool) -> Iterator[tuple[str, tuple[int, .
         yield name, shape, init, not (reading and skipped)
 
 
-def init_weights(nodes: Sequence[Node], rng: np.random.Generator) -> Arrays:
+def init_weights(nodes: Sequence[Node], rng: np.random.Generator) -> list[Arrays]:
     """Return the weights with which Darknet starts training."""
     return [{name: init(rng, shape) for name, shape, init, _ in stored_arrays(node, True)} for node in nodes]
 
 
 def read(
     path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
-) -> tuple[Arrays, int]:
+) -> tuple[list[Arrays], int]:
     """Read a file for these layers: (arrays, images seen). Layers beyond its end keep initial values.
 
     `upto`: read only the first `upto` layers. A file that ends between two layers is a partial one (`.conv.N`) and causes a
@@ -86,7 +86,7 @@ def read(
         reader = Reader(path, file)
         arrays, ended = [], None
         for node in nodes:
-            own: dict[str, Any] = {}
+            own: Arrays = {}
             wanted = [(name, shape) for name, shape, _, inside in stored_arrays(node, True) if inside]
             if wanted and ended is None and reader.remaining == 0:
                 ended = node.index
@@ -123,7 +123,9 @@ def unpack(flat: np.ndarray, name: str, shape: tuple[int, ...], layer: Layer, tr
     return layer.unpack(name, flat, shape)
 
 
-def write(path: str | Path, nodes: Sequence[Node], arrays: Arrays, seen: int, upto: int | None = None) -> None:
+def write(
+    path: str | Path, nodes: Sequence[Node], arrays: Sequence[Arrays], seen: int, upto: int | None = None
+) -> None:
     """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file is written atomically."""
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.write(path, nodes[:upto], arrays, seen)

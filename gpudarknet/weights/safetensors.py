@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Arrays
 from ..errors import WeightsError, WeightsWarning
 from ..graph import Node
 from ..io.atomic import atomic_write
@@ -23,7 +24,7 @@ LARGEST = 100 << 20  # bytes of a header, the limit of the format
 KINDS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
-def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, Any]], seen: int) -> None:
+def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[Arrays], seen: int) -> None:
     """Write the weights of these layers as float32. The file is written atomically. Raises WeightsError."""
     header: dict[str, Any] = {"__metadata__": {"format": "np", "seen": str(seen)}}
     body, begin = [], 0
@@ -46,7 +47,7 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[dict[str, An
 
 def read(
     path: str | Path, nodes: Sequence[Node], rng: np.random.Generator, upto: int | None = None
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[Arrays], int]:
     """Read a file for these layers: (arrays, images seen). Missing arrays keep initial values, with a WeightsWarning.
 
     upto: read only the first `upto` layers. Raises WeightsError if the file cannot be of this network.
