@@ -43,10 +43,10 @@ def peak_of(device: Record, precision: str) -> Range | None:
     return max(span[0], gemm), max(span[1], gemm)
 
 
-def rows(records: Sequence[Record], here: Record | None = None) -> list[Row]:
-    """Return a row for every successful result. `here`: the CPU to compare with, by default the first one in records."""
+def rows(records: Sequence[Record]) -> list[Row]:
+    """Return a row for every successful result; the CPU to compare with is the first one in records."""
     devices = {m["device"]: m for m in machines(records)}
-    here = here or next((m for m in devices.values() if m["kind"] == "cpu"), None)
+    here = next((m for m in devices.values() if m["kind"] == "cpu"), None)
     best: dict[tuple[str, int, int], float] = {}
     for r in results(records):
         if here and r["device"] == here["device"] and r["engine"] in ("plan", "reference"):

@@ -84,11 +84,6 @@ def is_result(path: Path) -> bool:
         return False
 
 
-def committed(folder: Path) -> list[Path]:
-    """Return the result files of GPU checks in a folder."""
-    return [path for path in sorted(folder.glob("*.jsonl")) if is_result(path)]
-
-
 def read(paths: Sequence[Path]) -> list[Device]:
     """Read results; a later row of a case replaces an earlier one. Raises DataError for results that must not be published."""
     devices: dict[str, Device] = {}

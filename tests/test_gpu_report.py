@@ -36,7 +36,8 @@ def write(path, rows):
 def test_the_readme_matches_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split(gpu_report.BEGIN + "\n\n")[1].split("\n" + gpu_report.END)[0]
-    assert block == gpu_report.block(gpu_report.read(gpu_report.committed(ROOT / "bench/results")))
+    committed = filter(gpu_report.is_result, sorted((ROOT / "bench/results").glob("*.jsonl")))
+    assert block == gpu_report.block(gpu_report.read(list(committed)))
     assert text.count(gpu_report.BEGIN) == text.count(gpu_report.END) == 1
 
 
@@ -145,4 +146,4 @@ def test_the_benchmark_ignores_results_of_gpu_checks(tmp_path):
     write(tmp_path / "2026-12-01-fake-gpu-check-a.jsonl", ROWS)
     (tmp_path / "2026-12-01-fake-gpu-check-b.jsonl").write_text("{half")
     assert records.gpu_records(tmp_path) == []
-    assert [path.name[-7:] for path in gpu_report.committed(tmp_path)] == ["a.jsonl"]
+    assert [path.name[-7:] for path in tmp_path.glob("*.jsonl") if gpu_report.is_result(path)] == ["a.jsonl"]
