@@ -7,13 +7,13 @@ Virtual machines hide cores and clocks, so the peak is a range. Measured rates a
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from gpudarknet.backend.machine import affinity, cpu_quota, memory_bytes, processor
 
 from .timing import measure, quantiles
 
@@ -61,12 +61,6 @@ def usable_cores(cpus: list[dict[str, str]], affinity: set[int], quota: float | 
     return cores, threads
 
 
-def quota(text: str) -> float | None:
-    """Parse cgroup's cpu.max, "microseconds period" or "max period", into processors; None: unlimited."""
-    words = text.split()
-    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdecimal() else None
-
-
 def flop_per_cycle(cpu: Mapping[str, str]) -> Range | None:
     """Return single-precision FLOP per cycle and core as a range; None if the flags do not tell."""
     flags = set(cpu.get("flags", cpu.get("Features", "")).split())
@@ -107,21 +101,15 @@ def throttle_count(sys: Path = SYS) -> int:
     return sum(int(count) for count in counts if count.isdecimal())
 
 
-def affinity() -> set[int]:
-    """Return the logical processors that this process may run on."""
-    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
 def describe() -> dict[str, object]:
     """Return the fields of this CPU's "machine" record that need no measurement (see `records`)."""
     cpus = processors(read_text(PROC / "cpuinfo"))
-    cores, threads = usable_cores(cpus, affinity(), quota(read_text(SYS / "fs/cgroup/cpu.max")))
+    cores, threads = usable_cores(cpus, affinity(), cpu_quota())
     first = cpus[0] if cpus else {}
-    name = first.get("model name") or platform.processor() or platform.machine()
     cycle, ghz = flop_per_cycle(first), clock(cpus)
     peak = [round(cores * c * g, 1) for c, g in zip(cycle, ghz, strict=True)] if cycle and ghz else None
     return {
-        "device": " ".join(name.split()),
+        "device": processor(),
         "kind": "cpu",
         "cores": cores,
         "threads": threads,
@@ -132,13 +120,8 @@ def describe() -> dict[str, object]:
         if peak
         else "unknown: this system does not report SIMD flags and clock",
         "virtual": "hypervisor" in first.get("flags", "").split(),
-        "memory_gib": round(memory() / 2**30, 1),
+        "memory_gib": round((memory_bytes() or 0) / 2**30, 1),
     }
-
-
-def memory() -> int:
-    """Return the bytes of memory, 0 if unknown."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def caveats(

@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import gpudarknet
-from gpudarknet import backend, cfg, graph, load_network
+from gpudarknet import cfg, graph, load_network
 from gpudarknet import summary as tables
+from gpudarknet.backend import blas
+from gpudarknet.backend.machine import affinity, numpy_blas
+from gpudarknet.backend.threads import VARIABLE, get_num_threads
 from gpudarknet.errors import DataError
 from gpudarknet.io import resources
 
@@ -37,7 +40,7 @@ NETWORKS = ("yolov2-tiny", "yolov3-tiny", "yolov4-tiny", "yolov2-voc", "yolov3")
 ROUNDS = 5
 COOLDOWN = 0.2  # seconds between measurements: thread pools spin for a while after their last task
 TIMEOUT = 180.0  # seconds to open a network, or for a measurement beyond its own length
-POOLS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
+THREAD_VARIABLES = (VARIABLE, "OMP_NUM_THREADS", *blas.VARIABLES.values())
 Log = Callable[[str], None]
 
 
@@ -90,7 +93,7 @@ class Worker:
     """A process that runs one engine (see `worker`)."""
 
     def __init__(self, first: dict[str, Any], threads: int):
-        limits = {f"{pool}_NUM_THREADS": str(threads) for pool in POOLS} | {"VECLIB_MAXIMUM_THREADS": str(threads)}
+        limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
         command = [sys.executable, "-m", "gpudarknet.bench.worker"]
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -99,7 +102,7 @@ class Worker:
         )  # fmt: skip
         # The one limit that all libraries respect. It is set before the process loads NumPy.
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.process.pid, sorted(machine.affinity())[:threads])
+            os.sched_setaffinity(self.process.pid, sorted(affinity())[:threads])
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.ask(first)
@@ -193,7 +196,7 @@ def cpu_record(threads: int, log: Log) -> Record:
     log("machine: copies")
     copy = rate({"copy": 128}, threads)
     record |= {"gemm_gflops": {"fp32": many} if many else {}, "gemm_one_thread": one, "gemm_n": n, "copy_gb_s": copy}
-    record |= {"blas": dict(backend.blas())["BLAS"], "load": round(load, 2)}
+    record |= {"blas": " ".join(numpy_blas()).strip(), "load": round(load, 2)}
     record["flags"] = machine.caveats(record, load, gemm=many)
     return {name: value for name, value in record.items() if value is not None or name == "commit"}
 
@@ -260,7 +263,7 @@ def run(options: Options, log: Log = lambda text: None) -> Iterator[Record]:
     """Run the benchmark and yield its records. log(text) reports progress. Raises DarknetError."""
     described = machine.describe()
     usable = int(str(described["threads"]))
-    threads = min(options.threads or usable, usable)
+    threads = min(options.threads or get_num_threads(), usable)
     for engine in options.engines:
         if engine not in ENGINES:
             raise DataError(f"bench: no engine '{engine}'; choose from {', '.join(ENGINES)}")

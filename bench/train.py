@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from gpudarknet import Trainer, __version__, cfg, load_network
+from gpudarknet.backend.threads import get_num_threads
 from gpudarknet.network import Network
 
-from . import machine, seeded, suite, torch_network
+from . import seeded, suite, torch_network
 from .engines import Job, Session, import_framework, session_of
 from .timing import Sample, quantiles
 
@@ -116,7 +117,7 @@ def compare(name: str, batch: int, width: int, height: int, seconds: float, log:
     with tempfile.TemporaryDirectory() as folder:
         options = suite.Options(width=width, height=height)
         workload = suite.workload(name, options, Path(folder))
-        counts = sorted({1, int(str(machine.describe()["threads"]))})
+        counts = sorted({1, get_num_threads()})
         size = workload.width, workload.height, batch, "fp32"
         jobs = [Job(e, workload.cfg, workload.weights, *size, n) for e in ENGINES for n in counts]
         best = {"gpudarknet": 0.0, "torch": 0.0}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .backend import machine
 from .cfg import Config
 from .errors import CfgError, CfgWarning
 from .layers import Layer, Shape, ShapeError
@@ -84,9 +84,9 @@ def owner(node: Node) -> int:
 
 def check_memory(path: str, nodes: Sequence[Node], batch: int) -> None:
     """Raise CfgError if the weights and the largest layer's inputs and output exceed this machine's memory."""
-    if not hasattr(os, "sysconf"):
+    available = machine.memory_bytes()
+    if available is None:
         return
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     parameters = sum(int(np.prod(shape)) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
     maps = max(int(np.prod(n.shape)) + sum(int(np.prod(s)) for s in n.inputs) for n in nodes)
     need = 4 * (parameters + batch * maps)

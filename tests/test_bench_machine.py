@@ -44,11 +44,6 @@ def test_cores_are_counted_once_regardless_of_hardware_threads():
     assert machine.usable_cores([], {0, 1}, None) == (2, 2)  # no /proc
 
 
-@pytest.mark.parametrize(("text", "want"), [("", None), ("max 100000", None), ("150000 100000", 1.5)])
-def test_quota(text, want):
-    assert machine.quota(text) == want
-
-
 @pytest.mark.parametrize(
     ("values", "want"),
     [

@@ -174,7 +174,7 @@ def fake(monkeypatch):
     def make(*args):
         cupy = FakeCupy(*args)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setattr(cuda, "available_cores", lambda: 2)
+        monkeypatch.setattr(cuda, "get_num_threads", lambda: 2)
         return cupy, cuda.launcher()
 
     return make

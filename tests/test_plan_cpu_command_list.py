@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from gpudarknet.backend.threads import ThreadPool, available_cores
+from gpudarknet.backend.threads import ThreadPool
 from gpudarknet.plan.cpu.command_list import CommandQueue
 
 
@@ -89,13 +89,3 @@ def test_scratch_is_stable_before_it_is_used():
     queue = CommandQueue(ThreadPool(1))
     first, second = queue.record_until_stable(lambda: (queue.scratch(0, "a", 10), queue.scratch(0, "a", 5, 4)))
     assert np.shares_memory(first, second) and second.shape == (5, 4) and queue.scratch_bytes == 80
-
-
-def test_a_container_may_have_fewer_cores(tmp_path):
-    quota = tmp_path / "cpu.max"
-    quota.write_text("100000 100000\n")
-    assert available_cores(quota) == 1
-    quota.write_text("50000 100000\n")
-    assert available_cores(quota) == 1
-    quota.write_text("max 100000\n")
-    assert available_cores(quota) == available_cores(tmp_path / "none") >= 1

@@ -128,13 +128,13 @@ def test_a_batch_too_large_names_one_that_fits(monkeypatch):
     compiled = plan()
     each = 4 * compiled.arena_size
     compiled.batch, compiled.arena_size = 8, 8 * compiled.arena_size
-    monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: each * 3 if name == "SC_PHYS_PAGES" else 1)
+    monkeypatch.setattr(cpu_program.machine, "memory_bytes", lambda: each * 3)
     with pytest.raises(BackendError) as e:
         cpu_program.allocate_arena(compiled)
     assert str(e.value) == (
         f"batch 8 of 3 x 14 x 26 needs {8 * each:,} bytes for its maps, this machine has {3 * each:,}; a batch of 3 would fit"
     )
-    monkeypatch.setattr(cpu_program.os, "sysconf", lambda name: 8)
+    monkeypatch.setattr(cpu_program.machine, "memory_bytes", lambda: 64)
     with pytest.raises(BackendError, match="not one image would fit; make them smaller"):
         cpu_program.allocate_arena(compiled)
     monkeypatch.undo()

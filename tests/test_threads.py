@@ -1,13 +1,26 @@
-"""The thread pool: all tasks run, errors reach the caller, and training is bit-identical for any number of threads."""
+"""Threads: how many, and what decides it; all tasks run, errors reach the caller, training is bit-identical for any number."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gpudarknet as gd
 from gpudarknet import backend
+from gpudarknet.backend import blas, machine, threads
 from gpudarknet.backend.threads import ThreadPool
+from gpudarknet.cli import main
+from gpudarknet.data import Loader
+from gpudarknet.errors import BackendError
+
+VARIABLES = ("GPUDARKNET_THREADS", "OMP_NUM_THREADS", *blas.VARIABLES.values())
 
 CFG = """
 [net]
@@ -67,6 +80,191 @@ def test_an_error_in_a_task_reaches_the_caller():
         pool.run_all([broken] * 3)
     pool.run_all([lambda: done.append(1)] * 5)
     assert len(done) == 5
+
+
+def test_a_pool_may_be_resized():
+    pool, names = ThreadPool(1), set()
+    for size in (1, 4, 2, 3):
+        pool.resize(size)
+        barrier = threading.Barrier(size)
+
+        def task(barrier=barrier):
+            barrier.wait(10)  # so that each worker takes one
+            names.add(threading.current_thread().name)
+
+        names.clear()
+        pool.run_all([task] * size)
+        assert len(names) == size
+
+
+def test_a_worker_that_cannot_start_leaves_the_pool_usable(monkeypatch):
+    pool, done = ThreadPool(2), []
+    with monkeypatch.context() as m:
+        m.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start"):
+            pool.run_all([lambda: None] * 2)
+    thread = threading.Thread(
+        target=lambda: pool.run_all([lambda: done.append(1)] * 2), daemon=True
+    )  # another takes the lock
+    thread.start()
+    thread.join(10)
+    assert done == [1, 1]
+
+
+@pytest.fixture
+def system(monkeypatch):
+    """Return a function that sets environment, affinity, quota and BLAS."""
+
+    def set_system(env=(), cores=8, quota=None, name="openblas", controlled=True):
+        for variable in VARIABLES:
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in dict(env).items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setattr(machine, "affinity", lambda: set(range(cores)))
+        monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+        library = SimpleNamespace(
+            internal_api=name, filepath=f"/lib/lib{name}.so", version="1.2", threading_layer="pthreads"
+        )
+        monkeypatch.setattr(blas, "libraries", lambda: [library] if controlled else [])
+        monkeypatch.setattr(machine, "numpy_blas", lambda: (name, ""))
+
+    monkeypatch.setattr(threads, "_requested", None)
+    return set_system
+
+
+GPUDARKNET, OMP, OPENBLAS, MKL, BLIS, VECLIB = VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("env", "cores", "quota", "name", "controlled", "threads_used", "workers"),
+    [
+        # environment, cores of the affinity, quota, BLAS, whether threadpoolctl controls it; threads used and why; workers
+        ({}, 8, None, "openblas", True, (8, "affinity"), 8),
+        ({}, 8, None, "mkl", True, (8, "affinity"), 8),
+        ({}, 8, None, "blis", True, (8, "affinity"), 8),
+        ({}, 8, None, "flexiblas", True, (8, "affinity"), 8),
+        ({}, 8, None, "blas", False, (8, "affinity"), 8),  # the reference BLAS has no threads
+        ({}, 8, None, "none", False, (8, "affinity"), 8),  # NumPy without BLAS
+        ({}, 8, None, "accelerate", False, (8, "affinity"), 8),
+        ({}, 8, None, "armpl", False, (8, "affinity"), 1),  # its threads would multiply with ours
+        ({}, 1, None, "openblas", True, (1, "affinity"), 1),
+        ({}, 8, 2.5, "openblas", True, (2, "cgroup quota"), 2),
+        ({}, 8, 0.5, "openblas", True, (1, "cgroup quota"), 1),
+        ({}, 2, 4.0, "openblas", True, (2, "affinity"), 2),
+        ({GPUDARKNET: "3", OMP: "4", OPENBLAS: "5"}, 8, 2.0, "openblas", True, (3, GPUDARKNET), 3),
+        ({GPUDARKNET: "16"}, 8, 2.0, "openblas", True, (16, GPUDARKNET), 16),  # as the user asks
+        ({GPUDARKNET: "4"}, 8, None, "armpl", False, (4, GPUDARKNET), 4),
+        ({GPUDARKNET: " 4 "}, 8, None, "openblas", True, (4, GPUDARKNET), 4),
+        ({OMP: "4", OPENBLAS: "5"}, 8, None, "openblas", True, (4, OMP), 4),
+        ({OMP: "4,2"}, 8, None, "openblas", True, (4, OMP), 4),  # nesting levels
+        ({OMP: "4", MKL: "x"}, 8, None, "mkl", True, (4, OMP), 4),  # only what decides is read
+        ({OPENBLAS: "5", MKL: "6", BLIS: "7", VECLIB: "3"}, 8, None, "openblas", True, (5, OPENBLAS), 5),
+        ({OPENBLAS: "5", MKL: "6", BLIS: "7", VECLIB: "3"}, 8, None, "mkl", True, (6, MKL), 6),
+        ({OPENBLAS: "5", MKL: "6", BLIS: "7", VECLIB: "3"}, 8, None, "blis", True, (7, BLIS), 7),
+        ({OPENBLAS: "5", MKL: "6", BLIS: "7", VECLIB: "3"}, 8, None, "accelerate", False, (3, VECLIB), 3),
+        ({OPENBLAS: "5", MKL: "6", BLIS: "7", VECLIB: "3"}, 8, None, "blas", False, (8, "affinity"), 8),
+    ],
+)
+def test_the_number_of_threads(env, cores, quota, name, controlled, threads_used, workers, system):
+    system(env, cores, quota, name, controlled)
+    assert threads.thread_count() == threads_used
+    assert gd.get_num_threads() == threads_used[0]
+    assert threads.worker_count()[0] == threads.thread_pool.__wrapped__().size == workers
+
+
+def test_an_argument_precedes_the_environment(system):
+    system({GPUDARKNET: "3", OMP: "4"})
+    before = threads.thread_pool().size
+    try:
+        gd.set_num_threads(5)
+        assert threads.thread_count() == threads.worker_count() == (5, "set_num_threads")
+        assert threads.thread_pool().size == 5
+    finally:
+        threads.thread_pool().resize(before)
+
+
+@pytest.mark.parametrize("variable", [GPUDARKNET, OMP, OPENBLAS])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "", "2.5", ",2"])
+def test_a_variable_that_is_no_number_is_an_error(variable, value, system):
+    system({variable: value})
+    with pytest.raises(BackendError) as e:
+        gd.get_num_threads()
+    assert str(e.value) == f"{variable}: '{value}' is not a number of threads; set it to 1 or more, or unset it"
+    assert dict(backend.diagnose())["threads"] == str(e.value)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None])
+def test_an_argument_that_is_no_number_is_an_error(count, system):
+    system()
+    with pytest.raises(BackendError, match=r"^set_num_threads: .* is not a number of threads; pass 1 or more$"):
+        gd.set_num_threads(count)
+    assert gd.get_num_threads() == 8
+
+
+def test_info_says_how_many_threads_and_why(system, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    system({OMP: "3"}, quota=2.0, name="mkl")
+    assert main(["info"]) == 0
+    rows = dict(line.rstrip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["BLAS"], rows["cores"]) == ("mkl 1.2, pthreads, libmkl.so", "2 (cgroup quota)")
+    assert rows["threads"] == "3 (OMP_NUM_THREADS)"
+    system(name="armpl", controlled=False)
+    rows = dict(backend.diagnose())
+    assert (rows["cores"], rows["threads"]) == ("8 (affinity)", "1 (BLAS has threads of its own)")
+
+
+def test_data_loading_uses_as_many_threads(system):
+    system({GPUDARKNET: "3"})
+    with Loader(SimpleNamespace(), 1, lambda k: (8, 8)) as loader:
+        assert loader.pool._max_workers == 3
+
+
+@pytest.mark.parametrize(("env", "want"), [({GPUDARKNET: "3"}, 3), ({OMP: "2"}, 2), ({}, None)])
+def test_a_process_uses_the_threads_it_is_given(env, want):
+    """Environment, pool and running threads of a real process; `predict` limits the BLAS that NumPy loaded."""
+    code = """
+import threading
+import numpy as np
+import gpudarknet as gd
+from gpudarknet.backend.threads import thread_pool
+from gpudarknet.io.resources import bundled_cfg
+net = gd.load_network(bundled_cfg("digits"), backend="numpy")
+net.predict(np.zeros((1, *net.net.input), np.float32))
+workers = sum(t.name.startswith("gpudarknet-") for t in threading.enumerate())
+print(gd.get_num_threads(), thread_pool().size, workers + 1)
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(want or machine.available_cores()[0])] * 3
+
+
+def test_a_loaded_network_follows_set_num_threads(tmp_path, system):
+    """Its program is recorded again, and computes what one compiled for that number does."""
+    (tmp_path / "x.cfg").write_text(CFG)
+    net = gd.load_network(tmp_path / "x.cfg", backend="numpy", seed=5)
+    x = np.random.default_rng(4).random((2, 3, 32, 48), np.float32)
+    reference = net.predict(x, engine="reference")
+    before, pool = threads.thread_pool().size, threads.thread_pool()
+    try:
+        for count in (1, 3, 2, 1):
+            gd.set_num_threads(count)
+            (y,) = net.predict(x)
+            assert net.program(2).workers == pool.size == count
+            new = gd.load_network(tmp_path / "x.cfg", backend="numpy", seed=5)
+            assert np.array_equal(y, new.predict(x)[0])
+            assert np.abs(y - reference[0]).max() <= 1e-5 * np.abs(reference[0]).max()
+    finally:
+        pool.resize(before)
+
+
+def test_limiting_blas_takes_less_than_20_microseconds():
+    def once():
+        start = time.thread_time()
+        for _ in range(100):
+            blas.restore_threads(blas.limit_threads())
+        return (time.thread_time() - start) / 100
+
+    assert min(once() for _ in range(20)) < 20e-6
 
 
 def test_training_does_not_depend_on_the_number_of_threads(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpudarknet import Network, cfg
 from gpudarknet.backend import cuda
-from gpudarknet.backend.threads import worker_count
+from gpudarknet.backend.threads import get_num_threads
 from gpudarknet.plan import cuda as cuda_plan
 from gpudarknet.plan.cuda import autotune
 from gpudarknet.plan.cuda.algorithms import ConvProblem, supported
@@ -65,7 +65,7 @@ def compile_all(context: Context, names: list[str], function: str) -> Row:
     """Compile in parallel processes into CuPy's cache; return the seconds per name."""
     if context.backend != "cupy":
         raise Skipped(f"backend {context.backend} compiles no kernels")
-    count = min(max(1, worker_count()), MAX_PROCESSES, len(names))
+    count = min(get_num_threads(), MAX_PROCESSES, len(names))
     code = f"import sys; from bench.gpu_check import correctness; correctness.{function}(sys.argv[1:])"
     running = [
         subprocess.Popen([sys.executable, "-c", code, *names[i::count]], cwd=ROOT, text=True,

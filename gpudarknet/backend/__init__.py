@@ -31,8 +31,9 @@ from numpy.typing import DTypeLike
 
 from ..array import Array, Arrays, LaunchKernel
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
+from . import blas, machine
 from .cublas import Handle
-from .threads import Task, thread_pool, tune_malloc
+from .threads import Task, thread_pool, tune_malloc, worker_count
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
 VARIABLE = "GPUDARKNET_BACKEND"
@@ -423,17 +424,10 @@ def diagnose() -> list[tuple[str, str]]:
                             f"sm_{device['major']}{device['minor']}"))  # fmt: skip
     else:
         rows.append(("GPU", ", ".join([*gpus(), f"not used: {why}"])))
-    return rows + blas()
-
-
-def blas() -> list[tuple[str, str]]:
-    """Describe NumPy's BLAS and the threads it may use, as (name, value) rows."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    info = np.show_config(mode="dicts")
-    library = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
-    limits = [f"{k}={os.environ[k]}" for k in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-              if k in os.environ]  # fmt: skip
-    return [
-        ("BLAS", f"{library.get('name', 'unknown')} {library.get('version', '')}".strip()),
-        ("threads", f"{cores} cores usable" + (f", limited by {', '.join(limits)}" if limits else "")),
-    ]
+    try:
+        count, source = worker_count()
+        threads = f"{count} ({source})"
+    except BackendError as e:
+        threads = str(e)
+    cores, limit = machine.available_cores()
+    return [*rows, ("BLAS", blas.describe()), ("cores", f"{cores} ({limit})"), ("threads", threads)]

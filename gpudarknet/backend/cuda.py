@@ -20,7 +20,7 @@ import numpy as np
 
 from ..array import KernelArgument
 from ..errors import BackendError
-from .threads import available_cores
+from .threads import get_num_threads
 
 LOG = logging.getLogger("gpudarknet")
 NOTICE_AFTER = 0.5  # seconds of waiting for compiled kernels
@@ -169,7 +169,7 @@ class Launcher:
         with self.lock:
             new = [key for file in files if (key := (device, file, T)) not in self.modules]
             if new:
-                pool = ThreadPoolExecutor(min(len(new), available_cores()), "nvrtc")
+                pool = ThreadPoolExecutor(min(len(new), get_num_threads()), "nvrtc")
                 self.modules |= {key: pool.submit(self._compile, *key) for key in new}
                 pool.shutdown(wait=False)
             wanted = {file: self.modules[device, file, T] for file in files}

@@ -14,13 +14,17 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
+from ..errors import BackendError
+from . import blas, machine
+
+VARIABLE = "GPUDARKNET_THREADS"
 Task = Callable[[], object]
 Stage = Sequence[Sequence[Task]]  # for each worker, its tasks in order
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
+_requested: int | None = None  # by set_num_threads
 
 
 class ThreadPool:
@@ -28,6 +32,7 @@ class ThreadPool:
 
     def __init__(self, size: int):
         self.size = size
+        blas.libraries()  # an error of threadpoolctl's appears here, outside the lock
         self._reset()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._reset)  # a fork copies neither threads nor the owners of locks
@@ -37,31 +42,46 @@ class ThreadPool:
         self.lock = threading.RLock()
         # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python code each time;
         # spinning gains 3 % if all cores are free, but takes three times as long if one is busy.
-        self._start, self._done = ([threading.Lock() for _ in range(self.size)] for _ in range(2))
-        for signal in (*self._start, *self._done):
-            signal.acquire()
+        self._start, self._done = ([threading.Lock()] for _ in range(2))  # one per worker; the caller's are not used
         self._stage: Stage = []
         self._error: BaseException | None = None
-        self._started = False
-        self._depth, self._saved_blas_threads = 0, 1
+        self._depth, self._blas_threads = 0, list[int]()
         self._local = threading.local()
+
+    def resize(self, size: int) -> None:
+        """Change the number of workers."""
+        with self.lock:
+            self.size = size
 
     def __enter__(self) -> ThreadPool:
         self.lock.acquire()
-        if not self._started:
-            self._started = True
-            for worker in range(1, self.size):
-                threading.Thread(target=self._serve, args=(worker,), daemon=True, name=f"gpudarknet-{worker}").start()
         self._depth += 1
         if self._depth == 1:
-            self._saved_blas_threads = set_blas_threads(1)
+            self._blas_threads = blas.limit_threads()
+        try:
+            while len(self._start) < self.size:
+                self._start_worker(len(self._start))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            set_blas_threads(self._saved_blas_threads)
+            blas.restore_threads(self._blas_threads)
         self.lock.release()
+
+    def _start_worker(self, worker: int) -> None:
+        start, done = threading.Lock(), threading.Lock()
+        start.acquire()
+        done.acquire()
+        threading.Thread(
+            target=self._serve, args=(worker, start, done), daemon=True, name=f"gpudarknet-{worker}"
+        ).start()
+        done.acquire()  # it has limited its BLAS
+        self._start.append(start)
+        self._done.append(done)
 
     @property
     def in_worker(self) -> bool:
@@ -95,7 +115,7 @@ class ThreadPool:
         self._error = None
         with np.errstate(all="ignore"):
             for stage in stages:
-                others = [worker for worker in range(1, self.size) if stage[worker]]
+                others = [worker for worker in range(1, len(stage)) if stage[worker]]
                 self._stage = stage
                 for worker in others:
                     self._start[worker].release()
@@ -126,13 +146,14 @@ class ThreadPool:
         except BaseException as e:  # re-raised by run_stages
             self._error = e
 
-    def _serve(self, worker: int) -> None:
+    def _serve(self, worker: int, start: threading.Lock, done: threading.Lock) -> None:
         self._local.in_worker = True
+        blas.limit_threads()  # for good: some libraries have a number per thread, and this one belongs to the pool
         with np.errstate(all="ignore"):
             while True:
-                self._start[worker].acquire()
+                done.release()
+                start.acquire()
                 self._work(self._stage[worker])
-                self._done[worker].release()
 
 
 def split_range(length: int, max_size: int, workers: int = 1) -> list[tuple[int, int]]:
@@ -147,14 +168,62 @@ def split_range(length: int, max_size: int, workers: int = 1) -> list[tuple[int,
 
 @cache
 def thread_pool() -> ThreadPool:
-    """Return this process's pool: as many workers as BLAS has threads, or one if the number of BLAS threads cannot be set."""
-    return ThreadPool(worker_count())
+    """Return this process's pool."""
+    return ThreadPool(worker_count()[0])
 
 
-def worker_count() -> int:
-    """Return how many threads with single-threaded BLAS this process may use."""
-    control = _blas_control()
-    return 1 if control is None else max(1, min(control[1](), available_cores()))
+def set_num_threads(count: int) -> None:
+    """Set how many threads this process uses: for networks on a CPU, for loading data and for compiling CUDA kernels.
+
+    Takes precedence over the environment and applies to networks that are already loaded. Training is bit-identical for any
+    number; predictions differ in rounding. Raises BackendError unless count is at least 1.
+    """
+    global _requested
+    if not isinstance(count, int) or count < 1:
+        raise BackendError(f"set_num_threads: {count!r} is not a number of threads; pass 1 or more")
+    _requested = count
+    thread_pool().resize(count)
+
+
+def get_num_threads() -> int:
+    """Return how many threads this process uses: as set by `set_num_threads`, else by the environment, else one per core.
+
+    Environment variables, by precedence: GPUDARKNET_THREADS, OMP_NUM_THREADS, and the one of NumPy's BLAS, such as
+    OPENBLAS_NUM_THREADS. Cores are those of the affinity and the CPU quota. Raises BackendError if a variable is not a number.
+    """
+    return thread_count()[0]
+
+
+def thread_count() -> tuple[int, str]:
+    """Return `get_num_threads` and what decided it."""
+    return requested_threads() or machine.available_cores()
+
+
+def requested_threads() -> tuple[int, str] | None:
+    """Return the number of threads that the user has set, and where; None if nowhere. Raises BackendError."""
+    if _requested is not None:
+        return _requested, "set_num_threads"
+    for variable in (VARIABLE, "OMP_NUM_THREADS"):
+        if variable in os.environ:
+            return _read_variable(variable), variable
+    return next(((_read_variable(name), name) for name in blas.variables() if name in os.environ), None)
+
+
+def worker_count() -> tuple[int, str]:
+    """Return how many workers the pool has, and what decided it: one per thread, but one if BLAS would start threads in each."""
+    requested = requested_threads()
+    if requested is None and not blas.suits_workers():
+        return 1, "BLAS has threads of its own"
+    return requested or machine.available_cores()
+
+
+def _read_variable(name: str) -> int:
+    """Return the number of threads in an environment variable; of OpenMP's list, one per nesting level, the first."""
+    value = os.environ[name]
+    first = value.split(",")[0].strip() if name == "OMP_NUM_THREADS" else value.strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise BackendError(f"{name}: '{value}' is not a number of threads; set it to 1 or more, or unset it")
+    return int(first)
 
 
 @cache
@@ -168,56 +237,3 @@ def tune_malloc() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
             mallopt(parameter, value)
-
-
-def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many cores this process may use, by affinity and by its container's CPU quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        time, period = map(int, quota.read_text().split())
-    except (OSError, ValueError):  # not Linux, or "max"
-        return count
-    return max(1, min(count, time // period))
-
-
-def set_blas_threads(count: int) -> int:
-    """Set the number of BLAS threads, if possible; return the previous number."""
-    control = _blas_control()
-    if control is None:
-        return count
-    previous = control[1]()
-    if previous != count:
-        control[0](count)
-    return previous
-
-
-@cache
-def _blas_control() -> tuple[Callable[[int], object], Callable[[], int]] | None:
-    """Return OpenBLAS's setter and getter of the thread count, from the library that NumPy has loaded."""
-    for path in _blas_libraries():
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:
-            continue
-        for prefix in ("scipy_", ""):
-            for suffix in ("64_", ""):
-                try:
-                    setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
-                    getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
-                except AttributeError:
-                    continue
-                setter.argtypes, setter.restype = [ctypes.c_int], None
-                getter.argtypes, getter.restype = [], ctypes.c_int
-                return setter, getter
-    return None
-
-
-def _blas_libraries() -> list[Path]:
-    """Return the OpenBLAS libraries bundled with NumPy, or else those that this process has loaded."""
-    home = Path(np.__file__).parent
-    paths = [p for folder in (home.parent / "numpy.libs", home / ".dylibs") for p in folder.glob("*openblas*")]
-    maps = Path("/proc/self/maps")
-    if not paths and maps.exists():
-        names = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "openblas" in line}
-        paths = [Path(name) for name in sorted(names)]
-    return paths

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import image
+from ..backend.threads import get_num_threads
 from ..cfg import Net
 from ..errors import DataError, ImageError
 from ..io.text import read_text
@@ -264,8 +265,7 @@ class Loader:
         prefetch: int = 2,
     ):  # fmt: skip
         self.data, self.batch, self.size, self.seed, self.prefetch = data, batch, size, seed, prefetch
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.pool = ThreadPoolExecutor(workers or cores)
+        self.pool = ThreadPoolExecutor(workers or get_num_threads())
         self.pending: dict[int, list[Future[tuple[np.ndarray, np.ndarray]]]] = {}
 
     def get(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:

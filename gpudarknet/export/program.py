@@ -9,6 +9,7 @@ import numpy as np
 
 from ..array import Arrays
 from ..backend import Backend, Executor, register_executor
+from ..backend.threads import thread_count
 from ..graph import Node
 from ..layers import Shape
 from .model import INPUT, build_model
@@ -27,6 +28,9 @@ class Program:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        count, source = thread_count()
+        if source != "affinity":  # by default there is one thread per physical core
+            options.intra_op_num_threads = count
         model = build_model(nodes, weights, heads, shape, batch=batch).SerializeToString()
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -5,15 +5,13 @@ Tuning never runs implicitly. Without measurements `select_algorithm` uses a rul
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from ...backend import machine
 from ...backend.threads import Stage
 from ...layers.convolutional import fold_batch_norm
 from ..steps import Activate, Convolve, Plan
@@ -26,27 +24,8 @@ SECONDS = 0.25  # for each convolution
 
 def device_name() -> str:
     """Return the conditions under which a measurement is valid: processor, NumPy and its BLAS, number of threads."""
-    info: Any = np.show_config(mode="dicts")
-    blas = info.get("Build Dependencies", {}).get("blas", {}) if isinstance(info, dict) else {}
-    parts = (
-        processor(),
-        f"numpy {np.__version__}",
-        blas.get("name"),
-        blas.get("version"),
-        f"{command_queue().size} threads",
-    )
-    return ", ".join(str(part) for part in parts if part)
-
-
-@cache
-def processor() -> str:
-    """Return the processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    parts = (machine.processor(), f"numpy {np.__version__}", *machine.numpy_blas(), f"{command_queue().size} threads")
+    return ", ".join(filter(None, parts))
 
 
 def measure(plan: Plan) -> Iterator[tuple[str, dict[str, float]]]:

@@ -47,9 +47,14 @@ class CommandQueue:
     """
 
     def __init__(self, pool: ThreadPool):
-        self.pool, self.size, self.run = pool, pool.size, pool.run_stages
+        self.pool, self.run = pool, pool.run_stages
         self.scratch_grew = False  # set when scratch is reallocated; earlier recordings then use the old memory
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
+
+    @property
+    def size(self) -> int:
+        """The number of workers; lists are recorded for one number."""
+        return self.pool.size
 
     def __enter__(self) -> CommandQueue:
         self.pool.__enter__()

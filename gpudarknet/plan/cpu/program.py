@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import Backend
+from ...backend import Backend, machine
 from ...backend.threads import Stage, split_range
 from ...errors import BackendError
 from ...layers import ForwardContext
@@ -47,12 +46,18 @@ class Program:
             s: select_algorithm(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)
         }
         with self.queue:  # pack weights under the conditions of their use: BLAS on one thread
-            self.stages = self.queue.record_until_stable(self._record)
+            self._record()
 
-    def _record(self) -> list[list[Stage]]:
-        return [
-            [self.queue.record_stage(tasks) for tasks in EMITTERS[type(step)](self, step)] for step in self.plan.steps
-        ]
+    def _record(self) -> None:
+        """Record the stages for the queue's present number of workers."""
+
+        def record() -> list[list[Stage]]:
+            return [
+                [self.queue.record_stage(tasks) for tasks in EMITTERS[type(step)](self, step)]
+                for step in self.plan.steps
+            ]
+
+        self.stages, self.workers = self.queue.record_until_stable(record), self.queue.size
 
     def describe(self) -> str:
         """Return the plan as text, the algorithm of each convolution, and the memory in use."""
@@ -77,6 +82,8 @@ class Program:
         """Run the plan on x (N, C, H, W); return new arrays, one per output."""
         results = [np.empty((self.plan.batch, *m.shape), np.float32) for m in self.plan.outputs]
         with self.queue as queue:
+            if self.workers != queue.size:  # set_num_threads
+                self._record()
             if self.poison:
                 self.arena.fill(np.nan)
             outputs = [self._store_output(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
@@ -110,7 +117,7 @@ class Program:
 
 def allocate_arena(plan: Plan) -> np.ndarray:
     """Return the arena. Raises BackendError, which says how many images would fit, if there is not enough memory."""
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    have = machine.memory_bytes()
     need = 4 * plan.arena_size
     try:
         if have is None or need <= have:

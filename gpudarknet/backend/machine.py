@@ -1,0 +1,78 @@
+"""Facts about this machine and this process's share of it: cores, memory, processor, NumPy's BLAS. Nothing is measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def affinity() -> set[int]:
+    """Return the logical processors that this process may run on."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def cpu_quota(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return how many processors the quotas of this process's cgroup and of its ancestors allow; None if unlimited.
+
+    Containers set quotas. cgroup v2 stores them in cpu.max, v1 in cpu.cfs_quota_us and cpu.cfs_period_us.
+    """
+    quotas = []
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = cgroups / controllers
+        folder = top / path.lstrip("/")  # in a container it may not exist: its own cgroup is mounted as the top one
+        while folder.is_relative_to(top):
+            words = _read(folder / "cpu.max").split() or [
+                *_read(folder / "cpu.cfs_quota_us").split(),
+                *_read(folder / "cpu.cfs_period_us").split(),
+            ]
+            if len(words) == 2 and words[0].isdecimal():  # not "max", not -1
+                quotas.append(int(words[0]) / int(words[1]))
+            folder = folder.parent
+    return min(quotas, default=None)
+
+
+def available_cores() -> tuple[int, str]:
+    """Return how many logical processors this process may keep busy, and which limit decides: "affinity" or "cgroup quota"."""
+    cores, quota = len(affinity()), cpu_quota()
+    return (cores, "affinity") if quota is None or quota >= cores else (max(1, int(quota)), "cgroup quota")
+
+
+def memory_bytes() -> int | None:
+    """Return the bytes of physical memory; None if unknown."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+@cache
+def processor() -> str:
+    """Return the processor's name."""
+    match = re.search(r"^model name\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return " ".join((match[1] if match else platform.processor() or platform.machine()).split())
+
+
+@cache
+def numpy_blas() -> tuple[str, str]:
+    """Return the name and version of the BLAS that NumPy was built with, as far as NumPy knows them.
+
+    A distribution's NumPy may load another library in its place; `backend/blas.py` finds it.
+    """
+    config: Any = np.show_config(mode="dicts")
+    found = config.get("Build Dependencies", {}).get("blas", {}) if isinstance(config, dict) else {}
+    return (str(found["name"]), str(found.get("version", ""))) if found.get("found") else ("none", "")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
