@@ -255,6 +255,13 @@ def test_as_an_executor(tmp_path):
     assert [d.label for d in detections] == [d.label for d in same] and detections
 
 
+def test_the_executor_uses_as_many_threads_as_the_user_sets(tmp_path, monkeypatch):
+    opencv4.write(tmp_path)
+    monkeypatch.setenv("GPUDARKNET_THREADS", "3")
+    net = gd.load_network(tmp_path / "tiny.cfg", backend="onnxruntime")
+    assert net.program().session.get_session_options().intra_op_num_threads == 3
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(gd.errors.BackendError) as e:

@@ -224,7 +224,7 @@ COMMANDS = (
             *SIZE,
             Flag("seconds", float, 5.0, "Seconds to measure each engine and network"),
             Flag("limit", float, 0.0, "Start nothing new after this many seconds; skipped results are marked"),
-            Flag("threads", int, 0, "Threads for each engine; default: all available to this process"),
+            Flag("threads", int, 0, "Threads for each engine; default: as gpudarknet info prints, at most all cores"),
             Flag("weights", str, "", "Weights of the network; default: random, from a seed"),
             Flag("layers", bool, False, "Also time every layer"),
             Flag("out", str, OUT, "File for the records"),
