@@ -41,7 +41,8 @@ class Trainer(TrainStep):
     (darknet_cpu_bugs.py), to compare `step` with its results; in fp32 only, and not for `fit`.
 
     tune_malloc: with NumPy, make malloc of the GNU C library keep freed memory, in the whole process and for good: every step
-    needs the memory that the last one freed. False leaves malloc as it is. Raises TrainError, CfgError.
+    needs what the last one freed, and getting it from the system again takes up to a fifth of a step. False leaves malloc as
+    it is. Raises TrainError, CfgError.
     """
 
     def fit(
