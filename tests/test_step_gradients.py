@@ -118,7 +118,7 @@ def slope_errors(name, **options):
                 a -= 2 * H * u
                 slopes[key].append((up - cost()) / (2 * H * N))
                 a += H * u
-        assert trainer.step(x, truth) == pytest.approx(expected, rel=2e-3 if "precision" in options else 1e-5)
+        assert trainer.step(x, truth) == pytest.approx(expected, rel=2e-3 if trainer.dtype == np.float16 else 1e-5)
         errors = {}
         for (i, k), u in directions.items():
             change = np.tensordot(u, (net.weights[i][k] - before[i][k]) / rate, before[i][k].ndim)

@@ -330,6 +330,9 @@ def test_refusals():
         DataError, match=r"^a batch of 3 images and 3 truths; both counts must be the same multiple of 2$"
     ):
         gd.Trainer(net).step(*batch(net, N=3))
+    net = network(NET + "subdivisions=2\ntime_steps=3\n[rnn]\noutput=5\n[softmax]\n")
+    with pytest.raises(DataError, match="a batch of 4 images and 4 truths; both counts must be the same multiple of 6"):
+        gd.Trainer(net).step(*batch(net))
     net = network(NET + CONV + LAST + END)
     with pytest.raises(DataError, match=r"^a truth of 3 values per image does not fit layer 3 \[softmax\] of cfg$"):
         gd.Trainer(net).step(*batch(net, K=3))

@@ -101,16 +101,17 @@ class TrainStep:
     def step(self, x: Any, truth: Any) -> float:
         """Run one iteration on x (N, C, H, W), values 0..1, and truth (N, truths) in Darknet's layout; return the cost.
 
-        The cost is the sum over the images of the mean over the layers with a loss. N may differ from [net] batch; it is a
-        multiple of [net] subdivisions, which run one after the other. Raises DataError if shapes do not match; TrainError if
-        values are no longer finite. After an error all is as before the step, except batch norm's running statistics.
+        The cost is the sum over the images of the mean over the layers with a loss. N may differ from [net] batch, but is a
+        multiple of time_steps times subdivisions, which run one after the other. Raises DataError if shapes do not match;
+        TrainError if values are no longer finite. After an error all is as before the step, except batch norm's running
+        statistics.
         """
         net, subdivisions = self.net, self.net.net.subdivisions
-        N = len(x)
+        N, multiple = len(x), subdivisions * net.net.time_steps
         truth = np.asarray(host_array(truth), np.float32).reshape(len(truth), -1)
-        if len(truth) != N or N % subdivisions or N == 0:
+        if len(truth) != N or N % multiple or N == 0:
             raise DataError(
-                f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {subdivisions}"
+                f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
         size, cost = N // subdivisions, 0.0
         grads: Arrays = []  # of this step, multiplied by the loss scale
