@@ -390,6 +390,17 @@ def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     np.testing.assert_array_equal(flat(resumed), flat(straight))
 
 
+def test_a_checkpoint_without_an_iteration_is_loaded():
+    trainer = gd.Trainer(network(NET + CONV + LAST + END))
+    for _ in range(3):
+        trainer.step(*batch(trainer.net, N=trainer.batch))
+    state = trainer.state_dict()
+    del state["iteration"]
+    other = gd.Trainer(network(NET + CONV + LAST + END))
+    other.load_state_dict(state)
+    assert other.iteration == 3
+
+
 def test_a_checkpoint_stores_the_average(tmp_path):
     """Stopped while averaging; the average replaces the weights 1000 iterations before the end, bit-identically."""
     text = NET + "max_batches=2006\nema_alpha=0.5\n" + CONV + LAST + END

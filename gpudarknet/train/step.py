@@ -315,7 +315,8 @@ class TrainStep:
         net.program_cache.clear()
         self.loss_scale.load_state(state["scale"])
         self.label_filter.load_state(state["rejection"])
-        net.seen, self.seed, self.iteration = (int(state[name]) for name in ("seen", "seed", "iteration"))
+        net.seen, self.seed = int(state["seen"]), int(state["seed"])
+        self.iteration = int(state.get("iteration", net.seen // max(self.batch, 1)))  # older checkpoints lack it
 
     def _arrays(self) -> dict[str, Arrays]:
         """Return the arrays of the state, by the kinds that a checkpoint knows. Shared weights belong to their owner."""
