@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TextIO
 
 from ..errors import DarknetError, did_you_mean
 from .arguments import Command, UsageError, parse
@@ -123,7 +123,12 @@ def eprint(kind: str, message: str) -> None:
 
 
 def show_warning(
-    message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """Print a warning as one line."""
     eprint("warning", str(message))

@@ -11,13 +11,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 from ..errors import DarknetError, did_you_mean
 
 
 class UsageError(DarknetError):
     """The command line is wrong."""
+
+
+class Arguments(SimpleNamespace):
+    """A command's positional arguments, and each of its flags as an attribute of the flag's type."""
+
+    positionals: list[str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Command:
     name: str
     positionals: tuple[str, ...]
     help: str
-    run: Callable[[Any], int | None]
+    run: Callable[[Arguments], int | None]
     flags: tuple[Flag, ...] = ()
     more: str = ""
 
@@ -57,10 +62,10 @@ def normalize(flag: str) -> str:
     return flag.lstrip("-").replace("-", "").replace("_", "")
 
 
-def parse(command: Command, argv: Sequence[str]) -> SimpleNamespace:
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
     """Parse a command's arguments into positionals and flags. "--" ends the flags. Raises UsageError."""
     known = {normalize(flag.name): flag for flag in command.flags}
-    values: dict[str, Any] = {flag.name: flag.default for flag in command.flags}
+    values: dict[str, bool | int | float | str | None] = {flag.name: flag.default for flag in command.flags}
     positionals: list[str] = []
     rest = list(argv)
     while rest:
@@ -88,10 +93,10 @@ def parse(command: Command, argv: Sequence[str]) -> SimpleNamespace:
             value = rest.pop(0)
         values[flag.name] = convert(command, flag, value)
     check_positionals(command, positionals)
-    return SimpleNamespace(positionals=positionals, **values)
+    return Arguments(positionals=positionals, **values)
 
 
-def convert(command: Command, flag: Flag, value: str) -> Any:
+def convert(command: Command, flag: Flag, value: str) -> int | float | str:
     """Convert a flag's value to its type."""
     if flag.kind is str:
         return value

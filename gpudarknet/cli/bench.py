@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .arguments import Command, Flag, UsageError
+from .arguments import Arguments, Command, Flag, UsageError
 
 OUT = "gpudarknet-bench.jsonl"
 
@@ -17,7 +17,7 @@ def suite_module(name: str) -> Any:
     return importlib.import_module(f"gpudarknet.bench.{name}")
 
 
-def bench(args: Any) -> None:
+def bench(args: Arguments) -> None:
     """Run the benchmark, print its tables, write records and page."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -34,7 +34,7 @@ def bench(args: Any) -> None:
     print_report(results, lines, Path(args.page) if args.page else lines.with_suffix(".html"))
 
 
-def parse_options(args: Any, default: Any) -> Any:
+def parse_options(args: Arguments, default: Any) -> Any:
     """Convert flags to the suite's options. Raises UsageError."""
     from dataclasses import replace
 
@@ -121,7 +121,7 @@ def print_grid(grid: Any) -> None:
     console.print()
 
 
-def estimate(args: Any) -> None:
+def estimate(args: Arguments) -> None:
     """Apply the rule to a network: for a GFLOPS figure, for a CPU's data, or for this machine."""
     rule = suite_module("rule_of_thumb")
     word = args.positionals[0] if args.positionals else rule.YOLO_VOC
@@ -139,7 +139,7 @@ def estimate(args: Any) -> None:
         print("\n".join(rule.estimate(name, gflop, peak, source, args.seen or None)))
 
 
-def peaks(args: Any) -> list[tuple[float, str]]:
+def peaks(args: Arguments) -> list[tuple[float, str]]:
     """Return the peaks in GFLOPS to use and their sources. Raises UsageError."""
     if args.gflops and args.cpu:
         raise UsageError("bench estimate: -gflops and -cpu exclude each other; pass one")
@@ -168,14 +168,14 @@ def peaks(args: Any) -> list[tuple[float, str]]:
     return [(peak, f"this machine, {described['device']}: {described['peak_source']}") for peak in dict.fromkeys(span)]
 
 
-def compare(args: Any) -> None:
+def compare(args: Arguments) -> None:
     """Print the changes between two runs."""
     records = suite_module("records")
     before, after = (records.read(Path(word)) for word in args.positionals)
     print_grid(suite_module("compare").compare(before, after))
 
 
-def report(args: Any) -> None:
+def report(args: Arguments) -> None:
     """Print the tables of an earlier run and rewrite its page; for GPU checks, write README.md's table."""
     paths = [Path(word) for word in args.positionals]
     gpu_report = suite_module("gpu_report")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,27 +18,27 @@ from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from ..network import load_network
 from . import fail, inputs
-from .arguments import Command, Flag, UsageError
+from .arguments import Arguments, Command, Flag, UsageError
 from .inputs import progress_bar
 
 IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` reads
 
 
-def predict(args: Any) -> int:
+def predict(args: Arguments) -> int:
     """Classify with the names of a .data file; print -t classes, by default its key `top`."""
     data, cfg, weights, *images = args.positionals
     file = inputs.data_file(data)
     return run(args, cfg, weights, file.names_path(), args.t or file.top, images)
 
 
-def classify(args: Any) -> int:
+def classify(args: Arguments) -> int:
     """Classify with the names of cfg/imagenet1k.data or, if that file does not exist, with class indices."""
     cfg, weights, *images = args.positionals
     names = DataFile.read(IMAGENET).names_path() if IMAGENET.is_file() else None
     return run(args, cfg, weights, names, args.t or 5, images)
 
 
-def run(args: Any, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
+def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
     """Classify each image and print its `top` classes. Unreadable images are skipped."""
     if top < 1:
         raise UsageError(f"-t and the key top must be at least 1, got {top}")
@@ -75,7 +74,7 @@ def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> I
             yield f"{i}, {names[i]}: {p[i]:f}, parent: {names[parent] if parent >= 0 else 'Root'} "
 
 
-def valid(args: Any) -> None:
+def valid(args: Arguments) -> None:
     """Print the accuracy on the images of `valid`; an image's class is the label in its path."""
     data, cfg, weights = args.positionals
     file, bad_samples = inputs.data_file(data), BadSamples(Path())

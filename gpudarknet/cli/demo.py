@@ -7,20 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 from .. import image
 from ..detector import Detection, Detector
 from ..image.video import BackgroundWriter, Frame, Reader, VideoWriter
 from ..io import resources
 from . import inputs
-from .arguments import Command, Flag
+from .arguments import Arguments, Command, Flag
 from .outputs import writable
 
 REPORT_INTERVAL = 1.0  # seconds between two FPS lines
 
 
-def demo(args: Any) -> int:
+def demo(args: Arguments) -> int:
     """Detect objects frame by frame, reading and writing in background threads."""
     data, cfg, weights, *source = args.positionals
     names, file = inputs.data_file(data).names_path(), inputs.weights_file(weights)
@@ -49,7 +48,7 @@ def demo(args: Any) -> int:
     return code
 
 
-def process(detector: Detector, reader: Reader, writer: BackgroundWriter, meter: FpsMeter, args: Any) -> int:
+def process(detector: Detector, reader: Reader, writer: BackgroundWriter, meter: FpsMeter, args: Arguments) -> int:
     """Run the network on every frame until the source ends, the time limit is reached or the user stops."""
     try:
         for frame in reader:
@@ -121,7 +120,7 @@ def json_line(frame: Frame, detections: list[Detection]) -> str:
     return json.dumps({"frame_id": frame.number, "time": round(frame.time, 3), "objects": objects}, ensure_ascii=False)
 
 
-def show(img: Any) -> bool:
+def show(img: image.Image) -> bool:
     """Show an image in a window; return whether Escape was pressed."""
     import cv2
 

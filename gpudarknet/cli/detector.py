@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import image, tiles
 from ..data.datafile import label_path
@@ -13,27 +12,27 @@ from ..errors import ImageError
 from ..inference import ScoredBoxes
 from ..io import resources
 from . import fail, formats, inputs, results
-from .arguments import Command, Flag
+from .arguments import Arguments, Command, Flag
 from .outputs import writable, write
 
 ANNOTATED_IMAGE = "predictions.jpg"
 
 
-def test(args: Any) -> int:
+def test(args: Arguments) -> int:
     """Detect objects, with the class names of a .data file."""
     data, cfg, weights, *images = args.positionals
     names = inputs.data_file(data).names_path()
     return run(args, cfg, weights, names, images)
 
 
-def detect(args: Any) -> int:
+def detect(args: Arguments) -> int:
     """Detect objects, with COCO's class names."""
     cfg, weights, *images = args.positionals
     names = inputs.data_file("coco").names_path()
     return run(args, cfg, weights, names, images)
 
 
-def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
+def run(args: Arguments, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
     """Detect objects in each image; print, draw and write the requested results. Unreadable images are skipped."""
     out = writable(args.out) if args.out else None
     file = inputs.weights_file(weights)
@@ -67,7 +66,7 @@ def run(args: Any, cfg: str, weights: str, names: Path, images: Sequence[str]) -
     return code
 
 
-def detect_one(detector: Detector, path: str, args: Any) -> tuple[ScoredBoxes, image.Image]:
+def detect_one(detector: Detector, path: str, args: Arguments) -> tuple[ScoredBoxes, image.Image]:
     """Detect objects in one image and print the inference time."""
     img = detector.read(path)
     if args.tiles:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..io import resources
 from . import detector
-from .arguments import Command
+from .arguments import Arguments, Command
 
 
-def demo(args: Any) -> int:
+def demo(args: Arguments) -> int:
     """Detect handwritten digits in images, or in the bundled one; print where the annotated image is."""
     images = args.positionals or [str(resources.find("digits", ".jpg"))]
     names, weights = resources.find("digits", ".names"), resources.find("digits", ".weights")

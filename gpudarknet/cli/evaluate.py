@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..evaluate import ImageEval, Report
 from ..io import resources
 from . import eprint, inputs
-from .arguments import Command, Flag, UsageError
+from .arguments import Arguments, Command, Flag, UsageError
 from .inputs import progress_bar
 from .outputs import write as write_text
 
@@ -23,7 +23,7 @@ from .outputs import write as write_text
 COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
 
-def load(args: Any) -> tuple[DataFile, Detector, list[str], BadSamples]:
+def load(args: Arguments) -> tuple[DataFile, Detector, list[str], BadSamples]:
     """Load the inputs that these commands share: .data file, detector, image paths of `valid`, record of bad samples."""
     file = inputs.data_file(args.positionals[0])
     with inputs.spinner(f"Loading {args.positionals[2]}"):
@@ -33,7 +33,7 @@ def load(args: Any) -> tuple[DataFile, Detector, list[str], BadSamples]:
     return file, detector, read_list(file.find("valid")), BadSamples(Path())
 
 
-def measure(args: Any) -> None:
+def measure(args: Arguments) -> None:
     """Print Darknet's mAP report, and COCO's if faster-coco-eval is installed."""
     file, detector, paths, bad_samples = load(args)
     difficult = read_difficult(file)
@@ -84,7 +84,7 @@ def read_difficult(file: DataFile) -> Callable[[str], str] | None:
     return lambda path: str(label_path(known.get(Path(path).stem, "")))
 
 
-def valid(args: Any) -> None:
+def valid(args: Arguments) -> None:
     """Write the detections in the images of `valid`: one VOC file per class, or COCO's JSON for eval=coco."""
     file, detector, paths, bad_samples = load(args)
     folder, coco = Path(file.results), file.eval == "coco"
@@ -119,7 +119,7 @@ def write(path: Path, text: str) -> None:
     print(path)
 
 
-def recall(args: Any) -> None:
+def recall(args: Arguments) -> None:
     """Print the recall of the predicted boxes, ignoring classes."""
     _, detector, paths, bad_samples = load(args)
     with progress_bar(len(paths)) as done:
@@ -131,7 +131,7 @@ def recall(args: Any) -> None:
     print(f"average IoU: {100 * result.average_iou:.2f} %, recall: {100 * result.recall:.2f} %")
 
 
-def calc_anchors(args: Any) -> None:
+def calc_anchors(args: Arguments) -> None:
     """Compute anchors for the boxes of `train`; write anchors.txt and counters_per_class.txt."""
     if args.width < 1 or args.height < 1:
         raise UsageError(

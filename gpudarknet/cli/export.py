@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..errors import DataError
 from ..export import write_onnx
 from ..io import resources
 from ..network import Network, load_network
 from . import inputs
-from .arguments import Command, Flag
+from .arguments import Arguments, Command, Flag
 
 
-def export(args: Any) -> None:
+def export(args: Arguments) -> None:
     """Write a network in the format of the output's file name extension."""
     cfg, weights, out = args.positionals
     writer = WRITERS.get(Path(out).suffix)
@@ -26,7 +25,7 @@ def export(args: Any) -> None:
     print(f"{out}: {summary}, {Path(out).stat().st_size / 1e6:.1f} MB")
 
 
-def onnx(network: Network, out: str, args: Any) -> str:
+def onnx(network: Network, out: str, args: Arguments) -> str:
     """Write an ONNX file; describe its input and outputs."""
     if args.batch < 1:
         raise DataError(f"-batch {args.batch}: must be at least 1; -dynamic allows any batch size")
@@ -36,7 +35,7 @@ def onnx(network: Network, out: str, args: Any) -> str:
     return f"input {count} x {' x '.join(map(str, network.net.input))} -> {heads}"
 
 
-def weights(network: Network, out: str, args: Any) -> str:
+def weights(network: Network, out: str, args: Arguments) -> str:
     """Write the weights only; describe how long they were trained."""
     network.save_weights(out)
     return f"weights after {network.seen} images"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .. import __version__, backend
 from ..io import download, resources
-from .arguments import Command
+from .arguments import Arguments, Command
 
 
-def info(args: Any) -> None:
+def info(args: Arguments) -> None:
     """Print versions, backend, GPU, BLAS, threads and folders."""
     from rich.console import Console
     from rich.markup import escape

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from .. import backend as backends
 from ..backend import Backend
@@ -15,7 +14,7 @@ from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
 from ..io import download, resources
 from . import eprint
-from .arguments import Flag
+from .arguments import Arguments, Flag
 
 BACKEND = Flag(
     "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy if a GPU is available, else numpy"
@@ -80,7 +79,7 @@ def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, completed=count)
 
 
-def get_backend(args: Any) -> Backend:
+def get_backend(args: Arguments) -> Backend:
     """Return the backend selected by -backend and -i, and make its GPU current."""
     if args.i < 0:
         return backends.get("numpy")
@@ -108,7 +107,7 @@ def image_paths(paths: Sequence[str]) -> Iterator[str]:
             yield line.strip("\r\n")
 
 
-def spinner(text: str) -> AbstractContextManager[Any]:
+def spinner(text: str) -> AbstractContextManager[object]:
     """Show a spinner during a slow operation, if stderr is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()

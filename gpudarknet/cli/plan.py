@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from .. import backend as backends
 from ..backend import Backend
@@ -13,10 +12,10 @@ from ..plan import compile, cpu, cuda
 from ..plan.cuda import dry_run
 from ..plan.tuning import load_tuning, save_tuning
 from . import inputs
-from .arguments import Command, Flag, UsageError
+from .arguments import Arguments, Command, Flag, UsageError
 
 
-def plan(args: Any) -> None:
+def plan(args: Arguments) -> None:
     """Print the compiled plan: steps, fusions, memory. With -tune, benchmark the algorithms first."""
     if args.batch < 1:
         raise UsageError(f"plan: -batch must be at least 1, got {args.batch}")
@@ -45,7 +44,7 @@ def plan(args: Any) -> None:
     print(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)).describe())
 
 
-def device(args: Any) -> tuple[Backend, str]:
+def device(args: Arguments) -> tuple[Backend, str]:
     """Return the backend selected by -device or -backend, and why it cannot run if it needs a GPU that is missing."""
     if args.device not in (None, "cpu", "gpu"):
         raise UsageError(f"plan: unknown device '{args.device}'; choose cpu or gpu")

@@ -14,7 +14,7 @@ from .. import evaluate, image
 from ..detector import Detection
 from ..errors import DataError
 from ..inference import ScoredBoxes
-from .arguments import Flag
+from .arguments import Arguments, Flag
 from .evaluate import COCO_IDS
 from .outputs import writable, write
 
@@ -115,7 +115,7 @@ def folder(name: str) -> Path:
     return Path(name)
 
 
-def requested(args: Any) -> list[ResultWriter]:
+def requested(args: Arguments) -> list[ResultWriter]:
     """Return the writers that the flags request. Raises DataError if a result cannot be written."""
     writers: list[ResultWriter] = []
     if args.csv:

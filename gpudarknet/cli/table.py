@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from .. import cfg, graph, summary
 from ..io import resources
 from ..network import load_network
-from .arguments import Command, UsageError
+from .arguments import Arguments, Command, UsageError
 from .inputs import weights_file
 
 
-def table(args: Any) -> None:
+def table(args: Arguments) -> None:
     """Print the layer table, without allocating weights."""
     print(summary.table(graph.build(cfg.read(resources.bundled_cfg(args.positionals[0])))))
 
 
-def partial(args: Any) -> None:
+def partial(args: Arguments) -> None:
     """Write the first N layers of a weights file, as pretrained weights for another network."""
     cfg_path, weights, out, count = args.positionals
     if not count.isdecimal() or not int(count):

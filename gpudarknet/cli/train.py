@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,21 +19,21 @@ from ..network import load_network
 from ..train import Trainer, datasets
 from ..train.loop import Progress
 from . import eprint, inputs
-from .arguments import Command, Flag
+from .arguments import Arguments, Command, Flag
 from .inputs import warn_bad_samples
 
 
-def detector(args: Any) -> None:
+def detector(args: Arguments) -> None:
     """Train a detector."""
     run(args, detects=True)
 
 
-def classifier(args: Any) -> None:
+def classifier(args: Arguments) -> None:
     """Train a classifier."""
     run(args, detects=False)
 
 
-def run(args: Any, detects: bool) -> None:
+def run(args: Arguments, detects: bool) -> None:
     """Load data, cfg and weights, resume from a checkpoint if available, and train."""
     file, cfg = inputs.data_file(args.positionals[0]), resources.bundled_cfg(args.positionals[1])
     weights = inputs.weights_file(args.positionals[2]) if len(args.positionals) > 2 else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ..io import download
-from .arguments import Command
+from .arguments import Arguments, Command
 from .inputs import download_weights
 
 
-def weights(args: Any) -> None:
+def weights(args: Arguments) -> None:
     """Download the named weights and print their paths, or list all."""
     if not args.positionals:
         show()

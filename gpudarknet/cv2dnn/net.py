@@ -12,9 +12,11 @@ import numpy as np
 
 from .. import backend as backends
 from .. import boxes, summary
+from ..array import Array
 from ..errors import BackendError, DataError
 from ..graph import build
-from ..layers import ForwardContext
+from ..layers import DetectionHead, ForwardContext
+from ..layers.base import Backward
 from ..layers.region import Region
 from ..layers.softmax import Cost
 from ..network import Network
@@ -78,7 +80,7 @@ class Net:
             x = x - np.asarray(mean, np.float32)[: x.shape[1]].reshape(-1, 1, 1)
         self._input = x if scalefactor == 1 else x * np.float32(scalefactor)
 
-    def forward(self, outputName: Any = "", *, outBlobNames: Sequence[str] | None = None) -> Any:
+    def forward(self, outputName: str | Sequence[str] = "", *, outBlobNames: Sequence[str] | None = None) -> Any:
         """Run the network. Return the output of the named layer, of the last layer, or a tuple for a list of names."""
         requested = outBlobNames if outBlobNames is not None else outputName
         last, single = self._sublayers[-1][1].name, isinstance(requested, str)
@@ -114,7 +116,7 @@ class Net:
         self._ticks = self._per_sublayer(seconds, time.perf_counter() - start)
         return [np.ascontiguousarray(y) for y in results]
 
-    def _layer_by_layer(self, layers: Sequence[tuple[int, sublayers.Sublayer]]) -> tuple[dict[int, Any], np.ndarray]:
+    def _layer_by_layer(self, layers: Sequence[tuple[int, sublayers.Sublayer]]) -> tuple[dict[int, Array], np.ndarray]:
         """Run the layers one by one; return the outputs needed for these sublayers, and each layer's seconds."""
         net = self._network
         needed = {
@@ -125,7 +127,7 @@ class Net:
         x = net.input(self._input)
         outputs, seconds, last = {-1: x}, np.zeros(len(net.nodes)), time.perf_counter()
 
-        def keep(index: int, y: Any, backward: Any) -> None:
+        def keep(index: int, y: Array, backward: Backward) -> None:
             nonlocal last
             if index in needed:
                 outputs[index] = y
@@ -140,11 +142,12 @@ class Net:
             index = self._network.nodes[index].sources[0]
         return index
 
-    def _opencv_layout(self, net: Network, index: int, y: Any) -> np.ndarray:
+    def _opencv_layout(self, net: Network, index: int, y: Array) -> np.ndarray:
         """Convert a section's output (N, C, H, W) to OpenCV's layout."""
         layer = net.nodes[index].layer
         kind = sublayers.NAMES.get(type(layer), ("", ""))[1]
         if kind == "Region":
+            assert isinstance(layer, DetectionHead)
             return rows(net, layer, y)
         y = net.backend.to_numpy(y).astype(np.float32, copy=False)
         return y.reshape(y.shape[0], -1) if kind == "InnerProduct" else y
@@ -166,7 +169,7 @@ class Net:
         """Return the names of the output layers, which no other layer reads."""
         return tuple(self._sublayers[k - 1][1].name for k in self.getUnconnectedOutLayers())
 
-    def getLayer(self, layerId: Any) -> Layer:
+    def getLayer(self, layerId: int | str) -> Layer:
         """Return a layer by id or name."""
         k = self.getLayerId(layerId) if isinstance(layerId, str) else int(layerId)
         if k == 0:
@@ -274,7 +277,7 @@ class Net:
         """No-op: the blob determines the shape."""
 
 
-def rows(net: Network, layer: Any, y: Any) -> np.ndarray:
+def rows(net: Network, layer: DetectionHead, y: Array) -> np.ndarray:
     """Return all boxes of a head like OpenCV's Region layer: (H*W*A, 5 + classes), or (N, ...) if N > 1."""
     be, N = net.backend, y.shape[0]
     y = be.xp.nan_to_num(y.astype(np.float32, copy=False))

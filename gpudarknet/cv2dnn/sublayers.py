@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, Arrays
 from ..graph import Node
 from ..layers import DetectionHead, ForwardContext, Layer
 from ..layers.avgpool import AvgPool
@@ -58,7 +59,8 @@ ACTIVATIONS = {
     "swish": "Swish",
     "tanh": "TanH",
 }
-Compute = Callable[[Any, dict[str, Any], list[Any]], Any]  # be, the section's weights, its sources' outputs -> output
+# compute(be, the section's weights, its sources' outputs) -> output
+Compute = Callable[[ArrayBackend, Arrays, list[Array]], Array]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def route(layer: Route) -> tuple[str, str]:
     return ("slice", "Slice") if layer.groups > 1 else ("identity", "Identity")
 
 
-def permute(be: Any, w: dict[str, Any], xs: list[Any]) -> Any:
+def permute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
     """Transpose to channels-last, (N, C, H, W) -> (N, H, W, C), the input of OpenCV's Region layer."""
     return xs[0].transpose(0, 2, 3, 1)
 
@@ -112,7 +114,7 @@ def up_to(layer: Layer, **fields: Any) -> Compute:
     fields = {k: v for k, v in {"activation": "linear", "antialiasing": 0, **fields}.items() if hasattr(layer, k)}
     truncated = replace(layer, **fields)
 
-    def compute(be: Any, w: dict[str, Any], xs: list[Any]) -> Any:
+    def compute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
         if "scale" in w and "batch_normalize" in fields:  # the bias comes after the batch norm
             w = {**w, "bias": be.zeros(w["bias"].shape)}
         return truncated.forward(be, w, *xs, ctx=ForwardContext())[0]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from .library import (
+    AnyPath,
     Handle,
     add_skipped_class,
     clear_skipped_classes,
@@ -56,6 +57,7 @@ from .library import (
 from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 
 network_predict = predict
+Color = tuple[int, int, int]
 DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (center x, y, width, height)
 
 __all__ = [
@@ -71,7 +73,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def load_network(config_file: Any, data_file: Any, weights: Any, batch_size: int = 1) -> Handle:
+def load_network(config_file: AnyPath, data_file: AnyPath, weights: AnyPath | None, batch_size: int = 1) -> Handle:
     """Load a network with its class names. The result unpacks into network, class_names and class_colors.
 
     Raises CfgError, DataError, WeightsError.
@@ -82,10 +84,11 @@ def load_network(config_file: Any, data_file: Any, weights: Any, batch_size: int
     return net
 
 
-def class_colors(names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+def class_colors(names: Sequence[str]) -> dict[str, Color]:
     """Return a bright color for each name, deterministically."""
     hues = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names}
-    return {name: tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for name, hue in hues.items()}  # type: ignore[misc]
+    colors = {name: colorsys.hsv_to_rgb(hue, 0.8, 1.0) for name, hue in hues.items()}
+    return {name: (round(255 * r), round(255 * g), round(255 * b)) for name, (r, g, b) in colors.items()}
 
 
 def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
@@ -95,7 +98,7 @@ def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
 
 
 def detect_image(
-    network: Any, class_names: Sequence[str], image: IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
+    network: Handle, class_names: Sequence[str], image: IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
 ) -> list[DetectionTuple]:  # fmt: skip
     """Detect objects: (label, confidence in percent as text, (center x, y, width, height) in pixels of `image`).
 
@@ -109,7 +112,7 @@ def detect_image(
 
 
 def detect(
-    net: Any, meta: METADATA, image: Any, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
+    net: Handle, meta: METADATA, image: AnyPath, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
 ) -> list[DetectionTuple]:  # fmt: skip
     """Detect objects in an image file: (name as bytes, probability, box in pixels), by descending probability.
 
@@ -124,7 +127,7 @@ def detect(
 
 
 def batch_detection(
-    network: Any, images: Sequence[np.ndarray], class_names: Sequence[str], class_colors: dict[str, Any],
+    network: Handle, images: Sequence[np.ndarray], class_names: Sequence[str], class_colors: dict[str, Color],
     thresh: float = 0.25, hier_thresh: float = 0.5, nms: float = 0.45, batch_size: int = 4,
 ) -> tuple[list[np.ndarray], list[list[DetectionTuple]]]:  # fmt: skip
     """Detect objects in images (H, W, 3) BGR of any sizes, batch_size at a time; draw them in place.
@@ -187,7 +190,7 @@ def print_detections(detections: Sequence[DetectionTuple], coordinates: bool = F
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def draw_boxes(detections: Sequence[DetectionTuple], image: np.ndarray, colors: dict[str, Any]) -> np.ndarray:
+def draw_boxes(detections: Sequence[DetectionTuple], image: np.ndarray, colors: dict[str, Color]) -> np.ndarray:
     """Draw boxes and labels on an image (H, W, 3) in place, and return it."""
     import cv2
 
@@ -207,7 +210,7 @@ def set_verbose(verbose: bool) -> None:
     """No-op: loading prints nothing."""
 
 
-def set_output_stream(path: Any) -> None:
+def set_output_stream(path: object) -> None:
     """No-op: the package itself prints nothing."""
 
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from .. import backend, boxes, image
+from ..array import Array
 from ..data.datafile import DataFile, read_names
 from ..errors import DataError
 from ..inference import InferencePipeline
 from ..network import Network, load_network
 from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
+
+AnyPath = str | bytes | os.PathLike[str]
 
 
 class Handle:
@@ -25,7 +28,7 @@ class Handle:
     def __init__(self, network: Network, batch: int):
         self.network, self.batch = network, batch
         self.stretched, self.letterboxed = InferencePipeline(network), InferencePipeline(network, letterbox=True)
-        self.outputs: list[Any] = []
+        self.outputs: list[Array] = []
         self.skipped: set[int] = set()
         self.names: list[str] = []
         self.colors: dict[str, tuple[int, int, int]] = {}
@@ -34,12 +37,12 @@ class Handle:
         return iter((self, self.names, self.colors))
 
 
-def path(name: Any) -> str:
+def path(name: AnyPath) -> str:
     """Convert a path from bytes or str to str."""
     return os.fsdecode(name)
 
 
-def load_net_custom(config_file: Any, weights: Any, clear: int = 0, batch_size: int = 1) -> Handle:
+def load_net_custom(config_file: AnyPath, weights: AnyPath | None, clear: int = 0, batch_size: int = 1) -> Handle:
     """Load a network for batches of batch_size images; clear=1 resets the count of images seen.
 
     It runs on the GPU if available. Raises CfgError, WeightsError.
@@ -50,12 +53,12 @@ def load_net_custom(config_file: Any, weights: Any, clear: int = 0, batch_size: 
     return Handle(network, batch_size)
 
 
-def load_net(config_file: Any, weights: Any, clear: int = 0) -> Handle:
+def load_net(config_file: AnyPath, weights: AnyPath | None, clear: int = 0) -> Handle:
     """Load a network for single images, like `load_net_custom`."""
     return load_net_custom(config_file, weights, clear, 1)
 
 
-def load_meta(data_file: Any) -> METADATA:
+def load_meta(data_file: AnyPath) -> METADATA:
     """Read the class names of a .data file. Raises DataError."""
     names = [name.encode() for name in read_names(DataFile.read(path(data_file)).names_path())]
     return METADATA(len(names), names)
@@ -128,7 +131,7 @@ def copy_image_from_bytes(im: IMAGE, data: bytes) -> None:
     im.planes()[0] = pixels.transpose(2, 0, 1) / np.float32(255)
 
 
-def load_image(file: Any, w: int = 0, h: int = 0) -> IMAGE:
+def load_image(file: AnyPath, w: int = 0, h: int = 0) -> IMAGE:
     """Read an image; with w and h, resize it. Raises ImageError."""
     img = image.read(path(file))
     size = (w, h) if w and h else img.shape[1::-1]
@@ -179,7 +182,7 @@ def run(net: Handle, x: Any) -> np.ndarray:
 
 
 def get_network_boxes(
-    net: Handle, w: int, h: int, thresh: float, hier: float = 0.5, map: Any = None, relative: int = 0, num: Any = None,
+    net: Handle, w: int, h: int, thresh: float, hier: float = 0.5, map: object = None, relative: int = 0, num: Any = None,
     letter: int = 0,
 ) -> list[DETECTION]:  # fmt: skip
     """Return the boxes of the last run with objectness above thresh, for an image of w x h pixels.
@@ -194,7 +197,7 @@ def get_network_boxes(
 
 
 def network_predict_batch(
-    net: Handle, im: IMAGE, batch_size: int, w: int, h: int, thresh: float, hier: float = 0.5, map: Any = None,
+    net: Handle, im: IMAGE, batch_size: int, w: int, h: int, thresh: float, hier: float = 0.5, map: object = None,
     relative: int = 0, letter: int = 0,
 ) -> list[DETNUMPAIR]:  # fmt: skip
     """Run the network on images of its input size, concatenated in one IMAGE; return the boxes of each image.
@@ -240,9 +243,9 @@ def box_array(dets: list[DETECTION]) -> np.ndarray:
     return np.array([(d.bbox.x, d.bbox.y, d.bbox.w, d.bbox.h) for d in dets], np.float64).reshape(-1, 4)
 
 
-def free_detections(dets: Any, count: int) -> None:
+def free_detections(dets: object, count: int) -> None:
     """No-op: Python frees boxes with their last reference."""
 
 
-def free_batch_detections(pairs: Any, count: int) -> None:
+def free_batch_detections(pairs: object, count: int) -> None:
     """No-op, like `free_detections`."""

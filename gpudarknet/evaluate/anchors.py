@@ -27,8 +27,9 @@ def read_truths(paths: Sequence[str], classes: int | None = None, bad_samples: B
     for path in paths:
         truth, errors = read_labels(label_path(path), classes)
         truths.append(truth)
-        for error in errors if bad_samples else ():
-            bad_samples.add_label(error)  # type: ignore[union-attr]
+        if bad_samples:
+            for error in errors:
+                bad_samples.add_label(error)
     return np.concatenate(truths)
 
 

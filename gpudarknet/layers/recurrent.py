@@ -52,7 +52,11 @@ class Recurrent(Layer):
 
     def weights(self, *inputs: Shape) -> list[Weight]:
         sublayers = self.sublayers(inputs[0])
-        return [(f"{prefix}.{name}", *rest) for prefix, layer, x in sublayers for name, *rest in layer.weights(x)]  # type: ignore[misc]
+        return [
+            (f"{prefix}.{name}", shape, init)
+            for prefix, layer, x in sublayers
+            for name, shape, init in layer.weights(x)
+        ]
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return self.section, str(self.output), ""
@@ -116,7 +120,8 @@ class Rnn(Recurrent, section="rnn"):
     @property
     def self_activation(self) -> Activation:
         """The activation of the self sublayer."""
-        return {1: "logistic", 2: "loggy"}.get(self.logistic, self.activation)  # type: ignore[return-value]
+        chosen: dict[int, Activation] = {1: "logistic", 2: "loggy"}
+        return chosen.get(self.logistic, self.activation)
 
     def sublayers(self, x: Shape) -> list[Sublayer]:
         def sublayer(output: int, activation: Activation) -> Connected:

@@ -10,10 +10,12 @@ All randomness derives from (seed, iteration), so a run that is stopped and resu
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..data import DataSet
 from ..data.datafile import DataFile
@@ -69,7 +71,7 @@ class Trainer(TrainStep):
         run = TrainingRun(self, data, folder, base or Path(self.net.config.path).stem, **options)
         return run.run(iterations)
 
-    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+    def save(self, path: str | Path, extra: Mapping[str, ArrayLike] | None = None) -> None:
         """Write the state and `extra` arrays to an .npz file, atomically."""
         checkpoint.write(path, self.state_dict(), extra)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import TrainError
 from ..io.atomic import atomic_write
@@ -20,7 +21,7 @@ def state_path(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".npz")
 
 
-def write(path: str | Path, state: dict[str, np.ndarray], extra: dict[str, Any] | None = None) -> None:
+def write(path: str | Path, state: dict[str, np.ndarray], extra: Mapping[str, ArrayLike] | None = None) -> None:
     """Write a state and, as extra/NAME, all else that a run needs to resume; atomically. Raises TrainError."""
     arrays = state | {EXTRA + name: np.asarray(value) for name, value in (extra or {}).items()}
     try:

@@ -6,8 +6,7 @@ accumulate over steps, unless a convolution follows and overwrites them; and [co
 
 from __future__ import annotations
 
-from typing import Any
-
+from ..array import Array, Arrays
 from ..graph import Node
 from ..layers.base import Backward
 from ..network import Network
@@ -18,7 +17,7 @@ class DarknetCpuBugs:
     """The bugs that affect one network. kept_deltas: layer -> its delta, to which the next step adds."""
 
     def __init__(self, net: Network):
-        self.net, self.kept_deltas = net, dict[int, Any]()
+        self.net, self.kept_deltas = net, dict[int, Array]()
 
     def frozen_by_bug(self, node: Node) -> bool:
         """Return whether the weights of a layer are never updated."""
@@ -29,13 +28,13 @@ class DarknetCpuBugs:
         later = (n.layer.cpu_delta for n in self.net.nodes[node.index + 1 :] if n.layer.cpu_delta != "shared")
         return node.layer.cpu_delta == "kept" and next(later, None) != "overwrites_input"
 
-    def wrap(self, node: Node, y: Any, backward: Backward) -> Backward:
+    def wrap(self, node: Node, y: Array, backward: Backward) -> Backward:
         """Return the backward function of a layer with output y as this build runs it: delta kept, no gradient if frozen."""
         if node.layer.cpu_delta != "kept":
             return backward
         kind = getattr(node.layer, "activation", "linear")
 
-        def buggy_backward(dy: Any, grad: dict[str, Any]) -> tuple[Any, ...]:
+        def buggy_backward(dy: Array, grad: Arrays) -> tuple[Array | None, ...]:
             if self.accumulates_delta(node):
                 self.kept_deltas[node.index] = activation.apply_backward(self.net.backend, dy, y, y, kind)
             return backward(dy, {} if self.frozen_by_bug(node) else grad)

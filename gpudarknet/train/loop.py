@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -206,7 +205,7 @@ def deferred_sigint() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
 
-    def handler(number: int, frame: Any) -> None:
+    def handler(number: int, frame: object) -> None:
         if received:
             raise KeyboardInterrupt  # the second is not deferred
         received.append(number)

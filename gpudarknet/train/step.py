@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..array import Array, Arrays
 from ..backend import host_array
 from ..errors import DataError, TrainError, TrainWarning
 from ..graph import Node, owner
@@ -22,7 +23,6 @@ from .darknet_cpu_bugs import DarknetCpuBugs
 from .label_filter import LabelFilter
 from .loss_scale import LossScale
 
-Arrays = list[dict[str, Any]]  # for each layer: name -> array
 STATISTICS = ("mean", "variance")  # batch norm's, which have no gradient
 
 
@@ -72,7 +72,7 @@ class TrainStep:
         self.cpu_bugs = DarknetCpuBugs(net) if emulate_darknet_cpu_bugs else None
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
-        self.momentum: Arrays = []
+        self.momentum: list[Arrays] = []
         with net.on_device():
             for node in net.nodes:
                 if owner(node) != node.index:
@@ -83,7 +83,7 @@ class TrainStep:
             self.adam_moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
                                  if cfg.adam and node.layer.uses_adam else {}
                                  for node, own in zip(net.nodes, self.momentum, strict=True)]  # fmt: skip
-        self.ema_weights: Arrays | None = None  # with ema_alpha
+        self.ema_weights: list[Arrays] | None = None  # with ema_alpha
         self.bn_only_until = max((node.index for node in net.nodes if node.layer.train_only_bn), default=-1)
 
     @property
@@ -114,7 +114,7 @@ class TrainStep:
                 f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
         size, cost = N // subdivisions, 0.0
-        grads: Arrays = []  # of this step, multiplied by the loss scale
+        grads: list[Arrays] = []  # of this step, multiplied by the loss scale
         for node in net.nodes:
             grads.append(grads[owner(node)] if owner(node) != node.index else {})
         with net.on_device():
@@ -129,7 +129,9 @@ class TrainStep:
                 self.update(N)
         return cost
 
-    def accumulate(self, x: Any, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: Arrays) -> float:
+    def accumulate(
+        self, x: Array, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: list[Arrays]
+    ) -> float:
         """Run x (N, C, H, W) forward and backward, add to `grads[i][name]`; return the mean cost of the layers with a loss.
 
         seen: images trained on so far, these included.
@@ -147,12 +149,12 @@ class TrainStep:
             skip_input_grad=True,
         )
         loss_inputs = {source for node in net.nodes if node.layer.loss_reads_input for source in node.sources}
-        inputs: dict[int, Any] = {-1: x}
+        inputs: dict[int, Array] = {-1: x}
         backwards: list[Backward | None] = []
-        deltas: dict[int, Any] = {}
+        deltas: dict[int, Array] = {}
         costs: list[float] = []
 
-        def on_output(index: int, y: Any, backward: Backward) -> None:
+        def on_output(index: int, y: Array, backward: Backward) -> None:
             node = net.nodes[index]
             backwards.append(self.cpu_bugs.wrap(node, y, backward) if self.cpu_bugs else backward)
             if index in loss_inputs:
@@ -183,7 +185,7 @@ class TrainStep:
         keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
         self.label_filter.apply(delta, anchor_size, self.iteration, cfg.max_batches, *keys)
 
-    def apply_momentum(self, grads: Arrays) -> None:
+    def apply_momentum(self, grads: list[Arrays]) -> None:
         """Add a step's gradients, divided by the loss scale, to the momentum."""
         scale = self.loss_scale.value
         for node in self.net.nodes:
@@ -242,7 +244,7 @@ class TrainStep:
                     average *= cfg.ema_alpha
                     average += (1 - cfg.ema_alpha) * own[name]
 
-    def check_finite(self, cost: float, grads: Arrays, x: Any) -> bool:
+    def check_finite(self, cost: float, grads: list[Arrays], x: Any) -> bool:
         """Return whether all gradients are finite; if not, lower a dynamic loss scale.
 
         Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
@@ -261,7 +263,7 @@ class TrainStep:
             advice = f"loss_scale={self.loss_scale.value:g} may be too large; remove the key for a dynamic scale"
         bad: list[int] = []
 
-        def on_output(index: int, y: Any, backward: Backward) -> None:
+        def on_output(index: int, y: Array, backward: Backward) -> None:
             if not bad and not bool(xp.isfinite(y).all()):
                 bad.append(index)
 
@@ -318,7 +320,7 @@ class TrainStep:
         net.seen, self.seed = int(state["seen"]), int(state["seed"])
         self.iteration = int(state.get("iteration", net.seen // max(self.batch, 1)))  # older checkpoints lack it
 
-    def _arrays(self) -> dict[str, Arrays]:
+    def _arrays(self) -> dict[str, list[Arrays]]:
         """Return the arrays of the state, by the kinds that a checkpoint knows. Shared weights belong to their owner."""
         net, xp = self.net, self.net.backend.xp
         owns = [owner(n) == n.index for n in net.nodes]
@@ -337,14 +339,18 @@ def is_trainable(name: str, a: Any) -> bool:
     return hasattr(a, "dtype") and not name.endswith(STATISTICS)
 
 
-def copy_weights(net: Network) -> Arrays:
+def copy_weights(net: Network) -> list[Arrays]:
     """Copy all arrays of a network's weights."""
     return [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in net.weights]
 
 
 def backward(
-    nodes: Sequence[Node], backwards: list[Backward | None], deltas: dict[int, Any], grads: Arrays, first: int = 0
-) -> dict[int, Any]:
+    nodes: Sequence[Node],
+    backwards: list[Backward | None],
+    deltas: dict[int, Array],
+    grads: list[Arrays],
+    first: int = 0,
+) -> dict[int, Array]:
     """Propagate deltas (layer -> delta of its output) back to layer `first`, adding into grads[layer][name].
 
     A layer with several readers gets the sum of their deltas. Entries of `backwards` are dropped once used. Returns the

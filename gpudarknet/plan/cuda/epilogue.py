@@ -41,7 +41,7 @@ def passes(epilogue: Sequence[EpilogueOp]) -> list[EpiloguePass]:
 
 def next_pass(epilogue: Sequence[EpilogueOp]) -> tuple[EpiloguePass, list[EpilogueOp]]:
     """Return the first pass and the operations that remain after it."""
-    rest, binary = list(epilogue), None
+    rest = list(epilogue)
 
     def activation() -> str:
         first = rest[0] if rest else None
@@ -50,10 +50,11 @@ def next_pass(epilogue: Sequence[EpilogueOp]) -> tuple[EpiloguePass, list[Epilog
         rest.pop(0)
         return first.kind
 
-    pre, post = activation(), "linear"
-    if rest and not isinstance(rest[0], Activate):
-        binary, post = rest.pop(0), activation()
-    return EpiloguePass(pre, binary, post), rest  # type: ignore[arg-type]
+    pre, binary, post = activation(), None, "linear"
+    if rest and not isinstance(first := rest[0], Activate):
+        rest.pop(0)
+        binary, post = first, activation()
+    return EpiloguePass(pre, binary, post), rest
 
 
 class PassArguments(NamedTuple):
