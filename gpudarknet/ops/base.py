@@ -52,7 +52,7 @@ class Op(Generic[P, R]):
         """Compute the op on a backend, with its kernels if it has them."""
         if self.cuda is not None and be.launch is not None:
             return self.cuda(be, *args, **kwargs)
-        if not any(map(is_half, (*args, *kwargs.values()))):
+        if not any(map(is_half, args)) and not (kwargs and any(map(is_half, kwargs.values()))):
             return self.reference(be, *args, **kwargs)
         keywords = {name: cast(a, np.float16, np.float32) for name, a in kwargs.items()}
         result: Any = self.reference(be, *cast(args, np.float16, np.float32), **keywords)
