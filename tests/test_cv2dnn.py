@@ -43,16 +43,19 @@ def test_script(script, folder):
     }
     for key in {"reorg", "probabilities"} & set(ours):  # OpenCV's batch norm has 1e-6 where Darknet has 1e-5
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
-    assert [c for c, _, _ in ours["detections"]] == [c for c, _, _ in theirs["detections"]]
-    assert ours["detections"]
-    tied = 0
-    for (_, score, box), (_, expected, expected_box) in zip(ours["detections"], theirs["detections"], strict=True):
-        assert abs(score - expected) < 0.01
-        if box and np.abs(np.subtract(box, expected_box)).max() > 2:
-            # The image has flat areas where neighbouring cells get the same input: rounding decides which one is kept.
-            assert np.abs(np.subtract(box[2:], expected_box[2:])).max() <= 2 and abs(score - expected) < 1e-4
-            tied += 1
-    assert tied <= 2
+    # The image has flat areas where neighboring cells get the same input: rounding decides which one NMS keeps.
+    missing, extra = theirs["detections"], ours["detections"]
+    assert extra
+    for detection in list(extra):
+        if match := next((other for other in missing if same(detection, other)), None):
+            missing = [other for other in missing if other is not match]
+            extra = [other for other in extra if other is not detection]
+    assert len(missing) <= 1 and len(extra) <= 2
+
+
+def same(a, b):
+    (a_class, a_score, a_box), (b_class, b_score, b_box) = a, b
+    return a_class == b_class and abs(a_score - b_score) < 1e-4 and np.allclose(a_box, b_box, rtol=0, atol=2)
 
 
 @pytest.mark.skipif(
