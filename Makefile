@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo 'make demo       download yolov4-tiny and detect the objects in a photograph'
-	@echo 'make test       run all tests; tests of CUDA kernels need g++, but no GPU'
+	@echo 'make test       run the tests; those of CUDA kernels need g++, but no GPU; SLOW=1 adds sanitizers and every architecture'
 	@echo 'make test-cuda  run the CUDA tests with the real CuPy on an emulated GPU'
 	@echo 'make bench      benchmark this machine (4 minutes): FPS, GFLOPS, other frameworks; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
@@ -24,11 +24,11 @@ demo: $(VENV)/demo
 	@echo 'The image with its boxes: $(CURDIR)/predictions.jpg'
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(SLOW),--slow)
 
 # One BLAS thread per pytest process; the first run compiles 600 kernels with g++.
 test-cuda: $(VENV)/emulator
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m cuda --cuda-emulator
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m cuda --cuda-emulator --slow
 
 bench: $(VENV)/bench
 	@mkdir -p build

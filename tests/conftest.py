@@ -10,6 +10,7 @@ import cuda_emulator
 import nhwc_maps
 import numpy as np
 import pytest
+import threadpoolctl
 from backends import backend_for, plan_backend
 
 from gpudarknet import backend
@@ -19,23 +20,30 @@ def pytest_addoption(parser):
     parser.addoption(
         "--cuda-emulator", action="store_true", help="run CUDA tests with the real CuPy on an emulated device"
     )
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: runs on a GPU, real or emulated")
+    config.addinivalue_line(
+        "markers", "slow: takes many seconds and repeats under harder conditions what other tests check"
+    )
+    if hasattr(config, "workerinput"):  # processes of pytest-xdist share the cores
+        threadpoolctl.threadpool_limits(1, user_api="blas")
     if config.getoption("--cuda-emulator") and cuda_emulator.why_not() is None:
         cuda_emulator.install()  # before anything imports CuPy
-
-
-SLOW = ("test_sanitize", "test_nvrtc", "test_gpu_check_emulated")  # files whose tests take up to minutes each
 
 
 def pytest_collection_modifyitems(config, items):
     """Mark tests that need a device; deselect them without one, or skip them if the emulator is requested but unavailable.
 
-    The slowest tests come first, so that none runs alone at the end of a parallel run.
+    Slow tests come first, so that none runs alone at the end of a parallel run; without --slow they are deselected.
     """
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [*slow, *others] if config.getoption("--slow") else others
+    if not config.getoption("--slow"):
+        config.hook.pytest_deselected(items=slow)
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(isinstance(value, str) and value == "cuda" for value in params) or "emulator" in getattr(

@@ -81,7 +81,6 @@ STAGES = [
     Stage("killed", case_list(passing, killing, passing), 60, checks=True),
     Stage("left", case_list(passing, leaving, sticky, passing), 60, checks=True),
     Stage("sticky", case_list(passing, sticky, passing), 60, checks=True),
-    Stage("slow", lambda context: [Case(str(i), waiting) for i in range(400)], 8),
     Stage("long", lambda context: [Case(str(i), waiting) for i in range(200)], 60),
     Stage("non-finite", non_finite, 60),
     Stage("good", case_list(passing, passing), 60),

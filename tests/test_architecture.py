@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,12 @@ LEVELS = [
 LEVEL = {name: number for number, level in enumerate(LEVELS) for name in level}
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imported(name: str) -> set[str]:
     """Return the modules of this package that a module imports, inside functions and for type checkers too."""
     package = name.split("/") if SOURCES[name].stem == "__init__" else name.split("/")[:-1]
@@ -70,17 +73,15 @@ def imported(name: str) -> set[str]:
     return modules - {name}
 
 
-IMPORTS = {name: imported(name) for name in SOURCES}
-
-
 def test_every_module_has_a_level():
     assert {name.split("/")[0] for name in SOURCES} == set(LEVEL)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_imports_only_from_its_own_level_or_below(name):
-    level = LEVEL[name.split("/")[0]]
-    assert [other for other in IMPORTS[name] if LEVEL[other.split("/")[0]] > level] == []
+def test_modules_import_only_from_their_own_level_or_below():
+    level = {name: LEVEL[name.split("/")[0]] for name in SOURCES}
+    assert [
+        f"{name} imports {other}" for name in SOURCES for other in imported(name) if level[other] > level[name]
+    ] == []
 
 
 def test_no_import_cycles():
@@ -89,7 +90,7 @@ def test_no_import_cycles():
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join((*path[path.index(name) :], name))
         if name not in done:
-            for other in IMPORTS[name]:
+            for other in imported(name):
                 visit(other, (*path, name))
             done.add(name)
 
@@ -97,17 +98,17 @@ def test_no_import_cycles():
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("plan/cuda/")])
-def test_no_emitter_writes_another_objects_attributes(name):
-    for node in ast.walk(tree(SOURCES[name])):
+def test_no_emitter_writes_another_objects_attributes():
+    emitters = [name for name in SOURCES if name.startswith("plan/cuda/")]
+    for emitter, node in ((name, node) for name in emitters for node in ast.walk(tree(SOURCES[name]))):
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            assert isinstance(node.value, ast.Name) and node.value.id == "self", f"{name}:{node.lineno}"
+            assert isinstance(node.value, ast.Name) and node.value.id == "self", f"{emitter}:{node.lineno}"
 
 
 def test_a_layer_knows_ops_and_its_base_and_never_a_device():
     for name in SOURCES:
         if name.startswith("layers/"):
-            assert not IMPORTS[name] & {"backend", "cuda"}, name
+            assert not imported(name) & {"backend", "cuda"}, name
 
 
 @pytest.mark.parametrize("library", ["cv2", "cupy", "rich", "skimage", "threadpoolctl"])

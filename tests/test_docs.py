@@ -22,6 +22,7 @@ import seeded
 
 import gpudarknet as gd
 from gpudarknet import cfg, cli, cv2dnn, graph
+from gpudarknet.backend import threads
 from gpudarknet.cv2dnn import read as cv2dnn_read
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.io import download, resources
@@ -92,6 +93,7 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setattr(download, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    monkeypatch.setattr(threads, "_requested", None)  # a block sets it; what was there before comes back
     with ExitStack() as stack:
         for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.ORIGINAL, sys.modules):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))

@@ -20,17 +20,31 @@ def wheel():
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
 
 
+@pytest.mark.parametrize("file", cuda.files())
+def test_kernels_compile_for_the_oldest_and_the_newest_architecture(file):
+    """One storage type each, as they differ in conversions only."""
+    for T, architecture in zip(
+        cuda.STORAGE.values(), (min(nvrtc.ARCHITECTURES), max(nvrtc.ARCHITECTURES)), strict=True
+    ):
+        check(file, T, architecture)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("T", cuda.STORAGE.values())
 @pytest.mark.parametrize("file", cuda.files())
 def test_kernels_compile_for_every_architecture(file, T):
     for architecture in nvrtc.ARCHITECTURES:
-        cubin, log = nvrtc.compile(cuda.source(file, T), architecture)
-        assert log == "", f"sm_{architecture}"
-        usage = nvrtc.usage(cubin)
-        assert set(usage) == set(cuda.parameters(file))
-        for kernel, (registers, local) in usage.items():
-            assert local == 0, f"{kernel} spills on sm_{architecture}"
-            assert registers * BLOCK <= 65536, f"a block of {kernel} does not fit on sm_{architecture}"
+        check(file, T, architecture)
+
+
+def check(file, T, architecture):
+    cubin, log = nvrtc.compile(cuda.source(file, T), architecture)
+    assert log == "", f"sm_{architecture}"
+    usage = nvrtc.usage(cubin)
+    assert set(usage) == set(cuda.parameters(file))
+    for kernel, (registers, local) in usage.items():
+        assert local == 0, f"{kernel} spills on sm_{architecture}"
+        assert registers * BLOCK <= 65536, f"a block of {kernel} does not fit on sm_{architecture}"
 
 
 VECTORIZED = {

@@ -11,6 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from cuda_plans import thin
 
 import gpudarknet
 from gpudarknet import cfg
@@ -58,7 +59,7 @@ def agree(net, batch, choices=None):
     "name", ["yolov2-tiny", "yolov2", "yolov3-tiny", "yolov3", "yolov4-tiny", "yolov4", "yolov7-tiny"]
 )
 def test_shipped_networks_agree_with_the_reference(name, width, height, batch):
-    net = gpudarknet.load_network(bundled_cfg(f"{name}.cfg"), backend="numpy", width=width, height=height)
+    net = gpudarknet.load_network(thin(name), backend="numpy", width=width, height=height)
     seeded.fill(net)
     agree(net, batch)
 

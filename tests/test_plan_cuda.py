@@ -61,7 +61,7 @@ def test_im2col(kernels, dtype, shape, place, rng, window):
     x = Maps(kernels, N * H * W, C, place, dtype, rng)
     want = im2col.im2col(NUMPY, x.nchw(N, H, W), size, stride, dilation, pad, OH, OW)  # (N, C, size, size, OH, OW)
     want = want.reshape(N, C, size * size, OH * OW).transpose(0, 3, 2, 1).reshape(N * OH * OW, size * size, C)
-    for groups in {1, C if C < 16 else 4} if C != 255 else {1, 3}:
+    for groups in {1, C if C < 16 else 4} if C != 33 else {1, 3}:
         G = C // groups
         grouped = want.reshape(-1, size * size, groups, G).transpose(0, 2, 1, 3).reshape(N * OH * OW, -1)
         vectorized = can_vectorize(dtype, x) and G % (16 // np.dtype(dtype).itemsize) == 0
@@ -255,17 +255,15 @@ def test_add_mismatched(kernels, dtype, place, sizes):
 def test_a_network_is_what_the_reference_engine_says(name, tmp_path):
     (W, H), config = NETWORKS[name], thin(name)
     reference, net = pair(config, plan_backend(), tmp_path, 5, width=W, height=H)
-    x, packed = network_input(net, 5, batch=3), {}
+    x, packed = network_input(net, 5, batch=2), {}
     want = reference.predict(x, engine="reference")
-    run = program(net, 3, packed_weights=packed, poison=True)
+    run = program(net, 2, packed_weights=packed, poison=True)
     assert run.fallbacks == []  # every shipped network can be captured
     got = run.run(x)
     assert distance(got, want) < TOLERANCE["fp32"]
-    assert (
-        distance(program(net, 1, packed_weights=packed, poison=True).run(x[1:2]), [y[1:2] for y in got])
-        < TOLERANCE["fp32"]
-    )
-    assert distance(program(net, 3, "fp16", poison=True).run(x), want) < TOLERANCE["fp16"]
+    one = program(net, 1, packed_weights=packed, poison=True).run(x[1:])
+    assert distance(one, [y[1:] for y in got]) < TOLERANCE["fp32"]
+    assert distance(program(net, 2, "fp16", poison=True).run(x), want) < TOLERANCE["fp16"]
 
 
 @pytest.mark.parametrize("batch", [1, 3])

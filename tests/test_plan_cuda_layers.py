@@ -104,8 +104,7 @@ def check(text, device, tmp_path, precision, batch, seed=3):
 
 
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # maps of unequal channels are added
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("precision", "batch"), [("fp32", 3), ("fp16", 1)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_in_parts_of_maps(device, tmp_path, name, precision, batch):
     channels, section = LAYERS[name]
@@ -129,8 +128,7 @@ HEADS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("precision", "batch"), [("fp32", 3), ("fp16", 1)])
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head(device, tmp_path, name, precision, batch):
     filters, section = HEADS[name]
@@ -144,7 +142,7 @@ def test_a_head(device, tmp_path, name, precision, batch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 7, 3), (1, 2, 3, 255), (3, 13, 6, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 7, 3), (1, 2, 3, 33), (3, 13, 6, 8)], ids=str)
 def test_avgpool_and_softmax(kernels, dtype, place, shape):
     N, H, W, C = shape
     x = Maps(kernels, N * H * W, C, place, dtype, np.random.default_rng(shape))

@@ -5,6 +5,7 @@ lib/libcuda.so.1 (runtime and driver), lib/libnvrtc.so.N, lib/libcublas.so.N and
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -103,26 +104,11 @@ def build(wheel: CuPy) -> Build:
     folder = root / f"cuda{wheel.cuda}-{wheel.version}-{key}"
     kernel_flags = [*FLAGS, "-shared", "-fpermissive", f"-I{folder / 'include'}", f"-I{SOURCE / 'include'}", f"-I{SHIM}",
                     f"-I{wheel.site / 'cupy' / '_core' / 'include'}"]  # fmt: skip
-    if not (folder / "lib").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(f"{folder}.{os.getpid()}")  # several processes may build at once: the first to finish wins
-        (work / "lib").mkdir(parents=True)
-        (work / "include").mkdir()
-        try:
-            libraries(wheel, include, work)
-            for name in ("prelude.h", "entry.h"):
-                shutil.copy(SOURCE / name, work / "include")
-            header = str(work / "include" / "prelude.h")
-            flags = [f"-I{work / 'include'}" if f == f"-I{folder / 'include'}" else f for f in kernel_flags]
-            compile([*flags, "-x", "c++-header", header, "-o", header + ".gch"])
-            for name in ("include", "lib"):  # lib last: its existence marks a complete build
-                try:
-                    os.rename(work / name, folder / name)
-                except OSError:
-                    if not (folder / name).exists():
-                        raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "build.lock", "w") as lock:  # one of several processes builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "lib").exists():
+            make(wheel, include, folder, kernel_flags)
     environment = {
         "CUDA_EMULATOR_BUILD": str(folder), "CUDA_EMULATOR_KEY": key, "CUDA_EMULATOR_CXX": str(COMPILER),
         "CUDA_EMULATOR_FLAGS": " ".join(kernel_flags), "CUDA_EMULATOR_VERSION": str(version(include)),
@@ -130,6 +116,26 @@ def build(wheel: CuPy) -> Build:
         "CUPY_ACCELERATORS": "",  # no CUB, which is linked into the wheel as machine code of GPUs
     }  # fmt: skip
     return Build(folder, folder / "lib", environment)
+
+
+def make(wheel: CuPy, include: Path, folder: Path, kernel_flags: list[str]) -> None:
+    """Compile the libraries and the precompiled header into a folder."""
+    work = Path(f"{folder}.{os.getpid()}")
+    (work / "lib").mkdir(parents=True)
+    (work / "include").mkdir()
+    try:
+        libraries(wheel, include, work)
+        for name in ("prelude.h", "entry.h"):
+            shutil.copy(SOURCE / name, work / "include")
+        header = str(work / "include" / "prelude.h")
+        flags = [f"-I{work / 'include'}" if f == f"-I{folder / 'include'}" else f for f in kernel_flags]
+        compile([*flags, "-x", "c++-header", header, "-o", header + ".gch"])
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("include", "lib"):  # lib last: its existence marks a complete build
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.rename(work / name, folder / name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def libraries(wheel: CuPy, include: Path, work: Path) -> None:

@@ -9,13 +9,15 @@ nondeterministic sum shows as a difference. Errors raise KernelError.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -170,10 +172,20 @@ def build(name: str, text: str) -> Path:
     key = hashlib.sha256("\0".join([str(COMPILER), *FLAGS, text]).encode()).hexdigest()[:16]
     library = BUILD / f"{name}-{key}.so"
     if not library.exists():
-        BUILD.mkdir(exist_ok=True)
-        with atomic_write(library) as tmp:
-            command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(tmp)]
-            done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-            if done.returncode:
-                raise KernelError(f"{name}: {COMPILER} says\n{done.stderr}")
+        with locked(BUILD / f"{name}.lock"):
+            if not library.exists():  # another process may just have made it
+                with atomic_write(library) as tmp:
+                    command = [str(COMPILER), *FLAGS, "-x", "c++", "-", "-o", str(tmp)]
+                    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+                    if done.returncode:
+                        raise KernelError(f"{name}: {COMPILER} says\n{done.stderr}")
     return library
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time through, so that parallel tests do not compile the same text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -20,8 +20,9 @@ import numpy as np
 
 from gpudarknet.ops.base import Op
 
-# One pixel; few channels and odd sides; 255 channels; three images, and in most arrays several blocks, the last one partial.
-SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 255, 2, 3), (3, 8, 13, 6)]
+# One pixel; few channels and odd sides; a warp of channels and one more; three images, and in most arrays several blocks, the
+# last one partial.
+SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 33, 2, 3), (3, 8, 13, 6)]
 CASES: list[Case] = []
 
 
