@@ -77,8 +77,10 @@ class InferencePipeline:
         """Detect objects in a stream of images, `batch` at a time (None: all at once); yield one result per image, in order.
 
         On a GPU, one batch is computed while the next is read and uploaded. class_agnostic: as in `suppress`. An unreadable
-        image raises ImageError after the results of all earlier batches.
+        image raises ImageError after the results of all earlier batches. Raises DataError if batch is below 1.
         """
+        if batch is not None and batch < 1:
+            raise DataError(f"batch {batch}: must be at least 1")
         source, pending = iter(images), list[tuple[list[Size], Any, float]]()
 
         def results() -> Iterator[ScoredBoxes]:

@@ -16,6 +16,7 @@ import gpudarknet.darknet as darknet
 from gpudarknet import boxes, cli, evaluate, image, tiles
 from gpudarknet.data import read_list
 from gpudarknet.data.datafile import DataFile
+from gpudarknet.errors import DataError
 from gpudarknet.image.video import VideoWriter
 from gpudarknet.inference import InferencePipeline, classify
 from gpudarknet.train.datasets import validation_score
@@ -139,6 +140,14 @@ def test_the_inference_time_is_the_networks_per_image(project, monkeypatch):
     clock = iter([10.0, 10.3])
     monkeypatch.setattr("gpudarknet.inference.time.perf_counter", lambda: next(clock))
     assert [scored.seconds for scored in detector().detect_boxes(["cup.png", "cup2.png"])] == pytest.approx([0.15] * 2)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_no_images_is_an_error(batch, project):
+    for detect in (detector().detect_stream, detector().detect_batch):
+        with pytest.raises(DataError) as e:
+            list(detect(["cup.png"], batch=batch))
+        assert str(e.value) == f"batch {batch}: must be at least 1"
 
 
 def test_every_classification_uses_one_function(project, monkeypatch, capsys):
