@@ -7,6 +7,7 @@ import pytest
 
 from gpudarknet import boxes, image
 from gpudarknet.errors import ImageError
+from gpudarknet.image.resize import with_channels
 
 f32 = np.float32
 
@@ -172,18 +173,18 @@ def test_network_input_of_net_size_is_the_image():
         np.testing.assert_array_equal(out, as_floats(img).transpose(2, 0, 1))
 
 
-def test_network_input_adapts_channels():
+def test_channels_are_converted():
     grey = noise(7, 5, 7, 1)
-    out = image.network_input(grey, 4, 6, channels=3)
-    np.testing.assert_array_equal(out, np.repeat(image.network_input(grey, 4, 6), 3, axis=0))
+    np.testing.assert_array_equal(with_channels(grey, 3), np.repeat(grey, 3, axis=2))
     red = np.zeros((5, 7, 3), np.uint8)
     red[..., 0] = 255
-    np.testing.assert_array_equal(image.network_input(red, 4, 6, channels=1), np.full((1, 6, 4), f32(76) / f32(255)))
+    np.testing.assert_array_equal(with_channels(red, 1), np.full((5, 7, 1), 76))
+    assert with_channels(red, 3) is red
 
 
-def test_network_input_of_other_channels():
+def test_channels_that_cannot_be_converted():
     with pytest.raises(ImageError) as error:
-        image.network_input(noise(8, 5, 7), 4, 6, channels=6)
+        with_channels(noise(8, 5, 7), 6)
     assert str(error.value) == "image: cannot convert 3 channels to 6; pass the network an array of its own input shape"
 
 

@@ -58,15 +58,8 @@ def center(image: Floats, W: int, H: int) -> Floats:
     return canvas
 
 
-def network_input(
-    image: Image | Floats, net_w: int, net_h: int, letterbox: bool = False, channels: int | None = None
-) -> Floats:
-    """Make a detector's input: stretched or letterboxed. (H, W, C) -> float32 (C, net_h, net_w) in 0..1.
-
-    channels: of the network's input (1 or 3); None for the image's own.
-    """
-    if channels is not None:
-        image = with_channels(image, channels)
+def network_input(image: Image | Floats, net_w: int, net_h: int, letterbox: bool = False) -> Floats:
+    """Make a detector's input: stretched or letterboxed. (H, W, C) -> float32 (C, net_h, net_w) in 0..1."""
     scale = _letterbox if letterbox else resize
     return _to_chw(scale(image, net_w, net_h))
 
