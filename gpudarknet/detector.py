@@ -70,8 +70,9 @@ class Detections(list[Detection]):
 
 
 class Detector(InferencePipeline):
-    """An object detector: a network with its class names. `cfg` may be a loaded Network, whose weights are then shared.
+    """An object detector: an `InferencePipeline` with class names, whose stages are methods of a detector too.
 
+    `cfg` may be a loaded Network, whose weights are then shared.
     names: the path of a .names file, a list, or None for labels such as "class 7". letterbox: keep the aspect ratio and
     pad with gray instead of stretching; `letter_box=1` in the cfg's [net] has the same effect. batch, width and height:
     as in `load_network`; precision: as in `Network.predict`. Raises DataError if the network has no detection head or

@@ -103,8 +103,8 @@ class TrainStep:
 
         The cost is the sum over the images of the mean over the layers with a loss. N may differ from [net] batch, but is a
         multiple of time_steps times subdivisions, which run one after the other. Raises DataError if shapes do not match;
-        TrainError if values are no longer finite. After an error all is as before the step, except batch norm's running
-        statistics.
+        TrainError if values are no longer finite. After an error weights, momentum and counts are as before the step; batch
+        norm's running statistics and the label filter's averages may have moved.
         """
         net, subdivisions = self.net, self.net.net.subdivisions
         N, multiple = len(x), subdivisions * net.net.time_steps
