@@ -326,10 +326,11 @@ def test_refusals():
     with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\] "):
         gd.Trainer(net)
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
-    with pytest.raises(
-        DataError, match=r"^a batch of 3 images and 3 truths; both counts must be the same multiple of 2$"
-    ):
-        gd.Trainer(net).step(*batch(net, N=3))
+    for N in (3, 0):
+        with pytest.raises(
+            DataError, match=rf"^a batch of {N} images and {N} truths; both counts must be the same multiple of 2$"
+        ):
+            gd.Trainer(net).step(*batch(net, N=N))
     net = network(NET + "subdivisions=2\ntime_steps=3\n[rnn]\noutput=5\n[softmax]\n")
     with pytest.raises(DataError, match="a batch of 4 images and 4 truths; both counts must be the same multiple of 6"):
         gd.Trainer(net).step(*batch(net))

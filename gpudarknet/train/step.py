@@ -108,12 +108,12 @@ class TrainStep:
         """
         net, subdivisions = self.net, self.net.net.subdivisions
         N, multiple = len(x), subdivisions * net.net.time_steps
-        truth = np.asarray(host_array(truth), np.float32).reshape(len(truth), -1)
+        truth = np.asarray(host_array(truth), np.float32)
         if len(truth) != N or N % multiple or N == 0:
             raise DataError(
                 f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
-        size, cost = N // subdivisions, 0.0
+        truth, size, cost = truth.reshape(N, -1), N // subdivisions, 0.0
         grads: list[Arrays] = []  # of this step, multiplied by the loss scale
         for node in net.nodes:
             grads.append(grads[owner(node)] if owner(node) != node.index else {})
