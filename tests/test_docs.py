@@ -93,11 +93,13 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setattr(download, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    monkeypatch.setattr(threads, "_requested", None)  # a block sets it; what was there before comes back
+    monkeypatch.setattr(threads, "_requested", None)  # a block sets the number of threads; what was before comes back
+    size = threads.thread_pool().size
     with ExitStack() as stack:
         for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.ORIGINAL, sys.modules):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))
         yield tmp_path
+    threads.thread_pool().resize(size)
 
 
 def run_line(line: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -35,10 +36,16 @@ class ThreadPool:
         blas.libraries()  # an error of threadpoolctl's appears here, outside the lock
         self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # a fork copies neither threads nor the owners of locks
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        """Start anew in a forked process: a fork copies neither threads nor the owners of locks."""
+        if self._depth:  # another thread was computing
+            blas.restore_threads(self._blas_threads)
+        self._reset()
 
     def _reset(self) -> None:
-        """Set the initial state, also in a forked process: no threads, no work."""
+        """Set the initial state: no threads, no work."""
         self.lock = threading.RLock()
         # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python code each time;
         # spinning gains 3 % if all cores are free, but takes three times as long if one is busy.
@@ -179,10 +186,16 @@ def set_num_threads(count: int) -> None:
     number; predictions differ in rounding. Raises BackendError unless count is at least 1.
     """
     global _requested
-    if not isinstance(count, int) or count < 1:
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise BackendError(f"set_num_threads: {count!r} is not a number of threads; pass 1 or more")
-    _requested = count
-    thread_pool().resize(count)
+    if thread_pool().in_worker:
+        raise BackendError("set_num_threads: called by a task of the thread pool; call it before or after, not inside")
+    _requested = number
+    thread_pool().resize(number)
 
 
 def get_num_threads() -> int:
