@@ -58,10 +58,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp file per set of extras, outdated when pyproject.toml changes. Without libGL (servers, containers) opencv-python does
-# not load, but opencv-python-headless does.
+# not load, but opencv-python-headless does. Python compiles what is imported; pip would compile everything, for half a minute.
 $(VENV)/demo $(VENV)/test $(VENV)/emulator $(VENV)/bench $(VENV)/docs $(VENV)/dev: $(VENV)/%: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[$*]'
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { echo 'no libGL: replacing opencv-python by opencv-python-headless'; \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python opencv-python-headless && \
-	  $(BIN)/python -m pip install --quiet opencv-python-headless; }
+	  $(BIN)/python -m pip install --quiet --no-compile opencv-python-headless; }
 	@touch $@

@@ -215,7 +215,9 @@ def test_real_weights_are_named_by_the_variable(monkeypatch, tmp_path):
 # Robustness and tools
 
 
-@pytest.mark.parametrize("context", [NUMPY, HOST], ids=["numpy", "host-cuda"])
+@pytest.mark.parametrize(
+    "context", [pytest.param(NUMPY, id="numpy"), pytest.param(HOST, id="host-cuda", marks=pytest.mark.slow)]
+)
 def test_threads(context):
     rows = run(robustness.threads, context)
     assert failures(rows) == {}
@@ -393,6 +395,7 @@ def test_speed_of_a_network(no_torch):
     assert detected["boxes"] == 0 and detected["detect_jpeg_ms"] > detected["read_ms"] > 0
 
 
+@pytest.mark.slow
 def test_speed_with_kernels(no_torch):
     rows = run(speed.cases("yolov4-tiny", (416,), ("fp32",), (1,), with_variants=True), HOST)
     assert failures(rows) == {}
@@ -445,6 +448,7 @@ def test_bytes_of_a_gemm():
     assert (two.bytes, two.flops) == (4 * 2 * (3 * 7 + 5 * 7 + 3 * 5), 2 * 2 * 3 * 5 * 7)
 
 
+@pytest.mark.slow
 def test_tuning(monkeypatch):
     monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
     rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")

@@ -114,11 +114,8 @@ def test_a_measuring_stage_starts_nothing_when_most_of_its_time_is_used(monkeypa
     assert cases == [("passed", None)] * 3 + [("not run", "out of time")] * 2
 
 
-@pytest.mark.parametrize(("only", "cases"), [
-    ("mixed/failing", {"failing"}), ("mixed", {"passing", "raising", "failing", "skipping", "passing-4"}), ("mixed/fail", set()),
-])  # fmt: skip
-def test_only_selects_cases_by_name(only, cases):
-    assert set(rows("mixed", only)[0]) == cases
+def test_only_selects_cases_by_name():
+    assert set(rows("mixed", "mixed/failing")[0]) == {"failing"}
 
 
 def test_names_match_up_to_a_slash():
