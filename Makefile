@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+unexport PYTHONDONTWRITEBYTECODE  # each of the processes that tests start would compile the package again
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda bench docs lint gpu-check clean
 
