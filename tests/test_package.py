@@ -65,7 +65,7 @@ def test_the_wheel_contains_the_package_the_kernels_and_the_networks(wheel: Path
         f"gpudarknet/cfg/{name}" for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data", "*.weights", "*.jpg")
     }
     suite = files(ROOT / "bench", "*.py", "page.css", "*.jsonl")
-    scripts = {"__main__.py", "conftest.py", "demo.py", "test_kernels.py"} | files(ROOT / "bench", "gpu_check/*.py")
+    scripts = {"__main__.py", "conftest.py", "demo.py"} | files(ROOT / "bench", "gpu_check/*.py", "test_*.py")
     bench = {f"gpudarknet/bench/{name}" for name in suite - scripts}
     contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert contents == package | kernels | networks | bench
