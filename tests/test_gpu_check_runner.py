@@ -101,10 +101,10 @@ def test_a_stage_that_fails_to_start_has_a_row_too():
 
 def test_a_measuring_stage_starts_nothing_when_most_of_its_time_is_used(monkeypatch):
     results = []
-    clock = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter, now=0)
+    clock = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter, now=0.0)
 
     def case():
-        clock.now += 2
+        clock.now += 1.5
         return {}
 
     monkeypatch.setattr(child, "time", clock)
