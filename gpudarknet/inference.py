@@ -81,31 +81,29 @@ class InferencePipeline:
         """
         if batch is not None and batch < 1:
             raise DataError(f"batch {batch}: must be at least 1")
-        source, pending = iter(images), list[tuple[list[Size], Any, float]]()
 
-        def results() -> Iterator[ScoredBoxes]:
-            while pending:
-                sizes, outputs, start = pending.pop(0)
-                decoded = self.decode(outputs, thresh, sizes)
-                seconds = (time.perf_counter() - start) / len(sizes)
-                for rows, size in zip(decoded, sizes, strict=True):
-                    if class_agnostic:
-                        rows = rows[rows[:, 0] > thresh]
-                    yield replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds)
+        def results(sizes: list[Size], outputs: list[Any], start: float) -> Iterator[ScoredBoxes]:
+            decoded = self.decode(outputs, thresh, sizes)
+            seconds = (time.perf_counter() - start) / len(sizes)
+            for rows, size in zip(decoded, sizes, strict=True):
+                if class_agnostic:
+                    rows = rows[rows[:, 0] > thresh]
+                yield replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds)
 
+        source, pending = iter(images), iter(list[ScoredBoxes]())  # pending: of the batch that a GPU is computing
         while chunk := list(islice(source, batch)):
             try:
                 read = [self.read(one) for one in chunk]
             except ImageError:
-                yield from results()
+                yield from pending
                 raise
             x = self.upload(read)
-            yield from results()
+            yield from pending
             start = time.perf_counter()
-            pending.append(([(img.shape[1], img.shape[0]) for img in read], self.predict(x), start))
+            pending = results([(img.shape[1], img.shape[0]) for img in read], self.predict(x), start)
             if not self.network.backend.uploads_images:  # predict was synchronous
-                yield from results()
-        yield from results()
+                yield from pending
+        yield from pending
 
     def read(self, source: ImageSource) -> image.Image:
         """Return an image as uint8 (H, W, C), with the network's channels. Raises ImageError."""
