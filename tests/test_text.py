@@ -33,6 +33,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_not_content(name, tmp_path)
     assert read(path) == plain
 
 
+@pytest.mark.parametrize("name", [name for name in READERS if name != "cfg in memory"])
+def test_utf16_with_a_byte_order_mark_is_text(name, tmp_path):
+    """`dir /b > train.txt` in PowerShell writes it."""
+    text, read = READERS[name]
+    path = tmp_path / "file"
+    path.write_text(text, encoding="utf-8")
+    plain = read(path)
+    for order in ("utf-16-le", "utf-16-be"):
+        path.write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode(order))
+        assert read(path) == plain
+
+
 def test_errors_are_of_the_callers_class(tmp_path):
     path = tmp_path / "file"
     with pytest.raises(CfgError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from ..errors import DarknetError, DataError
@@ -10,15 +11,19 @@ MAX_BYTES = 16 << 20  # the largest published cfg has 50 kB, the 22,000 names of
 
 
 def read_text(path: str | Path, error: type[DarknetError] = DataError, max_bytes: int = MAX_BYTES) -> str:
-    """Read a UTF-8 file, without its byte order mark; invalid bytes become U+FFFD.
+    """Read a UTF-8 file, or UTF-16 with a byte order mark as PowerShell writes it; invalid bytes become U+FFFD.
 
-    Raises `error` if the file is missing, binary or larger than `max_bytes`.
+    The byte order mark is not part of the text. Raises `error` if the file is missing, binary or larger than `max_bytes`.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as e:
         raise error(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    if len(data) > max_bytes or b"\0" in data:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        text = data.decode("utf-8-sig", errors="replace")
+    if len(data) > max_bytes or "\0" in text:
         raise error(f"{path}: is not a text file (binary data); check the order of the files")
-    return data.decode("utf-8-sig", errors="replace")
+    return text
