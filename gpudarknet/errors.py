@@ -50,6 +50,10 @@ class WeightsWarning(UserWarning):
     """A .weights file was used only partly, or does not cover the whole network."""
 
 
+class DataWarning(UserWarning):
+    """Part of a data set cannot be used, for example images or labels that are missing."""
+
+
 class TrainWarning(UserWarning):
     """Training continues, but behaves unexpectedly."""
 

@@ -96,7 +96,7 @@ INTERFACES = {
         (img.scored.boxes.tolist(), img.scored.probs.tolist())
         for img in evaluate.evaluate_images(detector(), read_list("valid.txt"))
     ],
-    "training's mAP": lambda capsys: validation_score(DataFile.read("x.data"))(detector().network),
+    "training's mAP": lambda capsys: validation_score(DataFile.read("x.data"), detector().network)(detector().network),
     "darknet.detect_image": darknet_image,
     "darknet.batch_detection": darknet_batch,
 }
@@ -159,7 +159,7 @@ def test_every_classification_uses_one_function(project, monkeypatch, capsys):
     interfaces = [
         command("classifier", "predict", *words, "cup.png"),
         command("classifier", "valid", *words),
-        lambda capsys: validation_score(DataFile.read("x.data"))(network),
+        lambda capsys: validation_score(DataFile.read("x.data"), network)(network),
     ]
     right = [run(capsys) for run in interfaces]
     assert right[2] == 1

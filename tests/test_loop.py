@@ -230,8 +230,9 @@ def test_the_loss_decreases(tmp_path):
     source, cfg = project(tmp_path, end=40)
     (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.003").replace("mosaic=1", ""))
     seen = []
-    measure = datasets.validation_score(DataFile.read(source))
-    start(cfg).fit(source, tmp_path / "out", report=seen.append, measure=measure)
+    trainer = start(cfg)
+    measure = datasets.validation_score(DataFile.read(source), trainer.net)
+    trainer.fit(source, tmp_path / "out", report=seen.append, measure=measure)
     assert np.mean([p.loss for p in seen[-5:]]) < 0.5 * np.mean([p.loss for p in seen[:5]])
     assert seen[-1].map is not None and 0 <= seen[-1].map <= 1
 

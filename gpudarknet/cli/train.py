@@ -48,9 +48,9 @@ def run(args: Arguments, detects: bool) -> None:
     data = datasets.training_set(file, net, bad_samples)
     measure, metric = None, f"mean average precision (mAP@{args.iou_thresh:.2f})" if detects else "top-1 accuracy"
     if detects and args.map:
-        measure = datasets.validation_score(file, args.iou_thresh, args.points)
+        measure = datasets.validation_score(file, net, bad_samples, iou_thresh=args.iou_thresh, points=args.points)
     elif not detects and args.topk:
-        measure = datasets.validation_score(file)
+        measure = datasets.validation_score(file, net, bad_samples)
     begin, end = trainer.iteration, net.net.max_batches
     print(f"{Path(cfg).stem}: {len(data.paths)} images, batch {trainer.batch}, iterations {begin + 1} to {end}")
     if begin >= end > 0:

@@ -12,7 +12,7 @@ from ..data.augment import ClassifierAugment, DetectionAugment
 from ..data.datafile import DataFile, label_path
 from ..detector import Detector
 from ..errors import DataError
-from ..evaluate.classification import accuracy
+from ..evaluate import Accuracy, Report, accuracy
 from ..layers import DetectionHead
 from ..network import Network
 
@@ -46,14 +46,30 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
     return DataSet(paths, augment, classifier_boxes(labels), net.channels, bad_samples)
 
 
-def validation_score(data: DataFile, iou_thresh: float = 0.5, points: int = 0) -> Callable[[Network], float]:
-    """Return a function that computes mAP, or a classifier's top-1 accuracy, on the images of `valid`."""
-    paths, names, labels = read_list(data.find("valid")), data.read_names(), data.read_labels()
+def validation_score(
+    data: DataFile, net: Network, bad_samples: BadSamples | None = None, *, iou_thresh: float = 0.5, points: int = 0,
+    conf_thresh: float = 0.25, done: Callable[[int, int], None] = lambda count, total: None,
+    report: Callable[[Report | Accuracy], None] = lambda result: None,
+) -> Callable[[Network], float | None]:  # fmt: skip
+    """Return a function that computes mAP, or a classifier's accuracy, on the images of `valid`.
 
-    def score(net: Network) -> float:
+    It returns None if it measured nothing. net: the network that will be measured, or one of the same cfg. done(count,
+    total) is called after each image, report(result) with the whole result. Raises DataError.
+    """
+    paths, names, labels = read_list(data.find("valid")), data.read_names(), data.read_labels()
+    samples = bad_samples or BadSamples()
+
+    def progress(count: int) -> None:
+        done(count, len(paths))
+
+    def score(net: Network) -> float | None:
         if not isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
-            return accuracy(net, paths, classifier_boxes(labels)).top1
-        images = evaluate.evaluate_images(Detector(net, names=names), paths)
-        return evaluate.mean_average_precision(images, len(names), iou_thresh, points).mean
+            result = accuracy(net, paths, classifier_boxes(labels), bad_samples=samples, done=progress)
+            report(result)
+            return result.top1
+        images = evaluate.evaluate_images(Detector(net, names=names), paths, bad_samples=samples, done=progress)
+        measured = evaluate.mean_average_precision(images, len(names), iou_thresh, points, conf_thresh)
+        report(measured)
+        return measured.mean
 
     return score

@@ -57,14 +57,14 @@ class Progress:
 class TrainingRun:
     """One training run from the current iteration on: its options, and the state it keeps between iterations.
 
-    measure(network) returns the score that selects base_best.weights; metric is its name in the chart. extra: the extra
-    arrays of the checkpoint that is resumed. save_last, save_weights: iterations between checkpoints and between numbered
-    weights (0: 1000, or 10,000 if max_batches is above 10,000). Raises TrainError.
+    measure(network) returns the score that selects base_best.weights, or None if it measured nothing; metric is its name in
+    the chart. extra: the extra arrays of the checkpoint that is resumed. save_last, save_weights: iterations between
+    checkpoints and between numbered weights (0: 1000, or 10,000 if max_batches is above 10,000). Raises TrainError.
     """
 
     def __init__(
         self, trainer: TrainStep, data: DataSet, folder: str | Path, base: str, *,
-        measure: Callable[[Network], float] | None = None, report: Callable[[Progress], None] = lambda progress: None,
+        measure: Callable[[Network], float | None] | None = None, report: Callable[[Progress], None] = lambda progress: None,
         extra: dict[str, np.ndarray] | None = None, save_last: int = 100, save_weights: int = 0, workers: int = 0,
         metric: str = "mAP",
     ):  # fmt: skip
@@ -167,7 +167,7 @@ class TrainingRun:
             return None
         net.resize(*self.size)
         score = self.measure(net)
-        if score > self.best:
+        if score is not None and score > self.best:
             self.best = score
             net.save_weights(self.folder / f"{self.base}_best.weights")
         return score
