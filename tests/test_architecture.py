@@ -27,7 +27,7 @@ LEVELS = [
     {"layers"},
     {"cfg"},
     {"graph"},
-    {"weights", "summary", "data"},
+    {"adapt", "weights", "summary", "data"},
     {"plan"},
     {"network"},
     {"inference", "detector", "export"},

@@ -26,6 +26,7 @@ GROUPS = (
     "digits",
     "classifier",
     "table",
+    "cfg",
     "plan",
     "weights",
     "info",

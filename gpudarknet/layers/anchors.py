@@ -68,6 +68,10 @@ class AnchorHead(DetectionHead):
         """Return all anchors (count, 2) as widths and heights in pixels; 0.5 if the cfg has none."""
         return anchor_array(self.anchors, self.num_anchors)
 
+    @property
+    def input_channels(self) -> int:
+        return len(self.anchor_ids) * (self.classes + self.box_channels)
+
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
         if self.num_anchors > MAX_ANCHORS:
@@ -81,7 +85,7 @@ class AnchorHead(DetectionHead):
             raise ShapeError(
                 f"mask={','.join(map(str, self.anchor_ids))} must name anchors between 0 and num - 1 = {self.num_anchors - 1}"
             )
-        wanted = len(self.anchor_ids) * (self.classes + self.box_channels)
+        wanted = self.input_channels
         if wanted != C:
             raise ShapeError(
                 f"{len(self.anchor_ids)} anchors and {self.classes} classes need {wanted} input channels, there are {C};"

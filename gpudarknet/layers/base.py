@@ -237,6 +237,11 @@ class DetectionHead(Layer):
         """The number of class probabilities in a row of `decode`."""
         return self.classes
 
+    @property
+    def input_channels(self) -> int:
+        """The number of channels that its input must have."""
+        raise NotImplementedError
+
     def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.
 

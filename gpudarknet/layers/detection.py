@@ -37,11 +37,15 @@ class Detection(DetectionHead, section="detection"):
     noobject_scale: float = 1.0
     class_scale: float = 1.0
 
+    @property
+    def input_channels(self) -> int:
+        return self.side**2 * (self.num * (1 + self.coords) + self.classes)
+
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
         if min(self.side, self.num, self.classes) < 1 or self.coords != 4:
             raise ShapeError("side, num and classes must be at least 1, coords must be 4")
-        wanted = self.side**2 * ((1 + self.coords) * self.num + self.classes)
+        wanted = self.input_channels
         if wanted != C * H * W:
             raise ShapeError(f"side, num and classes need {wanted} inputs, there are {C * H * W}")
         return inputs[0]

@@ -58,11 +58,15 @@ class Region(DetectionHead, section="region"):
     def num_labels(self) -> int:
         return len(self.map) if self.map is not None else self.classes
 
+    @property
+    def input_channels(self) -> int:
+        return self.num * (self.coords + 1 + self.classes)
+
     def shape(self, *inputs: Shape) -> Shape:
         C = inputs[0][0]
         if min(self.num, self.classes) < 1 or self.coords < 4:
             raise ShapeError("num and classes must be at least 1, coords at least 4")
-        needed = self.num * (self.coords + 1 + self.classes)
+        needed = self.input_channels
         if needed != C:
             raise ShapeError(
                 f"{self.num} anchors and {self.classes} classes need {needed} input channels, there are {C};"
