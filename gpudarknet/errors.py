@@ -34,6 +34,10 @@ class DataError(DarknetError):
     """A .data, .names, tree, map or label file is invalid."""
 
 
+class NothingMeasuredError(DataError):
+    """An evaluation had no readable image, or no truth to compare with."""
+
+
 class TrainError(DarknetError):
     """Training cannot start or continue: for example, a mismatched checkpoint or non-finite values."""
 

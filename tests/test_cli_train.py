@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from spots import project
@@ -61,22 +62,29 @@ def test_train_a_classifier_and_measure_it(folder, capsys):
     )
     for number, name in enumerate(("red", "green", "blue", "cow")):
         (folder / f"{number}.png").rename(folder / f"{name}_.png")
-    (folder / "list.txt").write_text("red_.png\ngreen_.png\nblue_.png\ncow_.png\nnone.png\n")
+    (folder / "list.txt").write_text("red_.png\ngreen_.png\nblue_.png\ncow_.png\nred_none.png\n")
     assert main(["classifier", "train", "x.data", "c.cfg", "-topk"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[3].startswith(" 2: top-1 accuracy = ") and (folder / "backup" / "c_best.weights").is_file()
     assert main(["classifier", "valid", "x.data", "c.cfg", "backup/c_final.weights", "-t", "3"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("3 images, top 1: ") and out.endswith(", top 3: 1.000000\n")
-    assert err.splitlines() == [
-        "warning: 1 image cannot be read; listed with reasons in bad.list",
-        "warning: 1 label is wrong or missing; listed with reasons in bad_label.list",
+    assert out.startswith("4 images, top 1: ") and out.endswith(
+        ", top 3: 0.750000\n1 of them have no label in their path and count as wrong\n"
+    )
+    image_error = f"{folder}/red_none.png: no such file; check the path; listed with reasons in {folder}/bad.list"
+    label_error = "cow_.png: 0 labels occur in its path; it should be one; listed with reasons in "
+    assert err.splitlines() == [  # at once and at the end
+        f"warning: x.data: `valid`: 1 of 5 images cannot be read and are skipped, first {image_error}",
+        f"warning: x.data: `valid`: 1 label is wrong or missing, of 5 images, first {label_error}{folder}/bad_label.list",
+        f"warning: 1 image cannot be read, first {image_error}",
+        f"warning: 1 label is wrong or missing, first {label_error}{folder}/bad_label.list",
     ]
-    assert (folder / "bad.list").read_text().splitlines() == [f"{folder}/none.png: no such file; check the path"]
+    assert (folder / "bad.list").read_text().splitlines() == [f"{folder}/red_none.png: no such file; check the path"]
     (folder / "list.txt").write_text("cow_.png\n")
     assert main(["classifier", "valid", "x.data", "c.cfg", "backup/c_final.weights"]) == 2
     assert capsys.readouterr().err == (
-        "error: cow_.png: none of 1 images can be read and has a label's name in its path\n"
+        "error: x.data: `valid`: none of its 1 images has a usable label, first cow_.png: 0 labels occur in its path; it"
+        f" should be one; listed with reasons in {folder}/bad_label.list\n"
     )
 
 
@@ -143,7 +151,11 @@ def test_resuming_from_a_checkpoint(folder, capsys):
 def test_bad_samples_are_reported(folder, capsys):
     (folder / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     assert main(["detector", "train", "x.data", "x.cfg"]) == 0
-    assert capsys.readouterr().err == "warning: 1 label is wrong or missing; listed with reasons in bad_label.list\n"
+    error = f"{folder}/0.txt:1: class 7 is not one of 0 to 2; listed with reasons in "
+    at_once, at_the_end = capsys.readouterr().err.splitlines()
+    assert at_once.startswith(f"warning: x.data: `train`: 1 label is wrong or missing, of 4 images, first {error}")
+    assert at_the_end.startswith(f"warning: 1 label is wrong or missing, first {error}")
+    assert Path(at_the_end.rpartition(" in ")[2]).read_text() == f"{error.partition('; listed')[0]}\n"
 
 
 def test_anchors(folder, capsys):

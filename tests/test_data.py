@@ -184,27 +184,49 @@ def test_truths():
 def test_labels(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(
-        "2 0.5 0.25 0.1 0.2\n\n0 0.5 0.5 1.5 0.2\n7 0.5 0.5 0.1 0.1\n1 0 0.5 0.1 0.1\n1 0.5 x 0.1 0.1\n1 .5 .5 .1 .1\n"
+        "2 0.5 0.25 0.1 0.2\n\n0 0.5 0.5 1.5 0.2 9\n7 0.5 0.5 0.1 0.1\n-1 .5 .5 .1 .1\n0.5 .5 .5 .1 .1\n"
+        "1 .1 .1 .2 .1 .2 .2\n1 0.5 x 0.1 0.1\n1 .5 .5 .1 .1\n"
     )
     boxes, errors = data.read_labels(path, 3)
-    np.testing.assert_allclose(boxes, [[0.5, 0.25, 0.1, 0.2, 2], [0.5, 0.5, 1, 0.2, 0]])
+    np.testing.assert_allclose(boxes, [[0.5, 0.25, 0.1, 0.2, 2], [0.5, 0.5, 1.5, 0.2, 0]])
     assert errors == [
-        f"{path}:3: size 1.5 x 0.2 is above 1 and is clipped to 1; values must be relative",
         f"{path}:4: class 7 is not one of 0 to 2",
-        f"{path}:5: box 0 0.5 0.1 0.1 is not inside the image; values must be relative, 0 to 1",
-        f"{path}:6: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest of the file is ignored",
+        f"{path}:5: class -1 is not one of 0 to 2",
+        f"{path}:6: class 0.5 is not one of 0 to 2",
+        f"{path}:7: has 7 numbers; a box has five: class x y width height",
+        f"{path}:8: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest of the file is ignored",
     ]
     path.write_text("\ufeff0 0.5 0.5 0.1 0.001\r\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")
     boxes, errors = data.read_labels(path, 3, (416, 320))
     np.testing.assert_allclose(boxes, [[0.5, 0.5, 0.1, 0.001, 0]])
     assert errors == [
         f"{path}:1: box of 42 x 0.32 pixels in an input of 416 x 320 is smaller than one pixel and is not trained",
-        f"{path}:2: box 0.5 0.5 0 0.1 is not inside the image; values must be relative, 0 to 1",
+        f"{path}:2: box 0.5 0.5 0 0.1 has no size",
         f"{path}:3: expected 'class x y width height', found '0 0.5 nan 0.1 0.1'; the rest of the file is ignored",
     ]
     boxes, errors = data.read_labels(tmp_path / "none.txt", 3)
     assert boxes.shape == (0, 5)
     assert errors == [f"{tmp_path}/none.txt: cannot be read (No such file or directory); its image counts as empty"]
+
+
+def test_boxes_that_reach_over_the_edge_are_not_clipped(tmp_path):
+    """Darknet clips them in training only (correct_boxes), after the crop; boxes that do not overlap the image are errors."""
+    path = tmp_path / "a.txt"
+    path.write_text(
+        "0 0 0.5 0.2 0.2\n0 -0.05 0.5 0.2 0.2\n0 1.09 1.05 0.2 0.2\n0 0.5 0.5 1.2 1.5\n"
+        "0 -0.1 0.5 0.2 0.2\n0 1.2 0.5 0.2 0.2\n0 50 40 20 10\n0 0.5 0.5 50 1\n"
+    )
+    boxes, errors = data.read_labels(path, 1)
+    np.testing.assert_allclose(
+        boxes[:, :4],
+        [[0, 0.5, 0.2, 0.2], [-0.05, 0.5, 0.2, 0.2], [1.09, 1.05, 0.2, 0.2], [0.5, 0.5, 1.2, 1.5], [0.5, 0.5, 50, 1]],
+    )
+    assert errors == [
+        f"{path}:5: box -0.1 0.5 0.2 0.2 is outside the image; values must be relative, 0 to 1",
+        f"{path}:6: box 1.2 0.5 0.2 0.2 is outside the image; values must be relative, 0 to 1",
+        f"{path}:7: box 50 40 20 10 is outside the image; values must be relative, 0 to 1",
+        f"{path}:8: box 0.5 0.5 50 1 is far larger than the image; values must be relative, 0 to 1",
+    ]
 
 
 def test_tracks(tmp_path):
@@ -269,6 +291,9 @@ def test_a_list_of_images(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "list.txt").write_text("a.png\n\n/b/c.png\r\n")
     assert data.read_list(tmp_path / "sub" / "list.txt") == [str(tmp_path / "sub" / "a.png"), "/b/c.png"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "home.txt").write_text("~/d.png\n")
+    assert data.read_list(tmp_path / "home.txt") == [str(tmp_path / "d.png")]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt: is empty; it must have the path of an image on each line$"):
         data.read_list(tmp_path / "empty.txt")
@@ -313,7 +338,11 @@ def test_classes_by_path():
     read = data.classifier_boxes(["cat", "dog"])
     assert read("/x/dog.1.png", bad_samples)[:, 4].tolist() == [1]
     read("/x/cow.png", bad_samples)
-    assert bad_samples.labels == ["/x/cow.png: 0 labels occur in its path; it should be one"]
+    assert read("/x/dogcat.png", bad_samples)[:, 4].tolist() == [0, 1]
+    assert bad_samples.labels == [
+        "/x/cow.png: 0 labels occur in its path; it should be one",
+        "/x/dogcat.png: 2 labels occur in its path: 'cat' 'dog'; it should be one",
+    ]
 
 
 def test_random_sizes():

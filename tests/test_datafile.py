@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpudarknet.data.datafile import DataFile, label_path, read_names
-from gpudarknet.errors import DataError
+from gpudarknet.errors import DataError, DataWarning
 
 
 def test_names_are_read_unchanged(tmp_path):
@@ -27,6 +27,22 @@ def test_a_data_file_has_darknets_grammar(tmp_path):
     assert (data.classes, data.names, data.top, data.eval, data.train) == (3, "x.names", 5, "voc", None)
     (tmp_path / "x.names").write_text("a\nb\n")  # relative to the .data file, not to the current folder
     assert data.names_path() == tmp_path / "x.names" and data.read_names() == ("a", "b")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.data").write_text("names=~/x.names\nbackup = ~/backup\n")
+    (tmp_path / "x.names").write_text("a\nb\n")
+    data = DataFile.read(tmp_path / "x.data")
+    assert data.read_names() == ("a", "b") and data.backup == f"{tmp_path}/backup" and data.class_count() == 2
+
+
+def test_without_valid_the_images_of_train_are_measured(tmp_path):
+    (tmp_path / "x.data").write_text("train=a.txt\n")
+    with pytest.warns(DataWarning, match=r"x.data: has no key 'valid'; the images of `train` are used"):
+        assert DataFile.read(tmp_path / "x.data").validation_key() == "train"
+    (tmp_path / "x.data").write_text("classes=1\n")
+    assert DataFile.read(tmp_path / "x.data").validation_key() == "valid"  # which an error will say is missing
 
 
 def test_labels_is_an_alias_of_names(tmp_path):
@@ -73,6 +89,12 @@ def test_a_file_without_names_is_refused(tmp_path):
         ("coco/images/val2014/1.png", "coco/labels/val2014/1.txt"),
         ("VOC2007/JPEGImages/1.jpg", "VOC2007/labels/1.txt"),
         ("data/images/1.jpg", "data/images/1.txt"),
+        ("a/b.JPG", "a/b.txt"),
+        ("a/b.Tiff", "a/b.txt"),
+        ("a/frame.0001", "a/frame.0001.txt"),  # not an extension
+        ("a.d/b", "a.d/b.txt"),
+        ("a/JPEGImages/JPEGImages/1.jpg", "a/labels/JPEGImages/1.txt"),  # Darknet replaces the first
+        ("a\\JPEGImages\\1.jpg", "a/labels/1.txt"),
     ],
 )
 def test_labels_are_where_darknet_looks(image, label):

@@ -14,7 +14,7 @@ import gpudarknet as gd
 from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
 from gpudarknet.detector import Detector
-from gpudarknet.errors import DataError
+from gpudarknet.errors import DataError, NothingMeasuredError
 from gpudarknet.evaluate import ImageEval
 from gpudarknet.inference import ScoredBoxes
 
@@ -114,13 +114,34 @@ def test_the_area_uses_the_precision_at_the_left():
     assert evaluate.average_precision(ranked, 2, 0) == pytest.approx(2 / 3)
 
 
-def test_no_detection_and_no_truth():
-    empty = ImageEval(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), np.zeros((0, 5), np.float32), NONE)
-    report = evaluate.mean_average_precision([empty], 2)
+def test_no_detection():
+    empty = ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10)
+    img = ImageEval(empty, np.array([[0.5, 0.5, 0.1, 0.1, 1]], np.float32), NONE)
+    report = evaluate.mean_average_precision([img], 2)
     assert (report.mean, report.precision, report.recall, report.f1, report.average_iou) == (0, 0, 0, 0, 0)
     with pytest.raises(DataError) as e:
-        evaluate.mean_average_precision([empty], 2, points=7)
+        evaluate.mean_average_precision([img], 2, points=7)
     assert str(e.value) == "points=7: average precision is computed over 0 (the area), 11 or 101 points"
+
+
+@pytest.mark.parametrize("measure", [lambda images: evaluate.mean_average_precision(images, 2), evaluate.recall])
+def test_a_measurement_of_nothing_is_an_error(measure):
+    img = ImageEval(ScoredBoxes(np.zeros((0, 4)), np.zeros((0, 2)), 10, 10), NONE, NONE)
+    with pytest.raises(NothingMeasuredError) as e:
+        measure([img, img])
+    assert str(e.value) == "nothing is measured: the labels of 2 images have no object; check the labels"
+    with pytest.raises(NothingMeasuredError) as e:
+        measure([])
+    assert str(e.value) == "nothing is measured: no image could be read; check the list of images"
+
+
+def test_classes_without_truths():
+    """They count as 0 in Darknet's mean; the mean of the others is known too."""
+    images = random_images(classes=3)
+    report, other = (evaluate.mean_average_precision(images, classes) for classes in (3, 5))
+    assert other.absent == [3, 4] and report.absent == []
+    assert other.mean_of_present == pytest.approx(report.mean) == report.mean_of_present
+    assert other.mean == pytest.approx(report.mean * 3 / 5)
 
 
 def test_difficult_boxes_are_not_counted():
@@ -281,8 +302,8 @@ def test_judge_reads_images_and_labels(tmp_path):
             detector, paths, 0.1, bad_samples=bad_samples, difficult=lambda p: p[:-3] + "txt", done=counted.append
         )
     )
-    assert len(images) == 1 and counted == [1]
+    assert len(images) == 1 and counted == [1, 2]
     assert images[0].truth.tolist() == [[0.5, 0.5, pytest.approx(0.2), pytest.approx(0.2), 1]]
-    assert len(images[0].difficult) == 2 and len(images[0].scored.boxes) > 0
+    assert len(images[0].difficult) == 1 and len(images[0].scored.boxes) > 0
     assert bad_samples.images[0].startswith(f"{paths[1]}: ") and len(bad_samples.labels) == 1
     assert evaluate.read_truths(paths, 2).shape == (1, 5)

@@ -298,5 +298,6 @@ def test_images_without_any_label(tmp_path):
     with pytest.raises(DataError) as e:
         start(cfg).fit(source, tmp_path / "out")
     assert str(e.value) == (
-        f"{source}: none of its 4 images of `train` has a label file; {tmp_path}/0.png needs {tmp_path}/0.txt"
+        f"{source}: `train`: none of its 4 images has a usable label, first {tmp_path}/0.txt: cannot be read (No such file or"
+        " directory); its image counts as empty; a label file has the name of its image and .txt"
     )

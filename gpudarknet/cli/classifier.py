@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from .. import inference
-from ..data import BadSamples, classifier_boxes, read_list
+from ..data import BadSamples
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
-from ..evaluate.classification import accuracy
 from ..io import resources
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from ..network import load_network
+from ..train.datasets import classifier_measure
 from . import fail, inputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .inputs import progress_bar
+from .inputs import bad_sample_summary, progress_bar
 
 IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` reads
 
@@ -40,8 +40,7 @@ def classify(args: Arguments) -> int:
 
 def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
     """Classify each image and print its `top` classes. Unreadable images are skipped."""
-    if top < 1:
-        raise UsageError(f"-t and the key top must be at least 1, got {top}")
+    checked_top(top)
     label_list = read_names(names) if names else None
     file = inputs.weights_file(weights)
     with inputs.spinner(f"Loading {weights}"):
@@ -78,14 +77,24 @@ def valid(args: Arguments) -> None:
     """Print the accuracy on the images of `valid`; an image's class is the label in its path."""
     data, cfg, weights = args.positionals
     file, bad_samples = inputs.data_file(data), BadSamples(Path())
+    top = checked_top(args.t or file.top)
     network = load_network(resources.bundled_cfg(cfg), inputs.weights_file(weights), inputs.get_backend(args))
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector map`")
-    class_labels, paths = file.read_labels(), read_list(file.find("valid"))
-    with progress_bar(len(paths)) as done:
-        report = accuracy(network, paths, classifier_boxes(class_labels), args.t or file.top, bad_samples, done)
-    print(f"{report.images} images, top 1: {report.top1:f}, top {report.top}: {report.top_k:f}")
-    inputs.warn_bad_samples(bad_samples)
+    with progress_bar() as done:
+        measure = classifier_measure(file, network, bad_samples, top, done)
+        with bad_sample_summary(bad_samples):
+            result = measure(network)
+            print(f"{result.images} images, top 1: {result.top1:f}, top {result.top}: {result.top_k:f}")
+            if result.unlabeled:
+                print(f"{result.unlabeled} of them have no label in their path and count as wrong")
+
+
+def checked_top(top: int) -> int:
+    """Return the number of classes to count. Raises UsageError if it is below 1."""
+    if top < 1:
+        raise UsageError(f"-t and the key top must be at least 1, got {top}")
+    return top
 
 
 FLAGS = (Flag("t", int, 0, "Number of classes"), inputs.BACKEND, inputs.GPU)
@@ -97,8 +106,9 @@ COMMANDS = (
     ),
     Command(
         "classifier valid", ("x.data", "x.cfg", "x.weights"), "Measure accuracy on the images of `valid`", valid, FLAGS,
-        "An image's class is the label that its path contains. Prints top-1 accuracy and top-t accuracy; -t 0, the default,"
-        " means the .data file's key top, else 1",
+        "An image's class is the first label that its path contains; an image without one counts as wrong. With a tree, only"
+        " leaves are predicted: those that the .data file's key leaves lists, else the classes without children. Prints top-1"
+        " accuracy and top-t accuracy; -t 0, the default, means the .data file's key top, else 1",
     ),
     Command(
         "classify", ("x.cfg", "x.weights", "[image ...]"), "Classify images into ImageNet's 1000 classes", classify, FLAGS,

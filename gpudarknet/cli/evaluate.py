@@ -3,46 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import evaluate, image
-from ..data import BadSamples, read_list
-from ..data.datafile import DataFile, label_path
+from ..data import BadSamples, detection_boxes, read_list
+from ..data.check import check_labels, is_box
+from ..data.datafile import DataFile
 from ..detector import Detector
 from ..errors import DataError
-from ..evaluate import ImageEval, Report
+from ..evaluate import ImageEval, Report, ValidationSet
 from ..io import resources
-from . import eprint, inputs
+from . import eprint, inputs, outputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .inputs import progress_bar
-from .outputs import write as write_text
+from .inputs import bad_sample_summary, progress_bar
 
 # category_id of COCO's 80 classes, which are not consecutive
 COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
 
-def load(args: Arguments) -> tuple[DataFile, Detector, list[str], BadSamples]:
-    """Load the inputs that these commands share: .data file, detector, image paths of `valid`, record of bad samples."""
+def load(args: Arguments) -> tuple[DataFile, Detector, BadSamples]:
+    """Load the inputs that these commands share: .data file, detector, record of bad samples."""
     file = inputs.data_file(args.positionals[0])
     with inputs.spinner(f"Loading {args.positionals[2]}"):
         cfg, weights = resources.bundled_cfg(args.positionals[1]), inputs.weights_file(args.positionals[2])
-        detector = Detector(cfg, weights, file.names_path(), inputs.get_backend(args))
-    file.check_names(detector.head.num_labels, detector.network.config.path)
-    return file, detector, read_list(file.find("valid")), BadSamples(Path())
+        return file, Detector(cfg, weights, file.names_path(), inputs.get_backend(args)), BadSamples(Path())
+
+
+@contextmanager
+def evaluated(
+    detector: Detector, valid: ValidationSet, bad_samples: BadSamples, **options: Any
+) -> Iterator[Iterator[ImageEval]]:
+    """Yield the results of evaluating the images, with a progress bar; at the end warn of those that cannot be used."""
+    with bad_sample_summary(bad_samples), progress_bar() as done:
+        yield evaluate.evaluate_images(
+            detector, valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
+            done=lambda count: done(count, len(valid.paths)), **options,
+        )  # fmt: skip
 
 
 def measure(args: Arguments) -> None:
     """Print Darknet's mAP report, and COCO's if faster-coco-eval is installed."""
-    file, detector, paths, bad_samples = load(args)
-    difficult = read_difficult(file)
-    with progress_bar(len(paths)) as done:
-        images = list(
-            evaluate.evaluate_images(detector, paths, bad_samples=bad_samples, difficult=difficult, done=done)
-        )
-    classes = len(detector.names)
-    report = evaluate.mean_average_precision(images, classes, args.iou_thresh, args.points, args.thresh)
+    file, detector, bad_samples = load(args)
+    valid_images = evaluate.validation_set(file, detector, bad_samples)
+    with evaluated(detector, valid_images, bad_samples) as results:
+        images = list(results)
+        report = evaluate.mean_average_precision(images, len(detector.names), args.iou_thresh, args.points, args.thresh)
     scores: dict[str, float] = {}
     class_ap: Sequence[float] | None = None
     try:
@@ -54,7 +63,6 @@ def measure(args: Arguments) -> None:
         print(text)
     for name, value in scores.items():
         print(f" COCO {name} = {100 * value:.2f} %" if value == value else f" COCO {name}: no objects of this size")
-    inputs.warn_bad_samples(bad_samples)
 
 
 def lines(report: Report, names: Sequence[str], coco_ap: Sequence[float] | None) -> Iterator[str]:
@@ -74,34 +82,52 @@ def lines(report: Report, names: Sequence[str], coco_ap: Sequence[float] | None)
     method = f"used {report.points} Recall-points" if report.points else "used Area-Under-Curve for each unique Recall"
     yield f" IoU threshold = {100 * report.iou_thresh:.0f} %, {method}"
     yield f" mean average precision (mAP@{report.iou_thresh:.2f}) = {report.mean:f}, or {100 * report.mean:.2f} %"
+    if report.absent:
+        yield absent_classes(report, names)
 
 
-def read_difficult(file: DataFile) -> Callable[[str], str] | None:
-    """Return a function image -> label file of its difficult boxes, if the .data file has the key `difficult`."""
-    if not file.difficult:
-        return None
-    known = {Path(path).stem: path for path in read_list(file.find("difficult"))}
-    return lambda path: str(label_path(known.get(Path(path).stem, "")))
+def absent_classes(report: Report, names: Sequence[str]) -> str:
+    """Return a line about the classes that no label has, "" if there are none."""
+    if not report.absent:
+        return ""
+    listed = ", ".join(names[k] for k in report.absent[:5]) + (", ..." if len(report.absent) > 5 else "")
+    present = report.mean_of_present
+    return (
+        f" {len(report.absent)} of {len(names)} classes have no object and count as 0 in the mean: {listed};"
+        f" mAP of the others = {present:f}, or {100 * present:.2f} %"
+    )
 
 
 def valid(args: Arguments) -> None:
     """Write the detections in the images of `valid`: one VOC file per class, or COCO's JSON for eval=coco."""
-    file, detector, paths, bad_samples = load(args)
-    folder, coco = Path(file.results), file.eval == "coco"
+    file, detector, bad_samples = load(args)
+    folder, coco = outputs.writable_folder(file.results), file.eval == "coco"
     if coco and len(detector.names) > len(COCO_IDS):
         raise DataError(f"{file.path}: eval=coco needs COCO's 80 classes, got {len(detector.names)}")
+    valid_images = evaluate.validation_set(file, detector, bad_samples, labels=False)
+    if coco:
+        warn_of_coco_ids(file, valid_images.paths)
     entries: list[dict[str, Any]] = []
     voc: list[list[str]] = [[] for _ in detector.names]
-    with progress_bar(len(paths)) as done:
-        for img in evaluate.evaluate_images(detector, paths, args.thresh, 0.6, bad_samples, done=done):
+    with evaluated(detector, valid_images, bad_samples, thresh=args.thresh, nms=0.6, labels=False) as results:
+        for img in results:
             collect(img, entries if coco else voc, coco)
-    inputs.warn_bad_samples(bad_samples)
-    folder.mkdir(parents=True, exist_ok=True)
     if coco:
         write(folder / f"{args.out or 'coco_results'}.json", json.dumps(entries, separators=(",", ":")) + "\n")
         return
-    for name, rows in zip(detector.names, voc, strict=True):
+    for name, rows in zip(outputs.file_names(detector.names), voc, strict=True):
         write(folder / f"{args.out or 'comp4_det_test_'}{name}.txt", "".join(row + "\n" for row in rows))
+
+
+def warn_of_coco_ids(file: DataFile, paths: Sequence[str]) -> None:
+    """Warn of images whose names have no number to be their image_id."""
+    without = [path for path in paths if evaluate.coco_image_id(path) is None]
+    if without:
+        eprint(
+            "warning",
+            f"{file.path}: eval=coco: {len(without)} of {len(paths)} image names do not end in a number and get image_id 0,"
+            f" first {without[0]}",
+        )
 
 
 def collect(img: ImageEval, into: list[Any], coco: bool) -> None:
@@ -115,19 +141,18 @@ def collect(img: ImageEval, into: list[Any], coco: bool) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a result file and print its path."""
-    write_text(path, text)
+    outputs.write(path, text)
     print(path)
 
 
 def recall(args: Arguments) -> None:
     """Print the recall of the predicted boxes, ignoring classes."""
-    _, detector, paths, bad_samples = load(args)
-    with progress_bar(len(paths)) as done:
-        settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS, bad_samples
-        images = evaluate.evaluate_images(detector, paths, *settings, done=done, class_agnostic=True)
-        result = evaluate.recall(images, args.iou_thresh)
-    inputs.warn_bad_samples(bad_samples)
-    print(f"images: {len(paths)}, proposals per image: {result.proposals:.2f}")
+    file, detector, bad_samples = load(args)
+    valid_images = replace(evaluate.validation_set(file, detector, bad_samples), difficult=None)
+    options = dict(thresh=evaluate.PROPOSAL_THRESH, nms=evaluate.PROPOSAL_NMS, class_agnostic=True)
+    with evaluated(detector, valid_images, bad_samples, **options) as results:
+        result = evaluate.recall(results, args.iou_thresh)
+    print(f"images: {result.images}, proposals per image: {result.proposals:.2f}")
     print(f"average IoU: {100 * result.average_iou:.2f} %, recall: {100 * result.recall:.2f} %")
 
 
@@ -137,17 +162,20 @@ def calc_anchors(args: Arguments) -> None:
         raise UsageError(
             "detector calc_anchors: set -width and -height to the cfg's input size, such as -width 416 -height 416"
         )
-    file = inputs.data_file(args.positionals[0])
-    bad_samples = BadSamples(Path())
-    truths = evaluate.read_truths(read_list(file.find("train")), file.classes, bad_samples)
-    inputs.warn_bad_samples(bad_samples)
-    result = evaluate.calc_anchors(truths, args.num_of_clusters, args.width, args.height, args.seed)
-    pair = "{:.4f},{:.4f}" if args.width <= 32 else "{:3.0f},{:3.0f}"
-    anchors = ", ".join(pair.format(w, h) for w, h in result.sizes.tolist())
+    file, bad_samples = inputs.data_file(args.positionals[0]), BadSamples(Path())
+    paths, classes = read_list(file.find("train")), file.class_count()
+    check_labels(paths, detection_boxes(classes), bad_samples, f"{file.path}: `train`", is_box(), classes)
+    with bad_sample_summary(bad_samples):
+        truths = evaluate.read_truths(paths, classes, bad_samples)
+        result = evaluate.calc_anchors(
+            truths, args.num_of_clusters, args.width, args.height, args.seed, classes=classes
+        )
+    anchors = evaluate.anchors_text(result.sizes, args.width)
+    counters = ", ".join(str(n) for n in result.counters.tolist())
     print(f" {len(truths)} boxes, average IoU = {100 * result.average_iou:.2f} %")
     print(f"anchors = {anchors}")
+    print(f"counters_per_class = {counters}")
     write(Path("anchors.txt"), anchors + "\n")
-    counters = ", ".join(str(n) for n in result.counters.tolist())
     write(Path("counters_per_class.txt"), f"counters_per_class = {counters}\n")
     if args.show:
         image.write("anchors.png", evaluate.draw_anchors(truths, result, args.width, args.height))

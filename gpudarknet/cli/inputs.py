@@ -54,29 +54,36 @@ def download_weights(name: str) -> Path:
 
 def warn_bad_samples(bad_samples: BadSamples) -> None:
     """Warn how many images and labels could not be used, and where they are listed."""
-    for samples, singular, file in (
-        (bad_samples.images, "image cannot be read", "bad.list"),
-        (bad_samples.labels, "label is wrong or missing", "bad_label.list")
-    ):  # fmt: skip
+    for samples, singular, plural, file in (
+        (bad_samples.images, "image cannot be read", "images cannot be read", "bad.list"),
+        (bad_samples.labels, "label is wrong or missing", "labels are wrong or missing", "bad_label.list"),
+    ):
         if samples:
-            plural = singular.replace("image", "images").replace("label is", "labels are")
-            eprint(
-                "warning", f"{len(samples)} {singular if len(samples) == 1 else plural}; listed with reasons in {file}"
-            )
+            text = singular if len(samples) == 1 else plural
+            eprint("warning", f"{len(samples)} {text}, first {samples[0]}{bad_samples.listing(file)}")
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are done, if stderr is a terminal. Yields the function to call with that number."""
+def bad_sample_summary(bad_samples: BadSamples) -> Iterator[None]:
+    """Warn of bad samples when the block ends, also after Ctrl-C or an error."""
+    try:
+        yield
+    finally:
+        warn_bad_samples(bad_samples)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show how many images are done, if stderr is a terminal. Yields the function to call with that number and the total."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda count, total: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda count: bar.update(task, completed=count)
+        task = bar.add_task("images", total=None)
+        yield lambda count, total: bar.update(task, completed=count, total=total)
 
 
 def get_backend(args: Arguments) -> Backend:

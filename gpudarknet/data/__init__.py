@@ -27,13 +27,17 @@ from .datafile import label_path
 
 MAX_TRIES = 100  # unreadable images in a row before reading fails
 MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
+MAX_SIZE = 2.0  # the largest plausible size of a box that reaches over the edge of its image
 MAX_TRACKS = 4000  # objects per image that get distinct default track numbers, as in Darknet
 Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) with tracks
 
 
 def read_list(path: str | Path) -> list[str]:
-    """Read a list of image paths, one per line; relative to the current folder or to the list's. Raises DataError."""
-    lines = [line.strip() for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n")]
+    """Read a list of image paths, one per line; relative to the current folder or to the list's. Raises DataError.
+
+    A leading `~` is the home folder.
+    """
+    lines = [os.path.expanduser(line.strip()) for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
@@ -46,8 +50,9 @@ def read_labels(
 ) -> tuple[Boxes, list[str]]:
     """Read a label file with lines `class x y w h`; return boxes (K, 5) as x, y, w, h, class, and a list of its errors.
 
-    A missing file means an image without objects. As in Darknet, reading ends at the first line that is not five numbers;
-    boxes of an unknown class or outside the image are dropped, sizes above 1 become 1. Each error is one line `path:line: ...`.
+    A missing file means an image without objects. Boxes that reach over the edge are returned as they are, not clipped, as in
+    Darknet; those of an unknown class, outside the image or without a size are dropped, and so are lines with more than six
+    numbers. Reading ends at the first line that is not numbers, as in Darknet. Each error is one line `path:line: ...`.
     size: the network's input (width, height), to report boxes that are too small for it. tracks: boxes are (K, 6), with the
     track number: the sixth number of the line, else one that is unique to this line and file.
     """
@@ -74,23 +79,24 @@ def read_labels(
                 f"{path}:{number}: expected '{expected}', found '{line.strip()[:40]}'; the rest of the file is ignored"
             )
             break
-        if k != int(k) or k < 0 or (classes is not None and k >= classes):
+        box = f"box {x:g} {y:g} {w:g} {h:g}"
+        if len(words) > 6:
+            errors.append(f"{path}:{number}: has {len(words)} numbers; a box has five: class x y width height")
+        elif k != int(k) or k < 0 or (classes is not None and k >= classes):
             errors.append(f"{path}:{number}: class {k:g} is not one of 0 to {(classes or 1) - 1}")
-        elif not (0 < x <= 1 and 0 < y <= 1) or w <= 0 or h <= 0:
-            errors.append(
-                f"{path}:{number}: box {x:g} {y:g} {w:g} {h:g} is not inside the image; values must be relative, 0 to 1"
-            )
+        elif w <= 0 or h <= 0:
+            errors.append(f"{path}:{number}: {box} has no size")
+        elif not (-w / 2 < x < 1 + w / 2 and -h / 2 < y < 1 + h / 2):
+            errors.append(f"{path}:{number}: {box} is outside the image; values must be relative, 0 to 1")
         else:
-            if w > 1 or h > 1:
-                errors.append(
-                    f"{path}:{number}: size {w:g} x {h:g} is above 1 and is clipped to 1; values must be relative"
-                )
+            if max(w, h) > MAX_SIZE:
+                errors.append(f"{path}:{number}: {box} is far larger than the image; values must be relative, 0 to 1")
             if size and (w * size[0] < 1 or h * size[1] < 1):
                 errors.append(
                     f"{path}:{number}: box of {w * size[0]:.2g} x {h * size[1]:.2g} pixels in an input of {size[0]} x"
                     f" {size[1]} is smaller than one pixel and is not trained"
                 )
-            boxes.append((x, y, min(w, 1.0), min(h, 1.0), k, track)[:columns])
+            boxes.append((x, y, w, h, k, track)[:columns])
     return np.array(boxes, np.float32).reshape(-1, columns), errors
 
 
@@ -104,6 +110,10 @@ class BadSamples:
     seen: set[tuple[str, str]] = field(default_factory=set)  # (file, line)
     written: dict[str, set[str]] = field(default_factory=dict)  # file -> lines of earlier runs
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def listing(self, file: str) -> str:
+        """Return the end of a message that names the file, bad.list or bad_label.list, with all reasons; "" if there is none."""
+        return f"; listed with reasons in {(self.folder / file).resolve()}" if self.folder is not None else ""
 
     def add_image(self, error: ImageError) -> None:
         """Record an image that cannot be read."""
@@ -208,18 +218,22 @@ class DataSet:
         return self.augment.sample(draw, np.random.default_rng([seed, iteration, sequence, 4]), *size)
 
 
+def read_boxes(
+    path: str | Path, bad_samples: BadSamples, classes: int | None = None, size: tuple[int, int] | None = None,
+    tracks: bool = False,
+) -> Boxes:  # fmt: skip
+    """Read a label file as `read_labels` does; record its errors in `bad_samples`."""
+    boxes, errors = read_labels(path, classes, size, tracks)
+    for error in errors:
+        bad_samples.add_label(error)
+    return boxes
+
+
 def detection_boxes(
     classes: int, size: tuple[int, int] | None = None, tracks: bool = False
 ) -> Callable[[str, BadSamples], Boxes]:
     """Return a function that reads an image's boxes for a detector; the arguments are those of `read_labels`."""
-
-    def read(path: str, bad_samples: BadSamples) -> Boxes:
-        boxes, errors = read_labels(label_path(path), classes, size, tracks)
-        for error in errors:
-            bad_samples.add_label(error)
-        return boxes
-
-    return read
+    return lambda path, bad_samples: read_boxes(label_path(path), bad_samples, classes, size, tracks)
 
 
 def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes]:
@@ -228,7 +242,10 @@ def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes
     def read(path: str, bad_samples: BadSamples) -> Boxes:
         matches = [k for k, label in enumerate(labels) if label in path]
         if len(matches) != 1:
-            bad_samples.add_label(f"{path}: {len(matches)} labels occur in its path; it should be one")
+            found = "".join(f" '{labels[k]}'" for k in matches[:3])
+            bad_samples.add_label(
+                f"{path}: {len(matches)} labels occur in its path{found and ':' + found}; it should be one"
+            )
         boxes = np.zeros((len(matches), 5), np.float32)
         boxes[:, 4] = matches
         return boxes

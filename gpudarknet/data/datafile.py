@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..cfg import atoi, resolve_path
-from ..errors import DataError
+from ..errors import DataError, DataWarning
 from ..io.text import read_text
 
 LABELS = (  # image folder -> label folder, in Darknet's order
     ("/images/train2017/", "/labels/train2017/"),
     ("/images/val2017/", "/labels/val2017/"),
+    ("/JPEGImages/", "/labels/"),
     ("/images/train2014/", "/labels/train2014/"),
     ("/images/val2014/", "/labels/val2014/"),
-    ("/JPEGImages/", "/labels/"),
+)
+EXTENSIONS = frozenset(  # of images, which .txt replaces; any other ending is part of the name
+    "jpg jpeg jpe jfif jp2 png bmp dib ppm pgm pbm pnm pxm tif tiff webp gif avif exr hdr pic ras sr txt".split()
 )
 
 
@@ -51,7 +56,10 @@ class DataFile:
 
     @classmethod
     def read(cls, path: str | Path) -> DataFile:
-        """Read a .data file: key=value lines; whitespace is removed, the first of duplicate keys is used. Raises DataError."""
+        """Read a .data file: key=value lines; whitespace is removed, the first of duplicate keys is used. Raises DataError.
+
+        A leading `~` is the home folder.
+        """
         kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
         values: dict[str, str | int] = {}
         for number, raw in enumerate(read_text(path).split("\n"), 1):
@@ -62,7 +70,7 @@ class DataFile:
             if not equals or not value:
                 raise DataError(f"{path}:{number}: expected key=value, found '{line[:40]}'")
             if key in kinds and key not in values:
-                values[key] = atoi(value)[0] if kinds[key] == "int" else value
+                values[key] = atoi(value)[0] if kinds[key] == "int" else os.path.expanduser(value)
         if not values:
             raise DataError(f"{path}: has none of the keys {', '.join(kinds)}; is it a .data file?")
         return cls(path=str(path), **values)  # type: ignore[arg-type]
@@ -73,6 +81,16 @@ class DataFile:
         if not value:
             raise DataError(f"{self.path}: has no key '{key}'; add a line {key}=FILE")
         return resolve_path(self.path, value)
+
+    def validation_key(self) -> str:
+        """Return the key of the images to measure on: `valid` or, without it, `train`, as in Darknet, with a DataWarning."""
+        if self.valid or not self.train:
+            return "valid"
+        warnings.warn(
+            f"{self.path}: has no key 'valid'; the images of `train` are used, on which results are better than on others",
+            DataWarning, stacklevel=3,
+        )  # fmt: skip
+        return "train"
 
     def names_path(self) -> Path:
         """Return the path of the class names. Raises DataError if there is none."""
@@ -86,6 +104,10 @@ class DataFile:
         """Read the class names."""
         return read_names(self.names_path())
 
+    def class_count(self) -> int:
+        """Return the number of class names or, without names, of `classes`."""
+        return len(self.read_names()) if self.names or self.labels else self.classes
+
     def check_names(self, classes: int, cfg: str) -> None:
         """Raise DataError unless the number of names equals the number of a cfg's classes."""
         count = len(self.read_names())
@@ -96,8 +118,12 @@ class DataFile:
 
 
 def label_path(image: str | Path) -> Path:
-    """Return the path of an image's labels: with .txt, and `labels` in place of the image folders of COCO and VOC."""
+    """Return the path of an image's labels: with .txt, and `labels` in place of the image folders of COCO and VOC.
+
+    .txt replaces the extension of an image; it is appended to any other name (replace_image_to_label).
+    """
     path = str(image).replace("\\", "/")
     for images, labels in LABELS:
-        path = path.replace(images, labels)
-    return Path(path).with_suffix(".txt")
+        path = path.replace(images, labels, 1)
+    stem, dot, extension = path.rpartition(".")
+    return Path((stem if dot and extension.lower() in EXTENSIONS else path) + ".txt")

@@ -1,6 +1,6 @@
 """Measure detectors and classifiers: mAP as in Darknet, COCO's AP, recall, accuracy; anchors for a data set."""
 
-from .anchors import Anchors, calc_anchors, draw_anchors, read_truths
+from .anchors import Anchors, anchors_text, calc_anchors, draw_anchors, read_truths
 from .classification import Accuracy, accuracy
 from .coco_ap import coco
 from .detection import (
@@ -16,10 +16,11 @@ from .detection import (
     mean_average_precision,
     recall,
 )  # fmt: skip
-from .result_files import coco_results, voc_lines
+from .result_files import coco_image_id, coco_results, voc_lines
+from .validation import ValidationSet, validation_set
 
 __all__ = [
-    "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "accuracy",
-    "average_precision", "calc_anchors", "coco", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision",
-    "read_truths", "recall", "voc_lines",
+    "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "ValidationSet",
+    "accuracy", "anchors_text", "average_precision", "calc_anchors", "coco", "coco_image_id", "coco_results", "draw_anchors",
+    "evaluate_images", "mean_average_precision", "read_truths", "recall", "validation_set", "voc_lines",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data import BadSamples, Boxes, read_labels
+from ..data import BadSamples, Boxes, read_boxes
 from ..data.datafile import label_path
 from ..errors import DataError
 
@@ -23,14 +23,9 @@ class Anchors:
 
 def read_truths(paths: Sequence[str], classes: int | None = None, bad_samples: BadSamples | None = None) -> Boxes:
     """Read the labels of all images into one array (T, 5)."""
-    truths = [np.zeros((0, 5), np.float32)]
-    for path in paths:
-        truth, errors = read_labels(label_path(path), classes)
-        truths.append(truth)
-        if bad_samples:
-            for error in errors:
-                bad_samples.add_label(error)
-    return np.concatenate(truths)
+    bad_samples = bad_samples or BadSamples()
+    truths = [read_boxes(label_path(path), bad_samples, classes) for path in paths]
+    return np.concatenate([np.zeros((0, 5), np.float32), *truths])
 
 
 def shape_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -45,11 +40,13 @@ def box_sizes(truths: np.ndarray, width: int, height: int) -> np.ndarray:
     return sizes[(sizes > 0).all(axis=1)]
 
 
-def calc_anchors(truths: np.ndarray, count: int, width: int, height: int, seed: int = 0, starts: int = 10) -> Anchors:
+def calc_anchors(
+    truths: np.ndarray, count: int, width: int, height: int, seed: int = 0, starts: int = 10, classes: int = 0
+) -> Anchors:
     """Compute `count` anchors for truths (T, 5) by k-means with the distance 1 - IoU; deterministic for a seed.
 
-    width, height: the network's input in pixels. The best of several random starts is returned; Darknet has one. Raises
-    DataError if there are fewer boxes than anchors.
+    width, height: the network's input in pixels. classes: the number of counters, more if the truths have more classes. The
+    best of several random starts is returned; Darknet has one. Raises DataError if there are fewer boxes than anchors.
     """
     sizes = box_sizes(truths, width, height)
     distinct = np.unique(sizes, axis=0)
@@ -61,7 +58,7 @@ def calc_anchors(truths: np.ndarray, count: int, width: int, height: int, seed: 
     best = int(np.argmax(scores))
     centres = candidates[best]
     centres = centres[centres.prod(axis=1).argsort(kind="stable")]
-    return Anchors(centres, scores[best], np.bincount(truths[:, 4].astype(int)))
+    return Anchors(centres, scores[best], np.bincount(truths[:, 4].astype(int), minlength=classes))
 
 
 def k_means(points: np.ndarray, centres: np.ndarray, rounds: int = 1000) -> np.ndarray:
@@ -77,6 +74,17 @@ def k_means(points: np.ndarray, centres: np.ndarray, rounds: int = 1000) -> np.n
             sums = np.bincount(assigned, points[:, axis], minlength=len(centres))
             centres[:, axis] = np.where(members > 0, sums / np.maximum(members, 1), centres[:, axis])
     return centres
+
+
+def anchors_text(sizes: np.ndarray, width: int) -> str:
+    """Return anchors (K, 2) as the value of `anchors` in a cfg, as Darknet does: in whole pixels or, in cells, with four digits.
+
+    width: of the network's input; up to 32 it is in cells. Anchors below a pixel keep their digits, as 0 is not an anchor.
+    """
+    return ", ".join(
+        ",".join(f"{side:.4f}" if width <= 32 or side < 1 else f"{side:3.0f}" for side in size)
+        for size in sizes.tolist()
+    )
 
 
 def draw_anchors(truths: np.ndarray, anchors: Anchors, width: int, height: int) -> np.ndarray:

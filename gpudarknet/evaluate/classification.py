@@ -11,43 +11,57 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import BadSamples, Boxes
-from ..errors import DataError, ImageError
+from ..errors import ImageError, NothingMeasuredError
 from ..inference import classify
 from ..network import Network
+
+UNRANKED = 1 << 30  # the rank of a class that is unknown
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-`top` accuracy over the images."""
+    """Top-1 and top-`top` accuracy over the images; unlabeled: images whose class is unknown, which count as wrong."""
 
     images: int
     top: int
     top1: float
     top_k: float
+    unlabeled: int = 0
 
 
 def accuracy(
     network: Network, paths: Sequence[str], classes: Callable[[str, BadSamples], Boxes], top: int = 5,
     bad_samples: BadSamples | None = None, done: Callable[[int], None] = lambda count: None,
+    leaves: np.ndarray | None = None,
 ) -> Accuracy:  # fmt: skip
     """Classify the center crop of each image and compare with its class; classes is a `data.classifier_boxes`.
 
-    Images that are unreadable or have no class are recorded in `bad_samples` and not counted. done(count) is called after
-    each image. Raises DataError if no image can be counted.
+    Unreadable images are recorded in `bad_samples` and not counted. An image without a class counts as wrong; of several
+    classes the first is right, as in Darknet. In a network with a tree of classes, only leaves are predicted; leaves: bool
+    (classes,), by default those of the tree. done(count) is called after each image. Raises NothingMeasuredError if no image
+    can be read or none has a class.
     """
     bad_samples = bad_samples or BadSamples()
+    tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
+    if tree and leaves is None:
+        leaves = tree.leaves()
     ranks: list[int] = []
+    unlabeled = 0
     for count, path in enumerate(paths, 1):
         try:
             probs, _ = classify(network, path)
+            known = classes(path, bad_samples)
+            if leaves is not None:
+                probs = np.where(leaves, probs, 0)
+            order = np.argsort(-probs, kind="stable").tolist()
+            ranks.append(order.index(int(known[0, 4])) if len(known) else UNRANKED)
+            unlabeled += not len(known)
         except ImageError as e:
             bad_samples.add_image(e)
-            continue
-        known = classes(path, bad_samples)
-        if len(known):
-            ranks.append(int(np.argsort(-probs, kind="stable").tolist().index(int(known[0, 4]))))
         done(count)
-    if not ranks:
-        raise DataError(f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path")
-    rank = np.array(ranks)
-    return Accuracy(len(rank), top, float((rank < 1).mean()), float((rank < top).mean()))
+    if len(ranks) == unlabeled:
+        raise NothingMeasuredError(
+            f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path"
+        )
+    rank, top = np.array(ranks), min(top, len(probs))
+    return Accuracy(len(rank), top, float((rank < 1).mean()), float((rank < top).mean()), unlabeled)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .. import boxes as geometry
-from ..data import BadSamples, Boxes, read_labels
+from ..data import BadSamples, Boxes, read_boxes
 from ..data.datafile import label_path
 from ..detector import Detector
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, NothingMeasuredError
 from ..inference import ScoredBoxes
 
 THRESH, NMS = 0.005, 0.45  # of `detector map`
@@ -30,26 +31,25 @@ class ImageEval:
 
 def evaluate_images(
     detector: Detector, paths: Sequence[str], thresh: float = THRESH, nms: float = NMS, bad_samples: BadSamples | None = None,
-    difficult: Callable[[str], str] | None = None, done: Callable[[int], None] = lambda count: None,
-    class_agnostic: bool = False,
+    difficult: Callable[[str], str | Path | None] | None = None, done: Callable[[int], None] = lambda count: None,
+    class_agnostic: bool = False, labels: bool = True,
 ) -> Iterator[ImageEval]:  # fmt: skip
     """Run the detector on each image and read its labels. Unreadable images are recorded in `bad_samples` and skipped.
 
-    difficult: returns the path of the label file with an image's difficult boxes. done(count) is called after each image.
-    class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
+    difficult: returns the path of the label file with an image's difficult boxes, or None; see `data.difficult`. done(count)
+    is called after each image. class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
+    labels: False for results only, without truths.
     """
     bad_samples = bad_samples or BadSamples()
+    classes, none = len(detector.names), np.zeros((0, 5), np.float32)
     for count, path in enumerate(paths, 1):
         try:
             (scored,) = detector.run([path], thresh, nms, class_agnostic=class_agnostic)
+            truth = read_boxes(label_path(path), bad_samples, classes) if labels else none
+            hard = difficult(path) if difficult else None
+            yield ImageEval(scored, truth, read_boxes(hard, bad_samples, classes) if hard else none, path)
         except ImageError as e:
             bad_samples.add_image(e)
-            continue
-        truth, errors = read_labels(label_path(path), len(detector.names))
-        for error in errors:
-            bad_samples.add_label(error)
-        hard = read_labels(difficult(path), None)[0] if difficult else np.zeros((0, 5), np.float32)
-        yield ImageEval(scored, truth, hard, path)
         done(count)
 
 
@@ -71,6 +71,16 @@ class Report:
     def mean(self) -> float:
         """mAP: the mean over all classes; a class without truths has AP 0, as in Darknet."""
         return float(self.ap.mean())
+
+    @property
+    def absent(self) -> list[int]:
+        """The classes without truths."""
+        return np.flatnonzero(self.truths == 0).tolist()
+
+    @property
+    def mean_of_present(self) -> float:
+        """The mean average precision over the classes that have truths."""
+        return float(self.ap[self.truths > 0].mean())
 
     @property
     def precision(self) -> float:
@@ -99,15 +109,16 @@ def mean_average_precision(
     """Compute mAP by Darknet's rules. points: 0 for the area under the curve, or 11 or 101 recall levels.
 
     Each (box, class) is matched with the truth of its class that it overlaps most, if the IoU is above iou_thresh. A truth
-    is matched once, by the most confident box. A box that only matches a difficult one is not counted. Raises DataError if
-    points is another number.
+    is matched once, by the most confident box. A box that only matches a difficult one is not counted (Darknet counts it among
+    the false positives at conf_thresh, but not in the average precision). Raises NothingMeasuredError if there is no truth,
+    DataError if points is another number.
     """
     if points not in (0, 11, 101):
         raise DataError(f"points={points}: average precision is computed over 0 (the area), 11 or 101 points")
     ranked: list[list[tuple[float, int]]] = [[] for _ in range(classes)]  # class -> (probability, truth or -1)
     truths, tp, fp = (np.zeros(classes, int) for _ in range(3))
-    iou_sum, count, base = 0.0, 0, 0
-    for img in images:
+    iou_sum, count, base, seen = 0.0, 0, 0, 0
+    for seen, img in enumerate(images, 1):  # noqa: B007
         scored, truth = img.scored, img.truth
         truths += np.bincount(truth[:, 4].astype(int), minlength=classes)[:classes]
         ious = geometry.iou(scored.boxes[:, None], truth[:, :4]) if len(truth) else np.zeros((len(scored.boxes), 1))
@@ -129,9 +140,20 @@ def mean_average_precision(
                     fp[k] += 1
             matched.add(match)
         base += len(truth)
+    check_measured(seen, int(truths.sum()))
     ap = np.array([average_precision(r, int(n), points) for r, n in zip(ranked, truths, strict=True)])
     average_iou = ratio(iou_sum, tp.sum() + fp.sum())
     return Report(ap, tp, fp, truths, average_iou, count, iou_thresh, conf_thresh, points)
+
+
+def check_measured(images: int, truths: int) -> None:
+    """Raise NothingMeasuredError if there was no image or no truth."""
+    if not images:
+        raise NothingMeasuredError("nothing is measured: no image could be read; check the list of images")
+    if not truths:
+        raise NothingMeasuredError(
+            f"nothing is measured: the labels of {images} images have no object; check the labels"
+        )
 
 
 def average_precision(ranked: Sequence[tuple[float, int]], truths: int, points: int) -> float:
@@ -160,13 +182,17 @@ def average_precision(ranked: Sequence[tuple[float, int]], truths: int, points: 
 class Recall:
     """Boxes per image, the mean over truths of the best IoU, and the fraction of truths whose best IoU is above the threshold."""
 
+    images: int
     proposals: float
     average_iou: float
     recall: float
 
 
 def recall(images: Iterable[ImageEval], iou_thresh: float = 0.5) -> Recall:
-    """Count the truths that a box covers, given images evaluated with `class_agnostic` (validate_detector_recall)."""
+    """Count the truths that a box covers, given images evaluated with `class_agnostic` (validate_detector_recall).
+
+    Raises NothingMeasuredError if there is no truth.
+    """
     count = covered = truths = boxes = 0
     iou_sum = 0.0
     for img in images:
@@ -174,4 +200,5 @@ def recall(images: Iterable[ImageEval], iou_thresh: float = 0.5) -> Recall:
         if len(img.truth) and len(img.scored.boxes):
             best = geometry.iou(img.truth[:, None, :4], img.scored.boxes).max(axis=1)
             covered, iou_sum = covered + int((best > iou_thresh).sum()), iou_sum + float(best.sum())
-    return Recall(ratio(boxes, count), ratio(iou_sum, truths), ratio(covered, truths))
+    check_measured(count, truths)
+    return Recall(count, ratio(boxes, count), ratio(iou_sum, truths), ratio(covered, truths))

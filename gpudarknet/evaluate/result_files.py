@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 
 from .. import boxes as geometry
+from ..data.datafile import label_path
 from .detection import ImageEval
 
 
 def image_id(path: str) -> str:
     """Return the file name of an image without its extension, which VOC's result files list."""
-    return path.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]
+    return label_path(path).stem
+
+
+def coco_image_id(path: str) -> int | None:
+    """Return the number that ends the file name of an image, its image_id in COCO; None if there is none."""
+    digits = image_id(path).rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else None
 
 
 def voc_lines(img: ImageEval, k: int) -> Iterator[str]:
@@ -27,10 +34,9 @@ def voc_lines(img: ImageEval, k: int) -> Iterator[str]:
 
 
 def coco_results(img: ImageEval, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield COCO's result records: boxes in pixels, clipped to the image; image_id is the last number in the file name."""
+    """Yield COCO's result records: boxes in pixels, clipped to the image; image_id is the number that ends the file name."""
     W, H = img.scored.width, img.scored.height
-    digits = image_id(img.path).rpartition("_")[2]
-    number = int(digits) if digits.isdecimal() else 0
+    number = coco_image_id(img.path) or 0
     corners = np.clip(geometry.to_corners(img.scored.boxes) * (W, H, W, H), 0, (W, H, W, H))
     for i, k in zip(*np.nonzero(img.scored.probs), strict=True):
         left, top, right, bottom = (round(float(v), 3) for v in corners[i])

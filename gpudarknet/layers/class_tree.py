@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +63,15 @@ class Tree:
     def groups(self) -> list[tuple[int, int]]:
         """The range [first, last) of classes of each group of siblings."""
         return list(pairwise((*self.starts, len(self.names))))
+
+    def leaves(self, names: Sequence[str] | None = None) -> np.ndarray:
+        """Return which classes are leaves, bool (classes,): those without children or, if `names` are given, those named.
+
+        Source: read_tree, change_leaves.
+        """
+        if names is not None:
+            return np.isin(self.names, list(names))
+        return ~np.isin(np.arange(len(self.names)), self.parents)
 
     def hierarchy(self, p: np.ndarray) -> np.ndarray:
         """Multiply each class's probability by its ancestors': p (..., classes) -> the same shape."""

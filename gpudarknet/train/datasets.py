@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 
 from .. import evaluate
-from ..data import BadSamples, DataSet, Sequences, classifier_boxes, detection_boxes, read_list
+from ..data import BadSamples, Boxes, DataSet, Sequences, classifier_boxes, detection_boxes, read_list
 from ..data.augment import ClassifierAugment, DetectionAugment
-from ..data.datafile import DataFile, label_path
+from ..data.check import check_images, check_labels, is_box, is_one_class
+from ..data.datafile import DataFile, read_names
 from ..detector import Detector
-from ..errors import DataError
+from ..errors import DataError, DataWarning, NothingMeasuredError
 from ..evaluate import Accuracy, Report, accuracy
 from ..layers import DetectionHead
 from ..network import Network
 
 
 def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = None) -> DataSet:
-    """Return the images of `train` with boxes for a detector, or with the class named in each path for a classifier."""
-    paths = read_list(data.find("train"))
-    last = net.nodes[net.heads[-1]]
+    """Return the images of `train` with boxes for a detector, or with the class named in each path for a classifier.
+
+    Warns (DataWarning) of images and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError
+    if none can be used.
+    """
+    paths, source = read_list(data.find("train")), f"{data.path}: `train`"
+    last, cfg = net.nodes[net.heads[-1]], net.net
     bad_samples = bad_samples or BadSamples()
+    check_images(paths, bad_samples, source, net.channels)
     if isinstance(last.layer, DetectionHead):
-        head = last.layer
-        if not any(label_path(path).is_file() for path in paths):
-            raise DataError(
-                f"{data.path}: none of its {len(paths)} images of `train` has a label file; {paths[0]} needs"
-                f" {label_path(paths[0])}"
-            )
+        head, size = last.layer, (net.width, net.height)
         if (
             data.names or data.labels
         ) and head.num_labels == head.classes:  # with a map, names may be those of either side
             data.check_names(head.classes, net.config.path)
-        cfg, sequences = net.net, None
+        sequences = None
         if cfg.track:
             sequences = Sequences(cfg.time_steps, cfg.batch // cfg.subdivisions, cfg.augment_speed)
-        boxes = detection_boxes(head.classes, (net.width, net.height), bool(cfg.track))
+        boxes = detection_boxes(head.classes, size, bool(cfg.track))
+        check_labels(paths, boxes, bad_samples, source, is_box(size), head.classes)
         return DataSet(paths, DetectionAugment.of(cfg, head), boxes, net.channels, bad_samples, sequences)
-    labels = data.read_labels()
-    classes = int(np.prod(last.shape))
+    boxes = class_by_path(data, net)
+    check_labels(paths, boxes, bad_samples, source, is_one_class)
+    augment = ClassifierAugment.of(cfg, int(np.prod(last.shape)), getattr(last.layer, "tree", None))
+    return DataSet(paths, augment, boxes, net.channels, bad_samples)
+
+
+def class_by_path(data: DataFile, net: Network) -> Callable[[str, BadSamples], Boxes]:
+    """Return the function that finds an image's class by its path. Raises DataError unless each class has a label."""
+    labels, classes = data.read_labels(), int(np.prod(net.nodes[net.heads[-1]].shape))
     if len(labels) != classes:
         raise DataError(f"{data.path}: has {len(labels)} labels, but {net.config.path} has {classes} classes")
-    augment = ClassifierAugment.of(net.net, classes, getattr(last.layer, "tree", None))
-    return DataSet(paths, augment, classifier_boxes(labels), net.channels, bad_samples)
+    return classifier_boxes(labels)
+
+
+def score_name(data: DataFile, net: Network, iou_thresh: float = 0.5) -> str:
+    """Return the name of the validation score."""
+    if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
+        return f"mean average precision (mAP@{iou_thresh:.2f})"
+    return f"top-{score_top(data, net)} accuracy"
+
+
+def score_top(data: DataFile, net: Network) -> int:
+    """Return for how many classes a classifier's score counts: `top`, or 1 if that would count all of them."""
+    return data.top if 1 <= data.top < int(np.prod(net.nodes[net.heads[-1]].shape)) else 1
 
 
 def validation_score(
@@ -51,25 +72,65 @@ def validation_score(
     conf_thresh: float = 0.25, done: Callable[[int, int], None] = lambda count, total: None,
     report: Callable[[Report | Accuracy], None] = lambda result: None,
 ) -> Callable[[Network], float | None]:  # fmt: skip
-    """Return a function that computes mAP, or a classifier's accuracy, on the images of `valid`.
+    """Return a function that measures a network on the images of `valid`: a detector's mAP, a classifier's top-`top` accuracy.
 
-    It returns None if it measured nothing. net: the network that will be measured, or one of the same cfg. done(count,
-    total) is called after each image, report(result) with the whole result. Raises DataError.
+    It returns None, with a DataWarning, if it measured nothing. net: the network that will be measured, or one of the same
+    cfg. done(count, total) is called after each image, report(result) with the whole result. Warns (DataWarning) of images
+    and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError if none can be used.
     """
-    paths, names, labels = read_list(data.find("valid")), data.read_names(), data.read_labels()
     samples = bad_samples or BadSamples()
-
-    def progress(count: int) -> None:
-        done(count, len(paths))
+    measure = (
+        detector_measure(data, net, samples, iou_thresh, points, conf_thresh, done)
+        if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead)
+        else classifier_measure(data, net, samples, score_top(data, net), done)
+    )
 
     def score(net: Network) -> float | None:
-        if not isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
-            result = accuracy(net, paths, classifier_boxes(labels), bad_samples=samples, done=progress)
-            report(result)
-            return result.top1
-        images = evaluate.evaluate_images(Detector(net, names=names), paths, bad_samples=samples, done=progress)
-        measured = evaluate.mean_average_precision(images, len(names), iou_thresh, points, conf_thresh)
-        report(measured)
-        return measured.mean
+        try:
+            result = measure(net)
+        except NothingMeasuredError as e:
+            warnings.warn(f"{data.path}: {e}", DataWarning, stacklevel=2)
+            return None
+        report(result)
+        return result.mean if isinstance(result, Report) else result.top_k
 
     return score
+
+
+def detector_measure(
+    data: DataFile, net: Network, bad_samples: BadSamples, iou_thresh: float, points: int, conf_thresh: float,
+    done: Callable[[int, int], None],
+) -> Callable[[Network], Report]:  # fmt: skip
+    """Return a function that computes a detector's mAP; the arguments are those of `validation_score`."""
+    names = data.read_names()
+    valid = evaluate.validation_set(data, Detector(net, names=names), bad_samples)
+
+    def measure(net: Network) -> Report:
+        images = evaluate.evaluate_images(
+            Detector(net, names=names), valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
+            done=lambda count: done(count, len(valid.paths)),
+        )  # fmt: skip
+        return evaluate.mean_average_precision(images, len(names), iou_thresh, points, conf_thresh)
+
+    return measure
+
+
+def classifier_measure(
+    data: DataFile, net: Network, bad_samples: BadSamples, top: int, done: Callable[[int, int], None]
+) -> Callable[[Network], Accuracy]:
+    """Return a function that computes a classifier's accuracy among the leaves of its tree, if it has one.
+
+    The leaves are those that the file `leaves` names, else the classes without children.
+    """
+    key = data.validation_key()
+    paths, source = read_list(data.find(key)), f"{data.path}: `{key}`"
+    classes = class_by_path(data, net)
+    tree = getattr(net.nodes[net.heads[-1]].layer, "tree", None)
+    leaves = None
+    if tree:
+        leaves = tree.leaves(read_names(data.find("leaves")) if data.leaves else None)
+        if not leaves.any():
+            raise DataError(f"{data.path}: none of the names in {data.leaves} is one of {net.config.path}'s tree")
+    check_images(paths, bad_samples, source)
+    check_labels(paths, classes, bad_samples, source, is_one_class)
+    return lambda net: accuracy(net, paths, classes, top, bad_samples, lambda count: done(count, len(paths)), leaves)

@@ -1,0 +1,93 @@
+"""Pair a list of difficult boxes with the images that are measured."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import DataError, DataWarning
+from . import read_list
+from .datafile import DataFile, label_path
+
+
+def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], Path | None] | None:
+    """Return a function image -> label file with its difficult boxes, or None; None if the .data file has no `difficult`.
+
+    An entry of the list belongs to the image of the same name, or to the one whose name follows a prefix in it, as in
+    difficult_000001.jpg (Darknet's scripts/voc_label_difficult.py); of several, to the one with most equal folders. If names
+    do not decide and both lists have one length, they are paired by position, as in Darknet. Warns (DataWarning) of entries
+    that match no image and of label files that do not exist. Raises DataError if entries cannot be paired.
+    """
+    if not data.difficult:
+        return None
+    entries, source = read_list(data.find("difficult")), f"{data.path}: `difficult`"
+    pairs, ambiguous = by_name(images, entries)
+    if (ambiguous or not pairs) and len(images) == len(entries):
+        warnings.warn(
+            f"{source}: is paired with the images by position, as names do not decide, first {(ambiguous or entries)[0]}",
+            DataWarning, stacklevel=2,
+        )  # fmt: skip
+        pairs, ambiguous = dict(zip(images, entries, strict=True)), []
+    if ambiguous:
+        raise DataError(
+            f"{source}: names and folders do not say which image an entry belongs to, for {len(ambiguous)} of {len(entries)},"
+            f" first {ambiguous[0]}; write more of the images' folders, or one entry for each image, in their order"
+        )
+    if not pairs:
+        raise DataError(
+            f"{source}: none of its {len(entries)} entries matches an image, first {entries[0]}; use the images' names, with"
+            " or without a prefix such as difficult_"
+        )
+    unknown = sorted(set(entries) - set(pairs.values()))
+    if unknown:
+        warnings.warn(
+            f"{source}: {len(unknown)} of {len(entries)} entries match no image and are not used, first {unknown[0]}",
+            DataWarning, stacklevel=2,
+        )  # fmt: skip
+    files = {image: label_path(entry) for image, entry in pairs.items()}
+    existing = {image: path for image, path in files.items() if path.is_file()}
+    if len(existing) < len(files):
+        lost = next(path for image, path in files.items() if image not in existing)
+        message = f"{source}: {len(files) - len(existing)} of {len(files)} label files do not exist, first {lost}"
+        if not existing:
+            raise DataError(f"{message}; check the list")
+        warnings.warn(f"{message}; their images have no difficult boxes", DataWarning, stacklevel=2)
+    return existing.get
+
+
+def by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return pairs image -> entry by their names, and the entries for which names and folders do not decide."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for path in dict.fromkeys(images):
+        named[label_path(path).stem].append(path)
+    claims: dict[str, list[tuple[int, str]]] = defaultdict(list)  # image -> equal folders, entry
+    ambiguous = []
+    for entry in dict.fromkeys(entries):
+        stem = label_path(entry).stem
+        suffixes = (stem, *(stem[match.end() :] for match in re.finditer(r"[-_. ]", stem)))  # longest first
+        candidates = next((named[name] for name in suffixes if name in named), [])
+        scores = [equal_folders(path, entry) for path in candidates]
+        best = [path for path, score in zip(candidates, scores, strict=True) if score == max(scores)]
+        if len(best) > 1:
+            ambiguous.append(entry)
+        elif best:
+            claims[best[0]].append((max(scores), entry))
+    pairs = {}
+    for path, claimed in claims.items():
+        closest = [entry for score, entry in claimed if score == max(claimed)[0]]
+        pairs[path] = closest[0]
+        ambiguous += closest if len(closest) > 1 else []
+    return pairs, ambiguous
+
+
+def equal_folders(a: str, b: str) -> int:
+    """Return how many of the last folders of two images' label files are equal."""
+    count = 0
+    for one, other in zip(reversed(label_path(a).parent.parts), reversed(label_path(b).parent.parts), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
