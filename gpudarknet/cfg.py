@@ -10,8 +10,8 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -19,10 +19,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 from .errors import CfgError, CfgWarning, DataError, did_you_mean
 from .io.text import read_text
 from .layers import SECTIONS, Layer
+from .layers.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Fault, Limit, Record, between, check
+
+MIXING = ("", "mixup", "cutmix", "mosaic", "cutmix or mosaic")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net:
+class Net(Record):
     """The [net] section: input size, batch, optimizer, augmentation. Sizes in pixels; see Darknet's wiki on [net]."""
 
     section: ClassVar[str] = "net"
@@ -33,6 +36,19 @@ class Net:
     )
     unsupported: ClassVar[frozenset[str]] = frozenset()
     fallback: ClassVar[dict[str, str]] = {"policy": "constant"}
+    limits = NOT_NEGATIVE.of("width", "height", "channels", "inputs") | COUNT.of("batch", "subdivisions", "time_steps")
+    training_limits: ClassVar[dict[str, Limit]] = {
+        **NOT_NEGATIVE.of(
+            "learning_rate", "decay", "burn_in", "sgdr_cycle", "saturation", "exposure", "aspect", "blur"
+        ),
+        **NOT_NEGATIVE.of("gaussian_noise", "max_crop", "min_crop", "num_sigmas_reject_badlabels"),
+        **BELOW_ONE.of("momentum", "label_smooth_eps"),
+        **FRACTION.of("ema_alpha"),
+        **POSITIVE.of("loss_scale"),
+        **COUNT.of("resize_step"),
+        **between(0, len(MIXING) - 1).of("mixup"),
+        **between(0, 100).of("badlabels_rejection_percentage"),
+    }
 
     width: int = 0
     height: int = 0
@@ -88,6 +104,61 @@ class Net:
     resize_step: int = 32
     label_smooth_eps: float = 0.0
 
+    def faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with the values of its keys, also with several together."""
+        yield from super().faults()
+        yield from self.schedule_faults()
+        if self.adam:
+            for key, limit in (("B1", BELOW_ONE), ("B2", BELOW_ONE), ("eps", NOT_NEGATIVE)):
+                yield from check(key, getattr(self, key), limit, "training")
+        if self.batch < self.subdivisions:
+            yield Fault(
+                "subdivisions",
+                f"subdivisions={self.subdivisions} is above batch={self.batch}, so no image is left for each",
+                "training",
+            )
+        elif self.batch % self.subdivisions:
+            used = self.batch // self.subdivisions * self.subdivisions
+            yield Fault(
+                "subdivisions",
+                f"subdivisions={self.subdivisions} does not divide batch={self.batch}; as in Darknet, {used} images are used",
+                "warning",
+            )
+
+    def schedule_faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with the keys of the learning rate's policy; those of other policies have no effect."""
+        steps = len(self.steps or ())
+        if self.policy == "steps":
+            for key in ("steps", "scales"):
+                if getattr(self, key) is None:
+                    yield Fault("policy", f"policy=steps needs the key '{key}'")
+        if self.policy in ("steps", "sgdr") and self.steps is not None:
+            for key in ("scales", "seq_scales"):
+                values = getattr(self, key)
+                if values is not None and len(values) != steps:
+                    message = f"{key} has {len(values)} values, steps has {steps}"
+                    if len(values) < steps:
+                        yield Fault(key, f"{message}; each step needs one")
+                    else:
+                        yield Fault(key, f"{message}; the others have no effect", "warning")
+            if list(self.steps) != sorted(self.steps):
+                listed = ",".join(map(str, self.steps))
+                yield Fault(
+                    "steps", f"steps={listed} are not in ascending order; a step waits for those before it", "warning"
+                )
+        if self.policy in ("poly", "sgdr"):
+            limit = COUNT._replace(text=f"must be at least 1 for policy={self.policy}")
+            yield from check("max_batches", self.max_batches, limit, "training")
+        if self.policy == "step":
+            yield from check("step", self.step, COUNT, "training")
+        if self.policy == "sgdr":
+            yield from check("sgdr_mult", self.sgdr_mult, COUNT, "training")
+
+    @property
+    def mixing(self) -> str:
+        """How training combines images, one of MIXING: by mosaic and cutmix, else by mixup, which may also be an index."""
+        return MIXING[4 if self.mosaic and self.cutmix else 2 if self.cutmix else 3 if self.mosaic else self.mixup]
+
     @property
     def input(self) -> tuple[int, int, int]:
         """(C, H, W) of one image; (inputs, 1, 1) for a network without images."""
@@ -116,12 +187,28 @@ class Section:
 
 @dataclass(frozen=True)
 class Config:
-    """A parsed .cfg: the [net] record, a record per layer, and the line of each layer's section."""
+    """A parsed .cfg: the [net] record, a record per layer, the line of each layer's section; the lines of keys.
+
+    training_errors: why it can run but not be trained, one message each.
+    """
 
     path: str
     net: Net
     layers: tuple[Layer, ...]
     lines: tuple[int, ...]
+    net_lines: Mapping[str, int] = field(default_factory=dict)  # of the keys of [net]
+    key_lines: tuple[Mapping[str, int], ...] = ()  # of the keys of each layer
+    training_errors: tuple[str, ...] = ()
+
+    def net_key(self, key: str) -> str:
+        """Return how messages name a key of [net]: `file:line: [net] key=value`."""
+        line = f":{self.net_lines[key]}" if key in self.net_lines else ""
+        return f"{self.path}{line}: [net] {key}={getattr(self.net, key)}"
+
+    def check_trainable(self) -> None:
+        """Raise CfgError if values that the network can run with would make its training impossible."""
+        if self.training_errors:
+            raise CfgError(self.training_errors[0])
 
 
 def read(path: str | Path, strict: bool = False) -> Config:
@@ -140,23 +227,40 @@ def parse(text: str, path: str = "cfg", strict: bool = False) -> Config:
         raise CfgError(f"{path}:{first.line}: the first section is [{first.name}]; a cfg begins with [net]")
     if not rest:
         raise CfgError(f"{path}:{first.line}: [net] is the only section; a network needs layers")
-    net = record(Net, first, report)
-    layers = []
+    net, net_lines = record(Net, first, report)
+    layers, key_lines = [], []
     for section in rest:
         if section.name not in SECTIONS:
             raise CfgError(
                 f"{path}:{section.line}: unknown section [{section.name}]{did_you_mean(section.name, SECTIONS)}"
             )
-        layers.append(record(SECTIONS[section.name], section, report))
-    return Config(path, net, tuple(layers), tuple(section.line for section in rest))
+        layer, own_lines = record(SECTIONS[section.name], section, report)
+        layers.append(layer)
+        key_lines.append(own_lines)
+    lines = tuple(section.line for section in rest)
+    return Config(path, net, tuple(layers), lines, net_lines, tuple(key_lines), tuple(report.training_errors))
 
 
 @dataclass(frozen=True)
 class Reporter:
-    """Report a problem: warn with a CfgWarning, or with `strict` raise a CfgError."""
+    """Report a problem: warn with a CfgWarning, or with `strict` raise a CfgError.
+
+    training_errors: collects what makes training impossible.
+    """
 
     path: str
     strict: bool
+    training_errors: list[str] = field(default_factory=list)
+
+    def fault(self, section: Section, line: int, fault: Fault) -> None:
+        """Report a value; raise CfgError if the network cannot run with it."""
+        message = f"[{section.name}] {fault.message}"
+        if fault.severity == "error":
+            raise CfgError(f"{self.path}:{line}: {message}")
+        if fault.severity == "training":
+            self.training_errors.append(f"{self.path}:{line}: {message}")
+            message += "; the network cannot be trained"
+        self(line, message)
 
     def __call__(self, line: int, message: str) -> None:
         """Report it with path and line."""
@@ -190,11 +294,11 @@ def sections(text: str, path: str, report: Reporter) -> list[Section]:
     return [Section(name, line, tuple(options)) for name, line, options in result]
 
 
-Record = TypeVar("Record", Net, Layer)
+Kind = TypeVar("Kind", Net, Layer)
 
 
-def record(kind: type[Record], section: Section, report: Reporter) -> Record:
-    """Turn a section's options into a record, by the types of its fields."""
+def record(kind: type[Kind], section: Section, report: Reporter) -> tuple[Kind, dict[str, int]]:
+    """Turn a section's options into a record, by the types of its fields; return it with the lines of its keys."""
     kinds, values = schema(typing.cast(Any, kind)), {}
     seen: dict[str, int] = {}
     for option in section.options:
@@ -214,7 +318,10 @@ def record(kind: type[Record], section: Section, report: Reporter) -> Record:
         if f.default is MISSING and f.name not in values:
             key = f.name.rstrip("_")
             raise CfgError(f"{report.path}:{section.line}: [{section.name}] needs the key '{key}'")
-    return kind(**values)
+    result = kind(**values)
+    for fault in result.faults():
+        report.fault(section, seen.get(fault.key, section.line), fault)
+    return result, seen
 
 
 @cache

@@ -52,7 +52,8 @@ def build(config: Config) -> tuple[Node, ...]:
             node = Node(index, layer, sources, inputs, layer.shape(*inputs), line)
             sizes = [("output", node.shape), *((name, shape) for name, shape, _ in layer.weights(*inputs))]
         except ShapeError as e:
-            raise CfgError(f"{place}: {e}") from None
+            at = config.key_lines[index].get(e.key, line) if config.key_lines else line
+            raise CfgError(f"{config.path}:{at}: [{layer.section}] (layer {index}): {e}") from None
         for name, shape in sizes:
             if int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
                 raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 elements; make it smaller")

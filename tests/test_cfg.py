@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from layer_cases import DARKNET_SECTIONS
 
+import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.errors import CfgError, CfgWarning
 from gpudarknet.layers.base import SECTIONS, Activation
@@ -94,7 +97,7 @@ def test_lists() -> None:
         return cfg.parse(NET + text).layers[0]
 
     assert one("[route]\nlayers=-1, 3").layers == (-1, 3)  # type: ignore[attr-defined]
-    assert one("[yolo]\nmask=0,1,2#,5").mask == (0, 1, 2)  # type: ignore[attr-defined]
+    assert one("[yolo]\nnum=3\nmask=0,1,2#,5").mask == (0, 1, 2)  # type: ignore[attr-defined]
     assert one("[shortcut]\nfrom=-3").from_ == (-3,)  # type: ignore[attr-defined]
 
 
@@ -131,6 +134,141 @@ def test_errors(text: str) -> None:
     with pytest.raises(CfgError) as e:
         cfg.parse(text, "x.cfg")
     assert str(e.value) == ERRORS[text]
+
+
+HEAD = "[net]\nwidth=8\nheight=8\nchannels=3\n{}\n[yolo]\nclasses=2\nnum=2\n{}\n"  # the given keys are on lines 5 and 9
+IMPOSSIBLE = {  # keys of [net], keys of the head -> the error
+    "counters": ("", "counters_per_class=5,6,7", "9: [yolo] counters_per_class has 3 values, classes=2; it needs one per class"),
+    "few counters": ("", "counters_per_class=5", "9: [yolo] counters_per_class has 1 values, classes=2; it needs one per class"),
+    "mask": ("", "mask=0,2", "9: [yolo] mask=0,2 must name anchors between 0 and num - 1 = 1"),
+    "negative mask": ("", "mask=-1", "9: [yolo] mask=-1 must name anchors between 0 and num - 1 = 1"),
+    "anchors": ("", "anchors=10,14", "9: [yolo] anchors has 2 values; 2 anchors need 4, a width and a height for each"),
+    "anchor": ("", "anchors=10,14,0,3", "9: [yolo] anchors: value 3 is 0 and must be above 0, a width or a height"),
+    "no scales": ("policy=steps", "", "5: [net] policy=steps needs the key 'steps'"),
+    "few scales": ("policy=steps\nsteps=1,2\nscales=.1", "", "7: [net] scales has 1 values, steps has 2; each step needs one"),
+    "few sequence scales": (
+        "policy=sgdr\nmax_batches=9\nsteps=1,2\nseq_scales=.1", "",
+        "8: [net] seq_scales has 1 values, steps has 2; each step needs one",
+    ),
+    "subdivisions": ("subdivisions=0", "", "5: [net] subdivisions=0 must be at least 1"),
+    "batch": ("batch=-8", "", "5: [net] batch=-8 must be at least 1"),
+    "time steps": ("time_steps=0", "", "5: [net] time_steps=0 must be at least 1"),
+    "groups": ("", "[route]\nlayers=0\ngroups=0", "11: [route] groups=0 must be at least 1"),
+    "group id": ("", "[route]\nlayers=0\ngroup_id=1", "11: [route] group_id=1 must be between 0 and groups - 1 = 0"),
+    "region anchors": ("", "[region]\nclasses=1\nnum=3\nanchors=1,2,3,4", "12: [region] anchors has 4 values; 3 anchors need 6,"
+                       " a width and a height for each"),
+    "coords": ("", "[region]\ncoords=2", "10: [region] coords=2 must be at least 4"),
+    "classes": ("", "[Gaussian_yolo]\nclasses=0", "10: [Gaussian_yolo] classes=0 must be at least 1"),
+    "cells": ("", "[detection]\ncoords=4\nside=0", "11: [detection] side=0 must be at least 1"),
+    "default coords": ("", "[detection]\nside=7", "9: [detection] coords=1 must be 4"),  # on the line of the section
+    "filters": ("", "[conv]\nfilters=0", "10: [conv] filters=0 must be at least 1"),
+    "hidden": ("", "[crnn]\nhidden=0", "10: [crnn] hidden=0 must be at least 1"),
+    "output": ("", "[connected]\noutput=-3", "10: [connected] output=-3 must be at least 1"),
+    "weights": (
+        "", "[shortcut]\nfrom=0\nweights_type=per_feature",
+        "11: [shortcut] weights_type=per_feature needs weights_normalization=relu or softmax; Darknet refuses it too",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_values_that_cannot_be(name: str) -> None:
+    net, head, message = IMPOSSIBLE[name]
+    with pytest.raises(CfgError) as e:
+        cfg.parse(HEAD.format(net, head), "x.cfg")
+    assert str(e.value) == f"x.cfg:{message}"
+
+
+def test_every_layer_has_its_limits_and_those_of_its_bases() -> None:
+    """No key of a limit is misspelled, and the defaults are within the limits."""
+    required = {"layers": (0,), "from_": (0,)}
+    for kind in (cfg.Net, *SECTIONS.values()):
+        names = {f.name for f in fields(kind)}
+        record = kind(**{key: (0,) for key in required if key in names})  # type: ignore[arg-type]
+        for base in kind.__mro__:
+            assert {*vars(base).get("limits", ()), *vars(base).get("training_limits", ())} <= names
+        known = [("coords", "error")] if record.section == "detection" else []
+        assert [(fault.key, fault.severity) for fault in record.faults()] == known
+
+
+UNTRAINABLE = {
+    "subdivisions": ("batch=1\nsubdivisions=8", "", "6: [net] subdivisions=8 is above batch=1, so no image is left for each"),
+    "momentum": ("momentum=1", "", "5: [net] momentum=1 must be at least 0 and below 1"),
+    "rate": ("learning_rate=-1", "", "5: [net] learning_rate=-1 must be at least 0"),
+    "adam": ("adam=1\nB1=1.5", "", "6: [net] B1=1.5 must be at least 0 and below 1"),
+    "poly": ("policy=poly", "", "1: [net] max_batches=0 must be at least 1 for policy=poly"),
+    "step": ("policy=step\nstep=0", "", "6: [net] step=0 must be at least 1"),
+    "cycles": ("policy=sgdr\nmax_batches=9\nsgdr_mult=0", "", "7: [net] sgdr_mult=0 must be at least 1"),
+    "mixup": ("mixup=5", "", "5: [net] mixup=5 must be between 0 and 4"),
+    "resize step": ("resize_step=0", "", "5: [net] resize_step=0 must be at least 1"),
+    "ignore_thresh": ("", "ignore_thresh=-.5", "9: [yolo] ignore_thresh=-0.5 must be at least 0"),
+    "max": ("", "max=0", "9: [yolo] max=0 must be at least 1"),
+    "max_delta": ("", "max_delta=0", "9: [yolo] max_delta=0 must be above 0"),
+    "dropout": ("", "[dropout]\nprobability=1", "10: [dropout] probability=1 must be at least 0 and below 1"),
+    "forced": ("", "[detection]\ncoords=4\nforced=1", "11: [detection] forced=1 needs num=2: small objects take the second box,"
+               " num=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTRAINABLE)
+def test_values_that_only_training_cannot_use(name: str) -> None:
+    """They are a warning, as the network can run; and an error when it is to be trained."""
+    net, head, message = UNTRAINABLE[name]
+    with pytest.warns(CfgWarning) as caught:
+        config = cfg.parse(HEAD.format(net, head), "x.cfg")
+    assert [str(w.message) for w in caught] == [f"x.cfg:{message}; the network cannot be trained"]
+    with pytest.raises(CfgError) as e:
+        config.check_trainable()
+    assert str(e.value) == f"x.cfg:{message}"
+
+
+UNINTENDED = {
+    "scales": ("policy=steps\nsteps=5\nscales=.1,.2", "", "7: [net] scales has 2 values, steps has 1; the others have no effect"),
+    "order": (
+        "policy=steps\nsteps=9,5\nscales=.1,.2", "",
+        "6: [net] steps=9,5 are not in ascending order; a step waits for those before it",
+    ),
+    "batch": (
+        "batch=10\nsubdivisions=4", "",
+        "6: [net] subdivisions=4 does not divide batch=10; as in Darknet, 8 images are used",
+    ),
+    "half an anchor": (
+        "", "anchors=9,8,7",
+        "9: [yolo] anchors has 3 values; 2 anchors need 4, a width and a height for each; as in Darknet the others are 0.5",
+    ),
+    "jitter": ("", "jitter=30", "9: [yolo] jitter=30 must be between 0 and 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNINTENDED)
+def test_values_that_darknet_works_with_are_a_warning(name: str) -> None:
+    net, head, message = UNINTENDED[name]
+    with pytest.warns(CfgWarning) as caught:
+        config = cfg.parse(HEAD.format(net, head), "x.cfg")
+    assert [str(w.message) for w in caught] == [f"x.cfg:{message}"]
+    config.check_trainable()
+    with pytest.raises(CfgError, match=rf"^x.cfg:{re.escape(message)}$"):
+        cfg.parse(HEAD.format(net, head), "x.cfg", strict=True)
+
+
+def test_files_of_classes_are_checked_against_classes(tmp_path: Path) -> None:
+    (tmp_path / "my.tree").write_text("animal -1\nthing -1\ncat 0\ndog 0\n")
+    (tmp_path / "my.map").write_text("1\n4\n")
+    text = f"{NET}[region]\nclasses={{}}\nnum=1\nmap=my.map\ntree=my.tree\n"
+    config = cfg.parse(text.format(4).replace("map=my.map\n", ""), str(tmp_path / "x.cfg"))
+    assert config.layers[0].num_truth_classes == 4  # type: ignore[attr-defined]
+    for classes, place, message in (
+        (4, 8, "map: its line 2 is class 4, and must be between 0 and classes - 1 = 3"),
+        (5, 9, "tree: has 4 classes, classes=5; they must be equal"),
+    ):
+        with pytest.raises(CfgError) as e:
+            cfg.parse(text.format(classes), str(tmp_path / "x.cfg"))
+        assert str(e.value) == f"{tmp_path}/x.cfg:{place}: [region] {message}"
+    path = tmp_path / "x.cfg"
+    path.write_text(f"{NET}[connected]\noutput=3\n[softmax]\ntree=my.tree\n")
+    with pytest.raises(CfgError) as e:
+        gd.load_network(path)
+    assert str(e.value) == f"{path}:8: [softmax] (layer 1): the tree has 4 classes, its input 3"
 
 
 def test_files_that_are_no_cfg(tmp_path: Path) -> None:

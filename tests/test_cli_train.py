@@ -28,9 +28,9 @@ def test_train_then_measure(folder, capsys):
     assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert err == "" and lines[0] == "x: 4 images, batch 2, iterations 1 to 3"
+    assert err == "" and lines[0] == "x: 4 images, batch 8, iterations 1 to 3"
     assert (
-        lines[1].startswith(" 1: ") and " avg loss, 0.000063 rate, " in lines[1] and " seconds, 2 images, " in lines[1]
+        lines[1].startswith(" 1: ") and " avg loss, 0.000063 rate, " in lines[1] and " seconds, 8 images, " in lines[1]
     )
     assert lines[4].startswith(" 3: mean average precision (mAP@0.50) = ") and len(lines) == 6
     assert (folder / "backup" / "x_final.weights").is_file()
@@ -96,7 +96,7 @@ def test_flags_of_training(folder, capsys):
     )
     assert " 3: mean average precision (mAP@0.30) = " in capsys.readouterr().out
     assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
-    assert "aug_0.jpg to aug_1.jpg: the batch of the next iteration\n" in capsys.readouterr().out
+    assert "aug_0.jpg to aug_7.jpg: the batch of the next iteration\n" in capsys.readouterr().out
     assert image.read("aug_1.jpg").shape == (32, 64, 3)
 
 

@@ -20,7 +20,7 @@ from gpudarknet.errors import DataError
 from gpudarknet.layers import SECTIONS
 from gpudarknet.layers.class_tree import Tree
 
-STILL = dict(classes=3, boxes=5, jitter=0.0, flip=False)
+STILL = dict(classes=3, truth=SECTIONS["yolo"](max=5).truth, jitter=0.0, flip=False)
 
 
 def check(x, truth, at_least=1):
@@ -116,6 +116,91 @@ def test_boxes_that_leave_the_crop_are_clipped_and_dropped():
     assert mirrored[mirrored[:, 4].argsort()][1, 0] == pytest.approx(0.8)
 
 
+def clipped(boxes, margins, ow, oh, flip=False):
+    """Return what `correct_boxes` and `fill_truth_detection` of src/data.c make of boxes, written as loops."""
+    sx, sy = (ow - margins.left - margins.right) / ow, (oh - margins.top - margins.bottom) / oh
+    dx, dy = margins.left / ow / sx, margins.top / oh / sy
+    out = []
+    for x, y, w, h, k in boxes:
+        if x == y == 0 or x + w / 2 < 0 or y + h / 2 < 0 or x - w / 2 > 1 or y - h / 2 > 1:
+            continue
+        left, right, top, bottom = (
+            (x - w / 2) / sx - dx,
+            (x + w / 2) / sx - dx,
+            (y - h / 2) / sy - dy,
+            (y + h / 2) / sy - dy,
+        )
+        if flip:
+            left, right = 1 - right, 1 - left
+        left, right, top, bottom = (min(max(v, 0), 1) for v in (left, right, top, bottom))
+        if right - left >= 1 / 100 and bottom - top >= 1 / 60:
+            out.append(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top, k))
+    return sorted(out, key=lambda row: row[4])
+
+
+# Boxes of one class each: over the left edge with the centre outside, over the right edge, above the image, larger than the
+# image, right of it, below it, and around its corner
+EDGE = [(-0.05, 0.5, 0.2, 0.2, 0), (1.0, 0.5, 0.3, 0.1, 1), (0.5, -0.2, 0.1, 0.2, 2), (0.5, 0.5, 1.5, 1.2, 3),
+        (1.2, 0.5, 0.1, 0.1, 4), (0.5, 1.15, 0.2, 0.2, 5), (0, 0, 0.4, 0.4, 6)]  # fmt: skip
+
+
+def sampled(margins, flip=False, **keys):
+    """Return the truths (K, 5), sorted by class, of a 100 x 60 image with EDGE as its boxes, cropped by these margins."""
+
+    class Fixed(DetectionAugment):
+        def random_margins(self, rng, ow, oh, ratio):
+            return margins
+
+    augment = Fixed(**STILL | dict(classes=7, truth=SECTIONS["yolo"](max=9).truth, flip=flip) | keys)
+    seed = next(s for s in range(99) if not flip or np.random.default_rng(s).random() < 0.5)
+    image, boxes = np.zeros((60, 100, 3), np.uint8), np.array(EDGE, np.float32)
+    rows = augment.sample(lambda r: (image, boxes), np.random.default_rng(seed), 100, 60)[1].reshape(-1, 6)[:, :5]
+    rows = rows[rows[:, 2] > 0]
+    return rows[rows[:, 4].argsort()]
+
+
+def test_boxes_that_reach_over_the_edge_are_clipped():
+    """By hand: -0.05 +- 0.1 becomes 0 .. 0.05, 1 +- 0.15 becomes 0.85 .. 1, and all of the image is 0 .. 1."""
+    rows = sampled(Margins(0, 0, 0, 0))
+    expected = [[0.025, 0.5, 0.05, 0.2, 0], [0.925, 0.5, 0.15, 0.1, 1], [0.5, 0.5, 1, 1, 3]]
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("margins", [Margins(10, -20, 5, 0), Margins(-30, 0, -15, -40), Margins(40, 30, -6, 20)])
+def test_boxes_over_the_edge_are_cropped_as_in_darknet(margins, flip):
+    """They reach into a border; boxes outside the image do not come back in it."""
+    expected = clipped(EDGE, margins, 100, 60, flip)
+    np.testing.assert_allclose(sampled(margins, flip), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [dict(mosaic=True), dict(mosaic=True, mosaic_bound=True), dict(mixup=True)])
+def test_boxes_outside_the_image_do_not_come_back_in_combined_images(keys):
+    image, boxes = np.zeros((60, 100, 3), np.uint8), np.array(EDGE, np.float32)
+    augment = DetectionAugment(**STILL | dict(classes=7, truth=SECTIONS["yolo"](max=40).truth, jitter=0.3) | keys)
+    seen = set()
+    for seed in range(30):
+        rows = augment.sample(lambda r: (image, boxes), np.random.default_rng(seed), 100, 60)[1].reshape(-1, 6)
+        rows = rows[rows[:, 2] > 0]
+        seen |= {*rows[:, 4].tolist()}
+        corners = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2])
+        assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
+    assert seen == {0, 1, 3}
+
+
+def test_truths_in_cells():
+    """fill_truth_region by hand: a cell has 1, the class, x and y within it, w and h; of two boxes in a cell the first counts."""
+    head = SECTIONS["detection"](side=2, classes=3, coords=4)
+    boxes = np.array([[0.75, 0.3, 0.4, 0.1, 2], [0.6, 0.4, 0.9, 0.9, 0], [0.1, 1.0, 0.2, 0.2, 1]], np.float32)
+    truth = head.truth(boxes).reshape(2, 2, 8)
+    np.testing.assert_allclose(truth[0, 1], [1, 0, 0, 1, 0.5, 0.6, 0.4, 0.1], atol=1e-6)
+    np.testing.assert_allclose(truth[1, 0], [1, 0, 1, 0, 0.2, 1.0, 0.2, 0.2], atol=1e-6)
+    assert not truth[0, 0].any() and not truth[1, 1].any()
+    np.testing.assert_allclose(head.truth_boxes(truth.reshape(-1)), boxes[[0, 2]], atol=1e-6)
+    rows = SECTIONS["yolo"](max=5)
+    np.testing.assert_array_equal(rows.truth_boxes(rows.truth(boxes)), boxes)
+
+
 def test_shifted_margins_keep_the_size():
     margins = Margins(3, -7, 2, 5)
     for corner in range(4):
@@ -154,8 +239,11 @@ def test_rotation_by_90_degrees():
     assert np.unravel_index(x.argmax(), x.shape)[:2] in {(4, 12), (4, 13), (5, 12), (5, 13)}
 
 
-@pytest.mark.parametrize(("mode", "values"), [(1, {10, 200, 105}), (2, {10, 200}), (3, {10, 200}), (4, {10, 200})])
-def test_mixed_images_mix_their_labels(mode, values):
+@pytest.mark.parametrize(
+    ("mixing", "values"),
+    [("mixup", {10, 200, 105}), ("cutmix", {10, 200}), ("mosaic", {10, 200}), ("cutmix or mosaic", {10, 200})],
+)
+def test_mixed_images_mix_their_labels(mixing, values):
     """The truth is the fraction of each image's pixels."""
     shades, mixed = (10, 200), 0
     for seed in range(12):
@@ -164,7 +252,7 @@ def test_mixed_images_mix_their_labels(mode, values):
             k = int(rng.integers(2))
             return np.full((24, 24, 3), shades[k], np.uint8), np.array([[0, 0, 0, 0, k]], np.float32)
 
-        x, truth = classifier(mixup=mode).sample(draw, np.random.default_rng(seed), 24, 24)
+        x, truth = classifier(mixing=mixing).sample(draw, np.random.default_rng(seed), 24, 24)
         assert set(np.unique(np.rint(x * 255)).astype(int)) <= values
         assert truth.sum() == pytest.approx(1)
         assert x.mean() * 255 == pytest.approx(10 * truth[0] + 200 * truth[1], abs=1e-2)
@@ -349,26 +437,51 @@ def test_random_sizes():
     net = cfg.parse("[net]\nwidth=416\nheight=320\nchannels=3\nmax_batches=1000\n[avgpool]\n").net
     fixed = data.input_size(net, [SECTIONS["yolo"]()], 0)
     assert fixed(5) == fixed(500) == (416, 320)
-    size = data.input_size(net, [SECTIONS["yolo"](random=1.0)], 0)
+    heads = [SECTIONS["yolo"](), SECTIONS["yolo"](random=1.0), SECTIONS["avgpool"]()]
+    size = data.input_size(net, heads, 0)
     largest = (int(1.4 * 416 / 32 + 1.5) * 32, int(1.4 * 320 / 32 + 1.5) * 32)
     assert size(0) == size(950) == largest
     assert all(size(10 * k) == size(10 * k + 9) for k in range(1, 20))
+    assert size(900) == size(909) != largest  # the last size drawn before the last 100 iterations
     sizes = {size(10 * k) for k in range(1, 60)}
     assert len(sizes) > 8 and all(w % 32 == h % 32 == 0 and w <= largest[0] for w, h in sizes)
+
+
+@pytest.mark.parametrize(
+    ("section", "varies"), [("yolo", True), ("Gaussian_yolo", True), ("region", True), ("detection", False)]
+)
+def test_the_last_head_decides_on_random_sizes(section, varies):
+    """As in Darknet; in [detection] the key `random` has another meaning."""
+    net = cfg.parse("[net]\nwidth=416\nheight=320\nchannels=3\nmax_batches=1000\n[avgpool]\n").net
+    last_random = data.input_size(net, [SECTIONS["yolo"](random=0.0), SECTIONS[section](random=1.5)], 0)
+    assert (last_random(0) != (416, 320)) is varies
+    assert data.input_size(net, [SECTIONS["yolo"](random=1.0), SECTIONS[section](random=0.0)], 0)(0) == (416, 320)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mosaic", "mixup"),
+    [
+        ("", False, False),
+        ("mixup=1", False, True),
+        ("mixup=1\nmosaic=1", True, False),  # mosaic takes precedence
+        ("mixup=1\ncutmix=1", False, False),
+        ("mosaic=1\ncutmix=1", True, False),
+        ("mixup=3", True, False),  # the number of mosaic
+    ],
+)
+def test_how_a_detector_mixes_images(keys, mosaic, mixup):
+    net = cfg.parse(f"[net]\nwidth=8\nheight=8\nchannels=3\n{keys}\n[avgpool]\n").net
+    augment = DetectionAugment.of(net, SECTIONS["yolo"]())
+    assert (augment.mosaic, augment.mixup) == (mosaic, mixup)
 
 
 def test_keys_of_net_and_head():
     text = "[net]\nwidth=8\nheight=8\nchannels=3\nhue=.1\nsaturation=1.5\nmosaic=1\ncutmix=1\nflip=0\nmin_crop=5\n[avgpool]\n"
     net = cfg.parse(text).net
     augment = DetectionAugment.of(net, SECTIONS["yolo"](classes=7, max=9, jitter=0.3, resize=1.5))
-    assert (augment.classes, augment.boxes, augment.jitter, augment.resize, augment.flip, augment.mosaic) == (
-        7,
-        9,
-        0.3,
-        1.5,
-        False,
-        True,
-    )
+    assert (augment.classes, augment.jitter, augment.resize, augment.flip, augment.mosaic) == (7, 0.3, 1.5, False, True)
+    assert augment.truth(np.zeros((20, 5))).shape == (9 * 6,)
     assert augment.colours == Colours(hue=0.1, saturation=1.5)
     classifier_augment = ClassifierAugment.of(net, 4)
-    assert (classifier_augment.min_crop, classifier_augment.max_crop, classifier_augment.mixup) == (5, 16, 4)
+    assert (classifier_augment.min_crop, classifier_augment.max_crop) == (5, 16)
+    assert classifier_augment.mixing == "cutmix or mosaic"

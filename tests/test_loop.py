@@ -18,7 +18,7 @@ from spots import files, project
 import gpudarknet as gd
 from gpudarknet import data
 from gpudarknet.data.datafile import DataFile
-from gpudarknet.errors import DataError, TrainError, TrainWarning
+from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
 from gpudarknet.train import datasets, history
 
 
@@ -45,11 +45,11 @@ def test_a_whole_training_writes_its_files(tmp_path):
     expected = "x_last.weights x_last.npz x_4.weights x_best.weights x_final.weights chart_x.csv".split()
     assert names - {"chart_x.png"} == set(expected)
     assert [p.iteration for p in seen] == [1, 2, 3, 4, 5, 6] and last is seen[-1]
-    assert (last.map, last.best, last.images, last.left, last.width) == (0.5, 0.5, 12, 0, 64)
+    assert (last.map, last.best, last.images, last.left, last.width) == (0.5, 0.5, 48, 0, 64)
     assert seen[1].average == pytest.approx(0.9 * seen[0].loss + 0.1 * seen[1].loss)
     rows = list(csv.reader((tmp_path / "out" / "chart_x.csv").read_text().splitlines()))
     assert rows[0] == ["iteration", "loss", "average", "rate", "map"] and len(rows) == 7 and rows[6][4] == "0.5"
-    assert gd.load_network(cfg, tmp_path / "out" / "x_final.weights", "numpy").seen == 12
+    assert gd.load_network(cfg, tmp_path / "out" / "x_final.weights", "numpy").seen == 48
 
 
 def test_a_chart(tmp_path):
@@ -159,7 +159,7 @@ def test_an_interruption_saves_the_state(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         start(cfg).fit(source, tmp_path / "out", report=stop)
-    assert int(arrays(tmp_path / "out" / "x_last.npz")["seen"]) == 6
+    assert int(arrays(tmp_path / "out" / "x_last.npz")["seen"]) == 24
 
 
 def test_ctrl_c_ends_the_iteration_and_saves_it(tmp_path):
@@ -284,11 +284,44 @@ def test_tracks_make_sequences(tmp_path):
     (tmp_path / "1.txt").write_text("0 .5 .5 .2 .2 77\n")
     trainer = start(cfg)
     dataset = datasets.training_set(DataFile.read(source), trainer.net)
-    assert dataset.sequences == data.Sequences(steps=3, count=2, speed=4) and trainer.batch == 6
+    assert dataset.sequences == data.Sequences(steps=3, count=8, speed=4) and trainer.batch == 24
     truths = [dataset.sample(0, k, number, (64, 32))[1].reshape(-1, 6) for k in range(10) for number in range(6)]
     tracks = {row[5] for truth in truths for row in truth if row[2]}
     assert 77 in tracks and len(tracks) > 3
     assert np.isfinite(trainer.fit(source, tmp_path / "out").loss)
+
+
+@pytest.mark.parametrize("how", ["batch=1", "batch=4\nsubdivisions=4", "mosaic=0\nmixup=2", "cutmix=1"])
+def test_keys_that_darknet_refuses_or_warns_of(how, tmp_path):
+    """train_detector: batch=1 is an error, below 8 a warning; load_data_detection: cutmix is for classifiers."""
+    source, cfg = project(tmp_path)
+    text = (
+        cfg.read_text()
+        .replace("batch=8\nsubdivisions=1\n", "")
+        .replace("mosaic=1\n", "" if "mosaic" in how else "mosaic=1\n")
+    )
+    cfg.write_text(text.replace("[net]\n", f"[net]\n{how}\n" + ("" if "batch" in how else "batch=8\n")))
+    net = gd.load_network(cfg, backend="numpy")
+    advice = "set batch=64, and subdivisions so that a part of it fits into memory"
+    if how == "batch=1":
+        with pytest.raises(CfgError) as e:
+            datasets.training_set(DataFile.read(source), net)
+        assert (
+            str(e.value) == f"{cfg}:2: [net] batch=1: a detector cannot be trained on one image per iteration; {advice}"
+        )
+        gd.Trainer(net).step(
+            np.zeros((1, 3, 32, 64), np.float32), np.zeros((1, 200 * 6))
+        )  # one step is anybody's choice
+        return
+    with pytest.warns(TrainWarning) as caught:
+        augment = datasets.training_set(DataFile.read(source), net).augment
+    message = {
+        "batch=4\nsubdivisions=4": f"2: [net] batch=4: is small for training; {advice}",
+        "mosaic=0\nmixup=2": "3: [net] mixup=2: cutmix is for classifiers; for this detector images are not mixed",
+        "cutmix=1": "2: [net] cutmix=1: cutmix is for classifiers; for this detector only mosaic is used",
+    }[how]
+    assert [str(w.message) for w in caught] == [f"{cfg}:{message}"]
+    assert (augment.mosaic, augment.mixup) == ("mosaic" not in how, False)
 
 
 def test_images_without_any_label(tmp_path):

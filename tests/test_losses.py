@@ -36,7 +36,8 @@ def yolo_by_loops(head, y, truth, ctx):
     sizes = head.anchor_sizes().astype(float)
     gain = [1.0] * K
     if head.counters_per_class:
-        gain = [min(max(head.counters_per_class) / max(c, 1), head.max_delta) for c in head.counters_per_class]
+        counts = [max(c, 1) for c in head.counters_per_class]
+        gain = [min(max(counts) / c, head.max_delta) for c in counts]
     losses = []
 
     def box(n, a, j, i):
@@ -154,7 +155,8 @@ VARIANTS = {
     "truth_thresh": dict(ignore_thresh=0.2, truth_thresh=0.4),
     "focal": dict(focal_loss=1),
     "label smoothing": dict(label_smooth_eps=0.1, iou_thresh=0.3),
-    "counters": dict(counters_per_class=(10.0, 40.0, 0.0, 20.0), cls_normalizer=0.5, max_delta=3.0, iou_loss="iou"),
+    "counters": dict(counters_per_class=(10, 40, 0, 20), cls_normalizer=0.5, max_delta=3.0, iou_loss="iou"),
+    "counters of nothing": dict(counters_per_class=(0, 0, 0, 0), cls_normalizer=0.5, iou_loss="iou"),
 }
 
 

@@ -155,14 +155,14 @@ NETS = {
         "asks for an input of 1000000000 x 416 x 3 elements",
     ),
     "no size": ("width=0\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
-    "negative size": ("width=-416\nheight=416\nchannels=3", "", "needs width, height and channels of at least 1"),
+    "negative size": ("width=-416\nheight=416\nchannels=3", "", "cfg:2: [net] width=-416 must be at least 0"),
     "negative filters": (
         None,
         "[convolutional]\nfilters=-4",
-        "filters, size, stride, groups and dilation must be at least 1",
+        "cfg:6: [convolutional] filters=-4 must be at least 1",
     ),
     "huge filters": (None, "[convolutional]\nfilters=2000000000", "has more than 2^31 - 1 elements"),
-    "zero stride": (None, "[convolutional]\nstride=0", "must be at least 1"),
+    "zero stride": (None, "[convolutional]\nstride=0", "cfg:6: [convolutional] stride=0 must be at least 1"),
     "big window": (None, "[convolutional]\nsize=99", "a window of 99 (padding 0) does not fit into 16 pixels"),
     "later layer": (
         None,
@@ -181,7 +181,11 @@ NETS = {
         "[dropout]\n[avgpool]\n[route]\nlayers=0,1",
         "its inputs differ in size: 24 x 16 and, from source 2, 1 x 1 (width x height)",
     ),
-    "groups": (None, "[convolutional]\nfilters=4\ngroups=2", "groups=2 does not divide 3 input channels and 4 filters"),
+    "groups": (
+        None,
+        "[convolutional]\nfilters=4\ngroups=2",
+        "cfg:7: [convolutional] (layer 0): groups=2 does not divide 3 input channels and 4 filters",
+    ),
     "route groups": (
         None,
         "[dropout]\n[route]\nlayers=0\ngroups=2",
@@ -190,14 +194,18 @@ NETS = {
     "group id": (
         None,
         "[dropout]\n[route]\nlayers=0\ngroups=3\ngroup_id=3",
-        "group_id=3 must be between 0 and groups - 1 = 2",
+        "cfg:9: [route] group_id=3 must be between 0 and groups - 1 = 2",
     ),
     "yolo channels": (
         None,
         "[yolo]\nclasses=80\nnum=3",
         "need 255 input channels, there are 3; set filters=255 in the layer before it",
     ),
-    "yolo mask": (None, "[yolo]\nclasses=80\nnum=3\nmask=1,3", "mask=1,3 must name anchors between 0 and num - 1 = 2"),
+    "yolo mask": (
+        None,
+        "[yolo]\nclasses=80\nnum=3\nmask=1,3",
+        "cfg:8: [yolo] mask=1,3 must name anchors between 0 and num - 1 = 2",
+    ),
     "region channels": (None, "[region]\nclasses=20\nnum=5", "need 125 input channels, there are 3"),
     "reorg": (None, "[reorg]\nstride=2", "its square the 3 channels"),
     "crop": (None, "[crop]\ncrop_height=99\ncrop_width=2", "crop 2 x 99 does not fit into 24 x 16"),

@@ -15,7 +15,7 @@ import pytest
 import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.backend import threads
-from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
+from gpudarknet.errors import CfgError, CfgWarning, DataError, TrainError, TrainWarning
 from gpudarknet.train import lr_schedule
 
 DATA = Path(__file__).parent / "data"
@@ -340,8 +340,9 @@ def test_refusals():
     net = network(NET + CONV + LAST.replace("5", "7") + "[yolo]\nclasses=2\n")
     with pytest.raises(DataError, match=r"^a truth of 5 values per image does not fit layer 2 \[yolo\] of cfg$"):
         gd.Trainer(net).step(*batch(net))
-    net = network(NET + "policy=steps\nsteps=10,20\nscales=.1\n" + CONV + LAST + END)
-    with pytest.raises(CfgError, match=r"^cfg: \[net\] policy=steps needs steps and scales of equal length$"):
+    with pytest.warns(CfgWarning, match=r"\[net\] momentum=1.5 .*; the network cannot be trained$"):
+        net = network(NET.replace("momentum=0.9", "momentum=1.5") + CONV + LAST + END)
+    with pytest.raises(CfgError, match=r"^cfg:\d+: \[net\] momentum=1.5 must be at least 0 and below 1$"):
         gd.Trainer(net)
 
 

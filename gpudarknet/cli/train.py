@@ -80,13 +80,13 @@ def run(args: Arguments, detects: bool) -> None:
 def show(data: DataSet, trainer: Trainer, names: Sequence[str]) -> None:
     """Write the augmented images of the next iteration, with their boxes, to aug_0.jpg and so on."""
     W, H = trainer.net.width, trainer.net.height
+    head = trainer.net.nodes[trainer.net.heads[-1]].layer
     for number in range(trainer.batch):
         x, truth = data.sample(trainer.seed, trainer.iteration, number, (W, H))
         boxes = []
-        for cx, cy, w, h, k, *_ in truth.reshape(-1, 6).tolist() if names else ():
-            if w:
-                box = round((cx - w / 2) * W), round((cy - h / 2) * H), round(w * W), round(h * H)
-                boxes.append(Detection(names[int(k)], int(k), 1.0, box, (cx, cy, w, h)))
+        for cx, cy, w, h, k in head.truth_boxes(truth).tolist() if isinstance(head, DetectionHead) else ():
+            box = round((cx - w / 2) * W), round((cy - h / 2) * H), round(w * W), round(h * H)
+            boxes.append(Detection(names[int(k)], int(k), 1.0, box, (cx, cy, w, h)))
         img = np.rint(x.transpose(1, 2, 0) * 255).astype(np.uint8)
         img = img.repeat(3, axis=2) if img.shape[2] == 1 else img
         image.write(f"aug_{number}.jpg", image.draw(img, boxes, names))

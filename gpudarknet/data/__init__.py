@@ -254,19 +254,20 @@ def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes
 
 
 def input_size(net: Net, heads: Sequence[object], seed: int) -> Callable[[int], tuple[int, int]]:
-    """Return a function iteration -> (width, height) of the input: `random` in a head changes it every 10 iterations.
+    """Return a function iteration -> (width, height) of the input: `random` in the last head changes it every 10 iterations.
 
     The size is the [net]'s times U(1, 1.4) or its reciprocal (1.4: the value of `random` if that is not 1), in steps of
     resize_step; the first ten iterations and the last 100 use the largest.
     """
-    random = max([float(getattr(head, "random", 0)) for head in heads if isinstance(head, DetectionHead)], default=0.0)
+    random = next((head.input_scale for head in reversed(heads) if isinstance(head, DetectionHead)), 0.0)
     if not random:
         return lambda iteration: (net.width, net.height)
     max_scale, step = 1.4 if random == 1 else random, net.resize_step
 
     def size(iteration: int) -> tuple[int, int]:
         scale = rand_scale(np.random.default_rng([seed, iteration // 10, 3]), max_scale)
-        if iteration < 10 or iteration > net.max_batches - 100:
+        first = iteration - iteration % 10  # of those with this size
+        if first == 0 or first > net.max_batches - 100:
             scale = max_scale
         width, height = (max(step, int(scale * side / step + 1.5) * step) for side in (net.width, net.height))
         return (net.width, net.height) if scale < 1 and (width > net.width or height > net.height) else (width, height)

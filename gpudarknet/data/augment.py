@@ -73,7 +73,7 @@ class DetectionAugment:
     """The augmentation of a detector: [net]'s keys and those of its last head."""
 
     classes: int
-    boxes: int  # at most, per image
+    truth: Callable[[Boxes], np.ndarray]  # of a head: boxes (K, 5) -> the truth of its loss
     jitter: float = 0.2
     resize: float = 1.0
     flip: bool = True
@@ -87,16 +87,16 @@ class DetectionAugment:
 
     @classmethod
     def of(cls, net: Net, head: DetectionHead) -> DetectionAugment:
-        """Read the keys of [net] and of a head."""
+        """Read the keys of [net] and of the last head. Detectors are trained without cutmix, as in Darknet."""
         return cls(
-            classes=head.classes, boxes=head.max, jitter=getattr(head, "jitter", 0.2), resize=getattr(head, "resize", 1.0),
-            flip=bool(net.flip), colours=Colours(hue=net.hue, saturation=net.saturation, exposure=net.exposure),
-            letter_box=bool(net.letter_box), mosaic=bool(net.mosaic), mosaic_bound=bool(net.mosaic_bound),
-            mixup=net.mixup == 1, blur=net.blur, gaussian_noise=net.gaussian_noise,
+            classes=head.num_truth_classes, truth=head.truth, jitter=head.jitter, resize=head.resize, flip=bool(net.flip),
+            colours=Colours(hue=net.hue, saturation=net.saturation, exposure=net.exposure), letter_box=bool(net.letter_box),
+            mosaic="mosaic" in net.mixing, mosaic_bound=bool(net.mosaic_bound), mixup=net.mixing == "mixup", blur=net.blur,
+            gaussian_noise=net.gaussian_noise,
         )  # fmt: skip
 
     def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make one training sample for a W x H input: x (C, H, W) float32, truth (boxes*6,).
+        """Make one training sample for a W x H input: x (C, H, W) float32, and the head's truth.
 
         With mosaic or mixup, half of the samples combine several images.
         """
@@ -109,12 +109,9 @@ class DetectionAugment:
                 image2, boxes2, _ = self.augment_image(*draw(rng), rng, W, H)
                 image = ((image.astype(np.uint16) + image2 + 1) // 2).astype(np.uint8)
                 boxes = np.concatenate([boxes, boxes2])
-        truth = np.zeros((self.boxes, 6), np.float32)
-        boxes = boxes[: self.boxes]
-        truth[: len(boxes), : boxes.shape[1]] = boxes
         x = np.empty((image.shape[2], H, W), np.float32)
         np.multiply(image.transpose(2, 0, 1), np.float32(1 / 255), out=x)
-        return x, truth.reshape(-1)
+        return x, self.truth(boxes)
 
     def augment_image(
         self, image: Image, boxes: Boxes, rng: np.random.Generator, W: int, H: int, corner: int | None = None
@@ -221,10 +218,18 @@ def crop(image: Image, margins: Margins) -> Image:
 
 
 def crop_boxes(boxes: Boxes, margins: Margins, ow: int, oh: int, flip: bool, rng: np.random.Generator) -> Boxes:
-    """Shuffle boxes, transform them with the crop and the flip, and clip them; boxes outside get size or center 0."""
+    """Shuffle boxes, transform them with the crop and the flip, and clip them; boxes outside get size or center 0.
+
+    As in Darknet (correct_boxes), a box is clipped to the crop and not to the image before: where a border was added, a box that
+    reaches over the image's edge reaches into it. Boxes outside the image are dropped, also if they are inside a border, and
+    boxes whose center is 0, 0.
+    """
     boxes = boxes[rng.permutation(len(boxes))]
-    sx, sy = (ow - margins.left - margins.right) / ow, (oh - margins.top - margins.bottom) / oh
     x, y, w, h = boxes[:, :4].astype(np.float64).T
+    overlaps = (x + w / 2 > 0) & (x - w / 2 < 1) & (y + h / 2 > 0) & (y - h / 2 < 1)
+    boxes = boxes[overlaps & ((x != 0) | (y != 0))]
+    x, y, w, h = boxes[:, :4].astype(np.float64).T
+    sx, sy = (ow - margins.left - margins.right) / ow, (oh - margins.top - margins.bottom) / oh
     left, right = (x - w / 2) / sx - margins.left / ow / sx, (x + w / 2) / sx - margins.left / ow / sx
     top, bottom = (y - h / 2) / sy - margins.top / oh / sy, (y + h / 2) / sy - margins.top / oh / sy
     if flip:
@@ -277,35 +282,34 @@ class ClassifierAugment:
     flip: bool = True
     colours: Colours = Colours()
     label_smooth_eps: float = 0.0
-    mixup: int = 0  # 1 mixup, 2 cutmix, 3 mosaic, 4 cutmix or mosaic
+    mixing: str = ""  # how half of the images are combined, one of cfg.MIXING
     tree: Tree | None = None
 
     @classmethod
     def of(cls, net: Net, classes: int, tree: Tree | None = None) -> ClassifierAugment:
         """Read the keys of [net]."""
-        mode = 4 if net.mosaic and net.cutmix else 2 if net.cutmix else 3 if net.mosaic else net.mixup
         return cls(
             classes=classes, min_crop=net.min_crop or net.width, max_crop=net.max_crop or 2 * net.width, angle=net.angle,
-            aspect=net.aspect, flip=bool(net.flip), label_smooth_eps=net.label_smooth_eps, mixup=mode, tree=tree,
+            aspect=net.aspect, flip=bool(net.flip), label_smooth_eps=net.label_smooth_eps, mixing=net.mixing, tree=tree,
             colours=Colours(hue=net.hue, saturation=net.saturation, exposure=net.exposure),
         )  # fmt: skip
 
     def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
         """Make one training sample for a W x H input: x (C, H, W) float32, truth (classes,)."""
         image, truth = self.augment_image(draw, rng, W, H)
-        mode = self.mixup if rng.random() < 0.5 else 0
-        mode = int(rng.integers(2, 4)) if mode == 4 else mode
-        if mode == 1:
+        mixing = self.mixing if rng.random() < 0.5 else ""
+        mixing = ("cutmix", "mosaic")[int(rng.integers(2))] if mixing == "cutmix or mosaic" else mixing
+        if mixing == "mixup":
             image2, truth2 = self.augment_image(draw, rng, W, H)
             image, truth = (image + image2) / 2, (truth + truth2) / 2
-        elif mode == 2:
+        elif mixing == "cutmix":
             image2, truth2 = self.augment_image(draw, rng, W, H)
             w, h = (int(side * rng.uniform(0.3, 0.8)) for side in (W, H))
             x, y = int(rng.integers(0, W - w + 1)), int(rng.integers(0, H - h + 1))
             image[y : y + h, x : x + w] = image2[y : y + h, x : x + w]
             area = w * h / (W * H)
             truth = truth * (1 - area) + truth2 * area
-        elif mode == 3:
+        elif mixing == "mosaic":
             cx, cy = int(rng.uniform(0.2, 0.8) * W), int(rng.uniform(0.2, 0.8) * H)
             tiles = [(slice(0, cy), slice(0, cx)), (slice(0, cy), slice(cx, W)), (slice(cy, H), slice(0, cx)),
                      (slice(cy, H), slice(cx, W))]  # fmt: skip

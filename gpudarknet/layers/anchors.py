@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from .base import DetectionHead, Shape, ShapeError
 from .class_tree import ClassMap
+from .limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Fault, Limit, between
 
-MAX_ANCHORS = 1 << 16  # a limit for hostile cfgs
+ANCHOR_COUNT = between(1, 1 << 16)  # the upper limit is for hostile cfgs
 
 
 def anchor_array(values: Sequence[float] | None, count: int) -> np.ndarray:
@@ -20,6 +21,30 @@ def anchor_array(values: Sequence[float] | None, count: int) -> np.ndarray:
     listed = np.array(values or (), np.float32)[: flat.size]
     flat[: listed.size] = listed
     return flat.reshape(-1, 2)
+
+
+def anchor_faults(values: Sequence[float] | None, needed: int, used: int) -> Iterator[Fault]:
+    """Yield faults of the list `anchors` of a head that predicts the first `needed` of them and compares with `used`."""
+    if values is None:
+        return
+    message = f"anchors has {len(values)} values; {{}} anchors need {{}}, a width and a height for each"
+    if len(values) < 2 * needed - 1:
+        yield Fault("anchors", message.format(needed, 2 * needed))
+    for k, value in enumerate(values[: 2 * needed], 1):
+        if not value > 0:
+            yield Fault("anchors", f"anchors: value {k} is {value:g} and must be above 0, a width or a height")
+    if len(values) < 2 * used:  # a published cfg lacks the last height
+        yield Fault("anchors", f"{message.format(used, 2 * used)}; as in Darknet the others are 0.5", "warning")
+
+
+def map_faults(classes: ClassMap | None, count: int) -> Iterator[Fault]:
+    """Yield a fault if a class map names a class that a head of `count` classes does not have."""
+    for k, index in enumerate(classes or (), 1):
+        if not 0 <= index < count:
+            yield Fault(
+                "map", f"map: its line {k} is class {index}, and must be between 0 and classes - 1 = {count - 1}"
+            )
+            return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +56,13 @@ class AnchorHead(DetectionHead):
     )
     fallback: ClassVar[dict[str, str]] = {"iou_loss": "iou", "iou_thresh_kind": "iou", "nms_kind": "default"}
     box_channels: ClassVar[int]  # channels per anchor, without the classes
+    limits = ANCHOR_COUNT.of("num")
+    training_limits: ClassVar[dict[str, Limit]] = {
+        **NOT_NEGATIVE.of("iou_normalizer", "obj_normalizer", "cls_normalizer", "delta_normalizer"),
+        **NOT_NEGATIVE.of("ignore_thresh", "truth_thresh", "random"),
+        **BELOW_ONE.of("label_smooth_eps"),
+        **POSITIVE.of("max_delta"),
+    }
 
     num: int = 1
     mask: tuple[int, ...] | None = None  # default: all anchors
@@ -48,9 +80,7 @@ class AnchorHead(DetectionHead):
     truth_thresh: float = 1.0
     label_smooth_eps: float = 0.0
     max_delta: float = float("inf")
-    counters_per_class: tuple[float, ...] | None = None
-    jitter: float = 0.2
-    resize: float = 1.0
+    counters_per_class: tuple[int, ...] | None = None
     random: float = 0.0
     map: ClassMap | None = None
 
@@ -64,6 +94,10 @@ class AnchorHead(DetectionHead):
         """The indices of this head's anchors."""
         return self.mask if self.mask is not None else tuple(range(self.num))
 
+    @property
+    def input_scale(self) -> float:
+        return self.random
+
     def anchor_sizes(self) -> np.ndarray:
         """Return all anchors (count, 2) as widths and heights in pixels; 0.5 if the cfg has none."""
         return anchor_array(self.anchors, self.num_anchors)
@@ -72,19 +106,21 @@ class AnchorHead(DetectionHead):
     def input_channels(self) -> int:
         return len(self.anchor_ids) * (self.classes + self.box_channels)
 
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        if min(self.anchor_ids) < 0 or max(self.anchor_ids) >= self.num_anchors:
+            mask = ",".join(map(str, self.anchor_ids))
+            yield Fault("mask", f"mask={mask} must name anchors between 0 and num - 1 = {self.num_anchors - 1}")
+        yield from anchor_faults(self.anchors, max(self.anchor_ids) + 1, self.num)
+        if self.counters_per_class is not None and len(self.counters_per_class) != self.classes:
+            yield Fault(
+                "counters_per_class",
+                f"counters_per_class has {len(self.counters_per_class)} values, classes={self.classes}; it needs one per class",
+            )
+        yield from map_faults(self.map, self.classes)
+
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if self.num_anchors > MAX_ANCHORS:
-            raise ShapeError(f"num={self.num} anchors are too many; the limit is {MAX_ANCHORS}")
-        if (
-            self.classes < 1
-            or not self.anchor_ids
-            or min(self.anchor_ids) < 0
-            or max(self.anchor_ids) >= self.num_anchors
-        ):
-            raise ShapeError(
-                f"mask={','.join(map(str, self.anchor_ids))} must name anchors between 0 and num - 1 = {self.num_anchors - 1}"
-            )
         wanted = self.input_channels
         if wanted != C:
             raise ShapeError(

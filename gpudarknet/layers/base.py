@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
+from .limits import COUNT, FRACTION, NOT_NEGATIVE, Fault, Record, check
 
 Activation = Literal[
     "linear", "logistic", "loggy", "relu", "relu6", "leaky", "revleaky", "relie", "ramp", "elu", "selu", "gelu", "tanh",
@@ -62,16 +63,23 @@ class LossContext:
 
 
 class ShapeError(ValueError):
-    """The shapes of a layer's inputs do not fit. The graph adds file and line."""
+    """The shapes of a layer's inputs do not fit. The graph adds the file and the line, of `key` if given, else of the section."""
+
+    def __init__(self, message: str, key: str = ""):
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class Layer(Record):
     """One [section]: the fields are its cfg keys, with their types and defaults.
 
     A field whose key is a Python keyword has a trailing underscore: `from_` is the key `from`. `ignored` are keys that Darknet
-    reads and that have no effect here; `unsupported` are keys that would change results and must be 0.
+    reads and that have no effect here; `unsupported` are keys that would change results and must be 0. `limits` and `faults`
+    say which values the keys can have.
     """
+
+    training_limits = NOT_NEGATIVE.of("clip", "learning_rate")
 
     section: ClassVar[str]
     ignored: ClassVar[frozenset[str]] = frozenset()
@@ -227,10 +235,19 @@ class DetectionHead(Layer):
 
     head = True
     has_loss = True
+    limits = COUNT.of("classes")
+    training_limits = COUNT.of("max") | NOT_NEGATIVE.of("resize")
+
     classes: int = 20
     max: int = 200  # maximum of ground-truth boxes per image
+    jitter: float = 0.2
+    resize: float = 1.0
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"
     beta_nms: float = 0.6
+
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        yield from check("jitter", self.jitter, FRACTION, "warning")
 
     @property
     def num_labels(self) -> int:
@@ -241,6 +258,32 @@ class DetectionHead(Layer):
     def input_channels(self) -> int:
         """The number of channels that its input must have."""
         raise NotImplementedError
+
+    @property
+    def num_truth_classes(self) -> int:
+        """The number of classes in label files and truths: that of the class map, if the head has one."""
+        class_map = getattr(self, "map", None)
+        return self.classes if class_map is None else len(class_map)
+
+    @property
+    def input_scale(self) -> float:
+        """How much training varies the size of the network's input: the key `random` of heads where it means that, else 0."""
+        return 0.0
+
+    def truth(self, boxes: np.ndarray) -> np.ndarray:
+        """Return the truth of an image in training, as `loss` reads it: (max*6,), one row x, y, w, h, class, track per box.
+
+        boxes (K, 5 or 6): x, y, w, h relative to the image, class, track; each within the image and not empty.
+        """
+        truth = np.zeros((self.max, 6), np.float32)
+        boxes = boxes[: self.max]
+        truth[: len(boxes), : boxes.shape[1]] = boxes
+        return truth.reshape(-1)
+
+    def truth_boxes(self, truth: np.ndarray) -> np.ndarray:
+        """Return the boxes (K, 5) of an image's truth, as rows x, y, w, h, class."""
+        rows = truth.reshape(-1, 6)
+        return rows[rows[:, 2] > 0, :5]
 
     def decode(self, be: ArrayBackend, y: Array, net_w: int, net_h: int, thresh: float) -> np.ndarray:
         """Decode its output y (N, C, H, W) -> rows (K, 6 + classes) in CPU memory, in Darknet's order.

@@ -12,7 +12,6 @@ from .base import (
     ForwardContext,
     Layer,
     Shape,
-    ShapeError,
     Weight,
     accumulate,
     ones,
@@ -20,6 +19,7 @@ from .base import (
     zeros,
 )
 from .blocks import activate, add_bias, batch_norm
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class Connected(Layer, section="connected", aliases=("conn",)):
     """
 
     cpu_delta = "kept"
+    limits = COUNT.of("output")
+
     output: int = 1
     activation: Activation = "logistic"
     batch_normalize: int = 0
 
     def shape(self, *inputs: Shape) -> Shape:
-        if self.output < 1:
-            raise ShapeError("output must be at least 1")
         return self.output, 1, 1
 
     def weights(self, *inputs: Shape) -> list[Weight]:

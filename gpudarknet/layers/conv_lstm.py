@@ -9,7 +9,7 @@ from ..array import Array, ArrayBackend, Arrays
 from ..ops import activation as act
 from .base import Activation, ForwardContext, Shape, ShapeError
 from .convolutional import Convolutional
-from .recurrent import Call, Recurrent, StepResult, Sublayer
+from .recurrent import CONV_LIMITS, Call, Recurrent, StepResult, Sublayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class ConvLstm(Recurrent, section="conv_lstm"):
     """
 
     ignored = frozenset({"shortcut", "xnor", "bin_output"})
+    limits = CONV_LIMITS
 
     size: int = 3
     stride: int = 1

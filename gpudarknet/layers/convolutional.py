@@ -25,6 +25,7 @@ from .base import (
     zeros,
 )
 from .blocks import activate, add_bias, batch_norm, blur_pool, blur_pool_shape
+from .limits import COUNT, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     uses_adam = True
     cpu_delta = "overwrites_input"
     unsupported = frozenset({"coordconv", "assisted_excitation", "reverse"})
+    limits = COUNT.of("filters", "size", "stride", "groups", "dilation") | NOT_NEGATIVE.of("padding")
 
     filters: int = 1
     size: int = 1
@@ -95,10 +97,10 @@ class Convolutional(Layer, section="convolutional", aliases=("conv",)):
     def shape(self, *inputs: Shape) -> Shape:
         (x,) = inputs
         groups, P, D = self.effective_groups, self.pad_before, self.effective_dilation
-        if min(self.filters, self.size, self.stride, self.groups, self.dilation) < 1 or P < 0:
-            raise ShapeError("filters, size, stride, groups and dilation must be at least 1, padding at least 0")
         if x[0] % groups or self.filters % groups:
-            raise ShapeError(f"groups={groups} does not divide {x[0]} input channels and {self.filters} filters")
+            raise ShapeError(
+                f"groups={groups} does not divide {x[0]} input channels and {self.filters} filters", "groups"
+            )
         OH, OW = self.conv_output_size(x)
         for n, out, s in zip(x[1:], (OH, OW), self.conv_strides, strict=True):
             if (n + 2 * P * D - (self.size - 1) * D - 1) // s + 1 != out:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..array import Array, ArrayBackend, Arrays
 from .base import Backward, ForwardContext, Layer, Shape, ShapeError
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Crop(Layer, section="crop"):
 
     ignored = frozenset({"angle", "saturation", "exposure", "shift"})
 
+    limits = COUNT.of("crop_height", "crop_width")
+
     crop_height: int = 1
     crop_width: int = 1
     flip: int = 0
@@ -25,7 +28,7 @@ class Crop(Layer, section="crop"):
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if not (1 <= self.crop_height <= H and 1 <= self.crop_width <= W):
+        if self.crop_height > H or self.crop_width > W:
             raise ShapeError(f"crop {self.crop_width} x {self.crop_height} does not fit into {W} x {H}")
         return C, self.crop_height, self.crop_width
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
+from .limits import COUNT, NOT_NEGATIVE, Fault, Limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class Detection(DetectionHead, section="detection"):
     """
 
     ignored = frozenset({"reorg"})
+    limits = COUNT.of("side", "num") | Limit("must be 4", lambda v: v == 4).of("coords")
+    training_limits = NOT_NEGATIVE.of("coord_scale", "object_scale", "noobject_scale", "class_scale")
 
     coords: int = 1
     classes: int = 1
@@ -31,7 +35,6 @@ class Detection(DetectionHead, section="detection"):
     sqrt: int = 0
     forced: int = 0
     random: float = 0.0
-    jitter: float = 0.2
     coord_scale: float = 1.0
     object_scale: float = 1.0
     noobject_scale: float = 1.0
@@ -41,10 +44,15 @@ class Detection(DetectionHead, section="detection"):
     def input_channels(self) -> int:
         return self.side**2 * (self.num * (1 + self.coords) + self.classes)
 
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        if self.forced and self.num < 2:
+            yield Fault(
+                "forced", f"forced=1 needs num=2: small objects take the second box, num={self.num}", "training"
+            )
+
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if min(self.side, self.num, self.classes) < 1 or self.coords != 4:
-            raise ShapeError("side, num and classes must be at least 1, coords must be 4")
         wanted = self.input_channels
         if wanted != C * H * W:
             raise ShapeError(f"side, num and classes need {wanted} inputs, there are {C * H * W}")
@@ -74,6 +82,26 @@ class Detection(DetectionHead, section="detection"):
         rows[:, 3] = (e[:, 1] + i) / S
         rows[:, 4:6] = e[:, 2:] ** 2 if self.sqrt else e[:, 2:]
         return rows
+
+    def truth(self, boxes: np.ndarray) -> np.ndarray:
+        """Return the truth of `loss`, from boxes (K, 5) relative to the image. Of several in a cell the first is taken."""
+        S, K = self.side, self.classes
+        cells = np.zeros((S, S, 1 + K + 4), np.float32)
+        for x, y, w, h, k in boxes[:, :5].tolist():
+            j, i = min(int(x * S), S - 1), min(int(y * S), S - 1)
+            if not cells[i, j, 0]:
+                cells[i, j, [0, 1 + int(k)]] = 1
+                cells[i, j, 1 + K :] = x * S - j, y * S - i, w, h
+        return cells.reshape(-1)
+
+    def truth_boxes(self, truth: np.ndarray) -> np.ndarray:
+        S, K = self.side, self.classes
+        cells = truth.reshape(S, S, 1 + K + 4)
+        i, j = np.nonzero(cells[..., 0])
+        found = cells[i, j]
+        xy = (found[:, 1 + K : 3 + K] + np.stack([j, i], axis=1)) / S
+        classes = found[:, 1 : 1 + K].argmax(axis=1)
+        return np.column_stack([xy, found[:, 3 + K :], classes]).astype(np.float32)
 
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """truth (N, S*S*(1 + classes + 4)): for each cell 1 if it holds an object, its class one-hot, x and y in it, w, h."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
 from .base import Backward, ForwardContext, Layer, Shape
+from .limits import BELOW_ONE, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class Dropout(Layer, section="dropout"):
     """
 
     cpu_delta = "shared"
+    limits = NOT_NEGATIVE.of("dropblock_size_rel", "dropblock_size_abs")
+    training_limits = BELOW_ONE.of("probability")
+
     probability: float = 0.2
     dropblock: int = 0
     dropblock_size_rel: float = 0.0

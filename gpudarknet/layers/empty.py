@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..array import Array, ArrayBackend, Arrays
-from .base import Backward, ForwardContext, Layer, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, Shape
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,12 @@ class History(Layer, section="history"):
     Steps before the first are zero. Inference keeps the history between calls, except with time_steps=1, as in Darknet.
     """
 
+    limits = COUNT.of("history_size")
+
     history_size: int = 4
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if self.history_size < 1:
-            raise ShapeError(f"history_size={self.history_size} must be at least 1")
         return C * self.history_size, H, W
 
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:

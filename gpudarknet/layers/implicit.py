@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
-from .base import Backward, ForwardContext, Layer, Shape, ShapeError, Weight, accumulate, reduce_sum
+from .base import Backward, ForwardContext, Layer, Shape, Weight, accumulate, reduce_sum
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +17,14 @@ class Implicit(Layer, section="implicit"):
 
     weight_decay_params = ("weight",)
 
+    limits = COUNT.of("filters", "atoms")
+
     mean: float = 0.0
     std: float = 0.2
     filters: int = 128
     atoms: int = 1
 
     def shape(self, *inputs: Shape) -> Shape:
-        if min(self.filters, self.atoms) < 1:
-            raise ShapeError("filters and atoms must be at least 1")
         return self.filters, self.atoms, 1
 
     def weights(self, *inputs: Shape) -> list[Weight]:

@@ -13,7 +13,6 @@ from .base import (
     ForwardContext,
     Layer,
     Shape,
-    ShapeError,
     Weight,
     accumulate,
     conv_output_length,
@@ -22,6 +21,7 @@ from .base import (
     zeros,
 )
 from .blocks import activate
+from .limits import COUNT, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Local(Layer, section="local"):
     """
 
     cpu_delta = "kept"
+    limits = COUNT.of("filters", "size", "stride") | NOT_NEGATIVE.of("pad")
+
     filters: int = 1
     size: int = 1
     stride: int = 1
@@ -39,8 +41,6 @@ class Local(Layer, section="local"):
     activation: Activation = "logistic"
 
     def shape(self, *inputs: Shape) -> Shape:
-        if min(self.filters, self.size, self.stride) < 1 or self.pad < 0:
-            raise ShapeError("filters, size and stride must be at least 1, pad at least 0")
         padding = self.size - 1 if self.pad else 0  # with pad Darknet counts (H - 1) // stride + 1
         OH, OW = (conv_output_length(n, self.size, self.stride, padding) for n in inputs[0][1:])
         return self.filters, OH, OW

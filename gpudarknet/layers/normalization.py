@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import norm
-from .base import Backward, ForwardContext, Layer, Shape, ShapeError
+from .base import Backward, ForwardContext, Layer, Shape
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +17,12 @@ class Normalization(Layer, section="normalization", aliases=("lrn",)):
     y = x * (kappa + alpha * sum of x^2)^-beta over Darknet's own windows of `size` channels; alpha is not divided by size.
     """
 
+    limits = COUNT.of("size")
+
     alpha: float = 0.0001
     beta: float = 0.75
     kappa: float = 1.0
     size: int = 5
-
-    def shape(self, *inputs: Shape) -> Shape:
-        if self.size < 1:
-            raise ShapeError(f"size={self.size} must be at least 1")
-        return inputs[0]
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:
         return "lrn", "", str(self.size)

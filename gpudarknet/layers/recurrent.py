@@ -18,16 +18,20 @@ from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError
 from .blocks import BlockBackward
 from .connected import Connected
 from .convolutional import Convolutional
+from .limits import COUNT, NOT_NEGATIVE
 
 Sublayer = tuple[str, Layer, Shape]  # name, layer, shape of its input
 Call = Callable[[str, Array], tuple[Array, BlockBackward]]  # a sublayer's forward, by its name
 StepBackward = Callable[[Array, list[Array], Arrays], tuple[Array, list[Array]]]
+CONV_LIMITS = COUNT.of("size", "stride", "groups") | NOT_NEGATIVE.of("padding")  # of convolutional sublayers
 StepResult = tuple[Array, list[Array], StepBackward]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent(Layer):
     """The base of recurrent layers: sublayers, the loop over time, and backpropagation through it."""
+
+    limits = COUNT.of("output")
 
     output: int = 1
 
@@ -44,8 +48,6 @@ class Recurrent(Layer):
         raise NotImplementedError
 
     def shape(self, *inputs: Shape) -> Shape:
-        if self.output < 1:
-            raise ShapeError("output must be at least 1")
         for _, layer, x in self.sublayers(inputs[0]):
             layer.shape(x)
         return self.output, 1, 1
@@ -111,6 +113,8 @@ class Recurrent(Layer):
 class Rnn(Recurrent, section="rnn"):
     """Update a hidden state: s = in(x) + self(s), y = out(s).   (C, H, W) -> (output, 1, 1)"""
 
+    limits = COUNT.of("hidden")
+
     hidden: int = 1
     activation: Activation = "logistic"
     batch_normalize: int = 0
@@ -157,6 +161,7 @@ class Crnn(Rnn, section="crnn"):
     """Update a hidden map, like [rnn] with convolutions.   (C, H, W) -> (output, H, W)"""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"wait_stream"})
+    limits = CONV_LIMITS
 
     size: int = 3
     stride: int = 1

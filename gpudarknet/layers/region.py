@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm, yolo
-from .anchors import anchor_array
+from .anchors import ANCHOR_COUNT, anchor_array, anchor_faults, map_faults
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .box_loss import focal
 from .class_tree import ClassMap, Tree
+from .limits import NOT_NEGATIVE, Fault, Limit
 
 ANCHOR_PRIOR_IMAGES = 12800  # for so many images, all boxes are also pulled towards their anchors
 CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
@@ -27,6 +29,10 @@ class Region(DetectionHead, section="region"):
     """
 
     ignored = frozenset({"log"})
+    limits = ANCHOR_COUNT.of("num") | Limit("must be at least 4", lambda v: v >= 4).of("coords")
+    training_limits = NOT_NEGATIVE.of(
+        "coord_scale", "object_scale", "noobject_scale", "class_scale", "thresh", "random"
+    )
 
     coords: int = 4
     num: int = 1
@@ -41,8 +47,6 @@ class Region(DetectionHead, section="region"):
     focal_loss: int = 0
     absolute: int = 0
     sqrt: int = 0
-    jitter: float = 0.2
-    resize: float = 1.0
     random: float = 0.0
     coord_scale: float = 1.0
     object_scale: float = 1.0
@@ -56,7 +60,18 @@ class Region(DetectionHead, section="region"):
 
     @property
     def num_labels(self) -> int:
-        return len(self.map) if self.map is not None else self.classes
+        return self.num_truth_classes
+
+    @property
+    def input_scale(self) -> float:
+        return self.random
+
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        if self.tree is not None and len(self.tree.names) != self.classes:
+            yield Fault("tree", f"tree: has {len(self.tree.names)} classes, classes={self.classes}; they must be equal")
+        yield from map_faults(self.map, self.classes)
+        yield from anchor_faults(self.anchors, self.num, self.num)
 
     @property
     def input_channels(self) -> int:
@@ -64,18 +79,12 @@ class Region(DetectionHead, section="region"):
 
     def shape(self, *inputs: Shape) -> Shape:
         C = inputs[0][0]
-        if min(self.num, self.classes) < 1 or self.coords < 4:
-            raise ShapeError("num and classes must be at least 1, coords at least 4")
         needed = self.input_channels
         if needed != C:
             raise ShapeError(
                 f"{self.num} anchors and {self.classes} classes need {needed} input channels, there are {C};"
                 f" set filters={needed} in the layer before it"
             )
-        if self.tree is not None and len(self.tree.names) != self.classes:
-            raise ShapeError(f"the tree has {len(self.tree.names)} classes, the section {self.classes}")
-        if self.map is not None and (min(self.map) < 0 or max(self.map) >= self.classes):
-            raise ShapeError(f"the map names class {max(self.map)}, the section has {self.classes}")
         return inputs[0]
 
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
@@ -110,7 +119,8 @@ class Region(DetectionHead, section="region"):
         if self.map is not None:
             p = p[..., list(self.map)]  # without multiplying the levels of the tree, as in Darknet
         elif self.tree is not None:  # Darknet thresholds objectness, then returns the class probability alone
-            p, objectness, thresh = self.deepest_class(p) * (objectness > thresh), np.ones_like(objectness), 0.0
+            p, objectness = self.deepest_class(p) * (objectness > thresh), np.ones_like(objectness)
+            thresh = min(thresh, 0.0)
         joined = np.concatenate([box, objectness, p], axis=-1)
         return be.asarray(joined.reshape(N, -1, H, W), np.float32), thresh
 
@@ -181,7 +191,7 @@ def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext
             p = v[n, ..., o] * head.tree.hierarchy(v[n, ..., o + 1 :])[..., k]
             class_delta((n, *np.unravel_index(p.argmax(), p.shape)), k, head.class_scale)
             continue
-        rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.classes)]
+        rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.num_truth_classes)]
         classes = rows[:, 4].astype(int)
         if head.map is not None:
             classes = np.array(head.map, int)[classes]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import reorg
 from .base import Backward, ForwardContext, Layer, Shape, ShapeError
+from .limits import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,14 @@ class Reorg(Layer, section="reorg"):
     (C/s/s, H*s, W*s), applying space-to-depth, and viewing the result as (C*s*s, H/s, W/s).
     """
 
+    limits = COUNT.of("stride")
+
     stride: int = 1
     reverse: int = 0
 
     def shape(self, *inputs: Shape) -> Shape:
         (C, H, W), s = inputs[0], self.stride
-        if s < 1 or C % (s * s) or (not self.reverse and (H % s or W % s)):
+        if C % (s * s) or (not self.reverse and (H % s or W % s)):
             raise ShapeError(f"stride={s} must divide the width and height {W} x {H}, and its square the {C} channels")
         return (C // (s * s), H * s, W * s) if self.reverse else (C * s * s, H // s, W // s)
 
@@ -47,12 +50,14 @@ class Reorg3d(Layer, section="reorg3d"):
     Its reverse is not the inverse: Darknet views the input in the output's shape, then applies depth-to-space.
     """
 
+    limits = COUNT.of("stride")
+
     stride: int = 1
     reverse: int = 0
 
     def shape(self, *inputs: Shape) -> Shape:
         (C, H, W), s = inputs[0], self.stride
-        if s < 1 or (C % s**4 if self.reverse else (H % s or W % s)):
+        if C % s**4 if self.reverse else (H % s or W % s):
             raise ShapeError(
                 f"stride={s} must divide the width and height {W} x {H}; with reverse, its fourth power the {C} channels"
             )

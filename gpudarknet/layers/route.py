@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import route
 from .base import Backward, ForwardContext, Layer, Shape, ShapeError, check_same_size, resolve_index
+from .limits import COUNT, Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,20 +18,25 @@ class Route(Layer, section="route"):
     names_sources = True
     ignored = frozenset({"stream", "wait_stream"})
 
+    limits = COUNT.of("groups")
+
     layers: tuple[int, ...]
     groups: int = 1
     group_id: int = 0
+
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        if not 0 <= self.group_id < self.groups:
+            yield Fault("group_id", f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}")
 
     def sources(self, index: int) -> tuple[int, ...]:
         return tuple(resolve_index(index, layer) for layer in self.layers)
 
     def shape(self, *inputs: Shape) -> Shape:
         check_same_size(inputs)
-        if self.groups < 1 or not 0 <= self.group_id < self.groups:
-            raise ShapeError(f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}")
         for C, _, _ in inputs:
             if C % self.groups:
-                raise ShapeError(f"groups={self.groups} does not divide the {C} channels of a source")
+                raise ShapeError(f"groups={self.groups} does not divide the {C} channels of a source", "groups")
         return sum(C for C, _, _ in inputs) // self.groups, *inputs[0][1:]
 
     def table_row(self, *inputs: Shape) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,6 @@ from .base import (
     ForwardContext,
     Layer,
     Shape,
-    ShapeError,
     Weight,
     accumulate,
     ones,
@@ -21,6 +21,7 @@ from .base import (
     size_mismatch_warning,
 )
 from .blocks import activate
+from .limits import Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,13 @@ class Shortcut(Layer, section="shortcut"):
     def sources(self, index: int) -> tuple[int, ...]:
         return index - 1, *(resolve_index(index, layer) for layer in self.from_)
 
-    def shape(self, *inputs: Shape) -> Shape:
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
         if self.weights_type != "none" and self.weights_normalization == "none":
-            raise ShapeError(
-                f"weights_type={self.weights_type} needs weights_normalization=relu or softmax; Darknet refuses it too"
+            yield Fault(
+                "weights_type",
+                f"weights_type={self.weights_type} needs weights_normalization=relu or softmax; Darknet refuses it too",
             )
-        return inputs[0]
 
     def shape_warning(self, *inputs: Shape) -> str | None:
         return size_mismatch_warning(inputs)

@@ -11,6 +11,7 @@ from ..array import Array, ArrayBackend, Arrays
 from ..ops import norm
 from .base import Backward, ForwardContext, Layer, LossContext, Shape, ShapeError
 from .class_tree import Tree
+from .limits import COUNT, Limit
 
 IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no loss
 
@@ -25,6 +26,8 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
     has_loss = True
     unsupported = frozenset({"spatial"})
 
+    limits = COUNT.of("groups") | Limit("must not be 0", bool).of("temperature")
+
     groups: int = 1
     temperature: float = 1.0
     tree: Tree | None = None
@@ -32,12 +35,12 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]
-        if self.groups < 1 or C * H * W % self.groups:
-            raise ShapeError(f"groups={self.groups} does not divide its {C * H * W} inputs")
-        if self.temperature == 0:
-            raise ShapeError("temperature must not be 0")
+        if C * H * W % self.groups:
+            raise ShapeError(f"groups={self.groups} does not divide its {C * H * W} inputs", "groups")
         if self.tree is not None and len(self.tree.names) * self.groups != C * H * W:
-            raise ShapeError(f"the tree has {len(self.tree.names)} classes, its input {C * H * W // self.groups}")
+            raise ShapeError(
+                f"the tree has {len(self.tree.names)} classes, its input {C * H * W // self.groups}", "tree"
+            )
         return inputs[0]
 
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:

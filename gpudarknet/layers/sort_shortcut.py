@@ -8,6 +8,7 @@ from ..array import Array, ArrayBackend, Arrays
 from ..ops import shortcut
 from .base import Activation, Backward, ForwardContext, Layer, Shape, ShapeError, resolve_index, size_mismatch_warning
 from .blocks import activate
+from .limits import Limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class SortShortcut(Layer, section="sort_shortcut"):
     """
 
     names_sources = True
+    # eps bounds the gradient, which is 1 / (2 sqrt(eps)) at zero
+    limits = Limit("must be above 0 and finite", lambda v: 0 < v < float("inf")).of("eps")
+
     from_: tuple[int, ...]
     activation: Activation = "linear"
     eps: float = 1e-4
@@ -30,10 +34,8 @@ class SortShortcut(Layer, section="sort_shortcut"):
 
     def shape(self, *inputs: Shape) -> Shape:
         if len(inputs) != 2:
-            raise ShapeError(f"from names {len(inputs) - 1} layers; the transform is of two maps, so name exactly one")
-        if not 0 < self.eps < float("inf"):
             raise ShapeError(
-                f"eps={self.eps:g} must be above 0: it bounds the gradient, which is 1 / (2 sqrt(eps)) at zero"
+                f"from names {len(inputs) - 1} layers; the transform is of two maps, so name exactly one", "from"
             )
         return inputs[0]
 

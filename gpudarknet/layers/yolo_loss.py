@@ -59,8 +59,8 @@ class AnchorLoss:
         self.boxes[..., :2] += self.corner * self.boxes[..., 2:]
         self.class_weights = np.ones(head.classes)
         if head.counters_per_class:
-            counters = np.array(head.counters_per_class)
-            self.class_weights = np.minimum(counters.max() / np.maximum(counters, 1), head.max_delta)
+            counters = np.maximum(head.counters_per_class, 1)  # a class without objects counts as one with one
+            self.class_weights = np.minimum(counters.max() / counters, head.max_delta)
 
     @property
     def new_coords(self) -> bool:
@@ -78,7 +78,7 @@ class AnchorLoss:
         for n, rows in enumerate(truth):
             ends = np.flatnonzero(rows[:, 0] == 0)
             rows = rows[: ends[0] if ends.size else None][: head.max]
-            rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.classes)]
+            rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.num_truth_classes)]
             classes = rows[:, 4].astype(int)
             if head.map is not None:
                 classes = np.array(head.map, int)[classes]

@@ -13,21 +13,25 @@ from ..data.augment import ClassifierAugment, DetectionAugment
 from ..data.check import check_images, check_labels, is_box, is_one_class
 from ..data.datafile import DataFile, read_names
 from ..detector import Detector
-from ..errors import DataError, DataWarning, NothingMeasuredError
+from ..errors import CfgError, DataError, DataWarning, NothingMeasuredError, TrainWarning
 from ..evaluate import Accuracy, Report, accuracy
 from ..layers import DetectionHead
 from ..network import Network
+
+SMALL_BATCH = 8  # images; below, Darknet warns
 
 
 def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = None) -> DataSet:
     """Return the images of `train` with boxes for a detector, or with the class named in each path for a classifier.
 
     Warns (DataWarning) of images and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError
-    if none can be used.
+    if none can be used, CfgError if [net] does not suit a detector's training.
     """
     paths, source = read_list(data.find("train")), f"{data.path}: `train`"
     last, cfg = net.nodes[net.heads[-1]], net.net
     bad_samples = bad_samples or BadSamples()
+    if isinstance(last.layer, DetectionHead):
+        check_detector(net)
     check_images(paths, bad_samples, source, net.channels)
     if isinstance(last.layer, DetectionHead):
         head, size = last.layer, (net.width, net.height)
@@ -38,8 +42,8 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
         sequences = None
         if cfg.track:
             sequences = Sequences(cfg.time_steps, cfg.batch // cfg.subdivisions, cfg.augment_speed)
-        boxes = detection_boxes(head.classes, size, bool(cfg.track))
-        check_labels(paths, boxes, bad_samples, source, is_box(size), head.classes)
+        boxes = detection_boxes(head.num_truth_classes, size, bool(cfg.track))
+        check_labels(paths, boxes, bad_samples, source, is_box(size), head.num_truth_classes)
         return DataSet(paths, DetectionAugment.of(cfg, head), boxes, net.channels, bad_samples, sequences)
     boxes = class_by_path(data, net)
     check_labels(paths, boxes, bad_samples, source, is_one_class)
@@ -65,6 +69,21 @@ def score_name(data: DataFile, net: Network, iou_thresh: float = 0.5) -> str:
 def score_top(data: DataFile, net: Network) -> int:
     """Return for how many classes a classifier's score counts: `top`, or 1 if that would count all of them."""
     return data.top if 1 <= data.top < int(np.prod(net.nodes[net.heads[-1]].shape)) else 1
+
+
+def check_detector(net: Network) -> None:
+    """Raise CfgError or warn as Darknet does where the [net] of a detector does not suit training (train_detector)."""
+    cfg, config = net.net, net.config
+    batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
+    advice = "set batch=64, and subdivisions so that a part of it fits into memory"
+    if batch == 1:
+        raise CfgError(f"{config.net_key('batch')}: a detector cannot be trained on one image per iteration; {advice}")
+    if batch < SMALL_BATCH:
+        warnings.warn(f"{config.net_key('batch')}: is small for training; {advice}", TrainWarning, stacklevel=3)
+    if "cutmix" in cfg.mixing:
+        used = "only mosaic is used" if "mosaic" in cfg.mixing else "images are not mixed"
+        key = config.net_key("cutmix" if cfg.cutmix else "mixup")
+        warnings.warn(f"{key}: cutmix is for classifiers; for this detector {used}", TrainWarning, stacklevel=3)
 
 
 def validation_score(

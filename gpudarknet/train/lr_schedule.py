@@ -5,15 +5,6 @@ from __future__ import annotations
 import math
 
 from ..cfg import Net
-from ..errors import CfgError
-
-
-def check(net: Net, path: str) -> None:
-    """Raise CfgError if a policy lacks the keys it needs."""
-    if net.policy == "steps" and (not net.steps or not net.scales or len(net.steps) != len(net.scales)):
-        raise CfgError(f"{path}: [net] policy=steps needs steps and scales of equal length")
-    if net.policy in ("poly", "sgdr") and net.max_batches < 1:
-        raise CfgError(f"{path}: [net] policy={net.policy} needs max_batches, the number of iterations")
 
 
 def rate(net: Net, n: int, u: float = 1.0) -> float:
@@ -22,9 +13,9 @@ def rate(net: Net, n: int, u: float = 1.0) -> float:
     if n < net.burn_in:
         return base * (n / net.burn_in) ** net.power
     if net.policy == "step":
-        return base * net.scale ** (n // max(net.step, 1))
+        return base * net.scale ** (n // net.step)
     if net.policy == "steps":
-        for step, scale in zip(net.steps or (), net.scales or (), strict=True):
+        for step, scale in zip(net.steps or (), net.scales or (), strict=False):
             if step > n:
                 break
             base *= scale
@@ -41,7 +32,7 @@ def rate(net: Net, n: int, u: float = 1.0) -> float:
         start, length = 0, net.sgdr_cycle or net.max_batches
         while n > start + length:  # the last iteration of a cycle has the lowest rate
             start += length
-            length *= max(net.sgdr_mult, 1)
+            length *= net.sgdr_mult
         low = net.learning_rate_min
         return low + 0.5 * (base - low) * (1 + math.cos((n - start) * math.pi / length))
     return base

@@ -36,7 +36,7 @@ class TrainStep:
         self, net: Network, seed: int = 0, *, clear: bool = True, exact: bool = False,
         precision: Literal["fp32", "fp16"] = "fp32", emulate_darknet_cpu_bugs: bool = False, tune_malloc: bool = True,
     ):  # fmt: skip
-        lr_schedule.check(net.net, net.config.path)
+        net.config.check_trainable()
         if precision not in ("fp32", "fp16"):
             raise TrainError(f"Trainer: unknown precision '{precision}'; choose fp32 or fp16")
         if emulate_darknet_cpu_bugs and precision == "fp16":
