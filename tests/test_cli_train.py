@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from spots import project
 
+import gpudarknet as gd
 from gpudarknet import image
 from gpudarknet.cli import main
 from gpudarknet.train import Trainer
@@ -127,6 +128,38 @@ def test_an_overwritten_checkpoint_is_warned_about(folder, capsys):
     assert capsys.readouterr().err == message
 
 
+def test_class_names_that_file_names_cannot_be(folder, capsys):
+    """Each class gets a file, also if two names become equal."""
+    gd.load_network("x.cfg").save_weights("x.weights")
+    (folder / "x.names").write_text("a/b\na_b\n../x\n")
+    assert main(["detector", "valid", "x.data", "x.cfg", "x.weights"]) == 0
+    files = ["results/comp4_det_test_a_b_0.txt", "results/comp4_det_test_a_b.txt", "results/comp4_det_test_.._x.txt"]
+    assert capsys.readouterr().out.splitlines() == files and all(Path(file).is_file() for file in files)
+    (folder / "x.names").write_text("same\nsame\n" + 300 * "é" + "\n")
+    assert main(["detector", "valid", "x.data", "x.cfg", "x.weights"]) == 0
+    assert len(set(capsys.readouterr().out.splitlines())) == 3
+
+
+def test_results_that_cannot_be_written(folder, capsys, monkeypatch):
+    """Said before the images are evaluated."""
+    gd.load_network("x.cfg").save_weights("x.weights")
+    (folder / "results").write_text("a file")
+    monkeypatch.setattr(gd.Detector, "run", None)
+    assert main(["detector", "valid", "x.data", "x.cfg", "x.weights"]) == 2
+    assert capsys.readouterr().err == "error: results: cannot be written to (File exists); use another folder\n"
+
+
+def test_image_ids_of_coco(folder, capsys):
+    gd.load_network("x.cfg").save_weights("x.weights")
+    (folder / "x.data").write_text((folder / "x.data").read_text() + "eval=coco\n")
+    (folder / "3.png").rename(folder / "a.png")
+    (folder / "list.txt").write_text("0.png\n1.png\na.png\n")
+    assert main(["detector", "valid", "x.data", "x.cfg", "x.weights"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: x.data: eval=coco: 1 of 3 image names do not end in a number and get image_id 0, first a.png\n"
+    )
+
+
 def test_nothing_left_to_train(folder, capsys):
     main(["detector", "train", "x.data", "x.cfg"])
     capsys.readouterr()
@@ -164,10 +197,32 @@ def test_anchors(folder, capsys):
         == 0
     )
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith(" 12 boxes, average IoU = ") and out[1] == "anchors =  16, 12"
+    assert out[0].startswith(" 12 boxes, average IoU = ") and out[1:3] == [
+        "anchors =  16, 12",
+        "counters_per_class = 4, 4, 4",
+    ]
     assert (folder / "anchors.txt").read_text() == " 16, 12\n"
     assert (folder / "counters_per_class.txt").read_text() == "counters_per_class = 4, 4, 4\n"
     assert (folder / "anchors.png").is_file()
+
+
+@pytest.mark.parametrize("width", [64, 32])  # in pixels; in cells
+def test_anchors_and_counters_can_be_pasted_into_a_cfg(folder, capsys, width):
+    """Also if a class has no object, and some boxes are smaller than a pixel."""
+    for path in folder.glob("[0-9].txt"):
+        (_, x, y, w, h), other, _ = (row.split() for row in path.read_text().splitlines())
+        path.write_text(f"0 {x} {y} {float(w) / 100} {h}\n{' '.join(other)}\n")
+    words = ["-num_of_clusters", "2", "-width", str(width), "-height", "32"]
+    assert main(["detector", "calc_anchors", "x.data", *words]) == 0
+    anchors, counters = capsys.readouterr().out.splitlines()[1:3]
+    assert counters == "counters_per_class = 4, 4, 0" == (folder / "counters_per_class.txt").read_text().strip()
+    assert anchors == "anchors = " + (folder / "anchors.txt").read_text().rstrip("\n")
+    assert min(float(word) for word in anchors.partition("=")[2].split(",")) > 0
+    text = (folder / "x.cfg").read_text().replace("width=64", f"width={width}")
+    (folder / "x.cfg").write_text(text.replace("anchors=12,10,22,20", f"{anchors}\n{counters}"))
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 0
+    out = capsys.readouterr().out
+    assert " 3: " in out and "nan" not in out
 
 
 def test_a_wrong_number_of_names(folder, capsys):

@@ -13,10 +13,13 @@ import seeded
 import gpudarknet as gd
 from gpudarknet import cfg, data, evaluate
 from gpudarknet.boxes import iou
+from gpudarknet.cli import main
+from gpudarknet.data.datafile import DataFile
 from gpudarknet.detector import Detector
-from gpudarknet.errors import DataError, NothingMeasuredError
+from gpudarknet.errors import DataError, DataWarning, NothingMeasuredError
 from gpudarknet.evaluate import ImageEval
 from gpudarknet.inference import ScoredBoxes
+from gpudarknet.train.datasets import score_name, validation_score
 
 NONE = np.zeros((0, 5), np.float32)
 
@@ -236,6 +239,38 @@ def test_map_is_the_original_programs(head, tmp_path):
         assert report.average_iou * 100 == pytest.approx(r["average_iou"], abs=0.006)
 
 
+# The same images and network with boxes that reach over the edge, and difficult ones, paired by position in the original
+
+EDGES = json.loads((Path(__file__).parent / "data" / "map_edges.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "key"), [("map", ""), ("map with difficult", "difficult=difficult.txt\n")])
+def test_map_of_boxes_over_the_edge_is_the_original_programs(kind, key, tmp_path):
+    """With `detector map` of the original program; difficult_i0.txt has the difficult boxes of i0.png and so on."""
+    detector, paths = detector_and_images("yolo", tmp_path)
+    for i, (rows, difficult) in enumerate(zip(EDGES["labels"], EDGES["difficult"], strict=True)):
+        for name, boxes in (f"i{i}.txt", rows), (f"difficult_i{i}.txt", difficult):
+            (tmp_path / name).write_text("".join(" ".join(map(str, row)) + "\n" for row in boxes))
+    (tmp_path / "x.names").write_text("a\nb\nc\n")
+    (tmp_path / "valid.txt").write_text("\n".join(paths))
+    (tmp_path / "difficult.txt").write_text("\n".join(f"{tmp_path}/difficult_i{i}.png" for i in reversed(range(8))))
+    (tmp_path / "x.data").write_text(f"classes=3\nvalid=valid.txt\nnames=x.names\n{key}")
+    source = DataFile.read(tmp_path / "x.data")
+    with pytest.warns(
+        DataWarning, match="2 labels are wrong or missing, of 8 images, first .* is far larger than the image"
+    ):
+        valid = evaluate.validation_set(source, detector)
+    images = list(evaluate.evaluate_images(detector, valid.paths, difficult=valid.difficult))
+    for r in EDGES[kind]:
+        report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"])
+        assert [report.detection_count, report.truths.sum()] == r["counts"]
+        assert report.ap * 100 == pytest.approx(r["ap"], abs=0.006)
+        assert report.mean == pytest.approx(r["mean"], abs=2e-6)
+    with pytest.warns(DataWarning):
+        score = validation_score(source, detector.network, iou_thresh=0.3, points=11)
+    assert score(detector.network) == report.mean
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_recall_is_the_original_programs(head, tmp_path):
     detector, paths = detector_and_images(head, tmp_path)
@@ -267,12 +302,24 @@ def test_anchors_are_the_centres_of_clusters():
     np.testing.assert_array_equal(anchors.sizes, evaluate.calc_anchors(truth, 3, 200, 100, seed=3).sizes)
     image = evaluate.draw_anchors(truth, anchors, 200, 100)
     assert image.shape == (500, 500, 3) and len(np.unique(image.reshape(-1, 3), axis=0)) >= 4
+    assert evaluate.calc_anchors(truth, 3, 200, 100, seed=3, classes=5).counters.tolist() == [30, 0, 60, 0, 0]
     with pytest.raises(DataError) as e:
         evaluate.calc_anchors(truth[:2], 3, 200, 100)
     assert str(e.value) == "3 anchors need as many boxes of different sizes; the labels have 2"
 
 
+def test_anchors_in_a_cfg():
+    small = np.array([[0.3, 0.42], [9.6, 120.2]])
+    assert evaluate.anchors_text(small, 416) == "0.3000,0.4200,  10,120"
+    assert evaluate.anchors_text(small, 13) == "0.3000,0.4200, 9.6000,120.2000"
+
+
 # Files
+
+
+def test_the_number_in_an_image_name():
+    names = ["/a/COCO_val2014_000000000042.jpg", "7.png", "a_b.png", "x_0.jpg", "000012"]
+    assert [evaluate.coco_image_id(name) for name in names] == [42, 7, None, 0, 12]
 
 
 def test_result_lines():
@@ -307,3 +354,66 @@ def test_judge_reads_images_and_labels(tmp_path):
     assert len(images[0].difficult) == 1 and len(images[0].scored.boxes) > 0
     assert bad_samples.images[0].startswith(f"{paths[1]}: ") and len(bad_samples.labels) == 1
     assert evaluate.read_truths(paths, 2).shape == (1, 5)
+
+
+# Classifiers with a tree of classes
+
+TREE = "animal -1\nthing -1\ncat 0\ndog 0\ncup 1\nbox 1\npen 1\npuppy 3\nhound 3\n"
+
+
+def tree_classifier(folder):
+    """Write the cfg, weights, 40 images and lists of a classifier of nine classes; return the network."""
+    (folder / "x.tree").write_text(TREE)
+    names = [line.split()[0] for line in TREE.splitlines()]
+    (folder / "x.names").write_text("".join(f"{name}_\n" for name in names))
+    (folder / "some.leaves").write_text("cat\npuppy\nthing\ncup\n")
+    (folder / "x.cfg").write_text(
+        "[net]\nwidth=24\nheight=24\nchannels=3\nbatch=2\nmax_batches=2\n[convolutional]\nfilters=9\nsize=3\nstride=4\n"
+        "activation=linear\n[avgpool]\n[softmax]\ntree=x.tree\n"
+    )
+    net = gd.load_network(folder / "x.cfg", backend="numpy")
+    net = gd.load_network(folder / "x.cfg", seeded.write_weights(net, folder / "x.weights", 7, 3.0), "numpy")
+    rng, paths = np.random.default_rng(0), []
+    for n in range(40):
+        paths.append(f"{names[int(rng.integers(9))]}_{n}.png")
+        blocks = np.random.default_rng(100 + n).integers(0, 255, (3, 3, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / paths[-1]), np.kron(blocks, np.ones((8, 8, 1), np.uint8)))
+    (folder / "valid.txt").write_text("\n".join(paths))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("keys", "top1", "top", "top_k"),
+    [("", 0.1, 1, 0.1), ("top=3\n", 0.1, 3, 0.375), ("top=2\nleaves=some.leaves\n", 0.05, 2, 0.2)],
+)
+def test_accuracy_among_leaves_is_the_original_programs(tmp_path, monkeypatch, capsys, keys, top1, top, top_k):
+    """With `classifier valid` of the original program."""
+    net = tree_classifier(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("x.data").write_text(f"classes=9\nvalid=valid.txt\nlabels=x.names\n{keys}")
+    seen = []
+    score = validation_score(DataFile.read("x.data"), net, report=seen.append)
+    assert score(net) == pytest.approx(top_k)
+    assert (seen[0].images, seen[0].top, seen[0].top1) == (40, top, pytest.approx(top1))
+    assert score_name(DataFile.read("x.data"), net) == f"top-{top} accuracy"
+    assert main(["classifier", "valid", "x.data", "x.cfg", "x.weights", "-backend", "numpy"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"40 images, top 1: {top1:f}, top {top}: {top_k:f}"
+    assert out[1].endswith(" of them have a class that is not a leaf of the tree and count as wrong")
+
+
+def test_a_top_of_all_classes_is_not_a_score(tmp_path):
+    net = tree_classifier(tmp_path)
+    (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\ntop=9\n")
+    with pytest.warns(DataWarning, match=r"x.data: top=9 would count every image .*; the score is the top-1 accuracy$"):
+        score = validation_score(DataFile.read(tmp_path / "x.data"), net)
+    assert score(net) == pytest.approx(0.1)
+    assert score_name(DataFile.read(tmp_path / "x.data"), net) == "top-1 accuracy"
+
+
+def test_leaves_that_the_tree_does_not_have(tmp_path):
+    net = tree_classifier(tmp_path)
+    (tmp_path / "some.leaves").write_text("cow\n")
+    (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\nleaves=some.leaves\n")
+    with pytest.raises(DataError, match=r"x.data: none of the names in some.leaves is one of .*x.cfg's tree$"):
+        validation_score(DataFile.read(tmp_path / "x.data"), net)

@@ -88,6 +88,8 @@ def valid(args: Arguments) -> None:
             print(f"{result.images} images, top 1: {result.top1:f}, top {result.top}: {result.top_k:f}")
             if result.unlabeled:
                 print(f"{result.unlabeled} of them have no label in their path and count as wrong")
+            if result.inner:
+                print(f"{result.inner} of them have a class that is not a leaf of the tree and count as wrong")
 
 
 def checked_top(top: int) -> int:

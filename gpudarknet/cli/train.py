@@ -46,7 +46,7 @@ def run(args: Arguments, detects: bool) -> None:
     extra = {} if args.clear or weights is None else trainer.resume(weights)
     bad_samples = BadSamples(Path())
     data = datasets.training_set(file, net, bad_samples)
-    measure, metric = None, f"mean average precision (mAP@{args.iou_thresh:.2f})" if detects else "top-1 accuracy"
+    measure, metric = None, datasets.score_name(file, net, args.iou_thresh if detects else 0.0)
     if detects and args.map:
         measure = datasets.validation_score(file, net, bad_samples, iou_thresh=args.iou_thresh, points=args.points)
     elif not detects and args.topk:

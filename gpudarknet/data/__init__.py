@@ -5,6 +5,7 @@ Samples that cannot be read are reported and skipped. Batch k is the same for th
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import zlib
@@ -71,7 +72,7 @@ def read_labels(
         try:
             k, x, y, w, h = (float(word) for word in words[:5])
             track = int(words[5]) if tracks and len(words) > 5 else first_track + number - 1
-            if not np.isfinite([k, x, y, w, h]).all():
+            if not math.isfinite(k + x + y + w + h):
                 raise ValueError
         except ValueError:
             expected = "class x y width height" + " [track]" * tracks
@@ -79,23 +80,25 @@ def read_labels(
                 f"{path}:{number}: expected '{expected}', found '{line.strip()[:40]}'; the rest of the file is ignored"
             )
             break
-        box = f"box {x:g} {y:g} {w:g} {h:g}"
+        usable, error = True, ""
         if len(words) > 6:
-            errors.append(f"{path}:{number}: has {len(words)} numbers; a box has five: class x y width height")
+            usable, error = False, f"has {len(words)} numbers; a box has five: class x y width height"
         elif k != int(k) or k < 0 or (classes is not None and k >= classes):
-            errors.append(f"{path}:{number}: class {k:g} is not one of 0 to {(classes or 1) - 1}")
+            usable, error = False, f"class {k:g} is not one of 0 to {(classes or 1) - 1}"
         elif w <= 0 or h <= 0:
-            errors.append(f"{path}:{number}: {box} has no size")
+            usable, error = False, f"box {x:g} {y:g} {w:g} {h:g} has no size"
         elif not (-w / 2 < x < 1 + w / 2 and -h / 2 < y < 1 + h / 2):
-            errors.append(f"{path}:{number}: {box} is outside the image; values must be relative, 0 to 1")
-        else:
-            if max(w, h) > MAX_SIZE:
-                errors.append(f"{path}:{number}: {box} is far larger than the image; values must be relative, 0 to 1")
-            if size and (w * size[0] < 1 or h * size[1] < 1):
-                errors.append(
-                    f"{path}:{number}: box of {w * size[0]:.2g} x {h * size[1]:.2g} pixels in an input of {size[0]} x"
-                    f" {size[1]} is smaller than one pixel and is not trained"
-                )
+            usable, error = False, f"box {x:g} {y:g} {w:g} {h:g} is outside the image; values must be relative, 0 to 1"
+        elif max(w, h) > MAX_SIZE:
+            error = f"box {x:g} {y:g} {w:g} {h:g} is far larger than the image; values must be relative, 0 to 1"
+        elif size and (w * size[0] < 1 or h * size[1] < 1):
+            error = (
+                f"box of {w * size[0]:.2g} x {h * size[1]:.2g} pixels in an input of {size[0]} x {size[1]} is smaller than one"
+                " pixel and is not trained"
+            )
+        if error:
+            errors.append(f"{path}:{number}: {error}")
+        if usable:
             boxes.append((x, y, w, h, k, track)[:columns])
     return np.array(boxes, np.float32).reshape(-1, columns), errors
 

@@ -13,7 +13,9 @@ from ..errors import DataError, DataWarning, ImageError
 from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes
 from .label_causes import likely_cause
 
-MAX_CHECKED = 10_000  # images, about a second; of a longer list, as many at even distances
+# Of longer lists, as many at even distances are checked, for about a second
+MAX_IMAGES = 200_000
+MAX_LABELS = 10_000
 
 
 def evenly_spaced(paths: Sequence[str], count: int) -> list[str]:
@@ -33,7 +35,7 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
     source: the list as messages name it, such as "x.data: `valid`". Warns (DataWarning) if some images are missing. Raises
     DataError if none can be read.
     """
-    checked, missing = evenly_spaced(paths, MAX_CHECKED), 0
+    checked, missing = evenly_spaced(paths, MAX_IMAGES), 0
     first = ""
     for path in checked:
         if not os.path.isfile(path) or not os.path.getsize(path):
@@ -81,7 +83,7 @@ def check_labels(
     of a detector, whose label files are searched for the cause. Warns (DataWarning) if some labels are wrong or missing, or
     seem to be corners. Raises DataError if none can be used.
     """
-    checked, found = evenly_spaced(paths, MAX_CHECKED), BadSamples()
+    checked, found = evenly_spaced(paths, MAX_LABELS), BadSamples()
     boxes: list[Boxes] = []
     faulty: list[str] = []
     for path in checked:

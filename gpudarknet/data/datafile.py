@@ -122,8 +122,13 @@ def label_path(image: str | Path) -> Path:
 
     .txt replaces the extension of an image; it is appended to any other name (replace_image_to_label).
     """
-    path = str(image).replace("\\", "/")
+    return Path(label_name(str(image)))
+
+
+def label_name(image: str) -> str:
+    """Return `label_path` as a string, with slashes."""
+    path = image.replace("\\", "/")
     for images, labels in LABELS:
         path = path.replace(images, labels, 1)
     stem, dot, extension = path.rpartition(".")
-    return Path((stem if dot and extension.lower() in EXTENSIONS else path) + ".txt")
+    return (stem if dot and extension.lower() in EXTENSIONS else path) + ".txt"

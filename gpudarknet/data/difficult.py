@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError, DataWarning
 from . import read_list
-from .datafile import DataFile, label_path
+from .datafile import DataFile, label_name, label_path
 
 
 def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], Path | None] | None:
@@ -60,17 +60,18 @@ def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], P
 
 def by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return pairs image -> entry by their names, and the entries for which names and folders do not decide."""
-    named: dict[str, list[str]] = defaultdict(list)
+    named: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)  # name -> images and their folders
     for path in dict.fromkeys(images):
-        named[label_path(path).stem].append(path)
+        *folders, name = label_name(path).split("/")
+        named[name].append((path, folders))
     claims: dict[str, list[tuple[int, str]]] = defaultdict(list)  # image -> equal folders, entry
     ambiguous = []
     for entry in dict.fromkeys(entries):
-        stem = label_path(entry).stem
-        suffixes = (stem, *(stem[match.end() :] for match in re.finditer(r"[-_. ]", stem)))  # longest first
-        candidates = next((named[name] for name in suffixes if name in named), [])
-        scores = [equal_folders(path, entry) for path in candidates]
-        best = [path for path, score in zip(candidates, scores, strict=True) if score == max(scores)]
+        *folders, name = label_name(entry).split("/")
+        suffixes = (name, *(name[match.end() :] for match in re.finditer(r"[-_. ]", name)))  # longest first
+        candidates = next((named[suffix] for suffix in suffixes if suffix in named), [])
+        scores = [equal_folders(folders, other) for _, other in candidates]
+        best = [path for (path, _), score in zip(candidates, scores, strict=True) if score == max(scores)]
         if len(best) > 1:
             ambiguous.append(entry)
         elif best:
@@ -83,11 +84,9 @@ def by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[str, st
     return pairs, ambiguous
 
 
-def equal_folders(a: str, b: str) -> int:
-    """Return how many of the last folders of two images' label files are equal."""
+def equal_folders(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return how many of the last folders of two paths are equal."""
     count = 0
-    for one, other in zip(reversed(label_path(a).parent.parts), reversed(label_path(b).parent.parts), strict=False):
-        if one != other:
-            break
+    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
         count += 1
     return count

@@ -20,13 +20,17 @@ UNRANKED = 1 << 30  # the rank of a class that is unknown
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-`top` accuracy over the images; unlabeled: images whose class is unknown, which count as wrong."""
+    """Top-1 and top-`top` accuracy over the images.
+
+    unlabeled: images whose class is unknown; inner: images whose class is not a leaf of the tree. Both count as wrong.
+    """
 
     images: int
     top: int
     top1: float
     top_k: float
     unlabeled: int = 0
+    inner: int = 0
 
 
 def accuracy(
@@ -46,7 +50,7 @@ def accuracy(
     if tree and leaves is None:
         leaves = tree.leaves()
     ranks: list[int] = []
-    unlabeled = 0
+    unlabeled = inner = 0
     for count, path in enumerate(paths, 1):
         try:
             probs, _ = classify(network, path)
@@ -56,6 +60,7 @@ def accuracy(
             order = np.argsort(-probs, kind="stable").tolist()
             ranks.append(order.index(int(known[0, 4])) if len(known) else UNRANKED)
             unlabeled += not len(known)
+            inner += leaves is not None and len(known) > 0 and not leaves[int(known[0, 4])]
         except ImageError as e:
             bad_samples.add_image(e)
         done(count)
@@ -64,4 +69,4 @@ def accuracy(
             f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path"
         )
     rank, top = np.array(ranks), min(top, len(probs))
-    return Accuracy(len(rank), top, float((rank < 1).mean()), float((rank < top).mean()), unlabeled)
+    return Accuracy(len(rank), top, float((rank < 1).mean()), float((rank < top).mean()), unlabeled, inner)

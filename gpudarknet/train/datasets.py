@@ -98,11 +98,18 @@ def validation_score(
     and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError if none can be used.
     """
     samples = bad_samples or BadSamples()
-    measure = (
-        detector_measure(data, net, samples, iou_thresh, points, conf_thresh, done)
-        if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead)
-        else classifier_measure(data, net, samples, score_top(data, net), done)
-    )
+    measure: Callable[[Network], Report | Accuracy]
+    if isinstance(net.nodes[net.heads[-1]].layer, DetectionHead):
+        measure = detector_measure(data, net, samples, iou_thresh, points, conf_thresh, done)
+    else:
+        top = score_top(data, net)
+        if top != data.top:
+            warnings.warn(
+                f"{data.path}: top={data.top} would count every image as right or wrong, whatever the network predicts; the"
+                " score is the top-1 accuracy",
+                DataWarning, stacklevel=2,
+            )  # fmt: skip
+        measure = classifier_measure(data, net, samples, top, done)
 
     def score(net: Network) -> float | None:
         try:
