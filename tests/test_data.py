@@ -382,6 +382,8 @@ def test_a_list_of_images(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "home.txt").write_text("~/d.png\n")
     assert data.read_list(tmp_path / "home.txt") == [str(tmp_path / "d.png")]
+    (tmp_path / "windows.txt").write_text("sub\\list.txt\nsub\\none.png\n")
+    assert data.read_list(tmp_path / "windows.txt") == [f"{tmp_path}/sub/list.txt", f"{tmp_path}/sub/none.png"]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt: is empty; it must have the path of an image on each line$"):
         data.read_list(tmp_path / "empty.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "x.names").write_text("a\nb\n")
     data = DataFile.read(tmp_path / "x.data")
     assert data.read_names() == ("a", "b") and data.backup == f"{tmp_path}/backup" and data.class_count() == 2
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders here")
+def test_spaces_and_backslashes_of_a_path(tmp_path):
+    """Darknet removes spaces; a path that exists with them keeps them. Backslashes become slashes."""
+    (tmp_path / "my data").mkdir()
+    (tmp_path / "my data" / "a b.names").write_text("a\nb\n")
+    (tmp_path / "x.data").write_text(
+        "names = my data\\a b.names\nvalid = my data/no file.txt\nbackup = my\\new backup\nresults = my data \n"
+    )
+    data = DataFile.read(tmp_path / "x.data")
+    assert data.read_names() == ("a", "b") and data.valid == "mydata/nofile.txt"
+    assert data.backup == "my/newbackup" and data.results == "my data"
 
 
 def test_without_valid_the_images_of_train_are_measured(tmp_path):

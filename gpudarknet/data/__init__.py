@@ -36,14 +36,20 @@ Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) wi
 def read_list(path: str | Path) -> list[str]:
     """Read a list of image paths, one per line; relative to the current folder or to the list's. Raises DataError.
 
-    A leading `~` is the home folder.
+    A leading `~` is the home folder. If a path with backslashes does not exist, as in a list from Windows, they become slashes.
     """
     lines = [os.path.expanduser(line.strip()) for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
     folder = Path(path).parent
-    return [line if os.path.isabs(line) or os.path.exists(line) else str(folder / line) for line in lines]
+
+    def resolve(line: str) -> str:
+        return line if os.path.isabs(line) or os.path.exists(line) else str(folder / line)
+
+    resolved = [resolve(line) for line in lines]
+    return [path if "\\" not in path or os.path.exists(path) else resolve(line.replace("\\", "/"))
+            for line, path in zip(lines, resolved, strict=True)]  # fmt: skip
 
 
 def read_labels(

@@ -58,7 +58,7 @@ class DataFile:
     def read(cls, path: str | Path) -> DataFile:
         """Read a .data file: key=value lines; whitespace is removed, the first of duplicate keys is used. Raises DataError.
 
-        A leading `~` is the home folder.
+        Paths are those of `written_path`.
         """
         kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
         values: dict[str, str | int] = {}
@@ -70,7 +70,9 @@ class DataFile:
             if not equals or not value:
                 raise DataError(f"{path}:{number}: expected key=value, found '{line[:40]}'")
             if key in kinds and key not in values:
-                values[key] = atoi(value)[0] if kinds[key] == "int" else os.path.expanduser(value)
+                values[key] = (
+                    atoi(value)[0] if kinds[key] == "int" else written_path(path, raw.partition("=")[2].strip())
+                )
         if not values:
             raise DataError(f"{path}: has none of the keys {', '.join(kinds)}; is it a .data file?")
         return cls(path=str(path), **values)  # type: ignore[arg-type]
@@ -115,6 +117,19 @@ class DataFile:
             raise DataError(
                 f"{self.names_path()}: has {count} names, {cfg} has {classes} classes; the numbers must be equal"
             )
+
+
+def written_path(file: str | Path, text: str) -> str:
+    """Return the path that a .data file means by a value: without whitespace, as in Darknet, with slashes for backslashes.
+
+    A path that exists as it is written, relative to the current folder, the file's or its parent, stays so. A leading `~` is
+    the home folder.
+    """
+    text = os.path.expanduser(text)
+    squeezed, folder = re.sub(r"\s", "", text), Path(file).resolve().parent
+    spellings = dict.fromkeys((text, text.replace("\\", "/"), squeezed, squeezed.replace("\\", "/")))
+    bases = (Path(), folder, folder.parent)
+    return next((path for path in spellings if any((base / path).exists() for base in bases)), [*spellings][-1])
 
 
 def label_path(image: str | Path) -> Path:
