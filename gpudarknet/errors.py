@@ -34,6 +34,10 @@ class DataError(DarknetError):
     """A .data, .names, tree, map or label file is invalid."""
 
 
+class UnusableDataError(DataError):
+    """None of the images of a list, or of their labels, can be used; the message names the file with all reasons."""
+
+
 class NothingMeasuredError(DataError):
     """An evaluation had no readable image, or no truth to compare with."""
 

@@ -14,7 +14,7 @@ from gpudarknet import data
 from gpudarknet.cli import main
 from gpudarknet.data import check
 from gpudarknet.data.datafile import DataFile
-from gpudarknet.errors import DataError, DataWarning
+from gpudarknet.errors import DataError, DataWarning, ImageError
 from gpudarknet.train import Trainer, datasets
 
 
@@ -165,11 +165,9 @@ def test_images_that_cannot_be_read(folder):
 
 
 def test_a_long_list_is_checked_at_even_distances(folder, monkeypatch):
-    """All of it is searched only if nothing of the sample can be used."""
     assert check.evenly_spaced([str(k) for k in range(10)], 4) == ["0", "2", "5", "7"]
     for limit in ("MAX_IMAGES", "MAX_LABELS"):
         monkeypatch.setattr(check, limit, 2)  # 0 and 2
-    (folder / "0.txt").write_text("")
     (folder / "2.txt").unlink()
     (folder / "2.png").unlink()
     with pytest.warns(DataWarning) as warned:
@@ -178,6 +176,12 @@ def test_a_long_list_is_checked_at_even_distances(folder, monkeypatch):
         "x.data: `train`: 1 of 2 checked (of 4) images cannot be read and are skipped",
         "x.data: `train`: 1 label is wrong or missing, of 2 checked (of 4) images",
     ]
+    (folder / "0.txt").write_text("")
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(DataError, match=r"none of its 2 checked \(of 4\) images has a usable label"),
+    ):
+        datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
 
 
 def classifier(folder, names):
@@ -248,6 +252,31 @@ def test_evaluation_says_it_at_once_and_at_the_end(folder, capsys, monkeypatch, 
     monkeypatch.setattr(gd.Detector, "run", stop)
     assert main(words) == 130
     assert capsys.readouterr().err.splitlines() == said
+
+
+def test_images_that_are_lost_while_they_are_evaluated(folder, capsys, monkeypatch):
+    """The summary at the end, and an error, not a mean of 0."""
+    gd.load_network("x.cfg").save_weights("x.weights")
+
+    def lost(self, images, *args, **options):
+        raise ImageError(f"{images[0]}: no such file; check the path")
+
+    monkeypatch.setattr(gd.Detector, "run", lost)
+    for command in ("map", "recall"):
+        assert main(["detector", command, "x.data", "x.cfg", "x.weights"]) == 2
+        assert capsys.readouterr().err.splitlines() == [
+            f"warning: 4 images cannot be read, first {folder}/0.png: no such file; check the path; listed with reasons in"
+            f" {folder}/bad.list",
+            "error: x.data: `valid`: nothing is measured: no image could be read; check the list of images",
+        ]
+
+
+def test_an_error_about_bad_samples_is_said_once(folder, capsys):
+    gd.load_network("x.cfg").save_weights("x.weights")
+    rewrite(folder, polygon)
+    for words in (["map", "x.data", "x.cfg", "x.weights"], ["train", "x.data", "x.cfg"]):
+        assert main(["detector", *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_result_files_need_no_labels(folder, capsys):

@@ -14,7 +14,7 @@ from ..data import BadSamples, detection_boxes, read_list
 from ..data.check import check_labels, is_box
 from ..data.datafile import DataFile
 from ..detector import Detector
-from ..errors import DataError
+from ..errors import DataError, NothingMeasuredError
 from ..evaluate import ImageEval, Report, ValidationSet
 from ..io import resources
 from . import eprint, inputs, outputs
@@ -39,10 +39,14 @@ def evaluated(
 ) -> Iterator[Iterator[ImageEval]]:
     """Yield the results of evaluating the images, with a progress bar; at the end warn of those that cannot be used."""
     with bad_sample_summary(bad_samples), progress_bar() as done:
-        yield evaluate.evaluate_images(
+        images = evaluate.evaluate_images(
             detector, valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
             done=lambda count: done(count, len(valid.paths)), **options,
         )  # fmt: skip
+        try:
+            yield images
+        except NothingMeasuredError as e:
+            raise DataError(f"{valid.source}: {e}") from None
 
 
 def measure(args: Arguments) -> None:

@@ -11,7 +11,7 @@ from .. import backend as backends
 from ..backend import Backend
 from ..data import BadSamples
 from ..data.datafile import DataFile
-from ..errors import BackendError, WeightsError
+from ..errors import BackendError, UnusableDataError, WeightsError
 from ..io import download, resources
 from . import eprint
 from .arguments import Arguments, Flag
@@ -65,11 +65,16 @@ def warn_bad_samples(bad_samples: BadSamples) -> None:
 
 @contextmanager
 def bad_sample_summary(bad_samples: BadSamples) -> Iterator[None]:
-    """Warn of bad samples when the block ends, also after Ctrl-C or an error."""
+    """Warn of bad samples when the block ends, also after Ctrl-C or an error, unless the error is about them."""
+    said = False
     try:
         yield
+    except UnusableDataError:
+        said = True
+        raise
     finally:
-        warn_bad_samples(bad_samples)
+        if not said:
+            warn_bad_samples(bad_samples)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .. import image
-from ..errors import DataError, DataWarning, ImageError
+from ..errors import DataWarning, ImageError, UnusableDataError
 from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes
 from .label_causes import likely_cause
 
@@ -33,7 +33,7 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
     """Check that the images of a list exist, and that one can be read; record those that do not in `bad_samples`.
 
     source: the list as messages name it, such as "x.data: `valid`". Warns (DataWarning) if some images are missing. Raises
-    DataError if none can be read.
+    UnusableDataError if none can be read.
     """
     checked, missing = evenly_spaced(paths, MAX_IMAGES), 0
     first = ""
@@ -43,9 +43,7 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
             if error:
                 bad_samples.add_image(error)
                 missing, first = missing + 1, first or str(error)
-    existing = [path for path in checked if os.path.isfile(path)] or [path for path in paths if os.path.isfile(path)]
-    tried = evenly_spaced(existing, MAX_TRIES)
-    for path in tried:
+    for path in evenly_spaced([path for path in checked if os.path.isfile(path)], MAX_TRIES):
         error = unreadable(path, channels)
         if error is None:
             break
@@ -53,8 +51,9 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
         bad_samples.add_image(error)
     else:
         hint = "" if "\\" not in paths[0] else "; on this system a path has '/', not '\\'"
-        raise DataError(
-            f"{source}: none of its {len(paths)} images can be read, first {first}{hint}{bad_samples.listing('bad.list')}"
+        raise UnusableDataError(
+            f"{source}: none of its {described(len(checked), len(paths))} images can be read, first"
+            f" {first}{hint}{bad_samples.listing('bad.list')}"
         )
     if missing:
         warnings.warn(
@@ -81,7 +80,7 @@ def check_labels(
 
     read: a `data.detection_boxes` or `data.classifier_boxes`. usable(boxes): whether an image's labels can be used. classes:
     of a detector, whose label files are searched for the cause. Warns (DataWarning) if some labels are wrong or missing, or
-    seem to be corners. Raises DataError if none can be used.
+    seem to be corners. Raises UnusableDataError if none can be used.
     """
     checked, found = evenly_spaced(paths, MAX_LABELS), BadSamples()
     boxes: list[Boxes] = []
@@ -93,15 +92,17 @@ def check_labels(
             faulty.append(path)
     for error in found.labels:
         bad_samples.add_label(error)
-    rest = paths if len(checked) < len(paths) else ()
     first, cause = (found.labels or [""])[0], likely_cause(faulty, checked, classes) if classes and faulty else ""
     listing = bad_samples.listing("bad_label.list")
-    if not any(map(usable, boxes)) and not any(usable(read(path, BadSamples())) for path in rest):
+    if not any(map(usable, boxes)):
+        total = described(len(checked), len(paths))
         if not found.labels:
-            raise DataError(
-                f"{source}: the label files of all {len(paths)} images are empty; check how they were written"
+            raise UnusableDataError(
+                f"{source}: the label files of all {total} images are empty; check how they were written"
             )
-        raise DataError(f"{source}: none of its {len(paths)} images has a usable label, first {first}{cause}{listing}")
+        raise UnusableDataError(
+            f"{source}: none of its {total} images has a usable label, first {first}{cause}{listing}"
+        )
     if found.labels:
         labels = "1 label is" if len(found.labels) == 1 else f"{len(found.labels)} labels are"
         warnings.warn(

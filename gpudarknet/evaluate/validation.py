@@ -15,9 +15,13 @@ from ..detector import Detector
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Paths of images, and for each the label file with its difficult boxes; see `data.difficult`."""
+    """Paths of images, and for each the label file with its difficult boxes; see `data.difficult`.
+
+    source: the list as messages name it.
+    """
 
     paths: list[str]
+    source: str
     difficult: Callable[[str], Path | None] | None = None
 
 
@@ -35,7 +39,7 @@ def validation_set(
     paths, source = read_list(data.find(key)), f"{data.path}: `{key}`"
     check_images(paths, bad_samples, source, detector.network.channels)
     if not labels:
-        return ValidationSet(paths)
+        return ValidationSet(paths, source)
     classes = len(detector.names)
     check_labels(paths, detection_boxes(classes), bad_samples, source, is_box(), classes)
-    return ValidationSet(paths, difficult_labels(data, paths))
+    return ValidationSet(paths, source, difficult_labels(data, paths))
