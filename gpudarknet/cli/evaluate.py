@@ -152,7 +152,7 @@ def write(path: Path, text: str) -> None:
 def recall(args: Arguments) -> None:
     """Print the recall of the predicted boxes, ignoring classes."""
     file, detector, bad_samples = load(args)
-    valid_images = replace(evaluate.validation_set(file, detector, bad_samples), difficult=None)
+    valid_images = evaluate.validation_set(replace(file, difficult=None), detector, bad_samples)
     options = dict(thresh=evaluate.PROPOSAL_THRESH, nms=evaluate.PROPOSAL_NMS, class_agnostic=True)
     with evaluated(detector, valid_images, bad_samples, **options) as results:
         result = evaluate.recall(results, args.iou_thresh)

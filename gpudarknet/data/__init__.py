@@ -122,7 +122,7 @@ class BadSamples:
 
     def listing(self, file: str) -> str:
         """Return the end of a message that names the file, bad.list or bad_label.list, with all reasons; "" if there is none."""
-        return f"; listed with reasons in {(self.folder / file).resolve()}" if self.folder is not None else ""
+        return f"; listed with reasons in {(self.folder / file).absolute()}" if self.folder is not None else ""
 
     def add_image(self, error: ImageError) -> None:
         """Record an image that cannot be read."""

@@ -50,10 +50,9 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
         first = first or str(error)
         bad_samples.add_image(error)
     else:
-        hint = "" if "\\" not in paths[0] else "; on this system a path has '/', not '\\'"
         raise UnusableDataError(
             f"{source}: none of its {described(len(checked), len(paths))} images can be read, first"
-            f" {first}{hint}{bad_samples.listing('bad.list')}"
+            f" {first}{bad_samples.listing('bad.list')}"
         )
     if missing:
         warnings.warn(
@@ -110,7 +109,7 @@ def check_labels(
             f" {first}{cause}{listing}",
             DataWarning, stacklevel=3,
         )  # fmt: skip
-    elif classes and seem_corners(np.concatenate(boxes)):
+    if classes and seem_corners(np.concatenate(boxes)):
         warnings.warn(
             f"{source}: the labels look like corners, 'class left top right bottom'; Darknet reads 'class x y width height',"
             " center and size",

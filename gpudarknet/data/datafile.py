@@ -99,16 +99,17 @@ class DataFile:
         return self.find("names" if self.names or not self.labels else "labels")
 
     def read_labels(self) -> tuple[str, ...]:
-        """Read the labels that name a classifier's classes in image paths: `labels`, else `names`."""
-        return read_names(self.find("labels" if self.labels else "names"))
+        """Read the labels that name a classifier's classes in image paths: `labels`, else `names`, without spaces at the ends."""
+        return tuple(label.strip() for label in read_names(self.find("labels" if self.labels else "names")))
 
     def read_names(self) -> tuple[str, ...]:
         """Read the class names."""
         return read_names(self.names_path())
 
     def class_count(self) -> int:
-        """Return the number of class names or, without names, of `classes`."""
-        return len(self.read_names()) if self.names or self.labels else self.classes
+        """Return the number of class names or, if there is no such file, `classes`."""
+        named = (self.names or self.labels) and self.names_path().is_file()
+        return len(self.read_names()) if named else self.classes
 
     def check_names(self, classes: int, cfg: str) -> None:
         """Raise DataError unless the number of names equals the number of a cfg's classes."""
