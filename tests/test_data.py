@@ -281,7 +281,7 @@ def test_labels(tmp_path):
         f"{path}:4: class 7 is not one of 0 to 2",
         f"{path}:5: class -1 is not one of 0 to 2",
         f"{path}:6: class 0.5 is not one of 0 to 2",
-        f"{path}:7: has 7 numbers; a box has five: class x y width height",
+        f"{path}:7: has 7 values; a box has five: class x y width height",
         f"{path}:8: expected 'class x y width height', found '1 0.5 x 0.1 0.1'; the rest of the file is ignored",
     ]
     path.write_text("\ufeff0 0.5 0.5 0.1 0.001\r\n0 0.5 0.5 0 0.1\n0 0.5 nan 0.1 0.1\n")

@@ -51,6 +51,14 @@ def test_spaces_and_backslashes_of_a_path(tmp_path):
     assert data.backup == "my/newbackup" and data.results == "my data"
 
 
+def test_labels_in_paths_have_no_spaces_at_the_ends(tmp_path):
+    (tmp_path / "x.data").write_text("classes=4\nnames=x.names\n")
+    assert DataFile.read(tmp_path / "x.data").class_count() == 4  # without a file of names
+    (tmp_path / "x.names").write_text("cat \r\nhot dog\r\n")
+    assert DataFile.read(tmp_path / "x.data").read_labels() == ("cat", "hot dog")
+    assert DataFile.read(tmp_path / "x.data").class_count() == 2
+
+
 def test_without_valid_the_images_of_train_are_measured(tmp_path):
     (tmp_path / "x.data").write_text("train=a.txt\n")
     with pytest.warns(DataWarning, match=r"x.data: has no key 'valid'; the images of `train` are used"):

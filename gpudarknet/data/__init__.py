@@ -88,7 +88,7 @@ def read_labels(
             break
         usable, error = True, ""
         if len(words) > 6:
-            usable, error = False, f"has {len(words)} numbers; a box has five: class x y width height"
+            usable, error = False, f"has {len(words)} values; a box has five: class x y width height"
         elif k != int(k) or k < 0 or (classes is not None and k >= classes):
             usable, error = False, f"class {k:g} is not one of 0 to {(classes or 1) - 1}"
         elif w <= 0 or h <= 0:
