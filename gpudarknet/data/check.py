@@ -14,7 +14,7 @@ from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes
 from .label_causes import likely_cause
 
 # Of longer lists, as many at even distances are checked, for about a second
-MAX_IMAGES = 200_000
+MAX_IMAGES = 100_000
 MAX_LABELS = 10_000
 
 
@@ -35,31 +35,34 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
     source: the list as messages name it, such as "x.data: `valid`". Warns (DataWarning) if some images are missing. Raises
     UnusableDataError if none can be read.
     """
-    checked, missing = evenly_spaced(paths, MAX_IMAGES), 0
-    first = ""
-    for path in checked:
-        if not os.path.isfile(path) or not os.path.getsize(path):
-            error = unreadable(path, channels)
-            if error:
-                bad_samples.add_image(error)
-                missing, first = missing + 1, first or str(error)
-    for path in evenly_spaced([path for path in checked if os.path.isfile(path)], MAX_TRIES):
+    checked = evenly_spaced(paths, MAX_IMAGES)
+    existing = {path for path in checked if has_content(path)}
+    errors = [error for path in checked if path not in existing and (error := unreadable(path, channels))]
+    readable = False
+    for path in evenly_spaced([path for path in checked if path in existing], MAX_TRIES):
         error = unreadable(path, channels)
         if error is None:
+            readable = True
             break
-        first = first or str(error)
-        bad_samples.add_image(error)
-    else:
-        raise UnusableDataError(
-            f"{source}: none of its {described(len(checked), len(paths))} images can be read, first"
-            f" {first}{bad_samples.listing('bad.list')}"
-        )
-    if missing:
+        errors.append(error)
+    for each in errors:
+        bad_samples.add_image(each)
+    total, listing = described(len(checked), len(paths)), bad_samples.listing("bad.list")
+    if not readable:
+        raise UnusableDataError(f"{source}: none of its {total} images can be read, first {errors[0]}{listing}")
+    if errors:
         warnings.warn(
-            f"{source}: {missing} of {described(len(checked), len(paths))} images cannot be read and are skipped, first"
-            f" {first}{bad_samples.listing('bad.list')}",
+            f"{source}: {len(errors)} of {total} images cannot be read and are skipped, first {errors[0]}{listing}",
             DataWarning, stacklevel=3,
         )  # fmt: skip
+
+
+def has_content(path: str) -> bool:
+    """Return whether a file exists and is not empty."""
+    try:
+        return os.stat(path).st_size > 0
+    except (OSError, ValueError):
+        return False
 
 
 def unreadable(path: str, channels: int) -> ImageError | None:
