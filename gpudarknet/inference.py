@@ -83,6 +83,7 @@ class InferencePipeline:
             raise DataError(f"batch {batch}: must be at least 1")
 
         def results(sizes: list[Size], outputs: list[Any], start: float) -> Iterator[ScoredBoxes]:
+            # class_agnostic: only objectness is compared with thresh, below
             decoded = self.decode(outputs, float("-inf") if class_agnostic else thresh, sizes)
             seconds = (time.perf_counter() - start) / len(sizes)
             for rows, size in zip(decoded, sizes, strict=True):

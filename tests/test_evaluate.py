@@ -283,6 +283,17 @@ def test_recall_is_the_original_programs(head, tmp_path):
     )
 
 
+def test_recall_of_region_does_not_depend_on_objectness(tmp_path):
+    """`darknet detector recall` prints the same numbers for the same network with an objectness near 0: it sets it to 1."""
+    detector, paths = detector_and_images("region", tmp_path)
+    detector.network.weights[1]["bias"].reshape(3, 8)[:, 4] -= 9
+    settings = evaluate.PROPOSAL_THRESH, evaluate.PROPOSAL_NMS
+    result = evaluate.recall(evaluate.evaluate_images(detector, paths, *settings, class_agnostic=True))
+    assert (result.proposals, 100 * result.average_iou, 100 * result.recall) == pytest.approx(
+        ORIGINAL["region"]["recall"], abs=0.006
+    )
+
+
 # Anchors
 
 
