@@ -16,7 +16,7 @@ from typing import Any
 
 from gpudarknet import cli
 from gpudarknet.cfg import Net
-from gpudarknet.cli.arguments import Command, Flag
+from gpudarknet.cli.arguments import DARKNET_FLAGS, Command, Flag
 from gpudarknet.layers import SECTIONS, Layer
 
 HERE = Path(__file__).parent
@@ -32,6 +32,7 @@ def generate(name: str, *arguments: str) -> str:
     """Return the Markdown for a mark."""
     generators: dict[str, Callable[..., str]] = {
         "page": page, "net": net, "sections": sections, "activations": activations, "commands": commands,
+        "ignored_flags": ignored_flags,
     }  # fmt: skip
     return generators[name](*arguments)
 
@@ -165,6 +166,12 @@ def without_effect(kind: Any) -> Iterator[str]:
 def commands() -> str:
     """Return the documentation of every command."""
     return "\n\n".join("\n".join(command(one)) for one in cli.commands())
+
+
+def ignored_flags() -> str:
+    """Return Darknet's flags that have no effect on commands that do not list them, with the reason if there is one."""
+    reasons = (f" ({plain(flag.help)})" if flag.help else "" for flag in DARKNET_FLAGS)
+    return ", ".join(f"`-{flag.name}`{reason}" for flag, reason in zip(DARKNET_FLAGS, reasons, strict=True)) + "."
 
 
 def command(one: Command) -> Iterator[str]:

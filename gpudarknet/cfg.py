@@ -31,7 +31,7 @@ class Net(Record):
     section: ClassVar[str] = "net"
     ignored: ClassVar[frozenset[str]] = frozenset(
         "sequential_subdivisions dynamic_minibatch try_fix_nan weights_reject_freq contrastive contrastive_jit_flip"
-        " contrastive_color unsupervised attention adversarial_lr max_chart_loss use_cuda_graph optimized_memory"
+        " contrastive_color unsupervised attention adversarial_lr use_cuda_graph optimized_memory"
         " workspace_size_limit_MB show_receptive_field".split()
     )
     unsupported: ClassVar[frozenset[str]] = frozenset()
@@ -80,6 +80,7 @@ class Net(Record):
     eps: float = 1e-6
     loss_scale: float = 1.0
     ema_alpha: float = 0.0
+    max_chart_loss: float = 0.0  # 0: of the losses
     equidistant_point: int = 0
     badlabels_rejection_percentage: float = 0.0
     num_sigmas_reject_badlabels: float = 0.0

@@ -208,6 +208,17 @@ class Network:
         """Return the layer table as Darknet prints it: type, filters, size/stride, input, output, BFLOPS, and totals."""
         return summary.table(self.nodes)
 
+    def load_weights(self, path: str | Path, seed: int = 0) -> None:
+        """Read weights and the image count from a file; layers that it lacks get initial values. Raises WeightsError."""
+        arrays, self.seen = read_weights(path, self.nodes, np.random.default_rng(seed))
+        with self.on_device():
+            for node in self.nodes:
+                if owner(node) == node.index:
+                    for name, a in arrays[node.index].items():
+                        self.weights[node.index][name] = self.backend.asarray(a)
+            self.backend.synchronize()  # so that any stream may use them
+        self.program_cache.clear()
+
     def save_weights(self, path: str | Path, upto: int | None = None) -> None:
         """Write the weights of the first `upto` layers (default all), atomically."""
         arrays = [{k: self.backend.to_numpy(a) for k, a in own.items() if hasattr(a, "dtype")} for own in self.weights]

@@ -18,6 +18,7 @@ import tiny
 import gpudarknet
 from gpudarknet import __version__, cli
 from gpudarknet.cli import main
+from gpudarknet.cli.arguments import DARKNET_COMMANDS
 
 RUN = ["detector", "test", "tiny.data", "tiny.cfg", "tiny.weights", "tiny.png"]
 
@@ -113,6 +114,67 @@ def test_flags_can_be_anywhere_with_any_dashes(capsys):
     assert main([*words, "-nms", "0", "tiny.png", "-hier", ".5", "-i", "0", "-backend", "numpy"]) == 0
     assert results(capsys.readouterr().out)[1:] == [
         "cat: 86%\t(left_x:   46   top_y:   19   width:   20   height:   10)"
+    ]
+
+
+# Every find_arg, find_int_arg, find_float_arg and find_char_arg of main, run_detector and run_classifier (src/darknet.c,
+# detector.c, classifier.c)
+DARKNET_FLAGS = """
+-dont_show -benchmark -benchmark_layers -show -letter_box -map -points 0 -show_imgs -mjpeg_port 8090 -avgframes 3 -dontdraw_bbox
+-json_port 8070 -http_post_host localhost -time_limit_sec 0 -out_filename x.avi -json_file_output x.json -out x.json
+-prefix x -thresh .25 -iou_thresh .5 -hier .5 -c 0 -s 0 -num_of_clusters 5 -width 416 -height 416 -ext_output -save_labels
+-chart x.png -mAP_epochs 4 -gpus 0 -clear -i 0 -cuda_debug_sync -dontuse_opencv -topk -t 0
+""".split()
+
+
+@pytest.mark.parametrize(
+    "name", [command.name for command in cli.commands() if command.name.split()[0] in DARKNET_COMMANDS]
+)
+def test_darknets_flags_are_accepted_by_all_its_commands(name):
+    command, _ = cli.find(name.split())
+    positionals = [word for word in command.positionals if "..." not in word and word != "[video]"]
+    args = cli.parse(command, [*DARKNET_FLAGS, *positionals])
+    assert args.positionals == positionals
+    for flag in command.flags:
+        if flag.kind is bool and f"-{flag.name}" in DARKNET_FLAGS:
+            assert getattr(args, flag.name) is True
+    given = {word.lstrip("-") for word in DARKNET_FLAGS if word.startswith("-")} - {"dont_show"}
+    noted = {note.split(": -")[1].split(" has no effect")[0] for note in args.notes}
+    assert noted == given - {flag.name for flag in command.flags}
+
+
+@pytest.mark.parametrize(
+    ("words", "clear", "map_", "notes"),
+    [
+        ("-clear -map", True, True, []),
+        ("-clear 1 -map 0", True, False, []),
+        ("-clear=1 -map=0", True, False, []),
+        ("-clear 0", False, False, []),
+        ("-map 0.1", False, True, ["-map takes no value; 0.1 is ignored"]),
+        ("-map=0.1 -clear -1", True, True, ["-map takes no value; 0.1 is ignored", "-clear takes no value; -1 is ignored"]),
+        ("-MAP -Clear", True, True, []),
+        ("-map\r -clear\r\n", True, True, []),
+        ("-dont_show 1 -map", False, True, []),
+        ("-mjpeg_port 8090 -map", False, True, ["-mjpeg_port has no effect; there is no server"]),
+        ("-mjpeg-port=8090 -ext_output 1", False, False,
+         ["-mjpeg_port has no effect; there is no server", "-ext_output has no effect"]),
+    ],
+)  # fmt: skip
+def test_flags_that_take_no_value(words, clear, map_, notes):
+    command, _ = cli.find(["detector", "train"])
+    for argv in ([*words.split(" "), "x.data", "x.cfg\r"], ["x.data", "x.cfg", *words.split(" "), "\r"]):
+        args = cli.parse(command, argv)
+        assert (args.positionals, args.clear, args.map) == (["x.data", "x.cfg"], clear, map_)
+        assert args.notes == [f"detector train: {note}" for note in notes]
+
+
+def test_a_flag_without_effect_is_noted(capsys):
+    assert main([*RUN, "-mjpeg_port", "8090", "-dont_show", "-hier", ".5", "-thresh", ".5\r"]) == 0
+    out, err = capsys.readouterr()
+    assert results(out)[1:] == ["cat: 86%"]
+    assert err.splitlines() == [
+        "note: detector test: -mjpeg_port has no effect; there is no server",
+        "note: detector test: -hier has no effect; as in Darknet",
     ]
 
 
@@ -217,7 +279,7 @@ def test_help_and_version(capsys):
         assert main(words) == 0
         assert "-ext_output" in capsys.readouterr().out
     assert main(["help", "detector", "map"]) == 0
-    assert "letter_box in [net] decides" in capsys.readouterr().out
+    assert "letter_box in [net] decides" in " ".join(capsys.readouterr().out.split())
     for words in (["version"], ["--version"]):
         assert main(words) == 0
         assert capsys.readouterr().out == f"gpudarknet {__version__}\n"
@@ -232,7 +294,10 @@ def test_help_and_version(capsys):
         ("detect tiny.cfg tiny.weights -thresh much", "detect: -thresh needs a number, got 'much'"),
         ("detect tiny.cfg tiny.weights -thresh nan", "detect: -thresh needs a number, got 'nan'"),
         ("detect tiny.cfg tiny.weights -i 1.5", "detect: -i needs an integer, got '1.5'"),
-        ("detect tiny.cfg tiny.weights -dont_show=1", "detect: -dont_show takes no value, got '1'"),
+        ("detect tiny.cfg tiny.weights -dont_show=yes", "detect: -dont_show is 0 or 1, got 'yes'"),
+        ("detect tiny.cfg tiny.weights -mjpeg_port", "detect: -mjpeg_port needs a value"),
+        ("detect tiny.cfg tiny.weights -mjpeg_port -map", "detect: -mjpeg_port needs an integer, got '-map'"),
+        ("table tiny.cfg -dont_show", "table: no flag '-dont_show'; it has none"),
         (
             "detect tiny.cfg",
             "detect: x.weights is missing; usage: gpudarknet detect x.cfg x.weights [image ...] [flags]",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from spots import project
 
 import gpudarknet as gd
 from gpudarknet import image
 from gpudarknet.cli import main
+from gpudarknet.cli.training_display import Display
+from gpudarknet.data import Loader
 from gpudarknet.train import Trainer
 
 
@@ -33,7 +38,9 @@ def test_train_then_measure(folder, capsys):
     assert (
         lines[1].startswith(" 1: ") and " avg loss, 0.000063 rate, " in lines[1] and " seconds, 8 images, " in lines[1]
     )
-    assert lines[4].startswith(" 3: mean average precision (mAP@0.50) = ") and len(lines) == 6
+    assert lines[3].startswith(" detections_count = ") and lines[4].startswith("class_id = 0, name = red, ap = ")
+    assert lines[10].startswith(" mean average precision (mAP@0.50) = ")
+    assert lines[12].startswith(" 3: mean average precision (mAP@0.50) = ") and len(lines) == 14
     assert (folder / "backup" / "x_final.weights").is_file()
     weights = ["x.data", "x.cfg", "backup/x_final.weights"]
 
@@ -90,15 +97,112 @@ def test_train_a_classifier_and_measure_it(folder, capsys):
 
 
 def test_flags_of_training(folder, capsys):
-    """The command of Darknet's README, other mAP settings, the images of a batch."""
-    assert (
-        main("detector train x.data x.cfg -dont_show -mjpeg_port 8090 -gpus 0 -map -iou_thresh 0.3 -points 11".split())
-        == 0
+    """The command of Darknet's README, other mAP settings, the images of a batch; files land in the backup folder."""
+    before = {path.name for path in folder.iterdir()}
+    words = (
+        "-dont_show -mjpeg_port 8090 -gpus 0 -map 1 -iou_thresh 0.3 -points 11 -thresh 0.4 -mAP_epochs 2 -letter_box"
     )
-    assert " 3: mean average precision (mAP@0.30) = " in capsys.readouterr().out
-    assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 0
-    assert "aug_0.jpg to aug_7.jpg: the batch of the next iteration\n" in capsys.readouterr().out
-    assert image.read("aug_1.jpg").shape == (32, 64, 3)
+    assert main(["detector", "train", "x.data", "x.cfg", *words.split()]) == 0
+    out, err = capsys.readouterr()
+    assert " 3: mean average precision (mAP@0.30) = " in out and " for conf_thresh = 0.40, precision = " in out
+    assert " IoU threshold = 30 %, used 11 Recall-points" in out
+    assert err.splitlines() == [
+        "note: detector train: -mjpeg_port has no effect; there is no server",
+        "note: detector train: -letter_box has no effect; letter_box in [net] decides, as in Darknet",
+    ]
+    assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs", "-clear", "1", "-gpus", "-1"]) == 0
+    aug = folder / "backup" / "aug_0.jpg"
+    assert f"{aug} to aug_7.jpg: the batch of the next iteration\n" in capsys.readouterr().out
+    assert image.read(aug.with_name("aug_1.jpg")).shape == (32, 64, 3)
+    assert {path.name for path in folder.iterdir()} == before | {"backup"}
+
+
+def test_a_chart_elsewhere(folder, capsys):
+    """Its history is continued from the CSV file next to it."""
+    assert main(["detector", "train", "x.data", "x.cfg", "-chart", "f.png"]) == 0
+    (folder / "x.cfg").write_text((folder / "x.cfg").read_text().replace("max_batches=3", "max_batches=5"))
+    assert main(["detector", "train", "x.data", "x.cfg", "backup/x_last.weights", "-chart", "f.png"]) == 0
+    rows = (folder / "f.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["iteration", "1", "2", "3", "4", "5"]
+    assert not list((folder / "backup").glob("chart*"))
+    capsys.readouterr()
+    assert main(["detector", "train", "x.data", "x.cfg", "-clear", "-chart", "none/f.png"]) == 2
+    assert capsys.readouterr().err == (
+        "error: none/f.png: cannot be written (No such file or directory); use a file in an existing folder\n"
+    )
+
+
+def test_when_map_is_measured(folder, capsys, monkeypatch):
+    """As in train_detector (src/detector.c): -mAP_epochs epochs, at least 100 iterations, after the last one; after burn_in."""
+
+    def step(self, x, truth):
+        self.iteration += 1
+        return 1.0
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Loader, "get", lambda self, iteration: (np.zeros(8), np.zeros(8)))
+    text = (folder / "x.cfg").read_text().replace("max_batches=3", "max_batches=251")
+    for burn_in, epochs, expected in ((2, 4, [100, 200, 251]), (150, 4, [150, 250, 251]), (2, 220, [110, 220, 251])):
+        (folder / "x.cfg").write_text(text.replace("burn_in=2", f"burn_in={burn_in}"))
+        assert main(f"detector train x.data x.cfg -clear -map -mAP_epochs {epochs}".split()) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [int(line.split(":")[0]) for line in lines if "(mAP@0.50)" in line and " best = " in line] == expected
+
+
+def test_several_gpus(folder, capsys):
+    for gpus in ("0,1", "1,0,2", "0, 1"):
+        assert main(["detector", "train", "x.data", "x.cfg", "-gpus", gpus]) == 2
+        assert capsys.readouterr().err == (
+            f"error: -gpus {gpus}: training uses one GPU; choose it with -gpus {gpus.split(',')[0]}\n"
+        )
+    assert main(["detector", "train", "x.data", "x.cfg", "-gpus", "all"]) == 2
+    assert capsys.readouterr().err == "error: -gpus needs the index of a GPU, got 'all'\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_gives_a_shells_exit_code(folder, capsys, monkeypatch, number):
+    step = Trainer.step
+
+    def disturbed(self, x, truth):
+        os.kill(os.getpid(), number)
+        return step(self, x, truth)
+
+    monkeypatch.setattr(Trainer, "step", disturbed)
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 128 + number
+    last = folder / "backup" / "x_last.weights"
+    assert capsys.readouterr().out.splitlines()[-1] == f"stopped after iteration 1 of 3; resume from {last}"
+
+
+def test_a_long_validation_reports_quarters(monkeypatch):
+    printed, clock = [], iter(range(0, 10_000, 4))
+    monkeypatch.setattr("gpudarknet.cli.training_display.time.monotonic", lambda: next(clock))
+    shown = Display("mAP", (), printed.append)
+    for _ in range(2):
+        for count in range(1, 41):
+            shown.validating(count, 40)
+    expected = [f" {n} of 40 images validated, {m} minutes left" for n, m in ((10, 1.8), (20, 1.3), (30, 0.6))]
+    assert printed == 2 * expected
+
+
+class Terminal(io.StringIO):
+    """A terminal 100 columns wide."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_live_display(folder, monkeypatch):
+    """On a terminal: bars for iterations and for the images of a validation, and its result."""
+    pytest.importorskip("rich")
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 0
+    text = out.getvalue() + err.getvalue()
+    assert "3/3" in text and "validation" in text and "class_id = 0, name = red, ap = " in text
+    assert " 3: mean average precision (mAP@0.50) = " in text and " avg loss, " not in text
 
 
 def test_ctrl_c_prints_how_to_resume(folder, capsys, monkeypatch):

@@ -37,7 +37,10 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C.
+
+    A training that a signal stops returns 143 (SIGTERM) or 129 (SIGHUP).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail(str(e))
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except SystemExit as e:
+            return int(e.code or 0)
         except BrokenPipeError:  # stdout is a broken pipe: discard what would be flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
@@ -83,7 +88,10 @@ def run(argv: list[str]) -> int:
 
         page(command)
         return 0
-    return command.run(parse(command, rest)) or 0
+    args = parse(command, rest)
+    for note in args.notes:
+        eprint("note", note)
+    return command.run(args) or 0
 
 
 def is_help(word: str) -> bool:

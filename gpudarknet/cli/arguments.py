@@ -14,15 +14,18 @@ from types import SimpleNamespace
 
 from ..errors import DarknetError, did_you_mean
 
+Value = bool | int | float | str | None
+
 
 class UsageError(DarknetError):
     """The command line is wrong."""
 
 
 class Arguments(SimpleNamespace):
-    """A command's positional arguments, and each of its flags as an attribute of the flag's type."""
+    """A command's positional arguments, each of its flags as an attribute of the flag's type, and notes for the user."""
 
     positionals: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Flag:
 
     name: str
     kind: type[bool] | type[int] | type[float] | type[str]
-    default: bool | int | float | str | None
+    default: Value
     help: str
 
 
@@ -57,17 +60,68 @@ class Command:
         return " ".join(["gpudarknet", self.name, *self.positionals, *(["[flags]"] if self.flags else [])])
 
 
+# Darknet accepts each of these for each of its commands (run_detector, run_classifier). The help says why it has no effect
+# on a command that does not list it.
+DARKNET_COMMANDS = ("detector", "classifier", "detect", "classify")
+DARKNET_FLAGS = (
+    Flag("avgframes", int, None, ""),
+    Flag("benchmark", bool, None, "`detector demo` prints frames per second"),
+    Flag("benchmark_layers", bool, None, "`gpudarknet bench` measures times"),
+    Flag("c", str, None, ""),
+    Flag("chart", str, None, ""),
+    Flag("clear", bool, None, ""),
+    Flag("cuda_debug_sync", bool, None, ""),
+    Flag("dont_show", bool, None, "a window opens only with -show"),
+    Flag("dontdraw_bbox", bool, None, ""),
+    Flag("dontuse_opencv", bool, None, ""),
+    Flag("ext_output", bool, None, ""),
+    Flag("gpus", str, None, "-i chooses the GPU"),
+    Flag("hier", float, None, "as in Darknet"),
+    Flag("http_post_host", str, None, ""),
+    Flag("i", int, None, ""),
+    Flag("iou_thresh", float, None, ""),
+    Flag("json_file_output", str, None, "`detector demo` has -jsonl"),
+    Flag("json_port", int, None, "there is no server"),
+    Flag("letter_box", bool, None, "letter_box in [net] decides, as in Darknet"),
+    Flag("map", bool, None, ""),
+    Flag("mAP_epochs", int, None, ""),
+    Flag("mjpeg_port", int, None, "there is no server"),
+    Flag("num_of_clusters", int, None, ""),
+    Flag("out", str, None, ""),
+    Flag("out_filename", str, None, ""),
+    Flag("points", int, None, ""),
+    Flag("prefix", str, None, "`detector demo` has -out_filename"),
+    Flag("s", int, None, ""),
+    Flag("save_labels", bool, None, ""),
+    Flag("show", bool, None, ""),
+    Flag("show_imgs", bool, None, ""),
+    Flag("t", int, None, ""),
+    Flag("thresh", float, None, ""),
+    Flag("time_limit_sec", int, None, ""),
+    Flag("topk", bool, None, ""),
+    Flag("width", int, None, ""),
+    Flag("height", int, None, ""),
+)
+SILENT = "dont_show"  # has no effect, and gets what it asks for
+
+
 def normalize(flag: str) -> str:
-    """Return a flag's name without leading dashes and without dashes and underscores inside."""
-    return flag.lstrip("-").replace("-", "").replace("_", "")
+    """Return a flag's name in lower case, without leading dashes and without dashes and underscores inside."""
+    return flag.lstrip("-").replace("-", "").replace("_", "").lower()
 
 
 def parse(command: Command, argv: Sequence[str]) -> Arguments:
-    """Parse a command's arguments into positionals and flags. "--" ends the flags. Raises UsageError."""
+    """Parse a command's arguments into positionals, flags, and `notes` on what is ignored. Raises UsageError.
+
+    "--" ends the flags. A flag that takes no value may be followed by 0, which switches it off, or 1; as in Darknet, another
+    number there is ignored, so are its flags that have no effect on this command, and the line end of a Windows script.
+    """
     known = {normalize(flag.name): flag for flag in command.flags}
-    values: dict[str, bool | int | float | str | None] = {flag.name: flag.default for flag in command.flags}
+    ignored = {normalize(flag.name): flag for flag in ignored_flags(command)}
+    values: dict[str, Value] = {flag.name: flag.default for flag in command.flags}
     positionals: list[str] = []
-    rest = list(argv)
+    notes: list[str] = []
+    rest = [stripped for argument in argv if (stripped := argument.strip("\t\r\n")) or not argument]
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -77,23 +131,43 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
             positionals.append(argument)
             continue
         name, equals, value = argument.partition("=")
-        flag = known.get(normalize(name))
+        flag = known.get(normalize(name)) or ignored.get(normalize(name))
         if flag is None:
             names = [f"-{flag.name}" for flag in command.flags]
             hint = did_you_mean("-" + name.lstrip("-"), names, 0.6) or f"; it has {', '.join(names) or 'none'}"
             raise UsageError(f"{command.name}: no flag '{name}'{hint}")
         if flag.kind is bool:
-            if equals:
-                raise UsageError(f"{command.name}: -{flag.name} takes no value, got '{value}'")
-            values[flag.name] = True
-            continue
-        if not equals:
-            if not rest:
+            if not equals:
+                value = rest.pop(0) if rest and is_number(rest[0]) else "1"
+            if not is_number(value):
+                raise UsageError(f"{command.name}: -{flag.name} is 0 or 1, got '{value}'")
+            converted: Value = float(value) != 0
+            if float(value) not in (0, 1):
+                notes.append(f"{command.name}: -{flag.name} takes no value; {value} is ignored")
+        else:
+            if not equals and not rest:
                 raise UsageError(f"{command.name}: -{flag.name} needs a value")
-            value = rest.pop(0)
-        values[flag.name] = convert(command, flag, value)
+            converted = convert(command, flag, value if equals else rest.pop(0))
+        if flag.name in values:
+            values[flag.name] = converted
+        elif flag.name != SILENT:
+            notes.append(f"{command.name}: -{flag.name} has no effect{'; ' if flag.help else ''}{flag.help}")
     check_positionals(command, positionals)
-    return Arguments(positionals=positionals, **values)
+    return Arguments(positionals=positionals, notes=notes, **values)
+
+
+def ignored_flags(command: Command) -> list[Flag]:
+    """Return Darknet's flags that a command accepts without effect."""
+    own = {flag.name for flag in command.flags}
+    return [flag for flag in DARKNET_FLAGS if command.name.split()[0] in DARKNET_COMMANDS and flag.name not in own]
+
+
+def is_number(word: str) -> bool:
+    """Return whether an argument is a number."""
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def convert(command: Command, flag: Flag, value: str) -> int | float | str:

@@ -141,7 +141,6 @@ FLAGS = (
     Flag("time_limit_sec", float, 0.0, "Stop after this many seconds; 0 for no limit"),
     inputs.BACKEND,
     inputs.GPU,
-    Flag("dont_show", bool, False, "Accepted; a window opens only with -show"),
 )
 MORE = (
     "The video is a file, a camera index, or a URL such as rtsp://...; the default is camera 0. All frames of a file are "

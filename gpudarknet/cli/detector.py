@@ -95,8 +95,6 @@ def flags(thresh: float) -> tuple[Flag, ...]:
         Flag("letter_box", bool, False, "Keep the image's aspect ratio instead of stretching it"),
         inputs.BACKEND,
         inputs.GPU,
-        Flag("dont_show", bool, False, "Accepted; no window is opened"),
-        Flag("hier", float, 0.5, "Accepted; has no effect, as in Darknet"),
     )
 
 

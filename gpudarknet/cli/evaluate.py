@@ -190,8 +190,6 @@ POSITIONALS = ("x.data", "x.cfg", "x.weights")
 COMMON = (
     inputs.BACKEND,
     inputs.GPU,
-    Flag("letter_box", bool, False, "Accepted; letter_box in [net] decides, as in Darknet"),
-    Flag("dont_show", bool, False, "Accepted; no window is opened"),
 )
 IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this")
 COMMANDS = (

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .arguments import Command
+from .arguments import Command, ignored_flags
 
 INTRO = "Run and train Darknet (YOLO) networks."
 HINT = "A cfg, .data or weights argument is a path, or the name of a bundled file or pretrained network, such as yolov4-tiny."
@@ -39,6 +39,9 @@ def page(command: Command) -> None:
         table.add_row(f"[bold]-{flag.name}[/] {value}", escape(flag.help) + default)
     screen.print("\nFlags may appear anywhere, with one dash or two.")
     screen.print(table)
+    ignored = (f"-{flag.name}" + (f" ({flag.help})" if flag.help else "") for flag in ignored_flags(command))
+    if text := ", ".join(ignored):
+        screen.print(f"\nOther flags of Darknet's are accepted without effect: {escape(text)}.")
 
 
 def columns() -> Table:

@@ -53,8 +53,5 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file atomically. Raises DataError."""
-    try:
-        with atomic_write(path) as tmp:
-            tmp.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+    with atomic_write(path, DataError) as tmp:
+        tmp.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")

@@ -26,11 +26,8 @@ def write_onnx(
 ) -> None:
     """Write a network as an ONNX file, atomically. See `onnx_model` for its contents. Raises DataError too."""
     model = onnx_model(network, batch, half, boxes)
-    try:
-        with atomic_write(path) as tmp:
-            tmp.write_bytes(model.SerializeToString())
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+    with atomic_write(path, DataError) as tmp:
+        tmp.write_bytes(model.SerializeToString())
 
 
 def onnx_model(network: Network, batch: int | None = 1, half: bool = False, boxes: bool = False) -> Any:

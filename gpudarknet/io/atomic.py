@@ -9,27 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import DarknetError
+
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], error: type[DarknetError] | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`. On success rename it to `path`; on an exception remove it.
 
-    The rename stays within one folder, so it is atomic: `path` holds the old content or the new, never a part.
+    The rename stays within one folder, so it is atomic: `path` holds the old content or the new, never a part. An OSError,
+    of the block too, is raised as `error`, if given, which names `path`.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(*tmp_name(path), dir=path.parent)
-    os.close(handle)
-    tmp = Path(name)
     try:
-        yield tmp
-        with open(tmp, "rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(tmp, 0o666 & ~mask)  # mkstemp creates private files; the result gets the usual permissions
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(*tmp_name(path), dir=path.parent)
+        os.close(handle)
+        tmp = Path(name)
+        try:
+            yield tmp
+            with open(tmp, "rb+") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(tmp, 0o666 & ~mask)  # mkstemp creates private files; the result gets the usual permissions
+            os.replace(tmp, path)
+        finally:
+            tmp.unlink(missing_ok=True)
+    except OSError as e:
+        if error is None:
+            raise
+        raise error(f"{path}: cannot be written ({e.strerror or e}); check the folder and the disk") from None
 
 
 def tmp_name(path: Path) -> tuple[str, str]:
@@ -37,10 +45,13 @@ def tmp_name(path: Path) -> tuple[str, str]:
     return path.suffix, f".{path.name}."
 
 
-def remove_stale_tmp(path: str | os.PathLike[str]) -> None:
-    """Remove temporary files for `path` that a killed process left behind. No other process may be writing `path`."""
-    suffix, prefix = tmp_name(Path(path))
-    pattern = re.compile(rf"{re.escape(prefix)}\w{{8}}{re.escape(suffix)}")
-    for tmp in Path(path).parent.iterdir():
-        if pattern.fullmatch(tmp.name):
+def remove_stale_tmp(folder: str | os.PathLike[str], names: str) -> None:
+    """Remove temporary files that a killed process left in a folder, of files whose names match a regular expression.
+
+    No other process may be writing these files.
+    """
+    pattern = re.compile(rf"\.(?P<name>{names})\.\w{{8}}(?P<suffix>\.\w+|)")
+    for tmp in Path(folder).iterdir():
+        match = pattern.fullmatch(tmp.name)
+        if match and match["suffix"] == Path(match["name"]).suffix:
             tmp.unlink(missing_ok=True)

@@ -17,21 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data import DataSet
+from ..data import BadSamples, DataSet
 from ..data.datafile import DataFile
 from ..errors import TrainError, TrainWarning
 from . import checkpoint
 from .datasets import training_set
+from .folder import TrainingFolder
 from .loop import Progress, TrainingRun
 from .step import TrainStep, backward
 
-__all__ = ["Progress", "TrainStep", "Trainer", "TrainingRun", "backward"]
+__all__ = ["Progress", "TrainStep", "Trainer", "TrainingFolder", "TrainingRun", "backward"]
 
 
 class Trainer(TrainStep):
     """A network in training: `step` runs one iteration, `fit` a whole training, `save` and `load` its state.
 
-    It starts at iteration 0; with clear=False, at the image count of the weights. exact: IoU losses return their true gradient
+    It starts at iteration 0; with clear=False, at the image count of the weights. seed: None means 0 or, after `resume`, the
+    checkpoint's; a number is used after `resume` too. exact: IoU losses return their true gradient
     where Darknet's delta differs; iou_normalizer then has to be larger, as the gradient is with respect to coordinates
     relative to the image. `momentum[i][name]` is the accumulated negative gradient of a weight, as in Darknet.
 
@@ -48,28 +50,29 @@ class Trainer(TrainStep):
     """
 
     def fit(
-        self, data: DataSet | DataFile | str | Path, folder: str | Path = "backup", base: str = "",
+        self, data: DataSet | DataFile | str | Path, folder: str | Path | TrainingFolder = "backup", base: str = "",
         resume: str | Path | None = None, iterations: int | None = None, **options: Any,
     ) -> Progress | None:  # fmt: skip
         """Train until max_batches, or for a number of iterations; write base_last.weights and other files to `folder`.
 
         data: a `data.DataSet`, a .data file or its path. base: the cfg's name by default. resume: a checkpoint,
-        base_last.weights or .npz, to resume bit-exactly. The other options are those of `loop.TrainingRun`. Returns the last
-        Progress.
+        base_last.weights or .npz, to resume as `resume` does. The other options are those of `loop.TrainingRun`. Samples of a
+        .data file that cannot be used are listed in `folder`. Returns the last Progress. Raises TrainError before the data is
+        read if `folder` cannot be written or another training writes the same files. SIGTERM and SIGHUP are handled as
+        Ctrl-C; after the checkpoint they raise SystemExit.
         """
         if self.cpu_bugs:
             raise TrainError(
                 "Trainer.fit: does not emulate bugs of Darknet's CPU build; omit emulate_darknet_cpu_bugs, or call step"
             )
+        if not isinstance(folder, TrainingFolder):
+            with TrainingFolder(folder, base or Path(self.net.config.path).stem) as opened:
+                return self.fit(data, opened, resume=resume, iterations=iterations, **options)
         if resume is not None:
-            path = checkpoint.state_path(resume)
-            if not path.is_file():
-                raise TrainError(f"{path}: does not exist, so training cannot be resumed; check the path")
-            options["extra"] = self.load(path)
+            options["extra"] = self.resume(resume)
         data = DataFile.read(data) if isinstance(data, str | Path) else data
-        data = training_set(data, self.net) if isinstance(data, DataFile) else data
-        run = TrainingRun(self, data, folder, base or Path(self.net.config.path).stem, **options)
-        return run.run(iterations)
+        data = training_set(data, self.net, BadSamples(folder.path)) if isinstance(data, DataFile) else data
+        return TrainingRun(self, data, folder, **options).run(iterations)
 
     def save(self, path: str | Path, extra: Mapping[str, ArrayLike] | None = None) -> None:
         """Write the state and `extra` arrays to an .npz file, atomically."""
@@ -81,22 +84,36 @@ class Trainer(TrainStep):
         self.load_state_dict(state, path)
         return extra
 
-    def resume(self, weights: str | Path) -> dict[str, np.ndarray]:
-        """Restore the state saved next to the weights that were loaded, if available; return its extra arrays.
+    def resume(self, path: str | Path) -> dict[str, np.ndarray]:
+        """Continue from a weights file; return the extra arrays of its checkpoint, {} if there is none.
 
-        The state contains the weights too: one newer than the weights file, from a run stopped between the two writes, is
-        used; an older one belongs to other weights and is ignored, with a TrainWarning.
+        If the state next to the file was saved with exactly these weights, training continues bit-exactly. Otherwise the
+        weights are used as they are, from the iteration that their image count gives, with momentum 0 and a TrainWarning. An
+        .npz file is restored as `load` does. Raises WeightsError, TrainError.
         """
-        path = checkpoint.state_path(weights)
-        if not path.is_file():
-            if self.iteration:
-                warnings.warn(f"{path}: does not exist; momentum starts at 0", TrainWarning, stacklevel=2)
-            return {}
-        state, extra = checkpoint.read(path)
-        if int(state.get("seen", 0)) < self.net.seen:
+        path = Path(path)
+        if path.suffix == ".npz":
+            return self.load(path)
+        problems = []
+        for candidate in (checkpoint.next_state_path(path), checkpoint.state_path(path)):
+            if not candidate.is_file():
+                continue
+            state, extra = checkpoint.read(candidate)
+            if checkpoint.belongs_to(state, path, self.net.nodes):
+                try:
+                    self.load_state_dict(state, candidate)
+                    return extra
+                except TrainError as e:
+                    problems.append(str(e).rpartition(";")[0])
+            else:
+                problems.append(f"{candidate}: is the state of other weights, of iteration {self.iteration_of(state)}")
+        self.reset()
+        self.net.load_weights(path, self.seed)
+        self.iteration = self.net.seen // max(self.batch, 1)
+        if problems or self.iteration:
+            problem = problems[-1] if problems else f"{checkpoint.state_path(path)}: does not exist"
             warnings.warn(
-                f"{path}: is older than {weights} and is ignored; momentum starts at 0", TrainWarning, stacklevel=2
-            )
-            return {}
-        self.load_state_dict(state, path)
-        return extra
+                f"{problem}; training continues from {path}, iteration {self.iteration}, with momentum 0",
+                TrainWarning, stacklevel=2,
+            )  # fmt: skip
+        return {}

@@ -7,29 +7,27 @@ matplotlib, chart_base.png. All writes are atomic.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..data import DataSet, Loader, input_size
-from ..errors import TrainError, TrainWarning
-from ..io.atomic import remove_stale_tmp
+from ..errors import DarknetError, TrainError, TrainWarning
 from ..network import Network
 from . import checkpoint
-from .history import History
+from .folder import TrainingFolder
+from .history import History, writable
+from .signals import StopSignals
 from .step import TrainStep
 
 SAVE_SECONDS = 600.0  # at most this long between checkpoints
 DRAW_SECONDS = 20.0  # at least this long between two charts
-SCORE_EPOCHS = 4  # epochs between validations, but at least MIN_SCORE_INTERVAL iterations
-MIN_SCORE_INTERVAL = 100
+MIN_SCORE_INTERVAL = 100  # iterations between validations
 MIN_EMA_ITERATIONS = 2000  # the average starts at half of max_batches and ends 1000 iterations before the end
 
 
@@ -58,17 +56,19 @@ class TrainingRun:
     """One training run from the current iteration on: its options, and the state it keeps between iterations.
 
     measure(network) returns the score that selects base_best.weights, or None if it measured nothing; metric is its name in
-    the chart. extra: the extra arrays of the checkpoint that is resumed. save_last, save_weights: iterations between
-    checkpoints and between numbered weights (0: 1000, or 10,000 if max_batches is above 10,000). Raises TrainError.
+    the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not
+    before burn_in, and at the end. extra: the extra arrays of the checkpoint that is resumed. save_last, save_weights:
+    iterations between checkpoints and between numbered weights (0: 1000, or 10,000 if max_batches is above 10,000). chart:
+    an image to write instead of chart_base.png, with its CSV file next to it. Raises TrainError.
     """
 
     def __init__(
-        self, trainer: TrainStep, data: DataSet, folder: str | Path, base: str, *,
+        self, trainer: TrainStep, data: DataSet, folder: TrainingFolder, *,
         measure: Callable[[Network], float | None] | None = None, report: Callable[[Progress], None] = lambda progress: None,
         extra: dict[str, np.ndarray] | None = None, save_last: int = 100, save_weights: int = 0, workers: int = 0,
-        metric: str = "mAP",
+        metric: str = "mAP", score_epochs: int = 4, chart: str | Path | None = None,
     ):  # fmt: skip
-        net, self.folder, extra = trainer.net, Path(folder), extra or {}
+        net, extra = trainer.net, extra or {}
         self.end = net.net.max_batches
         if self.end < 1:
             raise TrainError(
@@ -80,58 +80,59 @@ class TrainingRun:
                 " from half of the training to 1000 iterations before its end",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise TrainError(
-                f"{self.folder}: cannot be used as the weights folder ({e.strerror}); change backup in the .data file"
-            ) from None
-        self.trainer, self.data, self.base, self.measure, self.report = trainer, data, base, measure, report
+        self.trainer, self.data, self.folder, self.measure, self.report = trainer, data, folder, measure, report
         self.metric, self.workers, self.save_last = metric, workers, save_last
         self.save_weights = save_weights or (1000 if self.end <= 10000 else 10000)
         self.size = net.width, net.height
         epoch = len(data.paths) / trainer.batch
-        self.score_interval = max(MIN_SCORE_INTERVAL, int(SCORE_EPOCHS * epoch))
-        self.average, self.best = float(extra.get("average", "nan")), float(extra.get("best", -1.0))
+        self.score_interval = max(MIN_SCORE_INTERVAL, int(score_epochs * epoch))
+        self.history = History(writable(chart) if chart else folder.chart, self.end, metric, net.net.max_chart_loss)
+        self.history.read(trainer.iteration)
+        self.average, self.best = float(extra.get("average", "nan")), float(extra.get("best", self.history.best))
+        self.validated = int(extra.get("validated", trainer.iteration))  # the iteration of the last validation
+        measured = str(extra.get("metric", metric))
+        if measured != metric and measure is not None:
+            warnings.warn(
+                f"{folder.state}: has the best {measured}, the run measures {metric}; its best starts anew",
+                TrainWarning, stacklevel=3,
+            )  # fmt: skip
+            self.best, self.validated = -1.0, trainer.iteration
         self.resumable = True  # False while a step is half done, whose state must not be saved
         self.seconds_per_iteration = float("nan")  # a running average
         self.last_saved = self.last_drawn = time.monotonic()
-        self.history = History.resume(self.folder / f"chart_{base}.csv", trainer.iteration)
-        names = (
-            f"{base}_last.weights",
-            f"{base}_last.npz",
-            f"{base}_best.weights",
-            f"chart_{base}.csv",
-            f"chart_{base}.png",
-        )
-        for name in names:
-            remove_stale_tmp(self.folder / name)
 
     def run(self, iterations: int | None = None) -> Progress | None:
         """Train until max_batches, or for a number of iterations; return the last Progress.
 
-        The first Ctrl-C lets the iteration end, saves, and raises KeyboardInterrupt. Raises TrainError, DataError.
+        The first Ctrl-C, SIGTERM or SIGHUP lets the iteration end, abandons a validation, saves, and raises KeyboardInterrupt
+        or SystemExit. An abandoned validation is the first thing that a resumed run does. Raises TrainError, DataError.
         """
         trainer, net = self.trainer, self.trainer.net
         stop = self.end if iterations is None else min(self.end, trainer.iteration + iterations)
         size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
-        first, last = trainer.iteration, None
+        first, last, missed = trainer.iteration, None, self.is_due(trainer.iteration)
+        error: BaseException | None = None
         with (
             Loader(self.data, trainer.batch, size, trainer.seed, self.workers) as loader,
-            deferred_sigint() as interrupted,
+            StopSignals() as self.signals,
         ):
             try:
-                while trainer.iteration < stop and not interrupted():
+                if missed:
+                    self.history.set_score(first, self.validate())
+                while trainer.iteration < stop and self.signals.received is None:
                     last = self.iterate(loader, size(trainer.iteration), stop)
                     self.report(last)
+            except BaseException as e:
+                error = e
+                raise
             finally:
-                if trainer.iteration > first and self.resumable:
-                    self.checkpoint(final=True)
-            if interrupted():
-                raise KeyboardInterrupt
+                if (trainer.iteration > first or missed) and self.resumable:
+                    with suppress(DarknetError) if isinstance(error, DarknetError) else nullcontext():
+                        self.checkpoint(final=True)  # a full disk is reported by the first file that does not fit
+            self.signals.check()
         net.resize(*self.size)
         if trainer.iteration >= self.end:
-            net.save_weights(self.folder / f"{self.base}_final.weights")
+            net.save_weights(self.folder.weights("final"))
         return last
 
     def iterate(self, loader: Loader, size: tuple[int, int], stop: int) -> Progress:
@@ -159,17 +160,24 @@ class TrainingRun:
             best=self.best if self.best >= 0 else None,
         )  # fmt: skip
 
+    def is_due(self, k: int) -> bool:
+        """Return whether a validation is due after iteration k (train_detector in src/detector.c)."""
+        if self.measure is None or k <= self.validated:
+            return False
+        return k == self.end or k >= max(self.validated + self.score_interval, self.trainer.net.net.burn_in)
+
     def validate(self) -> float | None:
         """Compute the validation score if it is due, and save the best weights."""
-        k, net = self.trainer.iteration, self.trainer.net
-        due = (k % self.score_interval == 0 and k >= net.net.burn_in) or k == net.net.max_batches
-        if self.measure is None or not due:
+        k, net, measure = self.trainer.iteration, self.trainer.net, self.measure
+        if measure is None or not self.is_due(k):
             return None
         net.resize(*self.size)
-        score = self.measure(net)
-        if score is not None and score > self.best:
+        score = self.signals.abandonable(lambda: measure(net))
+        if score is not None and score >= self.best:
+            net.save_weights(self.folder.weights("best"))
             self.best = score
-            net.save_weights(self.folder / f"{self.base}_best.weights")
+        if score is not None or self.signals.received is None:
+            self.validated = k
         return score
 
     def save(self, k: int) -> None:
@@ -178,40 +186,21 @@ class TrainingRun:
         if k % self.save_last == 0 or time.monotonic() - self.last_saved > SAVE_SECONDS:
             self.checkpoint()
         if k % self.save_weights == 0:
-            net.save_weights(self.folder / f"{self.base}_{k}.weights")
+            net.save_weights(self.folder.weights(k))
         if cfg.ema_alpha and k == cfg.max_batches - 1000 and self.trainer.ema_weights is not None:
-            net.save_weights(self.folder / f"{self.base}_ema.weights")
+            net.save_weights(self.folder.weights("ema"))
 
     def checkpoint(self, final: bool = False) -> None:
-        """Write the chart, then the training state, which suffices to resume, then the weights.
-
-        The chart comes first: a resumed run drops its rows after the iteration of the state.
-        """
+        """Write the curve, then a checkpoint: a resumed run drops rows after its iteration; at times also the chart."""
         now = time.monotonic()
         chart = final or now - self.last_drawn > DRAW_SECONDS
-        self.history.write(chart, self.metric)
-        weights = self.folder / f"{self.base}_last.weights"
-        extra = {"average": self.average, "best": self.best}
-        checkpoint.write(checkpoint.state_path(weights), self.trainer.state_dict(), extra)
-        self.trainer.net.save_weights(weights)
-        self.last_saved, self.last_drawn = now, now if chart else self.last_drawn
-
-
-@contextmanager
-def deferred_sigint() -> Iterator[Callable[[], bool]]:
-    """Defer the first Ctrl-C, so that the iteration can end; yield a function that returns whether it was pressed."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def handler(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt  # the second is not deferred
-        received.append(number)
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGINT, previous)
+        self.history.write()
+        extra: dict[str, float | str] = {"average": self.average, "best": self.best}
+        if self.measure is not None:
+            extra |= {"validated": self.validated, "metric": self.metric}
+        net, weights = self.trainer.net, self.folder.weights("last")
+        checkpoint.save(weights, self.trainer.state_dict(), extra, net.save_weights)
+        self.last_saved = now
+        if chart:
+            self.history.draw()
+            self.last_drawn = now

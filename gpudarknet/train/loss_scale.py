@@ -42,10 +42,10 @@ class LossScale:
         return True
 
     def state(self) -> np.ndarray:
-        """Return the state as an array (2,)."""
-        return np.array([self.value, self.growth_tracker])
+        """Return the state as an array (3,)."""
+        return np.array([self.value, self.growth_tracker, self.dynamic])
 
     def load_state(self, state: np.ndarray) -> None:
-        """Restore what `state` returned; a fixed scale keeps the value of [net]."""
-        if self.dynamic:
+        """Restore what `state` returned; if one of the two scales is fixed, keep this one."""
+        if self.dynamic and (len(state) < 3 or state[2]):  # older checkpoints lack the third value
             self.value, self.growth_tracker = float(state[0]), int(state[1])

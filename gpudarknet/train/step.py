@@ -33,7 +33,7 @@ class TrainStep:
     """
 
     def __init__(
-        self, net: Network, seed: int = 0, *, clear: bool = True, exact: bool = False,
+        self, net: Network, seed: int | None = None, *, clear: bool = True, exact: bool = False,
         precision: Literal["fp32", "fp16"] = "fp32", emulate_darknet_cpu_bugs: bool = False, tune_malloc: bool = True,
     ):  # fmt: skip
         net.config.check_trainable()
@@ -47,7 +47,8 @@ class TrainStep:
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
             )
-        self.net, self.seed, be = net, seed, net.backend
+        self.net, self.seed, be = net, seed or 0, net.backend
+        self.keeps_seed = seed is not None  # when a state is loaded
         for node in net.nodes:
             if node.layer.loss_missing:
                 warnings.warn(
@@ -303,22 +304,40 @@ class TrainStep:
         """Restore what `state_dict` returned; path is for messages. Raises TrainError if it is of another network."""
         net = self.net
         with net.on_device():
-            if self.ema_weights is None and any(name.startswith("average/") for name in state):
-                self.ema_weights = copy_weights(net)
-            for kind, layers in self._arrays().items():
-                for i, own in enumerate(layers):
-                    for name, a in own.items():
-                        stored = state.get(f"{kind}/{i}/{name}")
-                        if stored is None or stored.shape != a.shape:
-                            raise TrainError(
-                                f"{path}: belongs to another cfg ({self.layer_name(i)} differs); remove it"
-                            )
-                        a[...] = net.backend.asarray(stored)
+            averages = any(name.startswith("average/") for name in state)
+            self.ema_weights = copy_weights(net) if averages else None
+            arrays = {f"{kind}/{i}/{name}": (i, a) for kind, layers in self._arrays().items()
+                      for i, own in enumerate(layers) for name, a in own.items()}  # fmt: skip
+            for key, (i, a) in arrays.items():
+                if key not in state or state[key].shape != a.shape:
+                    raise TrainError(f"{path}: belongs to another cfg ({self.layer_name(i)} differs); remove it")
+            for key, (_, a) in arrays.items():
+                a[...] = net.backend.asarray(state[key])
         net.program_cache.clear()
         self.loss_scale.load_state(state["scale"])
         self.label_filter.load_state(state["rejection"])
-        net.seen, self.seed = int(state["seen"]), int(state["seed"])
-        self.iteration = int(state.get("iteration", net.seen // max(self.batch, 1)))  # older checkpoints lack it
+        net.seen, self.iteration, seed = int(state["seen"]), self.iteration_of(state), int(state["seed"])
+        if not self.keeps_seed:
+            self.seed = seed
+        elif self.seed != seed:
+            warnings.warn(
+                f"{path}: was trained with seed {seed}; from iteration {self.iteration + 1} on the seed is {self.seed}",
+                TrainWarning, stacklevel=3,
+            )  # fmt: skip
+
+    def iteration_of(self, state: dict[str, np.ndarray]) -> int:
+        """Return the iteration of a state; older checkpoints have only the image count."""
+        return int(state.get("iteration", int(state.get("seen", 0)) // max(self.batch, 1)))
+
+    def reset(self) -> None:
+        """Set everything but the weights and the position in the schedule to what it is before the first iteration."""
+        self.ema_weights, self.label_filter = None, LabelFilter()
+        self.loss_scale = LossScale.of(self.net.net.loss_scale, self.dtype == np.float16)
+        with self.net.on_device():
+            for kind, layers in self._arrays().items():
+                for own in layers if kind != "weights" else ():
+                    for a in own.values():
+                        a[...] = 0
 
     def _arrays(self) -> dict[str, list[Arrays]]:
         """Return the arrays of the state, by the kinds that a checkpoint knows. Shared weights belong to their owner."""

@@ -129,11 +129,14 @@ def write(
     """Write the first `upto` layers (default all) with header 0.2.5, or as .safetensors. The file is written atomically."""
     if Path(path).suffix == safetensors.SUFFIX:
         return safetensors.write(path, nodes[:upto], arrays, seen)
-    try:
-        with atomic_write(path) as tmp, open(tmp, "wb") as file:
-            file.write(struct.pack("<iiiQ", 0, 2, 5, seen))
-            for node in nodes[:upto]:
-                for name, _, _, _ in stored_arrays(node, False):
-                    file.write(np.ascontiguousarray(arrays[node.index][name], "<f4").tobytes())
-    except OSError as e:
-        raise WeightsError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+    with atomic_write(path, WeightsError) as tmp, open(tmp, "wb") as file:
+        for part in content(nodes[:upto], arrays, seen):
+            file.write(part)
+
+
+def content(nodes: Sequence[Node], arrays: Sequence[Arrays], seen: int) -> Iterator[bytes]:
+    """Yield the content of a .weights file in parts."""
+    yield struct.pack("<iiiQ", 0, 2, 5, seen)
+    for node in nodes:
+        for name, _, _, _ in stored_arrays(node, False):
+            yield np.ascontiguousarray(arrays[node.index][name], "<f4").tobytes()

@@ -36,13 +36,10 @@ def write(path: str | Path, nodes: Sequence[Node], arrays: Sequence[Arrays], see
             begin = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data is aligned to 8 bytes
-    try:
-        with atomic_write(path) as tmp, open(tmp, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for array in body:
-                file.write(array.tobytes())
-    except OSError as e:
-        raise WeightsError(f"{path}: cannot be written ({e.strerror}); check the folder and the disk") from None
+    with atomic_write(path, WeightsError) as tmp, open(tmp, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in body:
+            file.write(array.tobytes())
 
 
 def read(

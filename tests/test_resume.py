@@ -1,0 +1,390 @@
+"""Checkpoints: killed, stopped and resumed runs, and weights that are not those of the state next to them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spots import project
+
+import gpudarknet as gd
+from gpudarknet.cli import main
+from gpudarknet.errors import TrainError, TrainWarning, WeightsError
+from gpudarknet.train import checkpoint
+
+
+def start(cfg, **options):
+    """Return the trainer of a new network."""
+    return gd.Trainer(gd.load_network(cfg, backend="numpy", seed=3), **options)
+
+
+def resumed(cfg, weights, **options):
+    """Return a trainer that continues from a weights file, and the extra arrays of its checkpoint."""
+    trainer = start(cfg, **options)
+    return trainer, trainer.resume(weights)
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {k: v for k, v in file.items()}
+
+
+def same_end(folder):
+    """Compare the files of the runs in a and b."""
+    a, b = (arrays(folder / run / "x_last.npz") for run in "ab")
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+    names = {p.name for p in (folder / "a").iterdir()} - {"chart_x.png", "x_last.npz"}
+    assert names == {p.name for p in (folder / "b").iterdir()} - {"chart_x.png", "x_last.npz"}
+    for name in names:
+        assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes(), name
+
+
+# Killed
+
+
+KILLED = """
+import os, signal, sys, gpudarknet as gd
+cfg, data, out, resume, fatal = sys.argv[1:]
+calls = 0
+def dying(function):
+    def run(*args):
+        global calls
+        calls += 1
+        if calls == int(fatal):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return run
+os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=3))
+resume = f"{out}/x_last.weights" if resume == "1" else None
+trainer.fit(data, out, save_last=1, resume=resume, report=lambda p: print(p.iteration, flush=True))
+"""
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """Return a function that runs KILLED in tmp_path/b: run(resume, fatal, **options of Popen)."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(gd.__file__).parents[1]), *sys.path]))
+
+    def run(resume, fatal):
+        command = [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in ("x.cfg", "x.data", "b"))]
+        return subprocess.Popen([*command, str(resume), str(fatal)], stdout=subprocess.PIPE, text=True)
+
+    return run
+
+
+def test_killed_and_resumed_equals_never_killed(tmp_path, killed):
+    """SIGKILL in a run that writes all the time: the files are intact, and the resumed run ends with the same bits."""
+    source, cfg = project(tmp_path, end=14)
+    start(cfg).fit(source, tmp_path / "a", save_last=1)
+    child = killed(0, 0)
+    for line in child.stdout:
+        if int(line) == 5:
+            time.sleep(0.004)
+            child.send_signal(signal.SIGKILL)
+            break
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b" / "x_final.weights").exists()
+    gd.load_network(cfg, tmp_path / "b" / "x_last.weights", "numpy")
+    child = killed(1, 0)
+    child.communicate()
+    assert child.returncode == 0
+    same_end(tmp_path)
+
+
+@pytest.mark.parametrize("fatal", range(15, 22))
+def test_killed_between_two_writes(tmp_path, killed, fatal):
+    """SIGKILL in the third checkpoint: curve, new state and weights are synced and renamed, then the state gets its name."""
+    source, cfg = project(tmp_path, end=4)
+    start(cfg).fit(source, tmp_path / "a", save_last=1)
+    child = killed(0, fatal)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    weights = tmp_path / "b" / "x_last.weights"
+    assert (tmp_path / "b" / "x_last.next.npz").exists() is (fatal >= 19)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer, extra = resumed(cfg, weights)
+    assert trainer.iteration == (3 if fatal == 21 else 2)
+    trainer.fit(source, tmp_path / "b", save_last=1, extra=extra)
+    same_end(tmp_path)
+
+
+# Stopped by a signal
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
+)
+def test_a_signal_ends_the_iteration_and_saves_it(tmp_path, number, error):
+    source, cfg = project(tmp_path)
+    start(cfg).fit(source, tmp_path / "a")
+    trainer, before = start(cfg), signal.getsignal(number)
+    step = trainer.step
+
+    def disturbed(x, truth):
+        if trainer.iteration == 2:
+            os.kill(os.getpid(), number)
+        return step(x, truth)
+
+    trainer.step = disturbed
+    with pytest.raises(error) as e:
+        trainer.fit(source, tmp_path / "b")
+    assert error is KeyboardInterrupt or e.value.code == 128 + number
+    assert trainer.iteration == 3 and signal.getsignal(number) is before
+    trainer, extra = resumed(cfg, tmp_path / "b" / "x_last.weights")
+    assert trainer.iteration == 3
+    trainer.fit(source, tmp_path / "b", extra=extra)
+    same_end(tmp_path)
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    """As under nohup."""
+    source, cfg = project(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        last = start(cfg).fit(source, tmp_path / "out", report=lambda p: os.kill(os.getpid(), signal.SIGHUP))
+        assert last.iteration == 6 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def scores(folder):
+    """Return the scores of a run by iteration."""
+    with open(folder / "chart_x.csv", newline="") as file:
+        return {int(row[0]): float(row[4]) for row in list(csv.reader(file))[1:] if row[4]}
+
+
+@pytest.mark.parametrize("at", [100, 103])
+def test_a_signal_abandons_a_validation_that_the_resumed_run_makes_up(tmp_path, at):
+    source, cfg = project(tmp_path, end=103)
+    start(cfg).fit(source, tmp_path / "a", measure=lambda net: trained(net), save_last=50)
+    assert scores(tmp_path / "a").keys() == {100, 103}
+    trainer, ended = start(cfg), []
+
+    def measure(net):
+        if trainer.iteration == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+        ended.append(trainer.iteration)
+        return trained(net)
+
+    with pytest.raises(SystemExit):
+        trainer.fit(source, tmp_path / "b", measure=measure, save_last=50)
+    assert at not in ended and trainer.iteration == at and at not in scores(tmp_path / "b")
+    assert not (tmp_path / "b" / "x_final.weights").exists()
+    start(cfg).fit(
+        source, tmp_path / "b", measure=lambda net: trained(net), save_last=50, resume=tmp_path / "b" / "x_last.weights"
+    )
+    same_end(tmp_path)
+
+
+def trained(net):
+    """Return a score that depends on the weights."""
+    return float(np.abs(net.weights[0]["kernel"]).mean())
+
+
+# Weights that are not those of the state
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of four iterations with checkpoints, and copies of its weights after two and of others after four."""
+    source, cfg = project(tmp_path)
+    out = tmp_path / "out"
+    start(cfg).fit(source, out, save_last=2, save_weights=2, iterations=4)
+    start(cfg, seed=9).fit(source, tmp_path / "other", iterations=4)
+    start(cfg, seed=9).fit(source, tmp_path / "newer")
+    return tmp_path
+
+
+CASES = {
+    "rolled back": ("out/x_2.weights", 2),
+    "of another run, at the same iteration": ("other/x_last.weights", 4),
+    "newer": ("newer/x_last.weights", 6),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", ["resume", "fit", "command"])
+def test_weights_of_another_state_are_used_as_they_are(run, capsys, monkeypatch, case, way):
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    copied, iteration = CASES[case]
+    weights, cfg = run / "out" / "x_last.weights", run / "x.cfg"
+    shutil.copy(run / copied, weights)
+    expected = gd.load_network(cfg, weights, "numpy")
+    message = (
+        f"{weights.with_suffix('.npz')}: is the state of other weights, of iteration 4; training continues from {weights},"
+        f" iteration {iteration}, with momentum 0"
+    )
+    (run / "x.data").write_text((run / "x.data").read_text().replace("/backup", "/out"))
+    if way == "command":
+        assert main(["detector", "train", str(run / "x.data"), str(cfg), str(weights)]) == 0
+        out, err = capsys.readouterr()
+        assert err.splitlines()[0] == f"warning: {message}" and f"iterations {iteration + 1} to 6" in out
+        return
+    trainer = start(cfg)
+    with pytest.warns(TrainWarning) as warned:
+        if way == "resume":
+            assert trainer.resume(weights) == {}
+        else:
+            trainer.fit(run / "x.data", run / "out", resume=weights, iterations=0)
+    assert [str(w.message) for w in warned] == [message] and trainer.iteration == iteration
+    for own, other in zip(trainer.net.weights, expected.weights, strict=True):
+        for name, a in own.items():
+            np.testing.assert_array_equal(a, other[name], err_msg=name)
+    assert all(not m.any() for own in trainer.momentum for m in own.values())
+
+
+def test_the_state_of_another_optimizer_is_not_used(run):
+    weights, cfg = run / "out" / "x_last.weights", run / "x.cfg"
+    cfg.write_text(cfg.read_text().replace("mosaic=1", "mosaic=1\nadam=1"))
+    trainer = start(cfg)
+    with pytest.warns(TrainWarning) as warned:
+        trainer.resume(weights)
+    assert str(warned[0].message) == (
+        f"{run}/out/x_last.npz: belongs to another cfg (layer 0 [convolutional] differs); training continues from {weights},"
+        " iteration 4, with momentum 0"
+    )
+    assert all(not m.any() for own in trainer.momentum for m in own.values())
+
+
+def test_weights_without_a_state(run):
+    weights = run / "out" / "x_2.weights"
+    with pytest.warns(TrainWarning) as warned:
+        trainer, extra = resumed(run / "x.cfg", weights)
+    assert trainer.iteration == 2 and extra == {}
+    assert str(warned[0].message) == (
+        f"{run}/out/x_2.npz: does not exist; training continues from {weights}, iteration 2, with momentum 0"
+    )
+    trainer.net.seen = 0
+    trainer.net.save_weights(run / "new.weights")
+    assert resumed(run / "x.cfg", run / "new.weights")[1] == {}  # at iteration 0 there is no momentum to lose
+
+
+def test_an_npz_is_restored_as_it_is(run):
+    (run / "out" / "x_last.weights").unlink()
+    trainer, extra = resumed(run / "x.cfg", run / "out" / "x_last.npz")
+    assert trainer.iteration == 4 and set(extra) == {"average", "best"}
+
+
+def test_what_cannot_be_resumed(run):
+    with pytest.raises(
+        WeightsError, match=r"none.weights: cannot be read \(No such file or directory\); check the path$"
+    ):
+        resumed(run / "x.cfg", run / "none.weights")
+    with pytest.raises(TrainError) as e:
+        start(run / "x.cfg").fit(run / "x.data", run / "out", resume=run / "none.npz")
+    assert str(e.value) == f"{run}/none.npz: does not exist, so training cannot be resumed; check the path"
+    (run / "out" / "x_last.npz").write_bytes(b"PK")
+    with pytest.raises(TrainError, match=r"x_last.npz: is not a checkpoint of this program; remove it to start over$"):
+        resumed(run / "x.cfg", run / "out" / "x_last.weights")
+
+
+EXTRA_LAYERS = {
+    "dontload": ("[dropout]", "[convolutional]\nfilters=6\nsize=1\nactivation=linear\ndontload=1\n[dropout]"),
+    "shared": (
+        "[dropout]",
+        "[convolutional]\nfilters=6\nsize=3\npad=1\nactivation=leaky\n[convolutional]\nfilters=6\nsize=3\npad=1\n"
+        "activation=leaky\nshare_index=-1\n[dropout]",
+    ),
+    "recurrent": ("[dropout]", "[crnn]\nsize=3\npad=1\noutput=6\nhidden=6\nactivation=leaky\n[dropout]"),
+    "scales": ("batch_normalize=1\n", "batch_normalize=1\ndontloadscales=1\n"),
+}
+
+
+@pytest.mark.parametrize("layers", EXTRA_LAYERS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.filterwarnings("ignore:.*fp16 saves memory")
+def test_every_kind_of_weights_is_recognized(tmp_path, layers, precision):
+    """Layers that are written but not read, weights of several layers, maps in float16."""
+    source, cfg = project(tmp_path)
+    cfg.write_text(cfg.read_text().replace(*EXTRA_LAYERS[layers]))
+    start(cfg, precision=precision).fit(source, tmp_path / "a", iterations=4)
+    start(cfg, precision=precision).fit(source, tmp_path / "b", iterations=2)
+    start(cfg, precision=precision).fit(source, tmp_path / "b", iterations=2, resume=tmp_path / "b" / "x_last.weights")
+    same_end(tmp_path)
+
+
+# What may differ
+
+
+def test_a_seed_is_used_from_there_on(run, capsys, monkeypatch):
+    weights, cfg = run / "out" / "x_last.weights", run / "x.cfg"
+    assert resumed(cfg, weights)[0].seed == 0
+    with pytest.warns(TrainWarning) as warned:
+        trainer, _ = resumed(cfg, weights, seed=7)
+    message = f"{run}/out/x_last.npz: was trained with seed 0; from iteration 5 on the seed is 7"
+    assert trainer.seed == 7 and str(warned[0].message) == message
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
+    (run / "x.data").write_text((run / "x.data").read_text().replace("/backup", "/out"))
+    assert main(["detector", "train", str(run / "x.data"), str(cfg), str(weights), "-seed", "7"]) == 0
+    assert capsys.readouterr().err == f"warning: {message}\n"
+    assert int(arrays(run / "out" / "x_last.npz")["seed"]) == 7
+    assert resumed(cfg, weights)[0].seed == 7
+
+
+@pytest.mark.filterwarnings("ignore:.*fp16 saves memory")
+def test_fp16_after_fp32_starts_with_its_own_loss_scale(run):
+    trainer, _ = resumed(run / "x.cfg", run / "out" / "x_last.weights", precision="fp16")
+    assert trainer.loss_scale.dynamic and trainer.loss_scale.value == 4096
+
+
+def test_another_batch_continues_at_the_same_iteration(run):
+    cfg = run / "x.cfg"
+    cfg.write_text(cfg.read_text().replace("batch=8", "batch=16"))
+    trainer, _ = resumed(cfg, run / "out" / "x_last.weights")
+    last = trainer.fit(run / "x.data", run / "out")
+    assert (last.iteration, last.images) == (6, 4 * 8 + 2 * 16)
+    assert resumed(cfg, run / "out" / "x_last.weights")[0].iteration == 6
+
+
+def test_the_best_of_another_metric_is_not_kept(run):
+    out = run / "out"
+    start(run / "x.cfg").fit(run / "x.data", out, measure=lambda net: 0.9, metric="mAP@0.50", iterations=6)
+    (out / "x_best.weights").unlink()
+    cfg = run / "x.cfg"
+    cfg.write_text(cfg.read_text().replace("max_batches=6", "max_batches=7"))
+    with pytest.warns(TrainWarning) as warned:
+        last = start(cfg).fit(
+            run / "x.data", out, measure=lambda net: 0.4, metric="mAP@0.75", resume=out / "x_last.weights"
+        )
+    assert last.best == 0.4 and (out / "x_best.weights").is_file()
+    assert str(warned[0].message) == (
+        f"{out}/x_last.npz: has the best mAP@0.50, the run measures mAP@0.75; its best starts anew"
+    )
+
+
+def test_without_a_state_the_best_comes_from_the_curve(run):
+    """A worse score must not replace the best weights."""
+    cfg, out = run / "x.cfg", run / "out"
+    start(cfg).fit(run / "x.data", out, measure=lambda net: 0.9)
+    best = (out / "x_best.weights").read_bytes()
+    (out / "x_last.npz").unlink()
+    cfg.write_text(cfg.read_text().replace("max_batches=6", "max_batches=7"))
+    with pytest.warns(TrainWarning, match="does not exist"):
+        last = start(cfg).fit(run / "x.data", out, measure=lambda net: 0.4, resume=out / "x_last.weights")
+    assert last.best == 0.9 and (out / "x_best.weights").read_bytes() == best
+
+
+def test_older_checkpoints(run):
+    """Without iteration and with two values of the loss scale."""
+    path = run / "out" / "x_last.npz"
+    state, extra = checkpoint.read(path)
+    del state["iteration"]
+    state["scale"] = state["scale"][:2]
+    checkpoint.write(path, state, extra)
+    assert resumed(run / "x.cfg", run / "out" / "x_last.weights")[0].iteration == 4
