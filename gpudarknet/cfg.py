@@ -201,6 +201,11 @@ class Config:
     key_lines: tuple[Mapping[str, int], ...] = ()  # of the keys of each layer
     training_errors: tuple[str, ...] = ()
 
+    def line(self, index: int, *keys: str) -> int:
+        """Return the line of the first of these keys that layer `index` has, else that of its section."""
+        lines = self.key_lines[index] if self.key_lines else {}
+        return next((lines[key] for key in keys if key in lines), self.lines[index])
+
     def net_key(self, key: str) -> str:
         """Return how messages name a key of [net]: `file:line: [net] key=value`."""
         line = f":{self.net_lines[key]}" if key in self.net_lines else ""

@@ -46,14 +46,19 @@ def build(config: Config) -> tuple[Node, ...]:
         for source in sources:
             if not 0 <= source < index and (source, index) != (-1, 0):
                 earlier = f"layers 0 to {index - 1}" if index else "the input, as -1"
-                raise CfgError(f"{place} reads layer {source}; it can only read earlier layers: {earlier}")
+                at = config.line(index, "layers", "from")
+                raise CfgError(
+                    f"{config.path}:{at}: [{layer.section}] (layer {index}) reads layer {source}; it can only read earlier"
+                    f" layers: {earlier}"
+                )
         inputs = tuple(net.input if source < 0 else nodes[source].shape for source in sources)
         try:
             node = Node(index, layer, sources, inputs, layer.shape(*inputs), line)
             sizes = [("output", node.shape), *((name, shape) for name, shape, _ in layer.weights(*inputs))]
         except ShapeError as e:
-            at = config.key_lines[index].get(e.key, line) if config.key_lines else line
-            raise CfgError(f"{config.path}:{at}: [{layer.section}] (layer {index}): {e}") from None
+            raise CfgError(
+                f"{config.path}:{config.line(index, e.key)}: [{layer.section}] (layer {index}): {e}"
+            ) from None
         for name, shape in sizes:
             if int(np.prod(shape, dtype=object)) > MAX_ELEMENTS:
                 raise CfgError(f"{place}: its {name} {shape} has more than 2^31 - 1 elements; make it smaller")

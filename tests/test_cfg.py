@@ -236,6 +236,7 @@ UNINTENDED = {
         "", "anchors=9,8,7",
         "9: [yolo] anchors has 3 values; 2 anchors need 4, a width and a height for each; as in Darknet the others are 0.5",
     ),
+    "repeated anchor": ("", "mask=0,0", "9: [yolo] mask=0,0 repeats an anchor; only its first place is trained"),
     "jitter": ("", "jitter=30", "9: [yolo] jitter=30 must be between 0 and 1"),
 }  # fmt: skip
 

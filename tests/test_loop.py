@@ -192,6 +192,17 @@ def test_keys_that_darknet_refuses_or_warns_of(how, tmp_path):
     assert (augment.mosaic, augment.mixup) == ("mosaic" not in how, False)
 
 
+def test_heads_with_different_classes(tmp_path):
+    """Darknet prints an error and trains, but the result detects nothing sensible."""
+    source, cfg = project(tmp_path)
+    other = "[convolutional]\nfilters=6\n[yolo]\nclasses=1\nnum=1\nanchors=9,9\n[route]\nlayers=-3\n"
+    before, last = cfg.read_text().rsplit("[convolutional]", 1)
+    cfg.write_text(f"{before}{other}[convolutional]{last}")
+    with pytest.raises(DataError) as e:
+        datasets.training_set(DataFile.read(source), gd.load_network(cfg, backend="numpy"))
+    assert str(e.value) == f"{cfg}: its heads have different class counts (1, 3); make them equal"
+
+
 def test_images_without_any_label(tmp_path):
     source, cfg = project(tmp_path)
     for path in tmp_path.glob("[0-9].txt"):

@@ -167,7 +167,7 @@ NETS = {
     "later layer": (
         None,
         "[route]\nlayers=3",
-        "reads layer 3; it can only read earlier layers: the input, as -1",
+        "cfg:6: [route] (layer 0) reads layer 3; it can only read earlier layers: the input, as -1",
     ),
     "own layer": (
         None,

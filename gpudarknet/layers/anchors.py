@@ -108,9 +108,11 @@ class AnchorHead(DetectionHead):
 
     def faults(self) -> Iterator[Fault]:
         yield from super().faults()
+        mask = ",".join(map(str, self.anchor_ids))
         if min(self.anchor_ids) < 0 or max(self.anchor_ids) >= self.num_anchors:
-            mask = ",".join(map(str, self.anchor_ids))
             yield Fault("mask", f"mask={mask} must name anchors between 0 and num - 1 = {self.num_anchors - 1}")
+        if len(set(self.anchor_ids)) < len(self.anchor_ids):
+            yield Fault("mask", f"mask={mask} repeats an anchor; only its first place is trained", "warning")
         yield from anchor_faults(self.anchors, max(self.anchor_ids) + 1, self.num)
         if self.counters_per_class is not None and len(self.counters_per_class) != self.classes:
             yield Fault(

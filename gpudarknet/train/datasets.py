@@ -15,6 +15,7 @@ from ..data.datafile import DataFile, read_names
 from ..detector import Detector
 from ..errors import CfgError, DataError, DataWarning, NothingMeasuredError, TrainWarning
 from ..evaluate import Accuracy, Report, accuracy
+from ..inference import InferencePipeline
 from ..layers import DetectionHead
 from ..network import Network
 
@@ -25,7 +26,7 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
     """Return the images of `train` with boxes for a detector, or with the class named in each path for a classifier.
 
     Warns (DataWarning) of images and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError
-    if none can be used, CfgError if [net] does not suit a detector's training.
+    if none can be used or heads differ in their classes, CfgError if [net] does not suit a detector's training.
     """
     paths, source = read_list(data.find("train")), f"{data.path}: `train`"
     last, cfg = net.nodes[net.heads[-1]], net.net
@@ -34,7 +35,7 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
         check_detector(net)
     check_images(paths, bad_samples, source, net.channels)
     if isinstance(last.layer, DetectionHead):
-        head, size = last.layer, (net.width, net.height)
+        head, size = InferencePipeline(net).head, (net.width, net.height)
         if (
             data.names or data.labels
         ) and head.num_labels == head.classes:  # with a map, names may be those of either side

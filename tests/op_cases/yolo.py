@@ -51,8 +51,8 @@ def make_decode(rng, N, C, H, W, A, thresh, new_coords):
 
 
 @check(
-    yolo.yolo_decode, make_decode, (3, 0.25, 0), (2, 0.5, 1), (5, 0.9, 0), (1, 2.0, 0), half="y"
-)  # the last finds none
+    yolo.yolo_decode, make_decode, (3, 0.25, 0), (2, 0.5, 1), (5, 0.9, 0), (1, 2.0, 0), (2, -np.inf, 0), half="y"
+)  # one finds none, one all
 def yolo_decode(y, anchors, net_w, net_h, thresh, new_coords):
     N, _, H, W = y.shape
     A, boxes = len(anchors), {}
@@ -84,7 +84,16 @@ def make_region_decode(rng, N, C, H, W, A, thresh, coords):
     return y, rng.uniform(0.1, 2, (A, 2)), thresh, coords
 
 
-@check(yolo.region_decode, make_region_decode, (5, 0.25, 4), (2, 0.5, 5), (3, 0.9, 4), (1, 2.0, 4), half="y")
+@check(
+    yolo.region_decode,
+    make_region_decode,
+    (5, 0.25, 4),
+    (2, 0.5, 5),
+    (3, 0.9, 4),
+    (1, 2.0, 4),
+    (2, -np.inf, 4),
+    half="y",
+)
 def region_decode(y, anchors, thresh, coords):
     N, C, H, W = y.shape
     A, rows = len(anchors), []
