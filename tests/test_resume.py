@@ -104,11 +104,20 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, killed):
     same_end(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    """The files of a run of four iterations."""
+    folder = tmp_path_factory.mktemp("never_killed")
+    source, cfg = project(folder, end=4)
+    start(cfg).fit(source, folder / "a", save_last=1)
+    return folder / "a"
+
+
 @pytest.mark.parametrize("fatal", range(15, 22))
-def test_killed_between_two_writes(tmp_path, killed, fatal):
+def test_killed_between_two_writes(tmp_path, killed, never_killed, fatal):
     """SIGKILL in the third checkpoint: curve, new state and weights are synced and renamed, then the state gets its name."""
     source, cfg = project(tmp_path, end=4)
-    start(cfg).fit(source, tmp_path / "a", save_last=1)
+    shutil.copytree(never_killed, tmp_path / "a")
     child = killed(0, fatal)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
@@ -169,8 +178,10 @@ def scores(folder):
 
 
 @pytest.mark.parametrize("at", [100, 103])
+@pytest.mark.filterwarnings("ignore:.*batch=2")
 def test_a_signal_abandons_a_validation_that_the_resumed_run_makes_up(tmp_path, at):
     source, cfg = project(tmp_path, end=103)
+    cfg.write_text(cfg.read_text().replace("batch=8", "batch=2").replace("mosaic=1", ""))
     start(cfg).fit(source, tmp_path / "a", measure=lambda net: trained(net), save_last=50)
     assert scores(tmp_path / "a").keys() == {100, 103}
     trainer, ended = start(cfg), []

@@ -206,7 +206,7 @@ def test_it_learns_shapes(tmp_path, monkeypatch, capsys):
     assert main(["detector", "train", data, "x.cfg", "-map", "-show_imgs"]) == 0
     score = capsys.readouterr().out.rpartition("(mAP@0.50) = ")[2]
     assert float(score.split(",")[0]) > 0.7
-    assert cv2.imread("aug_0.jpg").shape == (48, 48, 3)
+    assert cv2.imread("backup/aug_0.jpg").shape == (48, 48, 3)
 
 
 def test_resumed_training_equals_one_that_never_stopped(tmp_path):
