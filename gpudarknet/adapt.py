@@ -74,6 +74,7 @@ def adapt_cfg(
     max_batches: int | None = None,
     images: int = 0,
     anchors: Sequence[float] | None = None,
+    freeze: int | None = None,
     out: str | Path | None = None,
 ) -> AdaptedCfg:
     """Adapt a cfg, given by path or bundled name, to another data set. What is None stays as it is; nothing is written.
@@ -82,12 +83,13 @@ def adapt_cfg(
     `map` and `tree`; a detector gets Darknet's advice for what is None: batch 64, mini-batches of 4 images, and max_batches
     max(6000, 2000 * classes, images), where images is the number of training images. width, height: pixels; one of them
     sets both if the input is square. max_batches: the learning rate falls at 80 % and 90 % of it; below 6000 the warm-up is
-    shortened in proportion. anchors: widths and heights, as `detector calc_anchors` computes them. out: the path in messages
-    about the result.
+    shortened in proportion. anchors: widths and heights, as `detector calc_anchors` computes them. freeze: do not train so
+    many first layers (`stopbackward`). out: the path in messages about the result.
 
     Raises CfgError, also if the result is not a valid network.
     """
     numbers = {"classes": classes, "batch": batch, "subdivisions": subdivisions, "max_batches": max_batches}
+    numbers["freeze"] = freeze
     for key, number in numbers.items():
         if number is not None and number < 1:
             raise CfgError(f"{path}: {key}={number} must be at least 1")
@@ -107,6 +109,8 @@ def adapt_cfg(
         set_schedule(editor, config.net, advised, max_batches, images)
         if anchors is not None:
             set_anchors(editor, editor.parse(), anchors)
+        if freeze is not None:
+            set_freeze(editor, config, freeze)
     text, changes = editor.render()
     config = cfg.parse(text, str(out or file))
     nodes = graph.build(config)
@@ -349,6 +353,14 @@ def set_schedule(editor: Editor, net: Net, classes: int | None, max_batches: int
             for s, k in zip(steps[:-2], scales[:-2], strict=True)
         ]
         editor.set(0, "steps", ",".join(map(str, first + decay)))
+
+
+def set_freeze(editor: Editor, config: Config, count: int) -> None:
+    """Stop the backward pass after the first `count` layers. Raises CfgError if that leaves nothing to train."""
+    first_head = next(k for k, layer in enumerate(config.layers) if is_head(type(layer)) or k == len(config.layers) - 1)
+    if count >= first_head:
+        raise CfgError(f"{config.path}: freeze={count} leaves nothing to train before layer {first_head}")
+    editor.set(count, "stopbackward", 1)  # section 0 is [net]
 
 
 # Pretrained weights

@@ -244,6 +244,14 @@ def test_subdivisions_that_are_finer_are_kept(write):
     assert adapt_cfg(path, classes=2).config.net.subdivisions == 32
 
 
+def test_freeze():
+    adapted = adapt_cfg("yolov4-tiny", freeze=26)
+    assert [(c.section, c.key, c.old, c.new) for c in adapted.changes] == [("maxpool", "stopbackward", None, "1")]
+    assert [k for k, layer in enumerate(adapted.config.layers) if layer.stopbackward] == [25]
+    with pytest.raises(CfgError, match="freeze=30 leaves nothing to train before layer 30"):
+        adapt_cfg("yolov4-tiny", freeze=30)
+
+
 # Pretrained weights
 
 

@@ -19,7 +19,9 @@ WIDEST = 40  # characters of a value in the table
 def cfg(args: Arguments) -> None:
     """Write an adapted cfg; print its changed lines and the commands that train it."""
     (source,) = args.positionals
-    changes = {name: getattr(args, name) for name in ("width", "height", "batch", "subdivisions", "max_batches")}
+    changes = {
+        name: getattr(args, name) for name in ("width", "height", "batch", "subdivisions", "max_batches", "freeze")
+    }
     classes, images = args.classes, 0
     if args.data:
         data = inputs.data_file(args.data)
@@ -101,6 +103,7 @@ FLAGS = (
     Flag("subdivisions", int, None, "Parts of a batch; by default so that a part has at most 4 images"),
     Flag("max_batches", int, None, "Iterations; max(6000, 2000 per class, images) if -classes or -data is given"),
     Flag("anchors", str, None, "Take the anchors from this file, anchors.txt of `detector calc_anchors`"),
+    Flag("freeze", int, None, "Do not train the first N layers (stopbackward=1); an iteration takes less time"),
     Flag("out", str, None, "Write the cfg to this file; else only print what would change"),
 )
 MORE = (
