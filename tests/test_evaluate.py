@@ -260,7 +260,8 @@ def test_map_of_boxes_over_the_edge_is_the_original_programs(kind, key, tmp_path
         DataWarning, match="2 labels are wrong or missing, of 8 images, first .* is far larger than the image"
     ):
         valid = evaluate.validation_set(source, detector)
-    images = list(evaluate.evaluate_images(detector, valid.paths, difficult=valid.difficult))
+    with pytest.warns(DataWarning, match="^2 labels are wrong or missing, first .* is far larger than the image"):
+        images = list(evaluate.evaluate_images(detector, valid.paths, difficult=valid.difficult))
     for r in EDGES[kind]:
         report = evaluate.mean_average_precision(images, 3, r["iou_thresh"], r["points"])
         assert [report.detection_count, report.truths.sum()] == r["counts"]
@@ -364,7 +365,28 @@ def test_judge_reads_images_and_labels(tmp_path):
     assert images[0].truth.tolist() == [[0.5, 0.5, pytest.approx(0.2), pytest.approx(0.2), 1]]
     assert len(images[0].difficult) == 1 and len(images[0].scored.boxes) > 0
     assert bad_samples.images[0].startswith(f"{paths[1]}: ") and len(bad_samples.labels) == 1
-    assert evaluate.read_truths(paths, 2).shape == (1, 5)
+    assert evaluate.read_truths(paths, 2, bad_samples).shape == (1, 5)
+
+
+def test_without_a_record_bad_samples_are_warned_of(tmp_path):
+    """At the end, also if the caller stops early: a number is never quietly wrong."""
+    detector, paths = detector_and_images("yolo", tmp_path)
+    Path(paths[0]).unlink()
+    Path(paths[1]).with_suffix(".txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    expected = [
+        f"1 image cannot be read, first {paths[0]}: no such file; check the path",
+        f"1 label is wrong or missing, first {Path(paths[1]).with_suffix('.txt')}:1: class 7 is not one of 0 to 2",
+    ]
+    with pytest.warns(DataWarning) as caught:
+        images = list(evaluate.evaluate_images(detector, paths))
+    assert [str(w.message) for w in caught] == expected and len(images) == len(paths) - 1
+    with pytest.warns(DataWarning) as caught:
+        evaluation = evaluate.evaluate_images(detector, paths)
+        next(evaluation)
+        evaluation.close()
+    assert [str(w.message) for w in caught] == expected
+    with pytest.warns(DataWarning, match=expected[1]):
+        evaluate.read_truths(paths[1:], 3)
 
 
 # Classifiers with a tree of classes

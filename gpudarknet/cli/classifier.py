@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import inference
-from ..data import BadSamples
+from ..data import BadSamples, warned
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
@@ -19,7 +19,7 @@ from ..network import load_network
 from ..train.datasets import classifier_measure
 from . import fail, inputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .inputs import bad_sample_summary, progress_bar
+from .inputs import progress_bar
 
 IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` reads
 
@@ -83,7 +83,7 @@ def valid(args: Arguments) -> None:
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector map`")
     with progress_bar() as done:
         measure = classifier_measure(file, network, bad_samples, top, done)
-        with bad_sample_summary(bad_samples):
+        with warned(bad_samples):
             result = measure(network)
             print(f"{result.images} images, top 1: {result.top1:f}, top {result.top}: {result.top_k:f}")
             if result.unlabeled:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import evaluate, image
-from ..data import BadSamples, detection_boxes, read_list
+from ..data import BadSamples, detection_boxes, read_list, warned
 from ..data.check import check_labels, is_box
 from ..data.datafile import DataFile
 from ..detector import Detector
@@ -19,7 +19,7 @@ from ..evaluate import ImageEval, Report, ValidationSet
 from ..io import resources
 from . import eprint, inputs, outputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .inputs import bad_sample_summary, progress_bar
+from .inputs import progress_bar
 
 # category_id of COCO's 80 classes, which are not consecutive
 COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
@@ -38,7 +38,7 @@ def evaluated(
     detector: Detector, valid: ValidationSet, bad_samples: BadSamples, **options: Any
 ) -> Iterator[Iterator[ImageEval]]:
     """Yield the results of evaluating the images, with a progress bar; at the end warn of those that cannot be used."""
-    with bad_sample_summary(bad_samples), progress_bar() as done:
+    with warned(bad_samples), progress_bar() as done:
         images = evaluate.evaluate_images(
             detector, valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
             done=lambda count: done(count, len(valid.paths)), **options,
@@ -169,7 +169,7 @@ def calc_anchors(args: Arguments) -> None:
     file, bad_samples = inputs.data_file(args.positionals[0]), BadSamples(Path())
     paths, classes = read_list(file.find("train")), file.class_count()
     check_labels(paths, detection_boxes(classes), bad_samples, f"{file.path}: `train`", is_box(), classes)
-    with bad_sample_summary(bad_samples):
+    with warned(bad_samples):
         truths = evaluate.read_truths(paths, classes, bad_samples)
         result = evaluate.calc_anchors(
             truths, args.num_of_clusters, args.width, args.height, args.seed, classes=classes

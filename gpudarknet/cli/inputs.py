@@ -9,11 +9,9 @@ from pathlib import Path
 
 from .. import backend as backends
 from ..backend import Backend
-from ..data import BadSamples
 from ..data.datafile import DataFile
-from ..errors import BackendError, UnusableDataError, WeightsError
+from ..errors import BackendError, WeightsError
 from ..io import download, resources
-from . import eprint
 from .arguments import Arguments, Flag
 
 BACKEND = Flag(
@@ -50,31 +48,6 @@ def download_weights(name: str) -> Path:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{name}.weights", total=None)
         return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
-
-
-def warn_bad_samples(bad_samples: BadSamples) -> None:
-    """Warn how many images and labels could not be used, and where they are listed."""
-    for samples, singular, plural, file in (
-        (bad_samples.images, "image cannot be read", "images cannot be read", "bad.list"),
-        (bad_samples.labels, "label is wrong or missing", "labels are wrong or missing", "bad_label.list"),
-    ):
-        if samples:
-            text = singular if len(samples) == 1 else plural
-            eprint("warning", f"{len(samples)} {text}, first {samples[0]}{bad_samples.listing(file)}")
-
-
-@contextmanager
-def bad_sample_summary(bad_samples: BadSamples) -> Iterator[None]:
-    """Warn of bad samples when the block ends, also after Ctrl-C or an error, unless the error is about them."""
-    said = False
-    try:
-        yield
-    except UnusableDataError:
-        said = True
-        raise
-    finally:
-        if not said:
-            warn_bad_samples(bad_samples)
 
 
 @contextmanager

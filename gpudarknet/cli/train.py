@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import image
-from ..data import BadSamples, DataSet
+from ..data import BadSamples, DataSet, warned
 from ..data.datafile import DataFile
 from ..detector import Detection
 from ..errors import DataError
@@ -18,7 +18,6 @@ from ..network import load_network
 from ..train import Trainer, TrainingFolder, datasets
 from . import eprint, inputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .inputs import bad_sample_summary
 from .training_display import display
 
 
@@ -45,8 +44,7 @@ def run(args: Arguments, detects: bool) -> None:
     with TrainingFolder(file.backup, Path(cfg).stem) as folder:
         trainer = Trainer(net, args.seed, precision="fp16" if args.fp16 else "fp32")
         extra = trainer.resume(weights) if weights is not None and resumes else {}
-        bad_samples = BadSamples(folder.path)
-        with bad_sample_summary(bad_samples):
+        with warned(BadSamples(folder.path)) as bad_samples:
             fit(args, file, trainer, folder, extra, bad_samples)
     print(folder.weights("final"))
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import os
 import threading
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +22,7 @@ import numpy as np
 from .. import image
 from ..backend.threads import get_num_threads
 from ..cfg import Net
-from ..errors import DataError, ImageError
+from ..errors import DataError, DataWarning, ImageError, UnusableDataError
 from ..io.text import read_text
 from ..layers import DetectionHead
 from .augment import rand_scale
@@ -124,6 +126,18 @@ class BadSamples:
         """Return the end of a message that names the file, bad.list or bad_label.list, with all reasons; "" if there is none."""
         return f"; listed with reasons in {(self.folder / file).absolute()}" if self.folder is not None else ""
 
+    def warn(self) -> None:
+        """Warn (DataWarning) how many images and labels could not be used, with the first and where they are listed."""
+        for samples, singular, plural, file in (
+            (self.images, "image cannot be read", "images cannot be read", "bad.list"),
+            (self.labels, "label is wrong or missing", "labels are wrong or missing", "bad_label.list"),
+        ):
+            if samples:
+                text = singular if len(samples) == 1 else plural
+                warnings.warn(
+                    f"{len(samples)} {text}, first {samples[0]}{self.listing(file)}", DataWarning, stacklevel=3
+                )
+
     def add_image(self, error: ImageError) -> None:
         """Record an image that cannot be read."""
         self.add(self.images, str(error), "bad.list")
@@ -153,6 +167,25 @@ class BadSamples:
         if line not in self.written[path.name]:
             with open(path, "a", **encoding) as out:
                 out.write(line + "\n")
+
+
+@contextmanager
+def warned(bad_samples: BadSamples) -> Iterator[BadSamples]:
+    """Warn of bad samples when the block ends, also after Ctrl-C or an error, unless the error is about them."""
+    said = False
+    try:
+        yield bad_samples
+    except UnusableDataError:
+        said = True
+        raise
+    finally:
+        if not said:
+            bad_samples.warn()
+
+
+def recorded(bad_samples: BadSamples | None) -> AbstractContextManager[BadSamples]:
+    """Return a block with the caller's record or, if there is none, with one whose samples it warns of at the end."""
+    return warned(BadSamples()) if bad_samples is None else nullcontext(bad_samples)
 
 
 class Augment(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data import BadSamples, Boxes, read_boxes
+from ..data import BadSamples, Boxes, read_boxes, recorded
 from ..data.datafile import label_path
 from ..errors import DataError
 
@@ -22,9 +22,9 @@ class Anchors:
 
 
 def read_truths(paths: Sequence[str], classes: int | None = None, bad_samples: BadSamples | None = None) -> Boxes:
-    """Read the labels of all images into one array (T, 5)."""
-    bad_samples = bad_samples or BadSamples()
-    truths = [read_boxes(label_path(path), bad_samples, classes) for path in paths]
+    """Read the labels of all images into one array (T, 5); record what is wrong in `bad_samples`, or warn (DataWarning)."""
+    with recorded(bad_samples) as samples:
+        truths = [read_boxes(label_path(path), samples, classes) for path in paths]
     return np.concatenate([np.zeros((0, 5), np.float32), *truths])
 
 

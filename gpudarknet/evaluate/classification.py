@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data import BadSamples, Boxes
+from ..data import BadSamples, Boxes, recorded
 from ..errors import ImageError, NothingMeasuredError
 from ..inference import classify
 from ..network import Network
@@ -40,30 +40,31 @@ def accuracy(
 ) -> Accuracy:  # fmt: skip
     """Classify the center crop of each image and compare with its class; classes is a `data.classifier_boxes`.
 
-    Unreadable images are recorded in `bad_samples` and not counted. An image without a class counts as wrong; of several
+    Unreadable images are not counted; they and images without exactly one class are recorded in `bad_samples` or, without it,
+    a DataWarning says so at the end. An image without a class counts as wrong; of several
     classes the first is right, as in Darknet. In a network with a tree of classes, only leaves are predicted; leaves: bool
     (classes,), by default those of the tree. done(count) is called after each image. Raises NothingMeasuredError if no image
     can be read or none has a class.
     """
-    bad_samples = bad_samples or BadSamples()
     tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
     if tree and leaves is None:
         leaves = tree.leaves()
     ranks: list[int] = []
     unlabeled = inner = 0
-    for count, path in enumerate(paths, 1):
-        try:
-            probs, _ = classify(network, path)
-            known = classes(path, bad_samples)
-            if leaves is not None:
-                probs = np.where(leaves, probs, 0)
-            order = np.argsort(-probs, kind="stable").tolist()
-            ranks.append(order.index(int(known[0, 4])) if len(known) else UNRANKED)
-            unlabeled += not len(known)
-            inner += leaves is not None and len(known) > 0 and not leaves[int(known[0, 4])]
-        except ImageError as e:
-            bad_samples.add_image(e)
-        done(count)
+    with recorded(bad_samples) as samples:
+        for count, path in enumerate(paths, 1):
+            try:
+                probs, _ = classify(network, path)
+                known = classes(path, samples)
+                if leaves is not None:
+                    probs = np.where(leaves, probs, 0)
+                order = np.argsort(-probs, kind="stable").tolist()
+                ranks.append(order.index(int(known[0, 4])) if len(known) else UNRANKED)
+                unlabeled += not len(known)
+                inner += leaves is not None and len(known) > 0 and not leaves[int(known[0, 4])]
+            except ImageError as e:
+                samples.add_image(e)
+            done(count)
     if len(ranks) == unlabeled:
         raise NothingMeasuredError(
             f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path"

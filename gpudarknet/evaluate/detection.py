@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import boxes as geometry
-from ..data import BadSamples, Boxes, read_boxes
+from ..data import BadSamples, Boxes, read_boxes, recorded
 from ..data.datafile import label_path
 from ..detector import Detector
 from ..errors import DataError, ImageError, NothingMeasuredError
@@ -34,23 +34,24 @@ def evaluate_images(
     difficult: Callable[[str], str | Path | None] | None = None, done: Callable[[int], None] = lambda count: None,
     class_agnostic: bool = False, labels: bool = True,
 ) -> Iterator[ImageEval]:  # fmt: skip
-    """Run the detector on each image and read its labels. Unreadable images are recorded in `bad_samples` and skipped.
+    """Run the detector on each image and read its labels. Unreadable images are skipped.
 
+    They and wrong labels are recorded in `bad_samples`; without it, a DataWarning says so at the end.
     difficult: returns the path of the label file with an image's difficult boxes, or None; see `data.difficult`. done(count)
     is called after each image. class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
     labels: False for results only, without truths.
     """
-    bad_samples = bad_samples or BadSamples()
     classes, none = len(detector.names), np.zeros((0, 5), np.float32)
-    for count, path in enumerate(paths, 1):
-        try:
-            (scored,) = detector.run([path], thresh, nms, class_agnostic=class_agnostic)
-            truth = read_boxes(label_path(path), bad_samples, classes) if labels else none
-            hard = difficult(path) if difficult else None
-            yield ImageEval(scored, truth, read_boxes(hard, bad_samples, classes) if hard else none, path)
-        except ImageError as e:
-            bad_samples.add_image(e)
-        done(count)
+    with recorded(bad_samples) as samples:
+        for count, path in enumerate(paths, 1):
+            try:
+                (scored,) = detector.run([path], thresh, nms, class_agnostic=class_agnostic)
+                truth = read_boxes(label_path(path), samples, classes) if labels else none
+                hard = difficult(path) if difficult else None
+                yield ImageEval(scored, truth, read_boxes(hard, samples, classes) if hard else none, path)
+            except ImageError as e:
+                samples.add_image(e)
+            done(count)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data import BadSamples, DataSet
+from ..data import BadSamples, DataSet, warned
 from ..data.datafile import DataFile
 from ..errors import TrainError, TrainWarning
 from . import checkpoint
@@ -71,8 +71,9 @@ class Trainer(TrainStep):
         if resume is not None:
             options["extra"] = self.resume(resume)
         data = DataFile.read(data) if isinstance(data, str | Path) else data
-        data = training_set(data, self.net, BadSamples(folder.path)) if isinstance(data, DataFile) else data
-        return TrainingRun(self, data, folder, **options).run(iterations)
+        with warned(BadSamples(folder.path)) as samples:
+            data = training_set(data, self.net, samples) if isinstance(data, DataFile) else data
+            return TrainingRun(self, data, folder, **options).run(iterations)
 
     def save(self, path: str | Path, extra: Mapping[str, ArrayLike] | None = None) -> None:
         """Write the state and `extra` arrays to an .npz file, atomically."""
