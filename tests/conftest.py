@@ -6,6 +6,8 @@ deselected.
 
 from __future__ import annotations
 
+import signal
+
 import cuda_emulator
 import nhwc_maps
 import numpy as np
@@ -61,6 +63,15 @@ def pytest_collection_modifyitems(config, items):
     else:
         config.hook.pytest_deselected(items=cuda)
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_signals():
+    """Handle the signals that stop a training; a shell's background process ignores Ctrl-C, and one under nohup SIGHUP."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

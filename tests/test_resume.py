@@ -19,7 +19,7 @@ from spots import project
 import gpudarknet as gd
 from gpudarknet.cli import main
 from gpudarknet.errors import TrainError, TrainWarning, WeightsError
-from gpudarknet.train import checkpoint
+from gpudarknet.train import checkpoint, loop
 
 
 def start(cfg, **options):
@@ -86,11 +86,11 @@ def killed(tmp_path, monkeypatch):
 
 def test_killed_and_resumed_equals_never_killed(tmp_path, killed):
     """SIGKILL in a run that writes all the time: the files are intact, and the resumed run ends with the same bits."""
-    source, cfg = project(tmp_path, end=14)
+    source, cfg = project(tmp_path, end=8)
     start(cfg).fit(source, tmp_path / "a", save_last=1)
     child = killed(0, 0)
     for line in child.stdout:
-        if int(line) == 5:
+        if int(line) == 3:
             time.sleep(0.004)
             child.send_signal(signal.SIGKILL)
             break
@@ -177,13 +177,12 @@ def scores(folder):
         return {int(row[0]): float(row[4]) for row in list(csv.reader(file))[1:] if row[4]}
 
 
-@pytest.mark.parametrize("at", [100, 103])
-@pytest.mark.filterwarnings("ignore:.*batch=2")
-def test_a_signal_abandons_a_validation_that_the_resumed_run_makes_up(tmp_path, at):
-    source, cfg = project(tmp_path, end=103)
-    cfg.write_text(cfg.read_text().replace("batch=8", "batch=2").replace("mosaic=1", ""))
-    start(cfg).fit(source, tmp_path / "a", measure=lambda net: trained(net), save_last=50)
-    assert scores(tmp_path / "a").keys() == {100, 103}
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_signal_abandons_a_validation_that_the_resumed_run_makes_up(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(loop, "MIN_SCORE_INTERVAL", 3)
+    source, cfg = project(tmp_path, end=5)
+    start(cfg).fit(source, tmp_path / "a", measure=trained, save_last=2)
+    assert scores(tmp_path / "a").keys() == {3, 5}
     trainer, ended = start(cfg), []
 
     def measure(net):
@@ -194,12 +193,10 @@ def test_a_signal_abandons_a_validation_that_the_resumed_run_makes_up(tmp_path, 
         return trained(net)
 
     with pytest.raises(SystemExit):
-        trainer.fit(source, tmp_path / "b", measure=measure, save_last=50)
+        trainer.fit(source, tmp_path / "b", measure=measure, save_last=2)
     assert at not in ended and trainer.iteration == at and at not in scores(tmp_path / "b")
     assert not (tmp_path / "b" / "x_final.weights").exists()
-    start(cfg).fit(
-        source, tmp_path / "b", measure=lambda net: trained(net), save_last=50, resume=tmp_path / "b" / "x_last.weights"
-    )
+    start(cfg).fit(source, tmp_path / "b", measure=trained, save_last=2, resume=tmp_path / "b" / "x_last.weights")
     same_end(tmp_path)
 
 
@@ -211,14 +208,23 @@ def trained(net):
 # Weights that are not those of the state
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs: `out` of four iterations, with weights after two; `other` of four with another seed, `newer` of six."""
+    folder = tmp_path_factory.mktemp("runs")
+    source, cfg = project(folder)
+    start(cfg).fit(source, folder / "out", save_last=2, save_weights=2, iterations=4)
+    start(cfg, seed=9).fit(source, folder / "other", iterations=4)
+    start(cfg, seed=9).fit(source, folder / "newer")
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A run of four iterations with checkpoints, and copies of its weights after two and of others after four."""
-    source, cfg = project(tmp_path)
-    out = tmp_path / "out"
-    start(cfg).fit(source, out, save_last=2, save_weights=2, iterations=4)
-    start(cfg, seed=9).fit(source, tmp_path / "other", iterations=4)
-    start(cfg, seed=9).fit(source, tmp_path / "newer")
+def run(tmp_path, runs):
+    """A copy of the runs, and their data set."""
+    project(tmp_path)
+    for name in ("out", "other", "newer"):
+        shutil.copytree(runs / name, tmp_path / name)
     return tmp_path
 
 
