@@ -80,7 +80,7 @@ class Net(Record):
     eps: float = 1e-6
     loss_scale: float = 1.0
     ema_alpha: float = 0.0
-    max_chart_loss: float = 0.0  # 0: of the losses
+    max_chart_loss: float = 0.0  # 0: chosen by the losses
     equidistant_point: int = 0
     badlabels_rejection_percentage: float = 0.0
     num_sigmas_reject_badlabels: float = 0.0

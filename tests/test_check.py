@@ -298,12 +298,24 @@ def test_a_measurement_of_nothing_is_no_score(folder):
         for path in folder.glob("*.png"):
             path.rename(folder / "away" / path.name)
         with pytest.warns(
-            DataWarning, match="x.data: nothing is measured: no image could be read; check the list of images"
+            DataWarning, match="x.data: `valid`: nothing is measured: no image could be read; check the list of images"
         ):
             return score(net)
 
     assert trainer.fit(training, "backup", measure=measure).map is None
     assert (folder / "backup" / "x_final.weights").is_file() and not (folder / "backup" / "x_best.weights").exists()
+
+
+def test_a_classifier_measured_on_nothing(folder):
+    net, source = classifier(folder, ["red1.png"])
+    score = datasets.validation_score(source, net)
+    (folder / "red1.png").unlink()
+    with pytest.warns(DataWarning) as warned:
+        assert score(net) is None
+    assert str(warned[-1].message) == (
+        f"{folder}/x.data: `valid`: nothing is measured: none of 1 images can be read and has a label in its path; check the list and the"
+        " labels"
+    )
 
 
 def test_without_valid(folder, capsys):

@@ -312,7 +312,7 @@ def test_help_and_version(capsys):
         ),
         (
             "detect tiny.cfg tiny.weights tiny.png -out missing/r.json",
-            "missing/r.json: cannot be written; use a file in an existing folder",
+            "missing/r.json: cannot be written (No such file or directory); use a file in an existing folder",
         ),
     ],
 )

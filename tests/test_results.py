@@ -99,7 +99,10 @@ def test_tiles(folder, tmp_path, monkeypatch, capsys):
 def test_a_result_that_cannot_be_written(folder, flag, tmp_path, capsys):
     out = tmp_path / "none" / "x"
     assert detect(folder, flag, out) == 2
-    assert capsys.readouterr().err == f"error: {out}: cannot be written; use a file in an existing folder\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {out}: cannot be written (No such file or directory); use a file in an existing folder\n"
+    )
 
 
 def test_crops_into_a_file(folder, tmp_path, capsys):

@@ -39,7 +39,7 @@ def cfg(args: Arguments) -> None:
     if not out:
         print("Nothing was written; -out my.cfg writes it")
     elif adapted.pretrained:
-        weights, train = adapted.pretrained, trainer(adapted)
+        weights, train = adapted.pretrained, train_command(adapted)
         print("To train from pretrained weights:")
         print(f"  gpudarknet partial {weights.cfg} {weights.weights} {weights.name} {weights.count}")
         print(f"  gpudarknet {train.format(data=args.data or 'x.data', cfg=out, weights=weights.name)}")
@@ -68,7 +68,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= WIDEST else text[: WIDEST - 4] + " ..."
 
 
-def trainer(adapted: AdaptedCfg) -> str:
+def train_command(adapted: AdaptedCfg) -> str:
     """Return the command that trains a network, with places for its arguments."""
     if any(isinstance(node.layer, DetectionHead) for node in adapted.nodes):
         return "detector train {data} {cfg} {weights} -map"

@@ -14,7 +14,7 @@ from ..data import BadSamples, detection_boxes, read_list, warned
 from ..data.check import check_labels, is_box
 from ..data.datafile import DataFile
 from ..detector import Detector
-from ..errors import DataError, NothingMeasuredError
+from ..errors import DataError
 from ..evaluate import ImageEval, Report, ValidationSet
 from ..io import resources
 from . import eprint, inputs, outputs
@@ -43,10 +43,8 @@ def evaluated(
             detector, valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
             done=lambda count: done(count, len(valid.paths)), **options,
         )  # fmt: skip
-        try:
+        with evaluate.measured_list(valid.source):
             yield images
-        except NothingMeasuredError as e:
-            raise DataError(f"{valid.source}: {e}") from None
 
 
 def measure(args: Arguments) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..io.atomic import atomic_write
+from ..io.atomic import atomic_write, check_writable
 
 MAX_NAME = 200  # bytes of a class name in a file name, of the 255 that file systems allow
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]' if os.name == "nt" else r"[/\x00]")
@@ -17,10 +17,8 @@ FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]' if os.name == "nt" else r"[/\x00
 
 def writable(out: str) -> Path:
     """Return an output path. Raises DataError if it cannot be written."""
-    path = Path(out)
-    if path.is_dir() or not path.parent.is_dir():
-        raise DataError(f"{out}: cannot be written; use a file in an existing folder")
-    return path
+    check_writable(out, DataError)
+    return Path(out)
 
 
 def writable_folder(name: str) -> Path:

@@ -24,7 +24,7 @@ def evenly_spaced(paths: Sequence[str], count: int) -> list[str]:
     return [paths[k * len(paths) // count] for k in range(count)]
 
 
-def described(checked: int, total: int) -> str:
+def count_text(checked: int, total: int) -> str:
     """Return how many images of a list were checked."""
     return f"{total}" if checked == total else f"{checked} checked (of {total})"
 
@@ -47,7 +47,7 @@ def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, cha
         errors.append(error)
     for each in errors:
         bad_samples.add_image(each)
-    total, listing = described(len(checked), len(paths)), bad_samples.listing("bad.list")
+    total, listing = count_text(len(checked), len(paths)), bad_samples.listing("bad.list")
     if not readable:
         raise UnusableDataError(f"{source}: none of its {total} images can be read, first {errors[0]}{listing}")
     if errors:
@@ -97,7 +97,7 @@ def check_labels(
     first, cause = (found.labels or [""])[0], likely_cause(faulty, checked, classes) if classes and faulty else ""
     listing = bad_samples.listing("bad_label.list")
     if not any(map(usable, boxes)):
-        total = described(len(checked), len(paths))
+        total = count_text(len(checked), len(paths))
         if not found.labels:
             raise UnusableDataError(
                 f"{source}: the label files of all {total} images are empty; check how they were written"
@@ -108,7 +108,7 @@ def check_labels(
     if found.labels:
         labels = "1 label is" if len(found.labels) == 1 else f"{len(found.labels)} labels are"
         warnings.warn(
-            f"{source}: {labels} wrong or missing, of {described(len(checked), len(paths))} images, first"
+            f"{source}: {labels} wrong or missing, of {count_text(len(checked), len(paths))} images, first"
             f" {first}{cause}{listing}",
             DataWarning, stacklevel=3,
         )  # fmt: skip

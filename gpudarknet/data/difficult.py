@@ -24,7 +24,7 @@ def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], P
     if not data.difficult:
         return None
     entries, source = read_list(data.find("difficult")), f"{data.path}: `difficult`"
-    pairs, ambiguous = by_name(images, entries)
+    pairs, ambiguous = pair_by_name(images, entries)
     if (ambiguous or not pairs) and len(images) == len(entries):
         warnings.warn(
             f"{source}: is paired with the images by position, as names do not decide, first {(ambiguous or entries)[0]}",
@@ -58,7 +58,7 @@ def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], P
     return existing.get
 
 
-def by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def pair_by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return pairs image -> entry by their names, and the entries for which names and folders do not decide."""
     named: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)  # name -> images and their folders
     for path in dict.fromkeys(images):

@@ -67,7 +67,8 @@ def accuracy(
             done(count)
     if len(ranks) == unlabeled:
         raise NothingMeasuredError(
-            f"{paths[0]}: none of {len(paths)} images can be read and has a label's name in its path"
+            f"nothing is measured: none of {len(paths)} images can be read and has a label in its path; check the list and the"
+            " labels"
         )
     rank, top = np.array(ranks), min(top, len(probs))
     return Accuracy(len(rank), top, float((rank < 1).mean()), float((rank < top).mean()), unlabeled, inner)

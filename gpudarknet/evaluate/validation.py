@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..data.check import check_images, check_labels, is_box
 from ..data.datafile import DataFile
 from ..data.difficult import difficult_labels
 from ..detector import Detector
+from ..errors import NothingMeasuredError
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,12 @@ def validation_set(
     classes = len(detector.names)
     check_labels(paths, detection_boxes(classes), bad_samples, source, is_box(), classes)
     return ValidationSet(paths, source, difficult_labels(data, paths))
+
+
+@contextmanager
+def measured_list(source: str) -> Iterator[None]:
+    """Add the list that is measured to the message of a NothingMeasuredError of the block."""
+    try:
+        yield
+    except NothingMeasuredError as e:
+        raise NothingMeasuredError(f"{source}: {e}") from None

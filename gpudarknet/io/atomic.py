@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -38,6 +39,20 @@ def atomic_write(path: str | os.PathLike[str], error: type[DarknetError] | None 
         if error is None:
             raise
         raise error(f"{path}: cannot be written ({e.strerror or e}); check the folder and the disk") from None
+
+
+def check_writable(path: str | os.PathLike[str], error: type[DarknetError]) -> None:
+    """Raise `error` unless a file can be written at `path`, before what it will contain is computed."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            return  # a device, such as /dev/null
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b" ")
+    except OSError as e:
+        raise error(f"{path}: cannot be written ({e.strerror}); use a file in an existing folder") from None
 
 
 def tmp_name(path: Path) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def validation_score(
         try:
             result = measure(net)
         except NothingMeasuredError as e:
-            warnings.warn(f"{data.path}: {e}", DataWarning, stacklevel=2)
+            warnings.warn(str(e), DataWarning, stacklevel=2)
             return None
         report(result)
         return result.mean if isinstance(result, Report) else result.top_k
@@ -137,7 +137,8 @@ def detector_measure(
             Detector(net, names=names), valid.paths, bad_samples=bad_samples, difficult=valid.difficult,
             done=lambda count: done(count, len(valid.paths)),
         )  # fmt: skip
-        return evaluate.mean_average_precision(images, len(names), iou_thresh, points, conf_thresh)
+        with evaluate.measured_list(valid.source):
+            return evaluate.mean_average_precision(images, len(names), iou_thresh, points, conf_thresh)
 
     return measure
 
@@ -160,4 +161,9 @@ def classifier_measure(
             raise DataError(f"{data.path}: none of the names in {data.leaves} is one of {net.config.path}'s tree")
     check_images(paths, bad_samples, source)
     check_labels(paths, classes, bad_samples, source, is_one_class)
-    return lambda net: accuracy(net, paths, classes, top, bad_samples, lambda count: done(count, len(paths)), leaves)
+
+    def measure(net: Network) -> Accuracy:
+        with evaluate.measured_list(source):
+            return accuracy(net, paths, classes, top, bad_samples, lambda count: done(count, len(paths)), leaves)
+
+    return measure

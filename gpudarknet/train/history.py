@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TrainError
-from ..io.atomic import atomic_write
+from ..io.atomic import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,13 +138,7 @@ def writable(chart: str | Path) -> Path:
     path = path if path.suffix else path.with_suffix(".png")
     if path.suffix not in FORMATS:
         raise TrainError(f"{chart}: a chart cannot be written as {path.suffix}; use {', '.join(FORMATS)}")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b" ")
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as e:
-        raise TrainError(f"{chart}: cannot be written ({e.strerror}); use a file in an existing folder") from None
+    check_writable(path, TrainError)
     return path
 
 
