@@ -313,8 +313,8 @@ def test_a_classifier_measured_on_nothing(folder):
     with pytest.warns(DataWarning) as warned:
         assert score(net) is None
     assert str(warned[-1].message) == (
-        f"{folder}/x.data: `valid`: nothing is measured: none of 1 images can be read and has a label in its path; check the list and the"
-        " labels"
+        f"{folder}/x.data: `valid`: nothing is measured: none of 1 images can be read and has a label in its path; check the"
+        " list and the labels"
     )
 
 

@@ -128,15 +128,12 @@ class BadSamples:
 
     def warn(self) -> None:
         """Warn (DataWarning) how many images and labels could not be used, with the first and where they are listed."""
-        for samples, singular, plural, file in (
-            (self.images, "image cannot be read", "images cannot be read", "bad.list"),
-            (self.labels, "label is wrong or missing", "labels are wrong or missing", "bad_label.list"),
-        ):
+        images = f"{len(self.images)} image{'s' * (len(self.images) != 1)} cannot be read"
+        for text, samples, file in (
+            (images, self.images, "bad.list"), (wrong_labels(len(self.labels)), self.labels, "bad_label.list")
+        ):  # fmt: skip
             if samples:
-                text = singular if len(samples) == 1 else plural
-                warnings.warn(
-                    f"{len(samples)} {text}, first {samples[0]}{self.listing(file)}", DataWarning, stacklevel=3
-                )
+                warnings.warn(f"{text}, first {samples[0]}{self.listing(file)}", DataWarning, stacklevel=3)
 
     def add_image(self, error: ImageError) -> None:
         """Record an image that cannot be read."""
@@ -167,6 +164,11 @@ class BadSamples:
         if line not in self.written[path.name]:
             with open(path, "a", **encoding) as out:
                 out.write(line + "\n")
+
+
+def wrong_labels(count: int) -> str:
+    """Return how messages count labels that cannot be used."""
+    return f"{count} label{' is' if count == 1 else 's are'} wrong or missing"
 
 
 @contextmanager

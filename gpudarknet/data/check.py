@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import image
 from ..errors import DataWarning, ImageError, UnusableDataError
-from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes
+from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes, wrong_labels
 from .label_causes import likely_cause
 
 # Of longer lists, as many at even distances are checked, for about a second
@@ -84,31 +84,30 @@ def check_labels(
     of a detector, whose label files are searched for the cause. Warns (DataWarning) if some labels are wrong or missing, or
     seem to be corners. Raises UnusableDataError if none can be used.
     """
-    checked, found = evenly_spaced(paths, MAX_LABELS), BadSamples()
+    checked, own = evenly_spaced(paths, MAX_LABELS), BadSamples()
     boxes: list[Boxes] = []
     faulty: list[str] = []
     for path in checked:
-        count = len(found.labels)
-        boxes.append(read(path, found))
-        if len(found.labels) > count:
+        count = len(own.labels)
+        boxes.append(read(path, own))
+        if len(own.labels) > count:
             faulty.append(path)
-    for error in found.labels:
+    for error in own.labels:
         bad_samples.add_label(error)
-    first, cause = (found.labels or [""])[0], likely_cause(faulty, checked, classes) if classes and faulty else ""
+    first, cause = (own.labels or [""])[0], likely_cause(faulty, checked, classes) if classes and faulty else ""
     listing = bad_samples.listing("bad_label.list")
     if not any(map(usable, boxes)):
         total = count_text(len(checked), len(paths))
-        if not found.labels:
+        if not own.labels:
             raise UnusableDataError(
                 f"{source}: the label files of all {total} images are empty; check how they were written"
             )
         raise UnusableDataError(
             f"{source}: none of its {total} images has a usable label, first {first}{cause}{listing}"
         )
-    if found.labels:
-        labels = "1 label is" if len(found.labels) == 1 else f"{len(found.labels)} labels are"
+    if own.labels:
         warnings.warn(
-            f"{source}: {labels} wrong or missing, of {count_text(len(checked), len(paths))} images, first"
+            f"{source}: {wrong_labels(len(own.labels))}, of {count_text(len(checked), len(paths))} images, first"
             f" {first}{cause}{listing}",
             DataWarning, stacklevel=3,
         )  # fmt: skip
