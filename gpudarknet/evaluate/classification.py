@@ -41,10 +41,9 @@ def accuracy(
     """Classify the center crop of each image and compare with its class; classes is a `data.classifier_boxes`.
 
     Unreadable images are not counted; they and images without exactly one class are recorded in `bad_samples` or, without it,
-    a DataWarning says so at the end. An image without a class counts as wrong; of several
-    classes the first is right, as in Darknet. In a network with a tree of classes, only leaves are predicted; leaves: bool
-    (classes,), by default those of the tree. done(count) is called after each image. Raises NothingMeasuredError if no image
-    can be read or none has a class.
+    reported by a DataWarning at the end. An image without a class counts as wrong; of several classes the first is right, as
+    in Darknet. In a network with a tree of classes, only leaves are predicted; leaves: bool (classes,), by default those of the
+    tree. done(count) is called after each image. Raises NothingMeasuredError if no image can be read or none has a class.
     """
     tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
     if tree and leaves is None:

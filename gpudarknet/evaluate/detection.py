@@ -36,19 +36,19 @@ def evaluate_images(
 ) -> Iterator[ImageEval]:  # fmt: skip
     """Run the detector on each image and read its labels. Unreadable images are skipped.
 
-    They and wrong labels are recorded in `bad_samples`; without it, a DataWarning says so at the end.
-    difficult: returns the path of the label file with an image's difficult boxes, or None; see `data.difficult`. done(count)
-    is called after each image. class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
+    They and wrong labels are recorded in `bad_samples`; without it, a DataWarning reports them at the end. difficult: returns
+    the path of the label file with an image's difficult boxes, or None; see `data.difficult`. done(count) is called after each
+    image. class_agnostic: detect boxes of any class, for `recall`; see `InferencePipeline.suppress`.
     labels: False for results only, without truths.
     """
-    classes, none = len(detector.names), np.zeros((0, 5), np.float32)
+    classes, no_boxes = len(detector.names), np.zeros((0, 5), np.float32)
     with recorded(bad_samples) as samples:
         for count, path in enumerate(paths, 1):
             try:
                 (scored,) = detector.run([path], thresh, nms, class_agnostic=class_agnostic)
-                truth = read_boxes(label_path(path), samples, classes) if labels else none
+                truth = read_boxes(label_path(path), samples, classes) if labels else no_boxes
                 hard = difficult(path) if difficult else None
-                yield ImageEval(scored, truth, read_boxes(hard, samples, classes) if hard else none, path)
+                yield ImageEval(scored, truth, read_boxes(hard, samples, classes) if hard else no_boxes, path)
             except ImageError as e:
                 samples.add_image(e)
             done(count)
