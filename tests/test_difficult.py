@@ -60,6 +60,16 @@ VOC7, VOC12 = "VOC2007/JPEGImages", "VOC2012/JPEGImages"
             ["hard/c/1.jpg", "hard/a/1.jpg"],
             {"a/1.jpg": "hard/a/1.txt", "c/1.jpg": "hard/c/1.txt"},
         ),
+        (  # a suffix; the folders do not help
+            ["a/000001.jpg", "a/2_b.jpg"],
+            ["hard/2_b_difficult.jpg", "hard/000001_difficult.jpg", "hard/000009_difficult.jpg"],
+            {"a/000001.jpg": "hard/000001_difficult.txt", "a/2_b.jpg": "hard/2_b_difficult.txt"},
+        ),
+        (  # a prefix that names of other images have too
+            ["cat.jpg", "black_cat.jpg", "dog.jpg"],
+            ["hard_black_cat.jpg", "hard_white_dog.jpg", "hard_dog.jpg"],
+            {"black_cat.jpg": "hard_black_cat.txt", "dog.jpg": "hard_dog.txt"},
+        ),
         (  # label files instead of images
             [f"{VOC7}/1.jpg", f"{VOC12}/1.jpg"],
             ["VOC2012/labels/difficult_1.txt", "VOC2007/labels/difficult_1.txt"],
@@ -70,6 +80,7 @@ VOC7, VOC12 = "VOC2007/JPEGImages", "VOC2012/JPEGImages"
 def test_names_decide(tmp_path, images, entries, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "[^:]*: `difficult`: 1 of 3 entries match no image")
         assert pairs(tmp_path, images, entries) == expected
 
 
@@ -94,11 +105,13 @@ def test_what_cannot_be_paired_is_an_error(tmp_path):
     )
     with pytest.raises(DataError, match=r"for 2 of 3, first .*/x/1.jpg; write more"):  # two entries for one image
         pairs(tmp_path, ["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "y/1.jpg", "a/2.jpg"])
+    with pytest.raises(DataError, match="none of its 1 entries matches an image"):  # 2008_000001 of VOC 2012 is another image
+        pairs(tmp_path, [f"{VOC7}/000001.jpg", f"{VOC7}/000002.jpg"], [f"{VOC12}/difficult_2008_000001.jpg"])
     with pytest.raises(DataError) as e:
         pairs(tmp_path, ["1.jpg", "2.jpg"], ["x.jpg"])
     assert str(e.value) == (
         f"{tmp_path}/x.data: `difficult`: none of its 1 entries matches an image, first {tmp_path}/x.jpg; use the images'"
-        " names, with or without a prefix such as difficult_"
+        " names, with or without a prefix or a suffix such as difficult_"
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DataError, DataWarning
@@ -16,10 +16,11 @@ from .datafile import DataFile, label_name, label_path
 def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], Path | None] | None:
     """Return a function image -> label file with its difficult boxes, or None; None if the .data file has no `difficult`.
 
-    An entry of the list belongs to the image of the same name, or to the one whose name follows a prefix in it, as in
-    difficult_000001.jpg (Darknet's scripts/voc_label_difficult.py); of several, to the one with most equal folders. If names
-    do not decide and both lists have one length, they are paired by position, as in Darknet. Warns (DataWarning) of entries
-    that match no image and of label files that do not exist. Raises DataError if entries cannot be paired.
+    An entry of the list belongs to the image of the same name, or of its name without a prefix and a suffix that all entries
+    share, as in difficult_000001.jpg (Darknet's scripts/voc_label_difficult.py); of several, to the one with most equal
+    folders. If names do not decide and both lists have one length, they are paired by position, as in Darknet. Warns
+    (DataWarning) of entries that match no image and of label files that do not exist. Raises DataError if entries cannot be
+    paired.
     """
     if not data.difficult:
         return None
@@ -39,7 +40,7 @@ def difficult_labels(data: DataFile, images: Sequence[str]) -> Callable[[str], P
     if not pairs:
         raise DataError(
             f"{source}: none of its {len(entries)} entries matches an image, first {entries[0]}; use the images' names, with"
-            " or without a prefix such as difficult_"
+            " or without a prefix or a suffix such as difficult_"
         )
     unknown = sorted(set(entries) - set(pairs.values()))
     if unknown:
@@ -66,10 +67,12 @@ def pair_by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[st
         named[name].append((path, folders))
     claims: dict[str, list[tuple[int, str]]] = defaultdict(list)  # image -> equal folders, entry
     ambiguous = []
-    for entry in dict.fromkeys(entries):
-        *folders, name = label_name(entry).split("/")
-        suffixes = (name, *(name[match.end() :] for match in re.finditer(r"[-_. ]", name)))  # longest first
-        candidates = next((named[suffix] for suffix in suffixes if suffix in named), [])
+    unique = dict.fromkeys(entries)
+    affixes = Counter(affix for entry in unique for affix, name in parts(entry) if name in named)
+    shared = min(affixes, key=lambda affix: (-affixes[affix], sum(map(len, affix))), default=None)  # the most, then the shortest
+    for entry in unique:
+        folders = label_name(entry).split("/")[:-1]
+        candidates = next((named[name] for affix, name in parts(entry) if affix == shared and name in named), [])
         scores = [equal_folders(folders, other) for _, other in candidates]
         best = [path for (path, _), score in zip(candidates, scores, strict=True) if score == max(scores)]
         if len(best) > 1:
@@ -82,6 +85,18 @@ def pair_by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[st
         pairs[path] = closest[0]
         ambiguous += closest if len(closest) > 1 else []
     return pairs, ambiguous
+
+
+def parts(entry: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield each ((prefix, suffix), name) of which an entry's name may consist; the prefix and the suffix have no digits."""
+    name = label_name(entry).rpartition("/")[2].removesuffix(".txt")
+    separators = list(re.finditer(r"[-_. ]", name))
+    begins = [0, *(match.end() for match in separators if not re.search(r"\d", name[: match.end()]))]
+    ends = [len(name), *(match.start() for match in separators if not re.search(r"\d", name[match.start() :]))]
+    for begin in begins:
+        for end in ends:
+            if begin < end:
+                yield (name[:begin], name[end:]), f"{name[begin:end]}.txt"
 
 
 def equal_folders(a: Sequence[str], b: Sequence[str]) -> int:
