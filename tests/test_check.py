@@ -102,15 +102,45 @@ def test_classes_from_one(folder):
     assert "start at 1" not in str(warned[0].message)
 
 
-def test_relative_corners(folder):
-    """They can be read as boxes; what gives them away is that most would leave the image."""
-    rewrite(folder, lambda k, x, y, w, h: text(k, x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+ANOTHER_ORDER = {  # of numbers that can be read as boxes: function of class and box -> line, and what the warning says
+    "corners": (
+        lambda k, x, y, w, h: text(k, x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+        "the labels look like corners, 'class left top right bottom'",
+    ),
+    "corner and size": (
+        lambda k, x, y, w, h: text(k, (x - w / 2) / 20, y - h / 2, w, h),
+        "the labels look like 'class left top width height'",
+    ),
+    "confidence": (lambda k, x, y, w, h: text(k, 0.95, x, y, w), "check the order of the numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", ANOTHER_ORDER)
+def test_numbers_in_another_order(folder, kind):
+    """What gives them away is how many boxes would leave the image."""
+    line, cause = ANOTHER_ORDER[kind]
+    rewrite(folder, line)
     with pytest.warns(DataWarning) as warned:
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
-    assert [str(w.message) for w in warned] == [
-        "x.data: `train`: the labels look like corners, 'class left top right bottom'; Darknet reads 'class x y width height',"
-        " center and size"
-    ]
+    (message,) = {str(w.message) for w in warned}
+    count = message.removeprefix("x.data: `train`: ").split()[0]
+    assert message == (
+        f"x.data: `train`: {count} of 12 boxes reach over the edge of their image, first in {folder}/0.txt; {cause}; Darknet"
+        " reads 'class x y width height', center and size"
+    )
+
+
+def test_no_object_of_class_0(folder):
+    """Class numbers from 1, of which the last occurs nowhere."""
+    rewrite(folder, lambda k, *box: text(1 + k % 2, *box))
+    with pytest.warns(
+        DataWarning, match="no object is of class 0, but of class 1; if the class numbers start at 1, subtract"
+    ):
+        datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
+    rewrite(folder, lambda k, *box: text(2, *box))  # some of the classes of a larger list
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
 
 
 def test_correct_labels_cause_no_warning(folder):
@@ -138,8 +168,19 @@ def test_missing_labels(folder):
         DataError, match=f"; {folder}/labels/0.txt exists, but labels are read from {folder}; move them$"
     ):
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
+    (folder / "images" / "part").mkdir(parents=True)  # a data set of YOLOv5
+    (folder / "labels").rename(folder / "part")
+    (folder / "labels").mkdir()
+    (folder / "part").rename(folder / "labels" / "part")
+    for path in folder.glob("[0-9].png"):
+        path.rename(folder / "images" / "part" / path.name)
+    for images in ("images/part", f"{folder}/images/part"):
+        (folder / "list.txt").write_text("".join(f"{images}/{n}.png\n" for n in range(4)))
+        labels = images.removesuffix("images/part") + "labels/part"
+        with pytest.raises(DataError, match=f"; {labels}/0.txt exists, but labels are read from {images}; move them$"):
+            datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
     for n in range(4):
-        (folder / f"{n}.txt").write_text("")
+        (folder / "images" / "part" / f"{n}.txt").write_text("")
     with pytest.raises(DataError) as e:
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
     assert str(e.value) == "x.data: `train`: the label files of all 4 images are empty; check how they were written"
@@ -155,8 +196,15 @@ def test_images_that_cannot_be_read(folder):
         f" listed with reasons in {folder}/bad.list"
     )
     assert len((folder / "bad.list").read_text().splitlines()) == 2
-    (folder / "0.png").write_text("version https://git-lfs.github.com/spec/v1\n")  # the images after it are tried
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[:-20])
     with pytest.warns(DataWarning, match=r"`train`: 3 of 4 images cannot be read and are skipped, first .*/1.png"):
+        datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
+    (folder / "3.png").write_bytes(whole)
+    (folder / "0.png").write_text("version https://git-lfs.github.com/spec/v1\n")  # the images after it are tried
+    with pytest.warns(
+        DataWarning, match=r"`train`: 3 of 4 images cannot be read and are skipped, first .*/0.png: is not an"
+    ):
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
     for n in range(4):
         (folder / f"{n}.png").write_text("version https://git-lfs.github.com/spec/v1\n")  # exists, but is no image

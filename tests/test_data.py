@@ -292,6 +292,13 @@ def test_labels(tmp_path):
         f"{path}:2: box 0.5 0.5 0 0.1 has no size",
         f"{path}:3: expected 'class x y width height', found '0 0.5 nan 0.1 0.1'; the rest of the file is ignored",
     ]
+    for line in ("0_1 .5 .5 .1 .1", "\uff11 .5 .5 .1 .1"):  # which float() reads as 1
+        path.write_text(f"0 .5 .5 .1 .1\n{line}\n")
+        boxes, errors = data.read_labels(path, 3)
+        assert len(boxes) == 1
+        assert errors == [
+            f"{path}:2: expected 'class x y width height', found '{line}'; the rest of the file is ignored"
+        ]
     boxes, errors = data.read_labels(tmp_path / "none.txt", 3)
     assert boxes.shape == (0, 5)
     assert errors == [f"{tmp_path}/none.txt: cannot be read (No such file or directory); its image counts as empty"]
@@ -387,6 +394,11 @@ def test_a_list_of_images(tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt: is empty; it must have the path of an image on each line$"):
         data.read_list(tmp_path / "empty.txt")
+    (tmp_path / "row.txt").write_text("a.png," * 1000)
+    with pytest.raises(
+        DataError, match=r"row.txt: has a line of 6000 characters; it must have the path of an image on each"
+    ):
+        data.read_list(tmp_path / "row.txt")
 
 
 def test_batches_depend_on_seed_and_iteration_only(tmp_path):

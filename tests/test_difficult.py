@@ -105,7 +105,9 @@ def test_what_cannot_be_paired_is_an_error(tmp_path):
     )
     with pytest.raises(DataError, match=r"for 2 of 3, first .*/x/1.jpg; write more"):  # two entries for one image
         pairs(tmp_path, ["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "y/1.jpg", "a/2.jpg"])
-    with pytest.raises(DataError, match="none of its 1 entries matches an image"):  # 2008_000001 of VOC 2012 is another image
+    with pytest.raises(
+        DataError, match="none of its 1 entries matches an image"
+    ):  # 2008_000001 of VOC 2012 is another image
         pairs(tmp_path, [f"{VOC7}/000001.jpg", f"{VOC7}/000002.jpg"], [f"{VOC12}/difficult_2008_000001.jpg"])
     with pytest.raises(DataError) as e:
         pairs(tmp_path, ["1.jpg", "2.jpg"], ["x.jpg"])

@@ -30,6 +30,7 @@ from .datafile import label_path
 
 MAX_TRIES = 100  # unreadable images in a row before reading fails
 MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
+MAX_PATH = 4096  # characters
 MAX_SIZE = 2.0  # the largest plausible size of a box that reaches over the edge of its image
 MAX_TRACKS = 4000  # objects per image that get distinct default track numbers, as in Darknet
 Boxes = np.ndarray  # (K, 5): x, y, w, h relative to the image, class; (K, 6) with tracks
@@ -44,6 +45,8 @@ def read_list(path: str | Path) -> list[str]:
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
+    if (longest := max(map(len, lines))) > MAX_PATH:
+        raise DataError(f"{path}: has a line of {longest} characters; it must have the path of an image on each line")
     folder = Path(path).parent
 
     def resolve(line: str) -> str:
@@ -73,19 +76,19 @@ def read_labels(
     first_track = zlib.crc32(str(path).encode(errors="replace")) % MAX_TRACKS * MAX_TRACKS
     boxes: list[tuple[float, ...]] = []
     errors: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for row, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         try:
-            k, x, y, w, h = (float(word) for word in words[:5])
-            track = int(words[5]) if tracks and len(words) > 5 else first_track + number - 1
+            k, x, y, w, h = map(number, words[:5])
+            track = int(words[5]) if tracks and len(words) > 5 else first_track + row - 1
             if not math.isfinite(k + x + y + w + h):
                 raise ValueError
         except ValueError:
             expected = "class x y width height" + " [track]" * tracks
             errors.append(
-                f"{path}:{number}: expected '{expected}', found '{line.strip()[:40]}'; the rest of the file is ignored"
+                f"{path}:{row}: expected '{expected}', found '{line.strip()[:40]}'; the rest of the file is ignored"
             )
             break
         usable, error = True, ""
@@ -105,10 +108,17 @@ def read_labels(
                 " pixel and is not trained"
             )
         if error:
-            errors.append(f"{path}:{number}: {error}")
+            errors.append(f"{path}:{row}: {error}")
         if usable:
             boxes.append((x, y, w, h, k, track)[:columns])
     return np.array(boxes, np.float32).reshape(-1, columns), errors
+
+
+def number(word: str) -> float:
+    """Read a number as C does: unlike `float`, without underscores and digits of other scripts. Raises ValueError."""
+    if "_" in word or not word.isascii():
+        raise ValueError(word)
+    return float(word)
 
 
 @dataclass
@@ -287,8 +297,10 @@ def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes
         matches = [k for k, label in enumerate(labels) if label in path]
         if len(matches) != 1:
             found = "".join(f" '{labels[k]}'" for k in matches[:3])
+            case = not matches and any(label.lower() in path.lower() for label in labels)
             bad_samples.add_label(
                 f"{path}: {len(matches)} labels occur in its path{found and ':' + found}; it should be one"
+                + "; upper and lower case must be equal" * case
             )
         boxes = np.zeros((len(matches), 5), np.float32)
         boxes[:, 4] = matches

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from .. import image
 from ..errors import DataWarning, ImageError, UnusableDataError
 from . import MAX_SIZE, MAX_TRIES, BadSamples, Boxes, wrong_labels
+from .datafile import label_path
 from .label_causes import likely_cause
 
 # Of longer lists, as many at even distances are checked, for about a second
 MAX_IMAGES = 100_000
+MAX_FILES = 300  # images that are read without being decoded
 MAX_LABELS = 10_000
+
+OVER_EDGE = 0.01  # of the image: a box that reaches further over its edge counts as such
+MIN_DOUBTFUL = 8  # boxes that do
 
 
 def evenly_spaced(paths: Sequence[str], count: int) -> list[str]:
@@ -30,21 +35,23 @@ def count_text(checked: int, total: int) -> str:
 
 
 def check_images(paths: Sequence[str], bad_samples: BadSamples, source: str, channels: int = 3) -> None:
-    """Check that the images of a list exist, and that one can be read; record those that do not in `bad_samples`.
+    """Check that the images of a list exist, some for damage, and that one can be read; record the others in `bad_samples`.
 
-    source: the list as messages name it, such as "x.data: `valid`". Warns (DataWarning) if some images are missing. Raises
+    source: the list as messages name it, such as "x.data: `valid`". Warns (DataWarning) if some images cannot be read. Raises
     UnusableDataError if none can be read.
     """
     checked = evenly_spaced(paths, MAX_IMAGES)
-    existing = {path for path in checked if has_content(path)}
-    errors = [error for path in checked if path not in existing and (error := unreadable(path, channels))]
+    bad = {path: error for path in checked if not has_content(path) and (error := problem(path, image.check))}
+    opened = evenly_spaced([path for path in checked if path not in bad], MAX_FILES)
+    bad |= {path: error for path in opened if (error := problem(path, image.check))}
     readable = False
-    for path in evenly_spaced([path for path in checked if path in existing], MAX_TRIES):
-        error = unreadable(path, channels)
+    for path in evenly_spaced([path for path in opened if path not in bad], MAX_TRIES):
+        error = problem(path, lambda path: image.read(path, channels))
+        readable = error is None
         if error is None:
-            readable = True
             break
-        errors.append(error)
+        bad[path] = error
+    errors = [bad[path] for path in dict.fromkeys(checked) if path in bad]
     for each in errors:
         bad_samples.add_image(each)
     total, listing = count_text(len(checked), len(paths)), bad_samples.listing("bad.list")
@@ -65,10 +72,10 @@ def has_content(path: str) -> bool:
         return False
 
 
-def unreadable(path: str, channels: int) -> ImageError | None:
-    """Return the error of reading an image, or None."""
+def problem(path: str, read: Callable[[str], object]) -> ImageError | None:
+    """Return the ImageError of read(path), or None."""
     try:
-        image.read(path, channels)
+        read(path)
     except ImageError as e:
         return e
     return None
@@ -82,7 +89,7 @@ def check_labels(
 
     read: a `data.detection_boxes` or `data.classifier_boxes`. usable(boxes): whether an image's labels can be used. classes:
     of a detector, whose label files are searched for the cause. Warns (DataWarning) if some labels are wrong or missing, or
-    seem to be corners. Raises UnusableDataError if none can be used.
+    probably not what was meant. Raises UnusableDataError if none can be used.
     """
     checked, own = evenly_spaced(paths, MAX_LABELS), BadSamples()
     boxes: list[Boxes] = []
@@ -111,12 +118,8 @@ def check_labels(
             f" {first}{cause}{listing}",
             DataWarning, stacklevel=3,
         )  # fmt: skip
-    if classes and seem_corners(np.concatenate(boxes)):
-        warnings.warn(
-            f"{source}: the labels look like corners, 'class left top right bottom'; Darknet reads 'class x y width height',"
-            " center and size",
-            DataWarning, stacklevel=3,
-        )  # fmt: skip
+    for doubt in doubts(checked, boxes, len(checked) == len(paths) and not cause) if classes else ():
+        warnings.warn(f"{source}: {doubt}", DataWarning, stacklevel=3)
 
 
 def is_box(size: tuple[int, int] | None = None) -> Callable[[Boxes], bool]:
@@ -130,12 +133,29 @@ def is_one_class(boxes: Boxes) -> bool:
     return len(boxes) == 1
 
 
-def seem_corners(boxes: Boxes) -> bool:
-    """Return whether boxes (K, 5) are more likely left, top, right and bottom than center and size.
+def doubts(paths: Sequence[str], boxes: Sequence[Boxes], complete: bool) -> Iterator[str]:
+    """Yield what suggests that the labels of images, all valid, mean something else. complete: these are all images.
 
-    Right is larger than left, bottom larger than top, and read as center and size most of them would leave the image.
+    Many boxes reach over the edge, as they do if corners are read as center and size, or the numbers are in another order; or
+    there is a class 1 but no class 0.
     """
-    x, y, w, h = boxes[:, :4].T
-    outside = (np.maximum(w / 2 - x, x + w / 2 - 1) > 0.01) | (np.maximum(h / 2 - y, y + h / 2 - 1) > 0.01)
-    corners = (w > x) & (h > y) & (w <= 1) & (h <= 1)
-    return len(boxes) >= 5 and bool(corners.all()) and outside.mean() > 0.5
+    counts, every = [len(own) for own in boxes], np.concatenate(boxes)
+    x, y, w, h, k = every[:, :5].T
+    first_side = np.maximum(w / 2 - x, h / 2 - y) > OVER_EDGE  # left or top
+    last_side = np.maximum(x + w / 2, y + h / 2) - 1 > OVER_EDGE
+    over = first_side | last_side
+    cause = ""
+    if ((w > x) & (h > y) & (w <= 1) & (h <= 1)).all() and over.mean() > 0.5:
+        cause = "the labels look like corners, 'class left top right bottom'"
+    elif not last_side.any() and (np.maximum(x + w, y + h) <= 1 + OVER_EDGE).all() and over.mean() > 0.1:
+        cause = "the labels look like 'class left top width height'"
+    elif over.mean() > 0.75:
+        cause = "check the order of the numbers"
+    if over.sum() >= MIN_DOUBTFUL and cause:
+        first = paths[int(np.searchsorted(np.cumsum(counts), over.argmax(), side="right"))]
+        yield (
+            f"{over.sum()} of {len(every)} boxes reach over the edge of their image, first in {label_path(first)}; {cause};"
+            " Darknet reads 'class x y width height', center and size"
+        )
+    if complete and k.min() == 1:
+        yield "no object is of class 0, but of class 1; if the class numbers start at 1, subtract 1, as they must start at 0"

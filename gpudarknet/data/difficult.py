@@ -69,7 +69,9 @@ def pair_by_name(images: Sequence[str], entries: Sequence[str]) -> tuple[dict[st
     ambiguous = []
     unique = dict.fromkeys(entries)
     affixes = Counter(affix for entry in unique for affix, name in parts(entry) if name in named)
-    shared = min(affixes, key=lambda affix: (-affixes[affix], sum(map(len, affix))), default=None)  # the most, then the shortest
+    shared = min(
+        affixes, key=lambda affix: (-affixes[affix], sum(map(len, affix))), default=None
+    )  # the most, then the shortest
     for entry in unique:
         folders = label_name(entry).split("/")[:-1]
         candidates = next((named[name] for affix, name in parts(entry) if affix == shared and name in named), [])

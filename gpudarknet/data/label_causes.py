@@ -11,6 +11,7 @@ import numpy as np
 from .. import image
 from ..errors import DataError, ImageError
 from ..io.text import read_text
+from . import MAX_SIZE
 from .datafile import label_path
 
 MAX_FILES = 200  # that are read to find a cause
@@ -25,7 +26,10 @@ def likely_cause(faulty: Sequence[str], paths: Sequence[str], classes: int) -> s
     """
     faulty = faulty[:: max(1, len(faulty) // MAX_FILES)]
     lines = [(path, line) for path in faulty for line in label_lines(path)]
-    cause = missing(faulty) if not lines else form([line for _, line in lines])
+    if not lines:
+        cause = "" if label_path(faulty[0]).is_file() else missing(faulty)
+    else:
+        cause = form([line for _, line in lines])
     if not cause and lines:
         rows = [(path, line.split()) for path, line in lines]
         try:
@@ -48,9 +52,9 @@ def label_lines(path: str) -> list[str]:
 def missing(paths: Sequence[str]) -> str:
     """Return where label files must be, and whether they are in another folder."""
     path = Path(paths[0].replace("\\", "/"))
-    head, images, tail = path.as_posix().rpartition("/images/")
+    head, images, tail = f"/{path.as_posix()}".rpartition("/images/")
     places = [path.parent.parent / "labels" / path.name, path.parent / "labels" / path.name]
-    places += [Path(f"{head}/labels/{tail}")] if images else []
+    places += [Path(f"{head}/labels/{tail}"[1:])] if images else []
     for place in places:
         if place.with_suffix(".txt").is_file():
             return f"{place.with_suffix('.txt')} exists, but labels are read from {label_path(path).parent}; move them"
@@ -86,7 +90,8 @@ def content(numbers: np.ndarray, owners: Sequence[str], paths: Sequence[str], cl
         return f"the class comes last; {FIX}"
     if k.max() == classes and all_class_numbers(paths).min(initial=1) >= 1:
         return f"the class numbers seem to start at 1; they must be 0 to {classes - 1}"
-    if np.maximum(np.abs(numbers[:, 1:3]).max(axis=1), numbers[:, 3:].max(axis=1)).min() <= 1:
+    sides = np.maximum(np.abs(numbers[:, 1:3]).max(axis=1), numbers[:, 3:].max(axis=1))
+    if sides.min() <= 1 or sides.max() <= MAX_SIZE:
         return ""
     if len(numbers) > 2 and (w > x).all() and (h > y).all():
         return f"the boxes look like corners in pixels, left top right bottom; {FIX}"

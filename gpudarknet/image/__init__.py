@@ -27,6 +27,7 @@ from .resize import with_channels
 Image = NDArray[np.uint8]
 
 MAX_PIXELS = 2**28  # that a PNG may declare: a file of a few kilobytes can decompress to any size
+NO_IMAGE = "is not an image that OpenCV can read; use a complete JPEG, PNG or BMP file"
 CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and managed
 
 
@@ -53,20 +54,24 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
 
     if channels not in (1, 3):
         raise ImageError(f"{path}: cannot be read with {channels} channels; use 3 (RGB) or 1 (gray)")
-    data = _content(Path(path))
-    damage = _damage(data)
-    if damage:
-        raise ImageError(f"{path}: {damage}")
+    data = _undamaged(Path(path))
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
         image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:  # its text has several lines; `err` is the condition that failed
         raise ImageError(f"{path}: OpenCV rejects this image ({error.err}); use a smaller one") from None
     if image is None:
-        raise ImageError(f"{path}: is not an image that OpenCV can read; use a complete JPEG, PNG or BMP file")
+        raise ImageError(f"{path}: {NO_IMAGE}")
     if channels == 3:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     return image.reshape(*image.shape[:2], channels)
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise the ImageError of `read` if a file is missing, empty, damaged or of an unknown format, without decoding it."""
+    _undamaged(Path(path))
+    if not opencv().haveImageReader(os.fspath(path)):
+        raise ImageError(f"{path}: {NO_IMAGE}")
 
 
 def write(path: str | os.PathLike[str], image: Image) -> None:
@@ -126,6 +131,14 @@ def _content(path: Path) -> bytes:
         raise ImageError(f"{path!s}: cannot be read ({reason}); check the path and its permissions") from None
     if not data:
         raise ImageError(f"{path}: is empty; use a JPEG, PNG or BMP file")
+    return data
+
+
+def _undamaged(path: Path) -> bytes:
+    data = _content(path)
+    damage = _damage(data)
+    if damage:
+        raise ImageError(f"{path}: {damage}")
     return data
 
 
