@@ -21,6 +21,7 @@ from .io.text import read_text
 from .layers import SECTIONS, Layer
 from .layers.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Fault, Limit, Record, between, check
 
+MAX_BATCH = 1 << 20  # images; the upper limit is for hostile cfgs
 MIXING = ("", "mixup", "cutmix", "mosaic", "cutmix or mosaic")
 
 
@@ -36,10 +37,22 @@ class Net(Record):
     )
     unsupported: ClassVar[frozenset[str]] = frozenset()
     fallback: ClassVar[dict[str, str]] = {"policy": "constant"}
-    limits = NOT_NEGATIVE.of("width", "height", "channels", "inputs") | COUNT.of("batch", "subdivisions", "time_steps")
+    limits = NOT_NEGATIVE.of("width", "height", "channels", "inputs") | between(1, MAX_BATCH).of(
+        "batch", "subdivisions", "time_steps"
+    )
     training_limits: ClassVar[dict[str, Limit]] = {
         **NOT_NEGATIVE.of(
-            "learning_rate", "decay", "burn_in", "sgdr_cycle", "saturation", "exposure", "aspect", "blur"
+            "learning_rate",
+            "decay",
+            "burn_in",
+            "sgdr_cycle",
+            "saturation",
+            "exposure",
+            "aspect",
+            "blur",
+            "power",
+            "gamma",
+            "scale",
         ),
         **NOT_NEGATIVE.of("gaussian_noise", "max_crop", "min_crop", "num_sigmas_reject_badlabels"),
         **BELOW_ONE.of("momentum", "label_smooth_eps"),
@@ -136,6 +149,8 @@ class Net(Record):
         if self.policy in ("steps", "sgdr") and self.steps is not None:
             for key in ("scales", "seq_scales"):
                 values = getattr(self, key)
+                if values is not None and min(values) < 0:
+                    yield Fault(key, f"{key}: {min(values):g} must be at least 0", "training")
                 if values is not None and len(values) != steps:
                     message = f"{key} has {len(values)} values, steps has {steps}"
                     if len(values) < steps:
@@ -209,7 +224,8 @@ class Config:
     def net_key(self, key: str) -> str:
         """Return how messages name a key of [net]: `file:line: [net] key=value`."""
         line = f":{self.net_lines[key]}" if key in self.net_lines else ""
-        return f"{self.path}{line}: [net] {key}={getattr(self.net, key)}"
+        value = getattr(self.net, key)
+        return f"{self.path}{line}: [net] {key}={f'{value:g}' if isinstance(value, float) else value}"
 
     def check_trainable(self) -> None:
         """Raise CfgError if values that the network can run with would make its training impossible."""

@@ -140,6 +140,8 @@ HEAD = "[net]\nwidth=8\nheight=8\nchannels=3\n{}\n[yolo]\nclasses=2\nnum=2\n{}\n
 IMPOSSIBLE = {  # keys of [net], keys of the head -> the error
     "counters": ("", "counters_per_class=5,6,7", "9: [yolo] counters_per_class has 3 values, classes=2; it needs one per class"),
     "few counters": ("", "counters_per_class=5", "9: [yolo] counters_per_class has 1 values, classes=2; it needs one per class"),
+    "negative counter": ("", "counters_per_class=5,-1", "9: [yolo] counters_per_class: -1 is not a number of objects"),
+    "huge batch": ("batch=99999999999999999999", "", "5: [net] batch=1e+20 must be between 1 and 1048576"),
     "mask": ("", "mask=0,2", "9: [yolo] mask=0,2 must name anchors between 0 and num - 1 = 1"),
     "negative mask": ("", "mask=-1", "9: [yolo] mask=-1 must name anchors between 0 and num - 1 = 1"),
     "anchors": ("", "anchors=10,14", "9: [yolo] anchors has 2 values; 2 anchors need 4, a width and a height for each"),
@@ -150,9 +152,9 @@ IMPOSSIBLE = {  # keys of [net], keys of the head -> the error
         "policy=sgdr\nmax_batches=9\nsteps=1,2\nseq_scales=.1", "",
         "8: [net] seq_scales has 1 values, steps has 2; each step needs one",
     ),
-    "subdivisions": ("subdivisions=0", "", "5: [net] subdivisions=0 must be at least 1"),
-    "batch": ("batch=-8", "", "5: [net] batch=-8 must be at least 1"),
-    "time steps": ("time_steps=0", "", "5: [net] time_steps=0 must be at least 1"),
+    "subdivisions": ("subdivisions=0", "", "5: [net] subdivisions=0 must be between 1 and 1048576"),
+    "batch": ("batch=-8", "", "5: [net] batch=-8 must be between 1 and 1048576"),
+    "time steps": ("time_steps=0", "", "5: [net] time_steps=0 must be between 1 and 1048576"),
     "groups": ("", "[route]\nlayers=0\ngroups=0", "11: [route] groups=0 must be at least 1"),
     "group id": ("", "[route]\nlayers=0\ngroup_id=1", "11: [route] group_id=1 must be between 0 and groups - 1 = 0"),
     "region anchors": ("", "[region]\nclasses=1\nnum=3\nanchors=1,2,3,4", "12: [region] anchors has 4 values; 3 anchors need 6,"
@@ -202,6 +204,14 @@ UNTRAINABLE = {
     "mixup": ("mixup=5", "", "5: [net] mixup=5 must be between 0 and 4"),
     "resize step": ("resize_step=0", "", "5: [net] resize_step=0 must be at least 1"),
     "ignore_thresh": ("", "ignore_thresh=-.5", "9: [yolo] ignore_thresh=-0.5 must be at least 0"),
+    "half an anchor": (
+        "", "anchors=9,8,7", "9: [yolo] anchors has 3 values; 2 anchors need 4, a width and a height for each"
+    ),
+    "half of an unused anchor": (
+        "", "mask=0\nanchors=9,8,7", "10: [yolo] anchors has 3 values; 2 anchors need 4, a width and a height for each"
+    ),
+    "scales": ("policy=steps\nsteps=5\nscales=-.1", "", "7: [net] scales: -0.1 must be at least 0"),
+    "power": ("power=-4", "", "5: [net] power=-4 must be at least 0"),
     "max": ("", "max=0", "9: [yolo] max=0 must be at least 1"),
     "max_delta": ("", "max_delta=0", "9: [yolo] max_delta=0 must be above 0"),
     "dropout": ("", "[dropout]\nprobability=1", "10: [dropout] probability=1 must be at least 0 and below 1"),
@@ -231,10 +241,6 @@ UNINTENDED = {
     "batch": (
         "batch=10\nsubdivisions=4", "",
         "6: [net] subdivisions=4 does not divide batch=10; as in Darknet, 8 images are used",
-    ),
-    "half an anchor": (
-        "", "anchors=9,8,7",
-        "9: [yolo] anchors has 3 values; 2 anchors need 4, a width and a height for each; as in Darknet the others are 0.5",
     ),
     "repeated anchor": ("", "mask=0,0", "9: [yolo] mask=0,0 repeats an anchor; only its first place is trained"),
     "jitter": ("", "jitter=30", "9: [yolo] jitter=30 must be between 0 and 1"),

@@ -338,6 +338,9 @@ def test_a_wrong_number_of_names(folder, capsys):
     for words in (["train", "x.data", "x.cfg"], ["map", "x.data", "x.cfg", "backup/x_final.weights"]):
         assert main(["detector", *words]) == 2
         assert capsys.readouterr().err == message
+    (folder / "x.names").write_text("red\n\ngreen\nblue\n")
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 2
+    assert "x.names: has 4 names (line 2 is empty), x.cfg has 3 classes;" in capsys.readouterr().err
     (folder / "x.data").write_text((folder / "x.data").read_text().replace("names=", "map="))
     assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 2
     assert capsys.readouterr().err == "error: x.data: has no key 'names'; add a line names=FILE\n"

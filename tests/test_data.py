@@ -16,7 +16,7 @@ from gpudarknet.data.augment import (
     crop_boxes,
     shift_margins,
 )
-from gpudarknet.errors import DataError
+from gpudarknet.errors import CfgWarning, DataError
 from gpudarknet.layers import SECTIONS
 from gpudarknet.layers.class_tree import Tree
 
@@ -104,6 +104,24 @@ def test_crop_fills_with_the_mean_colour():
     np.testing.assert_array_equal(out[:-6, 5:], image[4:, :80])
     mean = np.rint(image.mean(axis=(0, 1)))
     assert (out[:, :5] == mean).all() and (out[-6:] == mean).all()
+
+
+def test_negative_ranges_are_their_absolute_values():
+    """As in Darknet, whose rand_uniform exchanges the ends."""
+    net = cfg.parse("[net]\nwidth=32\nheight=32\nchannels=3\nhue=-.1\nangle=-7\n[yolo]\n").net
+    with pytest.warns(CfgWarning, match="jitter=-0.3 must be between 0 and 1"):
+        config = cfg.parse("[net]\nwidth=32\nheight=32\nchannels=3\nhue=-.1\n[yolo]\njitter=-.3\n")
+    detection = DetectionAugment.of(config.net, config.layers[0])
+    assert (detection.jitter, detection.colours.hue) == (0.3, 0.1)
+    classification = ClassifierAugment.of(net, 2)
+    assert (classification.angle, classification.colours.hue) == (7, 0.1)
+
+
+@pytest.mark.parametrize("margins", [(9, -9, 0, 0), (-9, 9, 0, 0), (0, 0, 9, -9), (0, 0, -9, 9)])
+def test_a_crop_beside_the_image_has_its_mean_colour(margins):
+    """With a jitter of more than 1."""
+    image = np.full((4, 4, 3), 7, np.uint8)
+    np.testing.assert_array_equal(crop(image, Margins(*margins)), image)
 
 
 def test_boxes_that_leave_the_crop_are_clipped_and_dropped():

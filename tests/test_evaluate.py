@@ -16,10 +16,10 @@ from gpudarknet.boxes import iou
 from gpudarknet.cli import main
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.detector import Detector
-from gpudarknet.errors import DataError, DataWarning, NothingMeasuredError
+from gpudarknet.errors import DataError, DataWarning, NothingMeasuredError, TrainWarning
 from gpudarknet.evaluate import ImageEval
 from gpudarknet.inference import ScoredBoxes
-from gpudarknet.train.datasets import score_name, validation_score
+from gpudarknet.train.datasets import score_name, training_set, validation_score
 
 NONE = np.zeros((0, 5), np.float32)
 
@@ -444,8 +444,61 @@ def test_a_top_of_all_classes_is_not_a_score(tmp_path):
     assert score_name(DataFile.read(tmp_path / "x.data"), net) == "top-1 accuracy"
 
 
+def test_a_top_of_all_leaves_is_not_a_score(tmp_path):
+    net = tree_classifier(tmp_path)
+    (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\nleaves=some.leaves\ntop=4\n")
+    assert (
+        score_name(DataFile.read(tmp_path / "x.data"), net) == "top-1 accuracy"
+    )  # there are four leaves, of nine classes
+    (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\nleaves=some.leaves\ntop=3\n")
+    assert score_name(DataFile.read(tmp_path / "x.data"), net) == "top-3 accuracy"
+
+
+def test_folders_named_as_inner_classes(tmp_path):
+    """An image in animal_/dog_ is one of a dog: the same accuracy as without folders, and no warning."""
+    net = tree_classifier(tmp_path)
+    tree = net.nodes[-1].layer.tree
+    names = (tmp_path / "x.names").read_text().split()
+    paths = []
+    for path in (tmp_path / "valid.txt").read_text().split():
+        folders = [names[k] for k in tree.ancestors(names.index(path.partition("_")[0] + "_"))]
+        folder = tmp_path.joinpath(*folders[::-1])
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append((tmp_path / path).rename(folder / path))
+    (tmp_path / "valid.txt").write_text("".join(f"{path}\n" for path in paths))
+    (tmp_path / "x.data").write_text("train=valid.txt\nvalid=valid.txt\nlabels=x.names\ntop=3\n")
+    source = DataFile.read(tmp_path / "x.data")
+    assert validation_score(source, net)(net) == pytest.approx(0.375)
+    data = training_set(source, net)
+    truth = data.augment.truth(
+        data.boxes(str(next(p for p in paths if "puppy" in p.name)), data.bad_samples)[:, 4].astype(int)
+    )
+    assert truth.tolist() == [1, 0, 0, 1, -1234, -1234, -1234, 1, 0]  # animal, dog, puppy
+
+
+def test_a_cost_after_a_tree(tmp_path):
+    tree_classifier(tmp_path)
+    (tmp_path / "x.data").write_text("train=valid.txt\nlabels=x.names\n")
+    text = (tmp_path / "x.cfg").read_text()
+    (tmp_path / "x.cfg").write_text(text + "[cost]\ntype=sse\n")
+    line = (text + "[cost]").count("\n") + 2
+    with pytest.warns(
+        TrainWarning, match=rf"x.cfg:{line}: \[cost\] also learns .* whose truth is -1234; set type=masked$"
+    ):
+        training_set(DataFile.read(tmp_path / "x.data"), gd.load_network(tmp_path / "x.cfg"))
+    (tmp_path / "x.cfg").write_text(text + "[cost]\ntype=masked\n")
+    training_set(DataFile.read(tmp_path / "x.data"), gd.load_network(tmp_path / "x.cfg"))
+
+
 def test_leaves_that_the_tree_does_not_have(tmp_path):
     net = tree_classifier(tmp_path)
+    (tmp_path / "some.leaves").write_text(" cat \npuppy\ncow\nthing\ncup\nPen\n")
+    (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\ntop=2\nleaves=some.leaves\n")
+    with pytest.warns(
+        DataWarning, match=r"x.data: 2 of the 6 names in some.leaves are not in .*x.cfg's tree, first 'cow'$"
+    ):
+        score = validation_score(DataFile.read(tmp_path / "x.data"), net)
+    assert score(net) == pytest.approx(0.2)  # as with the four others
     (tmp_path / "some.leaves").write_text("cow\n")
     (tmp_path / "x.data").write_text("valid=valid.txt\nlabels=x.names\nleaves=some.leaves\n")
     with pytest.raises(DataError, match=r"x.data: none of the names in some.leaves is one of .*x.cfg's tree$"):

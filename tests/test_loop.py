@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +141,33 @@ def test_refusals(tmp_path):
     source, cfg = project(tmp_path, end=0)
     with pytest.raises(TrainError) as e:
         start(cfg).fit(source, tmp_path / "out")
-    assert str(e.value) == f"{cfg}: [net] max_batches=0; set it to the number of iterations to train"
+    line = cfg.read_text().split("\n").index("max_batches=0") + 1
+    assert str(e.value) == f"{cfg}:{line}: [net] max_batches=0; set it to the number of iterations to train"
+    (tmp_path / "none.txt").write_text("none.png\n")
+    Path(source).write_text(Path(source).read_text().replace("list.txt", "none.txt"))
+    with pytest.raises(TrainError, match="max_batches=0"):  # before anything else
+        start(cfg).fit(source, tmp_path / "out")
+    Path(source).write_text(Path(source).read_text().replace("none.txt", "list.txt"))
     cfg.write_text(cfg.read_text().replace("max_batches=0", "max_batches=5"))
     assert isinstance(datasets.training_set(DataFile.read(source), gd.load_network(cfg, backend="numpy")), data.DataSet)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("burn_in=6", "[net] burn_in=6: the training ends, at max_batches=5, before the full learning rate"),
+        ("policy=steps\nscales=.1,.1\nsteps=5,6", "[net] step 6 is not reached: max_batches=5"),
+        ("policy=steps\nscales=.1,.1,.1\nsteps=4,50,60", "[net] 50,60 of its steps are not reached: max_batches=5"),
+        ("learning_rate=0", "[net] learning_rate=0: the weights do not change"),
+    ],
+)
+def test_rates_that_are_not_reached(keys, message, tmp_path):
+    source, cfg = project(tmp_path, end=5)
+    lines = cfg.read_text().split("\n")
+    lines = [line for line in lines if not line.startswith(("policy", "burn_in", "learning_rate"))]
+    cfg.write_text("\n".join([lines[0], keys, *lines[1:]]))
+    with pytest.warns(TrainWarning, match=re.escape(f"{cfg}:{1 + keys.count(chr(10)) + 1}: {message}")):
+        start(cfg).fit(source, tmp_path / "out", iterations=1)
 
 
 def test_tracks_make_sequences(tmp_path):

@@ -25,6 +25,7 @@ from ..cfg import Net
 from ..errors import DataError, DataWarning, ImageError, UnusableDataError
 from ..io.text import read_text
 from ..layers import DetectionHead
+from ..layers.class_tree import Tree
 from .augment import rand_scale
 from .datafile import label_path
 
@@ -290,11 +291,17 @@ def detection_boxes(
     return lambda path, bad_samples: read_boxes(label_path(path), bad_samples, classes, size, tracks)
 
 
-def classifier_boxes(labels: Sequence[str]) -> Callable[[str, BadSamples], Boxes]:
-    """Return a function that returns an image's classes: the labels in its path, which should contain exactly one."""
+def classifier_boxes(labels: Sequence[str], tree: Tree | None = None) -> Callable[[str, BadSamples], Boxes]:
+    """Return a function that returns an image's classes: the labels in its path, which should contain exactly one.
+
+    With a tree, classes do not count whose descendants' labels are in the path too: those in `animal/cat/1.png` are one, cat.
+    """
 
     def read(path: str, bad_samples: BadSamples) -> Boxes:
         matches = [k for k, label in enumerate(labels) if label in path]
+        if tree and len(matches) > 1:
+            inner = {ancestor for k in matches for ancestor in tree.ancestors(k)}
+            matches = [k for k in matches if k not in inner]
         if len(matches) != 1:
             found = "".join(f" '{labels[k]}'" for k in matches[:3])
             case = not matches and any(label.lower() in path.lower() for label in labels)

@@ -89,8 +89,8 @@ class DetectionAugment:
     def of(cls, net: Net, head: DetectionHead) -> DetectionAugment:
         """Read the keys of [net] and of the last head. Detectors are trained without cutmix, as in Darknet."""
         return cls(
-            classes=head.num_truth_classes, truth=head.truth, jitter=head.jitter, resize=head.resize, flip=bool(net.flip),
-            colours=Colours(hue=net.hue, saturation=net.saturation, exposure=net.exposure), letter_box=bool(net.letter_box),
+            classes=head.num_truth_classes, truth=head.truth, jitter=abs(head.jitter), resize=head.resize, flip=bool(net.flip),
+            colours=Colours(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure), letter_box=bool(net.letter_box),
             mosaic="mosaic" in net.mixing, mosaic_bound=bool(net.mosaic_bound), mixup=net.mixing == "mixup", blur=net.blur,
             gaussian_noise=net.gaussian_noise,
         )  # fmt: skip
@@ -207,8 +207,8 @@ def crop(image: Image, margins: Margins) -> Image:
     w, h = ow - margins.left - margins.right, oh - margins.top - margins.bottom
     mean = np.rint(cv2.mean(image)[: image.shape[2]])  # a hundred times as fast as NumPy
     x, y = max(0, -margins.left), max(0, -margins.top)
-    rows = slice(max(0, margins.top), oh - max(0, margins.bottom))
-    columns = slice(max(0, margins.left), ow - max(0, margins.right))
+    rows = slice(max(0, margins.top), max(0, oh - max(0, margins.bottom)))
+    columns = slice(max(0, margins.left), max(0, ow - max(0, margins.right)))
     inside = image[rows, columns]
     if not inside.size:
         return np.full((h, w, image.shape[2]), mean, np.uint8)
@@ -289,9 +289,9 @@ class ClassifierAugment:
     def of(cls, net: Net, classes: int, tree: Tree | None = None) -> ClassifierAugment:
         """Read the keys of [net]."""
         return cls(
-            classes=classes, min_crop=net.min_crop or net.width, max_crop=net.max_crop or 2 * net.width, angle=net.angle,
+            classes=classes, min_crop=net.min_crop or net.width, max_crop=net.max_crop or 2 * net.width, angle=abs(net.angle),
             aspect=net.aspect, flip=bool(net.flip), label_smooth_eps=net.label_smooth_eps, mixing=net.mixing, tree=tree,
-            colours=Colours(hue=net.hue, saturation=net.saturation, exposure=net.exposure),
+            colours=Colours(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure),
         )  # fmt: skip
 
     def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
@@ -359,8 +359,7 @@ class ClassifierAugment:
         if self.tree is None:
             return truth
         for k in classes:
-            while (k := self.tree.parents[k]) >= 0:
-                truth[k] = 1
+            truth[list(self.tree.ancestors(k))] = 1
         for a, b in zip(self.tree.starts, (*self.tree.starts[1:], K), strict=True):
             if not (truth[a:b] == 1 - eps).any() and not (truth[a:b] == 1).any():
                 truth[a:b] = IGNORE_LABEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{path}: is empty; it must have one class name per line")
     return tuple(names)
+
+
+def empty_lines(names: Sequence[str]) -> str:
+    """Return a clause for messages about the number of names if some of them are empty lines, which count as in Darknet."""
+    empty = [str(line) for line, name in enumerate(names, 1) if not name.strip()]
+    return f" (line {empty[0]} is empty)" if empty else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +120,12 @@ class DataFile:
 
     def check_names(self, classes: int, cfg: str) -> None:
         """Raise DataError unless the number of names equals the number of a cfg's classes."""
-        count = len(self.read_names())
+        names = self.read_names()
+        count = len(names)
         if count != classes:
             raise DataError(
-                f"{self.names_path()}: has {count} names, {cfg} has {classes} classes; the numbers must be equal"
+                f"{self.names_path()}: has {count} names{empty_lines(names)}, {cfg} has {classes} classes; the numbers"
+                " must be equal"
             )
 
 

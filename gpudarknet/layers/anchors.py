@@ -33,7 +33,9 @@ def anchor_faults(values: Sequence[float] | None, needed: int, used: int) -> Ite
     for k, value in enumerate(values[: 2 * needed], 1):
         if not value > 0:
             yield Fault("anchors", f"anchors: value {k} is {value:g} and must be above 0, a width or a height")
-    if len(values) < 2 * used:  # a published cfg lacks the last height
+    if len(values) % 2:  # a published cfg lacks the last height
+        yield Fault("anchors", message.format(used, 2 * used), "training")
+    elif len(values) < 2 * used:
         yield Fault("anchors", f"{message.format(used, 2 * used)}; as in Darknet the others are 0.5", "warning")
 
 
@@ -114,11 +116,14 @@ class AnchorHead(DetectionHead):
         if len(set(self.anchor_ids)) < len(self.anchor_ids):
             yield Fault("mask", f"mask={mask} repeats an anchor; only its first place is trained", "warning")
         yield from anchor_faults(self.anchors, max(self.anchor_ids) + 1, self.num)
-        if self.counters_per_class is not None and len(self.counters_per_class) != self.classes:
+        counters = self.counters_per_class
+        if counters is not None and len(counters) != self.classes:
             yield Fault(
                 "counters_per_class",
-                f"counters_per_class has {len(self.counters_per_class)} values, classes={self.classes}; it needs one per class",
+                f"counters_per_class has {len(counters)} values, classes={self.classes}; it needs one per class",
             )
+        if min(counters or (0,)) < 0:
+            yield Fault("counters_per_class", f"counters_per_class: {min(counters or ())} is not a number of objects")
         yield from map_faults(self.map, self.classes)
 
     def shape(self, *inputs: Shape) -> Shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +72,11 @@ class Tree:
         if names is not None:
             return np.isin(self.names, list(names))
         return ~np.isin(np.arange(len(self.names)), self.parents)
+
+    def ancestors(self, index: int) -> Iterator[int]:
+        """Yield the classes above class `index`, its parent first."""
+        while (index := self.parents[index]) >= 0:
+            yield index
 
     def hierarchy(self, p: np.ndarray) -> np.ndarray:
         """Multiply each class's probability by its ancestors': p (..., classes) -> the same shape."""

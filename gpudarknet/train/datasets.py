@@ -11,13 +11,15 @@ from .. import evaluate
 from ..data import BadSamples, Boxes, DataSet, Sequences, classifier_boxes, detection_boxes, read_list
 from ..data.augment import ClassifierAugment, DetectionAugment
 from ..data.check import check_images, check_labels, is_box, is_one_class
-from ..data.datafile import DataFile, read_names
+from ..data.datafile import DataFile, empty_lines, read_names
 from ..detector import Detector
 from ..errors import CfgError, DataError, DataWarning, NothingMeasuredError, TrainWarning
 from ..evaluate import Accuracy, Report, accuracy
 from ..inference import InferencePipeline
 from ..layers import DetectionHead
+from ..layers.class_tree import Tree
 from ..network import Network
+from . import lr_schedule
 
 SMALL_BATCH = 8  # images; below, Darknet warns
 
@@ -26,11 +28,13 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
     """Return the images of `train` with boxes for a detector, or with the class named in each path for a classifier.
 
     Warns (DataWarning) of images and labels that are missing or wrong; they are recorded in `bad_samples`. Raises DataError
-    if none can be used or heads differ in their classes, CfgError if [net] does not suit a detector's training.
+    if none can be used or heads differ in their classes, CfgError if [net] does not suit a detector's training,
+    TrainError without max_batches.
     """
     paths, source = read_list(data.find("train")), f"{data.path}: `train`"
     last, cfg = net.nodes[net.heads[-1]], net.net
     bad_samples = bad_samples or BadSamples()
+    lr_schedule.length(net.config)
     if isinstance(last.layer, DetectionHead):
         check_detector(net)
     check_images(paths, bad_samples, source, net.channels)
@@ -48,7 +52,8 @@ def training_set(data: DataFile, net: Network, bad_samples: BadSamples | None = 
         return DataSet(paths, DetectionAugment.of(cfg, head), boxes, net.channels, bad_samples, sequences)
     boxes = class_by_path(data, net)
     check_labels(paths, boxes, bad_samples, source, is_one_class)
-    augment = ClassifierAugment.of(cfg, int(np.prod(last.shape)), getattr(last.layer, "tree", None))
+    check_cost(net)
+    augment = ClassifierAugment.of(cfg, int(np.prod(last.shape)), class_tree(net))
     return DataSet(paths, augment, boxes, net.channels, bad_samples)
 
 
@@ -56,8 +61,32 @@ def class_by_path(data: DataFile, net: Network) -> Callable[[str, BadSamples], B
     """Return the function that finds an image's class by its path. Raises DataError unless each class has a label."""
     labels, classes = data.read_labels(), int(np.prod(net.nodes[net.heads[-1]].shape))
     if len(labels) != classes:
-        raise DataError(f"{data.path}: has {len(labels)} labels, but {net.config.path} has {classes} classes")
-    return classifier_boxes(labels)
+        raise DataError(
+            f"{data.path}: has {len(labels)} labels{empty_lines(labels)}, but {net.config.path} has {classes} classes"
+        )
+    return classifier_boxes(labels, class_tree(net))
+
+
+def check_cost(net: Network) -> None:
+    """Warn (TrainWarning) of a [cost] that would learn the mark of classes without a label, which a tree has."""
+    for node in net.nodes if class_tree(net) else ():
+        if node.layer.section == "cost" and getattr(node.layer, "type", "masked") != "masked":
+            warnings.warn(
+                f"{net.config.path}:{net.config.line(node.index, 'type')}: [cost] also learns the groups of the tree without a"
+                " label, whose truth is -1234; set type=masked",
+                TrainWarning, stacklevel=4,
+            )  # fmt: skip
+
+
+def class_tree(net: Network) -> Tree | None:
+    """Return the tree of a classifier's classes, or None."""
+    tree: Tree | None = getattr(net.nodes[net.heads[-1]].layer, "tree", None)
+    return tree
+
+
+def leaf_names(data: DataFile) -> tuple[str, ...] | None:
+    """Return the names in the file `leaves`, without spaces at the ends, or None."""
+    return tuple(name.strip() for name in read_names(data.find("leaves"))) if data.leaves else None
 
 
 def score_name(data: DataFile, net: Network, iou_thresh: float = 0.5) -> str:
@@ -69,7 +98,9 @@ def score_name(data: DataFile, net: Network, iou_thresh: float = 0.5) -> str:
 
 def score_top(data: DataFile, net: Network) -> int:
     """Return for how many classes a classifier's score counts: `top`, or 1 if that would count all of them."""
-    return data.top if 1 <= data.top < int(np.prod(net.nodes[net.heads[-1]].shape)) else 1
+    tree = class_tree(net)
+    predicted = tree.leaves(leaf_names(data)).sum() if tree else np.prod(net.nodes[net.heads[-1]].shape)
+    return data.top if 1 <= data.top < predicted else 1
 
 
 def check_detector(net: Network) -> None:
@@ -153,12 +184,17 @@ def classifier_measure(
     key = data.validation_key()
     paths, source = read_list(data.find(key)), f"{data.path}: `{key}`"
     classes = class_by_path(data, net)
-    tree = getattr(net.nodes[net.heads[-1]].layer, "tree", None)
-    leaves = None
+    tree, names, leaves = class_tree(net), leaf_names(data), None
     if tree:
-        leaves = tree.leaves(read_names(data.find("leaves")) if data.leaves else None)
+        leaves, unknown = tree.leaves(names), [name for name in names or () if name not in tree.names]
         if not leaves.any():
             raise DataError(f"{data.path}: none of the names in {data.leaves} is one of {net.config.path}'s tree")
+        if names and unknown:
+            warnings.warn(
+                f"{data.path}: {len(unknown)} of the {len(names)} names in {data.leaves} are not in {net.config.path}'s tree,"
+                f" first '{unknown[0]}'",
+                DataWarning, stacklevel=4,
+            )  # fmt: skip
     check_images(paths, bad_samples, source)
     check_labels(paths, classes, bad_samples, source, is_one_class)
 

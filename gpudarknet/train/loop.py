@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ..data import DataSet, Loader, input_size
-from ..errors import DarknetError, TrainError, TrainWarning
+from ..errors import DarknetError, TrainWarning
 from ..network import Network
-from . import checkpoint
+from . import checkpoint, lr_schedule
 from .folder import TrainingFolder
 from .history import History, writable
 from .signals import StopSignals
@@ -69,11 +69,9 @@ class TrainingRun:
         metric: str = "mAP", score_epochs: int = 4, chart: str | Path | None = None,
     ):  # fmt: skip
         net, extra = trainer.net, extra or {}
-        self.end = net.net.max_batches
-        if self.end < 1:
-            raise TrainError(
-                f"{net.config.path}: [net] max_batches={self.end}; set it to the number of iterations to train"
-            )
+        self.end = lr_schedule.length(net.config)
+        for doubt in lr_schedule.doubts(net.config):
+            warnings.warn(doubt, TrainWarning, stacklevel=3)
         if net.net.ema_alpha and self.end < MIN_EMA_ITERATIONS:
             warnings.warn(
                 f"{net.config.path}: ema_alpha has no effect if max_batches is below {MIN_EMA_ITERATIONS}: the average runs"

@@ -1,10 +1,32 @@
-"""The learning rate of an iteration (get_current_rate in src/network.c)."""
+"""The length of a training, and the learning rate of an iteration (get_current_rate in src/network.c)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from ..cfg import Net
+from ..cfg import Config, Net
+from ..errors import TrainError
+
+
+def length(config: Config) -> int:
+    """Return max_batches. Raises TrainError if it is below 1."""
+    if config.net.max_batches < 1:
+        raise TrainError(f"{config.net_key('max_batches')}; set it to the number of iterations to train")
+    return config.net.max_batches
+
+
+def doubts(config: Config) -> Iterator[str]:
+    """Yield messages about rates that a training does not reach in max_batches, or that train nothing."""
+    net = config.net
+    if net.learning_rate == 0 and not (net.policy == "sgdr" and net.learning_rate_min):
+        yield f"{config.net_key('learning_rate')}: the weights do not change"
+    if net.burn_in > net.max_batches:
+        yield f"{config.net_key('burn_in')}: the training ends, at max_batches={net.max_batches}, before the full learning rate"
+    late = [str(step) for step in net.steps or () if step > net.max_batches] if net.policy == "steps" else []
+    if late:
+        steps = f"{','.join(late)} of its steps are" if len(late) > 1 else f"step {late[0]} is"
+        yield f"{config.path}:{config.net_lines['steps']}: [net] {steps} not reached: max_batches={net.max_batches}"
 
 
 def rate(net: Net, n: int, u: float = 1.0) -> float:
