@@ -210,7 +210,7 @@ def test_it_learns_shapes(tmp_path, monkeypatch, capsys):
 
 
 def test_resumed_training_equals_one_that_never_stopped(tmp_path):
-    data = shapes(tmp_path, 8, SHAPES.format(end=4))
+    data = shapes(tmp_path, 8, SHAPES.format(end=4).replace("burn_in=10", "burn_in=2"))
     for folder, parts in (("whole", (None,)), ("parts", (2, None))):
         weights = None
         for iterations in parts:
