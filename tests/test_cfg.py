@@ -195,7 +195,7 @@ def test_every_layer_has_its_limits_and_those_of_its_bases() -> None:
 
 UNTRAINABLE = {
     "subdivisions": ("batch=1\nsubdivisions=8", "", "6: [net] subdivisions=8 is above batch=1, so no image is left for each"),
-    "momentum": ("momentum=1", "", "5: [net] momentum=1 must be at least 0 and below 1"),
+    "momentum": ("momentum=1.5", "", "5: [net] momentum=1.5 must be between 0 and 1"),
     "rate": ("learning_rate=-1", "", "5: [net] learning_rate=-1 must be at least 0"),
     "adam": ("adam=1\nB1=1.5", "", "6: [net] B1=1.5 must be at least 0 and below 1"),
     "poly": ("policy=poly", "", "1: [net] max_batches=0 must be at least 1 for policy=poly"),
