@@ -69,6 +69,19 @@ def test_auto_without_cuda_is_numpy_quietly(
     assert capsys.readouterr() == ("", "")
 
 
+def test_cupy_without_a_folder_for_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It creates the folder when it is imported: in a container, the home folder may be another user's."""
+
+    def import_module(name: str) -> None:
+        raise PermissionError(13, "Permission denied", "/.cupy")
+
+    monkeypatch.setattr(backend.importlib, "import_module", import_module)
+    assert backend.get("auto").name == "numpy"
+    assert backend.why_no_cupy() == (
+        "CuPy does not import ([Errno 13] Permission denied: '/.cupy'); set CUPY_CACHE_DIR to a folder that can be written"
+    )
+
+
 def test_argument_then_variable_then_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
     monkeypatch.setenv(backend.VARIABLE, "cupy")

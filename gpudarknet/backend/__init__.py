@@ -339,6 +339,8 @@ def why_no_cupy() -> str | None:
     except ImportError as e:
         detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({_first_line(e)})"
         return f"{detail}; {INSTALL}"
+    except OSError as e:  # it creates its cache when it is imported
+        return f"CuPy does not import ({_first_line(e)}); set CUPY_CACHE_DIR to a folder that can be written"
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
