@@ -30,25 +30,28 @@ def test_a_data_file_has_darknets_grammar(tmp_path):
     assert data.names_path() == tmp_path / "x.names" and data.read_names() == ("a", "b")
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+def test_home_folder_and_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "x.data").write_text("names=~/x.names\nbackup = ~/backup\n")
+    (tmp_path / "x.data").write_text("names=~/x.names\nbackup = ${HOME}/backup\nresults=$NO_SUCH_NAME\n")
     (tmp_path / "x.names").write_text("a\nb\n")
     data = DataFile.read(tmp_path / "x.data")
     assert data.read_names() == ("a", "b") and data.backup == f"{tmp_path}/backup" and data.class_count() == 2
+    assert data.results == "$NO_SUCH_NAME"
 
 
 @pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders here")
 def test_spaces_and_backslashes_of_a_path(tmp_path):
-    """Darknet removes spaces; a path that exists with them keeps them. Backslashes become slashes."""
+    """Darknet removes spaces; a path keeps them unless only the one without exists. Backslashes become slashes."""
     (tmp_path / "my data").mkdir()
     (tmp_path / "my data" / "a b.names").write_text("a\nb\n")
     (tmp_path / "x.data").write_text(
-        "names = my data\\a b.names\nvalid = my data/no file.txt\nbackup = my\\new backup\nresults = my data \n"
+        "names = my data\\a b.names\nvalid = my data/ v.txt\nbackup = my\\new backup\nresults = my data \n"
     )
+    (tmp_path / "mydata").mkdir()
+    (tmp_path / "mydata" / "v.txt").write_text("")
     data = DataFile.read(tmp_path / "x.data")
-    assert data.read_names() == ("a", "b") and data.valid == "mydata/nofile.txt"
-    assert data.backup == "my/newbackup" and data.results == "my data"
+    assert data.read_names() == ("a", "b") and data.valid == "mydata/v.txt"
+    assert data.backup == "my/new backup" and data.results == "my data"
 
 
 def test_labels_in_paths_have_no_spaces_at_the_ends(tmp_path):

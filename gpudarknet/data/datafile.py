@@ -130,16 +130,16 @@ class DataFile:
 
 
 def written_path(file: str | Path, text: str) -> str:
-    """Return the path that a .data file means by a value: without whitespace, as in Darknet, with slashes for backslashes.
+    """Return the path that a .data file means by a value, with slashes for backslashes.
 
-    A path that exists as it is written, relative to the current folder, the file's or its parent, stays so. A leading `~` is
-    the home folder.
+    If only a path without whitespace exists, relative to the current folder, the file's or its parent, it is that, as Darknet
+    removes whitespace. A leading `~` is the home folder, $NAME an environment variable.
     """
-    text = os.path.expanduser(text)
+    text = os.path.expanduser(os.path.expandvars(text))
     squeezed, folder = re.sub(r"\s", "", text), Path(file).resolve().parent
-    spellings = dict.fromkeys((text, text.replace("\\", "/"), squeezed, squeezed.replace("\\", "/")))
-    bases = (Path(), folder, folder.parent)
-    return next((path for path in spellings if any((base / path).exists() for base in bases)), [*spellings][-1])
+    slashes, bases = text.replace("\\", "/"), (Path(), folder, folder.parent)
+    spellings = dict.fromkeys((text, slashes, squeezed, squeezed.replace("\\", "/")))
+    return next((path for path in spellings if any((base / path).exists() for base in bases)), slashes)
 
 
 def label_path(image: str | Path) -> Path:
