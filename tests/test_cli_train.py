@@ -109,6 +109,7 @@ def test_flags_of_training(folder, capsys):
     assert err.splitlines() == [
         "note: detector train: -mjpeg_port has no effect; there is no server",
         "note: detector train: -letter_box has no effect; letter_box in [net] decides, as in Darknet",
+        "note: -gpus 0 has no effect; the CPU is used, `gpudarknet info` says why",
     ]
     assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs", "-clear", "1", "-gpus", "-1"]) == 0
     aug = folder / "backup" / "aug_0.jpg"
@@ -159,6 +160,16 @@ def test_several_gpus(folder, capsys):
     assert capsys.readouterr().err == "error: -gpus needs the index of a GPU, got 'all'\n"
 
 
+def test_options_of_map_are_checked_at_once(folder, capsys):
+    for words, message in (
+        ("-iou_thresh 75", "detector train: -iou_thresh needs a number from 0 to 1, got '75'"),
+        ("-points 5", "points=5: average precision is computed over 0 (the area), 11 or 101 points"),
+    ):
+        assert main(["detector", "train", "x.data", "x.cfg", "-map", *words.split()]) == 2
+        out, err = capsys.readouterr()
+        assert err == f"error: {message}\n" and out == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_gives_a_shells_exit_code(folder, capsys, monkeypatch, number):
     step = Trainer.step
@@ -171,6 +182,78 @@ def test_a_signal_gives_a_shells_exit_code(folder, capsys, monkeypatch, number):
     assert main(["detector", "train", "x.data", "x.cfg"]) == 128 + number
     last = folder / "backup" / "x_last.weights"
     assert capsys.readouterr().out.splitlines()[-1] == f"stopped after iteration 1 of 3; resume from {last}"
+
+
+def test_a_closed_pipe_ends_the_training_with_a_checkpoint(folder, capsys, monkeypatch):
+    """As by `| head`."""
+
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if text.startswith(" 2: "):
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 2
+    last = folder / "backup" / "x_last.weights"
+    assert capsys.readouterr().err == (
+        f"note: standard output was closed; stopped after iteration 2 of 3; resume from {last}\n"
+    )
+    trainer = Trainer(gd.load_network("x.cfg"))
+    trainer.resume(last)
+    assert trainer.iteration == 2
+
+
+def test_output_on_a_full_disk(folder, capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 2
+    assert capsys.readouterr().err == "error: standard output: No space left on device\n"
+
+
+def test_without_standard_output(folder, monkeypatch):
+    """As under pythonw, cron or by >&-."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["detector", "train", "x.data", "x.cfg", "-map"]) == 0
+    sys.stdout.close()
+    sys.stderr.close()
+    assert (folder / "backup" / "x_final.weights").is_file()
+
+
+def test_sigterm_before_the_first_iteration(folder, capsys, monkeypatch):
+    """The folder is unlocked, and removed because nothing was written; what is wrong with the data is said."""
+    monkeypatch.setattr("gpudarknet.cli.train.show", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    (folder / "0.txt").write_text("9 0.5 0.5 0.1 0.1\n")
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["detector", "train", "x.data", "x.cfg", "-show_imgs"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in (folder / "backup").iterdir()] == ["bad_label.list"]
+    assert len(capsys.readouterr().err.splitlines()) == 2  # at once and at the end
+
+
+def test_an_empty_argument_is_none(folder, capsys):
+    """As of a shell's unset variable; Darknet, too, trains without weights then."""
+    assert main(["detector", "train", "x.data", "x.cfg", ""]) == 0
+    assert "iterations 1 to 3" in capsys.readouterr().out
+    assert main(["detector", "map", "x.data", "x.cfg", ""]) == 2
+    assert capsys.readouterr().err.startswith("error: detector map: x.weights is missing; usage: ")
+
+
+def test_without_matplotlib_the_missing_chart_is_said(folder, capsys, monkeypatch):
+    monkeypatch.setattr("gpudarknet.train.history.find_spec", lambda name: None)
+    assert main(["detector", "train", "x.data", "x.cfg"]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: {folder}/backup/chart_x.png: is not drawn, because matplotlib is not installed; chart_x.csv has the curve; pip"
+        ' install "gpudarknet[train]" adds the chart\n'
+    )
+    assert not (folder / "backup" / "chart_x.png").exists() and (folder / "backup" / "chart_x.csv").is_file()
 
 
 def test_a_long_validation_reports_quarters(monkeypatch):

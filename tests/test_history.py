@@ -42,6 +42,15 @@ def test_a_log_scale_shows_every_loss_and_the_score_has_its_own_axis(tmp_path):
     ]  # fmt: skip
 
 
+def test_scores_that_are_no_parts_of_1_are_shown_as_they_are(tmp_path):
+    rows = [(k, 1.0, 1.0, 1e-3, -37.25 + k) for k in range(1, 4)]
+    _, right = axes(History(tmp_path / "chart_x.png", 9, "minus loss", rows=rows))
+    assert right.get_ylabel() == "minus loss" and list(right.get_lines()[0].get_ydata()) == [-36.25, -35.25, -34.25]
+    assert History(tmp_path / "chart_x.png", 9, "minus loss", rows=rows).title() == (
+        "x: iteration 3 of 9, average loss 1, minus loss -34.25, best -34.25 at 3"
+    )
+
+
 def test_max_chart_loss_is_the_upper_limit(tmp_path):
     (left,) = axes(History(tmp_path / "c.png", 1000, max_loss=20, rows=curve(1000)))
     assert left.get_ylim()[1] == 20 and left.get_ylim()[0] < 0.8
@@ -99,7 +108,7 @@ def test_a_resumed_curve_drops_later_and_broken_rows(tmp_path):
     resumed = History(tmp_path / "chart_x.png")
     resumed.read(4)
     assert [row[0] for row in resumed.rows] == ["1", "2", "3", "4"]
-    assert resumed.best == pytest.approx(0.25) and History(tmp_path / "none.png").best == -1
+    assert resumed.best == pytest.approx(0.25) and History(tmp_path / "none.png").best == -math.inf
     resumed.set_score(3, 0.9)
     resumed.set_score(4, None)
     assert resumed.best == pytest.approx(0.25)
@@ -110,7 +119,7 @@ def test_a_resumed_curve_drops_later_and_broken_rows(tmp_path):
 def test_where_a_chart_can_be_written(tmp_path):
     assert writable(tmp_path / "chart") == tmp_path / "chart.png"
     for name, problem in (
-        ("chart.txt", "a chart cannot be written as .txt; use .png, .jpg, .pdf, .svg"),
+        ("chart.txt", "a chart cannot be written as .txt; use .png, .jpg, .jpeg, .pdf, .svg"),
         ("none/c.png", "cannot be written (No such file or directory); use a file in an existing folder"),
         ("d.png", "cannot be written (Is a directory); use a file in an existing folder"),
     ):
@@ -119,3 +128,20 @@ def test_where_a_chart_can_be_written(tmp_path):
             writable(tmp_path / name)
         assert str(e.value) == f"{tmp_path / name}: {problem}"
     assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
+    for name in ("Chart.PNG", "c.jpeg", "c.svg"):
+        assert writable(tmp_path / name) == tmp_path / name
+
+
+def test_a_chart_replaces_no_other_table(tmp_path):
+    """Its CSV file, which nobody has named, may be something else."""
+    table = tmp_path / "results.csv"
+    table.write_text("image,label\n0.png,cat\n")
+    with pytest.raises(TrainError) as e:
+        writable(tmp_path / "results.png")
+    assert (
+        str(e.value) == f"{table}: is not a training curve, which would replace it; choose another name for the chart"
+    )
+    assert table.read_text() == "image,label\n0.png,cat\n"
+    table.unlink()
+    History(tmp_path / "results.png", rows=curve(3)).write()
+    assert writable(tmp_path / "results.png") == tmp_path / "results.png"

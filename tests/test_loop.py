@@ -58,8 +58,8 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, extra):
         trainer = gd.Trainer(gd.load_network(cfg, backend="numpy", seed=5))  # the other way to resume
         trainer.fit(source, tmp_path / "c", resume=weights, iterations=2)
         trainer = start(cfg, weights)
-        extra = trainer.resume(weights)
-        trainer.fit(source, tmp_path / "b", iterations=2, extra=extra)
+        trainer.resume(weights)
+        trainer.fit(source, tmp_path / "b", iterations=2)
         for name in ("x_last.npz", "x_last.weights"):
             assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     a, b = (arrays(tmp_path / run / "x_last.npz") for run in "ab")

@@ -19,7 +19,7 @@ from spots import project
 import gpudarknet as gd
 from gpudarknet.cli import main
 from gpudarknet.errors import TrainError, TrainWarning, WeightsError
-from gpudarknet.train import checkpoint, loop
+from gpudarknet.train import checkpoint, loop, signals
 
 
 def start(cfg, **options):
@@ -28,9 +28,10 @@ def start(cfg, **options):
 
 
 def resumed(cfg, weights, **options):
-    """Return a trainer that continues from a weights file, and the extra arrays of its checkpoint."""
+    """Return a trainer that continues from a weights file."""
     trainer = start(cfg, **options)
-    return trainer, trainer.resume(weights)
+    trainer.resume(weights)
+    return trainer
 
 
 def arrays(path):
@@ -125,10 +126,23 @@ def test_killed_between_two_writes(tmp_path, killed, never_killed, fatal):
     assert (tmp_path / "b" / "x_last.next.npz").exists() is (fatal >= 19)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer, extra = resumed(cfg, weights)
+        trainer = resumed(cfg, weights)
     assert trainer.iteration == (3 if fatal == 21 else 2)
-    trainer.fit(source, tmp_path / "b", save_last=1, extra=extra)
+    trainer.fit(source, tmp_path / "b", save_last=1)
     same_end(tmp_path)
+
+
+def test_numbered_weights_are_written_before_the_checkpoint_of_their_iteration(tmp_path, monkeypatch):
+    """A run that is killed in between repeats the iteration, so that they are not missing."""
+    source, cfg = project(tmp_path)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        start(cfg).fit(source, tmp_path / "a", save_last=1, save_weights=1)
+    assert (tmp_path / "a" / "x_1.weights").is_file()
 
 
 # Stopped by a signal
@@ -154,9 +168,9 @@ def test_a_signal_ends_the_iteration_and_saves_it(tmp_path, number, error):
         trainer.fit(source, tmp_path / "b")
     assert error is KeyboardInterrupt or e.value.code == 128 + number
     assert trainer.iteration == 3 and signal.getsignal(number) is before
-    trainer, extra = resumed(cfg, tmp_path / "b" / "x_last.weights")
+    trainer = resumed(cfg, tmp_path / "b" / "x_last.weights")
     assert trainer.iteration == 3
-    trainer.fit(source, tmp_path / "b", extra=extra)
+    trainer.fit(source, tmp_path / "b")
     same_end(tmp_path)
 
 
@@ -169,6 +183,27 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
         assert last.iteration == 6 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_same_signal_again_does_not_interrupt_the_iteration(tmp_path, monkeypatch, number):
+    """A process and its group, or a terminal and its shell, get it: only a later Ctrl-C asks for more."""
+    source, cfg = project(tmp_path)
+    trainer, step = start(cfg), gd.Trainer.step
+
+    def disturbed(self, x, truth):
+        for _ in range(3 if self.iteration == 1 else 0):
+            os.kill(os.getpid(), number)
+        return step(self, x, truth)
+
+    monkeypatch.setattr(gd.Trainer, "step", disturbed)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer.fit(source, tmp_path / "a")
+    assert resumed(cfg, tmp_path / "a" / "x_last.weights").iteration == 2
+    monkeypatch.setattr(signals, "REPEAT_SECONDS", -1)  # as if they were far apart
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        start(cfg).fit(source, tmp_path / "b")
+    assert (tmp_path / "b" / "x_last.weights").exists() is (number != signal.SIGINT)  # half an iteration is not saved
 
 
 def scores(folder):
@@ -251,12 +286,14 @@ def test_weights_of_another_state_are_used_as_they_are(run, capsys, monkeypatch,
     if way == "command":
         assert main(["detector", "train", str(run / "x.data"), str(cfg), str(weights)]) == 0
         out, err = capsys.readouterr()
-        assert err.splitlines()[0] == f"warning: {message}" and f"iterations {iteration + 1} to 6" in out
+        assert err.splitlines()[0] == f"warning: {message}" and (
+            f"iterations {iteration + 1} to 6" in out or iteration == 6
+        )
         return
     trainer = start(cfg)
     with pytest.warns(TrainWarning) as warned:
         if way == "resume":
-            assert trainer.resume(weights) == {}
+            trainer.resume(weights)
         else:
             trainer.fit(run / "x.data", run / "out", resume=weights, iterations=0)
     assert [str(w.message) for w in warned] == [message] and trainer.iteration == iteration
@@ -282,20 +319,57 @@ def test_the_state_of_another_optimizer_is_not_used(run):
 def test_weights_without_a_state(run):
     weights = run / "out" / "x_2.weights"
     with pytest.warns(TrainWarning) as warned:
-        trainer, extra = resumed(run / "x.cfg", weights)
-    assert trainer.iteration == 2 and extra == {}
+        trainer = resumed(run / "x.cfg", weights)
+    assert trainer.iteration == 2 and trainer.extra == {}
     assert str(warned[0].message) == (
         f"{run}/out/x_2.npz: does not exist; training continues from {weights}, iteration 2, with momentum 0"
     )
     trainer.net.seen = 0
     trainer.net.save_weights(run / "new.weights")
-    assert resumed(run / "x.cfg", run / "new.weights")[1] == {}  # at iteration 0 there is no momentum to lose
+    assert resumed(run / "x.cfg", run / "new.weights").extra == {}  # at iteration 0 there is no momentum to lose
+
+
+def test_a_link_to_the_weights_of_a_training(run):
+    link = run / "latest.weights"
+    link.symlink_to(run / "out" / "x_last.weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = resumed(run / "x.cfg", link)
+    assert trainer.iteration == 4 and any(m.any() for own in trainer.momentum for m in own.values())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", "truncated", "foreign", "a folder"])
+def test_a_state_that_cannot_be_read_is_not_used(run, content):
+    """The weights are complete and are used, with a warning; so is a complete state beside a broken one."""
+    weights, cfg = run / "out" / "x_last.weights", run / "x.cfg"
+    state = weights.with_suffix(".npz")
+    complete = state.read_bytes()
+    (run / "out" / "x_last.next.npz").write_bytes(b"PK")
+    assert resumed(cfg, weights).extra
+    (run / "out" / "x_last.next.npz").unlink()
+    if content == "a folder":
+        state.unlink()
+        state.mkdir()
+    elif content == "foreign":
+        np.savez(state, a=np.zeros(3))
+    else:
+        state.write_bytes(complete[: len(complete) // 2] if content == "truncated" else content)
+    with pytest.warns(TrainWarning) as warned:
+        trainer = resumed(cfg, weights)
+    assert (
+        trainer.iteration == 4
+        and trainer.extra == {}
+        and [str(w.message) for w in warned]
+        == [
+            f"{state}: is not a checkpoint of this program; training continues from {weights}, iteration 4, with momentum 0"
+        ]
+    )
 
 
 def test_an_npz_is_restored_as_it_is(run):
     (run / "out" / "x_last.weights").unlink()
-    trainer, extra = resumed(run / "x.cfg", run / "out" / "x_last.npz")
-    assert trainer.iteration == 4 and set(extra) == {"average", "best"}
+    trainer = resumed(run / "x.cfg", run / "out" / "x_last.npz")
+    assert trainer.iteration == 4 and set(trainer.extra) == {"average", "best"}
 
 
 def test_what_cannot_be_resumed(run):
@@ -308,7 +382,7 @@ def test_what_cannot_be_resumed(run):
     assert str(e.value) == f"{run}/none.npz: does not exist, so training cannot be resumed; check the path"
     (run / "out" / "x_last.npz").write_bytes(b"PK")
     with pytest.raises(TrainError, match=r"x_last.npz: is not a checkpoint of this program; remove it to start over$"):
-        resumed(run / "x.cfg", run / "out" / "x_last.weights")
+        resumed(run / "x.cfg", run / "out" / "x_last.npz")
 
 
 EXTRA_LAYERS = {
@@ -341,9 +415,9 @@ def test_every_kind_of_weights_is_recognized(tmp_path, layers, precision):
 
 def test_a_seed_is_used_from_there_on(run, capsys, monkeypatch):
     weights, cfg = run / "out" / "x_last.weights", run / "x.cfg"
-    assert resumed(cfg, weights)[0].seed == 0
+    assert resumed(cfg, weights).seed == 0
     with pytest.warns(TrainWarning) as warned:
-        trainer, _ = resumed(cfg, weights, seed=7)
+        trainer = resumed(cfg, weights, seed=7)
     message = f"{run}/out/x_last.npz: was trained with seed 0; from iteration 5 on the seed is 7"
     assert trainer.seed == 7 and str(warned[0].message) == message
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
@@ -351,22 +425,22 @@ def test_a_seed_is_used_from_there_on(run, capsys, monkeypatch):
     assert main(["detector", "train", str(run / "x.data"), str(cfg), str(weights), "-seed", "7"]) == 0
     assert capsys.readouterr().err == f"warning: {message}\n"
     assert int(arrays(run / "out" / "x_last.npz")["seed"]) == 7
-    assert resumed(cfg, weights)[0].seed == 7
+    assert resumed(cfg, weights).seed == 7
 
 
 @pytest.mark.filterwarnings("ignore:.*fp16 saves memory")
 def test_fp16_after_fp32_starts_with_its_own_loss_scale(run):
-    trainer, _ = resumed(run / "x.cfg", run / "out" / "x_last.weights", precision="fp16")
+    trainer = resumed(run / "x.cfg", run / "out" / "x_last.weights", precision="fp16")
     assert trainer.loss_scale.dynamic and trainer.loss_scale.value == 4096
 
 
 def test_another_batch_continues_at_the_same_iteration(run):
     cfg = run / "x.cfg"
     cfg.write_text(cfg.read_text().replace("batch=8", "batch=16"))
-    trainer, _ = resumed(cfg, run / "out" / "x_last.weights")
+    trainer = resumed(cfg, run / "out" / "x_last.weights")
     last = trainer.fit(run / "x.data", run / "out")
     assert (last.iteration, last.images) == (6, 4 * 8 + 2 * 16)
-    assert resumed(cfg, run / "out" / "x_last.weights")[0].iteration == 6
+    assert resumed(cfg, run / "out" / "x_last.weights").iteration == 6
 
 
 def test_the_best_of_another_metric_is_not_kept(run):
@@ -383,6 +457,27 @@ def test_the_best_of_another_metric_is_not_kept(run):
     assert str(warned[0].message) == (
         f"{out}/x_last.npz: has the best mAP@0.50, the run measures mAP@0.75; its best starts anew"
     )
+
+
+def test_in_a_folder_without_best_weights_the_best_starts_anew(run):
+    """Otherwise a training that is continued in another folder might never write them."""
+    start(run / "x.cfg").fit(run / "x.data", run / "out", measure=lambda net: 0.9, iterations=4)
+    weights = run / "out" / "x_last.weights"
+    last = start(run / "x.cfg").fit(run / "x.data", run / "elsewhere", measure=lambda net: -40.0, resume=weights)
+    assert last.best == -40 and (run / "elsewhere" / "x_best.weights").is_file()
+
+
+def test_two_fits_are_one(run):
+    """A trainer keeps the average loss, the best score and when it was measured; also from `resume`."""
+    source, cfg = run / "x.data", run / "x.cfg"
+    start(cfg).fit(source, run / "a", measure=trained)
+    trainer = start(cfg)
+    for _ in range(2):
+        trainer.fit(source, run / "b", measure=trained, iterations=2)
+    trainer = start(cfg)
+    trainer.resume(run / "b" / "x_last.weights")
+    trainer.fit(source, run / "b", measure=trained)
+    same_end(run)
 
 
 def test_without_a_state_the_best_comes_from_the_curve(run):
@@ -404,4 +499,4 @@ def test_older_checkpoints(run):
     del state["iteration"]
     state["scale"] = state["scale"][:2]
     checkpoint.write(path, state, extra)
-    assert resumed(run / "x.cfg", run / "out" / "x_last.weights")[0].iteration == 4
+    assert resumed(run / "x.cfg", run / "out" / "x_last.weights").iteration == 4

@@ -6,6 +6,7 @@ Each module in GROUPS defines a group of commands as COMMANDS; to add a group, w
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from ..errors import DarknetError, did_you_mean
+from ..train.signals import handled, stop
 from .arguments import Command, UsageError, parse
 
 GROUPS = (
@@ -39,14 +41,17 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 after an error (one line on stderr), 130 after Ctrl-C.
 
-    A training that a signal stops returns 143 (SIGTERM) or 129 (SIGHUP).
+    143 and 129 after SIGTERM and SIGHUP, which end a command as Ctrl-C does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as under pythonw or by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)  # undecodable file or class names must not cause a traceback
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own errors report broken images
-    with warnings.catch_warnings(), log_to_stderr():
+    with warnings.catch_warnings(), log_to_stderr(), handled(("SIGTERM", "SIGHUP"), stop):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show_warning
@@ -64,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
         except OSError as e:
-            return fail(f"{e.filename}: {e.strerror}" if e.filename else str(e))
+            where = "standard output" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ""
+            return fail(f"{e.filename or where}: {e.strerror}" if e.filename or where else str(e))
         except MemoryError:
             return fail("out of memory; make width, height or batch smaller")
 
@@ -115,7 +121,9 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]]:
     if verbs:
         problem = f"no subcommand '{words[1]}'" if len(words) > 1 else "needs a subcommand"
         raise UsageError(f"{words[0]}: {problem}; it has {', '.join(verbs)}")
-    hint = did_you_mean(" ".join(words[:2]), known, 0.6) or did_you_mean(words[0], known, 0.6)
+    same = [f"`gpudarknet {name}`" for word in words[:2] for name in known if name.partition(" ")[2] == word]
+    hint = f"; use {' or '.join(same)}" if same else did_you_mean(" ".join(words[:2]), known, 0.6)
+    hint = hint or did_you_mean(words[0], known, 0.6)
     raise UsageError(f"no command '{words[0]}'{hint or '; `gpudarknet help` lists all'}")
 
 

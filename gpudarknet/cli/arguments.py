@@ -30,12 +30,16 @@ class Arguments(SimpleNamespace):
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag: its name in Darknet's spelling, its type (bool: takes no value), its default and its help text."""
+    """A flag: its name in Darknet's spelling, its type (bool: takes no value), its default and its help text.
+
+    fraction: its value is from 0 to 1.
+    """
 
     name: str
     kind: type[bool] | type[int] | type[float] | type[str]
     default: Value
     help: str
+    fraction: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,19 +180,19 @@ def convert(command: Command, flag: Flag, value: str) -> int | float | str:
         return value
     try:
         number: float = int(value) if flag.kind is int else float(value)
-        if math.isfinite(number):
+        if math.isfinite(number) and (0 <= number <= 1 or not flag.fraction):
             return number
     except (ValueError, OverflowError):
         pass
-    kind = "an integer" if flag.kind is int else "a number"
+    kind = "an integer" if flag.kind is int else "a number from 0 to 1" if flag.fraction else "a number"
     raise UsageError(f"{command.name}: -{flag.name} needs {kind}, got '{value[:40]}'")
 
 
 def check_positionals(command: Command, positionals: Sequence[str]) -> None:
     """Raise UsageError if there are too few or too many positional arguments."""
     required = [name for name in command.positionals if not name.startswith("[")]
-    if len(positionals) < len(required):
-        missing = required[len(positionals)]
+    given = [*positionals, *[""] * len(required)]
+    if missing := next((name for name, word in zip(required, given, strict=False) if not word), None):
         raise UsageError(f"{command.name}: {missing} is missing; usage: {command.usage}")
     if len(positionals) > len(command.positionals) and not any("..." in name for name in command.positionals):
         extra = positionals[len(command.positionals)]

@@ -80,8 +80,14 @@ def detect_one(detector: Detector, path: str, args: Arguments) -> tuple[ScoredBo
 def flags(thresh: float) -> tuple[Flag, ...]:
     """Return the flags of these commands, which differ only in the default threshold."""
     return (
-        Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1"),
-        Flag("nms", float, 0.45, "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all"),
+        Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1", fraction=True),
+        Flag(
+            "nms",
+            float,
+            0.45,
+            "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
+            fraction=True,
+        ),
         Flag("ext_output", bool, False, "Print coordinates in pixels"),
         Flag("out", str, None, "Write all results to this JSON file"),
         Flag("save_labels", bool, False, "Write each image's boxes to a label file next to it"),

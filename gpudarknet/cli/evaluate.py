@@ -49,6 +49,7 @@ def evaluated(
 
 def measure(args: Arguments) -> None:
     """Print Darknet's mAP report, and COCO's if faster-coco-eval is installed."""
+    evaluate.check_options(args.iou_thresh, args.points, args.thresh)
     file, detector, bad_samples = load(args)
     valid_images = evaluate.validation_set(file, detector, bad_samples)
     with evaluated(detector, valid_images, bad_samples) as results:
@@ -189,13 +190,13 @@ COMMON = (
     inputs.BACKEND,
     inputs.GPU,
 )
-IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this")
+IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this", fraction=True)
 COMMANDS = (
     Command(
         "detector map", POSITIONALS, "Measure mean average precision on the images of `valid`", measure,
         (
             IOU,
-            Flag("thresh", float, 0.25, "Count true and false positives above this confidence"),
+            Flag("thresh", float, 0.25, "Count true and false positives above this confidence", fraction=True),
             Flag("points", int, 0, "Recall points: 0 for the area under the curve, 11 (VOC 2007), 101 (COCO)"),
             *COMMON,
         ),
@@ -204,7 +205,7 @@ COMMANDS = (
     Command(
         "detector valid", POSITIONALS, "Write the detections in the images of `valid` to result files", valid,
         (
-            Flag("thresh", float, 0.001, "Minimum confidence (exclusive)"),
+            Flag("thresh", float, 0.001, "Minimum confidence (exclusive)", fraction=True),
             Flag("out", str, None, "Prefix of the file names instead of comp4_det_test_ or coco_results"),
             *COMMON,
         ),

@@ -12,6 +12,7 @@ from ..backend import Backend
 from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
 from ..io import download, resources
+from . import eprint
 from .arguments import Arguments, Flag
 
 BACKEND = Flag(
@@ -69,6 +70,9 @@ def get_backend(args: Arguments) -> Backend:
     if args.i < 0:
         return backends.get("numpy")
     be = backends.get(args.backend)
+    asked = f"-gpus {args.gpus}" if getattr(args, "gpus", "") else f"-i {args.i}" if args.i else ""
+    if asked and be.current_device() is None:
+        eprint("note", f"{asked} has no effect; the CPU is used, `gpudarknet info` says why")
     if args.i and be.current_device() is not None:
         try:
             be.xp.cuda.Device(args.i).use()

@@ -34,7 +34,7 @@ def classifier(args: Arguments) -> None:
 def run(args: Arguments, detects: bool) -> None:
     """Load data, cfg and weights, resume from a checkpoint if available, and train."""
     file, cfg = inputs.data_file(args.positionals[0]), resources.bundled_cfg(args.positionals[1])
-    weights = inputs.weights_file(args.positionals[2]) if len(args.positionals) > 2 else None
+    weights = inputs.weights_file(args.positionals[2]) if "".join(args.positionals[2:]) else None
     args.i = gpu_index(args.gpus, args.i)
     resumes = weights is not None and not args.clear
     net = load_network(cfg, None if resumes else weights, inputs.get_backend(args), seed=args.seed or 0)
@@ -43,9 +43,10 @@ def run(args: Arguments, detects: bool) -> None:
         raise DataError(f"{cfg}: is {kind}; use `gpudarknet {other} train`")
     with TrainingFolder(file.backup, Path(cfg).stem) as folder:
         trainer = Trainer(net, args.seed, precision="fp16" if args.fp16 else "fp32")
-        extra = trainer.resume(weights) if weights is not None and resumes else {}
+        if weights is not None and resumes:
+            trainer.resume(weights)
         with warned(BadSamples(folder.path)) as bad_samples:
-            fit(args, file, trainer, folder, extra, bad_samples)
+            fit(args, file, trainer, folder, bad_samples)
     print(folder.weights("final"))
 
 
@@ -60,10 +61,7 @@ def gpu_index(gpus: str, i: int) -> int:
         raise UsageError(f"-gpus needs the index of a GPU, got '{gpus[:40]}'") from None
 
 
-def fit(
-    args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolder, extra: dict[str, np.ndarray],
-    bad_samples: BadSamples,
-) -> None:  # fmt: skip
+def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolder, bad_samples: BadSamples) -> None:
     """Load the data, train, and print what happens."""
     net, begin, end = trainer.net, trainer.iteration, trainer.net.net.max_batches
     detects = isinstance(net.nodes[net.heads[-1]].layer, DetectionHead)
@@ -80,18 +78,23 @@ def fit(
             measure = datasets.validation_score(
                 file, net, bad_samples, done=shown.validating, report=shown.measured, **options
             )
-        print(f"{folder.base}: {len(data.paths)} images, batch {trainer.batch}, iterations {begin + 1} to {end}")
+        iterations = f"iterations {begin + 1} to {end}" if begin < end else f"iteration {begin} of {end}"
+        print(f"{folder.base}: {len(data.paths)} images, batch {trainer.batch}, {iterations}")
         warn_about_position(args, begin, end, folder.weights("last"))
         if args.show_imgs:
             show(data, trainer, names, folder.path)
         try:
             trainer.fit(
-                data, folder, measure=measure, report=shown.iteration, extra=extra, workers=args.workers, metric=metric,
-                save_last=file.savelast or 100, save_weights=file.saveweights, score_epochs=args.mAP_epochs, chart=args.chart,
+                data, folder, measure=measure, report=shown.iteration, workers=args.workers, metric=metric,
+                save_last=file.savelast, save_weights=file.saveweights, score_epochs=args.mAP_epochs, chart=args.chart,
             )  # fmt: skip
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError) as e:
             if folder.weights("last").is_file():
-                print(f"stopped after iteration {trainer.iteration} of {end}; resume from {folder.weights('last')}")
+                text = f"stopped after iteration {trainer.iteration} of {end}; resume from {folder.weights('last')}"
+                if isinstance(e, BrokenPipeError):
+                    eprint("note", f"standard output was closed; {text}")
+                else:
+                    print(text)
             raise
 
 
@@ -157,9 +160,9 @@ COMMANDS = (
         "detector train", ("x.data", "x.cfg", "[x.weights]"), "Train a detector", detector,
         (
             Flag("map", bool, False, "Measure mAP on the images of `valid` during training, and keep the best weights"),
-            Flag("iou_thresh", float, 0.5, "-map: a box is correct if its IoU with an object is greater than this"),
+            Flag("iou_thresh", float, 0.5, "-map: a box is correct if its IoU with an object is greater", fraction=True),
             Flag("points", int, 0, "-map: recall points: 0 for the area under the curve, 11 or 101"),
-            Flag("thresh", float, 0.25, "-map: count true and false positives above this confidence"),
+            Flag("thresh", float, 0.25, "-map: count true and false positives above this confidence", fraction=True),
             Flag("mAP_epochs", int, 4, "-map: epochs between validations, which are at least 100 iterations apart"),
             *FLAGS,
         ),

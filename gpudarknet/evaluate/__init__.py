@@ -12,6 +12,7 @@ from .detection import (
     Recall,
     Report,
     average_precision,
+    check_options,
     evaluate_images,
     mean_average_precision,
     recall,
@@ -20,7 +21,8 @@ from .result_files import coco_image_id, coco_results, voc_lines
 from .validation import ValidationSet, measured_list, validation_set
 
 __all__ = [
-    "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report", "ValidationSet",
-    "accuracy", "anchors_text", "average_precision", "calc_anchors", "coco", "coco_image_id", "coco_results", "draw_anchors",
-    "evaluate_images", "mean_average_precision", "measured_list", "read_truths", "recall", "validation_set", "voc_lines",
+    "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report",
+    "ValidationSet", "accuracy", "anchors_text", "average_precision", "calc_anchors", "check_options", "coco",
+    "coco_image_id", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision", "measured_list",
+    "read_truths", "recall", "validation_set", "voc_lines",
 ]  # fmt: skip

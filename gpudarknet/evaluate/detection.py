@@ -104,6 +104,15 @@ def ratio(a: float, b: float) -> float:
     return float(a) / float(b) if b else 0.0
 
 
+def check_options(iou_thresh: float, points: int, conf_thresh: float) -> None:
+    """Raise DataError unless `mean_average_precision` can use these options."""
+    for name, value in (("iou_thresh", iou_thresh), ("conf_thresh", conf_thresh)):
+        if not 0 <= value <= 1:
+            raise DataError(f"{name}={value:g}: must be from 0 to 1")
+    if points not in (0, 11, 101):
+        raise DataError(f"points={points}: average precision is computed over 0 (the area), 11 or 101 points")
+
+
 def mean_average_precision(
     images: Iterable[ImageEval], classes: int, iou_thresh: float = 0.5, points: int = 0, conf_thresh: float = 0.25
 ) -> Report:
@@ -112,10 +121,9 @@ def mean_average_precision(
     Each (box, class) is matched with the truth of its class that it overlaps most, if the IoU is above iou_thresh. A truth
     is matched once, by the most confident box. A box that only matches a difficult one is not counted (Darknet counts it among
     the false positives at conf_thresh, but not in the average precision). Raises NothingMeasuredError if there is no truth,
-    DataError if points is another number.
+    DataError if an option has another value.
     """
-    if points not in (0, 11, 101):
-        raise DataError(f"points={points}: average precision is computed over 0 (the area), 11 or 101 points")
+    check_options(iou_thresh, points, conf_thresh)
     ranked: list[list[tuple[float, int]]] = [[] for _ in range(classes)]  # class -> (probability, truth or -1)
     truths, tp, fp = (np.zeros(classes, int) for _ in range(3))
     iou_sum, count, base, seen = 0.0, 0, 0, 0

@@ -69,7 +69,7 @@ class Trainer(TrainStep):
             with TrainingFolder(folder, base or Path(self.net.config.path).stem) as opened:
                 return self.fit(data, opened, resume=resume, iterations=iterations, **options)
         if resume is not None:
-            options["extra"] = self.resume(resume)
+            self.resume(resume)
         data = DataFile.read(data) if isinstance(data, str | Path) else data
         with warned(BadSamples(folder.path)) as samples:
             data = training_set(data, self.net, samples) if isinstance(data, DataFile) else data
@@ -81,33 +81,32 @@ class Trainer(TrainStep):
 
     def load(self, path: str | Path) -> dict[str, np.ndarray]:
         """Restore what `save` wrote; return its extra arrays. Raises TrainError if the file is of another network."""
-        state, extra = checkpoint.read(path)
+        state, self.extra = checkpoint.read(path)
         self.load_state_dict(state, path)
-        return extra
+        return self.extra
 
-    def resume(self, path: str | Path) -> dict[str, np.ndarray]:
-        """Continue from a weights file; return the extra arrays of its checkpoint, {} if there is none.
+    def resume(self, path: str | Path) -> None:
+        """Continue from a weights file.
 
-        If the state next to the file was saved with exactly these weights, training continues bit-exactly. Otherwise the
-        weights are used as they are, from the iteration that their image count gives, with momentum 0 and a TrainWarning. An
-        .npz file is restored as `load` does. Raises WeightsError, TrainError.
+        If the state next to the file, or next to what a link points to, was saved with exactly these weights, training
+        continues bit-exactly. Otherwise the weights are used as they are, from the iteration that their image count gives,
+        with momentum 0 and a TrainWarning. An .npz file is restored as `load` does. Raises WeightsError, TrainError.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.suffix == ".npz":
-            return self.load(path)
+            self.load(path)
+            return
         problems = []
-        for candidate in (checkpoint.next_state_path(path), checkpoint.state_path(path)):
-            if not candidate.is_file():
-                continue
-            state, extra = checkpoint.read(candidate)
-            if checkpoint.belongs_to(state, path, self.net.nodes):
-                try:
+        for candidate in checkpoint.states_of(path):
+            try:
+                state, extra = checkpoint.read(candidate)
+                if checkpoint.belongs_to(state, path, self.net.nodes):
                     self.load_state_dict(state, candidate)
-                    return extra
-                except TrainError as e:
-                    problems.append(str(e).rpartition(";")[0])
-            else:
+                    self.extra = extra
+                    return
                 problems.append(f"{candidate}: is the state of other weights, of iteration {self.iteration_of(state)}")
+            except TrainError as e:
+                problems.append(str(e).rpartition(";")[0])
         self.reset()
         self.net.load_weights(path, self.seed)
         self.iteration = self.net.seen // max(self.batch, 1)
@@ -117,4 +116,3 @@ class Trainer(TrainStep):
                 f"{problem}; training continues from {path}, iteration {self.iteration}, with momentum 0",
                 TrainWarning, stacklevel=2,
             )  # fmt: skip
-        return {}

@@ -34,6 +34,12 @@ def next_state_path(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".next.npz")
 
 
+def states_of(weights: Path) -> list[Path]:
+    """Return the existing files that may be the state of weights, which may be a link to those of a training."""
+    places = dict.fromkeys((weights, weights.resolve()))
+    return [path for place in places for path in (next_state_path(place), state_path(place)) if path.exists()]
+
+
 def save(weights: Path, state: State, extra: Mapping[str, ArrayLike], save_weights: Callable[[Path], None]) -> None:
     """Write a checkpoint. Raises TrainError, WeightsError; the last checkpoint is then complete, as it is if killed."""
     pending = next_state_path(weights)

@@ -160,6 +160,7 @@ def detector_measure(
     done: Callable[[int, int], None],
 ) -> Callable[[Network], Report]:  # fmt: skip
     """Return a function that computes a detector's mAP; the arguments are those of `validation_score`."""
+    evaluate.check_options(iou_thresh, points, conf_thresh)
     names = data.read_names()
     valid = evaluate.validation_set(data, Detector(net, names=names), bad_samples)
 

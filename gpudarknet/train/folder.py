@@ -33,6 +33,8 @@ class TrainingFolder:
     """
 
     def __init__(self, path: str | Path, base: str):
+        if Path(base).name != base:
+            raise TrainError(f"base={base}: must be a file name; choose the folder with `folder`")
         self.base = base
         try:
             self.path = Path(path).expanduser()
@@ -45,19 +47,23 @@ class TrainingFolder:
         return self.path / f"{self.base}_{kind}.weights"
 
     def __enter__(self) -> TrainingFolder:
-        self._created = not self.path.exists()
+        base = re.escape(self.base)
+        weights, state = rf"{base}_(last|best|ema|final|\d+)\.weights", rf"{base}_last(\.next)?\.npz"
+        names = rf"{weights}|{state}|chart_{base}\.(csv|png)"
         try:
+            self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
+            taken = next((p for p in self.path.iterdir() if re.fullmatch(names, p.name) and p.is_dir()), None)
         except OSError as e:
             raise TrainError(
                 f"{self.path}: cannot be used as the weights folder ({e.strerror}); change backup in the .data file"
             ) from None
+        if taken:
+            raise TrainError(f"{taken}: is a folder, so the training cannot write this file; remove it")
         lock = self.path / f".{self.base}.lock"
         try:
             self._lock = self._acquire(lock)
-            base = re.escape(self.base)
-            weights, state = rf"{base}_(last|best|ema|final|\d+)\.weights", rf"{base}_last(\.next)?\.npz"
-            remove_stale_tmp(self.path, rf"{weights}|{state}|chart_{base}\.(csv|png)")
+            remove_stale_tmp(self.path, names)
         except OSError as e:
             self._remove_if_empty()
             raise TrainError(

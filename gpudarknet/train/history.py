@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS = 2000  # per curve; of more, the chart shows the smallest and the largest of each interval
-FORMATS = (".png", ".jpg", ".pdf", ".svg")
+FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 Row = tuple[Any, ...]
 
 
@@ -43,8 +43,8 @@ class History:
 
     @property
     def best(self) -> float:
-        """The best score, -1 if there is none."""
-        return float(self.scores[:, 1].max(initial=-1.0))
+        """The best score, minus infinity if there is none."""
+        return float(self.scores[:, 1].max(initial=-np.inf))
 
     @property
     def scores(self) -> np.ndarray:
@@ -59,6 +59,10 @@ class History:
                 rows = [tuple(row) for row in csv.reader(line.replace("\0", "") for line in file)]
             self.rows = [row for row in rows if is_row(row) and int(row[0]) <= iteration]
 
+    def average(self, iteration: int) -> float:
+        """Return the average loss after an iteration, NaN if the curve does not end there."""
+        return float(self.rows[-1][2]) if self.rows and int(self.rows[-1][0]) == iteration else float("nan")
+
     def set_score(self, iteration: int, score: float | None) -> None:
         """Store the score of the last row, if that is of this iteration."""
         if self.rows and score is not None and int(self.rows[-1][0]) == iteration:
@@ -71,14 +75,19 @@ class History:
             writer.writerow(self.COLUMNS)
             writer.writerows(self.rows)
 
+    @property
+    def drawable(self) -> bool:
+        """Whether matplotlib is installed."""
+        return find_spec("matplotlib") is not None
+
     def draw(self) -> None:
         """Write the chart, if matplotlib is installed. Raises TrainError."""
-        if find_spec("matplotlib"):
+        if self.drawable:
             with atomic_write(self.chart, TrainError) as tmp:
                 self.figure().savefig(tmp, dpi=100)
 
     def figure(self) -> Figure:
-        """Draw the losses, on a log scale, and the score, from 0 to 100 %, over the iterations."""
+        """Draw the losses, on a log scale, and the score, of 0 to 100 % if it is a part of 1, over the iterations."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -105,40 +114,62 @@ class History:
         if not ((losses >= bottom) & (losses <= top)).any():
             axes.text(0.5, 0.5, "no loss in this range", transform=axes.transAxes, ha="center", color="gray")
         axes.grid(which="both", alpha=0.25)
-        scores = self.scores * (1, 100)
+        scores, percent = self.scores, self.is_percentage
         handles = axes.get_lines()
         if len(scores):
             right = axes.twinx()
-            right.set_ylabel(f"{self.metric}, %", color="tab:red")
+            right.set_ylabel(f"{self.metric}, %" if percent else self.metric, color="tab:red")
             right.tick_params(axis="y", labelcolor="tab:red")
-            right.set_ylim(0, 100)
-            right.set_yticks(range(0, 101, 10))
+            if percent:
+                right.set_ylim(0, 100)
+                right.set_yticks(range(0, 101, 10))
+            points = scores * (1, 100 if percent else 1)
             handles += right.plot(
-                *scores.T, color="tab:red", marker="o", markersize=4, label=self.metric, clip_on=False
+                *points.T, color="tab:red", marker="o", markersize=4, label=self.metric, clip_on=False
             )
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3, frameon=False)
-        axes.set_title(self.title(scores), fontsize=11)
+        axes.set_title(self.title(), fontsize=11)
         return figure
 
-    def title(self, scores: np.ndarray) -> str:
-        """Return the state of the training in one line; scores: rows (iteration, score in percent)."""
+    @property
+    def is_percentage(self) -> bool:
+        """Whether all scores are between 0 and 1, and shown as 0 to 100 %."""
+        scores = self.scores[:, 1]
+        return bool(((scores >= 0) & (scores <= 1)).all())
+
+    def title(self) -> str:
+        """Return the state of the training in one line."""
         text = self.chart.stem.removeprefix("chart_")
         if self.rows:
             end = f" of {self.end}" if self.end else ""
             text += f": iteration {self.rows[-1][0]}{end}, average loss {float(self.rows[-1][2]):.4g}"
+        scores = self.scores
         if len(scores):
             at, best = scores[scores[:, 1].argmax()]
-            text += f", {self.metric} {scores[-1, 1]:.1f} %, best {best:.1f} % at {at:.0f}"
+            last, best = (f"{100 * v:.1f} %" if self.is_percentage else f"{v:.4g}" for v in (scores[-1, 1], best))
+            text += f", {self.metric} {last}, best {best} at {at:.0f}"
         return text
 
 
 def writable(chart: str | Path) -> Path:
-    """Return the path of a chart, .png by default. Raises TrainError if it cannot be written there."""
+    """Return the path of a chart, .png by default.
+
+    Raises TrainError if it, or the CSV file next to it, cannot be written there, or would replace a table of something else.
+    """
     path = Path(chart).expanduser()
     path = path if path.suffix else path.with_suffix(".png")
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise TrainError(f"{chart}: a chart cannot be written as {path.suffix}; use {', '.join(FORMATS)}")
-    check_writable(path, TrainError)
+    table = path.with_suffix(".csv")
+    for file in (path, table):
+        check_writable(file, TrainError)
+    if table.is_file():
+        with open(table, encoding="utf-8", errors="replace") as opened:
+            head = opened.readline().strip()
+        if head != ",".join(History.COLUMNS):
+            raise TrainError(
+                f"{table}: is not a training curve, which would replace it; choose another name for the chart"
+            )
     return path
 
 

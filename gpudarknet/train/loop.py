@@ -7,6 +7,7 @@ matplotlib, chart_base.png. All writes are atomic.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -57,18 +58,18 @@ class TrainingRun:
 
     measure(network) returns the score that selects base_best.weights, or None if it measured nothing; metric is its name in
     the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not
-    before burn_in, and at the end. extra: the extra arrays of the checkpoint that is resumed. save_last, save_weights:
-    iterations between checkpoints and between numbered weights (0: 1000, or 10,000 if max_batches is above 10,000). chart:
-    an image to write instead of chart_base.png, with its CSV file next to it. Raises TrainError.
+    before burn_in, and at the end. save_last, save_weights: iterations between checkpoints (0: 100) and between numbered
+    weights (0: 1000, or 10,000 if max_batches is above 10,000). chart: an image to write instead of chart_base.png, with its
+    CSV file next to it. Raises TrainError.
     """
 
     def __init__(
         self, trainer: TrainStep, data: DataSet, folder: TrainingFolder, *,
         measure: Callable[[Network], float | None] | None = None, report: Callable[[Progress], None] = lambda progress: None,
-        extra: dict[str, np.ndarray] | None = None, save_last: int = 100, save_weights: int = 0, workers: int = 0,
+        save_last: int = 0, save_weights: int = 0, workers: int = 0,
         metric: str = "mAP", score_epochs: int = 4, chart: str | Path | None = None,
     ):  # fmt: skip
-        net, extra = trainer.net, extra or {}
+        net, extra = trainer.net, trainer.extra
         self.end = lr_schedule.length(net.config)
         for doubt in lr_schedule.doubts(net.config):
             warnings.warn(doubt, TrainWarning, stacklevel=3)
@@ -79,14 +80,21 @@ class TrainingRun:
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.trainer, self.data, self.folder, self.measure, self.report = trainer, data, folder, measure, report
-        self.metric, self.workers, self.save_last = metric, workers, save_last
+        self.metric, self.workers, self.save_last = metric, workers, save_last or 100
         self.save_weights = save_weights or (1000 if self.end <= 10000 else 10000)
         self.size = net.width, net.height
         epoch = len(data.paths) / trainer.batch
         self.score_interval = max(MIN_SCORE_INTERVAL, int(score_epochs * epoch))
         self.history = History(writable(chart) if chart else folder.chart, self.end, metric, net.net.max_chart_loss)
         self.history.read(trainer.iteration)
-        self.average, self.best = float(extra.get("average", "nan")), float(extra.get("best", self.history.best))
+        if not self.history.drawable:
+            warnings.warn(
+                f"{self.history.chart}: is not drawn, because matplotlib is not installed; {self.history.path.name} has the"
+                ' curve; pip install "gpudarknet[train]" adds the chart',
+                TrainWarning, stacklevel=3,
+            )  # fmt: skip
+        self.average = float(extra.get("average", self.history.average(trainer.iteration)))
+        self.best = float(extra.get("best", self.history.best)) if folder.weights("best").is_file() else -math.inf
         self.validated = int(extra.get("validated", trainer.iteration))  # the iteration of the last validation
         measured = str(extra.get("metric", metric))
         if measured != metric and measure is not None:
@@ -94,7 +102,7 @@ class TrainingRun:
                 f"{folder.state}: has the best {measured}, the run measures {metric}; its best starts anew",
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
-            self.best, self.validated = -1.0, trainer.iteration
+            self.best, self.validated = -math.inf, trainer.iteration
         self.resumable = True  # False while a step is half done, whose state must not be saved
         self.seconds_per_iteration = float("nan")  # a running average
         self.last_saved = self.last_drawn = time.monotonic()
@@ -110,9 +118,10 @@ class TrainingRun:
         size = input_size(net.net, [node.layer for node in net.nodes], trainer.seed)
         first, last, missed = trainer.iteration, None, self.is_due(trainer.iteration)
         error: BaseException | None = None
+        self.signals = StopSignals()
         with (
             Loader(self.data, trainer.batch, size, trainer.seed, self.workers) as loader,
-            StopSignals() as self.signals,
+            self.signals.deferred(),
         ):
             try:
                 if missed:
@@ -127,7 +136,6 @@ class TrainingRun:
                 if (trainer.iteration > first or missed) and self.resumable:
                     with suppress(DarknetError) if isinstance(error, DarknetError) else nullcontext():
                         self.checkpoint(final=True)  # a full disk is reported by the first file that does not fit
-            self.signals.check()
         net.resize(*self.size)
         if trainer.iteration >= self.end:
             net.save_weights(self.folder.weights("final"))
@@ -155,7 +163,7 @@ class TrainingRun:
         return Progress(
             k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, *size,
             left=self.seconds_per_iteration * (stop - k), scale=trainer.loss_scale.value, skipped=trainer.skipped, map=score,
-            best=self.best if self.best >= 0 else None,
+            best=self.best if math.isfinite(self.best) else None,
         )  # fmt: skip
 
     def is_due(self, k: int) -> bool:
@@ -179,25 +187,25 @@ class TrainingRun:
         return score
 
     def save(self, k: int) -> None:
-        """Write the files that are due after iteration k."""
+        """Write the files that are due after iteration k, the checkpoint last: a resumed run does not repeat the iteration."""
         net, cfg = self.trainer.net, self.trainer.net.net
-        if k % self.save_last == 0 or time.monotonic() - self.last_saved > SAVE_SECONDS:
-            self.checkpoint()
         if k % self.save_weights == 0:
             net.save_weights(self.folder.weights(k))
         if cfg.ema_alpha and k == cfg.max_batches - 1000 and self.trainer.ema_weights is not None:
             net.save_weights(self.folder.weights("ema"))
+        if k % self.save_last == 0 or time.monotonic() - self.last_saved > SAVE_SECONDS:
+            self.checkpoint()
 
     def checkpoint(self, final: bool = False) -> None:
         """Write the curve, then a checkpoint: a resumed run drops rows after its iteration; at times also the chart."""
         now = time.monotonic()
         chart = final or now - self.last_drawn > DRAW_SECONDS
         self.history.write()
-        extra: dict[str, float | str] = {"average": self.average, "best": self.best}
+        trainer, weights = self.trainer, self.folder.weights("last")
+        trainer.extra = {"average": self.average, "best": self.best}
         if self.measure is not None:
-            extra |= {"validated": self.validated, "metric": self.metric}
-        net, weights = self.trainer.net, self.folder.weights("last")
-        checkpoint.save(weights, self.trainer.state_dict(), extra, net.save_weights)
+            trainer.extra |= {"validated": self.validated, "metric": self.metric}
+        checkpoint.save(weights, trainer.state_dict(), trainer.extra, trainer.net.save_weights)
         self.last_saved = now
         if chart:
             self.history.draw()

@@ -85,6 +85,7 @@ class TrainStep:
                                  if cfg.adam and node.layer.uses_adam else {}
                                  for node, own in zip(net.nodes, self.momentum, strict=True)]  # fmt: skip
         self.ema_weights: list[Arrays] | None = None  # with ema_alpha
+        self.extra: dict[str, Any] = {}  # what a TrainingRun keeps: average loss, best score, last validation
         self.bn_only_until = max((node.index for node in net.nodes if node.layer.train_only_bn), default=-1)
 
     @property
@@ -331,7 +332,7 @@ class TrainStep:
 
     def reset(self) -> None:
         """Set everything but the weights and the position in the schedule to what it is before the first iteration."""
-        self.ema_weights, self.label_filter = None, LabelFilter()
+        self.ema_weights, self.label_filter, self.extra = None, LabelFilter(), {}
         self.loss_scale = LossScale.of(self.net.net.loss_scale, self.dtype == np.float16)
         with self.net.on_device():
             for kind, layers in self._arrays().items():
