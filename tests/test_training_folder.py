@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_looked_at(tmp_path, capsys, no_data, monkeypatc
 
 
 def test_a_base_is_a_file_name():
-    with pytest.raises(TrainError, match="^base=a/b: must be a file name; choose the folder with `folder`$"):
+    with pytest.raises(TrainError, match=r"^base=a/b: must be a file name; choose the folder with `folder`$"):
         TrainingFolder("out", "a/b")
 
 
