@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from .errors import CfgError, CfgWarning, DataError, did_you_mean
 from .io.text import read_text
 from .layers import SECTIONS, Layer
-from .layers.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Fault, Limit, Record, between, check
+from .layers.limits import BELOW_ONE, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Diagnostic, Limit, Record, between, check
 
 MAX_BATCH = 1 << 20  # images; the upper limit is for hostile cfgs
 MIXING = ("", "mixup", "cutmix", "mosaic", "cutmix or mosaic")
@@ -118,48 +118,48 @@ class Net(Record):
     resize_step: int = 32
     label_smooth_eps: float = 0.0
 
-    def faults(self) -> Iterator[Fault]:
+    def diagnostics(self) -> Iterator[Diagnostic]:
         """Yield what is wrong with the values of its keys, also with several together."""
-        yield from super().faults()
-        yield from self.schedule_faults()
+        yield from super().diagnostics()
+        yield from self.schedule_diagnostics()
         if self.adam:
             for key, limit in (("B1", BELOW_ONE), ("B2", BELOW_ONE), ("eps", NOT_NEGATIVE)):
                 yield from check(key, getattr(self, key), limit, "training")
         if self.batch < self.subdivisions:
-            yield Fault(
+            yield Diagnostic(
                 "subdivisions",
                 f"subdivisions={self.subdivisions} is above batch={self.batch}, so no image is left for each",
                 "training",
             )
         elif self.batch % self.subdivisions:
             used = self.batch // self.subdivisions * self.subdivisions
-            yield Fault(
+            yield Diagnostic(
                 "subdivisions",
                 f"subdivisions={self.subdivisions} does not divide batch={self.batch}; as in Darknet, {used} images are used",
                 "warning",
             )
 
-    def schedule_faults(self) -> Iterator[Fault]:
+    def schedule_diagnostics(self) -> Iterator[Diagnostic]:
         """Yield what is wrong with the keys of the learning rate's policy; those of other policies have no effect."""
         steps = len(self.steps or ())
         if self.policy == "steps":
             for key in ("steps", "scales"):
                 if getattr(self, key) is None:
-                    yield Fault("policy", f"policy=steps needs the key '{key}'")
+                    yield Diagnostic("policy", f"policy=steps needs the key '{key}'")
         if self.policy in ("steps", "sgdr") and self.steps is not None:
             for key in ("scales", "seq_scales"):
                 values = getattr(self, key)
                 if values is not None and min(values) < 0:
-                    yield Fault(key, f"{key}: {min(values):g} must be at least 0", "training")
+                    yield Diagnostic(key, f"{key}: {min(values):g} must be at least 0", "training")
                 if values is not None and len(values) != steps:
                     message = f"{key} has {len(values)} values, steps has {steps}"
                     if len(values) < steps:
-                        yield Fault(key, f"{message}; each step needs one")
+                        yield Diagnostic(key, f"{message}; each step needs one")
                     else:
-                        yield Fault(key, f"{message}; the others have no effect", "warning")
+                        yield Diagnostic(key, f"{message}; the others have no effect", "warning")
             if list(self.steps) != sorted(self.steps):
                 listed = ",".join(map(str, self.steps))
-                yield Fault(
+                yield Diagnostic(
                     "steps", f"steps={listed} are not in ascending order; a step waits for those before it", "warning"
                 )
         if self.policy in ("poly", "sgdr"):
@@ -274,12 +274,12 @@ class Reporter:
     strict: bool
     training_errors: list[str] = field(default_factory=list)
 
-    def fault(self, section: Section, line: int, fault: Fault) -> None:
+    def diagnostic(self, section: Section, line: int, diagnostic: Diagnostic) -> None:
         """Report a value; raise CfgError if the network cannot run with it."""
-        message = f"[{section.name}] {fault.message}"
-        if fault.severity == "error":
+        message = f"[{section.name}] {diagnostic.message}"
+        if diagnostic.severity == "error":
             raise CfgError(f"{self.path}:{line}: {message}")
-        if fault.severity == "training":
+        if diagnostic.severity == "training":
             self.training_errors.append(f"{self.path}:{line}: {message}")
             message += "; the network cannot be trained"
         self(line, message)
@@ -341,8 +341,8 @@ def record(kind: type[Kind], section: Section, report: Reporter) -> tuple[Kind, 
             key = f.name.rstrip("_")
             raise CfgError(f"{report.path}:{section.line}: [{section.name}] needs the key '{key}'")
     result = kind(**values)
-    for fault in result.faults():
-        report.fault(section, seen.get(fault.key, section.line), fault)
+    for diagnostic in result.diagnostics():
+        report.diagnostic(section, seen.get(diagnostic.key, section.line), diagnostic)
     return result, seen
 
 

@@ -1,4 +1,4 @@
-"""The grammar of .cfg files, and the messages about their faults."""
+"""The grammar of .cfg files, and the diagnostics of their values."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_every_layer_has_its_limits_and_those_of_its_bases() -> None:
         for base in kind.__mro__:
             assert {*vars(base).get("limits", ()), *vars(base).get("training_limits", ())} <= names
         known = [("coords", "error")] if record.section == "detection" else []
-        assert [(fault.key, fault.severity) for fault in record.faults()] == known
+        assert [(diagnostic.key, diagnostic.severity) for diagnostic in record.diagnostics()] == known
 
 
 UNTRAINABLE = {

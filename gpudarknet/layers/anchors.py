@@ -10,7 +10,7 @@ import numpy as np
 
 from .base import DetectionHead, Shape, ShapeError
 from .class_tree import ClassMap
-from .limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Fault, Limit, between
+from .limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Diagnostic, Limit, between
 
 ANCHOR_COUNT = between(1, 1 << 16)  # the upper limit is for hostile cfgs
 
@@ -23,27 +23,27 @@ def anchor_array(values: Sequence[float] | None, count: int) -> np.ndarray:
     return flat.reshape(-1, 2)
 
 
-def anchor_faults(values: Sequence[float] | None, needed: int, used: int) -> Iterator[Fault]:
-    """Yield faults of the list `anchors` of a head that predicts the first `needed` of them and compares with `used`."""
+def anchor_diagnostics(values: Sequence[float] | None, needed: int, used: int) -> Iterator[Diagnostic]:
+    """Yield diagnostics of the list `anchors` of a head that predicts the first `needed` of them and compares with `used`."""
     if values is None:
         return
     message = f"anchors has {len(values)} values; {{}} anchors need {{}}, a width and a height for each"
     if len(values) < 2 * needed - 1:
-        yield Fault("anchors", message.format(needed, 2 * needed))
+        yield Diagnostic("anchors", message.format(needed, 2 * needed))
     for k, value in enumerate(values[: 2 * needed], 1):
         if not value > 0:
-            yield Fault("anchors", f"anchors: value {k} is {value:g} and must be above 0, a width or a height")
+            yield Diagnostic("anchors", f"anchors: value {k} is {value:g} and must be above 0, a width or a height")
     if len(values) % 2:  # a published cfg lacks the last height
-        yield Fault("anchors", message.format(used, 2 * used), "training")
+        yield Diagnostic("anchors", message.format(used, 2 * used), "training")
     elif len(values) < 2 * used:
-        yield Fault("anchors", f"{message.format(used, 2 * used)}; as in Darknet the others are 0.5", "warning")
+        yield Diagnostic("anchors", f"{message.format(used, 2 * used)}; as in Darknet the others are 0.5", "warning")
 
 
-def map_faults(classes: ClassMap | None, count: int) -> Iterator[Fault]:
-    """Yield a fault if a class map names a class that a head of `count` classes does not have."""
+def map_diagnostics(classes: ClassMap | None, count: int) -> Iterator[Diagnostic]:
+    """Yield a diagnostic if a class map names a class that a head of `count` classes does not have."""
     for k, index in enumerate(classes or (), 1):
         if not 0 <= index < count:
-            yield Fault(
+            yield Diagnostic(
                 "map", f"map: its line {k} is class {index}, and must be between 0 and classes - 1 = {count - 1}"
             )
             return
@@ -108,23 +108,25 @@ class AnchorHead(DetectionHead):
     def input_channels(self) -> int:
         return len(self.anchor_ids) * (self.classes + self.box_channels)
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         mask = ",".join(map(str, self.anchor_ids))
         if min(self.anchor_ids) < 0 or max(self.anchor_ids) >= self.num_anchors:
-            yield Fault("mask", f"mask={mask} must name anchors between 0 and num - 1 = {self.num_anchors - 1}")
+            yield Diagnostic("mask", f"mask={mask} must name anchors between 0 and num - 1 = {self.num_anchors - 1}")
         if len(set(self.anchor_ids)) < len(self.anchor_ids):
-            yield Fault("mask", f"mask={mask} repeats an anchor; only its first place is trained", "warning")
-        yield from anchor_faults(self.anchors, max(self.anchor_ids) + 1, self.num)
+            yield Diagnostic("mask", f"mask={mask} repeats an anchor; only its first place is trained", "warning")
+        yield from anchor_diagnostics(self.anchors, max(self.anchor_ids) + 1, self.num)
         counters = self.counters_per_class
         if counters is not None and len(counters) != self.classes:
-            yield Fault(
+            yield Diagnostic(
                 "counters_per_class",
                 f"counters_per_class has {len(counters)} values, classes={self.classes}; it needs one per class",
             )
         if min(counters or (0,)) < 0:
-            yield Fault("counters_per_class", f"counters_per_class: {min(counters or ())} is not a number of objects")
-        yield from map_faults(self.map, self.classes)
+            yield Diagnostic(
+                "counters_per_class", f"counters_per_class: {min(counters or ())} is not a number of objects"
+            )
+        yield from map_diagnostics(self.map, self.classes)
 
     def shape(self, *inputs: Shape) -> Shape:
         C, H, W = inputs[0]

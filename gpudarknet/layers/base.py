@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
-from .limits import COUNT, FRACTION, NOT_NEGATIVE, Fault, Record, check
+from .limits import COUNT, FRACTION, NOT_NEGATIVE, Diagnostic, Record, check
 
 Activation = Literal[
     "linear", "logistic", "loggy", "relu", "relu6", "leaky", "revleaky", "relie", "ramp", "elu", "selu", "gelu", "tanh",
@@ -75,7 +75,7 @@ class Layer(Record):
     """One [section]: the fields are its cfg keys, with their types and defaults.
 
     A field whose key is a Python keyword has a trailing underscore: `from_` is the key `from`. `ignored` are keys that Darknet
-    reads and that have no effect here; `unsupported` are keys that would change results and must be 0. `limits` and `faults`
+    reads and that have no effect here; `unsupported` are keys that would change results and must be 0. `limits` and `diagnostics`
     say which values the keys can have.
     """
 
@@ -245,8 +245,8 @@ class DetectionHead(Layer):
     nms_kind: Literal["default", "greedynms", "diounms", "cornersnms"] = "default"
     beta_nms: float = 0.6
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         yield from check("jitter", self.jitter, FRACTION, "warning")
 
     @property

@@ -11,7 +11,7 @@ from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
-from .limits import COUNT, NOT_NEGATIVE, Fault, Limit
+from .limits import COUNT, NOT_NEGATIVE, Diagnostic, Limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Detection(DetectionHead, section="detection"):
     def input_channels(self) -> int:
         return self.side**2 * (self.num * (1 + self.coords) + self.classes)
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         if self.forced and self.num < 2:
-            yield Fault(
+            yield Diagnostic(
                 "forced", f"forced=1 needs num=2: small objects take the second box, num={self.num}", "training"
             )
 

@@ -29,7 +29,7 @@ def between(low: int, high: int) -> Limit:
     return Limit(f"must be between {low} and {high}", lambda v: low <= v <= high)
 
 
-class Fault(NamedTuple):
+class Diagnostic(NamedTuple):
     """A key whose value cannot be, or is probably unintended.
 
     severity: "error" if the network cannot run; "training" if it can run but not be trained; "warning" if Darknet works with
@@ -47,12 +47,12 @@ class Record:
     limits: ClassVar[Mapping[str, Limit]] = {}
     training_limits: ClassVar[Mapping[str, Limit]] = {}
 
-    def faults(self) -> Iterator[Fault]:
+    def diagnostics(self) -> Iterator[Diagnostic]:
         """Yield what is wrong with the values of its keys; in the order of severity, as only the first error is reported."""
         yield from self.outside("limits", "error")
         yield from self.outside("training_limits", "training")
 
-    def outside(self, table: str, severity: Literal["error", "training"]) -> Iterator[Fault]:
+    def outside(self, table: str, severity: Literal["error", "training"]) -> Iterator[Diagnostic]:
         """Yield the keys outside the limits that its class and base classes declare in `table`."""
         limits: dict[str, Limit] = {}
         for kind in reversed(type(self).__mro__):
@@ -63,7 +63,7 @@ class Record:
 
 def check(
     key: str, value: float, limit: Limit, severity: Literal["error", "training", "warning"] = "error"
-) -> Iterator[Fault]:
-    """Yield a fault unless the limit holds for the value of a key."""
+) -> Iterator[Diagnostic]:
+    """Yield a diagnostic unless the limit holds for the value of a key."""
     if not limit.holds(value):
-        yield Fault(key, f"{key}={value:g} {limit.text}", severity)
+        yield Diagnostic(key, f"{key}={value:g} {limit.text}", severity)

@@ -10,11 +10,11 @@ import numpy as np
 from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm, yolo
-from .anchors import ANCHOR_COUNT, anchor_array, anchor_faults, map_faults
+from .anchors import ANCHOR_COUNT, anchor_array, anchor_diagnostics, map_diagnostics
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .box_loss import focal
 from .class_tree import ClassMap, Tree
-from .limits import NOT_NEGATIVE, Fault, Limit
+from .limits import NOT_NEGATIVE, Diagnostic, Limit
 
 ANCHOR_PRIOR_IMAGES = 12800  # for so many images, all boxes are also pulled towards their anchors
 CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
@@ -66,12 +66,14 @@ class Region(DetectionHead, section="region"):
     def input_scale(self) -> float:
         return self.random
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         if self.tree is not None and len(self.tree.names) != self.classes:
-            yield Fault("tree", f"tree: has {len(self.tree.names)} classes, classes={self.classes}; they must be equal")
-        yield from map_faults(self.map, self.classes)
-        yield from anchor_faults(self.anchors, self.num, self.num)
+            yield Diagnostic(
+                "tree", f"tree: has {len(self.tree.names)} classes, classes={self.classes}; they must be equal"
+            )
+        yield from map_diagnostics(self.map, self.classes)
+        yield from anchor_diagnostics(self.anchors, self.num, self.num)
 
     @property
     def input_channels(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import route
 from .base import Backward, ForwardContext, Layer, Shape, ShapeError, check_same_size, resolve_index
-from .limits import COUNT, Fault
+from .limits import COUNT, Diagnostic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,12 @@ class Route(Layer, section="route"):
     groups: int = 1
     group_id: int = 0
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         if not 0 <= self.group_id < self.groups:
-            yield Fault("group_id", f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}")
+            yield Diagnostic(
+                "group_id", f"group_id={self.group_id} must be between 0 and groups - 1 = {self.groups - 1}"
+            )
 
     def sources(self, index: int) -> tuple[int, ...]:
         return tuple(resolve_index(index, layer) for layer in self.layers)

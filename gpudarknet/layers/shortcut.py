@@ -21,7 +21,7 @@ from .base import (
     size_mismatch_warning,
 )
 from .blocks import activate
-from .limits import Fault
+from .limits import Diagnostic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class Shortcut(Layer, section="shortcut"):
     def sources(self, index: int) -> tuple[int, ...]:
         return index - 1, *(resolve_index(index, layer) for layer in self.from_)
 
-    def faults(self) -> Iterator[Fault]:
-        yield from super().faults()
+    def diagnostics(self) -> Iterator[Diagnostic]:
+        yield from super().diagnostics()
         if self.weights_type != "none" and self.weights_normalization == "none":
-            yield Fault(
+            yield Diagnostic(
                 "weights_type",
                 f"weights_type={self.weights_type} needs weights_normalization=relu or softmax; Darknet refuses it too",
             )
