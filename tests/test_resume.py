@@ -480,6 +480,23 @@ def test_two_fits_are_one(run):
     same_end(run)
 
 
+def test_an_interrupted_network_has_the_size_of_its_cfg(tmp_path):
+    """Not the last random one: it may be measured, or trained on, afterwards."""
+    source, cfg = project(tmp_path, random=1)
+    trainer, sizes = start(cfg), set()
+
+    def stop(progress):
+        sizes.add((progress.width, progress.height))
+        if progress.width != 64:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(source, tmp_path / "out", report=stop)
+        assert (trainer.net.width, trainer.net.height) == (64, 32)
+    assert sizes != {(64, 32)}
+
+
 def test_without_a_state_the_best_comes_from_the_curve(run):
     """A worse score must not replace the best weights."""
     cfg, out = run / "x.cfg", run / "out"

@@ -62,6 +62,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys, no_data):
         (tmp_path / "file", "File exists"),
         (tmp_path / "file" / "below", "Not a directory"),
         (Path("/proc/none"), "No such file or directory"),
+        (tmp_path / ("a" * 300), "File name too long"),
     ):
         assert refused(tmp_path, capsys, path) == (
             f"{path}: cannot be used as the weights folder ({reason}); change backup in the .data file"
@@ -123,6 +124,16 @@ def test_a_folder_that_cannot_be_looked_at(tmp_path, capsys, no_data, monkeypatc
         TrainError, match=r"^secret: cannot be used as the weights folder \(Permission denied\); change"
     ):
         TrainingFolder("secret", "x").__enter__()
+
+
+def test_a_folder_that_is_not_open_is_opened(tmp_path):
+    source, cfg = project(tmp_path)
+    place = TrainingFolder(tmp_path / "new", "x")
+    start(cfg).fit(source, place, iterations=1)
+    assert place.weights("last").is_file() and not place.is_open and not list(place.path.glob(".*"))
+    with place:
+        start(cfg).fit(source, place, iterations=1)
+        assert place.is_open
 
 
 def test_a_base_is_a_file_name():

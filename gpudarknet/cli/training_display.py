@@ -77,7 +77,7 @@ def display(begin: int, end: int, score: str, names: Sequence[str]) -> Iterator[
         """Shows iterations and the images of a validation as bars."""
 
         def iteration(self, p: Progress) -> None:
-            speed = p.images / p.iteration / p.seconds
+            speed = p.batch / p.seconds
             text = f"loss {p.loss:.4g} avg {p.average:.4g} rate {p.rate:.3g} {speed:.4g} images/s"
             bar.update(training, completed=p.iteration, description=text + (f" best {p.best:.1%}" if p.best else ""))
             bar.update(validation, visible=False)

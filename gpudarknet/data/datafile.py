@@ -139,7 +139,7 @@ def written_path(file: str | Path, text: str) -> str:
     squeezed, folder = re.sub(r"\s", "", text), Path(file).resolve().parent
     slashes, bases = text.replace("\\", "/"), (Path(), folder, folder.parent)
     spellings = dict.fromkeys((text, slashes, squeezed, squeezed.replace("\\", "/")))
-    return next((path for path in spellings if any((base / path).exists() for base in bases)), slashes)
+    return next((path for path in spellings if any(os.path.exists(base / path) for base in bases)), slashes)
 
 
 def label_path(image: str | Path) -> Path:

@@ -66,8 +66,10 @@ class Trainer(TrainStep):
                 "Trainer.fit: does not emulate bugs of Darknet's CPU build; omit emulate_darknet_cpu_bugs, or call step"
             )
         if not isinstance(folder, TrainingFolder):
-            with TrainingFolder(folder, base or Path(self.net.config.path).stem) as opened:
-                return self.fit(data, opened, resume=resume, iterations=iterations, **options)
+            folder = TrainingFolder(folder, base or Path(self.net.config.path).stem)
+        if not folder.is_open:
+            with folder:
+                return self.fit(data, folder, resume=resume, iterations=iterations, **options)
         if resume is not None:
             self.resume(resume)
         data = DataFile.read(data) if isinstance(data, str | Path) else data

@@ -40,11 +40,17 @@ class TrainingFolder:
             self.path = Path(path).expanduser()
         except RuntimeError as e:
             raise TrainError(f"{path}: cannot be used as the weights folder ({e}); write its whole path") from None
+        self._lock: TextIO | None = None
         self.state, self.chart = self.path / f"{base}_last.npz", self.path / f"chart_{base}.png"
 
     def weights(self, kind: str | int) -> Path:
         """Return the path of weights: "last", "best", "ema", "final", or those of an iteration."""
         return self.path / f"{self.base}_{kind}.weights"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the `with` block runs."""
+        return self._lock is not None
 
     def __enter__(self) -> TrainingFolder:
         base = re.escape(self.base)
@@ -72,9 +78,11 @@ class TrainingFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(OSError):  # Windows keeps a file that is open
-            os.unlink(self._lock.name)
-        self._lock.close()
+        if self._lock is not None:
+            with suppress(OSError):  # Windows keeps a file that is open
+                os.unlink(self._lock.name)
+            self._lock.close()
+            self._lock = None
         self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:

@@ -43,7 +43,8 @@ class Progress:
     rate: float
     seconds: float
     waited: float  # part of `seconds` spent waiting for data
-    images: int
+    images: int  # since iteration 0
+    batch: int
     width: int
     height: int
     left: float
@@ -133,10 +134,10 @@ class TrainingRun:
                 error = e
                 raise
             finally:
+                net.resize(*self.size)
                 if (trainer.iteration > first or missed) and self.resumable:
                     with suppress(DarknetError) if isinstance(error, DarknetError) else nullcontext():
                         self.checkpoint(final=True)  # a full disk is reported by the first file that does not fit
-        net.resize(*self.size)
         if trainer.iteration >= self.end:
             net.save_weights(self.folder.weights("final"))
         return last
@@ -161,7 +162,7 @@ class TrainingRun:
         self.history.rows.append((k, loss, self.average, trainer.rate, "" if score is None else score))
         self.save(k)
         return Progress(
-            k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, *size,
+            k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, len(x), *size,
             left=self.seconds_per_iteration * (stop - k), scale=trainer.loss_scale.value, skipped=trainer.skipped, map=score,
             best=self.best if math.isfinite(self.best) else None,
         )  # fmt: skip
