@@ -56,6 +56,34 @@ num=3
 """
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_ctrl_c_while_a_worker_runs(late):
+    """Before or after the signal of the worker is acquired: it ends, then the exception is raised, and the pool still works."""
+    pool, begun, release, results = ThreadPool(2), threading.Event(), threading.Event(), []
+    with pool:
+        signal = pool._done[1]
+
+    def acquire(timeout=-1):
+        pool._done[1] = signal
+        release.set()
+        if late:
+            signal.acquire()
+        raise KeyboardInterrupt
+
+    def work():
+        begun.set()
+        release.wait()
+        results.append(1)
+
+    with pool, pytest.raises(KeyboardInterrupt):
+        pool._done[1] = SimpleNamespace(acquire=acquire, release=signal.release)
+        pool.run_stages([[[begun.wait], [work]]])
+    assert results == [1]
+    for _ in range(3):
+        pool.run_all([partial(results.append, 2)] * 4)
+    assert results == [1] + [2] * 12
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_all_tasks_run(size):
     pool, done = ThreadPool(size), []
