@@ -66,9 +66,9 @@ class InferencePipeline:
             )
         if len({head.num_labels for head in heads}) > 1:
             counts = ", ".join(str(head.num_labels) for head in heads)
-            raise DataError(
-                f"{self.network.config.path}: its heads have different class counts ({counts}); make them equal"
-            )
+            config, other = self.network.config, next(head for head in heads if head.num_labels != heads[0].num_labels)
+            line = config.line(next(node.index for node in self.network.nodes if node.layer is other), "classes")
+            raise DataError(f"{config.path}:{line}: the heads have different class counts ({counts}); make them equal")
         return heads[-1]
 
     def run(

@@ -126,9 +126,10 @@ def test_heads_must_agree_on_classes(tmp_path):
     path = tmp_path / "x.cfg"
     head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nmask=0\nanchors=2,3\nclasses=1\nnum=1\n"
     path.write_text(tiny.CFG + head)
+    line = (tiny.CFG + head).count("\n") - 1
     with pytest.raises(DataError) as error:
         Detector(path)
-    assert str(error.value) == f"{path}: its heads have different class counts (2, 1); make them equal"
+    assert str(error.value) == f"{path}:{line}: the heads have different class counts (2, 1); make them equal"
 
 
 def test_other_inputs_are_rejected(toy):

@@ -225,7 +225,8 @@ def test_heads_with_different_classes(tmp_path):
     cfg.write_text(f"{before}{other}[convolutional]{last}")
     with pytest.raises(DataError) as e:
         datasets.training_set(DataFile.read(source), gd.load_network(cfg, backend="numpy"))
-    assert str(e.value) == f"{cfg}: its heads have different class counts (1, 3); make them equal"
+    line = cfg.read_text().split("\n").index("classes=3") + 1
+    assert str(e.value) == f"{cfg}:{line}: the heads have different class counts (1, 3); make them equal"
 
 
 def test_images_without_any_label(tmp_path):

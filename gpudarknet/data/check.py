@@ -20,7 +20,7 @@ MAX_FILES = 300  # images that are read without being decoded
 MAX_LABELS = 10_000
 
 OVER_EDGE = 0.01  # of the image: a box that reaches further over its edge counts as such
-MIN_DOUBTFUL = 8  # boxes that do
+MIN_DOUBTFUL = 8  # boxes
 
 
 def evenly_spaced(paths: Sequence[str], count: int) -> list[str]:
@@ -157,5 +157,5 @@ def doubts(paths: Sequence[str], boxes: Sequence[Boxes], complete: bool) -> Iter
             f"{over.sum()} of {len(every)} boxes reach over the edge of their image, first in {label_path(first)}; {cause};"
             " Darknet reads 'class x y width height', center and size"
         )
-    if complete and k.min() == 1:
+    if complete and len(k) >= MIN_DOUBTFUL and k.min() == 1:
         yield "no object is of class 0, but of class 1; if the class numbers start at 1, subtract 1, as they must start at 0"

@@ -50,7 +50,9 @@ def calc_anchors(
     """
     sizes = box_sizes(truths, width, height)
     distinct = np.unique(sizes, axis=0)
-    if not 1 <= count <= len(distinct):
+    if count < 1:
+        raise DataError(f"{count} anchors cannot be computed; their number must be at least 1")
+    if count > len(distinct):
         raise DataError(f"{count} anchors need as many boxes of different sizes; the labels have {len(distinct)}")
     rng = np.random.default_rng(seed)
     candidates = [k_means(sizes, rng.permutation(distinct)[:count].copy()) for _ in range(starts)]
