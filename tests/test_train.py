@@ -322,9 +322,9 @@ def test_malloc_is_tuned_unless_switched_off(tune, monkeypatch):
 
 
 def test_refusals():
-    net = network(NET + CONV)
-    with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\] "):
-        gd.Trainer(net)
+    for net in network(NET + CONV), network(NET + CONV + "[softmax]\nnoloss=1\n"):
+        with pytest.raises(TrainError, match=r"^cfg: no layer has a loss; end the network in \[softmax\], \[cost\] "):
+            gd.Trainer(net)
     net = network(NET + "subdivisions=2\n" + CONV + LAST + END)
     for N in (3, 0):
         with pytest.raises(
