@@ -306,7 +306,9 @@ def test_help_and_version(capsys):
         ("detector", "detector: needs a subcommand; it has test"),
         ("tabel x", "no command 'tabel'; did you mean 'table'?"),
         ("zzz", "no command 'zzz'; `gpudarknet help` lists all"),
-        ("yolo train x.cfg", "no command 'yolo'; use `gpudarknet detector train` or `gpudarknet classifier train`"),
+        ("yolo train x.cfg", "no command 'yolo'; use `gpudarknet detector train`"),
+        ("train x.data", "no command 'train'; use `gpudarknet detector train` or `gpudarknet classifier train`"),
+        ("rnn generate x.cfg", "no command 'rnn'; `gpudarknet help` lists all"),
         ("map x.data x.cfg x.weights", "no command 'map'; use `gpudarknet detector map`"),
         ("detect tiny.cfg tiny.weights -thresh 25", "detect: -thresh needs a number from 0 to 1, got '25'"),
         (

@@ -121,7 +121,8 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]]:
     if verbs:
         problem = f"no subcommand '{words[1]}'" if len(words) > 1 else "needs a subcommand"
         raise UsageError(f"{words[0]}: {problem}; it has {', '.join(verbs)}")
-    same = [f"`gpudarknet {name}`" for word in words[:2] for name in known if name.partition(" ")[2] == word]
+    meant = [f"detector {verb}" for verb in words[1:2]] if words[0] in ("yolo", "coco") else []  # with built-in paths
+    same = [f"`gpudarknet {name}`" for name in known if name in meant or name.partition(" ")[2] == words[0]]
     hint = f"; use {' or '.join(same)}" if same else did_you_mean(" ".join(words[:2]), known, 0.6)
     hint = hint or did_you_mean(words[0], known, 0.6)
     raise UsageError(f"no command '{words[0]}'{hint or '; `gpudarknet help` lists all'}")
