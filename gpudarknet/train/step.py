@@ -43,7 +43,7 @@ class TrainStep:
             raise TrainError(
                 "Trainer: Darknet's CPU build has no fp16; omit emulate_darknet_cpu_bugs, or choose precision fp32"
             )
-        if not any(node.layer.has_loss and not getattr(node.layer, "noloss", 0) for node in net.nodes):
+        if not any(node.layer.has_loss for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
             )
