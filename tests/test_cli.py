@@ -310,6 +310,15 @@ def test_help_and_version(capsys):
         ("train x.data", "no command 'train'; use `gpudarknet detector train` or `gpudarknet classifier train`"),
         ("rnn generate x.cfg", "no command 'rnn'; `gpudarknet help` lists all"),
         ("map x.data x.cfg x.weights", "no command 'map'; use `gpudarknet detector map`"),
+        (
+            "detector train x.data x.cfg -seed -1",
+            "detector train: -seed needs an integer from 0 to 9223372036854775807, got",
+        ),
+        (
+            "detector train x.data x.cfg -workers -1",
+            "detector train: -workers needs an integer that is not negative, got '-1'",
+        ),
+        ("detector train x.data x.cfg -chart -map", "detector train: -chart needs a value"),
         ("detect tiny.cfg tiny.weights -thresh 25", "detect: -thresh needs a number from 0 to 1, got '25'"),
         (
             "detect tiny.cfg tiny.weights tiny.png -backend gpu",

@@ -376,6 +376,13 @@ def test_schedule(text, at, wanted):
 # Checkpoints
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_that_a_checkpoint_cannot_store(tmp_path, seed):
+    (tmp_path / "x.cfg").write_text(NET + CONV + LAST + END)
+    with pytest.raises(TrainError, match=f"^Trainer: seed={seed}: must be from 0 to 9223372036854775807$"):
+        gd.Trainer(gd.load_network(tmp_path / "x.cfg"), seed)
+
+
 @pytest.mark.parametrize("extra", ["", "adam=1\n"])
 def test_a_checkpoint_continues_bit_exactly(tmp_path, extra):
     """Dropout and batch norm, stopped after two of four steps: bit-identical to an uninterrupted training."""

@@ -28,18 +28,22 @@ class Arguments(SimpleNamespace):
     notes: list[str]
 
 
+FRACTION = (0, 1)
+NOT_NEGATIVE = (0, math.inf)
+
+
 @dataclass(frozen=True)
 class Flag:
     """A flag: its name in Darknet's spelling, its type (bool: takes no value), its default and its help text.
 
-    fraction: its value is from 0 to 1.
+    limits: of its value, both possible.
     """
 
     name: str
     kind: type[bool] | type[int] | type[float] | type[str]
     default: Value
     help: str
-    fraction: bool = False
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,9 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
             if float(value) not in (0, 1):
                 notes.append(f"{command.name}: -{flag.name} takes no value; {value} is ignored")
         else:
-            if not equals and not rest:
+            if not equals and (
+                not rest or (flag.kind is str and normalize(rest[0]) in known and rest[0].startswith("-"))
+            ):
                 raise UsageError(f"{command.name}: -{flag.name} needs a value")
             converted = convert(command, flag, value if equals else rest.pop(0))
         if flag.name in values:
@@ -180,11 +186,15 @@ def convert(command: Command, flag: Flag, value: str) -> int | float | str:
         return value
     try:
         number: float = int(value) if flag.kind is int else float(value)
-        if math.isfinite(number) and (0 <= number <= 1 or not flag.fraction):
+        if math.isfinite(number) and flag.limits[0] <= number <= flag.limits[1]:
             return number
     except (ValueError, OverflowError):
         pass
-    kind = "an integer" if flag.kind is int else "a number from 0 to 1" if flag.fraction else "a number"
+    kind = "an integer" if flag.kind is int else "a number"
+    if flag.limits == NOT_NEGATIVE:
+        kind += " that is not negative"
+    elif flag.limits[1] < math.inf:
+        kind += f" from {flag.limits[0]} to {flag.limits[1]}"
     raise UsageError(f"{command.name}: -{flag.name} needs {kind}, got '{value[:40]}'")
 
 

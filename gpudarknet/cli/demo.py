@@ -13,7 +13,7 @@ from ..detector import Detection, Detector
 from ..image.video import BackgroundWriter, Frame, Reader, VideoWriter
 from ..io import resources
 from . import inputs
-from .arguments import Arguments, Command, Flag
+from .arguments import FRACTION, Arguments, Command, Flag
 from .outputs import writable
 
 REPORT_INTERVAL = 1.0  # seconds between two FPS lines
@@ -129,13 +129,13 @@ def show(img: image.Image) -> bool:
 
 
 FLAGS = (
-    Flag("thresh", float, 0.25, "Minimum confidence (exclusive), 0 to 1", fraction=True),
+    Flag("thresh", float, 0.25, "Minimum confidence (exclusive), 0 to 1", limits=FRACTION),
     Flag(
         "nms",
         float,
         0.45,
         "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
-        fraction=True,
+        limits=FRACTION,
     ),
     Flag("c", str, "0", "Index of the camera, if no video is given"),
     Flag("s", int, 0, "Number of frames to skip after each one"),

@@ -12,7 +12,7 @@ from ..errors import ImageError
 from ..inference import ScoredBoxes
 from ..io import resources
 from . import fail, formats, inputs, results
-from .arguments import Arguments, Command, Flag
+from .arguments import FRACTION, Arguments, Command, Flag
 from .outputs import writable, write
 
 ANNOTATED_IMAGE = "predictions.jpg"
@@ -80,13 +80,13 @@ def detect_one(detector: Detector, path: str, args: Arguments) -> tuple[ScoredBo
 def flags(thresh: float) -> tuple[Flag, ...]:
     """Return the flags of these commands, which differ only in the default threshold."""
     return (
-        Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1", fraction=True),
+        Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1", limits=FRACTION),
         Flag(
             "nms",
             float,
             0.45,
             "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
-            fraction=True,
+            limits=FRACTION,
         ),
         Flag("ext_output", bool, False, "Print coordinates in pixels"),
         Flag("out", str, None, "Write all results to this JSON file"),

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..evaluate import ImageEval, Report, ValidationSet
 from ..io import resources
 from . import eprint, inputs, outputs
-from .arguments import Arguments, Command, Flag, UsageError
+from .arguments import FRACTION, NOT_NEGATIVE, Arguments, Command, Flag, UsageError
 from .inputs import progress_bar
 
 # category_id of COCO's 80 classes, which are not consecutive
@@ -190,13 +190,13 @@ COMMON = (
     inputs.BACKEND,
     inputs.GPU,
 )
-IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this", fraction=True)
+IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this", limits=FRACTION)
 COMMANDS = (
     Command(
         "detector map", POSITIONALS, "Measure mean average precision on the images of `valid`", measure,
         (
             IOU,
-            Flag("thresh", float, 0.25, "Count true and false positives above this confidence", fraction=True),
+            Flag("thresh", float, 0.25, "Count true and false positives above this confidence", limits=FRACTION),
             Flag("points", int, 0, "Recall points: 0 for the area under the curve, 11 (VOC 2007), 101 (COCO)"),
             *COMMON,
         ),
@@ -205,7 +205,7 @@ COMMANDS = (
     Command(
         "detector valid", POSITIONALS, "Write the detections in the images of `valid` to result files", valid,
         (
-            Flag("thresh", float, 0.001, "Minimum confidence (exclusive)", fraction=True),
+            Flag("thresh", float, 0.001, "Minimum confidence (exclusive)", limits=FRACTION),
             Flag("out", str, None, "Prefix of the file names instead of comp4_det_test_ or coco_results"),
             *COMMON,
         ),
@@ -218,7 +218,7 @@ COMMANDS = (
             Flag("num_of_clusters", int, 5, "Number of anchors"),
             Flag("width", int, 0, "Width of the network's input in pixels"),
             Flag("height", int, 0, "Height of the network's input in pixels"),
-            Flag("seed", int, 0, "Random seed; the same seed gives the same anchors"),
+            Flag("seed", int, 0, "Random seed; the same seed gives the same anchors", limits=NOT_NEGATIVE),
             Flag("show", bool, False, "Also draw anchors.png"),
         ),
         "Writes anchors.txt and counters_per_class.txt",

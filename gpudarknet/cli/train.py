@@ -16,8 +16,9 @@ from ..io import resources
 from ..layers import DetectionHead
 from ..network import load_network
 from ..train import Trainer, TrainingFolder, datasets
+from ..train.step import MAX_SEED
 from . import eprint, inputs
-from .arguments import Arguments, Command, Flag, UsageError
+from .arguments import FRACTION, NOT_NEGATIVE, Arguments, Command, Flag, UsageError
 from .training_display import display
 
 
@@ -130,8 +131,9 @@ FLAGS = (
         int,
         None,
         "Random seed; the same seed gives the same training. Default: 0 or, resuming, the checkpoint's",
+        limits=(0, MAX_SEED),
     ),
-    Flag("workers", int, 0, "Threads that prepare images; 0 means one per core"),
+    Flag("workers", int, 0, "Threads that prepare images; 0 means one per core", limits=NOT_NEGATIVE),
     Flag("fp16", bool, False, "Mixed precision on a GPU: activations and deltas in float16, weights in float32"),
     Flag(
         "show_imgs",
@@ -160,9 +162,9 @@ COMMANDS = (
         "detector train", ("x.data", "x.cfg", "[x.weights]"), "Train a detector", detector,
         (
             Flag("map", bool, False, "Measure mAP on the images of `valid` during training, and keep the best weights"),
-            Flag("iou_thresh", float, 0.5, "-map: a box is correct if its IoU with an object is greater", fraction=True),
+            Flag("iou_thresh", float, 0.5, "-map: a box is correct if its IoU with an object is greater", limits=FRACTION),
             Flag("points", int, 0, "-map: recall points: 0 for the area under the curve, 11 or 101"),
-            Flag("thresh", float, 0.25, "-map: count true and false positives above this confidence", fraction=True),
+            Flag("thresh", float, 0.25, "-map: count true and false positives above this confidence", limits=FRACTION),
             Flag("mAP_epochs", int, 4, "-map: epochs between validations, which are at least 100 iterations apart"),
             *FLAGS,
         ),

@@ -23,6 +23,7 @@ from .darknet_cpu_bugs import DarknetCpuBugs
 from .label_filter import LabelFilter
 from .loss_scale import LossScale
 
+MAX_SEED = 2**63 - 1  # that a checkpoint can store
 STATISTICS = ("mean", "variance")  # batch norm's, which have no gradient
 
 
@@ -47,6 +48,8 @@ class TrainStep:
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
             )
+        if not 0 <= (seed or 0) <= MAX_SEED:
+            raise TrainError(f"Trainer: seed={seed}: must be from 0 to {MAX_SEED}")
         self.net, self.seed, be = net, seed or 0, net.backend
         self.keeps_seed = seed is not None  # when a state is loaded
         for node in net.nodes:
