@@ -10,7 +10,7 @@ import pytest
 from spots import project
 
 import gpudarknet as gd
-from gpudarknet import data
+from gpudarknet import data, evaluate
 from gpudarknet.cli import main
 from gpudarknet.data import check
 from gpudarknet.data.datafile import DataFile
@@ -84,7 +84,7 @@ def test_labels_that_are_all_wrong(folder, kind):
     assert (folder / "bad_label.list").read_text().splitlines() == bad_samples.labels != []
     if kind != "divided twice":  # whose boxes are too small for training only
         with pytest.raises(DataError, match="`valid`: none of its 4 images has a usable label"):
-            datasets.validation_score(DataFile.read("x.data"), net)
+            evaluate.validation_score(DataFile.read("x.data"), net)
 
 
 def test_classes_from_one(folder):
@@ -152,7 +152,7 @@ def test_correct_labels_cause_no_warning(folder):
         warnings.simplefilter("error")
         net = gd.load_network("x.cfg")
         assert len(datasets.training_set(DataFile.read("x.data"), net).paths) == 4
-        datasets.validation_score(DataFile.read("x.data"), net)
+        evaluate.validation_score(DataFile.read("x.data"), net)
 
 
 def test_missing_labels(folder):
@@ -244,7 +244,7 @@ def classifier(folder, names):
     return gd.load_network(folder / "c.cfg"), DataFile.read(folder / "x.data")
 
 
-@pytest.mark.parametrize("make", [datasets.training_set, datasets.validation_score])
+@pytest.mark.parametrize("make", [datasets.training_set, evaluate.validation_score])
 def test_paths_with_no_label_or_two(folder, make):
     net, source = classifier(folder, ["red1.png", "cow.png", "redgreen.png"])
     with pytest.warns(DataWarning) as warned:
@@ -268,7 +268,7 @@ def test_an_image_without_a_label_counts_as_wrong(folder):
             value[...] = bias if name == "bias" else 0
         seen = []
         with pytest.warns(DataWarning):
-            score = datasets.validation_score(source, net, report=seen.append)
+            score = evaluate.validation_score(source, net, report=seen.append)
         assert score(net) == seen[0].top1 == expected
         assert (seen[0].images, seen[0].unlabeled) == (4, 1)
 
@@ -337,7 +337,7 @@ def test_result_files_need_no_labels(folder, capsys):
 def test_a_measurement_of_nothing_is_no_score(folder):
     """The images are lost after the check: no score, and no best weights."""
     source, net = DataFile.read("x.data"), gd.load_network("x.cfg")
-    score = datasets.validation_score(source, net)
+    score = evaluate.validation_score(source, net)
     training = datasets.training_set(source, net)
     (folder / "away").mkdir()
     trainer = Trainer(net)
@@ -356,7 +356,7 @@ def test_a_measurement_of_nothing_is_no_score(folder):
 
 def test_a_classifier_measured_on_nothing(folder):
     net, source = classifier(folder, ["red1.png"])
-    score = datasets.validation_score(source, net)
+    score = evaluate.validation_score(source, net)
     (folder / "red1.png").unlink()
     with pytest.warns(DataWarning) as warned:
         assert score(net) is None

@@ -17,9 +17,9 @@ from gpudarknet.cli import main
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.detector import Detector
 from gpudarknet.errors import DataError, DataWarning, NothingMeasuredError, TrainWarning
-from gpudarknet.evaluate import ImageEval
+from gpudarknet.evaluate import ImageEval, score_name, validation_score
 from gpudarknet.inference import ScoredBoxes
-from gpudarknet.train.datasets import score_name, training_set, validation_score
+from gpudarknet.train.datasets import training_set
 
 NONE = np.zeros((0, 5), np.float32)
 

@@ -17,9 +17,9 @@ from gpudarknet import boxes, cli, evaluate, image, tiles
 from gpudarknet.data import read_list
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.errors import DataError
+from gpudarknet.evaluate import validation_score
 from gpudarknet.image.video import VideoWriter
 from gpudarknet.inference import InferencePipeline, classify
-from gpudarknet.train.datasets import validation_score
 
 THRESH, NMS = 0.7, 0.3
 NAMES = ["ball", "cup", "dog", "egg"]

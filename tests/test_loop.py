@@ -11,7 +11,7 @@ import pytest
 from spots import files, project
 
 import gpudarknet as gd
-from gpudarknet import data
+from gpudarknet import data, evaluate
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.errors import CfgError, DataError, TrainError, TrainWarning
 from gpudarknet.train import datasets
@@ -109,7 +109,7 @@ def test_the_loss_decreases(tmp_path):
     (tmp_path / "x.cfg").write_text(cfg.read_text().replace("0.001", "0.003").replace("mosaic=1", ""))
     seen = []
     trainer = start(cfg)
-    measure = datasets.validation_score(DataFile.read(source), trainer.net)
+    measure = evaluate.validation_score(DataFile.read(source), trainer.net)
     trainer.fit(source, tmp_path / "out", report=seen.append, measure=measure)
     assert np.mean([p.loss for p in seen[-5:]]) < 0.5 * np.mean([p.loss for p in seen[:5]])
     assert seen[-1].map is not None and 0 <= seen[-1].map <= 1

@@ -12,11 +12,11 @@ from ..data import BadSamples, warned
 from ..data.datafile import DataFile, read_names
 from ..detector import labels
 from ..errors import DataError, ImageError
+from ..evaluate import classifier_measure
 from ..io import resources
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from ..network import load_network
-from ..train.datasets import classifier_measure
 from . import fail, inputs
 from .arguments import Arguments, Command, Flag, UsageError
 from .inputs import progress_bar

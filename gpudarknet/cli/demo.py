@@ -130,13 +130,7 @@ def show(img: image.Image) -> bool:
 
 FLAGS = (
     Flag("thresh", float, 0.25, "Minimum confidence (exclusive), 0 to 1", limits=FRACTION),
-    Flag(
-        "nms",
-        float,
-        0.45,
-        "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
-        limits=FRACTION,
-    ),
+    inputs.NMS,
     Flag("c", str, "0", "Index of the camera, if no video is given"),
     Flag("s", int, 0, "Number of frames to skip after each one"),
     Flag("out_filename", str, None, "Write the annotated video to this file (.avi, .mp4, .mkv, .mov)"),

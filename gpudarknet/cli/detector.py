@@ -81,13 +81,7 @@ def flags(thresh: float) -> tuple[Flag, ...]:
     """Return the flags of these commands, which differ only in the default threshold."""
     return (
         Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1", limits=FRACTION),
-        Flag(
-            "nms",
-            float,
-            0.45,
-            "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
-            limits=FRACTION,
-        ),
+        inputs.NMS,
         Flag("ext_output", bool, False, "Print coordinates in pixels"),
         Flag("out", str, None, "Write all results to this JSON file"),
         Flag("save_labels", bool, False, "Write each image's boxes to a label file next to it"),

@@ -13,10 +13,17 @@ from ..data.datafile import DataFile
 from ..errors import BackendError, WeightsError
 from ..io import download, resources
 from . import eprint
-from .arguments import Arguments, Flag
+from .arguments import FRACTION, Arguments, Flag
 
 BACKEND = Flag(
     "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy if a GPU is available, else numpy"
+)
+NMS = Flag(
+    "nms",
+    float,
+    0.45,
+    "NMS threshold: of two boxes of one class that overlap more, keep one; 0 keeps all",
+    limits=FRACTION,
 )
 GPU = Flag("i", int, 0, "Index of the GPU; -1 uses the CPU")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import image
+from .. import evaluate, image
 from ..data import BadSamples, DataSet, warned
 from ..data.datafile import DataFile
 from ..detector import Detection
@@ -67,7 +67,7 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
     net, begin, end = trainer.net, trainer.iteration, trainer.net.net.max_batches
     detects = isinstance(net.nodes[net.heads[-1]].layer, DetectionHead)
     names = file.read_names() if detects and (args.map or args.show_imgs) else ()
-    score = metric = datasets.score_name(file, net, args.iou_thresh if detects else 0.5)
+    score = metric = evaluate.score_name(file, net, args.iou_thresh if detects else 0.5)
     options = {}
     if detects:
         metric = f"mAP@{args.iou_thresh:.2f}" + (f", {args.points} points" if args.points else "")
@@ -76,7 +76,7 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
     with display(begin, end, score, names) as shown:
         measure = None
         if args.map if detects else args.topk:
-            measure = datasets.validation_score(
+            measure = evaluate.validation_score(
                 file, net, bad_samples, done=shown.validating, report=shown.measured, **options
             )
         iterations = f"iterations {begin + 1} to {end}" if begin < end else f"iteration {begin} of {end}"

@@ -18,11 +18,18 @@ from .detection import (
     recall,
 )  # fmt: skip
 from .result_files import coco_image_id, coco_results, voc_lines
-from .validation import ValidationSet, measured_list, validation_set
+from .validation import (
+    ValidationSet,
+    classifier_measure,
+    measured_list,
+    score_name,
+    validation_score,
+    validation_set,
+)  # fmt: skip
 
 __all__ = [
     "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report",
-    "ValidationSet", "accuracy", "anchors_text", "average_precision", "calc_anchors", "check_options", "coco",
-    "coco_image_id", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision", "measured_list",
-    "read_truths", "recall", "validation_set", "voc_lines",
+    "ValidationSet", "accuracy", "anchors_text", "average_precision", "calc_anchors", "check_options", "classifier_measure",
+    "coco", "coco_image_id", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision", "measured_list",
+    "read_truths", "recall", "score_name", "validation_score", "validation_set", "voc_lines",
 ]  # fmt: skip
