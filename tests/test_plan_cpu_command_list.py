@@ -67,11 +67,11 @@ def test_an_interrupted_caller_waits_for_the_workers():
         def __init__(self, lock):
             self.lock, self.interrupted = lock, False
 
-        def acquire(self):
+        def acquire(self, blocking=True):
             if not self.interrupted:
                 self.interrupted = True
                 raise KeyboardInterrupt
-            return self.lock.acquire()
+            return self.lock.acquire(blocking)
 
         def release(self):
             self.lock.release()

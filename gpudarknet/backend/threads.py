@@ -51,7 +51,7 @@ class ThreadPool:
         # Bare locks as signals: one thread waits to acquire what another releases. A Semaphore runs more Python code each time;
         # spinning gains 3 % if all cores are free, but takes three times as long if one is busy.
         self._start, self._done = ([threading.Lock()] for _ in range(2))  # one per worker; the caller's are not used
-        self._finished = [0]  # per worker, how many stages it has finished
+        self._started, self._finished = [0], [0]  # per worker, how many stages
         self._stage: Stage = []
         self._error: BaseException | None = None
         self._depth, self._blas_threads = 0, list[int]()
@@ -83,6 +83,7 @@ class ThreadPool:
 
     def _start_worker(self, worker: int) -> None:
         start, done = threading.Lock(), threading.Lock()
+        self._started.append(0)
         self._finished.append(0)
         start.acquire()
         done.acquire()
@@ -126,31 +127,32 @@ class ThreadPool:
         with np.errstate(all="ignore"):
             for stage in stages:
                 others = [worker for worker in range(1, len(stage)) if stage[worker]]
-                self._stage, finished = stage, self._finished.copy()
+                self._stage = stage
                 for worker in others:
+                    self._started[worker] += 1
                     self._start[worker].release()
                 self._local.in_worker = bool(others)
                 self._work(stage[0])
                 self._local.in_worker = False
                 for worker in others:
-                    self._wait(worker, finished[worker])
+                    self._wait(worker)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
-    def _wait(self, worker: int, finished: int) -> None:
-        """Wait for a worker that had finished so many stages, even through Ctrl-C: nothing may start while it is running."""
+    def _wait(self, worker: int) -> None:
+        """Wait for a worker, even through Ctrl-C: nothing may start while it is running."""
         try:
             self._done[worker].acquire()
             return
         except BaseException as e:  # whether it came before or after the lock was acquired is unknown
             self._error = e
-        while self._finished[worker] == finished:
+        while self._finished[worker] < self._started[worker]:
             try:
                 time.sleep(0.001)
             except BaseException as e:
                 self._error = e
-        self._done[worker].acquire(timeout=0.2)  # it is or will be released, unless it was acquired above
+        self._done[worker].acquire(blocking=False)  # it has been released, unless it was acquired above
 
     def _work(self, tasks: Sequence[Task]) -> None:
         try:
@@ -165,11 +167,12 @@ class ThreadPool:
         self._local.in_worker = True
         blas.limit_threads()  # for good: some libraries have a number per thread, and this one belongs to the pool
         with np.errstate(all="ignore"):
+            done.release()
             while True:
-                done.release()
                 start.acquire()
                 self._work(self._stage[worker])
-                self._finished[worker] += 1
+                done.release()
+                self._finished[worker] += 1  # last, so that an interrupted `_wait` knows that `done` has been released
 
 
 def split_range(length: int, max_size: int, workers: int = 1) -> list[tuple[int, int]]:
