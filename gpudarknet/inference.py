@@ -7,15 +7,16 @@ The stages' arithmetic is in `image/` (reading, resizing), the heads in `layers/
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from . import boxes, image
+from .backend.threads import get_num_threads
 from .errors import DataError, ImageError
+from .image.batches import Batch, BatchReader
 from .layers import DetectionHead
 from .network import Network
 from .ops import resize
@@ -32,7 +33,7 @@ class ScoredBoxes:
 
     boxes: (K, 4) center x, y, width, height as fractions of the image. probs: (K, classes), 0 if not above the
     threshold. width, height: of the image, in pixels. seconds: from the network's start to decoded boxes, divided by the
-    images of the batch; in a stream on a GPU it includes reading the next batch.
+    images of the batch; in a stream, the next batch is read meanwhile.
     """
 
     boxes: np.ndarray
@@ -40,6 +41,14 @@ class ScoredBoxes:
     width: int
     height: int
     seconds: float = 0.0
+
+
+class ImageResult(NamedTuple):
+    """One image's boxes, its source as given and its pixels as read: uint8 (H, W, C)."""
+
+    source: ImageSource
+    image: image.Image
+    boxes: ScoredBoxes
 
 
 class InferencePipeline:
@@ -74,37 +83,60 @@ class InferencePipeline:
     def run(
         self, images: Iterable[ImageSource], thresh: float, nms: float, batch: int | None = None, class_agnostic: bool = False
     ) -> Iterator[ScoredBoxes]:  # fmt: skip
+        """Detect objects in a stream of images: `run_images`, without the images."""
+        return (result.boxes for result in self.run_images(images, thresh, nms, batch, class_agnostic=class_agnostic))
+
+    def run_images(
+        self,
+        images: Iterable[ImageSource],
+        thresh: float,
+        nms: float,
+        batch: int | None = None,
+        *,
+        class_agnostic: bool = False,
+        on_error: Callable[[ImageSource, ImageError], None] | None = None,
+    ) -> Iterator[ImageResult]:
         """Detect objects in a stream of images, `batch` at a time (None: all at once); yield one result per image, in order.
 
-        On a GPU, one batch is computed while the next is read and uploaded. class_agnostic: as in `suppress`. An unreadable
-        image raises ImageError after the results of all earlier batches. Raises DataError if batch is below 1.
+        While a batch is computed, the next is read, in threads if it consists of files: its sources are known before the
+        results appear. Only on a CPU, arrays are not read ahead. At most two batches of images are held. class_agnostic: as in
+        `suppress`. An unreadable image raises ImageError after the results of all earlier batches; with on_error, that is
+        called with its source and error, and it has no result. Raises DataError if batch is below 1.
         """
         if batch is not None and batch < 1:
             raise DataError(f"batch {batch}: must be at least 1")
+        asynchronous = self.network.backend.uploads_images  # predict returns at once
+        threads = get_num_threads() if asynchronous else 1
 
-        def results(sizes: list[Size], outputs: list[Any], start: float) -> Iterator[ScoredBoxes]:
+        def results(read: Batch, outputs: list[Any], start: float) -> Iterator[ImageResult]:
+            sizes = [(img.shape[1], img.shape[0]) for _, img in read]
             # class_agnostic: only objectness is compared with thresh, below
             decoded = self.decode(outputs, float("-inf") if class_agnostic else thresh, sizes)
             seconds = (time.perf_counter() - start) / len(sizes)
-            for rows, size in zip(decoded, sizes, strict=True):
+            for rows, size, (source, img) in zip(decoded, sizes, read, strict=True):
                 if class_agnostic:
                     rows = rows[rows[:, 0] > thresh]
-                yield replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds)
+                yield ImageResult(source, img, replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds))
 
-        source, pending = iter(images), iter(list[ScoredBoxes]())  # pending: of the batch that a GPU is computing
-        while chunk := list(islice(source, batch)):
-            try:
-                read = [self.read(one) for one in chunk]
-            except ImageError:
+        pending = iter(list[ImageResult]())  # of the batch that a GPU is computing
+        with BatchReader(self.read, images, batch, threads, on_error) as reader:
+            while True:
+                try:
+                    read = reader.get()
+                except Exception:
+                    yield from pending
+                    raise
+                if not read:
+                    break
+                x = self.upload([img for _, img in read])
                 yield from pending
-                raise
-            x = self.upload(read)
+                if not asynchronous:
+                    reader.read_ahead()
+                start = time.perf_counter()
+                pending = results(read, self.predict(x), start)
+                if not asynchronous:
+                    yield from pending
             yield from pending
-            start = time.perf_counter()
-            pending = results([(img.shape[1], img.shape[0]) for img in read], self.predict(x), start)
-            if not self.network.backend.uploads_images:  # predict was synchronous
-                yield from pending
-        yield from pending
 
     def read(self, source: ImageSource) -> image.Image:
         """Return an image as uint8 (H, W, C), with the network's channels. Raises ImageError."""
