@@ -8,12 +8,13 @@ det.detect("photo.jpg")
 
 from . import backend, export
 from .backend.threads import get_num_threads, set_num_threads
-from .detector import Detection, Detector
+from .detections import Detection, Detections
+from .detector import Detector
 from .network import Network, load_network
 from .train import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
-    "Detection", "Detector", "Network", "Trainer", "__version__", "backend", "export", "get_num_threads", "load_network",
-    "set_num_threads",
+    "Detection", "Detections", "Detector", "Network", "Trainer", "__version__", "backend", "export", "get_num_threads",
+    "load_network", "set_num_threads",
 ]  # fmt: skip

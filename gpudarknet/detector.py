@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,60 +15,14 @@ from . import boxes
 from .backend import Backend
 from .cfg import Config
 from .data.datafile import read_names
+from .detections import Detection as Detection
+from .detections import Detections as Detections
 from .errors import DataError
 from .inference import ImageSource, InferencePipeline, ScoredBoxes
 from .network import Network, load_network
 
+MAX_DET = 300  # most objects of an image, as in ultralytics
 HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this are not reported
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One object of one class in one image. confidence is 0 to 1.
-
-    box: (left, top, width, height) in pixels, not clipped to the image. relative: (center x, center y, width, height) as
-    fractions of the image's width and height, as in Darknet's label and JSON files.
-    """
-
-    label: str
-    class_id: int
-    confidence: float
-    box: tuple[float, float, float, float]
-    relative: tuple[float, float, float, float]
-
-
-class Detections(list[Detection]):
-    """The objects of one image, sorted by descending confidence: a list that also converts to arrays."""
-
-    @property
-    def xyxy(self) -> np.ndarray:
-        """Return the boxes as (K, 4) left, top, right, bottom in pixels."""
-        return np.array(
-            [(d.box[0], d.box[1], d.box[0] + d.box[2], d.box[1] + d.box[3]) for d in self], np.float32
-        ).reshape(-1, 4)
-
-    @property
-    def confidence(self) -> np.ndarray:
-        """Return the confidences (K,)."""
-        return np.array([d.confidence for d in self], np.float32)
-
-    @property
-    def class_id(self) -> np.ndarray:
-        """Return the class indices (K,)."""
-        return np.array([d.class_id for d in self], int)
-
-    def to_supervision(self) -> Any:
-        """Convert to supervision.Detections, with data["class_name"]. Raises DataError if supervision is not installed."""
-        try:
-            import supervision
-        except ImportError:
-            raise DataError(
-                "to_supervision: the package supervision is not installed; pip install supervision"
-            ) from None
-        names = np.array([d.label for d in self], str)
-        return supervision.Detections(
-            xyxy=self.xyxy, confidence=self.confidence, class_id=self.class_id, data={"class_name": names}
-        )
 
 
 class Detector(InferencePipeline):
@@ -99,55 +55,97 @@ class Detector(InferencePipeline):
         super().__init__(network, letterbox or bool(network.net.letter_box), precision)
         self.names = labels(names, self.head.num_labels, source, network.config.path)
 
-    def detect(self, image: ImageSource, thresh: float = 0.25, nms: float = 0.45) -> Detections:
+    def detect(
+        self, image: ImageSource, thresh: float = 0.25, nms: float = 0.45, max_det: int | None = MAX_DET
+    ) -> Detections:
         """Detect the objects in one image, sorted by descending confidence.
 
         image: a path, a uint8 array (H, W, 3) in RGB, or anything else that `image.as_image` accepts. thresh: only
         objects with a higher confidence are returned. nms: of two boxes of one class that overlap by more than this, the
         less confident one is suppressed; 0 keeps all. A box above thresh for several classes yields one Detection for
-        each. Raises ImageError.
+        each. max_det: the most Detections, the most confident; None for all. Raises ImageError; DataError if a number is
+        out of range.
         """
-        return self.detect_batch([image], thresh, nms)[0]
+        return self.detect_batch([image], thresh, nms, max_det=max_det)[0]
 
     def detect_batch(
-        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+        self,
+        images: Iterable[ImageSource],
+        thresh: float = 0.25,
+        nms: float = 0.45,
+        batch: int | None = 8,
+        max_det: int | None = MAX_DET,
+        keep: bool = True,
     ) -> list[Detections]:
-        """Detect the objects in several images, of any sizes, in one forward pass; one list per image.
+        """Detect the objects in several images, of any sizes; one list per image.
 
-        batch: the most images per forward pass, as in `detect_stream`.
+        batch: the most images per forward pass; None: all at once. The others: as in `detect` and `detect_stream`.
         """
-        return [self.to_detections(scored) for scored in self.detect_boxes(images, thresh, nms, batch)]
+        return list(self._detections(images, thresh, nms, batch, max_det, keep))
 
     def detect_stream(
-        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int = 8
+        self,
+        images: Iterable[ImageSource],
+        thresh: float = 0.25,
+        nms: float = 0.45,
+        batch: int = 8,
+        max_det: int | None = MAX_DET,
+        keep: bool = False,
     ) -> Iterator[Detections]:
         """Detect the objects in a stream of images, finite or not: a generator of one list per image, in order.
 
         The network processes `batch` images at a time. On a GPU, it computes one batch while the next is read and
         uploaded, so a batch's results appear once the next batch has been read; with NumPy, at once. An unreadable image
-        raises ImageError after the results of all earlier batches.
+        raises ImageError after the results of all earlier batches. keep: the results refer to the images, so that
+        `Detections.image`, `plot` and others can use them; results of files read them again without it.
         """
-        return (self.to_detections(scored) for scored in self.run(images, thresh, nms, batch))
+        return self._detections(images, thresh, nms, batch, max_det, keep)
+
+    def _detections(
+        self,
+        images: Iterable[ImageSource],
+        thresh: float,
+        nms: float,
+        batch: int | None,
+        max_det: int | None,
+        keep: bool,
+    ) -> Iterator[Detections]:
+        sources = deque[ImageSource]()  # of the batches in progress
+
+        def recorded() -> Iterator[ImageSource]:
+            for source in images:
+                sources.append(source)
+                yield source
+
+        results = self.run(recorded(), thresh, nms, batch)
+        return (self.to_detections(scored, max_det, sources.popleft(), keep) for scored in results)
 
     def detect_boxes(
-        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = None
+        self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = 8
     ) -> list[ScoredBoxes]:
         """Like `detect_batch`, but return boxes with all class probabilities, as arrays."""
         return list(self.run(images, thresh, nms, batch))
 
-    def to_detections(self, scored: ScoredBoxes) -> Detections:
-        """Convert arrays to Detections, sorted by descending confidence, without classes named dont_show..."""
+    def to_detections(
+        self, scored: ScoredBoxes, max_det: int | None = None, source: ImageSource = None, keep: bool = True
+    ) -> Detections:
+        """Convert arrays to Detections, sorted by descending confidence, without classes named dont_show...
+
+        max_det: the most Detections; None for all. source: the image; keep: refer to it, if it is not a path.
+        """
+        if max_det is not None and operator.index(max_det) < 1:
+            raise DataError(f"max_det {max_det}: must be at least 1, or None for all")
         k, c = np.nonzero(scored.probs)
+        hidden = np.array([name.startswith(HIDDEN_PREFIX) for name in self.names])
         order = np.argsort(-scored.probs[k, c], kind="stable")
+        order = order[~hidden[c[order]]][:max_det]
         k, c = k[order], c[order]
         relative = scored.boxes[k].astype(float)
         pixels = boxes.to_ltwh(relative * [scored.width, scored.height, scored.width, scored.height])
         rows = zip(c.tolist(), scored.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
-        return Detections(
-            Detection(self.names[i], i, confidence, tuple(box), tuple(fractions))
-            for i, confidence, box, fractions in rows
-            if not self.names[i].startswith(HIDDEN_PREFIX)
-        )
+        items = (Detection(self.names[i], i, conf, tuple(box), tuple(fractions)) for i, conf, box, fractions in rows)
+        kept = source if keep or isinstance(source, str | os.PathLike) else None
+        return Detections(items, names=self.names, shape=(scored.height, scored.width), source=kept)
 
 
 def labels(names: Sequence[str] | None, classes: int, source: str, cfg: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ LEVELS = [
     {"adapt", "weights", "summary", "data"},
     {"plan"},
     {"network"},
-    {"inference", "detector", "export"},
+    {"inference", "detections", "detector", "export"},
     {"tiles", "evaluate"},
     {"train"},
     {"__init__"},
