@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,9 @@ class Network:
     net: the [net] section. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
     heads: the layers whose outputs `predict` returns. seen: number of images it was trained on. device: the GPU that was
     current when the network was created; the network stays on it.
+
+    It can be pickled and deep-copied: a pickle holds the weights as NumPy arrays, the state of recurrent layers and the backend's
+    name (see `backend.restore`), not the programs, which are compiled anew. A deep copy shares nothing that changes.
     """
 
     def __init__(
@@ -46,13 +49,31 @@ class Network:
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
         self.nodes, self.device = nodes, be.current_device()
         self.program_cache = ProgramCache()
-        self.weights = [{name: be.asarray(a) for name, a in own.items()} for own in arrays]
-        be.synchronize()  # so that any stream may use them
-        for node in self.nodes:
-            self.weights[node.index] = self.weights[owner(node)]
+        self._set_weights(arrays)
         heads = [n.index for n in self.nodes if n.layer.head]
         self.heads = tuple(heads or [max((n.index for n in self.nodes if n.layer.has_output), default=0)])
         self.last_use = [max([n.index] + [m.index for m in self.nodes if n.index in m.sources]) for n in self.nodes]
+
+    def _set_weights(self, arrays: Sequence[Mapping[str, Any]]) -> None:
+        """Convert each layer's arrays to the backend's; a layer that shares weights gets those of their owner."""
+        be = self.backend
+        self.weights: list[Arrays] = [{name: convert(a, be.asarray) for name, a in own.items()} for own in arrays]
+        be.synchronize()  # so that any stream may use them
+        for node in self.nodes:
+            self.weights[node.index] = self.weights[owner(node)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.on_device():
+            own = [own if owner(node) == node.index else {} for node, own in zip(self.nodes, self.weights, strict=True)]
+            arrays = [{name: convert(a, self.backend.to_numpy) for name, a in layer.items()} for layer in own]
+        return self.__dict__ | {"weights": arrays, "program_cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.program_cache = ProgramCache()
+        self.device = self.backend.available_device(self.device)
+        with self.on_device():
+            self._set_weights([{name: convert(a, writeable) for name, a in own.items()} for own in state["weights"]])
 
     @property
     def channels(self) -> int:
@@ -223,6 +244,16 @@ class Network:
         """Write the weights of the first `upto` layers (default all), atomically."""
         arrays = [{k: self.backend.to_numpy(a) for k, a in own.items() if hasattr(a, "dtype")} for own in self.weights]
         write_weights(path, self.nodes, arrays, self.seen, upto)
+
+
+def convert(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to an array, or to each array of a recurrent layer's state."""
+    return [function(a) for a in value] if isinstance(value, list) else function(value)
+
+
+def writeable(a: np.ndarray) -> np.ndarray:
+    """Return an array that may be written, which those of an unpickler's own buffers, such as joblib's files, may not be."""
+    return a if a.flags.writeable else a.copy()
 
 
 def load_network(

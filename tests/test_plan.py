@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -217,13 +216,6 @@ def test_the_program_cache_is_bounded_shares_weights_and_is_cleared_by_training(
     assert not np.allclose(net.predict(images(net, 1))[0], before)
     net.forward(images(net, 1), gpudarknet.layers.ForwardContext(train=True), lambda *a: None)
     assert not net.program_cache.programs and not net.program_cache.packed_weights
-
-
-def test_a_program_cache_can_be_pickled():
-    net = network(NET.format(3, 26, 14) + CONV.format(8, 3, 1, "leaky"))
-    wanted = net.predict(images(net, 1))[0]
-    cache = pickle.loads(pickle.dumps(net.program_cache))
-    assert cache.programs == {} and wanted.shape == (1, 8, 14, 26)
 
 
 def test_nothing_is_allocated_in_the_steady_state():

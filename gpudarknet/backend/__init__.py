@@ -164,6 +164,12 @@ class Backend:
         cuda = getattr(self.xp, "cuda", None)
         return None if cuda is None else int(cuda.Device().id)
 
+    def available_device(self, device: int | None) -> int | None:
+        """Return a GPU's index if this machine has it, else that of the current one; None if arrays are in host memory."""
+        current = self.current_device()
+        known = current is not None and device is not None and device < self.xp.cuda.runtime.getDeviceCount()
+        return device if known else current
+
     def use_device(self, device: int | None) -> AbstractContextManager[object]:
         """Return a context in which a GPU is current; None is the host and changes nothing."""
         return nullcontext() if device is None else self.xp.cuda.Device(device)
@@ -213,6 +219,15 @@ class Backend:
         uploader = self._executor().uploader
         assert uploader is not None
         return uploader(self).upload(images, sizes)
+
+    def __reduce__(self) -> tuple[Callable[[str], Backend], tuple[str]]:
+        """Pickle it by name; see `restore`. Raises BackendError for one that `get` does not return."""
+        if self.name not in CHOICES:
+            raise BackendError(f"backend '{self.name}': cannot be pickled; only those that backend.get returns can be")
+        return restore, (self.name,)
+
+    def __deepcopy__(self, memo: object) -> Backend:
+        return self
 
     def _executor(self) -> Executor:
         if self.executor not in _executors:
@@ -320,6 +335,19 @@ def get(name: str | Backend = "auto") -> Backend:
         raise BackendError(f"{source}: 'cupy' cannot run here: {why}")
     _warn_idle_gpu(why)
     return Backend("numpy", np, executor="cpu")
+
+
+def restore(name: str) -> Backend:
+    """Return the backend of a pickle: the one of this name or, if it cannot run here, the one that GPUDARKNET_BACKEND names.
+
+    Raises BackendError if neither can.
+    """
+    try:
+        return get(name)
+    except BackendError as e:
+        if os.environ.get(VARIABLE):
+            return get("auto")
+        raise BackendError(f"{e}; or set {VARIABLE}=numpy to unpickle it there") from None
 
 
 @cache

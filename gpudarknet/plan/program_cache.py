@@ -12,7 +12,6 @@ from ..layers import Shape
 
 CAPACITY = 4  # programs: input shapes, batches and precisions in use at once
 Key = tuple[Shape, int, str]  # input shape (C, H, W), batch, precision
-_lock = threading.Lock()  # shared by all caches, so that a cache can be copied and pickled
 
 
 class ProgramCache:
@@ -22,12 +21,13 @@ class ProgramCache:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.programs: dict[Key, Program] = {}
         self.packed_weights: dict[Any, Any] = {}
 
     def clear(self) -> None:
         """Drop everything derived from the weights, because they have changed."""
-        with _lock:
+        with self._lock:
             self.programs, self.packed_weights = {}, {}  # another thread may still run a program; it keeps its weights
 
     def get(self, key: Key, compile: Callable[[dict[Any, Any]], Program]) -> Program:
@@ -35,7 +35,7 @@ class ProgramCache:
 
         If that raises BackendError, drop the other programs, whose arenas may occupy the memory it needs, and retry once.
         """
-        with _lock:
+        with self._lock:
             program = self.programs.pop(key, None)
             if program is None:
                 try:
@@ -49,6 +49,3 @@ class ProgramCache:
             while len(self.programs) > CAPACITY:
                 del self.programs[next(iter(self.programs))]
             return program
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"programs": {}, "packed_weights": {}}
