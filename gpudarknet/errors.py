@@ -30,6 +30,10 @@ class ImageError(DarknetError):
     """An image or a video cannot be read or written."""
 
 
+class DownloadError(DarknetError):
+    """A URL cannot be read, or may not be."""
+
+
 class DataError(DarknetError):
     """A .data, .names, tree, map or label file is invalid."""
 
