@@ -10,11 +10,12 @@ from . import backend, export
 from .backend.threads import get_num_threads, set_num_threads
 from .detections import Detection, Detections
 from .detector import Detector
+from .image_sources import sources
 from .network import Network, load_network
 from .train import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
     "Detection", "Detections", "Detector", "Network", "Trainer", "__version__", "backend", "export", "get_num_threads",
-    "load_network", "set_num_threads",
+    "load_network", "set_num_threads", "sources",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ LEVELS = [
     {"adapt", "weights", "summary", "data"},
     {"plan"},
     {"network"},
-    {"inference", "detections", "detector", "export"},
+    {"image_sources", "inference", "detections", "detector", "export"},
     {"tiles", "evaluate"},
     {"train"},
     {"__init__"},

@@ -6,7 +6,6 @@ Samples that cannot be read are reported and skipped. Batch k is the same for th
 from __future__ import annotations
 
 import math
-import os
 import threading
 import warnings
 import zlib
@@ -27,7 +26,7 @@ from ..io.text import read_text
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from .augment import rand_scale
-from .datafile import label_path
+from .datafile import label_path, listed_path
 
 MAX_TRIES = 100  # unreadable images in a row before reading fails
 MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
@@ -42,20 +41,12 @@ def read_list(path: str | Path) -> list[str]:
 
     A leading `~` is the home folder. If a path with backslashes does not exist, as in a list from Windows, they become slashes.
     """
-    lines = [os.path.expanduser(line.strip()) for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n")]
-    lines = [line for line in lines if line]
+    lines = [stripped for line in read_text(path, max_bytes=MAX_LIST_BYTES).split("\n") if (stripped := line.strip())]
     if not lines:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
     if (longest := max(map(len, lines))) > MAX_PATH:
         raise DataError(f"{path}: has a line of {longest} characters; it must have the path of an image on each line")
-    folder = Path(path).parent
-
-    def resolve(line: str) -> str:
-        return line if os.path.isabs(line) or os.path.exists(line) else str(folder / line)
-
-    resolved = [resolve(line) for line in lines]
-    return [path if "\\" not in path or os.path.exists(path) else resolve(line.replace("\\", "/"))
-            for line, path in zip(lines, resolved, strict=True)]  # fmt: skip
+    return [listed_path(line, Path(path).parent) for line in lines]
 
 
 def read_labels(

@@ -1,0 +1,251 @@
+"""Images named by files, folders, patterns, lists and URLs, one after the other.
+
+    for found in detector.detect_stream(gd.sources("photos/**/*.jpg")): ...
+
+Nothing is read ahead: of a list one line is in memory, of folders the names of those between the first and the current one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from .data import MAX_PATH
+from .data.datafile import listed_path
+from .errors import DataError, DataWarning
+
+# The endings of formats that `image.read` accepts (image/formats.py), and of files that are one of them under another name
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .exr .gif .hdr .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pam .pbm .pfm .pgm .pic .png .pnm .ppm .pxm .ras .sr"
+    " .tif .tiff .webp".split()
+)
+LIST_SUFFIX = ".txt"
+URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+SCHEMES = ("http", "https")
+MAGIC = re.compile(r"[*?[]")  # characters of patterns
+LABEL = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,5}", re.IGNORECASE)  # a line of a label file
+
+
+def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
+    """Yield the images that `source` names, each a Path, a URL, or an array as given.
+
+    source: the path of an image; a folder, whose images come in the order of their names, with `recursive` followed by those
+    of its subfolders; a pattern such as `photos/*.jpg`, where `**` stands for any folders; a text file (.txt) with a path or
+    URL on each line, relative to the current folder or to the list's; an http or https URL; an array or a PIL image; or an
+    iterable of all these. A path that exists is not a pattern. In folders and patterns, hidden files and those that are not
+    images by their names are left out. A missing file is yielded, and reported by whoever reads it. Raises DataError if a
+    folder, pattern or list has no images, or for a URL of another scheme.
+    """
+    if isinstance(source, str | os.PathLike):
+        yield from named(os.fspath(source), recursive)
+    elif is_image(source):
+        yield source
+    elif isinstance(source, Iterable):
+        for one in source:
+            yield from sources(one, recursive=recursive)
+    else:
+        raise DataError(f"sources: {type(source).__name__} is neither a path nor an image; pass one, or a list of them")
+
+
+def is_image(source: Any) -> bool:
+    """Return whether a source is pixels: an array of any library or a PIL image."""
+    interfaces = ("__array_interface__", "__cuda_array_interface__", "__dlpack__")
+    return any(hasattr(source, name) for name in interfaces)
+
+
+def named(name: str, recursive: bool = False) -> Iterator[Path | str]:
+    """Yield the images that a path, a pattern or a URL names."""
+    if match := URL.match(name):
+        scheme = match[1].lower()
+        if scheme not in SCHEMES:
+            raise DataError(f"{name}: only http and https URLs are read; download the file and give its path")
+        yield scheme + name[match.end(1) :]
+        return
+    if not name:
+        raise DataError("sources: a path is empty; give that of an image or a folder")
+    path = existing_path(name)
+    if os.path.isdir(path):
+        yield from some(walk(path, recursive, found := Found(path, "has"), set()), found)
+    elif is_pattern(path):
+        found = Found(path, "matches")
+        yield from some(expand(*split_pattern(path), found, set()), found)
+    elif is_list(path):
+        yield from read_list(path)
+    else:
+        yield path
+
+
+def is_single(name: str) -> bool:
+    """Return whether a path or URL names one image, whether it exists or not."""
+    path = existing_path(name)
+    return bool(URL.match(name)) or not (os.path.isdir(path) or is_pattern(path) or is_list(path))
+
+
+def existing_path(name: str) -> Path:
+    """Return a path; `~` is the home folder, unless it is a file's name."""
+    return Path(name if os.path.lexists(name) else os.path.expanduser(name))
+
+
+def is_pattern(path: Path) -> bool:
+    """Return whether a path is a pattern: it has *, ? or [, and no such file exists."""
+    return bool(MAGIC.search(str(path))) and not os.path.lexists(path)
+
+
+def is_list(path: Path) -> bool:
+    """Return whether a path is that of a list of images."""
+    return path.suffix.lower() == LIST_SUFFIX and os.path.isfile(path)
+
+
+class Found:
+    """What a folder or a pattern has besides images, for the message that it has none."""
+
+    def __init__(self, source: Path, verb: str):
+        self.source, self.verb = source, verb
+        self.others, self.folders = Counter[str](), 0
+
+    def error(self) -> DataError:
+        """Return the error that there is no image."""
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common(3))
+        found = [f"{sum(self.others.values())} other files ({kinds})"] * bool(kinds)
+        found += [f"{self.folders} folders, which are searched with recursive"] * bool(self.folders)
+        return DataError(f"{self.source}: {self.verb} no image; found {' and '.join(found) or 'nothing'}")
+
+
+def some(images: Iterator[Path], found: Found) -> Iterator[Path]:
+    """Yield the images. Raises DataError if there are none."""
+    first = next(images, None)
+    if first is None:
+        raise found.error()
+    yield from chain([first], images)
+
+
+# Folders
+
+Visited = set[tuple[int, ...]]
+
+
+def walk(folder: Path, recursive: bool, found: Found, visited: Visited) -> Iterator[Path]:
+    """Yield a folder's images by name, then those of its subfolders. A folder that links lead to again is visited once."""
+    if is_known(folder, visited):
+        return
+    files, folders = listing(folder, top=len(visited) < 2)
+    for name in files:
+        if is_image_name(name):
+            yield folder / name
+        else:
+            found.others[Path(name).suffix] += 1
+    if not recursive:
+        found.folders = len(folders)
+        return
+    for name in folders:
+        yield from walk(folder / name, recursive, found, visited)
+
+
+def listing(folder: Path, top: bool = False, hidden: bool = False) -> tuple[list[str], list[str]]:
+    """Return a folder's files and its subfolders, sorted by name. Raises DataError, or warns if it is not the top folder."""
+    files: list[str] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if hidden or not entry.name.startswith("."):
+                    (folders if os.path.isdir(entry) else files).append(entry.name)
+    except OSError as e:
+        message = f"{folder}: cannot be listed ({e.strerror})"
+        if top:
+            raise DataError(f"{message}; check its permissions") from None
+        warnings.warn(f"{message}; its images are left out", DataWarning, stacklevel=2)
+    return sorted(files), sorted(folders)
+
+
+def is_known(folder: Path, visited: Visited, *state: int) -> bool:
+    """Return whether a folder has been visited under any path, in this state, and note that it is now."""
+    try:
+        status = folder.stat()
+    except OSError:  # `listing` tells
+        return False
+    key = (status.st_dev, status.st_ino, *state)
+    known = key in visited
+    visited.add(key)
+    return known
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file is an image by its name."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+# Patterns
+
+
+def split_pattern(path: Path) -> tuple[Path, list[str]]:
+    """Return the folder before a pattern's first part with *, ? or [, and the other parts; a last `**` is `**/*`."""
+    base, parts = Path(path.anchor), list(path.parts[bool(path.anchor) :])
+    while not is_pattern(base / parts[0]):
+        base /= parts.pop(0)
+    return base, parts if parts[-1] != "**" else [*parts, "*"]
+
+
+def expand(base: Path, parts: list[str], found: Found, visited: Visited) -> Iterator[Path]:
+    """Yield the images below a folder whose path matches a pattern's parts, folder by folder, each by name."""
+    if not base.is_dir() or is_known(base, visited, len(parts)):
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from expand(base, rest, found, visited)
+        for name in listing(base)[1]:
+            yield from expand(base / name, parts, found, visited)
+    elif rest:
+        names = (
+            [part] if (base / part).exists() else fnmatch.filter(listing(base, hidden=part.startswith("."))[1], part)
+        )
+        for name in names:
+            yield from expand(base / name, rest, found, visited)
+    else:
+        for name in fnmatch.filter(listing(base, hidden=part.startswith("."))[0], part):
+            if is_image_name(name):
+                yield base / name
+            else:
+                found.others[Path(name).suffix] += 1
+
+
+# Lists
+
+
+def read_list(path: Path) -> Iterator[Path | str]:
+    """Yield the path or URL on each line of a text file, as `data.read_list` reads it. Raises DataError."""
+    empty = True
+    for number, line in enumerate(lines(path), 1):
+        text = line.strip()
+        if "\0" in text or len(text) > MAX_PATH:
+            raise DataError(f"{path}:{number}: is not a path; a list has the path of an image on each line")
+        if LABEL.fullmatch(text):
+            raise DataError(
+                f"{path}:{number}: is a label, not a path; give the folder or the pattern of the images, quoted"
+            )
+        if text:
+            empty = False
+            yield from named(text) if URL.match(text) else [Path(listed_path(text, path.parent))]
+    if empty:
+        raise DataError(f"{path}: is empty; it must have the path of an image on each line")
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file in UTF-8, or in UTF-16 with a byte order mark; at most MAX_PATH + 2 characters of each."""
+    try:
+        with open(path, "rb") as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        with open(path, encoding=encoding, errors=errors) as text:
+            while line := text.readline(MAX_PATH + 2):
+                yield line
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
