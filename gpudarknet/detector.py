@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -110,42 +109,56 @@ class Detector(InferencePipeline):
         max_det: int | None,
         keep: bool,
     ) -> Iterator[Detections]:
-        sources = deque[ImageSource]()  # of the batches in progress
+        _check_max_det(max_det)
+        results = self.run_images(images, *_fractions(thresh, nms), batch)
 
-        def recorded() -> Iterator[ImageSource]:
-            for source in images:
-                sources.append(source)
-                yield source
+        def convert(source: ImageSource, img: np.ndarray, scored: ScoredBoxes) -> Detections:
+            known = source if keep or isinstance(source, str | os.PathLike) else None
+            return self.to_detections(scored, max_det, known, img if keep else None)
 
-        results = self.run(recorded(), thresh, nms, batch)
-        return (self.to_detections(scored, max_det, sources.popleft(), keep) for scored in results)
+        return (convert(*result) for result in results)
 
     def detect_boxes(
         self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = 8
     ) -> list[ScoredBoxes]:
         """Like `detect_batch`, but return boxes with all class probabilities, as arrays."""
-        return list(self.run(images, thresh, nms, batch))
+        return list(self.run(images, *_fractions(thresh, nms), batch))
 
     def to_detections(
-        self, scored: ScoredBoxes, max_det: int | None = None, source: ImageSource = None, keep: bool = True
+        self,
+        scored: ScoredBoxes,
+        max_det: int | None = None,
+        source: ImageSource = None,
+        pixels: np.ndarray | None = None,
     ) -> Detections:
         """Convert arrays to Detections, sorted by descending confidence, without classes named dont_show...
 
-        max_det: the most Detections; None for all. source: the image; keep: refer to it, if it is not a path.
+        max_det: the most Detections; None for all. source, pixels: as in `Detections`.
         """
-        if max_det is not None and operator.index(max_det) < 1:
-            raise DataError(f"max_det {max_det}: must be at least 1, or None for all")
+        _check_max_det(max_det)
         k, c = np.nonzero(scored.probs)
         hidden = np.array([name.startswith(HIDDEN_PREFIX) for name in self.names])
         order = np.argsort(-scored.probs[k, c], kind="stable")
         order = order[~hidden[c[order]]][:max_det]
         k, c = k[order], c[order]
         relative = scored.boxes[k].astype(float)
-        pixels = boxes.to_ltwh(relative * [scored.width, scored.height, scored.width, scored.height])
-        rows = zip(c.tolist(), scored.probs[k, c].tolist(), pixels.tolist(), relative.tolist(), strict=True)
+        ltwh = boxes.to_ltwh(relative * [scored.width, scored.height, scored.width, scored.height])
+        rows = zip(c.tolist(), scored.probs[k, c].tolist(), ltwh.tolist(), relative.tolist(), strict=True)
         items = (Detection(self.names[i], i, conf, tuple(box), tuple(fractions)) for i, conf, box, fractions in rows)
-        kept = source if keep or isinstance(source, str | os.PathLike) else None
-        return Detections(items, names=self.names, shape=(scored.height, scored.width), source=kept)
+        return Detections(items, names=self.names, shape=(scored.height, scored.width), source=source, pixels=pixels)
+
+
+def _fractions(thresh: float, nms: float) -> tuple[float, float]:
+    """Return thresh and nms. Raises DataError if one is not in 0 to 1."""
+    for name, value in (("thresh", thresh), ("nms", nms)):
+        if not 0 <= value <= 1:
+            raise DataError(f"{name} {value}: must be 0 to 1, for example {0.25 if name == 'thresh' else 0.45}")
+    return thresh, nms
+
+
+def _check_max_det(max_det: int | None) -> None:
+    if max_det is not None and not (hasattr(max_det, "__index__") and operator.index(max_det) >= 1):
+        raise DataError(f"max_det {max_det}: must be an integer of at least 1, or None for all")
 
 
 def labels(names: Sequence[str] | None, classes: int, source: str, cfg: str) -> tuple[str, ...]:

@@ -8,7 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ImageError
+
 Image = NDArray[np.uint8]
+
+MAX_LINE_WIDTH = 32767  # OpenCV's
 
 
 class Drawable(Protocol):
@@ -24,30 +28,47 @@ class Drawable(Protocol):
     def box(self) -> Sequence[float]: ...
 
 
-def draw(image: Image, detections: Iterable[Drawable], names: Sequence[str] | None = None) -> Image:
+def draw(
+    image: Image,
+    detections: Iterable[Drawable],
+    names: Sequence[str] | None = None,
+    *,
+    conf: bool = True,
+    line_width: int | None = None,
+    labels: bool = True,
+) -> Image:
     """Draw boxes and labels on a copy, the most confident on top. uint8 (H, W, 1 or 3) -> uint8 (H, W, 3).
 
-    Colors are Darknet's for `len(names)` classes (without names: for 80, or more if needed).
+    Colors are Darknet's for `len(names)` classes (without names: for 80, or more if needed). conf: labels have the
+    confidence in percent. line_width: of boxes, in pixels; None: in proportion to the image. labels: write labels; those
+    of equal boxes share a line. Raises ImageError if line_width is below 1.
     """
     import cv2
 
-    detections = sorted(detections, key=lambda d: d.confidence)
-    classes = len(names) if names else max([80, *(d.class_id + 1 for d in detections)])
+    if line_width is not None and not 1 <= line_width <= MAX_LINE_WIDTH:
+        raise ImageError(f"line_width {line_width}: must be 1 to {MAX_LINE_WIDTH} pixels, or None")
+    groups: dict[tuple[float, ...], list[Drawable]] = {}  # one box may have several classes
+    for d in sorted(detections, key=lambda d: d.confidence):
+        groups.setdefault(tuple(d.box), []).insert(0, d)
+    best = max((d.class_id + 1 for group in groups.values() for d in group), default=0)
+    classes = len(names) if names else max(80, best)
     canvas = np.array(np.broadcast_to(image, (*image.shape[:2], 3)), order="C")  # always a copy
     H, W = canvas.shape[:2]
-    thickness = max(1, round((W + H) / 500))
-    labels = []
-    for d in detections:
-        left, top, width, height = np.nan_to_num(np.asarray(d.box, dtype=np.float64))
+    thickness = round(line_width) if line_width else max(1, round((W + H) / 500))
+    texts = []
+    for box, group in sorted(groups.items(), key=lambda item: item[1][0].confidence):
+        left, top, width, height = np.nan_to_num(np.asarray(box, dtype=np.float64))
         if left >= W or top >= H or left + width < 0 or top + height < 0:
             continue
         x0, x1 = np.clip((left, left + width), 0, W - 1).astype(int).tolist()
         y0, y1 = np.clip((top, top + height), 0, H - 1).astype(int).tolist()
-        box_colour = colour(d.class_id, classes)
+        box_colour = colour(group[0].class_id, classes)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), box_colour, thickness)
-        labels.append((f"{d.label} {d.confidence:.0%}", x0 - thickness // 2, y0, thickness, box_colour))
-    for label in labels:  # after all boxes, so that no line crosses a text
-        _label(canvas, *label)
+        text = ", ".join(f"{d.label} {d.confidence:.0%}" if conf else d.label for d in group)
+        texts.append((text, x0 - thickness // 2, y0, thickness, box_colour))
+    if labels:
+        for placed in texts:  # after all boxes, so that no line crosses a text
+            _label(canvas, *placed)
     return canvas
 
 
