@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
     """Run in an empty folder, on NumPy, where downloads fail."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
-    monkeypatch.setattr(download, "weights", lambda *args: pytest.fail("attempted a download"))
+    monkeypatch.setattr(download, "weights", lambda *_, **__: pytest.fail("attempted a download"))
     return tmp_path
 
 

@@ -99,7 +99,7 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     (tmp_path / ".venv/bin/activate").write_text("")
     cv2.imwrite(str(tmp_path / "photo.png"), np.random.default_rng(0).integers(0, 256, (240, 330, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download, "weights", lambda name, report=None: tmp_path / f"{name}.weights")
+    monkeypatch.setattr(download, "weights", lambda name, *_, **__: tmp_path / f"{name}.weights")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
     monkeypatch.setattr(threads, "_requested", None)  # a block sets the number of threads; what was before comes back

