@@ -293,9 +293,9 @@ class Reporter:
 
 
 def sections(text: str, path: str, report: Reporter) -> list[Section]:
-    """Split the text into sections with their options."""
+    """Split the text, with or without a byte order mark, into sections with their options."""
     result: list[tuple[str, int, list[Option]]] = []
-    for number, raw in enumerate(text.split("\n"), 1):
+    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         line = re.sub(r"[ \t\r\n]", "", raw)
         if not line or line[0] in "#;":
             continue

@@ -66,6 +66,10 @@ class DataWarning(UserWarning):
     """Part of a data set cannot be used, for example images or labels that are missing."""
 
 
+class ImageWarning(UserWarning):
+    """A damaged image was read, and some of its pixels are missing."""
+
+
 class TrainWarning(UserWarning):
     """Training continues, but behaves unexpectedly."""
 

@@ -203,12 +203,12 @@ def test_images_that_cannot_be_read(folder):
     (folder / "3.png").write_bytes(whole)
     (folder / "0.png").write_text("version https://git-lfs.github.com/spec/v1\n")  # the images after it are tried
     with pytest.warns(
-        DataWarning, match=r"`train`: 3 of 4 images cannot be read and are skipped, first .*/0.png: is not an"
+        DataWarning, match=r"`train`: 3 of 4 images cannot be read and are skipped, first .*/0.png: is a Git LFS"
     ):
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
     for n in range(4):
         (folder / f"{n}.png").write_text("version https://git-lfs.github.com/spec/v1\n")  # exists, but is no image
-    with pytest.raises(DataError, match=r"`train`: none of its 4 images can be read, first .*/0.png: is not"):
+    with pytest.raises(DataError, match=r"`train`: none of its 4 images can be read, first .*/0.png: is a Git"):
         datasets.training_set(DataFile.read("x.data"), gd.load_network("x.cfg"))
 
 

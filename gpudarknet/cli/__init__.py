@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own errors report broken images
     with warnings.catch_warnings(), log_to_stderr(), handled(("SIGTERM", "SIGHUP"), stop):
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("default", UserWarning)  # once each: training reads an image many times
         warnings.showwarning = show_warning
         try:
             code = run(argv)

@@ -1,21 +1,27 @@
 """Read images from files and from other libraries' arrays, and write them.
 
-An image is uint8 (H, W, C) with C = 3 (RGB) or 1. A new file format belongs here; resizing and letterboxing are in
-`resize.py`, drawing detections in `drawing.py` (both re-exported), video in `video.py`.
+An image is uint8 (H, W, C) with C = 3 (RGB) or 1. Which files are read is in `formats.py`, which objects in `arrays.py`;
+resizing and letterboxing are in `resize.py`, drawing detections in `drawing.py` (both re-exported), video in `video.py`.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import DownloadError, ImageError, ImageWarning
 from ..io.atomic import atomic_write
+from . import formats
+from .arrays import to_numpy
 from .drawing import colour as colour
 from .drawing import draw as draw
 from .resize import classifier_input as classifier_input
@@ -26,9 +32,12 @@ from .resize import with_channels
 
 Image = NDArray[np.uint8]
 
-MAX_PIXELS = 2**28  # that a PNG may declare: a file of a few kilobytes can decompress to any size
-NO_IMAGE = "is not an image that OpenCV can read; use a complete JPEG, PNG or BMP file"
-CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and managed
+URL_SCHEMES = ("http://", "https://")
+ALLOW_PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"
+JPEG_PADDING = (
+    b"\xff\xd9" * 2**15
+)  # libjpeg reads as many ends as it needs after a file, as in imread, but not after a buffer
+LIBJPEG_MESSAGES = (b"Corrupt JPEG data", b"Premature end of JPEG", b"Invalid SOS", b"Inconsistent progression")
 
 
 # Reading and writing
@@ -48,30 +57,53 @@ def opencv() -> Any:
 def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
     """Read an image file -> uint8 (H, W, 3) RGB, or (H, W, 1) gray with channels=1. Raises ImageError.
 
-    As in OpenCV, EXIF orientation is applied, alpha is dropped and 16 bits are reduced to 8.
+    The pixels are those of OpenCV's imread: EXIF orientation is applied, alpha is dropped and 16 bits are reduced to 8; of
+    several pages or frames it is the first. A JPEG file that ends early is read with an ImageWarning. Only the formats of
+    `formats.FORMATS` are read, whatever the file's name, and only up to `formats.max_pixels` pixels. A str that begins with
+    http:// or https:// is downloaded (`io.http.read_url`), from private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1.
     """
-    cv2 = opencv()
+    if isinstance(path, str) and path.lower().startswith(URL_SCHEMES):
+        return _decode_url(path, channels)
+    return decode(_content(Path(path)), channels, os.fspath(path))
 
+
+def decode(data: bytes, channels: int = 3, name: str = "image") -> Image:
+    """Decode the content of an image file as `read` does; `name` is used in messages. Raises ImageError."""
+    cv2 = opencv()
     if channels not in (1, 3):
-        raise ImageError(f"{path}: cannot be read with {channels} channels; use 3 (RGB) or 1 (gray)")
-    data = _undamaged(Path(path))
+        raise ImageError(f"{name}: cannot be read with {channels} channels; use 3 (RGB) or 1 (gray)")
+    form = _checked(data, name)
+    truncated = form.name == "JPEG" and formats.is_truncated_jpeg(data)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    if truncated:
+        data += JPEG_PADDING
     try:
-        image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        with _opencv_log.off(), _without_libjpeg_messages(truncated):
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            if image is None and form.name == "TIFF":  # OpenCV reads uncompressed tiles only from files
+                with tempfile.TemporaryDirectory() as folder:
+                    (Path(folder) / "image").write_bytes(data)
+                    image = cv2.imread(f"{folder}/image", flag)
     except cv2.error as error:  # its text has several lines; `err` is the condition that failed
-        raise ImageError(f"{path}: OpenCV rejects this image ({error.err}); use a smaller one") from None
+        raise ImageError(f"{name}: OpenCV rejects this image ({error.err}); use a smaller one") from None
     if image is None:
-        raise ImageError(f"{path}: {NO_IMAGE}")
-    if channels == 3:
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return image.reshape(*image.shape[:2], channels)
+        raise _unreadable(form, name)
+    if truncated:
+        warnings.warn(
+            f"{name}: is truncated, its missing part is gray or blurred; {formats.AGAIN}", ImageWarning, stacklevel=3
+        )
+    if image.ndim == 2:
+        return with_channels(image[:, :, None], channels)
+    if channels == 1:  # PFM files ignore the flag
+        return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ImageError of `read` if a file is missing, empty, damaged or of an unknown format, without decoding it."""
-    _undamaged(Path(path))
+    form = _checked(_content(Path(path)), os.fspath(path))
     if not opencv().haveImageReader(os.fspath(path)):
-        raise ImageError(f"{path}: {NO_IMAGE}")
+        raise _unreadable(form, os.fspath(path))
 
 
 def write(path: str | os.PathLike[str], image: Image) -> None:
@@ -96,13 +128,18 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
 def as_image(source: Any, channels: int = 3) -> Image:
     """Return an image as uint8 (H, W, channels), without a copy if it already is one. Raises ImageError.
 
-    `source` is a path; a PIL image (EXIF orientation is not applied); or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB
-    or (H, W, 4) RGBA, from NumPy or any library with `__dlpack__`, `__cuda_array_interface__` or `__array_interface__`.
+    `source` is a path or a URL, as for `read`; the content of an image file as bytes, or a file that is open in binary mode; a
+    PIL image; or a uint8 array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA, from NumPy or any library with
+    `__dlpack__`, `__cuda_array_interface__` or `__array_interface__`. EXIF orientation is applied, also a PIL image's.
     OpenCV's frames are BGR: pass `frame[..., ::-1]`.
     """
     if isinstance(source, str | os.PathLike):
         return read(source, channels)
-    array = _to_numpy(source)
+    if isinstance(source, bytes | bytearray) or (isinstance(source, memoryview) and source.ndim == 1):
+        return decode(bytes(source), channels, f"image of {len(source)} bytes")
+    if hasattr(source, "read"):
+        return decode(_stream_content(source), channels, _stream_name(source))
+    array = to_numpy(source)
     if array.dtype != np.uint8:
         raise ImageError(
             f"image: has dtype {array.dtype}, not uint8; if its values are 0..1, pass (image * 255).astype('uint8')"
@@ -117,86 +154,132 @@ def as_image(source: Any, channels: int = 3) -> Image:
     return with_channels(array[:, :, :3], channels)
 
 
+# Content of files
+
+
 def _content(path: Path) -> bytes:
+    """Return the bytes of a file that begins like an image. Raises ImageError."""
+    limit = formats.MAX_PIXEL_BYTES * formats.max_pixels()
     try:
         if path.is_dir():
             raise ImageError(f"{path}: is a folder; use the path of an image")
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise ImageError(f"{path}: is not a regular file; save the image to one")
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            head = file.read(formats.HEAD)
+            if head:
+                _named(path, formats.identify, head)
+            data = head + file.read(limit)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path!s}: cannot be read ({reason}); check the path and its permissions") from None
-    if not data:
-        raise ImageError(f"{path}: is empty; use a JPEG, PNG or BMP file")
     return data
 
 
-def _undamaged(path: Path) -> bytes:
-    data = _content(path)
-    damage = _damage(data)
-    if damage:
-        raise ImageError(f"{path}: {damage}")
-    return data
+def _decode_url(url: str, channels: int) -> Image:
+    from ..io.http import printable, read_url
 
-
-def _damage(data: bytes) -> str:
-    """Return what is wrong with a JPEG or PNG file and how to fix it, or "".
-
-    The decoders would notice too, but they print to stderr, and old ones return a partial image.
-    """
-    truncated = "is truncated; download or save the file again"
-    if data.startswith(b"\xff\xd8\xff"):
-        return truncated if data.rfind(b"\xff\xd9") < 0 else ""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ""
-    at, kind = 8, b""
-    while kind != b"IEND":  # a chunk: content length, type, content, CRC of type and content
-        kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if end + 4 > len(data):
-            return truncated
-        critical = not kind[0] & 0x20  # decoders may ignore ancillary chunks
-        if critical and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"is damaged at byte {at}; download or save the file again"
-        if kind == b"IHDR":
-            W, H = int.from_bytes(data[at + 8 : at + 12], "big"), int.from_bytes(data[at + 12 : at + 16], "big")
-            if not 0 < W * H <= MAX_PIXELS:
-                return f"declares a size of {W} x {H}; use an image of 1 to {MAX_PIXELS} pixels"
-        at = end + 4
-    return ""
-
-
-def _to_numpy(source: Any) -> NDArray[Any]:
-    """Convert a PIL image or an array of any library to a NumPy array."""
-    if isinstance(source, np.ndarray):
-        return source
-    if hasattr(source, "convert") and hasattr(source, "mode"):  # a PIL image, without importing PIL
-        if source.mode[0] in "IF":
-            raise ImageError(f"image: PIL mode {source.mode} is not 8-bit; scale it to 0..255 as mode L first")
-        return np.asarray(source.convert("L" if source.mode in ("1", "L", "LA") else "RGB"))
     try:
-        if hasattr(source, "__cuda_array_interface__") or (
-            hasattr(source, "__dlpack_device__") and source.__dlpack_device__()[0] in CUDA_DEVICES
-        ):
-            return _from_cuda(source)
-        if hasattr(source, "__dlpack__"):
-            return np.from_dlpack(source)
-        if hasattr(source, "__array_interface__"):
-            return np.asarray(source)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        data = read_url(url, allow_private=os.environ.get(ALLOW_PRIVATE_URLS) == "1")
+    except DownloadError as error:
+        raise ImageError(str(error)) from None
+    return decode(data, channels, printable(url))
+
+
+def _stream_content(file: Any) -> bytes:
+    """Return what remains in an open file. Raises ImageError."""
+    try:
+        data = file.read(formats.MAX_PIXEL_BYTES * formats.max_pixels())
+    except (OSError, ValueError, EOFError) as error:  # ValueError: it is closed, or its bytes are no text
         raise ImageError(
-            f"image: this {type(source).__name__} cannot be converted ({reason}); pass a NumPy array"
+            f"{_stream_name(file)}: cannot be read ({' '.join(str(error).split())}); open it as 'rb'"
         ) from None
-    raise ImageError(f"image: a {type(source).__name__} is not an image; pass a path, a PIL image or a uint8 array")
+    if not isinstance(data, bytes | bytearray):
+        raise ImageError(f"{_stream_name(file)}: is open as text; open it as 'rb'")
+    return bytes(data)
 
 
-def _from_cuda(source: Any) -> NDArray[Any]:
+def _stream_name(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) and name else "image"
+
+
+def _checked(data: bytes, name: str) -> formats.Format:
+    """Return the format of a file. Raises ImageError if its first bytes and header are not those of a readable image."""
+    if not data:
+        raise ImageError(f"{name}: is empty; use a JPEG, PNG or BMP file")
+    return _named(name, formats.check, data)
+
+
+def _named(name: str | Path, check: Callable[[bytes], formats.Format], data: bytes) -> formats.Format:
+    """Return check(data); put the name before the message of an ImageError."""
     try:
-        import cupy
-    except ImportError:
-        raise ImageError("image: is in GPU memory, and CuPy is not installed; copy it to the host first") from None
-    convert = cupy.asarray if hasattr(source, "__cuda_array_interface__") else cupy.from_dlpack
-    return convert(source).get()
+        return check(data)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+
+
+def _unreadable(form: formats.Format, name: str) -> ImageError:
+    return ImageError(
+        f"{name}: is a {form.name} file that OpenCV {opencv().__version__} cannot read (truncated, damaged, or a rare kind);"
+        " save it again as JPEG or PNG"
+    )
+
+
+# What decoders print
+
+
+class _OpenCVLog:
+    """Switches OpenCV's log off while files are decoded: our errors say the same, with the file's name, in one line."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._level = threading.Lock(), 0, 0
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Log nothing while the block, in any thread, runs."""
+        log = opencv().utils.logging
+        with self._lock:
+            if not self._count:
+                self._level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    log.setLogLevel(self._level)
+
+
+_opencv_log = _OpenCVLog()
+_stderr_lock = threading.Lock()
+
+
+@contextmanager
+def _without_libjpeg_messages(expected: bool) -> Iterator[None]:
+    """Remove from standard error what libjpeg prints of a file that is known to be truncated; it names no file.
+
+    libjpeg writes to the descriptor, so that is replaced for the time of the block; what else arrives there is passed on.
+    """
+    if not expected:
+        yield
+        return
+    with _stderr_lock, tempfile.TemporaryFile() as messages:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            messages.seek(0)
+            for line in messages:
+                if not line.startswith(LIBJPEG_MESSAGES):
+                    os.write(2, line)
