@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import cache
 from pathlib import Path
 
@@ -75,6 +76,112 @@ def test_a_batch_returns_a_list_per_image(toy, tmp_path):
     for one, alone in zip(batch, images, strict=True):
         assert one == detector.detect(alone)
     assert detector.detect_batch([]) == []
+
+
+def spotted(count: int) -> np.ndarray:
+    """Return an image (32, 64, 3) in which `count` of the eight cells see a cat."""
+    shown = np.zeros((32, 64, 3), np.uint8)
+    for cell in range(count):
+        shown[16 * (cell // 4), 16 * (cell % 4)] = 255 - 9 * cell, 0, 0  # of different confidences
+    return shown
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, None])
+def test_results_do_not_depend_on_the_batch(toy, batch):
+    detector, images = toy(), [spotted(k % 9) for k in range(20)]
+    for given in (images, iter(images)):
+        results = detector.detect_batch(given, nms=0, batch=batch)
+        assert [len(one) for one in results] == [len(detector.detect(one, nms=0)) for one in images]
+        for together, image_ in zip(results, images, strict=True):
+            alone = detector.detect(image_, nms=0)
+            assert together.class_id.tolist() == alone.class_id.tolist()
+            np.testing.assert_allclose(together.xywhn, alone.xywhn, atol=ROUNDING)
+            np.testing.assert_allclose(together.confidence, alone.confidence, atol=ROUNDING)
+    assert {len(one) for one in results} == set(range(9))
+
+
+def test_a_list_runs_in_batches_of_eight(toy, monkeypatch):
+    detector, sizes, images = toy(), [], [tiny.image()] * 19
+    predict = detector.predict
+    monkeypatch.setattr(detector, "predict", lambda x: sizes.append(len(x)) or predict(x))
+    for detect in (detector.detect_batch, detector.detect_boxes, lambda images: list(detector.detect_stream(images))):
+        sizes.clear()
+        assert len(detect(iter(images))) == 19 and sizes == [8, 8, 3]
+    sizes.clear()
+    assert len(detector.detect_batch(images, batch=None)) == 19 and sizes == [19]
+
+
+def test_max_det_keeps_the_most_confident(toy):
+    detector, image_ = toy(), spotted(8)
+    everything = detector.detect(image_, nms=0, max_det=None)
+    assert len(everything) == 8 and everything == detector.detect(image_, nms=0)
+    for detect in (
+        detector.detect,
+        lambda *a, **k: detector.detect_batch([a[0]], *a[1:], **k)[0],
+        lambda *a, **k: next(detector.detect_stream([a[0]], *a[1:], **k)),
+    ):
+        assert detect(image_, nms=0, max_det=3) == everything[:3]
+        assert detect(image_, nms=0, max_det=np.int64(100)) == everything
+    (scored,) = detector.detect_boxes([image_], nms=0)
+    assert len(scored.boxes) == 8  # all, as mAP needs them
+    assert detector.to_detections(scored) == everything and detector.to_detections(scored, 2) == everything[:2]
+
+
+def test_max_det_counts_pairs_of_box_and_class_that_are_shown(toy):
+    shown = tiny.image()  # its second box is a dog and a cat
+    assert [d.label for d in toy().detect(shown, max_det=2)] == ["cat", "dog"]
+    assert [d.label for d in toy(names=["dont_show cat", "dog"]).detect(shown, max_det=1)] == ["dog"]
+
+
+def test_no_more_than_300_without_asking(tmp_path, be):
+    tiny.files(tmp_path)
+    (tmp_path / "tiny.cfg").write_text(tiny.CFG.replace("width=64", "width=640").replace("height=32", "height=160"))
+    detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
+    red = np.full((160, 640, 3), (255, 0, 0), np.uint8)  # 40 x 10 cells
+    assert len(detector.detect(red, nms=0)) == 300 and len(detector.detect(red, nms=0, max_det=None)) == 400
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_det": 0}, "max_det 0: must be an integer of at least 1, or None for all"),
+        ({"max_det": -1}, "max_det -1: must be an integer of at least 1, or None for all"),
+        ({"max_det": 2.5}, "max_det 2.5: must be an integer of at least 1, or None for all"),
+        ({"max_det": "all"}, "max_det all: must be an integer of at least 1, or None for all"),
+        ({"thresh": 25}, "thresh 25: must be 0 to 1, for example 0.25"),
+        ({"thresh": -0.1}, "thresh -0.1: must be 0 to 1, for example 0.25"),
+        ({"thresh": float("nan")}, "thresh nan: must be 0 to 1, for example 0.25"),
+        ({"nms": 45}, "nms 45: must be 0 to 1, for example 0.45"),
+    ],
+)
+def test_numbers_out_of_range(toy, options, message):
+    detector, shown = toy(), [tiny.image()]
+    calls = [lambda: detector.detect(shown[0], **options), lambda: detector.detect_batch(shown, **options)]
+    calls.append(lambda: detector.detect_stream(shown, **options))  # at once, not at the first image
+    if "max_det" not in options:
+        calls.append(lambda: detector.detect_boxes(shown, **options))
+    for call in calls:
+        with pytest.raises(DataError) as error:
+            call()
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("kind", ["files", "arrays"])
+def test_images_of_earlier_batches_are_not_kept(tmp_path, kind):
+    tiny.files(tmp_path)
+    detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], "numpy")
+    picture, count, file = np.zeros((500, 500, 3), np.uint8), 64, tmp_path / "black.png"
+    image.write(file, picture)
+    tracemalloc.start()
+    try:
+        if kind == "files":
+            assert len(detector.detect_batch(file for _ in range(count))) == count
+        else:
+            assert len(list(detector.detect_stream(picture.copy() for _ in range(count)))) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 8 < peak / picture.nbytes < 32  # two batches, and what reading and resizing needs
 
 
 @pytest.mark.parametrize("source", ["argument", "cfg"])
