@@ -7,70 +7,99 @@
     darknet.copy_image_from_bytes(image, frame_resized.tobytes())
     for label, confidence, (x, y, w, h) in darknet.detect_image(network, class_names, image, thresh=0.25): ...
 
-The functions are those of the AlexeyAB fork and of its successor: the result of load_network can be used as a network or
-unpacked into network, names and colors. Three bugs of the originals are not reproduced: detections are sorted by
-numeric confidence, the boxes of a batch are assigned to the right image, and memory does not leak.
+It has the functions of the AlexeyAB fork's darknet.py since 2018, of the original and of its successor; docs/darknet.md lists
+them. Three bugs of the originals are not reproduced: detections are sorted by numeric confidence, the boxes of a batch are
+assigned to the right image, and memory does not leak.
 """
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
+import ctypes
+import math
+import os
+import random
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int, c_void_p, pointer
+from ctypes import POINTER, c_float, c_int, c_ubyte
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .library import (
-    AnyPath,
-    Handle,
-    add_skipped_class,
-    clear_skipped_classes,
-    copy_image_from_bytes,
-    del_skipped_class,
-    do_nms_obj,
-    do_nms_sort,
-    free_batch_detections,
-    free_detections,
-    free_image,
-    free_network_ptr,
-    get_network_boxes,
-    letterbox_image,
-    load_image,
-    load_meta,
-    load_net,
-    load_net_custom,
-    make_image,
-    network_dimensions,
-    network_height,
-    network_predict_batch,
-    network_width,
-    predict,
-    predict_image,
-    predict_image_letterbox,
-    reset_rnn,
-    rgbgr_image,
-    set_gpu,
+from .. import backend, image
+from ..errors import DarknetError
+from . import library as lib
+from .library import AnyPath, Handle
+from .results import (
+    Color,
+    DetectionTuple,
+    bbox2points,
+    c_array,
+    class_colors,
+    decode_detection,
+    draw_boxes,
+    non_max_suppression_fast,
+    print_detections,
+    remove_negatives,
+    remove_negatives_faster,
+    sample,
 )
 from .structs import BOX, DETECTION, DETNUMPAIR, IMAGE, METADATA
 
-network_predict = predict
-Color = tuple[int, int, int]
-DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (center x, y, width, height)
+FloatPtr, IntPtr = POINTER(c_float), POINTER(c_int)
+DETECTIONPtr, DETNUMPAIRPtr = POINTER(DETECTION), POINTER(DETNUMPAIR)
+
+# darknet.py's names of the library's functions
+load_net, load_net_custom, load_meta = lib.load_network, lib.load_network_custom, lib.get_metadata
+free_network_ptr, reset_rnn, set_gpu, init_cpu = lib.free_network_ptr, lib.reset_rnn, lib.cuda_set_device, lib.init_cpu
+network_width, network_height, network_dimensions = lib.network_width, lib.network_height, lib.network_dimensions
+add_skipped_class, del_skipped_class = lib.add_skipped_class, lib.del_skipped_class
+clear_skipped_classes = lib.clear_skipped_classes
+make_image, load_image, free_image = lib.make_image, lib.load_image_color, lib.free_image
+copy_image_from_bytes, ndarray_image = lib.copy_image_from_bytes, lib.ndarray_to_image
+letterbox_image, rgbgr_image = lib.letterbox_image, lib.rgbgr_image
+predict = network_predict = lib.network_predict_ptr
+predict_image, predict_image_letterbox = lib.network_predict_image, lib.network_predict_image_letterbox
+network_predict_batch = network_predict_custom = lib.network_predict_batch
+get_network_boxes, make_network_boxes = lib.get_network_boxes, lib.make_network_boxes
+do_nms_obj, do_nms_sort = lib.do_nms_obj, lib.do_nms_sort
+free_detections, free_batch_detections, free_ptrs = lib.free_detections, lib.free_batch_detections, lib.free_ptrs
+
+netMain: Handle | None = None  # what performDetect loaded, and detect, detect_image and classify take names from
+metaMain: METADATA | None = None
+altNames: list[str] | None = None
+
+darknet = sys.modules[__name__]  # for `from darknet import darknet`
 
 __all__ = [
-    "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "POINTER", "Handle", "add_skipped_class", "batch_detection",
-    "bbox2points", "c_char_p", "c_float", "c_int", "c_void_p", "class_colors", "clear_skipped_classes",
-    "copy_image_from_bytes", "decode_detection", "del_skipped_class", "detect", "detect_image", "do_nms_obj",
-    "do_nms_sort", "draw_boxes", "free_batch_detections", "free_detections", "free_image", "free_network_ptr",
-    "get_network_boxes", "init_cpu", "letterbox_image", "load_image", "load_meta", "load_net", "load_net_custom",
-    "load_network", "make_image", "network_dimensions", "network_height", "network_predict", "network_predict_batch",
-    "network_width", "pointer", "predict", "predict_image", "predict_image_letterbox", "print_detections",
-    "remove_negatives", "remove_negatives_faster", "reset_rnn", "rgbgr_image", "set_gpu", "set_output_stream", "set_verbose",
-    "show_version_info", "version_short", "version_string",
+    "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "DETECTIONPtr", "DETNUMPAIRPtr", "FloatPtr", "Handle",
+    "IntPtr", "add_skipped_class", "altNames", "array_to_image", "batch_detection", "bbox2points", "c_array",
+    "class_colors", "classify", "clear_skipped_classes", "copy_image_from_bytes", "decode_detection",
+    "del_skipped_class", "detect", "detect_image", "do_nms_obj", "do_nms_sort", "draw_boxes", "free_batch_detections",
+    "free_detections", "free_image", "free_network_ptr", "free_ptrs", "get_network_boxes", "hasGPU", "init_cpu",
+    "letterbox_image", "lib", "load_image", "load_meta", "load_net", "load_net_custom", "load_network", "make_image",
+    "make_network_boxes", "math", "metaMain", "ndarray_image", "netMain", "network_dimensions", "network_height",
+    "network_predict", "network_predict_batch", "network_predict_custom", "network_width", "non_max_suppression_fast",
+    "np", "nparray_to_image", "os", "performDetect", "predict", "predict_image", "predict_image_letterbox",
+    "print_detections", "random", "remove_negatives", "remove_negatives_faster", "reset_rnn", "rgbgr_image", "sample",
+    "set_gpu", "set_output_stream", "set_verbose", "show_version_info", "version_short", "version_string",
 ]  # fmt: skip
+__all__ += [name for name in vars(ctypes) if not name.startswith("_")]  # darknet.py begins with `from ctypes import *`
+
+
+def __getattr__(name: str) -> Any:
+    if name == "hasGPU":
+        return backend.get("auto").current_device() is not None
+    if not name.startswith("_") and hasattr(ctypes, name):
+        return getattr(ctypes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# Loading
+
+
+class InvalidArgumentError(DarknetError, ValueError):
+    """An argument of `performDetect` that darknet.py rejects too."""
 
 
 def load_network(config_file: AnyPath, data_file: AnyPath, weights: AnyPath | None, batch_size: int = 1) -> Handle:
@@ -84,46 +113,125 @@ def load_network(config_file: AnyPath, data_file: AnyPath, weights: AnyPath | No
     return net
 
 
-def class_colors(names: Sequence[str]) -> dict[str, Color]:
-    """Return a bright color for each name, deterministically."""
-    hues = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32 for name in names}
-    colors = {name: colorsys.hsv_to_rgb(hue, 0.8, 1.0) for name, hue in hues.items()}
-    return {name: (round(255 * r), round(255 * g), round(255 * b)) for name, (r, g, b) in colors.items()}
+def array_to_image(arr: np.ndarray) -> tuple[IMAGE, np.ndarray]:
+    """Convert an array (h, w, c) of 0 to 255 to an IMAGE of 0 to 1; return it and the array of its pixels, flat."""
+    planes = np.ascontiguousarray(arr.transpose(2, 0, 1), np.float32) / np.float32(255)
+    return IMAGE.from_planes(planes), planes.ravel()
 
 
-def bbox2points(bbox: Sequence[float]) -> tuple[int, int, int, int]:
-    """Convert center x, y, width, height to left, top, right, bottom, rounded."""
-    x, y, w, h = bbox
-    return round(x - w / 2), round(y - h / 2), round(x + w / 2), round(y + h / 2)
+def nparray_to_image(img: np.ndarray) -> IMAGE:
+    """Convert an array (h, w, c) of bytes to an IMAGE."""
+    return ndarray_image(img.ctypes.data_as(POINTER(c_ubyte)), img.ctypes.shape, img.ctypes.strides)
+
+
+# Detection
 
 
 def detect_image(
-    network: Handle, class_names: Sequence[str], image: IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
+    network: Any = None, class_names: Any = None, image: Any = None, thresh: float = 0.5, hier_thresh: float = 0.5,
+    nms: float = 0.45, debug: bool = False, *, net: Any = None, meta: Any = None, im: Any = None,
 ) -> list[DetectionTuple]:  # fmt: skip
-    """Detect objects: (label, confidence in percent as text, (center x, y, width, height) in pixels of `image`).
+    """Detect objects, as darknet.py does since 2020 or, if the second argument is METADATA, as it did before.
 
-    Sorted by ascending confidence.
+    With class names: (label, confidence in percent as text, (center x, y, width, height) in pixels of `image`), by ascending
+    confidence. With METADATA: (name, probability, box), by descending probability; names are bytes, or those of `altNames`.
     """
+    network, names, image = net or network, meta or class_names, im or image
+    named = altNames or names.names if isinstance(names, METADATA) else names
     predict_image(network, image)
     dets = get_network_boxes(network, image.w, image.h, thresh, hier_thresh, None, 0, None, 0)
     if nms:
-        do_nms_sort(dets, len(dets), len(class_names), nms)
-    return decode_detection(sorted(remove_negatives(dets, class_names, len(dets)), key=lambda detection: detection[1]))
+        do_nms_sort(dets, len(dets), len(named), nms)
+    found = remove_negatives(dets, named, len(dets))
+    if isinstance(names, METADATA):
+        return _descending(found)
+    return sorted(decode_detection(found), key=lambda detection: float(detection[1]))
 
 
 def detect(
-    net: Handle, meta: METADATA, image: AnyPath, thresh: float = 0.5, hier_thresh: float = 0.5, nms: float = 0.45
+    net: Handle, meta: METADATA, image: AnyPath | np.ndarray | IMAGE, thresh: float = 0.5, hier_thresh: float = 0.5,
+    nms: float = 0.45, debug: bool = False,
 ) -> list[DetectionTuple]:  # fmt: skip
-    """Detect objects in an image file: (name as bytes, probability, box in pixels), by descending probability.
+    """Detect objects in an image file, an array (h, w, c) or an IMAGE, as `detect_image` with METADATA does."""
+    if isinstance(image, np.ndarray):
+        image, _ = array_to_image(image)
+    im = image if isinstance(image, IMAGE) else load_image(image, 0, 0)
+    return detect_image(net, meta, im, thresh, hier_thresh, nms, debug)
 
-    This is the oldest version of the API.
+
+def classify(net: Handle, meta: METADATA, im: IMAGE) -> list[tuple[Any, float]]:
+    """Classify an image: (name, probability), by descending probability; names as in `detect_image`."""
+    names, out = altNames or meta.names, predict_image(net, im)
+    if len(out) < meta.classes:
+        raise InvalidArgumentError(f"classify: the network has {len(out)} outputs, the names are {meta.classes}")
+    return _descending((names[i], out[i]) for i in range(meta.classes))
+
+
+def _descending(found: Any) -> Any:
+    return sorted(found, key=lambda result: -result[1])
+
+
+def performDetect(
+    imagePath: AnyPath = "data/dog.jpg", thresh: float = 0.25, configPath: AnyPath = "./cfg/yolov4.cfg",
+    weightPath: AnyPath = "yolov4.weights", metaPath: AnyPath = "./cfg/coco.data", showImage: bool = True,
+    makeImageOnly: bool = False, initOnly: bool = False,
+) -> Any:  # fmt: skip
+    """Detect objects in an image file; the network is loaded by the first call (netMain, metaMain, altNames).
+
+    Returns (name, probability, box) for each; with showImage, a dict of these `detections`, `image` (H, W, 3) RGB with boxes,
+    and `caption`, and shows the image in a window unless makeImageOnly. initOnly: load the network, return None.
+    Raises a ValueError if a file does not exist or thresh is not between 0 and 1.
     """
-    im = load_image(image, 0, 0)
-    predict_image(net, im)
-    dets = get_network_boxes(net, im.w, im.h, thresh, hier_thresh, None, 0, None, 0)
-    if nms:
-        do_nms_sort(dets, len(dets), meta.classes, nms)
-    return sorted(remove_negatives(dets, meta.names, len(dets)), key=lambda detection: -detection[1])
+    global netMain, metaMain, altNames
+    if not 0 < thresh < 1:
+        raise InvalidArgumentError(f"thresh {thresh}: must be between 0 and 1")
+    for kind, path in (("config", configPath), ("weight", weightPath), ("data file", metaPath)):
+        _check_file(kind, path)
+    netMain = netMain or load_net_custom(configPath, weightPath, 0, 1)
+    metaMain = metaMain or load_meta(metaPath)
+    altNames = altNames or [name.decode().strip() for name in metaMain.names]
+    if initOnly:
+        sys.stdout.write("Initialized detector\n")
+        return None
+    _check_file("image", imagePath)
+    detections = detect(netMain, metaMain, imagePath, thresh)
+    if not showImage:
+        return detections
+    caption = [f"{label}: {np.rint(100 * confidence)}%" for label, confidence, _ in detections]
+    sys.stdout.write("\n".join([f"*** {len(detections)} Results, color coded by confidence ***", *caption, ""]))
+    drawn = _draw(image.read(os.fsdecode(imagePath)), detections)  # type: ignore[arg-type]
+    if not makeImageOnly:
+        _show(drawn)
+    return {"detections": detections, "image": drawn, "caption": "\n<br/>".join(caption)}
+
+
+def _check_file(kind: str, path: AnyPath) -> None:
+    name = Path(os.fsdecode(path))  # type: ignore[arg-type]
+    if not name.exists():
+        raise InvalidArgumentError(f"Invalid {kind} path `{name.absolute()}`")
+
+
+def _draw(picture: np.ndarray, detections: Sequence[DetectionTuple]) -> np.ndarray:
+    """Draw boxes on a copy, from red to green by confidence."""
+    import cv2
+
+    canvas = picture.copy()
+    for _, confidence, bbox in detections:
+        left, top, right, bottom = bbox2points(bbox)
+        color = (int(255 * (1 - confidence**2)), int(255 * confidence**2), 0)
+        cv2.rectangle(canvas, (left, top), (right, bottom), color, 3)
+    return canvas
+
+
+def _show(picture: np.ndarray) -> None:
+    """Show an RGB image in a window until a key is pressed, or say that this is impossible."""
+    import cv2
+
+    try:
+        cv2.imshow("performDetect", picture[..., ::-1])
+        cv2.waitKey()
+    except cv2.error as error:
+        sys.stdout.write(f"Unable to show image: {error.err}\n")
 
 
 def batch_detection(
@@ -140,70 +248,22 @@ def batch_detection(
     detections: list[list[DetectionTuple]] = []
     for begin in range(0, len(images), max(batch_size, 1)):
         batch = images[begin : begin + max(batch_size, 1)]
-        resized = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height)) for image in batch]
-        planes = np.concatenate([image.transpose(2, 0, 1) for image in resized])
+        resized = [cv2.resize(cv2.cvtColor(one, cv2.COLOR_BGR2RGB), (width, height)) for one in batch]
+        planes = np.concatenate([one.transpose(2, 0, 1) for one in resized])
         im = IMAGE.from_planes(planes / np.float32(255))
         pairs = network_predict_batch(network, im, len(batch), 1, 1, thresh, hier_thresh, None, 1, 0)
-        for image, pair in zip(batch, pairs, strict=True):
-            H, W = image.shape[:2]
+        for one, pair in zip(batch, pairs, strict=True):
+            H, W = one.shape[:2]
             for det in pair.dets:
                 det.bbox = BOX(det.bbox.x * W, det.bbox.y * H, det.bbox.w * W, det.bbox.h * H)
             if nms:
-                do_nms_sort(pair.dets, pair.num, len(class_names), nms)
+                do_nms_obj(pair.dets, pair.num, len(class_names), nms)
             detections.append(remove_negatives(pair.dets, class_names, pair.num))
-            draw_boxes(detections[-1], image, class_colors)
+            draw_boxes(detections[-1], one, class_colors)
     return list(images), detections
 
 
-def remove_negatives(detections: Sequence[DETECTION], class_names: Sequence[Any], num: int) -> list[DetectionTuple]:
-    """Return (name, probability, box) for every class with non-zero probability of every box."""
-    return [
-        (class_names[i], float(det.prob[i]), (det.bbox.x, det.bbox.y, det.bbox.w, det.bbox.h))
-        for det in detections[:num]
-        for i in np.flatnonzero(det.prob[: len(class_names)] > 0).tolist()
-    ]
-
-
-def remove_negatives_faster(
-    detections: Sequence[DETECTION], class_names: Sequence[Any], num: int
-) -> list[DetectionTuple]:
-    """Return (name, probability, box) for the best class of every box."""
-    best = [(det, det.best_class_idx) for det in detections[:num]]
-    return [
-        (class_names[i], float(det.prob[i]), (det.bbox.x, det.bbox.y, det.bbox.w, det.bbox.h))
-        for det, i in best
-        if i >= 0
-    ]
-
-
-def decode_detection(detections: Sequence[DetectionTuple]) -> list[DetectionTuple]:
-    """Convert probabilities to percentages, as text with two decimals."""
-    return [(str(label), str(round(confidence * 100, 2)), bbox) for label, confidence, bbox in detections]
-
-
-def print_detections(detections: Sequence[DetectionTuple], coordinates: bool = False) -> None:
-    """Print one line per object, with its box if `coordinates`."""
-    lines = ["", "Objects:"]
-    for label, confidence, (x, y, w, h) in detections:
-        box = f"    (left_x: {x:.0f}   top_y:  {y:.0f}   width:   {w:.0f}   height:  {h:.0f})" if coordinates else ""
-        lines.append(f"{label}: {confidence}%{box}")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def draw_boxes(detections: Sequence[DetectionTuple], image: np.ndarray, colors: dict[str, Color]) -> np.ndarray:
-    """Draw boxes and labels on an image (H, W, 3) in place, and return it."""
-    import cv2
-
-    for label, confidence, bbox in detections:
-        left, top, right, bottom = bbox2points(bbox)
-        cv2.rectangle(image, (left, top), (right, bottom), colors[label], 1)
-        text = f"{label} [{float(confidence):.2f}]"
-        cv2.putText(image, text, (left, top - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colors[label], 2)
-    return image
-
-
-def init_cpu() -> None:
-    """No-op: nothing needs initialization."""
+# Versions and messages
 
 
 def set_verbose(verbose: bool) -> None:

@@ -1,23 +1,119 @@
-"""Darknet-compatible API: Darknet's structs. IMAGE is a ctypes structure, because scripts build it from a pointer."""
+"""Darknet-compatible API: Darknet's structs, as ctypes structures, because scripts build, index and point to them.
+
+Python owns the memory that they point to: it lives as long as anything that was read from it.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from ctypes import POINTER, c_char_p, c_float, c_int
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 
-class IMAGE(ctypes.Structure):
-    """An image: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1. Python owns the memory."""
+
+class CountedPointer:
+    """A pointer that knows the number of its elements: indices are checked, and loops and slices end."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = range(self.count)[index]  # raises IndexError
+        if isinstance(chosen, range):
+            return super().__getitem__(slice(chosen.start, chosen.stop, chosen.step)) if chosen else []  # type: ignore[misc]
+        return super().__getitem__(chosen)  # type: ignore[misc]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        super().__setitem__(range(self.count)[index], value)  # type: ignore[misc]
+
+
+@cache
+def counted_type(element: Any) -> Any:
+    """Return the CountedPointer type for elements of a ctypes type, a subclass of POINTER(element)."""
+    pointer = POINTER(element)
+    return type(pointer.__name__, (CountedPointer, pointer), {"_type_": element})
+
+
+def counted(first: Any, count: int) -> Any:
+    """Return a CountedPointer to `count` elements, given the first; it keeps alive what owns them."""
+    element: Any = type(first)
+    pointer = counted_type(element)(first)
+    pointer.count = count
+    return pointer
+
+
+def view(data: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """Return a writable array view of C memory, given as a pointer, a ctypes array or a float32 array.
+
+    Raises DataError for a null pointer, or if an array is too short.
+    """
+    count = int(np.prod(shape))
+    if isinstance(data, np.ndarray):
+        data = np.ascontiguousarray(data, dtype)
+        size, address = data.size, data.ctypes.data
+    else:
+        size = len(data) if hasattr(data, "__len__") else count
+        address = ctypes.addressof(data if isinstance(data, ctypes.Array) else data.contents) if data else 0
+    if not address or size < count:
+        raise DataError(f"{type(data).__name__}: points to {size if address else 'no'} elements, {count} are needed")
+    # no ctypes.cast: its result and its argument keep each other alive until garbage is collected
+    interface = {"data": (address, False), "shape": shape, "typestr": np.dtype(dtype).str, "version": 3}
+    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=data)).view(dtype)
+
+
+class BOX(ctypes.Structure):
+    """A box: center x, y, width, height."""
+
+    _fields_ = (("x", c_float), ("y", c_float), ("w", c_float), ("h", c_float))
+
+
+class DETECTION(ctypes.Structure):
+    """A box with its class probabilities; prob[i] is 0 if not above the threshold.
+
+    best_class_idx is the most probable class, or -1 if all are 0. `uc` are the uncertainties of a [Gaussian_yolo]'s x, y, w, h,
+    otherwise a null pointer, as `mask` and `embeddings` are.
+    """
 
     _fields_ = (
-        ("w", ctypes.c_int),
-        ("h", ctypes.c_int),
-        ("c", ctypes.c_int),
-        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("bbox", BOX),
+        ("classes", c_int),
+        ("best_class_idx", c_int),
+        ("prob", POINTER(c_float)),
+        ("mask", POINTER(c_float)),
+        ("objectness", c_float),
+        ("sort_class", c_int),
+        ("uc", POINTER(c_float)),
+        ("points", c_int),
+        ("embeddings", POINTER(c_float)),
+        ("embedding_size", c_int),
+        ("sim", c_float),
+        ("track_id", c_int),
     )
+
+
+class DETNUMPAIR(ctypes.Structure):
+    """The `num` detections `dets` of one image in a batch."""
+
+    _fields_ = (("num", c_int), ("dets", POINTER(DETECTION)))
+
+
+class METADATA(ctypes.Structure):
+    """Class names, as bytes."""
+
+    _fields_ = (("classes", c_int), ("names", POINTER(c_char_p)))
+
+
+class IMAGE(ctypes.Structure):
+    """An image: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1."""
+
+    _fields_ = (("w", c_int), ("h", c_int), ("c", c_int), ("data", POINTER(c_float)))
 
     def __init__(self, w: int = 0, h: int = 0, c: int = 0, data: Any = None):
         super().__init__(w, h, c, data) if data is not None else super().__init__(w, h, c)
@@ -28,59 +124,67 @@ class IMAGE(ctypes.Structure):
         """Create an IMAGE from planes (C, H, W)."""
         planes = np.ascontiguousarray(planes, np.float32)
         C, H, W = planes.shape
-        return cls(W, H, C, planes.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+        return cls(W, H, C, planes.ctypes.data_as(POINTER(c_float)))
 
     def planes(self) -> np.ndarray:
-        """Return a view of the pixels as a batch of one, (1, c, h, w)."""
-        return np.ctypeslib.as_array(self.data, (1, self.c, self.h, self.w))
+        """Return a view of the pixels as a batch of one, (1, c, h, w). Raises DataError if it has no pixels."""
+        return view(self.data, (1, self.c, self.h, self.w))
 
     def pixels(self) -> np.ndarray:
-        """Return a view of the pixels as an image (h, w, c)."""
+        """Return a view of the pixels as an image (h, w, c). Raises DataError if it has no pixels."""
         return self.planes()[0].transpose(1, 2, 0)
 
 
-@dataclass
-class BOX:
-    """A box: center x, y, width, height."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-@dataclass
-class DETECTION:
-    """A box with its class probabilities; prob[i] is 0 if not above the threshold."""
-
-    bbox: BOX
-    prob: np.ndarray
-    objectness: float
-    sort_class: int = -1
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.prob)
-
-    @property
-    def best_class_idx(self) -> int:
-        """The most probable class, or -1 if all probabilities are 0."""
-        best = int(self.prob.argmax()) if len(self.prob) else 0
-        return best if len(self.prob) and self.prob[best] > 0 else -1
+FORMATS = {BOX: (np.float32, 4), c_int: np.int32, c_float: np.float32}  # every other field is a pointer
+RECORD = np.dtype(
+    {
+        "names": [name for name, _ in DETECTION._fields_],
+        "formats": [FORMATS.get(kind, np.uintp) for _, kind in DETECTION._fields_],
+        "offsets": [getattr(DETECTION, name).offset for name, _ in DETECTION._fields_],
+        "itemsize": ctypes.sizeof(DETECTION),
+    }
+)
 
 
-@dataclass
-class DETNUMPAIR:
-    """The `num` detections `dets` of one image in a batch."""
+def count_elements(structure: Any, name: str, count: str, least: int = 0) -> None:
+    """Let a pointer field of a structure be read as a CountedPointer, whose number of elements is the field `count`.
 
-    num: int
-    dets: list[DETECTION]
+    If that is below `least`, a script has not set it: the pointer is read as it is.
+    """
+    field = getattr(structure, name)
+
+    def get(self: Any) -> Any:
+        pointer, elements = field.__get__(self), getattr(self, count)
+        return counted(pointer.contents, elements) if pointer and elements >= least else pointer
+
+    setattr(structure, name, property(get, field.__set__))
 
 
-@dataclass
-class METADATA:
-    """Class names, as bytes."""
+count_elements(DETECTION, "prob", "classes", least=1)
+count_elements(DETNUMPAIR, "dets", "num")
+count_elements(METADATA, "names", "classes")
 
-    classes: int
-    names: list[bytes] = field(default_factory=list)
+
+def store(
+    pair: DETNUMPAIR, objectness: np.ndarray, boxes: np.ndarray, probs: np.ndarray, uc: np.ndarray | None = None,
+    points: int = 0,
+) -> None:  # fmt: skip
+    """Let a pair own detections: objectness (K,), boxes (K, 4), probs (K, classes), uncertainties (K, 4) and their point."""
+    K, classes = probs.shape
+    floats = probs if uc is None else np.concatenate((probs, uc), axis=1)
+    memory = np.zeros(max(K, 1) * RECORD.itemsize + floats.size * 4, np.uint8)  # detections, then their floats
+    records, start = memory[: K * RECORD.itemsize].view(RECORD), memory.size - floats.size * 4
+    memory[start:].view(np.float32).reshape(floats.shape)[:] = floats
+    records["prob"] = memory.ctypes.data + start + np.arange(K) * floats.shape[1] * 4
+    if uc is not None:
+        records["uc"], records["points"] = records["prob"] + classes * 4, points
+    records["objectness"], records["bbox"], records["classes"] = objectness, boxes, classes
+    set_best(records, probs)
+    pair.num = K
+    pair.dets = ctypes.pointer(DETECTION.from_buffer(memory.data))
+
+
+def set_best(records: np.ndarray, probs: np.ndarray) -> None:
+    """Store the most probable classes in RECORDs (K,); probs (K, classes)."""
+    if probs.size:
+        records["best_class_idx"] = np.where(probs.any(axis=1), probs.argmax(axis=1), -1)

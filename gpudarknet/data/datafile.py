@@ -60,6 +60,7 @@ class DataFile:
     top: int = 1
     saveweights: int = 0
     savelast: int = 0
+    keys: frozenset[str] = frozenset()  # those that the file has
 
     @classmethod
     def read(cls, path: str | Path) -> DataFile:
@@ -67,7 +68,7 @@ class DataFile:
 
         Paths are those of `written_path`.
         """
-        kinds = {f.name: f.type for f in fields(cls) if f.name != "path"}
+        kinds = {f.name: f.type for f in fields(cls) if f.name not in ("path", "keys")}
         values: dict[str, str | int] = {}
         for number, raw in enumerate(read_text(path).split("\n"), 1):
             line = re.sub(r"[ \t\r]", "", raw)
@@ -82,7 +83,7 @@ class DataFile:
                 )
         if not values:
             raise DataError(f"{path}: has none of the keys {', '.join(kinds)}; is it a .data file?")
-        return cls(path=str(path), **values)  # type: ignore[arg-type]
+        return cls(path=str(path), keys=frozenset(values), **values)  # type: ignore[arg-type]
 
     def find(self, key: str) -> Path:
         """Return the file that a key names: as given, or relative to the .data file's folder or its parent. Raises DataError."""

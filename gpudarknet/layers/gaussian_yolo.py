@@ -41,6 +41,14 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         rows[:, 2:4] += shift * rows[:, 4:6]  # the predicted point is a corner
         return be.to_numpy(rows)
 
+    def uncertainty(self, be: ArrayBackend, y: Array, thresh: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the uncertainties (K, 4) of center x, y, width, height of the boxes of `decode`, and their images (K,)."""
+        N, C, H, W = y.shape
+        A = len(self.anchor_ids)
+        v = be.to_numpy(y).reshape(N, A, C // A, H, W).transpose(0, 3, 4, 1, 2)
+        above = v[..., 8] > thresh
+        return v[above][:, 1:8:2], np.nonzero(above)[0]
+
     def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
         """As for [yolo], with a delta for each uncertainty."""
         return anchor_loss(self, y, truth, ctx, gaussian=True)
