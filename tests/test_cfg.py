@@ -35,6 +35,11 @@ def test_blanks_vanish_everywhere() -> None:
     assert config.lines == (8,)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
+    config = cfg.parse(f"\ufeff{NET}[yolo]\n")
+    assert config.net.width == 8 and config.lines == (5,)
+
+
 def test_numbers_are_read_as_c_reads_them() -> None:
     assert [cfg.atoi(t)[0] for t in ("416.0", "0.5", "-3x", "", "x", "+7")] == [416, 0, -3, 0, 0, 7]
     assert [cfg.atof(t)[0] for t in ("1e-3", ".5", "-2.", "3#x", "x", "1e")] == [1e-3, 0.5, -2.0, 3.0, 0.0, 1.0]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import opencv4
 import pytest
 
-from gpudarknet import cli
+from gpudarknet import cli, image
 from gpudarknet.cli.demo import FpsMeter
 from gpudarknet.errors import ImageError
 from gpudarknet.image import video
@@ -153,6 +156,49 @@ def test_errors(tmp_path):
     assert message(lambda: video.VideoWriter(tmp_path / "no" / "x.avi", 25)) == (
         f"{tmp_path / 'no' / 'x.avi'}: cannot be written; use a file in an existing folder"
     )
+
+
+@pytest.mark.parametrize("pattern, first", [("frame_%03d.png", 0), ("frame %d.png", 4), ("bild-%04d_ü.bmp", 1)])
+def test_a_sequence_of_images(tmp_path, pattern, first):
+    for k in range(7):
+        image.write(tmp_path / (pattern % (first + k)), np.full((16, 24, 3), (30 * k, 0, 200), np.uint8))
+    reader = video.Reader(str(tmp_path / pattern))
+    assert not reader.live
+    with reader as frames:
+        assert [frame.image[8, 8].tolist() for frame in frames] == [[30 * k, 0, 200] for k in range(7)]
+
+
+def test_errors_of_sequences_folders_and_patterns(tmp_path):
+    def message(source):
+        with pytest.raises(ImageError) as e:
+            video.Reader(source)
+        return str(e.value)
+
+    (tmp_path / "frame_007.png").write_bytes(b"")
+    (tmp_path / "frame_x.png").write_bytes(b"")
+    path = tmp_path / "frame_%03d.png"
+    assert message(path) == (
+        f"{path}: the sequence starts with frame_007.png, but OpenCV finds only one that starts at 0 to 4; rename its files"
+    )
+    for path in (tmp_path / "%03d.png", tmp_path / "none" / "%03d.png"):
+        assert message(path) == f"{path}: no file of this sequence exists, such as 001.png; check the path"
+    assert message(tmp_path) == (
+        f"{tmp_path}: is a folder; name a video, or the images in it as a sequence such as {tmp_path}/frame_%03d.jpg"
+    )
+    for name in ("%s.jpg", "%d%d.jpg", "%n.avi", "100%.avi", "%3"):
+        path = tmp_path / name
+        assert message(path) == f"{path}: no such file; use a video file, a camera index or a URL"
+    assert message(str(tmp_path / "*.png")) == (
+        f"{tmp_path}/*.png: no such file; patterns of images are for `gpudarknet detector test`; name a sequence as"
+        " frame_%03d.jpg"
+    )
+
+
+@pytest.mark.parametrize("name", ["100%.avi", "%03d film.avi", "ein Film ü.avi", "a#b?.avi"])
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_names_of_files(folder, tmp_path, name, kind):
+    shutil.copy(folder / "film.avi", tmp_path / name)
+    assert count(kind(tmp_path / name)) == FRAMES
 
 
 def demo(folder, *words):

@@ -143,9 +143,9 @@ FLAGS = (
     inputs.GPU,
 )
 MORE = (
-    "The video is a file, a camera index, or a URL such as rtsp://...; the default is camera 0. All frames of a file are "
-    "processed; late frames of a camera or a URL are dropped, so that the output stays live. Ctrl-C stops and keeps what has "
-    "been written"
+    "The video is a file, images such as frame_%03d.jpg, a camera index, or a URL such as rtsp://...; the default is camera 0. "
+    "All frames of a file are processed; late frames of a camera or a URL are dropped, so that the output stays live. Ctrl-C "
+    "stops and keeps what has been written"
 )
 COMMANDS = (
     Command(

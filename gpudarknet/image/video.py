@@ -9,7 +9,9 @@ Memory does not grow with the length of a video: at most QUEUE_SIZE frames wait 
 
 from __future__ import annotations
 
+import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,8 @@ from ..io.atomic import atomic_write
 QUEUE_SIZE = 4  # frames
 POLL_INTERVAL = 0.1  # seconds between two checks whether a waiting thread should stop
 DEFAULT_FPS = 25.0  # of sources that do not report it
+SEQUENCE = re.compile(r"%0?\d*d")  # in the name of a sequence of images: its number
+MAX_FIRST = 4  # number at which OpenCV still finds the start of a sequence
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
 
 
@@ -41,24 +45,26 @@ class Frame:
 class Reader:
     """The frames of a video, read ahead in a thread.
 
-    source: a file, a camera index, or a URL such as rtsp://... A file yields all frames, in order. A camera or a stream
-    does not wait: a frame that is not read in time is replaced by the next, so that a frame is never more than one frame
-    old; `dropped` counts replaced frames. skip: number of frames to skip after each one. Raises ImageError.
+    source: a file, a sequence of images (frame_%03d.jpg), a camera (its index, or its device), or a URL such as rtsp://... A
+    file or a sequence yields all frames, in order. A camera or a stream does not wait: a frame that is not read in time is
+    replaced by the next, so that a frame is never more than one frame old; `dropped` counts replaced frames. skip: number of
+    frames to skip after each one. Raises ImageError.
     """
 
-    def __init__(self, source: str | int | Path, skip: int = 0):
+    def __init__(self, source: str | int | bytes | os.PathLike[str], skip: int = 0):
         import cv2
 
-        self.source, self.skip = str(source), skip
-        self.live = self.source.isdecimal() or "://" in self.source
-        if not self.live and not Path(self.source).is_file():
-            raise ImageError(f"{source}: no such file; use a video file, a camera index or a URL")
+        self.source = os.fsdecode(source) if isinstance(source, bytes | os.PathLike) else str(source)
+        self.skip = skip
+        self.live = self.source.isdecimal() or "://" in self.source or Path(self.source).is_char_device()
+        if not self.live:
+            _check_files(Path(self.source))
         self._capture = cv2.VideoCapture(int(self.source) if self.source.isdecimal() else self.source)
         if not self._capture.isOpened():
             problem = (
                 "camera is in use or missing" if self.source.isdecimal() else "is not a video that OpenCV can read"
             )
-            raise ImageError(f"{source}: {problem}; check the source")
+            raise ImageError(f"{self.source}: {problem}; check the source")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = self.fps if 0 < self.fps < 1000 else DEFAULT_FPS
         self.dropped = 0
@@ -120,6 +126,34 @@ class Reader:
             self.dropped += 1
         except queue.Empty:  # the consumer was faster
             pass
+
+
+def _check_files(path: Path) -> None:
+    """Raise ImageError unless a path is a file, or the name of a sequence of files."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ImageError(
+            f"{path}: is a folder; name a video, or the images in it as a sequence such as {path / 'frame_%03d.jpg'}"
+        )
+    directives = SEQUENCE.findall(path.name)
+    if len(directives) != 1 or path.name.count("%") != 1:
+        remedy = "use a video file, a camera index or a URL"
+        if re.search(r"[*?[]", path.name):
+            remedy = "patterns of images are for `gpudarknet detector test`; name a sequence as frame_%03d.jpg"
+        raise ImageError(f"{path}: no such file; {remedy}")
+    before, after = map(re.escape, path.name.split(directives[0]))
+    name = re.compile(rf"{before} *(\d+){after}")
+    files = path.parent.iterdir() if path.parent.is_dir() else ()
+    numbers = sorted(int(match[1]) for file in files if (match := name.fullmatch(file.name)))
+    numbers = [number for number in numbers if (path.parent / (path.name % number)).is_file()]
+    if not numbers:
+        raise ImageError(f"{path}: no file of this sequence exists, such as {path.name % 1}; check the path")
+    if numbers[0] > MAX_FIRST:
+        raise ImageError(
+            f"{path}: the sequence starts with {path.name % numbers[0]}, but OpenCV finds only one that starts at 0 to"
+            f" {MAX_FIRST}; rename its files"
+        )
 
 
 class BackgroundWriter:
