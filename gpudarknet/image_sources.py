@@ -85,8 +85,15 @@ def named(name: str, recursive: bool = False) -> Iterator[Path | str]:
 
 def is_single(name: str) -> bool:
     """Return whether a path or URL names one image, whether it exists or not."""
+    return bool(URL.match(name)) or (base_folder(name) is None and not is_list(existing_path(name)))
+
+
+def base_folder(name: str) -> Path | None:
+    """Return the folder that is searched for a folder's or a pattern's images; None for others."""
     path = existing_path(name)
-    return bool(URL.match(name)) or not (os.path.isdir(path) or is_pattern(path) or is_list(path))
+    if URL.match(name):
+        return None
+    return path if os.path.isdir(path) else split_pattern(path)[0] if is_pattern(path) else None
 
 
 def existing_path(name: str) -> Path:

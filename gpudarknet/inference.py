@@ -42,6 +42,16 @@ class ScoredBoxes:
     height: int
     seconds: float = 0.0
 
+    def most_confident(self, count: int | None) -> ScoredBoxes:
+        """Keep the `count` most probable pairs of a box and a class; None keeps all."""
+        if count is None or np.count_nonzero(self.probs) <= count:
+            return self
+        probs = np.zeros_like(self.probs)
+        kept = np.argsort(-self.probs, axis=None, kind="stable")[:count]
+        probs.flat[kept] = self.probs.flat[kept]
+        rows = probs.any(axis=1)
+        return replace(self, boxes=self.boxes[rows], probs=probs[rows])
+
 
 class ImageResult(NamedTuple):
     """One image's boxes, its source as given and its pixels as read: uint8 (H, W, C)."""

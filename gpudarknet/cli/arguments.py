@@ -50,7 +50,7 @@ class Flag:
 class Command:
     """A command: its name ("detector test"), positional arguments, help text and the function that runs it.
 
-    positionals: in order; "[image ...]" is optional, and repeatable with dots. help: one short line; more: further text
+    positionals: in order; "[source ...]" is optional, and repeatable with dots. help: one short line; more: further text
     for the command's own help page. run(args) gets `args.positionals` and each flag as an attribute; it returns an exit
     code, or None for 0.
     """

@@ -11,7 +11,7 @@ from ..io.text import read_text
 from ..layers import DetectionHead
 from . import inputs
 from .arguments import Arguments, Command, Flag, UsageError
-from .outputs import writable, write
+from .outputs import STDOUT, writable, write
 
 WIDEST = 40  # characters of a value in the table
 
@@ -35,6 +35,8 @@ def cfg(args: Arguments) -> None:
     adapted = adapt_cfg(source, classes=classes, images=images, anchors=anchors, out=out, **changes)
     if out:
         write(out, adapted.text)
+    if args.out == STDOUT:
+        return
     show(adapted, classes)
     if not out:
         print("Nothing was written; -out my.cfg writes it")
@@ -104,7 +106,7 @@ FLAGS = (
     Flag("max_batches", int, None, "Iterations; max(6000, 2000 per class, images) if -classes or -data is given"),
     Flag("anchors", str, None, "Take the anchors from this file, anchors.txt of `detector calc_anchors`"),
     Flag("freeze", int, None, "Do not train the first N layers (stopbackward=1); an iteration takes less time"),
-    Flag("out", str, None, "Write the cfg to this file; else only print what would change"),
+    Flag("out", str, None, "Write the cfg to this file, - for standard output; else only print what would change"),
 )
 MORE = (
     "Prints each changed line, and the commands that train the result from pretrained weights. The learning rate falls at 80 %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,19 +27,19 @@ IMAGENET = Path("cfg/imagenet1k.data")  # the file that Darknet's `classify` rea
 
 def predict(args: Arguments) -> int:
     """Classify with the names of a .data file; print -t classes, by default its key `top`."""
-    data, cfg, weights, *images = args.positionals
+    data, cfg, weights, *words = args.positionals
     file = inputs.data_file(data)
-    return run(args, cfg, weights, file.names_path(), args.t or file.top, images)
+    return run(args, cfg, weights, file.names_path(), args.t or file.top, words)
 
 
 def classify(args: Arguments) -> int:
     """Classify with the names of cfg/imagenet1k.data or, if that file does not exist, with class indices."""
-    cfg, weights, *images = args.positionals
+    cfg, weights, *words = args.positionals
     names = DataFile.read(IMAGENET).names_path() if IMAGENET.is_file() else None
-    return run(args, cfg, weights, names, args.t or 5, images)
+    return run(args, cfg, weights, names, args.t or 5, words)
 
 
-def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, images: Sequence[str]) -> int:
+def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, words: Sequence[str]) -> int:
     """Classify each image and print its `top` classes. Unreadable images are skipped."""
     checked_top(top)
     label_list = read_names(names) if names else None
@@ -50,17 +51,19 @@ def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, i
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector test`")
     class_labels = labels(label_list, int(np.prod(last.shape)), str(names), network.config.path)
     tree = getattr(last.layer, "tree", None)
-    code = 0
-    for path in inputs.image_paths(images):
-        try:
-            probs, seconds = inference.classify(network, path)
-        except ImageError as e:
-            code = fail(str(e))
-            continue
-        print(f"{path}: Predicted in {1000 * seconds:f} milli-seconds.")
-        for line in lines(probs, class_labels, top, tree):
-            print(line)
-    return code
+    errors: list[int] = []
+    images = inputs.Images(args, [], lambda message: errors.append(fail(message)))
+    with inputs.private_urls(args):
+        for path in images.named(words or inputs.prompt(sys.stdout)):
+            try:
+                probs, seconds = inference.classify(network, path)
+            except ImageError as e:
+                errors.append(fail(str(e)))
+                continue
+            print(f"{path}: Predicted in {1000 * seconds:f} milli-seconds.")
+            for line in lines(probs, class_labels, top, tree):
+                print(line)
+    return max(errors, default=0)
 
 
 def lines(p: np.ndarray, names: Sequence[str], top: int, tree: Tree | None) -> Iterator[str]:
@@ -100,11 +103,12 @@ def checked_top(top: int) -> int:
 
 
 FLAGS = (Flag("t", int, 0, "Number of classes"), inputs.BACKEND, inputs.GPU)
-MORE = "Prints the most probable classes. Without an image, paths are read from standard input, one per line"
+SOURCE_FLAGS = (*FLAGS, *inputs.SOURCES)
+MORE = f"Prints the most probable classes. {inputs.SOURCES_HELP}"
 COMMANDS = (
     Command(
-        "classifier predict", ("x.data", "x.cfg", "x.weights", "[image ...]"),
-        "Classify images", predict, FLAGS, f"{MORE}. -t 0, the default, means the .data file's key top, else 1",
+        "classifier predict", ("x.data", "x.cfg", "x.weights", inputs.SOURCE),
+        "Classify images", predict, SOURCE_FLAGS, f"{MORE}. -t 0, the default, means the .data file's key top, else 1",
     ),
     Command(
         "classifier valid", ("x.data", "x.cfg", "x.weights"), "Measure accuracy on the images of `valid`", valid, FLAGS,
@@ -113,7 +117,7 @@ COMMANDS = (
         " accuracy and top-t accuracy; -t 0, the default, means the .data file's key top, else 1",
     ),
     Command(
-        "classify", ("x.cfg", "x.weights", "[image ...]"), "Classify images into ImageNet's 1000 classes", classify, FLAGS,
-        f"{MORE}. -t 0, the default, means 5. Names come from {IMAGENET} if it exists",
+        "classify", ("x.cfg", "x.weights", inputs.SOURCE), "Classify images into ImageNet's 1000 classes", classify,
+        SOURCE_FLAGS, f"{MORE}. -t 0, the default, means 5. Names come from {IMAGENET} if it exists",
     ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from ..image.video import BackgroundWriter, Frame, Reader, VideoWriter
 from ..io import resources
 from . import inputs
 from .arguments import FRACTION, Arguments, Command, Flag
-from .outputs import writable
+from .outputs import STDOUT, writable
 
 REPORT_INTERVAL = 1.0  # seconds between two FPS lines
 
@@ -30,7 +30,7 @@ def demo(args: Arguments) -> int:
         recorder = None
         if args.out_filename:
             recorder = stack.enter_context(VideoWriter(args.out_filename, reader.fps / (1 + args.s)))
-        path = writable(args.jsonl) if args.jsonl and args.jsonl != "-" else None
+        path = writable(args.jsonl) if args.jsonl and args.jsonl != STDOUT else None
         jsonl = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout if args.jsonl else None
 
         def record(frame: Frame, detections: list[Detection]) -> None:
@@ -56,7 +56,7 @@ def process(detector: Detector, reader: Reader, writer: BackgroundWriter, meter:
             writer.put(frame, detections)
             for line in meter.tick():
                 print(line, file=sys.stderr)
-            if args.ext_output:
+            if args.ext_output and args.jsonl != STDOUT:
                 print("\n".join(object_lines(frame, detections)))
             if args.show and show(image.draw(frame.image, detections, detector.names)):
                 break
@@ -134,7 +134,12 @@ FLAGS = (
     Flag("c", str, "0", "Index of the camera, if no video is given"),
     Flag("s", int, 0, "Number of frames to skip after each one"),
     Flag("out_filename", str, None, "Write the annotated video to this file (.avi, .mp4, .mkv, .mov)"),
-    Flag("jsonl", str, None, "Write one line of JSON per frame to this file; - for standard output"),
+    Flag(
+        "jsonl",
+        str,
+        None,
+        "Write one line of JSON per frame to this file; - for standard output, in place of -ext_output",
+    ),
     Flag("ext_output", bool, False, "Print each frame's objects with coordinates in pixels"),
     Flag("letter_box", bool, False, "Keep the frame's aspect ratio instead of stretching it"),
     Flag("show", bool, False, "Open a window; Escape stops the demo"),

@@ -2,79 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from .. import image, tiles
-from ..data.datafile import label_path
+from .. import tiles
+from ..backend.threads import get_num_threads
 from ..detector import Detector
 from ..errors import ImageError
-from ..inference import ScoredBoxes
+from ..image.batches import BatchReader
+from ..image_sources import is_single
+from ..inference import ImageResult, ImageSource
 from ..io import resources
-from . import fail, formats, inputs, results
+from . import EXIT_ERROR, eprint, inputs, results
 from .arguments import FRACTION, Arguments, Command, Flag
-from .outputs import writable, write
-
-ANNOTATED_IMAGE = "predictions.jpg"
 
 
 def test(args: Arguments) -> int:
     """Detect objects, with the class names of a .data file."""
-    data, cfg, weights, *images = args.positionals
+    data, cfg, weights, *words = args.positionals
     names = inputs.data_file(data).names_path()
-    return run(args, cfg, weights, names, images)
+    return run(args, cfg, weights, names, words)
 
 
 def detect(args: Arguments) -> int:
     """Detect objects, with COCO's class names."""
-    cfg, weights, *images = args.positionals
+    cfg, weights, *words = args.positionals
     names = inputs.data_file("coco").names_path()
-    return run(args, cfg, weights, names, images)
+    return run(args, cfg, weights, names, words)
 
 
-def run(args: Arguments, cfg: str, weights: str, names: Path, images: Sequence[str]) -> int:
-    """Detect objects in each image; print, draw and write the requested results. Unreadable images are skipped."""
-    out = writable(args.out) if args.out else None
-    file = inputs.weights_file(weights)
-    with inputs.spinner(f"Loading {weights}"):
-        detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
-    writers = results.requested(args)
-    entries: list[str] = []
-    code = 0
-    for number, path in enumerate(inputs.image_paths(images), 1):
+def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[str]) -> int:
+    """Detect objects in each image and write the requested results, also if it is interrupted. Unreadable images are skipped.
+
+    If no image can be read, nothing is written.
+    """
+    tally = Tally(are_several(words))
+    with suppress(NothingReadError), inputs.private_urls(args), ExitStack() as stack:
+        be = inputs.get_backend(args)
+        threads = get_num_threads() if be.uploads_images else 1  # on a CPU, the network needs them
+        writers = results.requested(args, stack, threads, tally.several, tally.fail)
+        file = inputs.weights_file(weights)
+        with inputs.spinner(f"Loading {weights}"):
+            detector = Detector(resources.bundled_cfg(cfg), file, names, be, args.letter_box)
+        images = inputs.Images(args, [args.out_dir, args.crops], tally.fail)
         try:
-            scored, img = detect_one(detector, path, args)
-        except ImageError as e:
-            code = fail(str(e))
-            continue
-        for line in formats.text_lines(scored, detector.names, args.thresh, args.ext_output):
-            print(line)
-        image.write(
-            ANNOTATED_IMAGE,
-            image.draw(img, formats.labelled_boxes(scored, detector.names, args.thresh), detector.names),
-        )
-        if out:
-            entries.append(formats.json_image(number, path, scored, detector.names))
-        if args.save_labels:
-            write(label_path(path), formats.label_lines(scored, detector.names, args.thresh))
-        for writer in writers:
-            writer.add(path, img, scored, detector.to_detections(scored))
-    for writer in writers:
-        writer.close()
-    if out and entries:
-        write(out, formats.json_file(entries))
-    return code
+            if words:
+                process(detector, images, words, args, writers, tally)
+            else:
+                for line in inputs.prompt(sys.stderr if results.uses_stdout(args) else sys.stdout):
+                    process(detector, images, [line], args, writers, tally)
+        except (KeyboardInterrupt, SystemExit) as e:
+            tally.interruption = e
+        if not tally.images:
+            raise NothingReadError
+        tally.replaced = sum(writer.replaced for writer in writers)
+    tally.report()
+    if tally.interruption:
+        raise tally.interruption
+    return EXIT_ERROR if tally.errors else 0
 
 
-def detect_one(detector: Detector, path: str, args: Arguments) -> tuple[ScoredBoxes, image.Image]:
-    """Detect objects in one image and print the inference time."""
-    img = detector.read(path)
-    if args.tiles:
-        scored = tiles.detect_boxes(detector, img, args.thresh, args.nms)
-    else:
-        (scored,) = detector.detect_boxes([img], args.thresh, args.nms)
-    print(f"{path}: Predicted in {1000 * scored.seconds:f} milli-seconds.")
-    return scored, img
+def are_several(words: Sequence[str]) -> bool:
+    """Return whether words of a command line may name more than one image."""
+    return len(words) > 1 or any(not is_single(word) for word in words)
+
+
+class NothingReadError(Exception):
+    """No image could be read; each has been reported."""
+
+
+class Tally:
+    """Counts images and errors, and reports them. several: the command names more than one image."""
+
+    def __init__(self, several: bool):
+        self.several = several
+        self.images = self.errors = self.replaced = 0
+        self.begin = time.perf_counter()
+        self.interruption: BaseException | None = None
+
+    def fail(self, message: str) -> None:
+        """Report what is wrong with one image or source."""
+        self.errors += 1
+        eprint("error", message)
+
+    def fail_image(self, source: ImageSource, error: ImageError) -> None:
+        """Report an unreadable image."""
+        self.fail(str(error))
+
+    def report(self) -> None:
+        """Print the number of images, of several, and how many files of an earlier run were replaced."""
+        if self.several and (self.images or self.errors > 1):
+            rate = self.images / max(time.perf_counter() - self.begin, 1e-9)
+            errors = f", {self.errors} error{'s' * (self.errors != 1)}" if self.errors else ""
+            print(f"{self.images} images, {rate:.1f} images/s{errors}", file=sys.stderr)
+        if self.replaced:
+            eprint("note", f"files replaced: {self.replaced}")
+
+
+def process(
+    detector: Detector, images: inputs.Images, words: Sequence[str], args: Arguments, writers: Sequence[results.ResultWriter],
+    tally: Tally,
+) -> None:  # fmt: skip
+    """Detect objects in the images that words name, and hand the results to the writers."""
+    with inputs.progress_bar(shown=tally.several) as done:
+        total = images.total(words) if tally.several else None
+        tally.begin = time.perf_counter()
+        for path, img, scored in detected(detector, images.named(words), args, tally.fail_image):
+            objects = detector.to_detections(scored, args.max_det or results.MAX_DET, path)
+            result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
+            for writer in writers:
+                writer.add(result)
+            tally.images += 1
+            done(tally.images + tally.errors, total)
+
+
+def detected(
+    detector: Detector,
+    images: Iterable[ImageSource],
+    args: Arguments,
+    on_error: Callable[[ImageSource, ImageError], None],
+) -> Iterator[ImageResult]:
+    """Yield the images with their boxes; with -tiles, one image at a time."""
+    if not args.tiles:
+        yield from detector.run_images(images, args.thresh, args.nms, args.batch, on_error=on_error)
+        return
+    with BatchReader(detector.read, images, 1, on_error=on_error) as reader:
+        while batch := reader.get():
+            reader.read_ahead()
+            for path, img in batch:
+                yield ImageResult(path, img, tiles.detect_boxes(detector, img, args.thresh, args.nms))
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:
@@ -83,9 +142,11 @@ def flags(thresh: float) -> tuple[Flag, ...]:
         Flag("thresh", float, thresh, "Minimum confidence (exclusive), 0 to 1", limits=FRACTION),
         inputs.NMS,
         Flag("ext_output", bool, False, "Print coordinates in pixels"),
-        Flag("out", str, None, "Write all results to this JSON file"),
-        Flag("save_labels", bool, False, "Write each image's boxes to a label file next to it"),
         *results.FLAGS,
+        *inputs.SOURCES,
+        Flag(
+            "batch", int, 8, "Images that the network processes at a time; without effect on -tiles", limits=(1, 1024)
+        ),
         Flag(
             "tiles",
             bool,
@@ -99,16 +160,16 @@ def flags(thresh: float) -> tuple[Flag, ...]:
 
 
 MORE = (
-    f"Prints the detections as Darknet does and draws them in {ANNOTATED_IMAGE}. Without an image, paths are read from "
-    "standard input, one per line"
+    f"Prints the detections as Darknet does. {inputs.SOURCES_HELP}. One image is drawn in {results.PREDICTIONS}; -out_dir draws "
+    "each. Ctrl-C ends the run and keeps its results"
 )
 COMMANDS = (
     Command(
-        "detector test", ("x.data", "x.cfg", "x.weights", "[image ...]"),
+        "detector test", ("x.data", "x.cfg", "x.weights", inputs.SOURCE),
         "Detect objects in images", test, flags(0.25), MORE,
     ),
     Command(
-        "detect", ("x.cfg", "x.weights", "[image ...]"),
+        "detect", ("x.cfg", "x.weights", inputs.SOURCE),
         "Detect objects of COCO's 80 classes in images", detect, flags(0.24), MORE,
     ),
 )  # fmt: skip

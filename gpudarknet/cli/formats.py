@@ -12,6 +12,7 @@ from ..detector import HIDDEN_PREFIX, Detection
 from ..inference import ScoredBoxes
 
 JSON_THRESH = 0.005  # fixed in Darknet, independent of -thresh
+JSON_FILE = "[\n", ", \n", "\n]"  # around and between the images' entries
 
 
 def best_classes(
@@ -75,11 +76,6 @@ def json_image(frame: int, path: str, scored: ScoredBoxes, names: Sequence[str])
             )
     body = ", \n".join(objects)
     return f'{{\n "frame_id":{frame}, \n "filename":{json_string(path)}, \n "objects": [ \n{body}\n ] \n}}'
-
-
-def json_file(images: Sequence[str]) -> str:
-    """Return the complete JSON file from the images' entries."""
-    return "[\n" + ", \n".join(images) + "\n]"
 
 
 def json_string(text: str) -> str:

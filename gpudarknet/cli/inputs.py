@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
+from urllib.parse import unquote, urlsplit
 
 from .. import backend as backends
 from ..backend import Backend
 from ..data.datafile import DataFile
-from ..errors import BackendError, WeightsError
+from ..errors import BackendError, DataError, WeightsError
+from ..image_sources import IMAGE_SUFFIXES, URL, base_folder, sources
 from ..io import download, resources
 from . import eprint
 from .arguments import FRACTION, Arguments, Flag
+from .outputs import FORBIDDEN, MAX_NAME, UniqueNames
 
 BACKEND = Flag(
     "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy if a GPU is available, else numpy"
@@ -26,6 +33,17 @@ NMS = Flag(
     limits=FRACTION,
 )
 GPU = Flag("i", int, 0, "Index of the GPU; -1 uses the CPU")
+SOURCE = "[source ...]"
+SOURCES = (
+    Flag("recursive", bool, False, "Also search the subfolders of folders"),
+    Flag("allow_private", bool, False, "Also read URLs of this machine and its network"),
+)
+SOURCES_HELP = (
+    "A source is an image, a folder, a pattern in quotes such as 'photos/*.jpg' (** stands for any folders), a text file (.txt)"
+    " with a path or URL on each line, or an http or https URL. Without a source, they are read from standard input, one per line"
+)
+MAX_COUNTED = 1_000_000  # images, before the first of them is processed
+PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"
 
 
 def data_file(name: str) -> DataFile:
@@ -60,15 +78,20 @@ def download_weights(name: str, source: str | None = None) -> Path:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show how many images are done, if stderr is a terminal. Yields the function to call with that number and the total."""
-    if not sys.stderr.isatty():
+def progress_bar(shown: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """Show how many images are done and the time left, if stderr is a terminal and unless shown=False.
+
+    Yields the function to call with that number and the total, None if it is not known.
+    """
+    if not shown or not sys.stderr.isatty():
         yield lambda count, total: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # what is printed meanwhile goes through the bar's console, stderr: right only for what the terminal shows
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("images", total=None)
         yield lambda count, total: bar.update(task, completed=count, total=total)
 
@@ -89,19 +112,102 @@ def get_backend(args: Arguments) -> Backend:
     return be
 
 
-def image_paths(paths: Sequence[str]) -> Iterator[str]:
-    """Yield image paths: the given ones or, if there are none, lines of standard input, with a prompt for each."""
-    if paths:
-        yield from paths
-        return
+class ImagePath(str):
+    """The path or URL of an image, as it is printed.
+
+    number: of the image in this run, from 1. output: the name of its results without a suffix, with the subfolders in which it
+    was found; no other image of the run has it.
+    """
+
+    number: int
+    output: str
+
+
+class Images:
+    """The images that words of a command line name.
+
+    outputs: folders of results, in which none is searched for. failed: told of a word that names no image, which is passed over.
+    """
+
+    def __init__(self, args: Arguments, outputs: Iterable[str | None], failed: Callable[[str], object]):
+        self.recursive, self.failed = args.recursive, failed
+        self.outputs = [Path(os.path.realpath(folder)) for folder in outputs if folder]
+        self.count, self.unique = 0, UniqueNames()
+
+    def named(self, words: Iterable[str]) -> Iterator[ImagePath]:
+        """Yield the images, one after the other."""
+        for word in words:
+            try:
+                for path, name in self._found(word):
+                    self.count += 1
+                    image = ImagePath(path)
+                    image.number, image.output = self.count, self.unique(name)
+                    yield image
+            except DataError as e:
+                self.failed(str(e))
+
+    def total(self, words: Iterable[str]) -> int | None:
+        """Return the number of images, for a progress bar; None if nobody sees it or there are more than MAX_COUNTED."""
+        if not sys.stderr.isatty():
+            return None
+        count = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for word in words:
+                with suppress(DataError):
+                    count += sum(1 for _ in islice(self._found(word), MAX_COUNTED + 1))
+        return count if count <= MAX_COUNTED else None
+
+    def _found(self, word: str) -> Iterator[tuple[str, str]]:
+        """Yield the images that a word names, and the names of their results."""
+        base = base_folder(word)
+        inside: list[Path] = []  # outputs to leave out
+        if base is not None and self.outputs:
+            searched = Path(os.path.realpath(base))
+            if searched in self.outputs:
+                raise DataError(f"{word}: the results are written there; choose another folder for them")
+            inside = [folder for folder in self.outputs if searched in folder.parents]
+        for found in sources(word, recursive=self.recursive):
+            path = word if found == Path(word) else str(found)
+            if not (inside and any(folder in Path(os.path.realpath(path)).parents for folder in inside)):
+                yield path, output_name(path, base)
+
+
+def output_name(path: str, base: Path | None) -> str:
+    """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
+    if URL.match(path):
+        name = FORBIDDEN.sub("_", unquote(urlsplit(path).path.rpartition("/")[2]))[:MAX_NAME] or "image"
+    else:
+        name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
+        name = os.path.basename(path) if name.startswith("..") else name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def prompt(out: TextIO) -> Iterator[str]:
+    """Yield the lines of standard input, with Darknet's prompt for each."""
     while True:
-        print("Enter Image Path: ", end="", flush=True)
+        print("Enter Image Path: ", end="", flush=True, file=out)
         line = sys.stdin.readline()
         if not line:
-            print()
+            print(file=out)
             return
         if line.strip():
             yield line.strip("\r\n")
+
+
+@contextmanager
+def private_urls(args: Arguments) -> Iterator[None]:
+    """Allow URLs of this machine and its network in the block if -allow_private is given."""
+    before = os.environ.get(PRIVATE_URLS)
+    if args.allow_private:
+        os.environ[PRIVATE_URLS] = "1"
+    try:
+        yield
+    finally:
+        if args.allow_private:
+            os.environ.pop(PRIVATE_URLS)
+            os.environ.update({PRIVATE_URLS: before} if before is not None else {})
 
 
 def spinner(text: str) -> AbstractContextManager[object]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import DataError
 from ..io.atomic import atomic_write, check_writable
 
+STDOUT = "-"  # in place of a text file
 MAX_NAME = 200  # bytes of a class name in a file name, of the 255 that file systems allow
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]' if os.name == "nt" else r"[/\x00]")
 
 
 def writable(out: str) -> Path:
-    """Return an output path. Raises DataError if it cannot be written."""
-    check_writable(out, DataError)
+    """Return an output path; "-" is standard output. Raises DataError if it cannot be written."""
+    if out != STDOUT:
+        check_writable(out, DataError)
     return Path(out)
 
 
@@ -51,5 +56,51 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file atomically. Raises DataError."""
-    with atomic_write(path, DataError) as tmp:
-        tmp.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    with text_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """Yield a text file that replaces `path` at the end of the block; standard output for "-". Raises DataError."""
+    if str(path) == STDOUT:
+        yield sys.stdout
+        return
+    with (
+        atomic_write(path, DataError) as tmp,
+        open(tmp, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def joined(path: Path, begin: str, separator: str, end: str) -> Iterator[Callable[[str], object]]:
+    """Yield a function that appends a text to a file: `begin`, the texts with the separator between them, `end`."""
+    with text_file(path) as file:
+        file.write(begin)
+        between = ""
+
+        def append(text: str) -> None:
+            nonlocal between
+            file.write(between + text)
+            between = separator
+
+        yield append
+        file.write(end)
+
+
+class UniqueNames:
+    """Gives each name once: the second "dog" becomes "dog_2". Names that differ in case only are equal, as in Windows."""
+
+    def __init__(self) -> None:
+        self._taken = set[int]()  # hashes, which are smaller
+        self._counts = dict[int, int]()  # of names that were wanted again
+
+    def __call__(self, name: str) -> str:
+        """Return the name, with a number if it has been given."""
+        unique, wanted = name, hash(name.casefold())
+        while (key := hash(unique.casefold())) in self._taken:
+            self._counts[wanted] = number = self._counts.get(wanted, 1) + 1
+            unique = f"{name}_{number}"
+        self._taken.add(key)
+        return unique

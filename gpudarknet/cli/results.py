@@ -1,137 +1,304 @@
-"""Results of many images in other formats: CSV, COCO results, crops, tables on the terminal."""
+"""What is written for each image: Darknet's text, JSON and label files, annotated images, CSV, COCO results, crops, tables."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
 from .. import evaluate, image
-from ..detector import Detection
-from ..errors import DataError
+from ..data.datafile import label_path
+from ..detections import Detections
+from ..errors import DataError, ImageError
+from ..image.video import BackgroundWriter
+from ..image_sources import URL
 from ..inference import ScoredBoxes
-from .arguments import Arguments, Flag
+from . import eprint, formats
+from .arguments import Arguments, Flag, UsageError
 from .evaluate import COCO_IDS
-from .outputs import writable, write
+from .inputs import ImagePath
+from .outputs import STDOUT, UniqueNames, joined, text_file, writable, writable_folder, write
+
+PREDICTIONS = "predictions.jpg"
+MAX_DET = 300  # objects of an image, in formats that are not Darknet's
+Background = Callable[[Callable[..., None]], BackgroundWriter]
 
 
-class ResultWriter(Protocol):
+class DetectedImage(NamedTuple):
+    """An image and what was found in it: `scored` for Darknet's formats, `objects` for the others."""
+
+    path: ImagePath
+    image: image.Image
+    scored: ScoredBoxes
+    objects: Detections
+
+
+class ResultWriter(ABC):
     """Writes the objects of all images in some format."""
 
-    def add(self, path: str, img: image.Image, scored: ScoredBoxes, objects: list[Detection]) -> None:
+    replaced = 0  # files of an earlier run
+
+    @abstractmethod
+    def add(self, result: DetectedImage) -> None:
         """Add an image's objects."""
 
-    def close(self) -> None:
-        """Finish after the last image."""
+
+# Darknet's formats
 
 
-class CsvWriter:
+class TextPrinter(ResultWriter):
+    """Prints Darknet's lines."""
+
+    def __init__(self, args: Arguments):
+        self.thresh, self.ext_output = args.thresh, args.ext_output
+
+    def add(self, result: DetectedImage) -> None:
+        """Print an image's time and objects."""
+        print(f"{result.path}: Predicted in {1000 * result.scored.seconds:f} milli-seconds.")
+        for line in formats.text_lines(result.scored, result.objects.names, self.thresh, self.ext_output):
+            print(line)
+
+
+class PredictionsWriter(ResultWriter):
+    """Writes predictions.jpg, anew for each image."""
+
+    def __init__(self, args: Arguments):
+        self.thresh, self.count = args.thresh, 0
+
+    def add(self, result: DetectedImage) -> None:
+        """Write an image with its boxes; the second time, note that the first is lost."""
+        self.count += 1
+        if self.count == 2:
+            eprint("note", f"{PREDICTIONS} shows the last image only; -out_dir FOLDER writes one for each")
+        check_kept(result.path, Path(PREDICTIONS))
+        image.write(PREDICTIONS, annotated(result, self.thresh))
+
+
+class UndrawnNote(ResultWriter):
+    """Notes that several images are not drawn."""
+
+    noted = False
+
+    def add(self, result: DetectedImage) -> None:
+        """Print it once."""
+        if not self.noted:
+            self.noted = True
+            eprint("note", "of several images, none is drawn; -out_dir FOLDER draws each")
+
+
+class JsonWriter(ResultWriter):
+    """Darknet's JSON file."""
+
+    def __init__(self, append: Callable[[str], object]):
+        self.append = append
+
+    def add(self, result: DetectedImage) -> None:
+        """Append an image's entry."""
+        self.append(formats.json_image(result.path.number, result.path, result.scored, result.objects.names))
+
+
+class LabelWriter(ResultWriter):
+    """Writes each image's label file next to it."""
+
+    def __init__(self, args: Arguments, failed: Callable[[str], object]):
+        self.thresh, self.failed, self.written = args.thresh, failed, UniqueNames()
+
+    def add(self, result: DetectedImage) -> None:
+        """Write an image's labels, unless they would replace those of another image."""
+        path = label_path(result.path)
+        if URL.match(result.path):
+            self.failed(f"{result.path}: has no folder for -save_labels; download it, or use -csv")
+        elif self.written(str(path)) != str(path):
+            self.failed(
+                f"{result.path}: its labels would replace those of another image, {path}; rename one of the two"
+            )
+        else:
+            self.replaced += path.exists()
+            write(path, formats.label_lines(result.scored, result.objects.names, self.thresh))
+
+
+# Other formats
+
+
+class AnnotatedImageWriter(ResultWriter):
+    """A folder with a copy of each image, with its boxes: NAME.jpg, in subfolders as they were found."""
+
+    def __init__(self, folder: Path, args: Arguments, background: Background):
+        self.folder, self.thresh, self.max_det = folder, args.thresh, args.max_det or MAX_DET
+        self.writer = background(self.write)
+
+    def add(self, result: DetectedImage) -> None:
+        """Write an image in the background. Raises DataError if it would replace the one that was read."""
+        path = self.folder / f"{result.path.output}.jpg"
+        check_kept(result.path, path)
+        self.replaced += path.exists()
+        self.writer.put(path, result)
+
+    def write(self, path: Path, result: DetectedImage) -> None:
+        """Draw and write an image."""
+        write_image(path, annotated(result._replace(scored=result.scored.most_confident(self.max_det)), self.thresh))
+
+
+def check_kept(source: ImagePath, out: Path) -> None:
+    """Raise DataError if an output file is the image that was read."""
+    if not URL.match(source) and out.exists() and out.samefile(source):
+        raise DataError(f"{source}: would be replaced by its result; choose another -out_dir")
+
+
+def annotated(result: DetectedImage, thresh: float) -> image.Image:
+    """Return an image with its boxes, as Darknet labels them."""
+    names = result.objects.names
+    return image.draw(result.image, formats.labelled_boxes(result.scored, names, thresh), names)
+
+
+def write_image(path: Path, img: image.Image) -> None:
+    """Write an image, and its folder if it is missing. Raises ImageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ImageError(f"{path.parent}: cannot be created ({e.strerror}); choose another folder") from None
+    image.write(path, img)
+
+
+class CsvWriter(ResultWriter):
     """A CSV file with one line per object: image, class, name, confidence, box in pixels."""
 
-    def __init__(self, path: Path):
-        self.path, self.text = path, io.StringIO()
-        self.table = csv.writer(self.text, lineterminator="\n")
+    def __init__(self, file: TextIO):
+        self.table = csv.writer(file, lineterminator="\n")
         self.table.writerow(["image", "class_id", "name", "confidence", "left", "top", "width", "height"])
 
-    def add(self, path: str, img: image.Image, scored: ScoredBoxes, objects: list[Detection]) -> None:
-        """Add an image's lines."""
-        for d in objects:
+    def add(self, result: DetectedImage) -> None:
+        """Write an image's lines."""
+        for d in result.objects:
             box = [f"{v:.2f}" for v in d.box]
-            self.table.writerow([path, d.class_id, d.label, f"{d.confidence:.6f}", *box])
-
-    def close(self) -> None:
-        """Write the file."""
-        write(self.path, self.text.getvalue())
+            self.table.writerow([result.path, d.class_id, d.label, f"{d.confidence:.6f}", *box])
 
 
-class CocoWriter:
-    """A COCO results file: image_id is the last number in the file name, category_id is COCO's if there are 80 classes."""
+class CocoWriter(ResultWriter):
+    """A COCO results file: image_id is the number that ends the file name, category_id is COCO's if there are 80 classes."""
 
-    def __init__(self, path: Path):
-        self.path, self.entries = path, list[dict[str, Any]]()
+    def __init__(self, append: Callable[[str], object]):
+        self.append, self.ids, self.noted = append, UniqueNames(), False
 
-    def add(self, path: str, img: image.Image, scored: ScoredBoxes, objects: list[Detection]) -> None:
-        """Add an image's entries."""
-        classes, none = scored.probs.shape[1], np.zeros((0, 5), np.float32)
+    def add(self, result: DetectedImage) -> None:
+        """Write an image's entries; note the first image with the number of another."""
+        number = str(evaluate.coco_image_id(result.path) or 0)
+        if self.ids(number) != number and not self.noted:
+            eprint(
+                "note", f"-coco: {result.path}: has the image_id {number} of another image; names should end in numbers"
+            )
+            self.noted = True
+        classes, none = result.scored.probs.shape[1], np.zeros((0, 5), np.float32)
         categories = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
-        self.entries += evaluate.coco_results(evaluate.ImageEval(scored, none, none, path), categories)
-
-    def close(self) -> None:
-        """Write the file."""
-        write(self.path, json.dumps(self.entries) + "\n")
+        for entry in evaluate.coco_results(evaluate.ImageEval(result.scored, none, none, result.path), categories):
+            self.append(json.dumps(entry))
 
 
-class CropWriter:
-    """A folder with one image per object: IMAGE_NUMBER_NAME.png."""
+class CropWriter(ResultWriter):
+    """A folder with an image of each object: IMAGE_NUMBER_NAME.png."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, background: Background):
+        self.folder, self.writer = folder, background(write_image)
 
-    def add(self, path: str, img: image.Image, scored: ScoredBoxes, objects: list[Detection]) -> None:
-        """Write an image's crops."""
-        H, W = img.shape[:2]
-        for number, d in enumerate(objects, 1):
+    def add(self, result: DetectedImage) -> None:
+        """Write an image's crops in the background."""
+        H, W = result.image.shape[:2]
+        for number, d in enumerate(result.objects, 1):
             left, top, width, height = d.box
             x0, x1 = (int(v) for v in np.clip((left, left + width), 0, W))
             y0, y1 = (int(v) for v in np.clip((top, top + height), 0, H))
             if x1 > x0 and y1 > y0:
                 name = "".join(c if c.isalnum() else "-" for c in d.label)
-                image.write(self.folder / f"{Path(path).stem}_{number}_{name}.png", img[y0:y1, x0:x1])
+                path = self.folder / f"{result.path.output}_{number}_{name}.png"
+                self.replaced += path.exists()
+                self.writer.put(path, result.image[y0:y1, x0:x1])
 
-    def close(self) -> None:
-        """Do nothing: all crops are written."""
 
-
-class TablePrinter:
+class TablePrinter(ResultWriter):
     """Prints a table of each image's objects."""
 
-    def add(self, path: str, img: image.Image, scored: ScoredBoxes, objects: list[Detection]) -> None:
+    def add(self, result: DetectedImage) -> None:
         """Print an image's table."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table("object", box=None, header_style="bold", title=escape(path), title_justify="left")
+        table = Table("object", box=None, header_style="bold", title=escape(result.path), title_justify="left")
         for column in ("confidence", "left", "top", "width", "height"):
             table.add_column(column, justify="right")
-        for d in objects:
+        for d in result.objects:
             table.add_row(escape(d.label), f"{d.confidence:.0%}", *(f"{v:.0f}" for v in d.box))
         Console(highlight=False).print(table)
 
-    def close(self) -> None:
-        """Do nothing: all tables are printed."""
+
+def uses_stdout(args: Arguments) -> bool:
+    """Return whether a result file goes to standard output, which Darknet's text then must not."""
+    return any(getattr(args, flag) == STDOUT for flag in TEXT_FILES)
 
 
-def folder(name: str) -> Path:
-    """Create a folder if it does not exist. Raises DataError."""
-    try:
-        Path(name).mkdir(exist_ok=True)
-    except OSError as e:
-        raise DataError(f"{name}: cannot create this folder ({e.strerror}); choose another path") from None
-    return Path(name)
+def requested(
+    args: Arguments, stack: ExitStack, threads: int, several: bool, failed: Callable[[str], object]
+) -> list[ResultWriter]:
+    """Return the writers that the flags request; their files appear when the stack is closed without an error.
 
+    threads: that write images. several: more than one image at a time. failed: told of what cannot be written for one image.
+    Raises DataError if a result cannot be written.
+    """
+    printed = [f"-{flag} -" for flag in TEXT_FILES if getattr(args, flag) == STDOUT] + ["-table"] * args.table
+    if len(printed) > 1:
+        raise UsageError(f"{printed[0]} and {printed[1]}: only one can be on standard output; write a file instead")
 
-def requested(args: Arguments) -> list[ResultWriter]:
-    """Return the writers that the flags request. Raises DataError if a result cannot be written."""
+    def background(work: Callable[..., None]) -> BackgroundWriter:
+        return stack.enter_context(BackgroundWriter(work, max(args.batch, 4), threads))
+
+    files = {flag: writable(path) for flag in TEXT_FILES if (path := getattr(args, flag))}
+    if len({os.path.realpath(path) for path in files.values()}) < len(files):
+        raise UsageError(f"-{' and -'.join(files)}: would be one file; give each its own")
     writers: list[ResultWriter] = []
-    if args.csv:
-        writers.append(CsvWriter(writable(args.csv)))
-    if args.coco:
-        writers.append(CocoWriter(writable(args.coco)))
+    if not uses_stdout(args):
+        writers.append(TextPrinter(args))
+    if "out" in files:  # files before images: they are closed later, and do not appear if an image cannot be written
+        writers.append(JsonWriter(stack.enter_context(joined(files["out"], *formats.JSON_FILE))))
+    if "csv" in files:
+        writers.append(CsvWriter(stack.enter_context(text_file(files["csv"]))))
+    if "coco" in files:
+        writers.append(CocoWriter(stack.enter_context(joined(files["coco"], "[", ", ", "]\n"))))
+    if args.out_dir:
+        writers.append(AnnotatedImageWriter(writable_folder(args.out_dir), args, background))
+    elif not several:
+        writers.append(PredictionsWriter(args))
     if args.crops:
-        writers.append(CropWriter(folder(args.crops)))
+        writers.append(CropWriter(writable_folder(args.crops), background))
+    if args.save_labels:
+        writers.append(LabelWriter(args, failed))
     if args.table:
         writers.append(TablePrinter())
+    if several and not any(getattr(args, flag.name) for flag in FLAGS):
+        writers.append(UndrawnNote())
     return writers
 
 
+TEXT_FILES = ("out", "csv", "coco")
 FLAGS = (
-    Flag("csv", str, None, "Write all objects to this CSV file, with boxes in pixels"),
-    Flag("coco", str, None, "Write all objects to this JSON file in COCO's results format"),
+    Flag("out_dir", str, None, "Write each image with its boxes into this folder, as NAME.jpg"),
+    Flag("out", str, None, "Write all results to this JSON file; - for standard output, in place of the text"),
+    Flag("csv", str, None, "Write all objects to this CSV file, with boxes in pixels; - for standard output"),
+    Flag("coco", str, None, "Write all objects to this JSON file in COCO's results format; - for standard output"),
     Flag("crops", str, None, "Write an image of each object into this folder"),
+    Flag("save_labels", bool, False, "Write each image's boxes to a label file next to it"),
     Flag("table", bool, False, "Print a table of each image's objects, with boxes in pixels"),
+    Flag(
+        "max_det",
+        int,
+        None,
+        f"Most objects of an image; by default all, but for -out_dir, -csv, -crops and -table {MAX_DET}",
+        limits=(1, 2**31),
+    ),
 )

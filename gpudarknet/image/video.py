@@ -157,19 +157,20 @@ def _check_files(path: Path) -> None:
 
 
 class BackgroundWriter:
-    """Calls `work` in a background thread, in the order of `put`, which blocks while QUEUE_SIZE calls are pending.
+    """Calls `work` in background threads; `put` blocks while `size` calls are pending. One thread keeps the order of `put`.
 
     An exception in `work` is raised by the next `put`, or at the end of the `with` block.
     """
 
-    def __init__(self, work: Callable[..., None]):
+    def __init__(self, work: Callable[..., None], size: int = QUEUE_SIZE, threads: int = 1):
         self._work = work
-        self._queue: queue.Queue[tuple[object, ...] | None] = queue.Queue(QUEUE_SIZE)
+        self._queue: queue.Queue[tuple[object, ...] | None] = queue.Queue(size)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="video writer", daemon=True)
+        self._threads = [threading.Thread(target=self._run, name="image writer", daemon=True) for _ in range(threads)]
 
     def __enter__(self) -> BackgroundWriter:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def put(self, *item: object) -> None:
@@ -179,8 +180,10 @@ class BackgroundWriter:
         self._queue.put(item)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
         if kind is None and self._error is not None:
             raise self._error
 
