@@ -65,9 +65,13 @@ def session_of(call: Callable[[], object], version: str = "", note: str = "") ->
 
 
 def ours(job: Job) -> Session:
-    """Open one of our engines: "plan" or "reference"."""
+    """Open one of our engines: "plan", "reference", or "openvino-backend", which is `predict` with backend="openvino"."""
     from gpudarknet import __version__
 
+    if job.engine == "openvino-backend":
+        network = job.network("openvino")
+        x = seeded.network_input(network, job.batch)
+        return session_of(lambda: network.predict(x, precision=job.precision), __version__, "OpenVINO")  # type: ignore[arg-type]
     if job.precision != "fp32" and (job.kind == "cpu" or job.engine == "reference"):
         raise Unavailable(
             f"{'NumPy' if job.kind == 'cpu' else 'the reference engine'} computes in fp32 only, not in {job.precision}"
@@ -75,7 +79,7 @@ def ours(job: Job) -> Session:
     network = job.network("cupy" if job.kind == "gpu" else "numpy")
     if job.kind == "gpu" and job.engine == "plan" and network.backend.cublas is None:
         raise Unavailable("the plan needs cuBLAS to run on this GPU")
-    x: Any = network.backend.asarray(seeded.network_input(network, job.batch))
+    x = network.backend.asarray(seeded.network_input(network, job.batch))
     synchronize = synchronizer(network)
 
     def call() -> None:
@@ -164,6 +168,25 @@ def onnxruntime(job: Job) -> Session:
         session = ort.InferenceSession(export_onnx(job, folder), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: seeded.network_input(job.network(), job.batch)}
     return session_of(lambda: session.run(None, feed), ort.__version__)
+
+
+def openvino(job: Job) -> Session:
+    """Open OpenVINO on our ONNX export; in bf16 too, if the CPU computes in it."""
+    if job.kind != "cpu":
+        raise Unavailable("compared on the CPU only")
+    from gpudarknet.export.program import no_telemetry
+
+    with no_telemetry():
+        ov = import_framework("openvino", "openvino")
+    core = ov.Core()
+    if job.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise Unavailable("this CPU does not compute in bf16")
+    options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(job.precision, job.precision), "PERFORMANCE_HINT": "LATENCY",
+               "INFERENCE_NUM_THREADS": job.threads}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        request = core.compile_model(core.read_model(export_onnx(job, folder)), "CPU", options).create_infer_request()
+    x = seeded.network_input(job.network(), job.batch)
+    return session_of(lambda: request.infer({0: x}, share_inputs=True), ov.__version__.partition("-")[0])
 
 
 def torch(job: Job) -> Session:
@@ -257,12 +280,15 @@ def last_line(error: Exception) -> str:
 ENGINES: dict[str, Callable[[Job], Session]] = {
     "plan": ours,
     "reference": ours,
+    "openvino-backend": ours,
+    "openvino": openvino,
     "opencv": opencv,
     "onnxruntime": onnxruntime,
     "torch": torch,
     "darknet": darknet,
 }
-OURS = ("plan", "reference")
+OURS = ("plan", "reference")  # also on a GPU, and layer by layer
+BF16 = ("openvino-backend", "openvino")  # engines that also compute in bf16
 
 
 def start(job: Job) -> Session:
@@ -276,6 +302,6 @@ def start(job: Job) -> Session:
     except MemoryError:
         raise Unavailable("out of memory") from None
     except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as e:
-        if job.engine in OURS:
+        if ENGINES[job.engine] is ours:
             raise
         raise Unavailable(last_line(e)) from None

@@ -18,7 +18,7 @@ from .tables import bound, engine, group_title, number, size
 
 WIDTH = 4.6  # inches: readable on a phone, and two fit side by side on a desktop screen
 COLORS = {"plan": "tab:blue", "reference": "tab:orange", "opencv": "tab:green", "onnxruntime": "tab:purple",
-          "torch": "tab:pink", "darknet": "tab:gray"}  # fmt: skip
+          "openvino-backend": "tab:cyan", "openvino": "tab:olive", "torch": "tab:pink", "darknet": "tab:gray"}  # fmt: skip
 BOUNDS = {"compute": "tab:blue", "memory": "tab:orange", "–": "tab:gray"}
 NOTE = dict(xytext=(-4, 3), textcoords="offset points", ha="right")
 STYLE = {

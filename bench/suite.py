@@ -31,7 +31,7 @@ from gpudarknet.errors import DataError
 from gpudarknet.io import resources
 
 from . import gpu, machine, seeded
-from .engines import ENGINES, OURS, Job
+from .engines import BF16, ENGINES, OURS, Job
 from .layers import bytes_moved
 from .records import SCHEMA, Record
 from .timing import MIN_CALLS, Sample, quantiles
@@ -251,9 +251,11 @@ def jobs(workload: Workload, options: Options, threads: int) -> Iterator[Job]:
     """Yield the jobs for one network."""
     for kind in options.kinds:
         for batch in options.batches:
-            for precision in options.precisions if kind == "gpu" else ("fp32",):
+            for precision in dict.fromkeys(("fp32", *options.precisions)) if kind == "cpu" else options.precisions:
                 for engine in options.engines:
-                    if kind == "gpu" and engine not in (*OURS, "torch"):
+                    known = (*OURS, "torch") if kind == "gpu" else BF16 if precision == "bf16" else tuple(ENGINES)
+                    wanted = precision != "bf16" if kind == "gpu" else precision in ("fp32", "bf16")
+                    if not wanted or engine not in known:
                         continue
                     size = workload.width, workload.height, batch, precision
                     yield Job(engine, workload.cfg, workload.weights, *size, threads, kind)

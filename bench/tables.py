@@ -84,6 +84,41 @@ def describe(m: Record) -> Grid:
     return Grid("Machine", ("", ""), cells, 2, list(m.get("flags", [])))
 
 
+NOISE = 1.03  # smaller ratios of FPS are none
+BACKENDS = {"plan": "numpy", "openvino-backend": "openvino", "onnxruntime": "onnxruntime"}  # engine -> its backend
+
+
+def advice(records: Sequence[Record]) -> list[str]:
+    """Say, for each network, which backend was the fastest on the CPU and how to get it."""
+    devices = machines(records)
+    cpu = {r["device"] for r in devices if r["kind"] == "cpu"}
+    lines, missing = list[str](), set[str]()
+    groups: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
+    for r in (*results(records), *results(records, failed=True)):
+        if r["device"] in cpu and (backend := BACKENDS.get(r["engine"])):
+            if "failed" in r:
+                missing |= {backend} if "not installed" in r["failed"] else set()
+            else:
+                group = groups.setdefault((size(r), r["batch"]), {})
+                group[backend, r["precision"]] = r["fps"]["median"]
+    for (name, batch), fps in groups.items():
+        usual = fps.get(("numpy", "fp32"))
+        for precision in ("fp32", "bf16"):
+            own = {key: value for key, value in fps.items() if key[1] == precision}
+            best = max(own, key=own.__getitem__, default=("numpy", "fp32"))
+            if usual and own.get(best, 0) > NOISE * usual:
+                flags = f"-backend {best[0]}" + (" -precision bf16" if precision == "bf16" else "")
+                rounded = ", with rounded results" if precision == "bf16" else ""
+                lines.append(f"{name}, batch {batch}: {own[best] / usual:.2f} times numpy's FPS{rounded}: {flags}")
+    if lines:
+        lines.append(
+            "-backend fastest takes the fastest engine in fp32; `gpudarknet plan x.cfg -tune` measures it for a network"
+        )
+    extras = {"openvino": "openvino", "onnxruntime": "cpu"}
+    lines += [f'{name} was not measured: pip install "gpudarknet[{extras[name]}]"' for name in sorted(missing)]
+    return lines
+
+
 def speed(records: Sequence[Record]) -> Grid:
     """List every result: FPS, wall-clock and CPU time of a call, and failures."""
     heads = (

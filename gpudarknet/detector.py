@@ -6,7 +6,6 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from .detections import Detection as Detection
 from .detections import Detections as Detections
 from .errors import DataError
 from .inference import ImageSource, InferencePipeline, ScoredBoxes
-from .network import Network, load_network
+from .network import Network, Precision, load_network
 
 MAX_DET = 300  # most objects of an image, as in ultralytics
 HIDDEN_PREFIX = "dont_show"  # objects of classes whose names start with this are not reported
@@ -44,7 +43,7 @@ class Detector(InferencePipeline):
         batch: int = 1,
         width: int | None = None,
         height: int | None = None,
-        precision: Literal["fp32", "tf32", "fp16"] = "fp32",
+        precision: Precision = "fp32",
     ):
         if isinstance(names, (str, Path)):
             names, source = read_names(names), str(names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .backend.threads import get_num_threads
 from .errors import DataError, ImageError
 from .image.batches import Batch, BatchReader
 from .layers import DetectionHead
-from .network import Network
+from .network import Network, Precision
 from .ops import resize
 
 ImageSource = Any  # anything `image.as_image` accepts: a path, a uint8 array (H, W, 3) RGB or (H, W), a PIL image...
@@ -64,10 +64,12 @@ class ImageResult(NamedTuple):
 class InferencePipeline:
     """The stages from an image to its boxes, and `run`, which connects them.
 
-    letterbox: keep the aspect ratio and pad with gray instead of stretching. precision: as in `Network.predict`.
+    letterbox: keep the aspect ratio and pad with gray instead of stretching. precision: as in `Network.predict`. Raises
+    DataError, BackendError if the backend cannot compute in it.
     """
 
-    def __init__(self, network: Network, letterbox: bool = False, precision: Literal["fp32", "tf32", "fp16"] = "fp32"):
+    def __init__(self, network: Network, letterbox: bool = False, precision: Precision = "fp32"):
+        network.check_precision(precision)
         self.network, self.letterbox, self.precision = network, letterbox, precision
 
     @property
@@ -227,15 +229,16 @@ class ClassProbabilities(NamedTuple):
     seconds: float
 
 
-def classify(network: Network, source: ImageSource) -> ClassProbabilities:
+def classify(network: Network, source: ImageSource, precision: Precision = "fp32") -> ClassProbabilities:
     """Classify the center crop of an image (predict_classifier in Darknet's src/classifier.c). Raises ImageError.
 
-    In a network with a tree of classes, a probability is the product along the path from the root.
+    In a network with a tree of classes, a probability is the product along the path from the root. precision: as in
+    `Network.predict`.
     """
     img = image.as_image(source, network.channels)
     x = image.classifier_input(img, network.width, network.height)[None]
     start = time.perf_counter()
-    probs = network.backend.to_numpy(network.predict(x)[-1]).reshape(-1)
+    probs = network.backend.to_numpy(network.predict(x, precision=precision)[-1]).reshape(-1)
     seconds = time.perf_counter() - start
     tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
     return ClassProbabilities(tree.hierarchy(probs) if tree else probs, seconds)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from .weights import init_weights
 from .weights import read as read_weights
 from .weights import write as write_weights
 
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+PRECISIONS = get_args(Precision)
 Keep = Callable[[int, Array, Backward], None]  # keep(index, output, backward), called after each layer
 
 
@@ -153,20 +155,20 @@ class Network:
         self,
         x: Any,
         engine: Literal["plan", "reference"] = "plan",
-        precision: Literal["fp32", "tf32", "fp16"] = "fp32",
+        precision: Precision = "fp32",
     ) -> list[Array]:
         """Run the network on x (N, C, H, W), values 0 to 1; return the outputs of its heads, as arrays of the backend.
 
         A network without detection heads has one output: its last layer other than [cost]. The caller owns the arrays; those of
         the reference engine may share memory with x. engine: the compiled plan, or the reference, layer by layer, which defines
         the correct result. precision, for plans on a GPU: fp32; tf32, which rounds factors to 10-bit mantissas; fp16, also in
-        memory, with sums in fp32. Results are float32; NumPy always computes in fp32. x on the GPU is not copied; a plan there
-        also accepts an ImageBatch. Call `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
+        memory, with sums in fp32. OpenVINO also has bf16, on CPUs with AMX or AVX-512 BF16; elsewhere it raises BackendError.
+        Results are float32; a CPU computes in fp32 if tf32 or fp16 is asked for. x on the GPU is not copied; a plan there also
+        accepts an ImageBatch. Call `program_cache.clear()` after changing weights by hand. Raises DataError, BackendError.
         """
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
-        if precision not in ("fp32", "tf32", "fp16"):
-            raise DataError(f"predict: unknown precision '{precision}'; choose fp32, tf32 or fp16")
+        self.check_precision(precision)
         compiled = engine == "plan" and self.backend.executor is not None
         if not (compiled and isinstance(x, ImageBatch)):
             x = self.input(x)
@@ -182,10 +184,18 @@ class Network:
         self.forward(x, ForwardContext(), keep)
         return [outputs[index] for index in self.heads]
 
+    def check_precision(self, precision: str) -> None:
+        """Raise DataError if there is no such precision, BackendError if it is bf16 and cannot be computed here."""
+        if precision not in PRECISIONS:
+            raise DataError(f"predict: unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+        if self.backend.executor is not None:
+            self.backend.supported_precision(precision)
+
     def program(self, batch: int = 1, precision: str = "fp32") -> Program:
         """Return the program that `predict` runs for a batch: the network compiled for its input shape by the backend's executor.
 
-        Raises BackendError.
+        Its `engine` says what computes it: "openvino 2026.4.1, fp32". Raises BackendError; CfgError if ONNX Runtime or OpenVINO
+        cannot run a layer.
         """
         with self.on_device():
             return self._program(batch, precision)
@@ -193,12 +203,15 @@ class Network:
     def _program(self, batch: int, precision: str) -> Program:
         be, shape = self.backend, self.net.input
         precision = be.supported_precision(precision)
-        return self.program_cache.get(
-            (shape, batch, precision),
-            lambda packed_weights: be.compile_program(
-                self.nodes, self.weights, self.heads, shape, batch, precision, packed_weights
-            ),
-        )
+        try:
+            return self.program_cache.get(
+                (shape, batch, precision, be.program_threads()),
+                lambda packed_weights: be.compile_program(
+                    self.nodes, self.weights, self.heads, shape, batch, precision, packed_weights
+                ),
+            )
+        except CfgError as e:  # of the conversion to ONNX
+            raise CfgError(f"{self.config.path}: {be.name}: {e}; use backend='numpy'") from None
 
     def trace(self, x: Any) -> list[np.ndarray]:
         """Run the network on x (N, C, H, W); return every layer's output as float32 (N, C, H, W) in NumPy."""

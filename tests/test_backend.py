@@ -93,7 +93,10 @@ def test_argument_then_variable_then_detection(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(backend.VARIABLE, "torch")
     with pytest.raises(BackendError) as e:
         backend.get()
-    assert str(e.value) == "GPUDARKNET_BACKEND: unknown backend 'torch'; choose one of auto, cupy, numpy, onnxruntime"
+    assert (
+        str(e.value)
+        == "GPUDARKNET_BACKEND: unknown backend 'torch'; choose one of auto, cupy, numpy, onnxruntime, openvino, fastest"
+    )
 
 
 def test_a_backend_is_passed_through() -> None:

@@ -13,6 +13,7 @@ from gpudarknet.bench.engines import Job, Unavailable
 
 from gpudarknet import load_network
 from gpudarknet.bench import engines, seeded, torch_network
+from gpudarknet.export.program import why_no_bf16
 from gpudarknet.io import resources
 
 
@@ -45,6 +46,17 @@ def test_numpy_computes_in_fp32_only(job):
     assert str(e.value) == "NumPy computes in fp32 only, not in fp16"
 
 
+@pytest.mark.parametrize("engine", ["openvino", "openvino-backend"])
+def test_openvino_in_bf16_runs_or_says_why(job, engine):
+    pytest.importorskip("openvino")
+    try:
+        session = engines.start(job(engine, precision="bf16"))
+    except Unavailable as e:
+        assert why_no_bf16() is not None and "bf16" in str(e)
+    else:
+        assert why_no_bf16() is None and session.sample(0.0, 1).wall
+
+
 @pytest.mark.parametrize("engine", ["opencv", "onnxruntime", "darknet"])
 def test_other_frameworks_are_compared_on_the_cpu_in_fp32(job, engine):
     with pytest.raises(Unavailable) as e:
@@ -58,7 +70,15 @@ def test_a_missing_framework_gives_a_message():
     assert str(e.value) == "not installed; pip install some-package"
 
 
-@pytest.mark.parametrize(("engine", "module"), [("opencv", "cv2"), ("onnxruntime", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("engine", "module"),
+    [
+        ("opencv", "cv2"),
+        ("onnxruntime", "onnxruntime"),
+        ("openvino", "openvino"),
+        ("openvino-backend", "openvino"),
+    ],
+)
 def test_installed_frameworks_are_timed(job, engine, module):
     pytest.importorskip(module)
     pytest.importorskip("onnx")

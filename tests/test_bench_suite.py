@@ -104,9 +104,10 @@ def test_records_are_plain_json():
     [
         (
             ["--engines", "plan,tensorrt"],
-            "-engines: no 'tensorrt'; choose from plan, reference, opencv, onnxruntime, torch, darknet",
+            "-engines: no 'tensorrt'; choose from plan, reference, openvino-backend, openvino, opencv, onnxruntime, torch,"
+            " darknet",
         ),
-        (["--precision", "int8"], "-precision: no 'int8'; choose from fp32, tf32, fp16"),
+        (["--precision", "int8"], "-precision: no 'int8'; choose from fp32, tf32, fp16, bf16"),
         (["--device", "tpu"], "-device: no 'tpu'; choose from auto, cpu, gpu"),
         (["--batch", "1,x"], "-batch must be a list of batch sizes, for example 1,8; not '1,x'"),
         (["--seconds", "0"], "-seconds must be above 0 and at most 3600, not 0"),

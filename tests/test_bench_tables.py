@@ -106,3 +106,23 @@ def test_spans():
 
 def test_a_batch_counts_images():
     assert columns.rows([CPU, result(CPU, 8.0, batch=4)])[0].achieved == 280.0
+
+
+def test_advice_names_the_fastest_backend_and_what_is_missing():
+    more = [
+        result(CPU, 6.0, "openvino-backend"),
+        result(CPU, 12.0, "openvino-backend", precision="bf16"),
+        result(CPU, 9.0, "openvino"),  # the runtime alone is no backend
+        result(CPU, 4.0, network="other"),
+        result(CPU, 4.1, "onnxruntime", network="other"),  # noise
+    ]
+    assert tables.advice([*RECORDS, *more]) == [
+        "net 416, batch 1: 1.50 times numpy's FPS: -backend openvino",
+        "net 416, batch 1: 3.00 times numpy's FPS, with rounded results: -backend openvino -precision bf16",
+        "-backend fastest takes the fastest engine in fp32; `gpudarknet plan x.cfg -tune` measures it for a network",
+    ]
+    missing = failed(
+        CPU, "openvino-backend", "backend: 'openvino' cannot run here: openvino is not installed; pip install ..."
+    )
+    assert tables.advice([*RECORDS, missing]) == ['openvino was not measured: pip install "gpudarknet[openvino]"']
+    assert tables.advice([*RECORDS, *GPU_RECORDS]) == []

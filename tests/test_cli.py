@@ -327,7 +327,7 @@ def test_help_and_version(capsys):
         ("detect tiny.cfg tiny.weights -thresh 25", "detect: -thresh needs a number from 0 to 1, got '25'"),
         (
             "detect tiny.cfg tiny.weights tiny.png -backend gpu",
-            "backend: unknown backend 'gpu'; choose one of auto, cupy, numpy, onnxruntime",
+            "backend: unknown backend 'gpu'; choose one of auto, cupy, numpy, onnxruntime, openvino, fastest",
         ),
         (
             "detect tiny.cfg tiny.weights tiny.png -out missing/r.json",

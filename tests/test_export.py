@@ -1,7 +1,13 @@
-"""ONNX files run by ONNX Runtime and by OpenCV against our own outputs: every layer, every activation."""
+"""ONNX files run by ONNX Runtime, OpenVINO and OpenCV against our own outputs: every layer, every activation."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import subprocess
+import sys
 import warnings
 
 import cv2
@@ -13,16 +19,19 @@ from layer_cases import DARKNET_SECTIONS
 import gpudarknet as gd
 from gpudarknet import cfg, cli
 from gpudarknet.errors import CfgError, DataError
-from gpudarknet.export import onnx_model, write_onnx
+from gpudarknet.export import fastest, onnx_model, write_onnx
 from gpudarknet.export.activations import ACTIVATIONS
 from gpudarknet.export.graph import Graph
 from gpudarknet.export.lower import lower
 from gpudarknet.export.model import import_onnx
+from gpudarknet.export.program import OpenVinoProgram, import_openvino, why_no_bf16
 from gpudarknet.io import resources
 from gpudarknet.layers import SECTIONS, Layer
 from gpudarknet.ops import activation
+from gpudarknet.plan.tuning import save_tuning
 
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs ONNX Runtime: pip install "gpudarknet[test]"')
+pytest.importorskip("openvino", reason='needs OpenVINO: pip install "gpudarknet[test]"')
 pytest.importorskip("onnx", reason='needs onnx: pip install "gpudarknet[onnx]"')
 
 NET = "[net]\nwidth={}\nheight={}\nchannels={}\n"
@@ -58,11 +67,14 @@ def images(net, count=1):
 
 
 def agree(net, count=1, tolerance=1e-4):
-    """Compare ONNX Runtime's outputs with the reference engine's, relative to the largest value."""
+    """Compare the outputs of ONNX Runtime and OpenVINO with the reference engine's, relative to the largest value."""
     x = images(net, count)
-    for ours, theirs in zip(net.predict(x, engine="reference"), run(onnx_model(net, batch=count), x), strict=True):
-        assert ours.shape == theirs.shape
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
+    model = onnx_model(net, batch=count)
+    openvino = OpenVinoProgram(net.nodes, net.weights, net.heads, net.net.input, count)
+    for results in run(model, x), openvino.run(x):
+        for ours, theirs in zip(net.predict(x, engine="reference"), results, strict=True):
+            assert ours.shape == theirs.shape and theirs.dtype == np.float32
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.abs(ours).max())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -139,18 +151,6 @@ LAYERS = {
 @pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
 def test_a_layer(text):
     agree(network(text), count=2)
-
-
-@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
-def test_opencv_runs_a_layer(text, tmp_path):
-    net = network(text)
-    write_onnx(net, tmp_path / "net.onnx")
-    read = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
-    x = images(net)
-    read.setInput(x)
-    outputs = read.forward(read.getUnconnectedOutLayersNames())
-    for ours, theirs in zip(net.predict(x, engine="reference"), outputs, strict=True):
-        np.testing.assert_allclose(theirs.ravel(), ours.ravel(), rtol=0, atol=1e-4 * np.abs(ours).max())
 
 
 STATEFUL = {"rnn", "crnn", "gru", "lstm", "conv_lstm", "history"}
@@ -250,10 +250,21 @@ def test_a_layer_without_a_lowering_is_refused():
     )
 
 
-def test_as_an_executor(tmp_path):
+RUNTIMES = pytest.mark.parametrize("name", ["onnxruntime", "openvino", "fastest"])
+RECURRENT = "[net]\ninputs=5\n[connected]\noutput=3\n[lstm]\noutput=4\n"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Write a detector's files; without measurements of engines."""
+    monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
     opencv4.write(tmp_path)
-    files = tmp_path / "tiny.cfg", tmp_path / "tiny.weights"
-    net, plain = (gd.load_network(*files, backend=name) for name in ("onnxruntime", "numpy"))
+    return tmp_path / "tiny.cfg", tmp_path / "tiny.weights"
+
+
+@RUNTIMES
+def test_as_an_executor(name, files):
+    net, plain = (gd.load_network(*files, backend=backend) for backend in (name, "numpy"))
     for count in (1, 3):
         x = images(net, count)
         for ours, theirs in zip(plain.predict(x), net.predict(x), strict=True):
@@ -262,24 +273,167 @@ def test_as_an_executor(tmp_path):
     before = net.predict(x)[0]
     net.program_cache.clear()
     assert not np.allclose(net.predict(x)[0], before)
-    detections = gd.Detector(*files, backend="onnxruntime").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
+    detections = gd.Detector(*files, backend=name).detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
     same = gd.Detector(*files, backend="numpy").detect(np.ascontiguousarray(opencv4.scene()), thresh=0.7)
     assert [d.label for d in detections] == [d.label for d in same] and detections
 
 
-def test_the_executor_uses_as_many_threads_as_the_user_sets(tmp_path, monkeypatch):
-    opencv4.write(tmp_path)
+@RUNTIMES
+def test_outputs_belong_to_the_caller(name, files):
+    net = gd.load_network(*files, backend=name)
+    x = images(net)
+    x.flags.writeable = False
+    first = net.predict(x)
+    kept = [y.copy() for y in first]
+    net.predict(1 - x)
+    for y, copied in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(y, copied)
+        y += 1
+
+
+@RUNTIMES
+def test_threads_share_a_program(name, files):
+    net = gd.load_network(*files, backend=name)
+    inputs = [images(net) * k / 8 for k in range(8)]
+    expected = [net.predict(x)[0] for x in inputs]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for ours, theirs in zip(expected, pool.map(lambda x: net.predict(x)[0], inputs), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@RUNTIMES
+def test_another_input_size(name, files):
+    net, plain = (gd.load_network(*files, backend=backend) for backend in (name, "numpy"))
+    for width, height in ((96, 64), (160, 128)):
+        for one in (net, plain):
+            one.resize(width, height)
+        x = images(net)
+        for ours, theirs in zip(plain.predict(x), net.predict(x), strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+
+
+def test_onnxruntime_uses_as_many_threads_as_the_user_sets(files, monkeypatch):
     monkeypatch.setenv("GPUDARKNET_THREADS", "3")
-    net = gd.load_network(tmp_path / "tiny.cfg", backend="onnxruntime")
+    net = gd.load_network(files[0], backend="onnxruntime")
     assert net.program().session.get_session_options().intra_op_num_threads == 3
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(gd.errors.BackendError) as e:
-        gd.backend.get("onnxruntime")
+def test_openvino_uses_as_many_threads_as_the_user_sets(files, monkeypatch):
+    net = gd.load_network(files[0], backend="openvino")
+    for threads in ("1", "2"):  # also after it was compiled
+        monkeypatch.setenv("GPUDARKNET_THREADS", threads)
+        assert net.program().compiled.get_property("INFERENCE_NUM_THREADS") == int(threads)
+
+
+def test_openvino_computes_in_fp32_unless_asked(files):
+    compiled = gd.load_network(files[0], backend="openvino").program().compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
+def test_openvino_reports_no_import(files):
+    code = "import sys, gpudarknet.export.program as p; p.import_openvino(); print('openvino_telemetry' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@RUNTIMES
+def test_a_forked_process_compiles_anew(name, files):
+    net = gd.load_network(*files, backend=name)
+    x = images(net)
+    expected = net.predict(x)[0]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child():
+        net.predict(x)
+        net.program_cache.clear()  # destroys the program that it inherited
+        sender.send(net.predict(x)[0])
+
+    process = context.Process(target=child)
+    process.start()
+    try:
+        assert receiver.poll(60)
+        np.testing.assert_array_equal(receiver.recv(), expected)
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_network_that_an_engine_cannot_run(name):
+    net = gd.load_network(cfg.parse(RECURRENT, "r.cfg"), backend=name)
+    with pytest.raises(CfgError) as e:
+        net.predict(images(net))
     assert str(e.value) == (
-        "backend: 'onnxruntime' cannot run here: onnxruntime is not installed; pip install \"gpudarknet[cpu]\""
+        f"r.cfg: {name}: line 5: [lstm] (layer 1) cannot be exported: it keeps state between images; use backend='numpy'"
+    )
+    assert net.trace(images(net))[1].shape == (1, 4, 1, 1)
+
+
+def test_the_fastest_engine(files, monkeypatch):
+    def engine(backend="fastest", text=opencv4.CFGS["tiny"], precision="fp32"):
+        return gd.load_network(cfg.parse(text), backend=backend).program(1, precision).engine.split()[0]
+
+    assert gd.backend.get("fastest").name == engine() == "openvino"
+    assert engine(text=RECURRENT) == "numpy"
+    net = gd.load_network(cfg.parse(opencv4.CFGS["tiny"]))
+    for measured in ("onnxruntime", "numpy", "openvino"):
+        key = fastest.key(net.nodes, net.net.input, 1)
+        save_tuning(fastest.device_name(), {key: measured})
+        assert engine() == measured and engine(text=RECURRENT) == "numpy"
+    assert engine("auto") == "numpy"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else name)
+    assert gd.backend.get("fastest").name == engine() == "numpy"
+
+
+def test_bf16_is_computed_or_refused(files, monkeypatch):
+    """Never replaced by fp32; other precisions are."""
+    net = gd.load_network(*files, backend="openvino")
+    x = images(net)
+    if (why := why_no_bf16()) is None:
+        y, expected = net.predict(x, precision="bf16")[0], net.predict(x)[0]
+        assert y.dtype == np.float32 and 0 < np.abs(y - expected).max() < 0.1 * np.abs(expected).max()
+    else:
+        assert "has neither AMX nor AVX-512 BF16; use fp32" in why
+    monkeypatch.setattr(OpenVinoProgram, "__init__", lambda *args: pytest.fail("compiled"))
+    for executor in ("openvino", "fastest"):
+        old = gd.backend._executors[executor]
+        monkeypatch.setitem(gd.backend._executors, executor, dataclasses.replace(old, why_no_bf16=lambda: "no AMX"))
+        with pytest.raises(gd.errors.BackendError) as e:
+            gd.Detector(*files, backend=executor, precision="bf16")
+        assert str(e.value) == "precision bf16: no AMX"
+    for backend in ("numpy", "onnxruntime"):
+        with pytest.raises(gd.errors.BackendError) as e:
+            gd.load_network(*files, backend=backend).predict(x, precision="bf16")
+        assert str(e.value) == f"precision bf16: the backend {backend} does not compute in it; use openvino"
+        gd.load_network(*files, backend=backend).predict(x, precision="fp16")
+
+
+def test_bf16_is_what_openvino_is_asked_for(files, monkeypatch):
+    """Its own answer is fp32 on a CPU without bf16."""
+    asked = []
+
+    class Core(import_openvino().Core):
+        def compile_model(self, model, device, options):
+            asked.append(options["INFERENCE_PRECISION_HINT"])
+            return super().compile_model(model, device, options)
+
+    monkeypatch.setattr(import_openvino(), "Core", Core)
+    net = gd.load_network(*files, backend="openvino")
+    for precision in ("fp32", "bf16"):
+        program = OpenVinoProgram(net.nodes, net.weights, net.heads, net.net.input, 1, precision)
+        assert program.engine.endswith(f", {precision}") and program.run(images(net))[0].dtype == np.float32
+    assert asked == ["f32", "bf16"]
+
+
+@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])
+def test_a_missing_package_is_named(name, extra, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == name else wanted)
+    with pytest.raises(gd.errors.BackendError) as e:
+        gd.backend.get(name)
+    assert str(e.value) == (
+        f"backend: '{name}' cannot run here: {name} is not installed; pip install \"gpudarknet[{extra}]\""
     )
 
 

@@ -143,7 +143,7 @@ def test_a_shallow_copy_shares_weights_only() -> None:
 
 
 def test_a_backend_is_pickled_by_name() -> None:
-    for name in ("numpy", "onnxruntime"):
+    for name in ("numpy", "onnxruntime", "openvino", "fastest"):
         be = backend.get(name)
         assert pickle.loads(pickle.dumps(be)) == be and copy.deepcopy(be) is be
     with pytest.raises(BackendError) as e:

@@ -12,6 +12,7 @@ import gpudarknet
 from gpudarknet import cfg
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
+from gpudarknet.export import fastest
 from gpudarknet.plan import Program, compile
 from gpudarknet.plan.cpu import autotune
 from gpudarknet.plan.cpu import program as cpu_program
@@ -52,6 +53,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GPUDARKNET_BACKEND", "numpy")
     monkeypatch.setattr(autotune, "SECONDS", 0)
+    monkeypatch.setattr(fastest, "SECONDS", 0)
     return tmp_path
 
 
@@ -116,6 +118,12 @@ def test_the_command_tunes(capsys):
     out = capsys.readouterr().out
     assert "3 algorithms for" in out and out.splitlines()[0].count(" ms") == 3
     assert len(load_tuning(DEVICE)) == 3
+    net = gpudarknet.load_network("x.cfg", backend="fastest")
+    ((key, engine),) = load_tuning(fastest.device_name()).items()
+    assert key == fastest.key(net.nodes, net.net.input, 1) and engine in fastest.engines()
+    (line,) = (line for line in out.splitlines() if line.startswith(key))
+    assert line.startswith(f"{key}: {engine} ")
+    assert net.program().engine.startswith(engine)
 
 
 def test_the_command_refuses_no_images(capsys):

@@ -1,7 +1,7 @@
 """Backends: CuPy with CUDA kernels on a GPU, NumPy everywhere else.
 
     from gpudarknet import backend
-    be = backend.get("auto")        # "auto" | "cupy" | "numpy" | "onnxruntime"
+    be = backend.get("auto")        # "auto" | "cupy" | "numpy" | "onnxruntime" | "openvino" | "fastest"
     be.xp.zeros((2, 3))             # numpy or cupy
 
 A `Backend` is always passed as an argument. It is neither global nor inferred from arrays, because the tests run the CUDA
@@ -33,9 +33,21 @@ from ..array import Array, Arrays, LaunchKernel
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 from . import blas, machine
 from .cublas import Handle
-from .threads import Task, thread_pool, tune_malloc, worker_count
+from .threads import Task, thread_count, thread_pool, tune_malloc, worker_count
 
-CHOICES = ("auto", "cupy", "numpy", "onnxruntime")
+CHOICES = ("auto", "cupy", "numpy", "onnxruntime", "openvino", "fastest")
+# Engines of other libraries: the packages they need, and the extra that installs those.
+RUNTIMES = {"openvino": (("onnx", "openvino"), "openvino"), "onnxruntime": (("onnx", "onnxruntime"), "cpu")}
+PACKAGES = (
+    "numpy",
+    "opencv-python",
+    "opencv-python-headless",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+)
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
 DLPACK_CUDA = (2, 13)  # DLPack device types: CUDA and CUDA managed memory
@@ -53,7 +65,12 @@ NO_DEVICE = "the driver shows no CUDA device; check nvidia-smi and CUDA_VISIBLE_
 
 
 class Program(Protocol):
-    """A network compiled for one input shape and batch."""
+    """A network compiled for one input shape and batch.
+
+    engine: what computes it, as text: backend, version, precision.
+    """
+
+    engine: str
 
     def run(self, x: Any) -> list[Array]:
         """Return the heads' outputs for x (N, C, H, W)."""
@@ -82,13 +99,16 @@ class Uploader(Protocol):
 class Executor:
     """Compiles networks into programs.
 
-    precisions: those it supports; the first replaces all others. uploader: returns a backend's `Uploader`,
-    for programs that run asynchronously and resize images themselves.
+    precisions: those it supports; the first replaces all others, except bf16, which is never replaced. why_no_bf16: returns why
+    it cannot compute in bf16 on this machine, if that is among them. uploader: returns a backend's `Uploader`, for programs that
+    run asynchronously and resize images themselves. own_threads: a program has threads of its own, in a fixed number.
     """
 
     compile: CompileProgram
     precisions: tuple[str, ...] = ("fp32",)
     uploader: Callable[[Backend], Uploader] | None = None
+    why_no_bf16: Callable[[], str | None] = lambda: None
+    own_threads: bool = False
 
 
 _executors: dict[str, Executor] = {}
@@ -198,9 +218,18 @@ class Backend:
                 task()
 
     def supported_precision(self, precision: str) -> str:
-        """Return `precision` if the executor computes in it, else the executor's default."""
-        known = self._executor().precisions
-        return precision if precision in known else known[0]
+        """Return `precision` if the executor computes in it, else the executor's default. Raises BackendError for bf16."""
+        executor = self._executor()
+        if precision == "bf16":
+            known = precision in executor.precisions
+            why = executor.why_no_bf16() if known else f"the backend {self.name} does not compute in it; use openvino"
+            if why:
+                raise BackendError(f"precision bf16: {why}")
+        return precision if precision in executor.precisions else executor.precisions[0]
+
+    def program_threads(self) -> tuple[int, int] | None:
+        """Return the process and the number of threads that a program compiled now belongs to; None if it adapts to both."""
+        return (os.getpid(), thread_count()[0]) if self._executor().own_threads else None
 
     def compile_program(
         self, nodes: Sequence[Any], weights: Sequence[Arrays], heads: Sequence[int],
@@ -222,9 +251,10 @@ class Backend:
 
     def __reduce__(self) -> tuple[Callable[[str], Backend], tuple[str]]:
         """Pickle it by name; see `restore`. Raises BackendError for one that `get` does not return."""
-        if self.name not in CHOICES:
+        name = self.executor if self.executor == "fastest" else self.name
+        if name not in CHOICES:
             raise BackendError(f"backend '{self.name}': cannot be pickled; only those that backend.get returns can be")
-        return restore, (self.name,)
+        return restore, (name,)
 
     def __deepcopy__(self, memo: object) -> Backend:
         return self
@@ -309,8 +339,10 @@ def get(name: str | Backend = "auto") -> Backend:
     """Return a backend. An argument takes precedence over the environment variable GPUDARKNET_BACKEND, and that over detection.
 
     "auto" returns NumPy on a machine without a GPU or without CuPy; if both are present and do not work, it warns once.
-    "onnxruntime" is NumPy, with networks that predict with ONNX Runtime.
-    Raises BackendError, with the reason and what to install, if "cupy" or "onnxruntime" is requested and cannot run.
+    "onnxruntime" and "openvino" are NumPy, with networks that predict with ONNX Runtime or OpenVINO. "fastest" is CuPy on a
+    machine with a GPU; else a network predicts with the engine that `gpudarknet plan -tune` measured as its fastest or, without a
+    measurement, with OpenVINO if that is installed and can run it, else NumPy. The name is the choice without measurements.
+    Raises BackendError, with the reason and what to install, if the one that is requested cannot run.
     """
     if isinstance(name, Backend):
         return name
@@ -321,20 +353,36 @@ def get(name: str | Backend = "auto") -> Backend:
         raise BackendError(f"{source}: unknown backend '{requested}'; choose one of {', '.join(CHOICES)}")
     if requested == "numpy":
         return Backend("numpy", np, executor="cpu")
-    if requested == "onnxruntime":
-        for package in ("onnx", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                raise BackendError(
-                    f"{source}: 'onnxruntime' cannot run here: {package} is not installed; pip install \"gpudarknet[cpu]\""
-                )
-        return Backend("onnxruntime", np, executor="onnxruntime")
+    if requested in RUNTIMES:
+        if missing := missing_package(requested):
+            raise BackendError(
+                f"{source}: '{requested}' cannot run here: {missing} is not installed;"
+                f' pip install "gpudarknet[{RUNTIMES[requested][1]}]"'
+            )
+        return Backend(requested, np, executor=requested)
     why = why_no_cupy()
     if why is None:
         return _cupy()
     if requested == "cupy":
         raise BackendError(f"{source}: 'cupy' cannot run here: {why}")
-    _warn_idle_gpu(why)
+    _warn_idle_gpu(why, requested)
+    if requested == "fastest":
+        return Backend("numpy" if missing_package("openvino") else "openvino", np, executor="fastest")
     return Backend("numpy", np, executor="cpu")
+
+
+def missing_package(runtime: str) -> str | None:
+    """Return the first package that an engine needs and that is not installed; None if it can run."""
+    packages = RUNTIMES[runtime][0] if runtime in RUNTIMES else ()
+    return next((name for name in packages if importlib.util.find_spec(name) is None), None)
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def restore(name: str) -> Backend:
@@ -419,11 +467,12 @@ def gpus() -> list[str]:
 
 
 @cache
-def _warn_idle_gpu(why: str) -> None:
+def _warn_idle_gpu(why: str, requested: str) -> None:
     """Warn once if a GPU stays idle although CuPy is installed."""
     if not why.startswith(NO_CUPY) and (names := gpus()):
+        used = "NumPy" if requested == "auto" else "the CPU"
         warnings.warn(
-            f"backend: 'auto' uses NumPy, often 100 times slower, and leaves the {names[0]} idle: {why};"
+            f"backend: '{requested}' uses {used}, often 100 times slower, and leaves the {names[0]} idle: {why};"
             " pass backend='numpy' if this is intended",
             BackendWarning, stacklevel=3,
         )  # fmt: skip
@@ -436,16 +485,14 @@ def _first_line(error: Exception) -> str:
 def diagnose() -> list[tuple[str, str]]:
     """Describe this machine for `gpudarknet info`: (name, value) rows about Python, backend, GPU, BLAS and threads."""
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    for package in ("numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x", "cupy-cuda13x", "onnxruntime"):
-        try:
-            rows.append((package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    rows += [(package, number) for package in PACKAGES if (number := version(package))]
     rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
-    try:
-        rows.append(("backend", get("auto").name))
-    except BackendError as e:
-        rows.append(("backend", str(e)))
+    for row, name in (("backend", "auto"), ("backend fastest", "fastest")):
+        try:
+            rows.append((row, get(name).name))
+        except BackendError as e:
+            rows.append((row, str(e)))
+    rows.append(("faster", faster() or "nothing known that is not installed"))
     why = why_no_cupy()
     if why is None:
         cupy = importlib.import_module("cupy")
@@ -460,4 +507,25 @@ def diagnose() -> list[tuple[str, str]]:
     except BackendError as e:
         threads = str(e)
     cores, limit = machine.available_cores()
-    return [*rows, ("BLAS", blas.describe()), ("cores", f"{cores} ({limit})"), ("threads", threads)]
+    processor = ": ".join(filter(None, (machine.processor(), ", ".join(machine.cpu_features()))))
+    return [
+        *rows,
+        ("BLAS", blas.describe()),
+        ("CPU", processor),
+        ("cores", f"{cores} ({limit})"),
+        ("threads", threads),
+    ]
+
+
+def faster() -> str | None:
+    """Return what would predict faster on this machine, and the command that gets it; None if it is installed and in use."""
+    name = get("fastest").name
+    if name == "cupy":
+        return None
+    if names := gpus():
+        return f"cupy on the {names[0]}: {why_no_cupy()}"
+    if name == "numpy":
+        return 'openvino, on most CPUs: pip install "gpudarknet[openvino]", then backend="fastest"'
+    if os.environ.get(VARIABLE) in (name, "fastest"):
+        return None
+    return f'{name}, which is installed: backend="fastest", or {VARIABLE}=fastest'

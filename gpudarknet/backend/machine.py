@@ -12,6 +12,20 @@ from typing import Any
 import numpy as np
 
 CGROUPS = Path("/sys/fs/cgroup")
+# Instructions for fast matrix products -> their flags in /proc/cpuinfo, on x86 and Arm.
+FEATURES = {
+    "AMX BF16": {"amx_bf16"},
+    "AMX INT8": {"amx_int8"},
+    "AVX-512 BF16": {"avx512_bf16"},
+    "AVX-512 VNNI": {"avx512_vnni"},
+    "AVX-512": {"avx512f"},
+    "AVX-VNNI": {"avx_vnni"},
+    "AVX2": {"avx2"},
+    "AVX": {"avx"},
+    "SVE": {"sve"},
+    "BF16": {"bf16"},
+    "Neon": {"asimd", "neon"},
+}
 
 
 def affinity() -> set[int]:
@@ -58,6 +72,14 @@ def processor() -> str:
     """Return the processor's name."""
     match = re.search(r"^model name\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return " ".join((match[1] if match else platform.processor() or platform.machine()).split())
+
+
+@cache
+def cpu_features() -> list[str]:
+    """Return which of `FEATURES` the processor has, fastest first; empty where the system does not list them in /proc/cpuinfo."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    flags = set(match[1].split()) if match else set()
+    return [name for name, known in FEATURES.items() if flags & known]
 
 
 @cache

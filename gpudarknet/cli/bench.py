@@ -48,7 +48,7 @@ def parse_options(args: Arguments, default: Any) -> Any:
     batches = [int(word) if word.isdecimal() else 0 for word in args.batch.split(",")]
     if min(batches) < 1:
         raise UsageError(f"bench: -batch must be a list of batch sizes, for example 1,8; not '{args.batch}'")
-    precisions = split_list(args.precision, ("fp32", "tf32", "fp16"), "precision")
+    precisions = split_list(args.precision, ("fp32", "tf32", "fp16", "bf16"), "precision")
     engines = split_list(args.engines, default.engines, "engines")
     return replace(
         default, networks=tuple(args.positionals) or default.networks, batches=tuple(batches), kinds=kinds(args.device),
@@ -88,6 +88,8 @@ def print_report(results: list[Any], lines: Path, html: Path) -> None:
     for group in records.layers(results):
         print_grid(tables.slowest(results, group, 10))
     records.write(lines, results)
+    for line in tables.advice(results):
+        print(line)
     suite_module("page").write(html, results, gpus)
     print(f"{lines}: {len(results)} records\n{html}: the report")
 
@@ -217,10 +219,10 @@ COMMANDS = (
     Command(
         "bench", ("[x.cfg ...]",), "Measure this machine: FPS, gemm, memory; compare with the rule of 0.01 FPS per GFLOPS", bench,
         (
-            Flag("engines", str, "", "A list of plan,reference,opencv,onnxruntime,torch,darknet; default: all"),
+            Flag("engines", str, "", "A list of plan,reference,openvino-backend,openvino,opencv,onnxruntime,torch,darknet"),
             Flag("device", str, "auto", "cpu, gpu (the CPU is measured too), or auto: the GPU if available"),
             Flag("batch", str, "1", "Batch sizes, a list: 1,8,64"),
-            Flag("precision", str, "fp32", "On a GPU, a list of fp32,tf32,fp16; the CPU computes in fp32"),
+            Flag("precision", str, "fp32", "A list: on a GPU of fp32,tf32,fp16; on a CPU also bf16, in OpenVINO"),
             *SIZE,
             Flag("seconds", float, 5.0, "Seconds to measure each engine and network"),
             Flag("limit", float, 0.0, "Start nothing new after this many seconds; skipped results are marked"),

@@ -46,6 +46,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, w
     file = inputs.weights_file(weights)
     with inputs.spinner(f"Loading {weights}"):
         network = load_network(resources.bundled_cfg(cfg), file, inputs.get_backend(args))
+    network.check_precision(args.precision)
     last = network.nodes[network.heads[-1]]
     if isinstance(last.layer, DetectionHead):
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector test`")
@@ -56,7 +57,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, w
     with inputs.private_urls(args):
         for path in images.named(words or inputs.prompt(sys.stdout)):
             try:
-                probs, seconds = inference.classify(network, path)
+                probs, seconds = inference.classify(network, path, args.precision)
             except ImageError as e:
                 errors.append(fail(str(e)))
                 continue
@@ -85,7 +86,7 @@ def valid(args: Arguments) -> None:
     if isinstance(network.nodes[network.heads[-1]].layer, DetectionHead):
         raise DataError(f"{network.config.path}: is a detector, not a classifier; use `gpudarknet detector map`")
     with progress_bar() as done:
-        measure = classifier_measure(file, network, bad_samples, top, done)
+        measure = classifier_measure(file, network, bad_samples, top, done, args.precision)
         with warned(bad_samples):
             result = measure(network)
             print(f"{result.images} images, top 1: {result.top1:f}, top {result.top}: {result.top_k:f}")
@@ -102,7 +103,7 @@ def checked_top(top: int) -> int:
     return top
 
 
-FLAGS = (Flag("t", int, 0, "Number of classes"), inputs.BACKEND, inputs.GPU)
+FLAGS = (Flag("t", int, 0, "Number of classes"), inputs.BACKEND, inputs.PRECISION, inputs.GPU)
 SOURCE_FLAGS = (*FLAGS, *inputs.SOURCES)
 MORE = f"Prints the most probable classes. {inputs.SOURCES_HELP}"
 COMMANDS = (

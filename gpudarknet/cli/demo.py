@@ -24,7 +24,9 @@ def demo(args: Arguments) -> int:
     data, cfg, weights, *source = args.positionals
     names, file = inputs.data_file(data).names_path(), inputs.weights_file(weights)
     with inputs.spinner(f"Loading {weights}"):
-        detector = Detector(resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box)
+        detector = Detector(
+            resources.bundled_cfg(cfg), file, names, inputs.get_backend(args), args.letter_box, precision=args.precision
+        )
     with ExitStack() as stack:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None
@@ -145,6 +147,7 @@ FLAGS = (
     Flag("show", bool, False, "Open a window; Escape stops the demo"),
     Flag("time_limit_sec", float, 0.0, "Stop after this many seconds; 0 for no limit"),
     inputs.BACKEND,
+    inputs.PRECISION,
     inputs.GPU,
 )
 MORE = (

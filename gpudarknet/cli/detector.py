@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import tiles
 from ..backend.threads import get_num_threads
-from ..detector import MAX_DET, Detector
+from ..detector import Detector
 from ..errors import ImageError
 from ..image.batches import BatchReader
 from ..image_sources import is_single
@@ -46,7 +46,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[st
         writers = results.requested(args, stack, threads, tally.several, tally.fail)
         file = inputs.weights_file(weights)
         with inputs.spinner(f"Loading {weights}"):
-            detector = Detector(resources.bundled_cfg(cfg), file, names, be, args.letter_box)
+            detector = Detector(resources.bundled_cfg(cfg), file, names, be, args.letter_box, precision=args.precision)
         images = inputs.Images(args, [args.out_dir, args.crops], tally.fail)
         try:
             if words:
@@ -111,7 +111,7 @@ def process(
         total = images.total(words) if tally.several else None
         tally.begin = time.perf_counter()
         for path, img, scored in detected(detector, images.named(words), args, tally.fail_image):
-            objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
+            objects = detector.to_detections(scored, args.max_det or results.MAX_DET, path)
             result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
             for writer in writers:
                 writer.add(result)
@@ -155,6 +155,7 @@ def flags(thresh: float) -> tuple[Flag, ...]:
         ),
         Flag("letter_box", bool, False, "Keep the image's aspect ratio instead of stretching it"),
         inputs.BACKEND,
+        inputs.PRECISION,
         inputs.GPU,
     )
 

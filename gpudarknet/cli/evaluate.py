@@ -30,7 +30,8 @@ def load(args: Arguments) -> tuple[DataFile, Detector, BadSamples]:
     file = inputs.data_file(args.positionals[0])
     with inputs.spinner(f"Loading {args.positionals[2]}"):
         cfg, weights = resources.bundled_cfg(args.positionals[1]), inputs.weights_file(args.positionals[2])
-        return file, Detector(cfg, weights, file.names_path(), inputs.get_backend(args)), BadSamples(Path())
+        detector = Detector(cfg, weights, file.names_path(), inputs.get_backend(args), precision=args.precision)
+        return file, detector, BadSamples(Path())
 
 
 @contextmanager
@@ -188,6 +189,7 @@ def calc_anchors(args: Arguments) -> None:
 POSITIONALS = ("x.data", "x.cfg", "x.weights")
 COMMON = (
     inputs.BACKEND,
+    inputs.PRECISION,
     inputs.GPU,
 )
 IOU = Flag("iou_thresh", float, 0.5, "A box is correct if its IoU with an object is greater than this", limits=FRACTION)

@@ -23,7 +23,11 @@ from .arguments import FRACTION, Arguments, Flag
 from .outputs import FORBIDDEN, MAX_NAME, UniqueNames
 
 BACKEND = Flag(
-    "backend", str, "auto", "numpy, cupy, onnxruntime (extra cpu), or auto: cupy if a GPU is available, else numpy"
+    "backend", str, "auto",
+    "auto: cupy if a GPU is available, else numpy; cupy, numpy, openvino, onnxruntime (extra cpu); or fastest of those installed",
+)  # fmt: skip
+PRECISION = Flag(
+    "precision", str, "fp32", "fp32; on a GPU also tf32, fp16; in openvino also bf16, if the CPU computes in it"
 )
 NMS = Flag(
     "nms",

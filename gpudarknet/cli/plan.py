@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from .. import backend as backends
 from ..backend import Backend
+from ..export import fastest
 from ..io import resources
 from ..network import load_network
 from ..plan import compile, cpu, cuda
@@ -16,7 +17,7 @@ from .arguments import Arguments, Command, Flag, UsageError
 
 
 def plan(args: Arguments) -> None:
-    """Print the compiled plan: steps, fusions, memory. With -tune, benchmark the algorithms first."""
+    """Print the compiled plan: steps, fusions, memory. With -tune, benchmark the algorithms first, and on a CPU the engines."""
     if args.batch < 1:
         raise UsageError(f"plan: -batch must be at least 1, got {args.batch}")
     if args.precision not in ("fp32", "tf32", "fp16"):
@@ -31,7 +32,8 @@ def plan(args: Arguments) -> None:
         name = cpu.autotune.device_name()
         if args.tune:
             results = ((key, min(t, key=t.__getitem__), t) for key, t in cpu.autotune.measure(compiled))
-            store(results, name)
+            store(results, name, "algorithms")
+            store([fastest.measure(net, args.batch)], fastest.device_name(), "networks")
         print(cpu.Program(compiled, load_tuning(name)).describe())
         return
     if why:
@@ -40,7 +42,7 @@ def plan(args: Arguments) -> None:
         return
     name = cuda.autotune.device_name(be, args.precision)
     if args.tune:
-        store(cuda.autotune.measure(compiled, be, args.precision), name)
+        store(cuda.autotune.measure(compiled, be, args.precision), name, "algorithms")
     print(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)).describe())
 
 
@@ -58,13 +60,13 @@ def device(args: Arguments) -> tuple[Backend, str]:
     return inputs.get_backend(args), ""
 
 
-def store(results: Iterable[tuple[str, str, dict[str, float]]], device: str) -> None:
-    """Print measurements as they are made, (key, fastest, seconds by algorithm), and store the fastest in the tuning file."""
-    algorithms = {}
-    for key, algorithms[key], times in results:
+def store(results: Iterable[tuple[str, str, dict[str, float]]], device: str, what: str) -> None:
+    """Print measurements as they are made, (key, fastest, seconds by name), and store the fastest in the tuning file."""
+    names = {}
+    for key, names[key], times in results:
         listed = ", ".join(f"{name} {1000 * t:.3f} ms" for name, t in sorted(times.items(), key=lambda item: item[1]))
         print(f"{key}: {listed}")
-    print(f"{save_tuning(device, algorithms)}: {len(algorithms)} algorithms for {device}")
+    print(f"{save_tuning(device, names)}: {len(names)} {what} for {device}")
 
 
 COMMANDS = (
@@ -78,7 +80,12 @@ COMMANDS = (
             Flag("height", int, None, "Height of the input in pixels; default: the cfg's"),
             Flag("batch", int, 1, "Batch size"),
             Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
-            Flag("tune", bool, False, "Benchmark the convolution algorithms first, and store the fastest"),
+            Flag(
+                "tune",
+                bool,
+                False,
+                "First benchmark the algorithms of convolutions, on a CPU also the engines; store the fastest",
+            ),
             Flag(
                 "device",
                 str,

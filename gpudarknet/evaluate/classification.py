@@ -13,7 +13,7 @@ import numpy as np
 from ..data import BadSamples, Boxes, recorded
 from ..errors import ImageError, NothingMeasuredError
 from ..inference import classify
-from ..network import Network
+from ..network import Network, Precision
 
 UNRANKED = 1 << 30  # the rank of a class that is unknown
 
@@ -36,14 +36,15 @@ class Accuracy:
 def accuracy(
     network: Network, paths: Sequence[str], classes: Callable[[str, BadSamples], Boxes], top: int = 5,
     bad_samples: BadSamples | None = None, done: Callable[[int], None] = lambda count: None,
-    leaves: np.ndarray | None = None,
+    leaves: np.ndarray | None = None, precision: Precision = "fp32",
 ) -> Accuracy:  # fmt: skip
     """Classify the center crop of each image and compare with its class; classes is a `data.classifier_boxes`.
 
     Unreadable images are not counted; they and images without exactly one class are recorded in `bad_samples` or, without it,
     reported by a DataWarning at the end. An image without a class counts as wrong; of several classes the first is right, as
     in Darknet. In a network with a tree of classes, only leaves are predicted; leaves: bool (classes,), by default those of the
-    tree. done(count) is called after each image. Raises NothingMeasuredError if no image can be read or none has a class.
+    tree. done(count) is called after each image. precision: as in `Network.predict`. Raises
+    NothingMeasuredError if no image can be read or none has a class.
     """
     tree = getattr(network.nodes[network.heads[-1]].layer, "tree", None)
     if tree and leaves is None:
@@ -53,7 +54,7 @@ def accuracy(
     with recorded(bad_samples) as samples:
         for count, path in enumerate(paths, 1):
             try:
-                probs, _ = classify(network, path)
+                probs, _ = classify(network, path, precision)
                 known = classes(path, samples)
                 if leaves is not None:
                     probs = np.where(leaves, probs, 0)

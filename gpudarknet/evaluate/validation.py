@@ -18,7 +18,7 @@ from ..detector import Detector
 from ..errors import DataError, DataWarning, NothingMeasuredError
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
-from ..network import Network
+from ..network import Network, Precision
 from .classification import Accuracy, accuracy
 from .detection import Report, check_options, evaluate_images, mean_average_precision
 
@@ -141,7 +141,12 @@ def detector_measure(
 
 
 def classifier_measure(
-    data: DataFile, net: Network, bad_samples: BadSamples, top: int, done: Callable[[int, int], None]
+    data: DataFile,
+    net: Network,
+    bad_samples: BadSamples,
+    top: int,
+    done: Callable[[int, int], None],
+    precision: Precision = "fp32",
 ) -> Callable[[Network], Accuracy]:
     """Return a function that computes a classifier's accuracy among the leaves of its tree, if it has one.
 
@@ -165,7 +170,9 @@ def classifier_measure(
 
     def measure(net: Network) -> Accuracy:
         with measured_list(source):
-            return accuracy(net, paths, classes, top, bad_samples, lambda count: done(count, len(paths)), leaves)
+            return accuracy(
+                net, paths, classes, top, bad_samples, lambda count: done(count, len(paths)), leaves, precision
+            )
 
     return measure
 

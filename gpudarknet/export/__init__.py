@@ -15,10 +15,10 @@ from typing import Any
 from ..errors import DataError
 from ..io.atomic import atomic_write
 from ..network import Network
+from .fastest import engines
 from .model import build_model
-from .program import Program
 
-__all__ = ["Program", "onnx_model", "write_onnx"]
+__all__ = ["engines", "onnx_model", "write_onnx"]
 
 
 def write_onnx(

@@ -11,7 +11,7 @@ from ..errors import BackendError
 from ..layers import Shape
 
 CAPACITY = 4  # programs: input shapes, batches and precisions in use at once
-Key = tuple[Shape, int, str]  # input shape (C, H, W), batch, precision
+Key = tuple[Shape, int, str, object]  # input shape (C, H, W), batch, precision, Backend.program_threads
 
 
 class ProgramCache:

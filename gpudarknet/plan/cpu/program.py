@@ -40,6 +40,7 @@ class Program:
         poison: bool = False,
     ):
         self.plan, self.poison, self.queue = plan, poison, command_queue()
+        self.engine = f"numpy {np.__version__}, fp32"
         self.packed_weights = {} if packed_weights is None else packed_weights
         self.arena = allocate_arena(plan)
         self.algorithms = {

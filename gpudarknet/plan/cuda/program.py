@@ -64,6 +64,7 @@ class Program:
         self.head_count = len(plan.outputs)  # the states of recurrent layers follow
         plan, self.states = unroll(canonicalize(plan, be), be)
         self.plan, self.be, self.precision, self.poison = plan, be, precision, poison
+        self.engine = f"{be.name} {getattr(be.xp, '__version__', 'without a version')}, {precision}"
         self.dtype = storage_dtype(precision)
         self.graph: Any = None
         self._make_schedule = partial(
