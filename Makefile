@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE  # each of the processes that tests start would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda bench docs lint gpu-check clean
+.PHONY: help demo test test-cuda bench docs lint gpu-check record-opencv4 clean
 
 help:
 	@echo 'make demo       download yolov4-tiny and detect the objects in a photograph'
@@ -18,6 +18,7 @@ help:
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       run ruff and mypy'
 	@echo 'make gpu-check  check and measure the GPU of this machine; PART=A (4 minutes) or B (5), OUT=folder for the results'
+	@echo 'make record-opencv4  record what OpenCV 4 answers, in an environment of its own; tests compare cv2dnn with it'
 	@echo 'make clean      remove .venv and all build output'
 
 demo: $(VENV)/demo
@@ -49,6 +50,11 @@ gpu-check:
 	@for python in $(BIN)/python $(PYTHON); do \
 	  $$python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' 2>/dev/null && break; done; \
 	$$python -m bench.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out '$(OUT)')
+
+record-opencv4:
+	$(PYTHON) -m venv build/opencv4
+	build/opencv4/bin/pip install --quiet 'opencv-python-headless<5' 'numpy>=1.26'
+	cd tests && for script in opencv4 opencv4_calls; do PYTHONPATH=.. ../build/opencv4/bin/python $$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks tests/host_cuda/build tests/cuda_emulator/build

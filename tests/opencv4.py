@@ -1,8 +1,7 @@
-"""Six scripts in the style of public tutorials, written against OpenCV 4's cv2.dnn, and the networks they run.
+"""Seven scripts in the style of public tutorials, written against OpenCV 4's cv2.dnn, and the networks they run.
 
-Every script takes the module that it would import as `dnn`. Run this file under OpenCV 4 to record their results:
-
-    pip install "opencv-python<5" && python tests/opencv4.py        # writes tests/opencv4.json
+Every script takes the module that it would import as `dnn`. `make record-opencv4` runs this file under OpenCV 4, which writes the
+results to tests/opencv4.json.
 
 test_cv2dnn.py runs the same scripts on gpudarknet.cv2dnn and compares.
 """
@@ -47,20 +46,25 @@ CFGS = {
 
 
 def write(folder):
-    """Write every cfg and its weights, random with a fixed seed."""
+    """Write every cfg and its weights."""
+    for name, text in CFGS.items():
+        (folder / f"{name}.cfg").write_text(text)
+        (folder / f"{name}.weights").write_bytes(weights_of(text))
+
+
+def weights_of(text):
+    """Return the content of a cfg's weights file, random with a fixed seed."""
     from gpudarknet import cfg, graph
 
-    for name, text in CFGS.items():
-        rng = np.random.default_rng(len(text))
-        (folder / f"{name}.cfg").write_text(text)
-        with open(folder / f"{name}.weights", "wb") as file:
-            file.write(np.array([0, 2, 5, 0, 0], "<i4").tobytes())
-            for node in graph.build(cfg.parse(text)):
-                for kind, shape, _ in node.layer.weights(*node.inputs):
-                    spread = 1.6 / np.sqrt(np.prod(shape[1:])) if kind == "kernel" else 0.2
-                    base = 1.0 if kind in ("scale", "variance") else 0.0
-                    a = base + rng.uniform(-1.7, 1.7, shape) * min(spread, 1.0)
-                    file.write(np.maximum(a, 0.4 if base else -9).astype("<f4").tobytes())
+    rng = np.random.default_rng(len(text))
+    content = [np.array([0, 2, 5, 0, 0], "<i4").tobytes()]
+    for node in graph.build(cfg.parse(text)):
+        for kind, shape, _ in node.layer.weights(*node.inputs):
+            spread = 1.6 / np.sqrt(np.prod(shape[1:])) if kind == "kernel" else 0.2
+            base = 1.0 if kind in ("scale", "variance") else 0.0
+            a = base + rng.uniform(-1.7, 1.7, shape) * min(spread, 1.0)
+            content.append(np.maximum(a, 0.4 if base else -9).astype("<f4").tobytes())
+    return b"".join(content)
 
 
 def scene():
@@ -173,7 +177,50 @@ def classifier(dnn, folder):
             "detections": [[int(class_id), float(confidence), []]]}  # fmt: skip
 
 
-SCRIPTS = (yolov3_by_hand, other_size_and_batch, detection_model, detection_model_from_net, yolov2, classifier)
+def opencv_sample(dnn, folder, model="tiny.weights", config="tiny.cfg", framework=None):
+    """Make the calls of OpenCV's own sample, samples/dnn/object_detection.py, for any framework."""
+    frame = scene()
+    height, width = frame.shape[:2]
+    net = dnn.readNet(str(folder / model), str(folder / config), framework)
+    net.setPreferableBackend(dnn.DNN_BACKEND_DEFAULT)
+    net.setPreferableTarget(dnn.DNN_TARGET_CPU)
+    blob = dnn.blobFromImage(frame, size=(96, 64), swapRB=True, ddepth=cv2.CV_8U)
+    net.setInput(blob, scalefactor=1 / 255.0, mean=[0, 0, 0])
+    faster_rcnn = net.getLayer(0).outputNameToIndex("im_info") != -1
+    outs = net.forward(net.getUnconnectedOutLayersNames())
+    try:
+        net.forwardAsync()
+        is_async = True
+    except cv2.error:
+        is_async = False
+    last = net.getLayer(net.getLayerId(net.getLayerNames()[-1]))
+    class_ids, confidences, boxes = [], [], []
+    if last.type == "Region":
+        for out in outs:
+            for row in out:
+                class_id = np.argmax(row[5:])
+                if row[5 + class_id] > 0.7:
+                    cx, cy, w, h = (int(v) for v in row[:4] * [width, height, width, height])
+                    class_ids.append(int(class_id))
+                    confidences.append(float(row[5 + class_id]))
+                    boxes.append([int(cx - w / 2), int(cy - h / 2), w, h])
+    ticks, _ = net.getPerfProfile()
+    kept = np.array(dnn.NMSBoxes(boxes, confidences, 0.7, 0.4)).flatten()
+    return {
+        "type": last.type, "faster_rcnn": faster_rcnn, "async": is_async, "ticks": type(ticks).__name__,
+        "detections": [[class_ids[i], confidences[i], boxes[i]] for i in kept],
+    }  # fmt: skip
+
+
+SCRIPTS = (
+    opencv_sample,
+    yolov3_by_hand,
+    other_size_and_batch,
+    detection_model,
+    detection_model_from_net,
+    yolov2,
+    classifier,
+)
 
 
 if __name__ == "__main__":

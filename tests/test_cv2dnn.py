@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 
 import cv2
@@ -11,9 +12,9 @@ import opencv4
 import pytest
 
 import gpudarknet.cv2dnn as dnn
-from gpudarknet import cv2dnn
 from gpudarknet.backend import why_no_cupy
-from gpudarknet.errors import CfgError, DataError, ImageError
+from gpudarknet.cv2dnn.replacement import CLASSES, FUNCTIONS, OPENCV
+from gpudarknet.errors import CfgError, DarknetError, DataError, ImageError
 
 RECORD = json.loads(opencv4.RECORD.read_text())
 
@@ -110,7 +111,7 @@ def test_layers_and_costs(net):
     net.enableFusion(False)
     net.enableWinograd(True)
     net.setInputsNames(["data"])
-    assert net.dump().startswith("   layer   filters")
+    assert '"conv_0" -> "bn_0"' in net.dump()
 
 
 def test_set_input_scales_and_subtracts(net):
@@ -152,17 +153,25 @@ def test_errors(net, tmp_path, folder):
     with pytest.raises(DataError) as e:
         net.forward()
     assert str(e.value) == "forward: no input; call setInput(blob) first"
+    net.setInput(np.zeros((1, 1, 64, 96), np.float32))
     with pytest.raises(DataError) as e:
-        net.setInput(np.zeros((1, 1, 64, 96), np.float32))
+        net.forward()
     assert str(e.value) == (
-        "setInput: the blob has shape (1, 1, 64, 96); this network expects (N, 3, H, W), as returned by blobFromImage"
+        "forward: the input has shape (1, 1, 64, 96); this network expects (N, 3, H, W), as returned by blobFromImage"
     )
     with pytest.raises(DataError) as e:
         net.forward("yolo_99")
     assert str(e.value) == "forward: no layer 'yolo_99'; getLayerNames() lists all"
     with pytest.raises(DataError) as e:
         net.getLayer(99)
-    assert str(e.value) == "getLayer: no layer 99; ids range from 1 to 40"
+    assert str(e.value) == "getLayer: no layer 99; ids range from 0 to 40"
+    with pytest.raises(DataError) as e:
+        dnn.readNet(str(folder / "tiny.weights"))
+    assert str(e.value) == f"readNet: {folder / 'tiny.weights'} needs a cfg too: readNet(weights, cfg)"
+    with pytest.raises(DataError) as e:
+        net.getParam(1.5)
+    message = "getParam: layer must be an integer, not float; or layerName must be a string or a path, not float"
+    assert str(e.value) == message
     with pytest.raises(CfgError):
         dnn.readNetFromDarknet(str(tmp_path / "none.cfg"))
 
@@ -208,17 +217,71 @@ def test_the_fp16_target_uses_half_precision(net, monkeypatch):
     assert precisions == ["fp32", "fp16"]
 
 
-def test_other_names_are_opencvs_and_install_adds_ours(folder, monkeypatch):
-    assert dnn.NMSBoxes is cv2.dnn.NMSBoxes and dnn.DNN_TARGET_CUDA == 6
-    for name in ("readNet", "DetectionModel", "ClassificationModel"):
-        monkeypatch.setattr(cv2.dnn, name, getattr(cv2.dnn, name))  # restored after the test
-    monkeypatch.setattr(cv2.dnn, "readNetFromDarknet", None, raising=False)
-    for name in ("dnn_DetectionModel", "dnn_ClassificationModel"):
-        monkeypatch.setattr(cv2, name, getattr(cv2, name))
-    monkeypatch.setattr(cv2dnn.read, "ORIGINAL", {})
+def test_errors_are_caught_by_except_cv2_error(net, tmp_path):
+    with pytest.raises(cv2.error) as e:
+        dnn.readNetFromDarknet(str(tmp_path / "none.cfg"))
+    assert isinstance(e.value, CfgError) and type(e.value).__name__ == "CfgError"
+    assert (e.value.func, e.value.code, e.value.err, e.value.msg) == (
+        "readNetFromDarknet",
+        -2,
+        str(e.value),
+        str(e.value),
+    )
+    assert type(pickle.loads(pickle.dumps(e.value))) is CfgError
+    with pytest.raises(cv2.error) as e:
+        net.setInput("photo.png")
+    assert isinstance(e.value, TypeError) and isinstance(e.value, DarknetError)
+    assert str(e.value) == "must be an array of numbers, not str" and e.value.code == -5
+    with pytest.raises(cv2.error, match="missing 1 required positional argument: 'fusion'"):
+        net.enableFusion()
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Undo what `install` changes after the test."""
+    for module, prefix, names in ((cv2.dnn, "", CLASSES + FUNCTIONS), (cv2, "dnn_", CLASSES)):
+        for name in names:
+            monkeypatch.setattr(module, prefix + name, getattr(module, prefix + name, None), raising=False)
     dnn.install()
     dnn.install()  # a second time changes nothing
+
+
+@pytest.mark.usefixtures("installed")
+def test_install_replaces_what_an_unchanged_script_uses(folder, tmp_path):
     net = cv2.dnn.readNet(str(folder / "csp.weights"), str(folder / "csp.cfg"))
-    assert isinstance(net, dnn.Net) and isinstance(cv2.dnn_DetectionModel(net), dnn.DetectionModel)
+    assert isinstance(net, dnn.Net) and isinstance(net, cv2.dnn.Net) and isinstance(net, cv2.dnn_Net)
+    assert isinstance(cv2.dnn_DetectionModel(net), cv2.dnn.Model) and isinstance(net.getLayer(0), cv2.dnn_Layer)
+    assert (
+        cv2.dnn.Net().empty()
+        and cv2.dnn.readNetFromDarknet(str(folder / "csp.cfg")).getLayerNames() == net.getLayerNames()
+    )
     with pytest.raises(cv2.error):  # other formats go to OpenCV's reader
         cv2.dnn.readNet(str(folder / "none.onnx"))
+
+
+@pytest.mark.usefixtures("installed")
+def test_after_install_opencv_still_runs_its_own_networks(folder, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = str(tmp_path / "relu.onnx")
+    maps = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 4, 6]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", maps[:1], maps[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), path)
+    net = cv2.dnn.readNet(path)
+    assert type(net) is OPENCV["Net"] and isinstance(net, cv2.dnn.Net)
+    for model in (cv2.dnn.Model(net), cv2.dnn.Model(path), cv2.dnn.ClassificationModel(network=net)):
+        assert type(model) in OPENCV.values() and isinstance(model, cv2.dnn.Model)
+        model.setInputParams(size=(6, 4))
+        assert model.predict(opencv4.scene())[0].shape == (1, 3, 4, 6)
+
+
+def test_other_names_are_opencvs():
+    assert dnn.NMSBoxes is cv2.dnn.NMSBoxes and dnn.DNN_TARGET_CUDA == 6
+
+
+def test_a_model_can_be_subclassed(folder):
+    class Detector(dnn.DetectionModel):
+        def __init__(self, name):
+            super().__init__(str(folder / f"{name}.cfg"), str(folder / f"{name}.weights"))
+            self.setInputParams(1 / 255, (96, 64), swapRB=True)
+
+    assert len(Detector("tiny").detect(opencv4.scene())) == 3

@@ -23,7 +23,6 @@ import seeded
 import gpudarknet as gd
 from gpudarknet import cfg, cli, cv2dnn, graph
 from gpudarknet.backend import threads
-from gpudarknet.cv2dnn import read as cv2dnn_read
 from gpudarknet.data.datafile import DataFile
 from gpudarknet.io import download, resources
 from gpudarknet.layers import SECTIONS
@@ -105,7 +104,7 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setattr(threads, "_requested", None)  # a block sets the number of threads; what was before comes back
     size = threads.thread_pool().size
     with ExitStack() as stack:
-        for changed in (vars(cv2), vars(cv2.dnn), cv2dnn_read.ORIGINAL, sys.modules):  # `install` patches OpenCV
+        for changed in (vars(cv2), vars(cv2.dnn), sys.modules):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))
         yield tmp_path
     threads.thread_pool().resize(size)

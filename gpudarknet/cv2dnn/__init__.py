@@ -7,46 +7,46 @@ Change one line:
 
 or, to leave a script unchanged:
 
-    import gpudarknet.cv2dnn; gpudarknet.cv2dnn.install()     # adds the names below to cv2.dnn
+    import gpudarknet.cv2dnn; gpudarknet.cv2dnn.install()     # puts the names below into cv2.dnn
 
 Everything else, such as blobFromImage and NMSBoxes, is OpenCV's own. DNN_TARGET_CUDA selects the GPU; without a working
-one, a RuntimeWarning is issued and the CPU is used. Two bugs of OpenCV 4 are not reproduced: [shortcut] adds all its
-sources and applies its weights, and layers that OpenCV could not read (reorg3d, local, Gaussian_yolo, ...) work.
+one, a RuntimeWarning is issued and the CPU is used. Every error is a DarknetError and a cv2.error. Two bugs of OpenCV 4 are
+not reproduced: [shortcut] adds all its sources and applies its weights, and layers that OpenCV could not read (reorg3d,
+local, Gaussian_yolo, ...) work; docs/opencv.md lists all differences.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import net as _net
+import cv2
+
+from . import constants
+from .constants import getAvailableTargets
 from .model import ClassificationModel, DetectionModel, Model
 from .net import Layer, Net
-from .read import readNet, readNetFromDarknet, set_opencv_reader
+from .read import readNet, readNetFromDarknet
+from .replacement import CLASSES, FUNCTIONS
 
-_CONSTANTS = {name: value for name, value in vars(_net).items() if name.startswith("DNN_")}
-globals().update(_CONSTANTS)
+globals().update(constants.NAMES)
 
 __all__ = [
-    "ClassificationModel", "DetectionModel", "Layer", "Model", "Net", "install", "readNet", "readNetFromDarknet",
-    *_CONSTANTS,
+    "ClassificationModel", "DetectionModel", "Layer", "Model", "Net", "getAvailableTargets", "install", "readNet",
+    "readNetFromDarknet", *constants.NAMES,
 ]  # fmt: skip
 
 
 def install() -> None:
-    """Add readNetFromDarknet, readNet and the models to cv2.dnn, so that a script written for OpenCV 4 runs unchanged.
+    """Put the names of this module into cv2.dnn, so that a script written for OpenCV 4 runs unchanged.
 
-    Call it before the script uses them. cv2.dnn.readNet still reads all other formats.
+    Call it before the script uses them. cv2.dnn.readNet still reads all other formats, and the models and isinstance still
+    accept their networks.
     """
-    import cv2
-
-    if cv2.dnn.readNet is readNet:
-        return
-    set_opencv_reader(cv2.dnn.readNet)
-    for name in ("readNetFromDarknet", "readNet", "DetectionModel", "ClassificationModel"):
+    for name in (*FUNCTIONS, *CLASSES):
         setattr(cv2.dnn, name, globals()[name])
-        if hasattr(cv2, f"dnn_{name}"):  # the alias cv2.dnn_DetectionModel
-            setattr(cv2, f"dnn_{name}", globals()[name])
-    for name, value in _CONSTANTS.items():
+    for name in CLASSES:  # the aliases cv2.dnn_Net, cv2.dnn_DetectionModel, ...
+        setattr(cv2, f"dnn_{name}", globals()[name])
+    for name, value in constants.NAMES.items():
         if not hasattr(cv2.dnn, name):
             setattr(cv2.dnn, name, value)
 
@@ -55,6 +55,4 @@ def __getattr__(name: str) -> Any:
     """Forward all other names to cv2.dnn: blobFromImage, NMSBoxes, ..."""
     if name.startswith("__"):
         raise AttributeError(name)
-    import cv2
-
     return getattr(cv2.dnn, name)

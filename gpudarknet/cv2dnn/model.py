@@ -1,66 +1,115 @@
-"""OpenCV-compatible API: OpenCV 4's `DetectionModel` and `ClassificationModel`, for Darknet networks."""
+"""OpenCV-compatible API: OpenCV 4's `Model`, `DetectionModel` and `ClassificationModel`, for Darknet networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
-from ..errors import DataError, ImageError
+from ..errors import ImageError
+from .arguments import REQUIRED, flag, integer, kind, number, resolve, scalar, size, texts
+from .errors import ArgumentError, NetError, opencv_errors, raises_opencv_errors
 from .net import Net
-from .read import readNet
+from .read import path, readNet
+from .replacement import CLASSES, OPENCV, Replacement
 
-Size = Sequence[int]
+Scalar = tuple[float, float, float, float]
 
 
-class Model:
-    """A network with its preprocessing. Images are uint8 (H, W, 3) in OpenCV's channel order, BGR."""
+def net_argument(value: Any) -> Any:
+    """Convert a network, ours or OpenCV's."""
+    if not isinstance(value, Net):
+        raise ArgumentError(f"must be a Net, not {kind(value)}")
+    return value
 
-    def __init__(self, model: Any, config: str = ""):
-        self._net: Net = model if isinstance(model, Net) else readNet(model, config)
-        self._size = (0, 0)
-        self._scale: Any = 1.0
-        self._mean: Any = (0.0, 0.0, 0.0, 0.0)
+
+FORMS = (
+    {"model": (path, REQUIRED), "config": (path, "")},
+    {"network": (net_argument, REQUIRED)},
+)
+SIZE_FORMS = (
+    {"size": (size, REQUIRED)},
+    {"width": (integer, REQUIRED), "height": (integer, REQUIRED)},
+)
+
+
+class ModelType(Replacement):
+    """The type of models: a model of a network that is OpenCV's, such as one read from ONNX, is OpenCV's."""
+
+    @opencv_errors
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return OpenCV's model for OpenCV's network."""
+        if cls.__name__ not in CLASSES:  # a subclass, with arguments of its own
+            return super().__call__(*args, **kwargs)
+        form, values = resolve(cls.__name__, args, kwargs, *FORMS)
+        net = values["network"] if form else readNet(**values)
+        return super().__call__(net) if type(net) is Net else OPENCV[cls.__name__](net)
+
+
+@raises_opencv_errors
+class Model(metaclass=ModelType):
+    """A network with its preprocessing: Model(model, config="") reads files as readNet does, Model(network) takes a Net.
+
+    Images are uint8 (H, W, 3) in OpenCV's channel order, BGR. The methods that set something return the model.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        form, values = resolve(type(self).__name__, args, kwargs, *FORMS)
+        self._net: Net = values["network"] if form else readNet(**values)
+        shape = self._net._input_shape
+        self._size = (shape[3], shape[2]) if len(shape) == 4 else (0, 0)
+        self._scale: Scalar = scalar([1.0] * 4)
+        self._mean: Scalar = scalar(None)
         self._swap, self._crop = False, False
         self._names = self._net.getUnconnectedOutLayersNames()
 
     def setInputParams(
-        self, scale: Any = 1.0, size: Size = (0, 0), mean: Any = (0, 0, 0, 0), swapRB: bool = False, crop: bool = False
+        self, scale: float = 1.0, size: Any = (0, 0), mean: Any = (0, 0, 0, 0), swapRB: bool = False, crop: bool = False
     ) -> None:
-        """Set the preprocessing: resize to size (width, height), subtract mean, multiply by scale, swap red and blue."""
-        self._scale, self._size, self._mean = scale, (int(size[0]), int(size[1])), mean
-        self._swap, self._crop = bool(swapRB), bool(crop)
+        """Set the preprocessing: resize to size (width, height), subtract mean, multiply by scale, swap red and blue.
 
-    def setInputSize(self, *size: Any) -> Model:
-        """Set the input size: (width, height), as one argument or as two."""
-        width, height = size if len(size) == 2 else size[0]
-        self._size = int(width), int(height)
+        mean: up to four numbers, one per channel.
+        """
+        self._scale = scalar([number(1.0 if scale is None else scale)] * 4)
+        self._size, self._mean, self._swap, self._crop = to_size(size), scalar(mean), flag(swapRB), flag(crop)
+
+    def setInputSize(self, *args: Any, **kwargs: Any) -> Model:
+        """Set the input size.
+
+        setInputSize(size), with (width, height), setInputSize(width, height)
+        """
+        form, values = resolve("setInputSize", args, kwargs, *SIZE_FORMS)
+        self._size = (values["width"], values["height"]) if form else values["size"]
         return self
 
     def setInputScale(self, scale: Any) -> Model:
         """Set the factor for pixel values: one for all channels or one per channel."""
-        self._scale = scale
+        values = scalar(scale)
+        if not values[0]:
+            raise ArgumentError("setInputScale: a factor of 0 makes every image black")
+        self._scale = values if any(values[1:]) else scalar([values[0]] * 4)
         return self
 
     def setInputMean(self, mean: Any) -> Model:
         """Set the mean to subtract from pixel values, one value per channel."""
-        self._mean = mean
+        self._mean = scalar(mean)
         return self
 
     def setInputSwapRB(self, swapRB: bool) -> Model:
         """Set whether to swap red and blue: Darknet networks expect RGB, OpenCV reads BGR."""
-        self._swap = bool(swapRB)
+        self._swap = flag(swapRB)
         return self
 
     def setInputCrop(self, crop: bool) -> Model:
         """Set whether to crop the image to the input's aspect ratio instead of stretching it."""
-        self._crop = bool(crop)
+        self._crop = flag(crop)
         return self
 
     def setOutputNames(self, outNames: Sequence[str]) -> Model:
         """Set the layers whose outputs `predict` returns."""
-        self._names = tuple(outNames)
+        self._names = texts(outNames)
         return self
 
     def setPreferableBackend(self, backendId: int) -> Model:
@@ -75,31 +124,38 @@ class Model:
 
     def enableWinograd(self, useWinograd: bool) -> Model:
         """No-op, see Net.enableWinograd."""
+        flag(useWinograd)
         return self
 
-    def predict(self, frame: Any) -> tuple[np.ndarray, ...]:
+    def predict(self, frame: Any, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Run the network on an image; return its outputs like Net.forward."""
-        import cv2
-
         if frame is None or np.size(frame) == 0:
             raise ImageError("predict: the image is empty; did imread find the file?")
         if min(self._size) < 1:
-            raise DataError("predict: the input size is not set; call setInputParams(size=(width, height)) first")
-        scale = np.asarray(self._scale, np.float32).reshape(-1)
-        mean = tuple(np.asarray(self._mean, float).reshape(-1))
-        blob = cv2.dnn.blobFromImage(frame, 1.0, self._size, mean, self._swap, self._crop)
-        self._net.setInput(blob * (scale if scale.size == 1 else scale[: blob.shape[1]].reshape(-1, 1, 1)))
-        return self._net.forward(self._names)
+            raise NetError("predict: the input size is not set; call setInputParams(size=(width, height)) first")
+        params = cv2.dnn.Image2BlobParams()
+        params.scalefactor, params.mean, params.size, params.swapRB = self._scale, self._mean, self._size, self._swap
+        params.paddingmode = cv2.dnn.DNN_PMODE_CROP_CENTER if self._crop else cv2.dnn.DNN_PMODE_NULL
+        self._net.setInput(cv2.dnn.blobFromImageWithParams(frame, params))
+        return self._net.forward(outBlobNames=self._names)
 
 
+to_size = size  # `size` is also an argument of setInputParams
+
+
+@raises_opencv_errors
 class DetectionModel(Model):
-    """Object detection with a network that has [yolo] or [region] layers."""
+    """Object detection with a network that has [yolo] or [region] layers. It turns off the NMS of [region] itself."""
 
     _nms_across = False
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._net._region_nms = False
+
     def setNmsAcrossClasses(self, value: bool) -> DetectionModel:
         """Set whether boxes of different classes suppress each other."""
-        self._nms_across = bool(value)
+        self._nms_across = flag(value)
         return self
 
     def getNmsAcrossClasses(self) -> bool:
@@ -110,25 +166,30 @@ class DetectionModel(Model):
         """Detect objects: class ids (K,) int32, confidences (K,) float32, boxes (K, 4) int32 left, top, width, height.
 
         Three empty tuples if there are none. Boxes are in pixels and clipped to the image, sorted by class, then by
-        descending confidence. Each box has only its best class.
+        descending confidence; without NMS in the order of the rows. Each box has only its best class.
         """
-        rows = np.concatenate([y.reshape(-1, y.shape[-1]) for y in self.predict(frame)])
+        confidence = number(0.5 if confThreshold is None else confThreshold)
+        nms = number(nmsThreshold)
+        outputs = self.predict(frame)
+        if (last := self._net.getLayer(self._net.getLayerNames()[-1])).type != "Region":
+            raise NetError(
+                f"detect: the last layer, {last.name}, is no [yolo] or [region]; use predict or ClassificationModel"
+            )
+        rows = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs])
         H, W = np.shape(frame)[
             :2
-        ]  # as in OpenCV, also with setInputCrop, although boxes then refer to the cropped image
+        ]  # with setInputCrop too, as in OpenCV, although boxes then refer to the cropped image
         scores = rows[:, 5:].max(axis=1)
-        rows, scores = rows[scores >= confThreshold], scores[scores >= confThreshold]
+        rows, scores = rows[scores >= confidence], scores[scores >= confidence]
         classes = rows[:, 5:].argmax(axis=1).astype(np.int32)
         boxes = to_pixels(rows[:, :4], W, H)
-        kept = self._nms(classes, scores, boxes, confThreshold, nmsThreshold)
+        kept = self._nms(classes, scores, boxes, confidence, nms)
         if not len(kept):
             return (), (), ()
         return classes[kept], scores[kept], boxes[kept]
 
     def _nms(self, classes: Any, scores: Any, boxes: Any, confidence: float, nms: float) -> np.ndarray:
         """Return the indices of the boxes that NMS keeps, in OpenCV's order."""
-        import cv2
-
         if not nms:
             return np.arange(len(boxes))
         groups = (
@@ -141,14 +202,15 @@ class DetectionModel(Model):
         return np.concatenate(kept) if kept else np.arange(0)
 
 
+@raises_opencv_errors
 class ClassificationModel(Model):
-    """Image classification."""
+    """Image classification with a network that has one output."""
 
     _softmax = False
 
     def setEnableSoftmaxPostProcessing(self, enable: bool) -> ClassificationModel:
         """Set whether the outputs are passed through a softmax."""
-        self._softmax = bool(enable)
+        self._softmax = flag(enable)
         return self
 
     def getEnableSoftmaxPostProcessing(self) -> bool:
@@ -157,7 +219,10 @@ class ClassificationModel(Model):
 
     def classify(self, frame: Any) -> tuple[int, float]:
         """Return the most probable class of an image and its confidence."""
-        y = self.predict(frame)[0].reshape(-1)
+        outputs = self.predict(frame)
+        if len(outputs) != 1:
+            raise NetError(f"classify: the network has {len(outputs)} outputs; setOutputNames selects one")
+        y = outputs[0].reshape(-1)
         if self._softmax:
             e = np.exp(y - y.max())
             y = e / e.sum()

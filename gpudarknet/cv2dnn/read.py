@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,92 @@ import numpy as np
 
 from .. import cfg
 from ..network import load_network
+from .arguments import REQUIRED, resolve, text
+from .errors import ArgumentError, NetError, opencv_errors
 from .net import Net
+from .replacement import OPENCV
 
-ORIGINAL: dict[str, Any] = {}  # OpenCV's readNet, once `install` has replaced it
-
-
-def set_opencv_reader(reader: Any) -> None:
-    """Store OpenCV's readNet, which reads all formats but Darknet's."""
-    ORIGINAL["readNet"] = reader
+# Suffixes of readNet, in OpenCV's order of precedence: those before Darknet's belong to other frameworks.
+OTHER_SUFFIXES = "caffemodel", "prototxt", "pb", "pbtxt", "tflite", "t7", "net"
 
 
-def readNetFromDarknet(cfgFile: Any, darknetModel: Any = None) -> Net:
-    """Read a network from a cfg and weights, as paths or as buffers. It runs on the CPU until a target is set.
+def buffer(value: Any) -> bytes:
+    """Convert a buffer: a NumPy array, a bytearray, bytes or a list of integers."""
+    try:
+        return bytes(value) if isinstance(value, (bytes, list, tuple)) else np.asarray(memoryview(value)).tobytes()
+    except (TypeError, ValueError):
+        raise ArgumentError(f"must be a path or a buffer, not {type(value).__name__}") from None
 
-    Raises CfgError, WeightsError.
+
+def path(value: Any) -> str:
+    """Convert a path; as in OpenCV bytes are one too, unless they have a newline or a NUL, as the content of files does."""
+    if isinstance(value, bytes) and (b"\n" in value or b"\0" in value):
+        raise ArgumentError("must be a path, not the content of a file")
+    return text(value)
+
+
+FORMS = (
+    {"cfgFile": (path, REQUIRED), "darknetModel": (path, "")},
+    {"bufferCfg": (buffer, REQUIRED), "bufferModel": (buffer, b"")},
+)
+NET_FORMS = (
+    {"model": (path, REQUIRED), "config": (path, ""), "framework": (text, "")},
+    {"framework": (text, REQUIRED), "bufferModel": (buffer, REQUIRED), "bufferConfig": (buffer, b"")},
+)
+
+
+@opencv_errors
+def readNetFromDarknet(*args: Any, **kwargs: Any) -> Net:
+    """Read a network from a cfg and weights. Without weights they are random.
+
+    readNetFromDarknet(cfgFile, darknetModel=None), readNetFromDarknet(bufferCfg, bufferModel=None)
+
+    It runs on the CPU until a target is set. Raises CfgError, WeightsError.
     """
-    config = cfg.read(cfgFile) if is_path(cfgFile) else cfg.parse(text(cfgFile), "cfg")
-    if darknetModel is None or is_path(darknetModel):
-        return Net(load_network(config, darknetModel or None, backend="numpy"))
+    form, values = resolve("readNetFromDarknet", args, kwargs, *FORMS)
+    source, weights = values.values()
+    return (
+        from_buffers(source, weights) if form else Net(load_network(cfg.read(source), weights or None, backend="numpy"))
+    )
+
+
+def from_buffers(source: bytes, weights: bytes) -> Net:
+    """Read a network from the content of its files."""
+    config = cfg.parse(source.decode("utf-8-sig", errors="replace"), "cfg")
+    if not weights:
+        return Net(load_network(config, backend="numpy"))
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights"
-        weights.write_bytes(np.asarray(memoryview(darknetModel)).tobytes())
-        return Net(load_network(config, weights, backend="numpy"))
+        file = Path(folder) / "weights"
+        file.write_bytes(weights)
+        return Net(load_network(config, file, backend="numpy"))
 
 
-def readNet(model: Any, config: Any = "", framework: str = "") -> Any:
-    """Read a network like cv2.dnn.readNet: .cfg and .weights in either order; OpenCV reads all other formats."""
-    for cfg_file, weights in ((config, model), (model, config)):
-        if framework.lower() == "darknet" or (is_path(cfg_file) and Path(cfg_file).suffix == ".cfg"):
-            return readNetFromDarknet(cfg_file, weights or None)
-    import cv2
+@opencv_errors
+def readNet(*args: Any, **kwargs: Any) -> Any:
+    """Read a network of any format.
 
-    return (ORIGINAL.get("readNet") or cv2.dnn.readNet)(model, config, framework)
+    readNet(model, config="", framework=""), readNet(framework, bufferModel, bufferConfig=None)
+
+    Files named *.cfg and *.weights, in either order, and the framework "darknet" are read here; OpenCV reads all others.
+    """
+    form, values = resolve("readNet", args, kwargs, *NET_FORMS)
+    if form:
+        if values["framework"].lower() == "darknet":
+            return from_buffers(values["bufferConfig"], values["bufferModel"])
+        return OPENCV["readNet"](*args, **kwargs)
+    model, config, framework = values.values()
+    suffixes = suffix(model), suffix(config)
+    if framework.lower() != "darknet" and (
+        framework or not {"cfg", "weights"} & {*suffixes} or {*OTHER_SUFFIXES} & {*suffixes}
+    ):
+        return OPENCV["readNet"](model, config, framework)
+    if suffixes[0] == "cfg" or suffixes[1] == "weights":
+        model, config = config, model
+    if not config:
+        raise NetError(f"readNet: {model or 'a Darknet network'} needs a cfg too: readNet(weights, cfg)")
+    return readNetFromDarknet(config, model)
 
 
-def is_path(source: Any) -> bool:
-    """Return whether a source is a path rather than a buffer."""
-    return isinstance(source, (str, os.PathLike))
-
-
-def text(buffer: Any) -> str:
-    """Decode a buffer."""
-    return np.asarray(memoryview(buffer)).tobytes().decode("utf-8-sig", errors="replace")
+def suffix(name: str) -> str:
+    """Return what follows the last dot of a path."""
+    return name.rpartition(".")[2]

@@ -6,7 +6,7 @@ and yolo_16. Sections that OpenCV cannot read keep their own name: reorg3d_5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ NAMES: dict[type[Layer], tuple[str, str]] = {  # class -> OpenCV's name (without
     Upsample: ("upsample", "Resize"),
     Yolo: ("yolo", "Region"),
 }
+KEEP_FLAT = "Identity", "Softmax"
 ACTIVATIONS = {
     "leaky": "ReLU",
     "logistic": "Sigmoid",
@@ -67,34 +68,71 @@ Compute = Callable[[ArrayBackend, Arrays, list[Array]], Array]
 class Sublayer:
     """One of OpenCV's layers. `compute` returns its output; None: it is the output of the whole section.
 
-    blobs: names of the section's arrays that belong to it, in OpenCV's order.
+    section: the section's index. inputs: ids of the layers it reads; 0 is the network's input, and the id of a layer is its
+    position, from 1. arrays: names of the section's arrays that are its blobs, in OpenCV's order. flat: its output is
+    (N, K), like all that follows a [connected]. part: which source of a [route] a Slice takes its channels from.
     """
 
     name: str
     kind: str
+    section: int = -1
+    inputs: tuple[int, ...] = ()
     compute: Compute | None = None
-    blobs: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    flat: bool = False
+    part: int | None = None
 
 
-def sublayers(node: Node) -> list[Sublayer]:
-    """Return OpenCV's layers of a section, in its order. The last one is the section's own output."""
-    layer, i = node.layer, node.index
+def sublayers(nodes: Sequence[Node]) -> list[Sublayer]:
+    """Return OpenCV's layers of a network, in its order. The last one of each section is the section's own output."""
+    layers: list[Sublayer] = []
+    number, last = 0, {-1: 0}  # the number in the next name; the id of each section's output
+    for node in nodes:
+        sources = tuple(last[source] for source in node.sources)
+        own = of_section(node, number, sources, len(layers) + 1)
+        kind, source = own[0].kind, sources[0]
+        flat = kind == "InnerProduct" or (kind in KEEP_FLAT and source > 0 and layers[source - 1].flat)
+        layers += [replace(layer, section=node.index, flat=flat) for layer in own]
+        number += 1 + sum(layer.part is not None for layer in own)
+        last[node.index] = len(layers)
+    return layers
+
+
+def of_section(node: Node, number: int, sources: tuple[int, ...], first: int) -> list[Sublayer]:
+    """Return OpenCV's layers of a section that reads the layers `sources`; the id of the first of them is `first`."""
+    layer = node.layer
     if type(layer) not in NAMES and not isinstance(layer, Route):
-        return [Sublayer(f"{layer.section}_{i}", type(layer).__name__)]
-    name, kind = route(layer) if isinstance(layer, Route) else NAMES[type(layer)]
+        return [Sublayer(f"{layer.section}_{number}", type(layer).__name__, inputs=sources)]
     layers = []
     if isinstance(layer, DetectionHead):
-        layers.append(Sublayer(f"permute_{i}", "Permute", permute))
+        layers.append(Sublayer(f"permute_{number}", "Permute", inputs=sources, compute=permute))
+        sources = (first,) if isinstance(layer, Region) else (first, 0)
+    if isinstance(layer, Route) and layer.groups > 1 and len(sources) > 1:  # then names count on by one per source
+        for part, source in enumerate(sources):
+            slices = take(layer, part)
+            layers.append(Sublayer(f"slice_{number}", "Slice", inputs=(source,), compute=slices, part=part))
+            number += 1
+        sources = tuple(range(first, first + len(sources)))
+    name, kind = route(layer) if isinstance(layer, Route) else NAMES[type(layer)]
     normalized = bool(getattr(layer, "batch_normalize", 0))
-    own = ("kernel",) if normalized else ("kernel", "bias")
-    main = Sublayer(name if isinstance(layer, Region) else f"{name}_{i}", kind, up_to(layer, batch_normalize=0), own)
-    layers.append(main)
+    arrays = ("kernel",) if normalized else ("kernel", "bias")
+    full = name if isinstance(layer, Region) else f"{name}_{number}"
+    layers.append(Sublayer(full, kind, inputs=sources, compute=up_to(layer, batch_normalize=0), arrays=arrays))
     if normalized:
-        layers.append(Sublayer(f"bn_{i}", "BatchNorm", up_to(layer), ("mean", "variance", "scale", "bias")))
+        statistics = ("mean", "variance", "scale", "bias")
+        layers.append(
+            following(layers, first, Sublayer(f"bn_{number}", "BatchNorm", compute=up_to(layer), arrays=statistics))
+        )
     activation = getattr(layer, "activation", "linear")
     if activation != "linear":
-        layers.append(Sublayer(f"{activation}_{i + 1}", ACTIVATIONS.get(activation, activation)))
+        active = Sublayer(f"{activation}_{number + 1}", ACTIVATIONS.get(activation, activation))
+        layers.append(following(layers, first, active))
     return [*layers[:-1], replace(layers[-1], compute=None)]
+
+
+def following(layers: list[Sublayer], first: int, layer: Sublayer) -> Sublayer:
+    """Return a layer as the one that reads the last of a section's layers so far."""
+    return replace(layer, inputs=(first + len(layers) - 1,))
 
 
 def route(layer: Route) -> tuple[str, str]:
@@ -102,6 +140,12 @@ def route(layer: Route) -> tuple[str, str]:
     if len(layer.layers) > 1:
         return "concat", "Concat"
     return ("slice", "Slice") if layer.groups > 1 else ("identity", "Identity")
+
+
+def take(layer: Route, part: int) -> Compute:
+    """Return a function that takes a group of the channels of one source of a [route]."""
+    one = replace(layer, layers=layer.layers[part : part + 1])
+    return lambda be, w, xs: one.forward(be, w, xs[part], ctx=ForwardContext())[0]
 
 
 def permute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
@@ -122,10 +166,26 @@ def up_to(layer: Layer, **fields: Any) -> Compute:
     return compute
 
 
-def blobs(layer: Layer, sublayer: Sublayer, w: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return a sublayer's arrays in OpenCV's layout: vectors as (1, n); a Region layer's are its anchors."""
+def output_shape(node: Node, layer: Sublayer, batch: int) -> tuple[int, ...]:
+    """Return the shape of a layer's output in OpenCV's layout, for a batch of images."""
+    C, H, W = node.shape
+    if layer.kind == "Permute":
+        return batch, H, W, C
+    if layer.kind == "Region":
+        assert isinstance(node.layer, DetectionHead)
+        row = 5 + node.layer.classes
+        rows = C * H * W // row
+        return (rows, row) if batch == 1 else (batch, rows, row)
+    if layer.part is not None:
+        assert isinstance(node.layer, Route)
+        return batch, node.inputs[layer.part][0] // node.layer.groups, H, W
+    return (batch, C * H * W) if layer.flat else (batch, C, H, W)
+
+
+def blobs(layer: Layer, sublayer: Sublayer, w: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Return a layer's arrays in OpenCV's layout: vectors as (1, n); a Region layer's are its anchors."""
     if sublayer.kind == "Region" and hasattr(layer, "anchor_sizes"):
         used = getattr(layer, "anchor_ids", slice(None))
-        return [layer.anchor_sizes()[used if isinstance(used, slice) else list(used)].reshape(1, -1)]
-    arrays = [w[name] for name in sublayer.blobs if name in w]
-    return [a.reshape(1, -1) if a.ndim == 1 else a for a in arrays]
+        return (layer.anchor_sizes()[used if isinstance(used, slice) else list(used)].reshape(1, -1),)
+    arrays = [w[name] for name in sublayer.arrays if name in w]
+    return tuple(a.reshape(1, -1) if a.ndim == 1 else a for a in arrays)

@@ -18,13 +18,16 @@ class Yolo(AnchorHead, section="yolo"):
     """Activate raw outputs: box positions, objectness and class probabilities.   (A*(5 + classes), H, W) -> same
 
     Redmon and Farhadi 2018, arXiv 1804.02767; scale_x_y: Bochkovskiy et al. 2020, arXiv 2004.10934; new_coords:
-    Wang et al. 2020, arXiv 2011.08036.
+    Wang et al. 2020, arXiv 2011.08036. Of OpenCV's keys, which Darknet does not read, `thresh` and `nms_threshold` concern
+    only the rows that cv2dnn returns.
     """
 
     box_channels = 5
     new_coords: int = 0
     focal_loss: int = 0
     show_details: int = 1
+    thresh: float = 0.2
+    nms_threshold: float = 0.0
 
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y = yolo.yolo_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y, self.new_coords)
