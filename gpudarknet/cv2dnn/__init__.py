@@ -21,18 +21,18 @@ from typing import Any
 
 import cv2
 
-from . import constants
+from .constants import NAMES as _CONSTANTS
 from .constants import getAvailableTargets
 from .model import ClassificationModel, DetectionModel, Model
 from .net import Layer, Net
 from .read import readNet, readNetFromDarknet
 from .replacement import CLASSES, FUNCTIONS
 
-globals().update(constants.NAMES)
+globals().update(_CONSTANTS)
 
 __all__ = [
     "ClassificationModel", "DetectionModel", "Layer", "Model", "Net", "getAvailableTargets", "install", "readNet",
-    "readNetFromDarknet", *constants.NAMES,
+    "readNetFromDarknet", *_CONSTANTS,
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def install() -> None:
         setattr(cv2.dnn, name, globals()[name])
     for name in CLASSES:  # the aliases cv2.dnn_Net, cv2.dnn_DetectionModel, ...
         setattr(cv2, f"dnn_{name}", globals()[name])
-    for name, value in constants.NAMES.items():
+    for name, value in _CONSTANTS.items():
         if not hasattr(cv2.dnn, name):
             setattr(cv2.dnn, name, value)
 
