@@ -177,6 +177,10 @@ def test_pictures_of_other_types(detector):
     PIL = pytest.importorskip("PIL.Image")
     shown = tiny.image()
     assert (detector.detect(PIL.fromarray(shown)).image == shown).all()
+    file = cv2.imencode(".png", shown[..., ::-1])[1].tobytes()
+    for source in (file, io.BytesIO(file)):  # the second can be read only once
+        result = detector.detect(source)
+        assert (result.image == shown).all() and (result.plot().shape, result.path) == (shown.shape, None)
     gray = detector.detect(shown[:, :, 0])
     assert gray.image.shape == (32, 64, 3) and gray.plot().shape == (32, 64, 3)
 

@@ -223,7 +223,7 @@ def _named(name: str | Path, check: Callable[[bytes], formats.Format], data: byt
 
 def _unreadable(form: formats.Format, name: str) -> ImageError:
     return ImageError(
-        f"{name}: is a {form.name} file that OpenCV {opencv().__version__} cannot read (truncated, damaged, or a rare kind);"
+        f"{name}: OpenCV {opencv().__version__} cannot read this {form.name} file (truncated, damaged, or a rare kind);"
         " save it again as JPEG or PNG"
     )
 

@@ -83,7 +83,7 @@ def check(data: bytes) -> Format:
     try:
         W, H = form.size(data)
     except (struct.error, IndexError, ValueError, OverflowError):
-        raise ImageError(f"is a {form.name} file without a size, truncated or damaged; {AGAIN}") from None
+        raise ImageError(f"this {form.name} file has no size (truncated or damaged); {AGAIN}") from None
     check_pixels(W, H, form.free + form.per_byte * len(data), len(data))
     return form
 
@@ -93,6 +93,7 @@ def check(data: bytes) -> Format:
 JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # not a stuffed byte, fill byte or restart
 SIZED = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+JPEG_PIXELS_PER_BYTE = 512  # at most: a block of 8 x 8 takes a bit
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -120,7 +121,10 @@ def _jpeg_size(data: bytes) -> Size:
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
-    """Return whether a JPEG file lacks its end."""
+    """Return whether a JPEG file lacks its end, or more than can be between its begin and its end."""
+    W, H = _jpeg_size(data)
+    if W * H > JPEG_PIXELS_PER_BYTE * len(data):
+        return True
     return not data.endswith(b"\xff\xd9") and all(marker != END_OF_IMAGE for marker, _ in _jpeg_segments(data))
 
 
@@ -308,8 +312,7 @@ def _starts(pattern: bytes) -> re.Pattern[bytes]:
 COSTLY = {"free": 2**24, "per_byte": 256}  # 16 bytes per pixel while they are decoded
 
 FORMATS = (
-    # a block of 8 x 8 takes a bit at least, and missing blocks become gray
-    Format("JPEG", _starts(rb"\xff\xd8\xff"), _jpeg_size, free=2**24, per_byte=512),
+    Format("JPEG", _starts(rb"\xff\xd8\xff"), _jpeg_size, free=2**24, per_byte=JPEG_PIXELS_PER_BYTE),
     Format("PNG", _starts(rb"\x89PNG\r\n\x1a\n"), _png_size),
     Format("BMP", _starts(rb"BM"), _bmp_size),
     Format("WebP", _starts(rb"RIFF....WEBP"), _webp_size),
