@@ -104,8 +104,9 @@ def workspace(tmp_path, monkeypatch, weights) -> Iterator[Path]:
     monkeypatch.setattr(threads, "_requested", None)  # a block sets the number of threads; what was before comes back
     size = threads.thread_pool().size
     with ExitStack() as stack:
-        for changed in (vars(cv2), vars(cv2.dnn), sys.modules):  # `install` patches OpenCV
+        for changed in (vars(cv2), vars(cv2.dnn)):  # `install` patches OpenCV
             stack.enter_context(mock.patch.dict(changed))
+        stack.callback(sys.modules.pop, "darknet", None)  # not all of sys.modules: onnx cannot be imported twice
         yield tmp_path
     threads.thread_pool().resize(size)
 
