@@ -21,13 +21,14 @@ from typing import Any
 
 import cv2
 
-from .constants import NAMES as _CONSTANTS
+from . import constants
 from .constants import getAvailableTargets
 from .model import ClassificationModel, DetectionModel, Model
 from .net import Layer, Net
 from .read import readNet, readNetFromDarknet
 from .replacement import CLASSES, FUNCTIONS
 
+_CONSTANTS = constants.NAMES
 globals().update(_CONSTANTS)
 
 __all__ = [
