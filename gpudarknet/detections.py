@@ -27,7 +27,7 @@ import numpy as np
 
 from . import boxes
 from .errors import DarknetError, DataError, ImageError
-from .image import Image, as_image, draw, opencv, write
+from .image import URL_SCHEMES, Image, as_image, draw, opencv, write
 from .io.atomic import atomic_write
 
 PREVIEW = (320, 1024)  # pixels: limits of the longer side of the picture in a notebook
@@ -59,7 +59,7 @@ class Detections(list[Detection]):
 
     names: the detector's labels, by class index. shape: (H, W) of the image in pixels. source: the image: an array or PIL image,
     which is referred to, not copied, or a path or URL, then also the attribute `path`. A file is read again when its pixels are
-    needed. pixels: those of a URL, uint8 (H, W, C) in RGB.
+    needed. pixels: those of a URL or stream, uint8 (H, W, C) in RGB.
     """
 
     def __init__(
@@ -74,9 +74,11 @@ class Detections(list[Detection]):
         super().__init__(items)
         self.names, self.shape = tuple(names), shape
         self.path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        self._file = None if self.path and self.path.startswith(("http://", "https://")) else self.path
+        is_url = isinstance(source, str) and source.lower().startswith(URL_SCHEMES)
+        self._file = None if is_url else self.path
         self._version = _version(self._file)
-        self._pixels = None if self._file else pixels if self.path else source
+        once = is_url or hasattr(source, "read")  # what is read only once
+        self._pixels = None if self._file else pixels if once else source
 
     # A list of one image's objects
 
@@ -115,7 +117,8 @@ class Detections(list[Detection]):
         shown = [f"{d.label} {d.confidence:.2f} ({', '.join(f'{v:.0f}' for v in d.box)})" for d in self[:REPR_ITEMS]]
         more = [f"{len(self) - REPR_ITEMS} more"] if len(self) > REPR_ITEMS else []
         size = [f"{self.shape[1]} x {self.shape[0]}"] if self.shape else []
-        return ", ".join([f"Detections([{', '.join(shown + more)}]", *([self.path] if self.path else []), *size]) + ")"
+        path = [self._shown_path] if self.path else []
+        return ", ".join([f"Detections([{', '.join(shown + more)}]", *path, *size]) + ")"
 
     # Arrays
 
@@ -164,7 +167,7 @@ class Detections(list[Detection]):
                 raise ImageError(f"{self._file}: has changed since it was read; detect its objects again")
             return as_image(self._file)
         if self._pixels is None:
-            raise DataError(f"{self.path or 'image'}: its pixels were not kept; pass keep=True to detect_stream")
+            raise DataError(f"{self._shown_path or 'image'}: its pixels were not kept; pass keep=True to detect_stream")
         return as_image(self._pixels)
 
     def plot(self, conf: bool = True, line_width: int | None = None, labels: bool = True) -> Image:
@@ -270,6 +273,15 @@ class Detections(list[Detection]):
         rows = "".join(f"<tr>{row}</tr>" for row in cells)
         parts.append(f"<table><tr>{head}</tr>{rows}</table>{more}" if self else "<p>no objects</p>")
         return "\n".join(parts)
+
+    @property
+    def _shown_path(self) -> str:
+        """The path, or the URL without passwords, for a message; "" without one."""
+        if self._file or not self.path:
+            return self.path or ""
+        from .io.http import printable
+
+        return printable(self.path)
 
     @property
     def _file_name(self) -> str:

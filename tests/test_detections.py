@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import copy
 import csv
+import functools
+import http.server
 import io
 import json
 import os
 import pickle
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -185,6 +188,14 @@ def test_pictures_of_other_types(detector):
     assert gray.image.shape == (32, 64, 3) and gray.plot().shape == (32, 64, 3)
 
 
+def test_contents_of_files(detector, tmp_path):
+    content, shown = (tmp_path / "tiny.png").read_bytes(), tiny.image()
+    for source in (content, io.BytesIO(content)):
+        result = detector.detect(source)
+        assert (result.image == shown).all() and (result.plot() == result.plot()).all()
+        assert (pickle.loads(pickle.dumps(result)).image == shown).all()
+
+
 def test_a_one_channel_detector_keeps_the_colors(tmp_path):
     tiny.files(tmp_path)
     (tmp_path / "gray.cfg").write_text(tiny.CFG.replace("channels=3", "channels=1"))
@@ -195,10 +206,29 @@ def test_a_one_channel_detector_keeps_the_colors(tmp_path):
 def test_pixels_of_a_url_are_kept(pixels):
     result = Detections(ITEMS, names=NAMES, shape=(H, W), source="http://host/folder/a.png?size=3", pixels=pixels)
     assert result.image.base is pixels and result.path == "http://host/folder/a.png?size=3"
-    assert result._file_name == "a.png"
+    assert result._file_name == "a.png" and repr(Detections(source="https://me:secret@host/a.png")).count("secret") == 0
+    assert repr(Detections(source="/me@home/a.png")) == "Detections([], /me@home/a.png)"
     with pytest.raises(DataError) as e:
         _ = Detections(source="http://host/a.png").image
     assert str(e.value) == "http://host/a.png: its pixels were not kept; pass keep=True to detect_stream"
+
+
+def test_a_url_is_downloaded_once(detector, tmp_path, monkeypatch):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    asked: list[str] = []
+    monkeypatch.setenv("GPUDARKNET_ALLOW_PRIVATE_URLS", "1")
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            result = detector.detect(f"http://127.0.0.1:{server.server_port}/tiny.png")
+        finally:
+            server.shutdown()
+    assert asked == ["/tiny.png"] and (result.image == tiny.image()).all()
+    assert result.save(tmp_path / "x.png") and result.path.endswith("/tiny.png")
 
 
 def test_a_file_that_changed_or_vanished(detector, tmp_path):

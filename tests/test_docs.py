@@ -181,6 +181,15 @@ def check_opencv(names: dict) -> None:
     assert isinstance(names["net"], cv2dnn.Net)
 
 
+def check_opencv5(names: dict) -> None:
+    assert len(names["kept"])
+    net = cv2dnn.readNetFromDarknet("yolov4-tiny.cfg", "yolov4-tiny.weights")
+    net.setInput(names["blob"])
+    for rows, theirs in zip(names["outputs"], net.forward(net.getUnconnectedOutLayersNames()), strict=True):
+        rows[:, 5:][rows[:, 5:] <= 0.2] = 0
+        np.testing.assert_allclose(rows, theirs, rtol=1e-3, atol=1e-5)
+
+
 def check_darknet(names: dict) -> None:
     assert names["detections"] and len(names["batch_detections"]) == 2
 
@@ -203,6 +212,7 @@ def check_fine_tuning(names: dict) -> None:
 CHECKS: dict[str, Callable[[dict], None]] = {
     "README.md": check_readme,
     "docs/opencv.md": check_opencv,
+    "docs/opencv5.md": check_opencv5,
     "docs/darknet.md": check_darknet,
     "docs/training.md": check_training,
     "docs/fine-tuning.md": check_fine_tuning,

@@ -153,6 +153,18 @@ def test_a_layer(text):
     agree(network(text), count=2)
 
 
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_opencv_runs_a_layer(text, tmp_path):
+    net = network(text)
+    write_onnx(net, tmp_path / "net.onnx")
+    read = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+    x = images(net)
+    read.setInput(x)
+    outputs = read.forward(read.getUnconnectedOutLayersNames())
+    for ours, theirs in zip(net.predict(x, engine="reference"), outputs, strict=True):
+        np.testing.assert_allclose(theirs.ravel(), ours.ravel(), rtol=0, atol=1e-4 * np.abs(ours).max())
+
+
 STATEFUL = {"rnn", "crnn", "gru", "lstm", "conv_lstm", "history"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import tiles
 from ..backend.threads import get_num_threads
-from ..detector import Detector
+from ..detector import MAX_DET, Detector
 from ..errors import ImageError
 from ..image.batches import BatchReader
 from ..image_sources import is_single
@@ -111,7 +111,7 @@ def process(
         total = images.total(words) if tally.several else None
         tally.begin = time.perf_counter()
         for path, img, scored in detected(detector, images.named(words), args, tally.fail_image):
-            objects = detector.to_detections(scored, args.max_det or results.MAX_DET, path)
+            objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
             result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
             for writer in writers:
                 writer.add(result)

@@ -15,7 +15,8 @@ import numpy as np
 
 from .. import evaluate, image
 from ..data.datafile import label_path
-from ..detections import Detections
+from ..detections import Detections, crop
+from ..detector import MAX_DET
 from ..errors import DataError, ImageError
 from ..image.video import BackgroundWriter
 from ..image_sources import URL
@@ -27,7 +28,6 @@ from .inputs import ImagePath
 from .outputs import STDOUT, UniqueNames, joined, text_file, writable, writable_folder, write
 
 PREDICTIONS = "predictions.jpg"
-MAX_DET = 300  # objects of an image, in formats that are not Darknet's
 Background = Callable[[Callable[..., None]], BackgroundWriter]
 
 
@@ -209,16 +209,13 @@ class CropWriter(ResultWriter):
 
     def add(self, result: DetectedImage) -> None:
         """Write an image's crops in the background."""
-        H, W = result.image.shape[:2]
         for number, d in enumerate(result.objects, 1):
-            left, top, width, height = d.box
-            x0, x1 = (int(v) for v in np.clip((left, left + width), 0, W))
-            y0, y1 = (int(v) for v in np.clip((top, top + height), 0, H))
-            if x1 > x0 and y1 > y0:
+            part = crop(result.image, d.box)
+            if part.size:
                 name = "".join(c if c.isalnum() else "-" for c in d.label)
                 path = self.folder / f"{result.path.output}_{number}_{name}.png"
                 self.replaced += path.exists()
-                self.writer.put(path, result.image[y0:y1, x0:x1])
+                self.writer.put(path, part)
 
 
 class TablePrinter(ResultWriter):

@@ -32,6 +32,7 @@ from .resize import with_channels
 
 Image = NDArray[np.uint8]
 
+CHUNK = 1 << 24  # bytes, of a stream
 URL_SCHEMES = ("http://", "https://")
 ALLOW_PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"
 JPEG_PADDING = (
@@ -169,7 +170,7 @@ def _content(path: Path) -> bytes:
             head = file.read(formats.HEAD)
             if head:
                 _named(path, formats.identify, head)
-            data = head + file.read(limit)
+            data = head + file.read(min(limit, os.fstat(file.fileno()).st_size))  # allocates what it is asked for
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -191,7 +192,9 @@ def _decode_url(url: str, channels: int) -> Image:
 def _stream_content(file: Any) -> bytes:
     """Return what remains in an open file. Raises ImageError."""
     try:
-        data = file.read(formats.MAX_PIXEL_BYTES * formats.max_pixels())
+        data = file.read(CHUNK)
+        while data and len(data) < formats.MAX_PIXEL_BYTES * formats.max_pixels() and (more := file.read(CHUNK)):
+            data += more
     except (OSError, ValueError, EOFError) as error:  # ValueError: it is closed, or its bytes are no text
         raise ImageError(
             f"{_stream_name(file)}: cannot be read ({' '.join(str(error).split())}); open it as 'rb'"
