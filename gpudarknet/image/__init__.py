@@ -59,9 +59,10 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
     """Read an image file -> uint8 (H, W, 3) RGB, or (H, W, 1) gray with channels=1. Raises ImageError.
 
     The pixels are those of OpenCV's imread: EXIF orientation is applied, alpha is dropped and 16 bits are reduced to 8; of
-    several pages or frames it is the first. A JPEG file that ends early is read with an ImageWarning. Only the formats of
-    `formats.FORMATS` are read, whatever the file's name, and only up to `formats.max_pixels` pixels. A str that begins with
-    http:// or https:// is downloaded (`io.http.read_url`), from private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1.
+    several pages or frames it is the first. A JPEG file that ends early is read with an ImageWarning; of damage in its middle,
+    libjpeg prints a line on standard error. Only the formats of `formats.FORMATS` are read, whatever the file's name, and only
+    up to `formats.max_pixels` pixels. A str that begins with http:// or https:// is downloaded (`io.http.read_url`), from
+    private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1.
     """
     if isinstance(path, str) and path.lower().startswith(URL_SCHEMES):
         return _decode_url(path, channels)
