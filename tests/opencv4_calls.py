@@ -526,6 +526,8 @@ m = first(net); m.setInputScale((1, 2, 3)); m.setInputSwapRB(True); m.predict(fr
 m = first(net); m.setInputScale(1 / 255); m.setInputMean((3, 5, 7)); m.predict(frame)
 detector(net).detect(frame)
 detector(net).detect(frame, 0.6, 0.4)[0].dtype.name
+detector(net).detect(cv2.UMat(frame), 0.3, 0.4)
+detector(net).predict(cv2.UMat(frame))
 [len(v) for v in detector(net).detect(frame=frame, confThreshold=0.9, nmsThreshold=0.4)]
 detector(net).detect(frame, 0)[1]
 detector(net).detect(frame, None, None)
@@ -543,6 +545,7 @@ m = dnn.DetectionModel(v2); v2.setInput(x); v2.forward()
 m = dnn.DetectionModel(classes); m.setInputSize(64, 64); m.detect(frame)
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(frame)
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(frame=frame)
+m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(cv2.UMat(frame))
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.setEnableSoftmaxPostProcessing(True); m.classify(frame)
 dnn.ClassificationModel(classes).getEnableSoftmaxPostProcessing()
 type(dnn.ClassificationModel(classes).setEnableSoftmaxPostProcessing(enable=True)).__name__

@@ -139,13 +139,17 @@ def items(value: Any, length: int | None = None) -> Sequence[Any]:
 
 def array(value: Any) -> np.ndarray:
     """Copy an array, a cv2.UMat or a number as float32."""
-    if hasattr(value, "get") and type(value).__name__ == "UMat":
-        value = value.get()
+    value = to_array(value)
     if value is None:
         return np.empty(0, np.float32)
     if not isinstance(value, (np.ndarray, np.generic, int, float)) or np.asarray(value).dtype.kind not in "iuf":
         raise ArgumentError(f"must be an array of numbers, not {kind(value)}")
     return np.array(value, np.float32)
+
+
+def to_array(value: Any) -> Any:
+    """Return the array of a cv2.UMat; any other value as it is."""
+    return value.get() if type(value).__name__ == "UMat" else value
 
 
 def kind(value: Any) -> str:

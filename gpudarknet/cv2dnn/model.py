@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError
-from .arguments import REQUIRED, flag, integer, kind, number, resolve, scalar, size, texts
+from .arguments import REQUIRED, flag, integer, kind, number, resolve, scalar, size, texts, to_array
 from .errors import ArgumentError, NetError, opencv_errors, raises_opencv_errors
 from .net import Net
 from .read import path, readNet
@@ -52,7 +52,8 @@ class ModelType(Replacement):
 class Model(metaclass=ModelType):
     """A network with its preprocessing: Model(model, config="") reads files as readNet does, Model(network) takes a Net.
 
-    Images are uint8 (H, W, 3) in OpenCV's channel order, BGR. The methods that set something return the model.
+    Images are uint8 (H, W, 3) in OpenCV's channel order, BGR, as arrays or cv2.UMat. The methods that set something return
+    the model.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -128,7 +129,9 @@ class Model(metaclass=ModelType):
         return self
 
     def predict(self, frame: Any, outs: Any = None) -> tuple[np.ndarray, ...]:
-        """Run the network on an image; return its outputs like Net.forward."""
+        """Run the network on an image; return its outputs like Net.forward, those of a cv2.UMat as cv2.UMat."""
+        if isinstance(frame, cv2.UMat):
+            return tuple(map(cv2.UMat, self.predict(frame.get())))
         if frame is None or np.size(frame) == 0:
             raise ImageError("predict: the image is empty; did imread find the file?")
         if min(self._size) < 1:
@@ -170,7 +173,7 @@ class DetectionModel(Model):
         """
         confidence = number(0.5 if confThreshold is None else confThreshold)
         nms = number(nmsThreshold)
-        outputs = self.predict(frame)
+        outputs = self.predict(frame := to_array(frame))
         if (last := self._net.getLayer(self._net.getLayerNames()[-1])).type != "Region":
             raise NetError(
                 f"detect: the last layer, {last.name}, is no [yolo] or [region]; use predict or ClassificationModel"
@@ -219,7 +222,7 @@ class ClassificationModel(Model):
 
     def classify(self, frame: Any) -> tuple[int, float]:
         """Return the most probable class of an image and its confidence."""
-        outputs = self.predict(frame)
+        outputs = self.predict(to_array(frame))
         if len(outputs) != 1:
             raise NetError(f"classify: the network has {len(outputs)} outputs; setOutputNames selects one")
         y = outputs[0].reshape(-1)
