@@ -771,6 +771,172 @@ def colors(new, old, folder):
     return [list(made), all(isinstance(c, int) and 0 <= c <= 255 for color in made.values() for c in color)]
 
 
+# Scripts in the forms of public ones
+
+
+@row
+def script_loop_over_a_video(new, old, folder):
+    """One IMAGE for all frames, boxes in pixels of the frame, a video that is written: the tutorials of 2020."""
+    import cv2
+
+    for i in range(4):  # a sequence of files, because decoders of videos differ
+        cv2.imwrite(f"frame_{i:02}.png", np.roll(opencv4.scene(), 12 * i, axis=1))
+    network, class_names, class_colors = new.load_network("./tiny.cfg", "./tiny.data", "./tiny.weights", batch_size=1)
+    width, height = new.network_width(network), new.network_height(network)
+    darknet_image = new.make_image(width, height, 3)
+    cap = cv2.VideoCapture("frame_%02d.png")
+    out = cv2.VideoWriter("out.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
+    frames = []
+    while cap.isOpened():
+        ret, frame = cap.read()
+        if not ret:
+            break
+        rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+        new.copy_image_from_bytes(darknet_image, resized.tobytes())
+        detections = new.detect_image(network, class_names, darknet_image, thresh=0.74)
+        image = new.draw_boxes(detections, resized, class_colors)
+        out.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        points = [new.bbox2points(bbox) for _, _, bbox in detections]
+        frames.append(sorted((label, float(c), *p) for (label, c, _), p in zip(detections, points, strict=True)))
+    out.release()
+    new.free_image(darknet_image)
+    return [frames, os.path.getsize("out.avi") > 1000]
+
+
+@row
+def script_labels_of_a_folder(new, old, folder):
+    """darknet.py of 2018: detect for every file of a folder, label files with fractions of the image."""
+    import cv2
+
+    (folder / "images").mkdir(exist_ok=True)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"images/{i}.png"), np.roll(opencv4.scene(), 30 * i, axis=1))
+    net = old.load_net(*(f"tiny.{kind}".encode() for kind in ("cfg", "weights")), 0)
+    meta = old.load_meta(b"tiny.data")
+    lines = {}
+    for path in sorted((folder / "images").glob("*.png")):
+        H, W = cv2.imread(str(path)).shape[:2]
+        r = old.detect(net, meta, str(path).encode("ascii"), thresh=0.72, nms=0.4)
+        lines[path.stem] = [[k[0].decode("utf-8"), k[1], k[2][0] / W, k[2][1] / H, k[2][2] / W, k[2][3] / H] for k in r]
+    return lines
+
+
+@row
+def script_detect_with_ctypes(new, old, folder):
+    """An own detect of 2018: an IMAGE from a ctypes array, boxes by index, freed at the end."""
+    net, meta = old.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 1), old.load_meta(b"tiny.data")
+    arr = opencv4.scene()[:, :, ::-1].transpose(2, 0, 1)
+    c, h, w = arr.shape
+    data = (old.c_float * arr.size)()
+    data[:] = (arr.flatten() / 255.0).tolist()
+    im = old.IMAGE(w, h, c, data)
+    num = old.c_int(0)
+    pnum = old.pointer(num)
+    old.predict_image(net, im)
+    dets = old.get_network_boxes(net, im.w, im.h, 0.7, 0.5, None, 0, pnum, 0)
+    num = pnum[0]
+    old.do_nms_obj(dets, num, meta.classes, 0.45)
+    res = []
+    for j in range(num):
+        for i in range(meta.classes):
+            if dets[j].prob[i] > 0:
+                b = dets[j].bbox
+                res.append((meta.names[i], dets[j].prob[i], (b.x, b.y, b.w, b.h)))
+    old.free_detections(dets, num)
+    return sorted(res, key=lambda x: -x[1])
+
+
+@row
+def script_answers_requests(new, old, folder):
+    """A web service: the network of performDetect, bytes of an image in, JSON out."""
+    import cv2
+
+    def answer(body):
+        frame = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+        im, _arr = old.array_to_image(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        found = old.detect_image(old.netMain, old.metaMain, im, thresh=0.7)
+        return json.dumps(
+            [{"label": f[0].decode() if isinstance(f[0], bytes) else f[0], "score": f[1], "box": f[2]} for f in found]
+        )
+
+    perform(old, initOnly=True)
+    return [json.loads(answer((folder / "photo.png").read_bytes())) for _ in range(2)]
+
+
+@row
+def script_batch_of_files(new, old, folder):
+    """The batch of darknet_images.py: planes of all images in one IMAGE, NMS by objectness, best class only."""
+    import cv2
+
+    net, meta = old.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 3), old.load_meta(b"tiny.data")
+    images = [cv2.imread("photo.png")[:, ::step] for step in (1, -1, 1)]
+    height, width, c = images[0].shape
+    planes = [cv2.resize(cv2.cvtColor(i, cv2.COLOR_BGR2RGB), (96, 64), interpolation=cv2.INTER_NEAREST) for i in images]
+    arr = np.concatenate([p.transpose(2, 0, 1) for p in planes], axis=0)
+    arr = np.ascontiguousarray(arr.flat, dtype=np.float32) / 255.0
+    im = old.IMAGE(96, 64, c, arr.ctypes.data_as(old.POINTER(old.c_float)))
+    batch_dets = old.network_predict_batch(net, im, 3, width, height, 0.7, 0.5, None, 0, 0)
+    results = []
+    for b in range(3):
+        num, dets = batch_dets[b].num, batch_dets[b].dets
+        old.do_nms_obj(dets, num, meta.classes, 0.45)
+        scores = []
+        for i in range(num):
+            det = dets[i]
+            score, label = max((det.prob[c], c) for c in range(det.classes))
+            if score > 0.7:
+                left, top = int(det.bbox.x - det.bbox.w / 2), int(det.bbox.y - det.bbox.h / 2)
+                scores.append([label, score, left, top])
+        results.append(scores)
+    old.free_batch_detections(batch_dets, 3)
+    return results
+
+
+@row
+def script_threads_and_a_queue(new, old, folder):
+    """darknet_video.py: one thread makes IMAGEs, another detects."""
+    import queue
+    import threading
+
+    network, class_names, _ = new.load_network("tiny.cfg", "tiny.data", "tiny.weights")
+    images, results = queue.Queue(maxsize=1), []
+
+    def capture():
+        for i in range(3):
+            image = new.make_image(200, 120, 3)
+            new.copy_image_from_bytes(image, np.roll(opencv4.scene(), 25 * i, axis=1).tobytes())
+            images.put(image)
+        images.put(None)
+
+    def inference():
+        while (image := images.get()) is not None:
+            results.append(
+                sorted(new.detect_image(network, class_names, image, thresh=0.74), key=lambda d: float(d[1]))
+            )
+            new.free_image(image)
+
+    threads = [threading.Thread(target=target) for target in (capture, inference)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@row
+def script_classifies_files(new, old, folder):
+    """A classifier on files: the three best classes as text."""
+    net, meta = new.load_net(b"classes.cfg", b"classes.weights", 0), new.load_meta(b"classes.data")
+    lines = []
+    for name in (b"photo.png", b"photo.png"):
+        im = new.load_image(name, 0, 0)
+        best = old.classify(net, meta, im)[:3]
+        lines += [f"{name.decode()} {label.decode()} {p:.3f}" for label, p in best]
+        new.free_image(im)
+    return lines
+
+
 # Recording
 
 

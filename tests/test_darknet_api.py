@@ -16,7 +16,7 @@ import pytest
 import gpudarknet as gd
 import gpudarknet.darknet as darknet
 from gpudarknet import image as images
-from gpudarknet.errors import CfgError, DataError, WeightsError
+from gpudarknet.errors import CfgError, DarknetError, DataError, WeightsError
 
 NAMES = darknet_api.NAMES
 RECORDED = json.loads(darknet_api.RECORD.read_text())
@@ -91,6 +91,178 @@ def test_what_ends_the_process_in_the_library_raises(name, here):
 
 def test_every_row_is_recorded():
     assert RECORDED.keys() == darknet_api.ROWS.keys() and len(RECORDED) >= 60
+
+
+# What the library cannot show
+
+
+def test_import_star_gives_what_it_gives_in_darknet_py():
+    names = {}
+    exec("from gpudarknet.darknet import *", names)
+    for name in (
+        "detect_image",
+        "performDetect",
+        "lib",
+        "hasGPU",
+        "netMain",
+        "POINTER",
+        "c_float",
+        "Structure",
+        "np",
+        "ct",
+        "os",
+    ):
+        assert name in names
+    assert names["ct"] is ctypes and isinstance(names["hasGPU"], bool)
+    from gpudarknet.darknet import darknet as itself
+
+    assert itself is darknet and darknet.cast is ctypes.cast
+    with pytest.raises(AttributeError, match="no attribute 'performDance'"):
+        darknet.performDance  # noqa: B018
+
+
+def test_lib_has_the_functions_under_their_c_names(here):
+    get_width = darknet.lib.network_width
+    get_width.argtypes, get_width.restype = [ctypes.c_void_p], ctypes.c_int  # as scripts declare them
+    net = darknet.lib.load_network_custom(b"tiny.cfg", b"tiny.weights", 0, 1)
+    assert get_width(net) == darknet.network_width(net) == 96
+    assert darknet.network_predict_image is darknet.predict_image  # some versions of darknet.py have it so
+    darknet.lib.set_batch_network(net, 2)
+    small = darknet.lib.resize_image(darknet.load_image(b"photo.png", 0, 0), 10, 6)
+    assert (small.w, small.h) == (10, 6) and len(
+        darknet.predict(net, np.zeros((2, 3, 64, 96), np.float32))
+    ) == 2 * 27 * 16 * 24
+    with pytest.raises(AttributeError, match=r"darknet\.lib has no function train_detector: there is no libdarknet"):
+        darknet.lib.train_detector  # noqa: B018
+
+
+def test_arrays_become_images_in_each_version():
+    frame = opencv4.scene()
+    image = darknet.array_to_image(frame)  # the original returns the image alone, the fork its pixels too
+    darknet.rgbgr_image(image)
+    again, pixels = darknet.array_to_image(frame[:, :, ::-1])
+    np.testing.assert_array_equal(image.planes(), again.planes())
+    np.testing.assert_array_equal(pixels, again.planes().ravel())
+    assert darknet.array_to_image(frame)[0].w == 200
+    copied = darknet.nparray_to_image(frame[::2, ::-1])
+    np.testing.assert_allclose(copied.pixels(), frame[::2, ::-1] / np.float32(255))
+
+
+def test_paths_and_strings_are_accepted(here):
+    net = darknet.load_net(here / "tiny.cfg", "tiny.weights", 0)
+    meta = darknet.load_meta(here / "tiny.data")
+    by_path = darknet.detect(net, meta, here / "photo.png", thresh=0.7)
+    assert by_path == darknet.detect(net, meta, "photo.png", thresh=0.7)
+    assert by_path == darknet.detect(net, meta, opencv4.scene()[:, :, ::-1], thresh=0.7)
+    assert by_path == darknet.detect(net, meta, darknet.load_image(b"photo.png", 0, 0), thresh=0.7)
+
+
+def test_names_without_a_number_of_classes(here):
+    (here / "names.data").write_text("names = tiny.names\n")
+    assert darknet.load_meta(b"names.data").classes == 4
+
+
+def test_pointers_end(here):
+    """In the library, a loop over a pointer does not end, and an index beyond its elements reads what is there."""
+    net = darknet.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 1)
+    out = darknet.predict_image(net, darknet.load_image(b"photo.png", 0, 0))
+    dets = darknet.get_network_boxes(net, 200, 120, 0.7)
+    assert len(out) == 27 * 16 * 24 and sum(1 for _ in dets) == len(dets) > 1
+    assert [d.objectness for d in dets[::-1]] == [d.objectness for d in dets][::-1]
+    assert dets[-1].bbox.x == dets[len(dets) - 1].bbox.x and dets[5:2] == []
+    for read in (lambda: dets[len(dets)], lambda: dets[0].prob[4], lambda: darknet.load_meta(b"tiny.data").names[4]):
+        with pytest.raises(IndexError):
+            read()
+    with pytest.raises(IndexError):
+        dets[len(dets)] = dets[0]
+    assert list(darknet.get_network_boxes(net, 200, 120, 0.99999)) == []
+
+
+def test_what_was_read_outlives_what_it_was_read_from(here):
+    net = darknet.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 1)
+    darknet.predict_image(net, darknet.load_image(b"photo.png", 0, 0))
+    expected = darknet.get_network_boxes(net, 200, 120, 0.7)[0].prob[:4]
+    probs = [darknet.get_network_boxes(net, 200, 120, 0.7)[0].prob for _ in range(50)]
+    planes = [darknet.load_image(b"photo.png", 0, 0).planes() for _ in range(50)]
+    names = darknet.load_meta(b"tiny.data").names
+    darknet.free_network_ptr(net)
+    assert all(prob[:4] == expected for prob in probs) and all((p == planes[0]).all() for p in planes)
+    assert names[:] == [name.encode() for name in NAMES]
+
+
+def test_best_classes(here):
+    """The library leaves best_class_idx at 0 for [yolo], so that its remove_negatives_faster gives the first class."""
+    net = darknet.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 1)
+    darknet.predict_image(net, darknet.load_image(b"photo.png", 0, 0))
+    dets = darknet.get_network_boxes(net, 200, 120, 0.7)
+    darknet.do_nms_sort(dets, len(dets), 4, 0.45)
+    best = darknet.remove_negatives_faster(dets, NAMES, len(dets))
+    every = darknet.remove_negatives(dets, NAMES, len(dets))
+    assert best and {b[2] for b in best} == {e[2] for e in every}
+    assert all(b[1] == max(p for _, p, box in every if box == b[2]) for b in best)
+
+
+def empty_image():
+    return darknet.IMAGE(96, 64, 3)
+
+
+def mistakes(net, folder):
+    (folder / "more.data").write_text("classes = 5\nnames = tiny.names\n")
+    floats = darknet.c_array(ctypes.c_float, [0.0] * 9)
+    gray, meta = darknet.make_image(96, 64, 1), darknet.load_meta(b"tiny.data")
+    return {
+        "more.data: has classes=5, but tiny.names has 4 names; correct one of them": lambda: darknet.load_meta(b"more.data"),
+        "None in place of a file's name": lambda: darknet.load_net(None, None, 0),
+        "LP_c_float: points to no elements, 18432 are needed": lambda: darknet.predict_image(net, empty_image()),
+        "c_float_Array_9: points to 9 elements, 18432 are needed": lambda: darknet.predict(net, floats),
+        "the image has 1 channels, the network 3; make one of that many": lambda: darknet.predict_image(net, gray),
+        "rgbgr_image: an image of 1 channels has no red and blue": lambda: darknet.rgbgr_image(gray),
+        "make_image: 0 x 4 x 3; every side must be at least 1": lambda: darknet.make_image(0, 4, 3),
+        "free_image: None is not an IMAGE": lambda: darknet.free_image(None),
+        "there are no boxes before an image was run; call predict_image first":
+            lambda: darknet.get_network_boxes(net, 200, 120, 0.5),
+        "classify: the network has 2 outputs, the names are 4": lambda: darknet.classify(two_classes(folder), meta, photo()),
+        "thresh 1: must be between 0 and 1": lambda: darknet.performDetect("photo.png", 1),
+        "none.png: no such file; check the path":
+            lambda: darknet.load_image(b"none.png", 0, 0),
+    }  # fmt: skip
+
+
+def photo():
+    return darknet.load_image(b"photo.png", 0, 0)
+
+
+def two_classes(folder):
+    (folder / "two.cfg").write_text(opencv4.NET.format(8, 8) + opencv4.conv(2) + "[avgpool]\n[softmax]\n")
+    return darknet.load_net(b"two.cfg", None, 0)
+
+
+def test_mistakes_are_told_in_one_line(here):
+    net = darknet.load_net(b"tiny.cfg", b"tiny.weights", 0)
+    for message, call in mistakes(net, here).items():
+        with pytest.raises(DarknetError) as error:
+            call()
+        assert str(error.value) == message
+    darknet.free_network_ptr(net)
+    with pytest.raises(CfgError, match="the network was freed by free_network_ptr; load it again"):
+        darknet.predict_image(net, photo())
+
+
+def test_perform_detect_shows_or_says_that_it_cannot(here, monkeypatch, capsys):
+    files = ("photo.png", 0.7, "tiny.cfg", "tiny.weights", "tiny.data")
+    shown = []
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda: -1)
+    result = darknet.performDetect(*files)
+    np.testing.assert_array_equal(shown[0], result["image"][..., ::-1])
+    assert (result["image"] != opencv4.scene()[..., ::-1]).any()
+
+    def fail(title, picture):
+        raise cv2.error("no window")
+
+    monkeypatch.setattr(cv2, "imshow", fail)
+    assert darknet.performDetect(*files)["detections"] == result["detections"]
+    assert "Unable to show image" in capsys.readouterr().out
 
 
 def prepare(network, frame):

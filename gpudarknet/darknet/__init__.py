@@ -14,7 +14,7 @@ assigned to the right image, and memory does not leak.
 
 from __future__ import annotations
 
-import ctypes
+import ctypes as ct
 import math
 import os
 import random
@@ -74,7 +74,7 @@ darknet = sys.modules[__name__]  # for `from darknet import darknet`
 __all__ = [
     "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "DETECTIONPtr", "DETNUMPAIRPtr", "FloatPtr", "Handle",
     "IntPtr", "add_skipped_class", "altNames", "array_to_image", "batch_detection", "bbox2points", "c_array",
-    "class_colors", "classify", "clear_skipped_classes", "copy_image_from_bytes", "decode_detection",
+    "class_colors", "classify", "clear_skipped_classes", "copy_image_from_bytes", "ct", "decode_detection",
     "del_skipped_class", "detect", "detect_image", "do_nms_obj", "do_nms_sort", "draw_boxes", "free_batch_detections",
     "free_detections", "free_image", "free_network_ptr", "free_ptrs", "get_network_boxes", "hasGPU", "init_cpu",
     "letterbox_image", "lib", "load_image", "load_meta", "load_net", "load_net_custom", "load_network", "make_image",
@@ -84,14 +84,17 @@ __all__ = [
     "print_detections", "random", "remove_negatives", "remove_negatives_faster", "reset_rnn", "rgbgr_image", "sample",
     "set_gpu", "set_output_stream", "set_verbose", "show_version_info", "version_short", "version_string",
 ]  # fmt: skip
-__all__ += [name for name in vars(ctypes) if not name.startswith("_")]  # darknet.py begins with `from ctypes import *`
+__all__ += [name for name in vars(ct) if not name.startswith("_")]  # darknet.py begins with `from ctypes import *`
 
 
 def __getattr__(name: str) -> Any:
+    """Return hasGPU, a name of ctypes, or a function of the library under its C name."""
     if name == "hasGPU":
         return backend.get("auto").current_device() is not None
-    if not name.startswith("_") and hasattr(ctypes, name):
-        return getattr(ctypes, name)
+    for module in (ct, lib):
+        found = None if name.startswith("_") else vars(module).get(name)
+        if found is not None and (module is ct or getattr(found, "__module__", "") == lib.__name__):
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -113,10 +116,9 @@ def load_network(config_file: AnyPath, data_file: AnyPath, weights: AnyPath | No
     return net
 
 
-def array_to_image(arr: np.ndarray) -> tuple[IMAGE, np.ndarray]:
-    """Convert an array (h, w, c) of 0 to 255 to an IMAGE of 0 to 1; return it and the array of its pixels, flat."""
-    planes = np.ascontiguousarray(arr.transpose(2, 0, 1), np.float32) / np.float32(255)
-    return IMAGE.from_planes(planes), planes.ravel()
+def array_to_image(arr: np.ndarray) -> IMAGE:
+    """Convert an array (h, w, c) of 0 to 255 to an IMAGE of 0 to 1. The result unpacks into it and its pixels, flat."""
+    return IMAGE.from_planes(arr.transpose(2, 0, 1) / np.float32(255))
 
 
 def nparray_to_image(img: np.ndarray) -> IMAGE:
@@ -154,7 +156,7 @@ def detect(
 ) -> list[DetectionTuple]:  # fmt: skip
     """Detect objects in an image file, an array (h, w, c) or an IMAGE, as `detect_image` with METADATA does."""
     if isinstance(image, np.ndarray):
-        image, _ = array_to_image(image)
+        image = array_to_image(image)
     im = image if isinstance(image, IMAGE) else load_image(image, 0, 0)
     return detect_image(net, meta, im, thresh, hier_thresh, nms, debug)
 

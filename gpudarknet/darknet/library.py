@@ -22,7 +22,7 @@ from ..data.datafile import DataFile, empty_lines
 from ..errors import CfgError, DataError
 from ..inference import InferencePipeline
 from ..layers.gaussian_yolo import GaussianYolo
-from .structs import DETECTION, DETNUMPAIR, IMAGE, METADATA, RECORD, counted, set_best, store, view
+from .structs import DETNUMPAIR, IMAGE, METADATA, RECORD, counted, memory, set_best, store, view
 
 AnyPath = str | bytes | os.PathLike[str] | ctypes.c_char_p
 P = ParamSpec("P")
@@ -38,7 +38,6 @@ class Handle:
     def __init__(self, network: networks.Network, batch: int):
         self.batch = batch
         self._network: networks.Network | None = network
-        self.stretched, self.letterboxed = InferencePipeline(network), InferencePipeline(network, letterbox=True)
         self.outputs: list[Array] = []
         self.skipped: set[int] = set()
         self.names: list[str] = []
@@ -51,10 +50,13 @@ class Handle:
             raise CfgError("the network was freed by free_network_ptr; load it again")
         return self._network
 
+    def pipeline(self, letterbox: int = 0) -> InferencePipeline:
+        """Return the stages that resize images for the network and decode its outputs."""
+        return InferencePipeline(self.network, letterbox=bool(letterbox))
+
     def free(self) -> None:
         """Release the network and its outputs."""
         self._network, self.outputs = None, []
-        del self.stretched, self.letterboxed
 
     def __len__(self) -> int:
         return 3
@@ -289,13 +291,13 @@ network_predict = network_predict_ptr
 @exported
 def network_predict_image(net: Handle, im: IMAGE) -> Any:
     """Run the network on an image, stretched to its input; return a pointer to its last output's floats."""
-    return _predict_image(net, im, net.stretched)
+    return _predict_image(net, im, net.pipeline())
 
 
 @exported
 def network_predict_image_letterbox(net: Handle, im: IMAGE) -> Any:
     """Run the network on an image, letterboxed to its input; return a pointer to its last output's floats."""
-    return _predict_image(net, im, net.letterboxed)
+    return _predict_image(net, im, net.pipeline(letterbox=1))
 
 
 def _predict_image(net: Handle, im: IMAGE, pipeline: InferencePipeline) -> Any:
@@ -306,7 +308,7 @@ def _predict_image(net: Handle, im: IMAGE, pipeline: InferencePipeline) -> Any:
 
 def _predict(net: Handle, x: Any) -> Any:
     """Run the network on x (N, C, H, W); store its outputs for `get_network_boxes`."""
-    net.outputs = net.stretched.predict(x)
+    net.outputs = net.pipeline().predict(x)
     floats = np.array(net.network.backend.to_numpy(net.outputs[-1]), np.float32, order="C").reshape(-1)
     return counted(ctypes.c_float.from_buffer(floats.data), floats.size)
 
@@ -333,7 +335,7 @@ def get_network_boxes(
 def make_network_boxes(net: Handle, thresh: float = 0.0, num: Any = None) -> Any:
     """Return a pointer to as many empty DETECTIONs as the last run has above thresh."""
     count, pair = len(get_network_boxes(net, 1, 1, thresh, num=num)), DETNUMPAIR()
-    store(pair, np.zeros(count), np.zeros((count, 4)), np.zeros((count, net.stretched.head.num_labels)))
+    store(pair, np.zeros(count), np.zeros((count, 4)), np.zeros((count, net.pipeline().head.num_labels)))
     return pair.dets
 
 
@@ -365,7 +367,7 @@ network_predict_custom = network_predict_batch  # its name in 2019
 
 def _decode(net: Handle, w: int, h: int, thresh: float, relative: int, letter: int, batch: int) -> Any:
     """Decode the boxes of the last run: a pointer to one DETNUMPAIR per image."""
-    pipeline = net.letterboxed if letter else net.stretched
+    pipeline = net.pipeline(letter)
     unit = np.float32(1) if relative else np.array([w, h, w, h], np.float32)
     if not net.outputs:
         raise DataError("there are no boxes before an image was run; call predict_image first")
@@ -398,9 +400,11 @@ def do_nms_sort(dets: Any, total: int, classes: int, thresh: float) -> None:
     """
     records = _with_objectness(dets, total)
     if records.size:
-        records[:] = records[np.lexsort(-np.stack(_probs(records, classes)).T)]
-        probs = _probs(records, classes)
-        _suppress(records, probs, boxes.nms(records["bbox"], np.stack(probs), thresh))
+        floats, index = _probs(records, classes)
+        order = np.lexsort(-floats[index].T)
+        records[:], index = records[order], index[order]
+        floats[index] = boxes.nms(records["bbox"], floats[index], thresh)
+        set_best(records, floats[index])
         records["sort_class"] = classes - 1
 
 
@@ -414,8 +418,9 @@ def do_nms_obj(dets: Any, total: int, classes: int, thresh: float) -> None:
     if records.size:
         records[:] = records[np.argsort(-records["objectness"], kind="stable")]
         kept = boxes.nms(records["bbox"], records["objectness"][:, None], thresh)
-        probs = _probs(records, classes)
-        _suppress(records, probs, np.where(kept > 0, np.stack(probs), 0))
+        floats, index = _probs(records, classes)
+        floats[index[kept[:, 0] == 0]] = 0
+        set_best(records, floats[index])
         records["objectness"], records["sort_class"] = kept[:, 0], -1
 
 
@@ -432,17 +437,17 @@ def _with_objectness(dets: Any, total: int) -> np.ndarray:
     return records[:end]
 
 
-def _probs(records: np.ndarray, classes: int) -> list[np.ndarray]:
-    """Return views of the detections' probabilities, (classes,) each."""
-    dets = [DETECTION.from_address(records.ctypes.data + i * RECORD.itemsize) for i in range(len(records))]
-    return [view(det.prob, (min(classes, det.classes or classes),)) for det in dets]
+def _probs(records: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the memory that holds the detections' probabilities, as floats, and their indices (K, classes) in it.
 
-
-def _suppress(records: np.ndarray, probs: list[np.ndarray], kept: np.ndarray) -> None:
-    """Store the probabilities (K, classes) that NMS kept."""
-    for own, values in zip(probs, kept, strict=True):
-        own[:] = values
-    set_best(records, kept)
+    Raises DataError if a detection has none.
+    """
+    start, end = int(records["prob"].min()), int(records["prob"].max())
+    if not start:
+        raise DataError("a detection has no probabilities: its `prob` is a null pointer")
+    classes = min(classes, int(records["classes"].min()) or classes)
+    index = ((records["prob"] - start) // 4).astype(np.intp)[:, None] + np.arange(classes)
+    return memory(start, ((end - start) // 4 + classes,)), index
 
 
 def free_detections(dets: object, count: int) -> None:

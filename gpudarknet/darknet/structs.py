@@ -6,6 +6,8 @@ Python owns the memory that they point to: it lives as long as anything that was
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int
 from functools import cache
 from types import SimpleNamespace
@@ -54,7 +56,7 @@ def view(data: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarr
 
     Raises DataError for a null pointer, or if an array is too short.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data, dtype)
         size, address = data.size, data.ctypes.data
@@ -63,9 +65,14 @@ def view(data: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarr
         address = ctypes.addressof(data if isinstance(data, ctypes.Array) else data.contents) if data else 0
     if not address or size < count:
         raise DataError(f"{type(data).__name__}: points to {size if address else 'no'} elements, {count} are needed")
+    return memory(address, shape, dtype, owner=data)
+
+
+def memory(address: int, shape: tuple[int, ...], dtype: Any = np.float32, owner: Any = None) -> np.ndarray:
+    """Return a writable array view of the memory at an address; it keeps `owner` alive."""
     # no ctypes.cast: its result and its argument keep each other alive until garbage is collected
     interface = {"data": (address, False), "shape": shape, "typestr": np.dtype(dtype).str, "version": 3}
-    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=data)).view(dtype)
+    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=owner)).view(dtype)
 
 
 class BOX(ctypes.Structure):
@@ -111,13 +118,22 @@ class METADATA(ctypes.Structure):
 
 
 class IMAGE(ctypes.Structure):
-    """An image: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1."""
+    """An image: w, h, c and a pointer to c planes of h x w floats, RGB, 0 to 1.
+
+    It unpacks into itself and its pixels, the results of array_to_image in the AlexeyAB fork.
+    """
 
     _fields_ = (("w", c_int), ("h", c_int), ("c", c_int), ("data", POINTER(c_float)))
 
     def __init__(self, w: int = 0, h: int = 0, c: int = 0, data: Any = None):
         super().__init__(w, h, c, data) if data is not None else super().__init__(w, h, c)
         self._memory = data  # a pointer created by NumPy keeps its array alive
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self, self.planes().ravel()))
+
+    def __getitem__(self, index: int) -> Any:
+        return (self, self.planes().ravel())[index]
 
     @classmethod
     def from_planes(cls, planes: np.ndarray) -> IMAGE:
@@ -172,16 +188,16 @@ def store(
     """Let a pair own detections: objectness (K,), boxes (K, 4), probs (K, classes), uncertainties (K, 4) and their point."""
     K, classes = probs.shape
     floats = probs if uc is None else np.concatenate((probs, uc), axis=1)
-    memory = np.zeros(max(K, 1) * RECORD.itemsize + floats.size * 4, np.uint8)  # detections, then their floats
-    records, start = memory[: K * RECORD.itemsize].view(RECORD), memory.size - floats.size * 4
-    memory[start:].view(np.float32).reshape(floats.shape)[:] = floats
-    records["prob"] = memory.ctypes.data + start + np.arange(K) * floats.shape[1] * 4
+    block = np.zeros(max(K, 1) * RECORD.itemsize + floats.size * 4, np.uint8)  # detections, then their floats
+    records, start = block[: K * RECORD.itemsize].view(RECORD), block.size - floats.size * 4
+    block[start:].view(np.float32).reshape(floats.shape)[:] = floats
+    records["prob"] = block.ctypes.data + start + np.arange(K) * floats.shape[1] * 4
     if uc is not None:
         records["uc"], records["points"] = records["prob"] + classes * 4, points
     records["objectness"], records["bbox"], records["classes"] = objectness, boxes, classes
     set_best(records, probs)
     pair.num = K
-    pair.dets = ctypes.pointer(DETECTION.from_buffer(memory.data))
+    pair.dets = ctypes.pointer(DETECTION.from_buffer(block.data))
 
 
 def set_best(records: np.ndarray, probs: np.ndarray) -> None:
