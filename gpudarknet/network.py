@@ -33,7 +33,8 @@ class Network:
 
     net: the [net] section. nodes: the layers with sources and shapes. weights: for each layer, name -> array of the backend.
     heads: the layers whose outputs `predict` returns. seen: number of images it was trained on. device: the GPU that was
-    current when the network was created; the network stays on it.
+    current when the network was created; the network stays on it. engine: what computed the last `predict`, as text:
+    "openvino 2026.4.1, bf16".
 
     It can be pickled and deep-copied: a pickle holds the weights as NumPy arrays, the state of recurrent layers and the backend's
     name (see `backend.restore`), not the programs, which are compiled anew. A deep copy shares nothing that changes.
@@ -51,6 +52,7 @@ class Network:
         self.config, self.net, self.backend, self.batch, self.seen = config, config.net, be, batch, seen
         self.nodes, self.device = nodes, be.current_device()
         self.program_cache = ProgramCache()
+        self.engine = ""
         self._set_weights(arrays)
         heads = [n.index for n in self.nodes if n.layer.head]
         self.heads = tuple(heads or [max((n.index for n in self.nodes if n.layer.has_output), default=0)])
@@ -174,7 +176,10 @@ class Network:
             x = self.input(x)
         if compiled:
             with self.on_device():
-                return self._program(len(x), precision).run(x)
+                program = self._program(len(x), precision)
+                self.engine = program.engine
+                return program.run(x)
+        self.engine = f"{self.backend.name}, layer by layer"
         outputs: dict[int, Array] = {}
 
         def keep(index: int, y: Array, backward: Backward) -> None:

@@ -204,7 +204,10 @@ def test_an_unreadable_image_is_skipped(capsys):
     assert main([*RUN, "bad.png", "tiny.png", "-out", "result.json"]) == 2
     out, err = capsys.readouterr()
     assert out.count("cat: 86%") == 2 and err.splitlines()[0].startswith("error: bad.png: ")
-    assert re.fullmatch(r"2 images, [\d.]+ images/s, 1 error", err.splitlines()[1]) and len(err.splitlines()) == 2
+    assert (
+        re.fullmatch(r"2 images, [\d.]+ images/s \(numpy [\d.]+, fp32\), 1 error", err.splitlines()[1])
+        and len(err.splitlines()) == 2
+    )
     assert [image["frame_id"] for image in json.loads(Path("result.json").read_text())] == [1, 3]
 
 

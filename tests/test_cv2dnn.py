@@ -199,6 +199,27 @@ def test_cuda_target_without_a_gpu_stays_on_the_cpu(net):
     assert net._network.backend.name == "numpy"
 
 
+def test_the_inference_engine_is_openvino(net, monkeypatch):
+    net.setInput(blob())
+    expected = net.forward()
+    net.setPreferableBackend(dnn.DNN_BACKEND_INFERENCE_ENGINE)
+    net.setPreferableTarget(dnn.DNN_TARGET_CPU)
+    assert net._network.backend.name == "openvino"
+    assert dnn.getAvailableTargets(dnn.DNN_BACKEND_INFERENCE_ENGINE).tolist() == [dnn.DNN_TARGET_CPU]
+    net.setInput(blob())
+    np.testing.assert_allclose(net.forward(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert net._network.program().engine.startswith("openvino ")
+    net.setPreferableBackend(dnn.DNN_BACKEND_OPENCV)
+    assert net._network.backend.name == "numpy"
+    monkeypatch.setenv("GPUDARKNET_BACKEND", "onnxruntime")
+    net.setPreferableBackend(dnn.DNN_BACKEND_OPENCV)
+    assert net._network.backend.name == "onnxruntime"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert len(dnn.getAvailableTargets(dnn.DNN_BACKEND_INFERENCE_ENGINE)) == 0
+    with pytest.warns(RuntimeWarning, match=r"onnx is not installed; pip install .*; the network stays on the CPU"):
+        net.setPreferableBackend(dnn.DNN_BACKEND_INFERENCE_ENGINE)
+
+
 def test_the_fp16_target_uses_half_precision(net, monkeypatch):
     precisions = []
     predict = type(net._network).predict

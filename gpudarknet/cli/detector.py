@@ -80,6 +80,7 @@ class Tally:
     def __init__(self, several: bool):
         self.several = several
         self.images = self.errors = self.replaced = 0
+        self.engine = ""  # what computed the boxes
         self.begin = time.perf_counter()
         self.interruption: BaseException | None = None
 
@@ -97,7 +98,8 @@ class Tally:
         if self.several and (self.images or self.errors > 1):
             rate = self.images / max(time.perf_counter() - self.begin, 1e-9)
             errors = f", {self.errors} error{'s' * (self.errors != 1)}" if self.errors else ""
-            print(f"{self.images} images, {rate:.1f} images/s{errors}", file=sys.stderr)
+            engine = f" ({self.engine})" if self.engine else ""
+            print(f"{self.images} images, {rate:.1f} images/s{engine}{errors}", file=sys.stderr)
         if self.replaced:
             eprint("note", f"files replaced: {self.replaced}")
 
@@ -116,6 +118,7 @@ def process(
             for writer in writers:
                 writer.add(result)
             tally.images += 1
+            tally.engine = detector.network.engine
             done(tally.images + tally.errors, total)
 
 

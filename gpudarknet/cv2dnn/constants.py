@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import why_no_cupy
+from ..backend import missing_package, why_no_cupy
 from .arguments import integer
 from .errors import opencv_errors
 
@@ -25,7 +25,8 @@ CUDA_TARGETS = DNN_TARGET_CUDA, DNN_TARGET_CUDA_FP16
 @opencv_errors
 def getAvailableTargets(be: int) -> Any:
     """Return the targets of a backend on this machine, int32 (K,); an empty tuple if the backend is not available."""
-    if integer(be) in (DNN_BACKEND_DEFAULT, DNN_BACKEND_OPENCV):
+    openvino = [DNN_BACKEND_INFERENCE_ENGINE] * (missing_package("openvino") is None)
+    if integer(be) in (DNN_BACKEND_DEFAULT, DNN_BACKEND_OPENCV, *openvino):
         return np.array([DNN_TARGET_CPU], np.int32)
     if be == DNN_BACKEND_CUDA and why_no_cupy() is None:
         return np.array(CUDA_TARGETS, np.int32)

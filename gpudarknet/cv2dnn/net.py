@@ -27,6 +27,7 @@ from .constants import (
     BACKENDS,
     CUDA_TARGETS,
     DNN_BACKEND_CUDA,
+    DNN_BACKEND_INFERENCE_ENGINE,
     DNN_BACKEND_DEFAULT,
     DNN_TARGET_CPU,
     DNN_TARGET_CUDA_FP16,
@@ -504,7 +505,10 @@ class Net(metaclass=Replacement):
     # Backend and target
 
     def setPreferableBackend(self, backendId: int) -> None:
-        """Select a backend: DNN_BACKEND_CUDA is the GPU; all others are NumPy, unless the target is CUDA."""
+        """Select a backend: DNN_BACKEND_CUDA is the GPU, DNN_BACKEND_INFERENCE_ENGINE OpenVINO.
+
+        All others are NumPy, or what GPUDARKNET_BACKEND names. With any of them, a CUDA target is the GPU.
+        """
         self._preferable["backend"] = integer(backendId)
         self._move()
 
@@ -518,9 +522,12 @@ class Net(metaclass=Replacement):
 
     def _move(self) -> None:
         gpu = self._preferable["backend"] == DNN_BACKEND_CUDA or self._preferable["target"] in CUDA_TARGETS
+        inference_engine = self._preferable["backend"] == DNN_BACKEND_INFERENCE_ENGINE
         net = self._network
         try:
-            be = backends.get("cupy" if gpu else "numpy")
+            be = backends.get("cupy" if gpu else "openvino" if inference_engine else "auto")
+            if not gpu and be.name == "cupy":
+                be = backends.get("numpy")
         except BackendError as e:  # OpenCV, too, warns and falls back to the CPU
             warnings.warn(f"{e}; the network stays on the CPU", RuntimeWarning, stacklevel=4)
             return
