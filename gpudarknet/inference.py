@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,10 +141,10 @@ class InferencePipeline:
                     raise
                 if not read:
                     break
-                x = self.upload([img for _, img in read])
-                yield from pending
                 if not asynchronous:
                     reader.read_ahead()
+                x = self.upload([img for _, img in read])
+                yield from pending
                 start = time.perf_counter()
                 pending = results(read, self.predict(x), start)
                 if not asynchronous:
@@ -172,13 +173,18 @@ class InferencePipeline:
         """
         net, be = self.network, self.network.backend
 
-        def fitted(img: np.ndarray) -> Any:
+        fitted: list[Any] = [None] * len(images)
+
+        def fit(k: int) -> None:
+            img = images[k]
             if img.dtype != np.uint8:
-                return be.asarray(image.network_input(img, net.width, net.height, self.letterbox))
-            return resize.network_input(be, be.asarray(img), net.width, net.height, *self._fit(img))
+                fitted[k] = be.asarray(image.network_input(img, net.width, net.height, self.letterbox))
+            else:
+                fitted[k] = resize.network_input(be, be.asarray(img), net.width, net.height, *self._fit(img))
 
         with net.on_device():
-            return be.xp.stack(list(map(fitted, images)))
+            be.run_parallel([partial(fit, k) for k in range(len(images))])
+            return be.xp.stack(fitted)
 
     def _fit(self, img: np.ndarray) -> Size:
         (H, W), net = img.shape[:2], self.network
