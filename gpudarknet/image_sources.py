@@ -35,14 +35,14 @@ LABEL = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,5}", re.IGNORECASE)  # a line o
 
 
 def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
-    """Yield the images that `source` names, each a Path, a URL, or an array as given.
+    """Yield the images that `source` names, each a Path, a URL, or an object as given.
 
     source: the path of an image; a folder, whose images come in the order of their names, with `recursive` followed by those
     of its subfolders; a pattern such as `photos/*.jpg`, where `**` stands for any folders; a text file (.txt) with a path or
-    URL on each line, relative to the current folder or to the list's; an http or https URL; an array or a PIL image; or an
-    iterable of all these. A path that exists is not a pattern. In folders and patterns, hidden files and those that are not
-    images by their names are left out. A missing file is yielded, and reported by whoever reads it. Raises DataError if a
-    folder, pattern or list has no images, or for a URL of another scheme.
+    URL on each line, relative to the current folder or to the list's; an http or https URL; an array or another object that
+    `image.as_image` accepts; or an iterable of all these. A path that exists is not a pattern. In folders and patterns, hidden
+    files and those that are not images by their names are left out. A missing file is yielded, and reported by whoever reads
+    it. Raises DataError if a folder, pattern or list has no images, or for a URL of another scheme.
     """
     if isinstance(source, str | os.PathLike):
         yield from named(os.fspath(source), recursive)
@@ -56,9 +56,9 @@ def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
 
 
 def is_image(source: Any) -> bool:
-    """Return whether a source is pixels: an array of any library or a PIL image."""
-    interfaces = ("__array_interface__", "__cuda_array_interface__", "__dlpack__")
-    return any(hasattr(source, name) for name in interfaces)
+    """Return whether a source is an image itself: an array of any library, a PIL image, a file's content, an open file."""
+    interfaces = ("__array_interface__", "__cuda_array_interface__", "__dlpack__", "read")
+    return isinstance(source, bytes | bytearray | memoryview) or any(hasattr(source, name) for name in interfaces)
 
 
 def named(name: str, recursive: bool = False) -> Iterator[Path | str]:

@@ -153,12 +153,12 @@ def test_images_and_lists_of_everything():
     from PIL import Image
 
     array, picture = np.zeros((2, 3, 3), np.uint8), Image.new("RGB", (3, 2))
-    mixed = [array, ["photos", picture], iter([Path("x.jpg")]), "photos/*.jpg", (array,)]
+    mixed = [array, ["photos", picture], iter([Path("x.jpg")]), "photos/*.jpg", (array,), b"GIF89a"]
     result = list(gd.sources(mixed))
-    assert result[0] is array and result[-1] is array and result[4] is picture
+    assert result[0] is array and result[-2] is array and result[-1] == b"GIF89a" and result[4] is picture
     assert [str(one) for one in (*result[1:4], *result[5:7])] == [*TOP, "x.jpg", "photos/b.jpg"]
     assert next(gd.sources(array)) is array
-    for other in (3, None, b"a.jpg", [4]):
+    for other in (3, None, [4]):
         assert error_of(other).startswith("sources: ") and "is neither a path nor an image" in error_of(other)
 
 

@@ -16,6 +16,7 @@ from .. import backend as backends
 from ..backend import Backend
 from ..data.datafile import DataFile
 from ..errors import BackendError, DataError, WeightsError
+from ..image import ALLOW_PRIVATE_URLS
 from ..image_sources import IMAGE_SUFFIXES, URL, base_folder, sources
 from ..io import download, resources
 from . import eprint
@@ -47,7 +48,6 @@ SOURCES_HELP = (
     " with a path or URL on each line, or an http or https URL. Without a source, they are read from standard input, one per line"
 )
 MAX_COUNTED = 1_000_000  # images, before the first of them is processed
-PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"
 
 
 def data_file(name: str) -> DataFile:
@@ -203,15 +203,15 @@ def prompt(out: TextIO) -> Iterator[str]:
 @contextmanager
 def private_urls(args: Arguments) -> Iterator[None]:
     """Allow URLs of this machine and its network in the block if -allow_private is given."""
-    before = os.environ.get(PRIVATE_URLS)
+    before = os.environ.get(ALLOW_PRIVATE_URLS)
     if args.allow_private:
-        os.environ[PRIVATE_URLS] = "1"
+        os.environ[ALLOW_PRIVATE_URLS] = "1"
     try:
         yield
     finally:
         if args.allow_private:
-            os.environ.pop(PRIVATE_URLS)
-            os.environ.update({PRIVATE_URLS: before} if before is not None else {})
+            os.environ.pop(ALLOW_PRIVATE_URLS)
+            os.environ.update({ALLOW_PRIVATE_URLS: before} if before is not None else {})
 
 
 def spinner(text: str) -> AbstractContextManager[object]:
