@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -484,6 +483,8 @@ def _first_line(error: Exception) -> str:
 
 def diagnose() -> list[tuple[str, str]]:
     """Describe this machine for `gpudarknet info`: (name, value) rows about Python, backend, GPU, BLAS and threads."""
+    import importlib.metadata  # with email and zipfile, which nothing else needs
+
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     rows += [(package, number) for package in PACKAGES if (number := version(package))]
     rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
