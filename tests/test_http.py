@@ -140,34 +140,33 @@ def test_what_a_server_announces_is_checked():
         {
             "/huge": huge,
             "/short": content(DATA, Content_Length="300000"),
-            "/gzip": content(b"", Content_Encoding="gzip"),
         }
     ) as url:
         assert refusal(f"{url}/huge", allow_private=True).startswith(f"{url}/huge: has more than 67108864 bytes; ")
         received.set()
-        assert ": ended after 256000 of 300000 bytes; " in refusal(f"{url}/short", allow_private=True)
-        assert "compressed content" in refusal(f"{url}/gzip", allow_private=True)
+        assert ": ended 44000 bytes early; " in refusal(f"{url}/short", allow_private=True)
         assert (
             refusal(f"{url}/x", allow_private=True)
             == f"{url}/x: HTTP 404 Not Found; check the address and the connection"
         )
 
 
-@pytest.mark.parametrize("where", ["head", "body"])
-def test_a_server_that_trickles_is_given_up(where):
+def test_a_server_that_stalls_or_trickles_is_given_up():
     stop = threading.Event()
 
+    def stalled(handler):
+        stop.wait(60)
+
     def trickle(handler):
-        if where == "body":
-            handler.send_response(200)
-            handler.end_headers()
+        handler.send_response(200)
+        handler.end_headers()
         while not stop.wait(0.02):  # each wait ends long before the timeout
             handler.wfile.write(b"x")
 
-    with serve({"/slow": trickle}) as url:
-        assert refusal(f"{url}/slow", allow_private=True, timeout=0.3) == (
-            f"{url}/slow: timed out; check the address and the connection"
-        )
+    with serve({"/stalled": stalled, "/slow": trickle}) as url:
+        for path in ("stalled", "slow"):
+            message = refusal(f"{url}/{path}", allow_private=True, timeout=0.3)
+            assert message == f"{url}/{path}: timed out; check the address and the connection"
         stop.set()
 
 
@@ -198,6 +197,7 @@ def test_other_schemes_are_refused(url):
         "http://[::1/",
         "http://a b/",
         "http://a%2fb/",
+        "http://127%252e0.0.1/",
         "http://h/\udcff.jpg",
     ],
 )
@@ -218,6 +218,18 @@ def test_redirects_to_other_schemes_are_refused(to):
         )
 
 
+def test_the_content_of_a_redirect_is_not_read():
+    def endless(handler):
+        handler.send_response(302)
+        handler.send_header("Location", "/dog.jpg")
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(1 << 20))
+
+    with serve({"/x": endless, "/dog.jpg": content(DATA)}) as url:
+        assert read_url(f"{url}/x", allow_private=True) == DATA
+
+
 def test_redirects_end():
     with serve({"/x": redirect("/x")}) as url:
         assert "redirects more than 10 times" in refusal(f"{url}/x", allow_private=True)
@@ -231,9 +243,9 @@ def test_redirects_end():
 )
 def test_private_addresses_are_refused_in_every_spelling(host):
     message = refusal(f"http://{host}:9/")
-    assert "is not a public address; set GPUDARKNET_ALLOW_PRIVATE_URLS=1" in message or "host not found" in message
-    if host[0] not in "[①":
-        assert "is not a public address" in message
+    assert (
+        "is not a public address; set GPUDARKNET_ALLOW_PRIVATE_URLS=1" in message or host[0] in "[①"
+    )  # unknown to some systems
 
 
 def test_a_variable_allows_private_addresses(monkeypatch):
@@ -307,9 +319,8 @@ def test_passwords_are_sent_to_their_server_alone_and_never_shown(names):
         assert read_url(f"{secret}/here") == read_url(f"{secret}/away") == DATA
         basic = f"Basic {base64.b64encode(b'me:p@ss').decode()}"
         assert seen == [("/here", basic), ("/x", basic), ("/away", basic), ("/x", None)]
-        message = refusal(f"{secret}/gone?id=7&X-Amz-Signature=abc&token=def")
-        assert refusal("http://me:p/ss@host/x").startswith("http://host/x: is not a valid address")
-        assert message.startswith(f"{url}/gone?id=7&X-Amz-Signature=...&token=...: HTTP 404")
+        message = refusal(f"{secret}/gone?id=7")
+        assert message.startswith(f"{url}/gone?id=7: HTTP 404")
 
 
 def test_refused_and_unknown_hosts():
@@ -317,7 +328,7 @@ def test_refused_and_unknown_hosts():
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/x"
         assert refusal(url, allow_private=True) == f"{url}: Connection refused; check the address and the connection"
-    assert ": host not found; " in refusal("http://no-such-host.invalid/x")
+    assert refusal("http://no-such-host.invalid/x").endswith("; check the address and the connection")
     assert refusal(f"http://{'ä' * 70}.test/x").endswith(": is not a valid address; check its spelling")
 
 
@@ -343,7 +354,7 @@ def test_a_proxy_of_the_environment_is_used(names, monkeypatch):
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         assert read_url(f"{url}/x", allow_private=True) == b"direct"
         monkeypatch.setenv("http_proxy", url.replace("http", "socks5"))
-        assert "its proxy is for socks5, not for http; check http_proxy" in refusal("http://unknown.invalid/x")
+        assert "unknown url type: socks5" in refusal("http://unknown.invalid/x")
 
 
 def test_an_https_request_asks_the_proxy_for_a_tunnel(monkeypatch):
@@ -373,7 +384,7 @@ def test_certificates_are_verified_and_https_stays_https(tmp_path, monkeypatch):
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     with serve({"/x": content(DATA), "/plain": redirect("http://127.0.0.1/x")}, tls) as url:
-        assert refusal(f"{url}/x", allow_private=True).startswith(f"{url}/x: its certificate is not valid (self")
-        monkeypatch.setattr(reader, "tls_context", lambda: ssl.create_default_context(cafile=tmp_path / "cert.pem"))
+        assert "certificate verify failed" in refusal(f"{url}/x", allow_private=True)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
         assert read_url(f"{url}/x", allow_private=True) == DATA
         assert "/plain: redirects from https to http://127.0.0.1/x; " in refusal(f"{url}/plain", allow_private=True)

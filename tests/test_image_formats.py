@@ -567,5 +567,5 @@ def test_urls_are_read(monkeypatch):
         assert image.read(f"HTTP{address[4:]}/x.png", 1).shape == (40, 60, 1)
     with server(b"<html>") as address:
         assert error_of(image.read, f"{address}/x.png?key=secret") == (
-            f"{address}/x.png?key=...: is an HTML page, probably the answer to a failed download; download the image again"
+            f"{address}/x.png?key=secret: is an HTML page, probably the answer to a failed download; download the image again"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import __version__, backend
-from ..io import download, resources
+from ..io import resources
 from .arguments import Arguments, Command
 
 
@@ -18,7 +18,7 @@ def info(args: Arguments) -> None:
         ("gpudarknet", __version__),
         *backend.diagnose(),
         ("cfg", str(resources.folder())),
-        ("cache", str(download.cache_dir())),
+        ("cache", str(resources.cache_dir())),
     ]
     for name, value in rows:
         table.add_row(f"[bold]{escape(name)}[/]", escape(value))

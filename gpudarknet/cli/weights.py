@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ..io import download
+from ..io import download, resources
 from .arguments import Arguments, Command, Flag, UsageError
 from .inputs import download_weights
 
@@ -33,7 +33,7 @@ def show() -> None:
         table.add_row(name, size, cached, pretrained.checked_by, str(len(pretrained.sources)), hosts)
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"\nCache: {download.cache_dir()}; set {download.CACHE_VARIABLE} to change it.")
+    console.print(f"\nCache: {resources.cache_dir()}; set {resources.CACHE_VARIABLE} to change it.")
 
 
 def host(source: str | download.Wheel) -> str:

