@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUDARKNET_CACHE", str(tmp_path / "deep" / "cache"))
     for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(reader.PRIVATE_VARIABLE, "1")
+    monkeypatch.setenv(reader.ALLOW_PRIVATE_URLS, "1")
     monkeypatch.setattr(transfer, "RETRY_DELAY", 0)
     return tmp_path / "deep" / "cache"
 
@@ -333,7 +333,7 @@ def test_redirects_lead_nowhere_else(publish, server, monkeypatch):
     download.cached_path("toy").unlink()
     publish(first)
     assert error_of() == message(f"{first} (redirects to file:///etc/passwd, which is no http or https address)")
-    monkeypatch.delenv(reader.PRIVATE_VARIABLE)
+    monkeypatch.delenv(reader.ALLOW_PRIVATE_URLS)
     monkeypatch.setattr(reader, "is_public", lambda address: address == "127.0.0.1")  # stands for a public one
     server.serve("x", redirect("http://127.0.0.2:9/"))
     assert error_of() == message(f"{first} (127.0.0.2 is not a public address)")
@@ -367,7 +367,7 @@ def test_weights_from_a_file_or_a_url(publish, server, tmp_path, caplog, monkeyp
     download.cached_path("toy").unlink()
     none = tmp_path / "none"
     assert error_of(source=none) == message(f"{none} (cannot be copied: No such file or directory)")
-    monkeypatch.delenv(reader.PRIVATE_VARIABLE)
+    monkeypatch.delenv(reader.ALLOW_PRIVATE_URLS)
     url = server.serve("mirror", file())
     assert download.weights("toy", source=url).read_bytes() == CONTENT
     assert download.weights("toy", source=download.cached_path("toy")).read_bytes() == CONTENT

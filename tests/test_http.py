@@ -24,7 +24,7 @@ Reply = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.delenv(reader.PRIVATE_VARIABLE, raising=False)
+    monkeypatch.delenv(reader.ALLOW_PRIVATE_URLS, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -16,9 +16,9 @@ from .. import backend as backends
 from ..backend import Backend
 from ..data.datafile import DataFile
 from ..errors import BackendError, DataError, WeightsError
-from ..image import ALLOW_PRIVATE_URLS
 from ..image_sources import IMAGE_SUFFIXES, URL, base_folder, sources
 from ..io import download, resources
+from ..io.http import ALLOW_PRIVATE_URLS
 from . import eprint
 from .arguments import FRACTION, Arguments, Flag
 from .outputs import FORBIDDEN, MAX_NAME, UniqueNames

@@ -35,7 +35,7 @@ CONNECT_TIMEOUT = 10.0  # seconds for each address of a host: the first may be o
 MAX_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 1 << 16
-PRIVATE_VARIABLE = "GPUDARKNET_ALLOW_PRIVATE_URLS"  # 1 allows private addresses everywhere
+ALLOW_PRIVATE_URLS = "GPUDARKNET_ALLOW_PRIVATE_URLS"  # 1 allows private addresses everywhere
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses as IPv6-only networks see them
 
@@ -85,7 +85,7 @@ def open_url(
 ) -> Iterator[http.client.HTTPResponse]:
     """Open a URL, through redirects; yield the answer, of status 2xx. timeout: seconds of each wait. Raises TransferError."""
     opener = urllib.request.OpenerDirector()  # without urllib's own handling of redirects, files, FTP and data
-    connector = Connector(allow_private or os.environ.get(PRIVATE_VARIABLE) == "1")
+    connector = Connector(allow_private or os.environ.get(ALLOW_PRIVATE_URLS) == "1")
     for handler in (urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), connector):
         opener.add_handler(handler)
     request = make_request(url, headers or {})
@@ -204,7 +204,7 @@ def resolve(host: str, port: int, allow_private: bool) -> list[str]:
     for ip in found:
         if not (allow_private or is_public(ip)):
             where = ip if ip == host.strip("[]") else f"{host} ({ip})"
-            remedy = f"set {PRIVATE_VARIABLE}=1 if your own computers are meant"
+            remedy = f"set {ALLOW_PRIVATE_URLS}=1 if your own computers are meant"
             raise TransferError(f"{where} is not a public address", remedy)
     return found
 
