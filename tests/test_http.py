@@ -357,6 +357,22 @@ def test_a_proxy_of_the_environment_is_used(names, monkeypatch):
         assert "unknown url type: socks5" in refusal("http://unknown.invalid/x")
 
 
+def test_a_password_of_a_proxy_is_sent_to_the_proxy_alone(names, monkeypatch):
+    names["a.test"] = [["127.0.0.1"]]
+    seen: list[str | None] = []
+
+    def note(reply):
+        return lambda handler: (seen.append(handler.headers["Proxy-Authorization"]), reply(handler))
+
+    replies: dict[str, Reply] = {"/x": note(content(DATA))}
+    with serve(replies) as url:
+        replies["http://a.test/x"] = note(redirect(f"{url}/x"))
+        monkeypatch.setenv("http_proxy", url.replace("//", "//me:secret@"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert read_url("http://a.test/x") == DATA
+    assert seen == [f"Basic {base64.b64encode(b'me:secret').decode()}", None]
+
+
 def test_an_https_request_asks_the_proxy_for_a_tunnel(monkeypatch):
     asked = []
 

@@ -88,13 +88,14 @@ def open_url(
     connector = Connector(allow_private or os.environ.get(ALLOW_PRIVATE_URLS) == "1")
     for handler in (urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), connector):
         opener.add_handler(handler)
-    request = make_request(url, headers or {})
+    headers = headers or {}
+    request = make_request(url, headers)
     for _ in range(MAX_REDIRECTS + 1):
         with explained():
             response = opener.open(request, timeout=timeout)
         with response:
             if response.status in REDIRECTS and response.headers["Location"]:
-                request = redirected(request, response.headers["Location"])
+                request = redirected(request, response.headers["Location"], headers)
                 continue
             if not 200 <= response.status < 300:
                 raise TransferError(f"HTTP {response.status} {response.reason}".strip())
@@ -140,12 +141,12 @@ def make_request(url: str, headers: Mapping[str, str]) -> urllib.request.Request
     return request
 
 
-def redirected(request: urllib.request.Request, location: str) -> urllib.request.Request:
+def redirected(request: urllib.request.Request, location: str, headers: Mapping[str, str]) -> urllib.request.Request:
     """Return the request that follows a redirect; a password is sent on to the same server only. Raises TransferError."""
     with suppress(ValueError):  # an invalid address is refused below
         location = urljoin(request.full_url, location)
     try:
-        new = make_request(location, request.headers)
+        new = make_request(location, headers)
     except TransferError as e:
         raise TransferError(f"redirects to {printable(location)}, which {e}", e.remedy) from None
     server, new_server = (urlsplit(r.full_url)[:2] for r in (request, new))
