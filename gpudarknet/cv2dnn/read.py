@@ -15,8 +15,9 @@ from .errors import ArgumentError, NetError, opencv_errors
 from .net import Net
 from .replacement import OPENCV
 
-# Suffixes of readNet, in OpenCV's order of precedence: those before Darknet's belong to other frameworks.
-OTHER_SUFFIXES = "caffemodel", "prototxt", "pb", "pbtxt", "tflite", "t7", "net"
+# What readNet looks for before it looks for Darknet, in OpenCV's order.
+EARLIER_FRAMEWORKS = {"caffe", "tensorflow", "tflite", "torch"}
+EARLIER_SUFFIXES = {"caffemodel", "prototxt", "pb", "pbtxt", "tflite", "t7", "net"}
 
 
 def buffer(value: Any) -> bytes:
@@ -54,9 +55,9 @@ def readNetFromDarknet(*args: Any, **kwargs: Any) -> Net:
     """
     form, values = resolve("readNetFromDarknet", args, kwargs, *FORMS)
     source, weights = values.values()
-    return (
-        from_buffers(source, weights) if form else Net(load_network(cfg.read(source), weights or None, backend="numpy"))
-    )
+    if form:
+        return from_buffers(source, weights)
+    return Net(load_network(cfg.read(source), weights or None, backend="numpy"))
 
 
 def from_buffers(source: bytes, weights: bytes) -> Net:
@@ -84,10 +85,9 @@ def readNet(*args: Any, **kwargs: Any) -> Any:
             return from_buffers(values["bufferConfig"], values["bufferModel"])
         return OPENCV["readNet"](*args, **kwargs)
     model, config, framework = values.values()
-    suffixes = suffix(model), suffix(config)
-    if framework.lower() != "darknet" and (
-        framework or not {"cfg", "weights"} & {*suffixes} or {*OTHER_SUFFIXES} & {*suffixes}
-    ):
+    name, suffixes = framework.lower(), (suffix(model), suffix(config))
+    earlier = name in EARLIER_FRAMEWORKS or not EARLIER_SUFFIXES.isdisjoint(suffixes)
+    if earlier or not (name == "darknet" or {"cfg", "weights"}.intersection(suffixes)):
         return OPENCV["readNet"](model, config, framework)
     if suffixes[0] == "cfg" or suffixes[1] == "weights":
         model, config = config, model

@@ -120,19 +120,13 @@ def of_section(node: Node, number: int, sources: tuple[int, ...], first: int) ->
     layers.append(Sublayer(full, kind, inputs=sources, compute=up_to(layer, batch_normalize=0), arrays=arrays))
     if normalized:
         statistics = ("mean", "variance", "scale", "bias")
-        layers.append(
-            following(layers, first, Sublayer(f"bn_{number}", "BatchNorm", compute=up_to(layer), arrays=statistics))
-        )
+        reads = (first + len(layers) - 1,)
+        layers.append(Sublayer(f"bn_{number}", "BatchNorm", inputs=reads, compute=up_to(layer), arrays=statistics))
     activation = getattr(layer, "activation", "linear")
     if activation != "linear":
-        active = Sublayer(f"{activation}_{number + 1}", ACTIVATIONS.get(activation, activation))
-        layers.append(following(layers, first, active))
+        kind, reads = ACTIVATIONS.get(activation, activation), (first + len(layers) - 1,)
+        layers.append(Sublayer(f"{activation}_{number + 1}", kind, inputs=reads))
     return [*layers[:-1], replace(layers[-1], compute=None)]
-
-
-def following(layers: list[Sublayer], first: int, layer: Sublayer) -> Sublayer:
-    """Return a layer as the one that reads the last of a section's layers so far."""
-    return replace(layer, inputs=(first + len(layers) - 1,))
 
 
 def route(layer: Route) -> tuple[str, str]:
