@@ -131,7 +131,8 @@ class Model(metaclass=ModelType):
     def predict(self, frame: Any, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Run the network on an image; return its outputs like Net.forward, those of a cv2.UMat as cv2.UMat."""
         if isinstance(frame, cv2.UMat):
-            return tuple(map(cv2.UMat, self.predict(frame.get())))
+            as_umat: Any = cv2.UMat
+            return tuple(as_umat(y) for y in self.predict(frame.get()))
         if frame is None or np.size(frame) == 0:
             raise ImageError("predict: the image is empty; did imread find the file?")
         if min(self._size) < 1:
