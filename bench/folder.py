@@ -1,6 +1,7 @@
 """Detect objects in a folder of photographs with the command line, and with OpenCV in a plain loop, alternating.
 
-    python -m bench.folder --peer /path/to/python [--images 500] [--rounds 3] [--batch 8] [--out_dir]
+    python -m bench.folder --peer /path/to/python [--images 500] [--rounds 3] [--batch 8]
+        [--backend openvino] [--precision bf16] [--out_dir]
 
 --peer: a Python interpreter with opencv-python<5, by default this one if it has it. Times are those of whole processes,
 with imports and loading. --out_dir: both draw the boxes and write the images; without it the command writes one CSV file and
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--out_dir", action="store_true")
     args = parser.parse_args(argv)
     weights, cfg = download.weights(NETWORK), resources.bundled_cfg(NETWORK)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir()
         write_photos(photos, args.images)
         command = [sys.executable, "-m", "gpudarknet", "detector", "test", "coco", str(cfg), str(weights), str(photos)]
-        command += ["-batch", str(args.batch), "-backend", args.backend]
+        command += ["-batch", str(args.batch), "-backend", args.backend, "-precision", args.precision]
         command += ["-out_dir", str(ours)] if args.out_dir else ["-csv", str(ours / "all.csv")]
         loop = [args.peer, str(Path(__file__).with_name("folder_peer.py")), str(photos), str(cfg), str(weights)]
         loop += [str(theirs)] * args.out_dir
