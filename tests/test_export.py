@@ -399,6 +399,14 @@ def test_the_fastest_engine(files, monkeypatch):
     assert gd.backend.get("fastest").name == engine() == "numpy"
 
 
+def test_the_fastest_engine_in_a_process_of_its_own(files):
+    """Whatever it needs is imported, though `import gpudarknet` imports little."""
+    code = "import sys, gpudarknet as gd; print(gd.load_network(sys.argv[1], backend='fastest').program().engine)"
+    command = [sys.executable, "-c", code, files[0]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("openvino"), result.stderr
+
+
 def test_bf16_is_computed_or_refused(files, monkeypatch):
     """Never replaced by fp32; other precisions are."""
     net = gd.load_network(*files, backend="openvino")

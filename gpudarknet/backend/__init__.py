@@ -378,9 +378,11 @@ def missing_package(runtime: str) -> str | None:
 
 def version(package: str) -> str | None:
     """Return the version of an installed package; None if it is not installed."""
+    from importlib import metadata  # with email and zipfile, which nothing else needs
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -483,8 +485,6 @@ def _first_line(error: Exception) -> str:
 
 def diagnose() -> list[tuple[str, str]]:
     """Describe this machine for `gpudarknet info`: (name, value) rows about Python, backend, GPU, BLAS and threads."""
-    import importlib.metadata  # with email and zipfile, which nothing else needs
-
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     rows += [(package, number) for package in PACKAGES if (number := version(package))]
     rows.append((VARIABLE, os.environ.get(VARIABLE) or "not set"))
