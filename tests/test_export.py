@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures
 import dataclasses
 import multiprocessing
@@ -19,7 +20,7 @@ from layer_cases import DARKNET_SECTIONS
 import gpudarknet as gd
 from gpudarknet import cfg, cli
 from gpudarknet.errors import CfgError, DataError
-from gpudarknet.export import fastest, onnx_model, write_onnx
+from gpudarknet.export import fastest, metadata, onnx_model, write_onnx
 from gpudarknet.export.activations import ACTIVATIONS
 from gpudarknet.export.graph import Graph
 from gpudarknet.export.lower import lower
@@ -478,6 +479,24 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["export", *words, str(out), "-batch", "0"]) == 2
     expected = "error: -batch 0: must be at least 1; -dynamic allows any batch size\n"
     assert capsys.readouterr().err == expected
+
+
+def test_metadata(tmp_path, capsys):
+    opencv4.write(tmp_path)
+    (tmp_path / "tiny.names").write_text("cat\nit's a dog\nbird\nrat\nmore than needed\n")
+    words = [str(tmp_path / "tiny.cfg"), str(tmp_path / "tiny.weights"), str(tmp_path / "tiny.onnx")]
+    assert cli.main(["export", *words, "-names", str(tmp_path / "tiny.names")]) == 0
+    props = (
+        onnxruntime.InferenceSession(words[2], providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+    )
+    net = gd.load_network(words[0], backend="numpy")
+    assert ast.literal_eval(props["names"]) == {0: "cat", 1: "it's a dog", 2: "bird", 3: "rat"}
+    assert ast.literal_eval(props["imgsz"]) == [net.height, net.width] and props["task"] == "detect"
+    assert (props["stride"], props["batch"], props["channels"]) == ("8", "1", "3")
+    assert metadata(net, None)["names"] == "{0: 'class 0', 1: 'class 1', 2: 'class 2', 3: 'class 3'}"
+    assert metadata(network(LAYERS["softmax"]), 1)["task"] == "classify"
+    with pytest.raises(DataError, match=r"names: has 1 names, but .* has 4 classes"):
+        onnx_model(net, names=["cat"])
 
 
 def test_a_missing_folder(tmp_path):

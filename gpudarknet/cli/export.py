@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.datafile import read_names
 from ..errors import DataError
 from ..export import write_onnx
 from ..io import resources
@@ -29,7 +30,8 @@ def onnx(network: Network, out: str, args: Arguments) -> str:
     """Write an ONNX file; describe its input and outputs."""
     if args.batch < 1:
         raise DataError(f"-batch {args.batch}: must be at least 1; -dynamic allows any batch size")
-    write_onnx(network, out, None if args.dynamic else args.batch, args.fp16, args.boxes)
+    names = read_names(args.names) if args.names else None
+    write_onnx(network, out, None if args.dynamic else args.batch, args.fp16, args.boxes, names)
     heads = "boxes, scores" if args.boxes else ", ".join(f"layer_{index}" for index in network.heads)
     count = "N" if args.dynamic else args.batch
     return f"input {count} x {' x '.join(map(str, network.net.input))} -> {heads}"
@@ -47,6 +49,7 @@ FLAGS = (
     Flag("dynamic", bool, False, "Allow any batch size in an ONNX file"),
     Flag("fp16", bool, False, "Compute in fp16 in an ONNX file; its input and outputs stay fp32"),
     Flag("boxes", bool, False, "ONNX outputs are boxes and scores instead of the heads' raw maps"),
+    Flag("names", str, "", "File with the names of the classes, for the metadata of an ONNX file"),
     Flag("width", int, 0, "Width of the input in pixels; 0 for the cfg's"),
     Flag("height", int, 0, "Height of the input in pixels; 0 for the cfg's"),
 )
