@@ -27,7 +27,7 @@ import numpy as np
 
 from . import boxes
 from .errors import DarknetError, DataError, ImageError
-from .image import URL_SCHEMES, Image, as_image, draw, opencv, write
+from .image import Image, as_image, draw, is_url, opencv, write
 from .io.atomic import atomic_write
 
 PREVIEW = (320, 1024)  # pixels: limits of the longer side of the picture in a notebook
@@ -74,10 +74,9 @@ class Detections(list[Detection]):
         super().__init__(items)
         self.names, self.shape = tuple(names), shape
         self.path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        is_url = isinstance(source, str) and source.lower().startswith(URL_SCHEMES)
-        self._file = None if is_url else self.path
+        self._file = None if is_url(source) else self.path
         self._version = _version(self._file)
-        once = is_url or hasattr(source, "read")  # what is read only once
+        once = is_url(source) or hasattr(source, "read")  # what is read only once
         self._pixels = None if self._file else pixels if once else source
 
     # A list of one image's objects

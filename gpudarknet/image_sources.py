@@ -7,7 +7,6 @@ Nothing is read ahead: of a list one line is in memory, of folders the names of 
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import os
 import re
@@ -21,15 +20,11 @@ from typing import Any
 from .data import MAX_PATH
 from .data.datafile import listed_path
 from .errors import DataError, DataWarning
+from .image import formats, is_url
+from .io.text import iter_lines
 
-# The endings of formats that `image.read` accepts (image/formats.py), and of files that are one of them under another name
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .exr .gif .hdr .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pam .pbm .pfm .pgm .pic .png .pnm .ppm .pxm .ras .sr"
-    " .tif .tiff .webp".split()
-)
 LIST_SUFFIX = ".txt"
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-SCHEMES = ("http", "https")
 MAGIC = re.compile(r"[*?[]")  # characters of patterns
 LABEL = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,5}", re.IGNORECASE)  # a line of a label file
 
@@ -45,7 +40,7 @@ def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
     it. Raises DataError if a folder, pattern or list has no images, or for a URL of another scheme.
     """
     if isinstance(source, str | os.PathLike):
-        yield from named(os.fspath(source), recursive)
+        yield from expand(os.fspath(source), recursive)
     elif is_image(source):
         yield source
     elif isinstance(source, Iterable):
@@ -61,22 +56,22 @@ def is_image(source: Any) -> bool:
     return isinstance(source, bytes | bytearray | memoryview) or any(hasattr(source, name) for name in interfaces)
 
 
-def named(name: str, recursive: bool = False) -> Iterator[Path | str]:
+def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
     """Yield the images that a path, a pattern or a URL names."""
     if match := URL.match(name):
-        scheme = match[1].lower()
-        if scheme not in SCHEMES:
+        if not is_url(name):
             raise DataError(f"{name}: only http and https URLs are read; download the file and give its path")
-        yield scheme + name[match.end(1) :]
+        yield match[1].lower() + name[match.end(1) :]
         return
     if not name:
         raise DataError("sources: a path is empty; give that of an image or a folder")
     path = existing_path(name)
     if os.path.isdir(path):
-        yield from some(walk(path, recursive, found := Found(path, "has"), set()), found)
+        search = Search(path, "has")
+        yield from require_one(walk(path, recursive, search), search)
     elif is_pattern(path):
-        found = Found(path, "matches")
-        yield from some(expand(*split_pattern(path), found, set()), found)
+        search = Search(path, "matches")
+        yield from require_one(glob(*split_pattern(path), search), search)
     elif is_list(path):
         yield from read_list(path)
     else:
@@ -111,12 +106,33 @@ def is_list(path: Path) -> bool:
     return path.suffix.lower() == LIST_SUFFIX and os.path.isfile(path)
 
 
-class Found:
-    """What a folder or a pattern has besides images, for the message that it has none."""
+class Search:
+    """The state of a search for images: what it has met besides them, for the message that there is none."""
 
     def __init__(self, source: Path, verb: str):
         self.source, self.verb = source, verb
-        self.others, self.folders = Counter[str](), 0
+        self.others, self.folders = Counter[str](), 0  # suffixes of other files; folders that were not searched
+        self._visited = set[tuple[int, ...]]()
+
+    def visited(self, folder: Path, *state: int) -> bool:
+        """Return whether a folder has been visited under any path, in this state, and note that it is now."""
+        try:
+            status = folder.stat()
+        except OSError:  # `listing` tells
+            return False
+        key = (status.st_dev, status.st_ino, *state)
+        known = key in self._visited
+        self._visited.add(key)
+        return known
+
+    def images(self, folder: Path, names: Iterable[str]) -> Iterator[Path]:
+        """Yield the files that are images by their names, and count the others."""
+        for name in names:
+            path = folder / name
+            if path.suffix.lower() in formats.SUFFIXES:
+                yield path
+            else:
+                self.others[path.suffix] += 1
 
     def error(self) -> DataError:
         """Return the error that there is no image."""
@@ -126,34 +142,28 @@ class Found:
         return DataError(f"{self.source}: {self.verb} no image; found {' and '.join(found) or 'nothing'}")
 
 
-def some(images: Iterator[Path], found: Found) -> Iterator[Path]:
+def require_one(images: Iterator[Path], search: Search) -> Iterator[Path]:
     """Yield the images. Raises DataError if there are none."""
     first = next(images, None)
     if first is None:
-        raise found.error()
+        raise search.error()
     yield from chain([first], images)
 
 
 # Folders
 
-Visited = set[tuple[int, ...]]
 
-
-def walk(folder: Path, recursive: bool, found: Found, visited: Visited) -> Iterator[Path]:
+def walk(folder: Path, recursive: bool, search: Search) -> Iterator[Path]:
     """Yield a folder's images by name, then those of its subfolders. A folder that links lead to again is visited once."""
-    if is_known(folder, visited):
+    if search.visited(folder):
         return
-    files, folders = listing(folder, top=len(visited) < 2)
-    for name in files:
-        if is_image_name(name):
-            yield folder / name
-        else:
-            found.others[Path(name).suffix] += 1
+    files, folders = listing(folder, top=folder is search.source)
+    yield from search.images(folder, files)
     if not recursive:
-        found.folders = len(folders)
+        search.folders = len(folders)
         return
     for name in folders:
-        yield from walk(folder / name, recursive, found, visited)
+        yield from walk(folder / name, recursive, search)
 
 
 def listing(folder: Path, top: bool = False, hidden: bool = False) -> tuple[list[str], list[str]]:
@@ -173,23 +183,6 @@ def listing(folder: Path, top: bool = False, hidden: bool = False) -> tuple[list
     return sorted(files), sorted(folders)
 
 
-def is_known(folder: Path, visited: Visited, *state: int) -> bool:
-    """Return whether a folder has been visited under any path, in this state, and note that it is now."""
-    try:
-        status = folder.stat()
-    except OSError:  # `listing` tells
-        return False
-    key = (status.st_dev, status.st_ino, *state)
-    known = key in visited
-    visited.add(key)
-    return known
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file is an image by its name."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 # Patterns
 
 
@@ -201,27 +194,24 @@ def split_pattern(path: Path) -> tuple[Path, list[str]]:
     return base, parts if parts[-1] != "**" else [*parts, "*"]
 
 
-def expand(base: Path, parts: list[str], found: Found, visited: Visited) -> Iterator[Path]:
+def glob(base: Path, parts: list[str], search: Search) -> Iterator[Path]:
     """Yield the images below a folder whose path matches a pattern's parts, folder by folder, each by name."""
-    if not base.is_dir() or is_known(base, visited, len(parts)):
+    if not base.is_dir() or search.visited(base, len(parts)):
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
-        yield from expand(base, rest, found, visited)
+        yield from glob(base, rest, search)
         for name in listing(base)[1]:
-            yield from expand(base / name, parts, found, visited)
-    elif rest:
-        names = (
-            [part] if (base / part).exists() else fnmatch.filter(listing(base, hidden=part.startswith("."))[1], part)
-        )
-        for name in names:
-            yield from expand(base / name, rest, found, visited)
+            yield from glob(base / name, parts, search)
+    elif rest and (base / part).exists():
+        yield from glob(base / part, rest, search)
     else:
-        for name in fnmatch.filter(listing(base, hidden=part.startswith("."))[0], part):
-            if is_image_name(name):
-                yield base / name
-            else:
-                found.others[Path(name).suffix] += 1
+        files, folders = listing(base, hidden=part.startswith("."))
+        if not rest:
+            yield from search.images(base, fnmatch.filter(files, part))
+            return
+        for name in fnmatch.filter(folders, part):
+            yield from glob(base / name, rest, search)
 
 
 # Lists
@@ -230,7 +220,7 @@ def expand(base: Path, parts: list[str], found: Found, visited: Visited) -> Iter
 def read_list(path: Path) -> Iterator[Path | str]:
     """Yield the path or URL on each line of a text file, as `data.read_list` reads it. Raises DataError."""
     empty = True
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(iter_lines(path, MAX_PATH), 1):
         text = line.strip()
         if "\0" in text or len(text) > MAX_PATH:
             raise DataError(f"{path}:{number}: is not a path; a list has the path of an image on each line")
@@ -240,19 +230,6 @@ def read_list(path: Path) -> Iterator[Path | str]:
             )
         if text:
             empty = False
-            yield from named(text) if URL.match(text) else [Path(listed_path(text, path.parent))]
+            yield from expand(text) if URL.match(text) else [Path(listed_path(text, path.parent))]
     if empty:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
-
-
-def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file in UTF-8, or in UTF-16 with a byte order mark; at most MAX_PATH + 2 characters of each."""
-    try:
-        with open(path, "rb") as file:
-            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
-        with open(path, encoding=encoding, errors=errors) as text:
-            while line := text.readline(MAX_PATH + 2):
-                yield line
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None

@@ -55,7 +55,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path | None, top: int, w
     errors: list[int] = []
     images = inputs.Images(args, [], lambda message: errors.append(fail(message)))
     with inputs.private_urls(args):
-        for path in images.named(words or inputs.prompt(sys.stdout)):
+        for path in images.expand(words or inputs.prompt(sys.stdout)):
             try:
                 probs, seconds = inference.classify(network, path, args.precision)
             except ImageError as e:

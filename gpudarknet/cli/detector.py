@@ -112,7 +112,7 @@ def process(
     with inputs.progress_bar(shown=tally.several) as done:
         total = images.total(words) if tally.several else None
         tally.begin = time.perf_counter()
-        for path, img, scored in detected(detector, images.named(words), args, tally.fail_image):
+        for path, img, scored in detected(detector, images.expand(words), args, tally.fail_image):
             objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
             result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
             for writer in writers:

@@ -16,7 +16,9 @@ from .. import backend as backends
 from ..backend import Backend
 from ..data.datafile import DataFile
 from ..errors import BackendError, DataError, WeightsError
-from ..image_sources import IMAGE_SUFFIXES, URL, base_folder, sources
+from ..image import is_url
+from ..image.formats import SUFFIXES
+from ..image_sources import base_folder, sources
 from ..io import download, resources
 from ..io.http import ALLOW_PRIVATE_URLS
 from . import eprint
@@ -138,11 +140,11 @@ class Images:
         self.outputs = [Path(os.path.realpath(folder)) for folder in outputs if folder]
         self.count, self.unique = 0, UniqueNames()
 
-    def named(self, words: Iterable[str]) -> Iterator[ImagePath]:
+    def expand(self, words: Iterable[str]) -> Iterator[ImagePath]:
         """Yield the images, one after the other."""
         for word in words:
             try:
-                for path, name in self._found(word):
+                for path, name in self._search(word):
                     self.count += 1
                     image = ImagePath(path)
                     image.number, image.output = self.count, self.unique(name)
@@ -159,10 +161,10 @@ class Images:
             warnings.simplefilter("ignore")
             for word in words:
                 with suppress(DataError):
-                    count += sum(1 for _ in islice(self._found(word), MAX_COUNTED + 1))
+                    count += sum(1 for _ in islice(self._search(word), MAX_COUNTED + 1))
         return count if count <= MAX_COUNTED else None
 
-    def _found(self, word: str) -> Iterator[tuple[str, str]]:
+    def _search(self, word: str) -> Iterator[tuple[str, str]]:
         """Yield the images that a word names, and the names of their results."""
         base = base_folder(word)
         inside: list[Path] = []  # outputs to leave out
@@ -171,21 +173,21 @@ class Images:
             if searched in self.outputs:
                 raise DataError(f"{word}: the results are written there; choose another folder for them")
             inside = [folder for folder in self.outputs if searched in folder.parents]
-        for found in sources(word, recursive=self.recursive):
-            path = word if found == Path(word) else str(found)
+        for source in sources(word, recursive=self.recursive):
+            path = word if source == Path(word) else str(source)
             if not (inside and any(folder in Path(os.path.realpath(path)).parents for folder in inside)):
                 yield path, output_name(path, base)
 
 
 def output_name(path: str, base: Path | None) -> str:
     """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
-    if URL.match(path):
+    if is_url(path):
         name = FORBIDDEN.sub("_", unquote(urlsplit(path).path.rpartition("/")[2]))[:MAX_NAME] or "image"
     else:
         name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
         name = os.path.basename(path) if name.startswith("..") else name
     stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    return stem if suffix.lower() in SUFFIXES else name
 
 
 def prompt(out: TextIO) -> Iterator[str]:

@@ -19,7 +19,6 @@ from ..detections import Detections, crop
 from ..detector import MAX_DET
 from ..errors import DataError, ImageError
 from ..image.video import BackgroundWriter
-from ..image_sources import URL
 from ..inference import ScoredBoxes
 from . import eprint, formats
 from .arguments import Arguments, Flag, UsageError
@@ -113,7 +112,7 @@ class LabelWriter(ResultWriter):
     def add(self, result: DetectedImage) -> None:
         """Write an image's labels, unless they would replace those of another image."""
         path = label_path(result.path)
-        if URL.match(result.path):
+        if image.is_url(result.path):
             self.failed(f"{result.path}: has no folder for -save_labels; download it, or use -csv")
         elif self.written(str(path)) != str(path):
             self.failed(
@@ -148,7 +147,7 @@ class AnnotatedImageWriter(ResultWriter):
 
 def check_kept(source: ImagePath, out: Path) -> None:
     """Raise DataError if an output file is the image that was read."""
-    if not URL.match(source) and out.exists() and out.samefile(source):
+    if not image.is_url(source) and out.exists() and out.samefile(source):
         raise DataError(f"{source}: would be replaced by its result; choose another -out_dir")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..cfg import atoi, resolve_path
 from ..errors import DataError, DataWarning
+from ..image.formats import SUFFIXES
 from ..io.text import read_text
 
 LABELS = (  # image folder -> label folder, in Darknet's order
@@ -20,9 +21,7 @@ LABELS = (  # image folder -> label folder, in Darknet's order
     ("/images/train2014/", "/labels/train2014/"),
     ("/images/val2014/", "/labels/val2014/"),
 )
-EXTENSIONS = frozenset(  # of images, which .txt replaces; any other ending is part of the name
-    "jpg jpeg jpe jfif jp2 png bmp dib ppm pgm pbm pnm pxm tif tiff webp gif avif exr hdr pic ras sr txt".split()
-)
+REPLACED = SUFFIXES | {".txt"}  # what .txt replaces; any other ending is part of the name
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
@@ -171,4 +170,4 @@ def label_name(image: str) -> str:
     for images, labels in LABELS:
         path = path.replace(images, labels, 1)
     stem, dot, extension = path.rpartition(".")
-    return (stem if dot and extension.lower() in EXTENSIONS else path) + ".txt"
+    return (stem if (dot + extension).lower() in REPLACED else path) + ".txt"

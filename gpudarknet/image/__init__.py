@@ -33,10 +33,8 @@ from .resize import with_channels
 Image = NDArray[np.uint8]
 
 CHUNK = 1 << 24  # bytes, of a stream
-URL_SCHEMES = ("http://", "https://")
-JPEG_PADDING = (
-    b"\xff\xd9" * 2**15
-)  # libjpeg reads as many ends as it needs after a file, as in imread, but not after a buffer
+# After a file, as in imread, libjpeg reads as many ends of an image as it needs, but not after a buffer.
+JPEG_PADDING = b"\xff\xd9" * 2**15
 LIBJPEG_MESSAGES = (b"Corrupt JPEG data", b"Premature end of JPEG", b"Invalid SOS", b"Inconsistent progression")
 
 
@@ -63,8 +61,8 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
     up to `formats.max_pixels` pixels. A str that begins with http:// or https:// is downloaded (`io.http.read_url`), from
     private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1.
     """
-    if isinstance(path, str) and path.lower().startswith(URL_SCHEMES):
-        return _decode_url(path, channels)
+    if is_url(path):
+        return _decode_url(str(path), channels)
     return decode(_content(Path(path)), channels, os.fspath(path))
 
 
@@ -124,6 +122,11 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
             tmp.write_bytes(data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
+
+
+def is_url(source: Any) -> bool:
+    """Return whether an image is given as an http or https URL."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def as_image(source: Any, channels: int = 3) -> Image:

@@ -25,12 +25,13 @@ Size = tuple[int, int]  # width, height
 
 @dataclass(frozen=True)
 class Format:
-    """A format that is read: its name, the start of its files, and how to read a size from them.
+    """A format that is read: its name, the usual suffixes and the start of its files, and how to read a size from them.
 
     A file of n bytes may claim `free` + `per_byte` x n pixels.
     """
 
     name: str
+    suffixes: str
     magic: re.Pattern[bytes]
     size: Callable[[bytes], Size]  # raises struct.error, IndexError, ValueError or OverflowError
     free: int = 2**26  # one color compresses to almost nothing
@@ -312,21 +313,29 @@ def _starts(pattern: bytes) -> re.Pattern[bytes]:
 COSTLY = {"free": 2**24, "per_byte": 256}  # 16 bytes per pixel while they are decoded
 
 FORMATS = (
-    Format("JPEG", _starts(rb"\xff\xd8\xff"), _jpeg_size, free=2**24, per_byte=JPEG_PIXELS_PER_BYTE),
-    Format("PNG", _starts(rb"\x89PNG\r\n\x1a\n"), _png_size),
-    Format("BMP", _starts(rb"BM"), _bmp_size),
-    Format("WebP", _starts(rb"RIFF....WEBP"), _webp_size),
-    Format("TIFF", _starts(rb"II[*+]\0|MM\0[*+]"), _tiff_size),
-    Format("GIF", _starts(rb"GIF8[79]a"), _gif_size),
-    Format("AVIF", _starts(rb"....ftypavi[fs]|....ftyp.{4,44}avi[fs]"), _avif_size, **COSTLY),
-    Format("JPEG 2000", _starts(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), _jpeg2000_size, **COSTLY),
-    Format("PNM", _starts(rb"P[1-6]\s"), _matched_size(PNM_HEADER)),
-    Format("PAM", _starts(rb"P7\s"), _pam_size),
-    Format("PFM", _starts(rb"P[Ff]\s"), _matched_size(PFM_HEADER)),
-    Format("HDR", _starts(rb"#\?(RADIANCE|RGBE)"), _matched_size(HDR_HEADER, rows_first=True)),
-    Format("Sun raster", _starts(rb"\x59\xa6\x6a\x95"), _sun_size),
-    Format("OpenEXR", _starts(rb"\x76\x2f\x31\x01"), _exr_size),
+    Format(
+        "JPEG",
+        ".jpg .jpeg .jpe .jfif .mpo",
+        _starts(rb"\xff\xd8\xff"),
+        _jpeg_size,
+        free=2**24,
+        per_byte=JPEG_PIXELS_PER_BYTE,
+    ),
+    Format("PNG", ".png", _starts(rb"\x89PNG\r\n\x1a\n"), _png_size),
+    Format("BMP", ".bmp .dib", _starts(rb"BM"), _bmp_size),
+    Format("WebP", ".webp", _starts(rb"RIFF....WEBP"), _webp_size),
+    Format("TIFF", ".tif .tiff", _starts(rb"II[*+]\0|MM\0[*+]"), _tiff_size),
+    Format("GIF", ".gif", _starts(rb"GIF8[79]a"), _gif_size),
+    Format("AVIF", ".avif", _starts(rb"....ftypavi[fs]|....ftyp.{4,44}avi[fs]"), _avif_size, **COSTLY),
+    Format("JPEG 2000", ".jp2 .j2k", _starts(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), _jpeg2000_size, **COSTLY),
+    Format("PNM", ".pbm .pgm .ppm .pnm .pxm", _starts(rb"P[1-6]\s"), _matched_size(PNM_HEADER)),
+    Format("PAM", ".pam", _starts(rb"P7\s"), _pam_size),
+    Format("PFM", ".pfm", _starts(rb"P[Ff]\s"), _matched_size(PFM_HEADER)),
+    Format("HDR", ".hdr .pic", _starts(rb"#\?(RADIANCE|RGBE)"), _matched_size(HDR_HEADER, rows_first=True)),
+    Format("Sun raster", ".sr .ras", _starts(rb"\x59\xa6\x6a\x95"), _sun_size),
+    Format("OpenEXR", ".exr", _starts(rb"\x76\x2f\x31\x01"), _exr_size),
 )
+SUFFIXES = frozenset(" ".join(each.suffixes for each in FORMATS).split())
 
 OTHERS = (  # what is often found under the name of an image
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DarknetError, DataError
@@ -27,3 +28,19 @@ def read_text(path: str | Path, error: type[DarknetError] = DataError, max_bytes
     if len(data) > max_bytes or "\0" in text:
         raise error(f"{path}: is not a text file (binary data); check the order of the files")
     return text
+
+
+def iter_lines(path: str | Path, max_length: int) -> Iterator[str]:
+    """Yield the lines of a file in the encodings of `read_text`, reading as it goes; longer ones in parts above `max_length`.
+
+    Invalid bytes become what `os.fsencode` converts back, so that paths keep them. Raises DataError if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+        with open(path, encoding=encoding, errors=errors) as text:
+            while line := text.readline(max_length + 2):
+                yield line
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
