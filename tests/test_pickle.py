@@ -170,3 +170,17 @@ def test_a_pickle_from_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 def test_errors_cross_processes(kind: type[DarknetError]) -> None:
     error = pickle.loads(pickle.dumps(kind("a.cfg:1: wrong")))
     assert type(error) is kind and str(error) == "a.cfg:1: wrong"
+
+
+@pytest.mark.cuda
+def test_a_network_on_a_gpu() -> None:
+    net = gd.load_network(cfg.parse(CFGS["sort_shortcut"]), backend="cupy", seed=3)
+    x = images(net)
+    expected = net.backend.to_numpy(net.predict(x)[0])
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert (other.backend, other.device) == (net.backend, net.device)
+        np.testing.assert_array_equal(other.backend.to_numpy(other.predict(x)[0]), expected)
+        assert other.engine.startswith("cupy ")
+    other = gd.Network.__new__(gd.Network)
+    other.__setstate__(net.__getstate__() | {"device": 99})  # from a machine with more of them
+    assert other.device == net.device
