@@ -21,6 +21,7 @@ from .data import MAX_PATH
 from .data.datafile import listed_path
 from .errors import DataError, DataWarning
 from .image import formats, is_url
+from .image.arrays import is_array
 from .io.text import iter_lines
 
 LIST_SUFFIX = ".txt"
@@ -52,8 +53,7 @@ def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
 
 def is_image(source: Any) -> bool:
     """Return whether a source is an image itself: an array of any library, a PIL image, a file's content, an open file."""
-    interfaces = ("__array_interface__", "__cuda_array_interface__", "__dlpack__", "read")
-    return isinstance(source, bytes | bytearray | memoryview) or any(hasattr(source, name) for name in interfaces)
+    return isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read") or is_array(source)
 
 
 def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:

@@ -541,8 +541,9 @@ def nms_of_fewer_classes(new, old, folder):
 @row
 def nms_twice(new, old, folder):
     rng = np.random.default_rng(3)
-    values = (rng.permutation(120) / 121).reshape(3, 40).tolist()  # distinct: an order of equal values depends on rounding
-    rows = [(x, objectness, [a, b]) for x, objectness, a, b in zip(rng.integers(9, 200, 40).tolist(), *values, strict=True)]
+    values = (rng.permutation(120) / 121).reshape(3, 40).tolist()  # distinct: the order of equal values is not defined
+    xs = rng.integers(9, 200, 40).tolist()
+    rows = [(x, objectness, [a, b]) for x, objectness, a, b in zip(xs, *values, strict=True)]
     dets = boxes_by_hand(new, rows)
     new.do_nms_obj(dets, 40, 2, 0.5)
     new.do_nms_sort(dets, 40, 2, 0.3)

@@ -15,14 +15,14 @@ from backends import backend_for
 
 import gpudarknet as gd
 from gpudarknet import backend, cfg
-from gpudarknet.backend import Backend
+from gpudarknet.backend import Backend, machine
 from gpudarknet.errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 
 
 @pytest.fixture(autouse=True)
 def uncached(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(backend.VARIABLE, raising=False)
-    monkeypatch.setattr(backend, "gpus", list)
+    monkeypatch.setattr(machine, "gpus", list)
     backend.why_no_cupy.cache_clear()
     backend._warn_idle_gpu.cache_clear()
     yield
@@ -184,7 +184,7 @@ def test_the_real_cupy_distinguishes_no_driver_from_an_old_one() -> None:
 
 def test_an_idle_gpu_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cupy(monkeypatch, kernel=RuntimeError("nvrtc is gone"))
-    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA H200", "NVIDIA T4"])
     message = (
         "backend: 'auto' uses NumPy, often 100 times slower, and leaves the NVIDIA H200 idle: a test kernel and gemm fail on "
         f"the device (nvrtc is gone); {INSTALL}; pass backend='numpy' if this is intended"
@@ -202,7 +202,7 @@ def test_an_idle_gpu_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_warning_without_gpu_without_cupy_or_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cupy(monkeypatch, count=TOO_OLD, driver=0)
     backend.get("auto")  # warnings are errors here
-    monkeypatch.setattr(backend, "gpus", lambda: ["NVIDIA H200"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["NVIDIA H200"])
     backend._warn_idle_gpu.cache_clear()
     backend.get("numpy")
     monkeypatch.setenv(backend.VARIABLE, "numpy")
@@ -250,11 +250,11 @@ def test_gpus_are_listed_by_the_driver_without_cupy(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(ctypes, "CDLL", answer)
 
     load(None)
-    assert backend.gpus() == []
+    assert machine.gpus() == []
     load(Driver(init=100))  # CUDA_ERROR_NO_DEVICE
-    assert backend.gpus() == []
+    assert machine.gpus() == []
     load(Driver())
-    assert backend.gpus() == ["NVIDIA H200", "NVIDIA GPU"]
+    assert machine.gpus() == ["NVIDIA H200", "NVIDIA GPU"]
     assert dict(backend.diagnose())["GPU"] == (f"NVIDIA H200, NVIDIA GPU, not used: CuPy is not installed; {INSTALL}")
 
 
@@ -283,7 +283,7 @@ def test_an_object_that_is_not_an_array_is_refused() -> None:
         backend.get("numpy").asarray(["a", "b"], np.float32)
 
 
-GPUS = backend.gpus  # before the fixture changes it
+GPUS = machine.gpus  # before the fixture changes it
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_driver_errors_of_the_real_cupy(emulator: Any, settings: dict[str, int],
 
 
 def test_a_gpu_that_the_real_cupy_cannot_use_is_warned_of_once(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "gpus", GPUS)
+    monkeypatch.setattr(machine, "gpus", GPUS)
     with emulator.failing("cuModuleLoadData", status=200), pytest.warns(BackendWarning) as warned:
         assert backend.get("auto").name == "numpy"
         assert backend.get("auto").name == "numpy"
@@ -400,7 +400,7 @@ def test_arrays_that_cannot_be_converted_are_refused(be: Backend, name: str) -> 
 
 def test_a_gpu_array_without_cupy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     no_cupy(monkeypatch)
-    message = f"it is in GPU memory, and CuPy is not installed; copy it to the host first{HELP}"
+    message = "it is in GPU memory, and CuPy is not installed; copy it to the host first"
     with pytest.raises(DataError) as e:
         backend.get("numpy").asarray(Tensor(A, 2))
     assert str(e.value) == f"cannot use a Tensor as an array: {message}"

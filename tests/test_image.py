@@ -267,7 +267,8 @@ def test_as_image_accepts_device_arrays_through_cupy(monkeypatch, wrap, function
 def test_as_image_without_cupy_says_so(monkeypatch, wrap, function):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert error_of(image.as_image, wrap(noise(4, 5, 3))) == (
-        "image: is in GPU memory, and CuPy is not installed; copy it to the host first"
+        f"image: cannot use a {type(wrap(None)).__name__} as an array: it is in GPU memory, and CuPy is not installed;"
+        " copy it to the host first"
     )
 
 
@@ -289,10 +290,10 @@ def test_as_image_rejects_other_types_and_shapes():
 def test_as_image_says_why_a_conversion_failed():
     class Refusing(DLPackWrapper):
         def __dlpack__(self, **named):
-            raise BufferError("it is\nbusy")
+            raise BufferError("it is busy\nand more")
 
     assert error_of(image.as_image, Refusing(None)) == (
-        "image: this Refusing cannot be converted (it is busy); pass a NumPy array"
+        "image: cannot use a Refusing as an array: it is busy; detach it, and convert bfloat16 to float32"
     )
 
 

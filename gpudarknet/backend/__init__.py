@@ -10,13 +10,11 @@ kernels on NumPy arrays on machines without a GPU.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
 import platform
 import re
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -32,6 +30,7 @@ from ..array import Array, Arrays, LaunchKernel
 from ..errors import BackendError, BackendWarning, DataError, OutOfMemoryError
 from . import blas, machine
 from .cublas import Handle
+from .interop import CONVERSION_ERRORS, conversion_error, first_line, host_array, on_gpu
 from .threads import Task, thread_count, thread_pool, tune_malloc, worker_count
 
 CHOICES = ("auto", "cupy", "numpy", "onnxruntime", "openvino", "fastest")
@@ -49,8 +48,6 @@ PACKAGES = (
 )
 VARIABLE = "GPUDARKNET_BACKEND"
 INSTALL = 'pip install "gpudarknet[cuda12]" (driver 525 or newer) or "gpudarknet[cuda13]" (driver 580 or newer)'
-DLPACK_CUDA = (2, 13)  # DLPack device types: CUDA and CUDA managed memory
-CONVERSION_ERRORS = (TypeError, ValueError, BufferError, RuntimeError)  # raised by arrays that cannot be converted
 # Messages of CuPy's memory pool, the CUDA runtime and the driver when the device's memory is full.
 OUT_OF_MEMORY = re.compile(
     r"Out of memory allocating ([\d,]+) bytes(?:.*limit set to: ([\d,]+) bytes)?"
@@ -169,14 +166,14 @@ class Backend:
             try:
                 a = xp.asarray(a) if hasattr(a, "__cuda_array_interface__") else xp.from_dlpack(a)
             except CONVERSION_ERRORS as e:
-                raise DataError(_conversion_error(a, e)) from None
+                raise DataError(conversion_error(a, e)) from None
         try:
             with self.guard():
                 if not isinstance(a, np.ndarray) and a.device.id != self.current_device():
                     a = a.copy()  # to the current device
                 return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError) as e:
-            raise DataError(f"cannot use a {kind} as an array: {_first_line(e)}") from None
+            raise DataError(f"cannot use a {kind} as an array: {first_line(e)}") from None
 
     def current_device(self) -> int | None:
         """Return the index of this thread's current GPU; None if arrays are in host memory."""
@@ -296,44 +293,6 @@ class MemoryGuard:
             ) from error
 
 
-def on_gpu(a: Any) -> bool:
-    """Return whether an array of another library is in CUDA memory. Raises DataError if that cannot be read."""
-    try:
-        if hasattr(a, "__cuda_array_interface__"):
-            return True
-        return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] in DLPACK_CUDA
-    except CONVERSION_ERRORS as e:
-        raise DataError(_conversion_error(a, e)) from None
-
-
-def host_array(a: Any) -> np.ndarray:
-    """Return any array-like object as NumPy, without a copy if it is in host memory: also DLPack and CUDA array interface.
-
-    Raises DataError for objects that are not arrays, need their gradient, or have a type unknown to NumPy.
-    """
-    if isinstance(a, np.ndarray):
-        return a
-    device = on_gpu(a)
-    try:
-        if device:
-            try:
-                import cupy
-            except ImportError:
-                raise TypeError("it is in GPU memory, and CuPy is not installed; copy it to the host first") from None
-            return (cupy.asarray if hasattr(a, "__cuda_array_interface__") else cupy.from_dlpack)(a).get()
-        if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
-            return np.from_dlpack(a)
-        return np.asarray(a)
-    except CONVERSION_ERRORS as e:
-        raise DataError(_conversion_error(a, e)) from None
-
-
-def _conversion_error(a: Any, error: Exception) -> str:
-    """Return why an array cannot be converted and, for other libraries' arrays, the usual fix."""
-    message = f"cannot use a {type(a).__name__} as an array: {_first_line(error)}"
-    return message + ("; detach it, and convert bfloat16 to float32" if hasattr(a, "__dlpack_device__") else "")
-
-
 def get(name: str | Backend = "auto") -> Backend:
     """Return a backend. An argument takes precedence over the environment variable GPUDARKNET_BACKEND, and that over detection.
 
@@ -414,10 +373,10 @@ def why_no_cupy() -> str | None:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as e:
-        detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({_first_line(e)})"
+        detail = NO_CUPY if e.name == "cupy" else f"CuPy does not import ({first_line(e)})"
         return f"{detail}; {INSTALL}"
     except OSError as e:  # it creates its cache when it is imported
-        return f"CuPy does not import ({_first_line(e)}); set CUPY_CACHE_DIR to a folder that can be written"
+        return f"CuPy does not import ({first_line(e)}); set CUPY_CACHE_DIR to a folder that can be written"
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
@@ -431,8 +390,8 @@ def why_no_cupy() -> str | None:
         if "NoDevice" in str(e):
             return NO_DEVICE
         if "DriverMismatch" in str(e):
-            return f"the NVIDIA driver was replaced while it was in use ({_first_line(e)}); restart the machine"
-        return f"there is no working NVIDIA driver ({_first_line(e)}); install one, nvidia-smi must list a GPU"
+            return f"the NVIDIA driver was replaced while it was in use ({first_line(e)}); restart the machine"
+        return f"there is no working NVIDIA driver ({first_line(e)}); install one, nvidia-smi must list a GPU"
     if count == 0:
         return NO_DEVICE
     try:
@@ -442,8 +401,8 @@ def why_no_cupy() -> str | None:
         if "header" in str(e).lower():
             return f"CuPy finds no CUDA headers, so it cannot compile kernels; {INSTALL} includes them"
         if any(word in str(e).lower() for word in ("out of memory", "unavailable")):
-            return f"the GPU is in use by other programs ({_first_line(e)}); end some, nvidia-smi lists them"
-        return f"a test kernel and gemm fail on the device ({_first_line(e)}); {INSTALL}"
+            return f"the GPU is in use by other programs ({first_line(e)}); end some, nvidia-smi lists them"
+        return f"a test kernel and gemm fail on the device ({first_line(e)}); {INSTALL}"
     return None
 
 
@@ -451,36 +410,16 @@ def _cuda(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def gpus() -> list[str]:
-    """Return the names of the NVIDIA GPUs, from the driver itself, so that CuPy is not needed."""
-    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-            return []
-    except (OSError, AttributeError):  # no driver, or another library of that name
-        return []
-    names = []
-    for k in range(count.value):
-        failed = driver.cuDeviceGet(ctypes.byref(device), k) or driver.cuDeviceGetName(name, len(name), device)
-        names.append("NVIDIA GPU" if failed else name.value.decode(errors="replace"))
-    return names
-
-
 @cache
 def _warn_idle_gpu(why: str, requested: str) -> None:
     """Warn once if a GPU stays idle although CuPy is installed."""
-    if not why.startswith(NO_CUPY) and (names := gpus()):
+    if not why.startswith(NO_CUPY) and (names := machine.gpus()):
         used = "NumPy" if requested == "auto" else "the CPU"
         warnings.warn(
             f"backend: '{requested}' uses {used}, often 100 times slower, and leaves the {names[0]} idle: {why};"
             " pass backend='numpy' if this is intended",
             BackendWarning, stacklevel=3,
         )  # fmt: skip
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def diagnose() -> list[tuple[str, str]]:
@@ -501,7 +440,7 @@ def diagnose() -> list[tuple[str, str]]:
         rows.append(("GPU", f"{device['name'].decode()}, {device['totalGlobalMem'] / 2**30:.0f} GiB, "
                             f"sm_{device['major']}{device['minor']}"))  # fmt: skip
     else:
-        rows.append(("GPU", ", ".join([*gpus(), f"not used: {why}"])))
+        rows.append(("GPU", ", ".join([*machine.gpus(), f"not used: {why}"])))
     try:
         count, source = worker_count()
         threads = f"{count} ({source})"
@@ -523,7 +462,7 @@ def faster() -> str | None:
     name = get("fastest").name
     if name == "cupy":
         return None
-    if names := gpus():
+    if names := machine.gpus():
         return f"cupy on the {names[0]}: {why_no_cupy()}"
     if name == "numpy":
         return 'openvino, on most CPUs: pip install "gpudarknet[openvino]", then backend="fastest"'

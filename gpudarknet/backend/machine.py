@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,19 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def gpus() -> list[str]:
+    """Return the names of the NVIDIA GPUs, from the driver itself, so that CuPy is not needed."""
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return []
+    except (OSError, AttributeError):  # no driver, or another library of that name
+        return []
+    names = []
+    for k in range(count.value):
+        failed = driver.cuDeviceGet(ctypes.byref(device), k) or driver.cuDeviceGetName(name, len(name), device)
+        names.append("NVIDIA GPU" if failed else name.value.decode(errors="replace"))
+    return names

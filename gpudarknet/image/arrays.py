@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..backend.interop import host_array
+from ..errors import DataError, ImageError
 from . import formats
-
-CUDA_DEVICES = (2, 13)  # DLPack's device types for CUDA memory, plain and managed
 
 EXIF_ORIENTATION = 0x0112
 ORIENT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # (H, W, ...) as stored -> as it is to be seen
@@ -32,21 +31,17 @@ def to_numpy(source: Any) -> NDArray[Any]:
         return source
     if hasattr(source, "convert") and hasattr(source, "mode"):  # a PIL image, without importing PIL
         return _from_pil(source)
+    if not is_array(source):
+        raise ImageError(f"image: a {type(source).__name__} is not an image; pass a path, a PIL image or a uint8 array")
     try:
-        if hasattr(source, "__cuda_array_interface__") or (
-            hasattr(source, "__dlpack_device__") and source.__dlpack_device__()[0] in CUDA_DEVICES
-        ):
-            return _from_cuda(source)
-        if hasattr(source, "__dlpack__"):
-            return np.from_dlpack(source)
-        if hasattr(source, "__array_interface__"):
-            return np.asarray(source)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ImageError(
-            f"image: this {type(source).__name__} cannot be converted ({reason}); pass a NumPy array"
-        ) from None
-    raise ImageError(f"image: a {type(source).__name__} is not an image; pass a path, a PIL image or a uint8 array")
+        return host_array(source)
+    except DataError as error:
+        raise ImageError(f"image: {error}") from None
+
+
+def is_array(source: Any) -> bool:
+    """Return whether an object is an array of some library, or a PIL image, which has an array interface too."""
+    return any(hasattr(source, name) for name in ("__array_interface__", "__cuda_array_interface__", "__dlpack__"))
 
 
 def _from_pil(source: Any) -> NDArray[np.uint8]:
@@ -77,12 +72,3 @@ def _orientation(source: Any) -> int:
         return int(source.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # PIL's parsers raise many kinds; unreadable EXIF is ignored, as by OpenCV
         return 1
-
-
-def _from_cuda(source: Any) -> NDArray[Any]:
-    try:
-        import cupy
-    except ImportError:
-        raise ImageError("image: is in GPU memory, and CuPy is not installed; copy it to the host first") from None
-    convert = cupy.asarray if hasattr(source, "__cuda_array_interface__") else cupy.from_dlpack
-    return convert(source).get()

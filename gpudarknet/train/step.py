@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..array import Array, Arrays
-from ..backend import host_array
+from ..backend.interop import host_array
 from ..errors import DataError, TrainError, TrainWarning
 from ..graph import Node, owner
 from ..layers import ForwardContext, LossContext
