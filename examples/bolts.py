@@ -52,13 +52,13 @@ def surface(rng: np.random.Generator, H: int, W: int) -> np.ndarray:
 def ring(rng: np.random.Generator, corners: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw a nut (6 corners) or a washer (many) from above: brightness and opacity (PATCH, PATCH), 0 to 1."""
     light, opacity = np.zeros((PATCH, PATCH), np.float32), np.zeros((PATCH, PATCH), np.float32)
-    centre, radius, start = PATCH / 2, 0.46 * PATCH, rng.uniform(0, 2 * np.pi)
+    center, radius, start = PATCH / 2, 0.46 * PATCH, rng.uniform(0, 2 * np.pi)
     angles = 2 * np.pi * np.arange(corners + 1) / corners
-    points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for a, b in pairwise(points):  # a facet of its own brightness between neighbors
-        middle = (a + b) / 2 - centre
+        middle = (a + b) / 2 - center
         value = 0.62 + 0.25 * float(np.cos(np.arctan2(middle[1], middle[0]) - start))
-        cv2.fillPoly(light, [np.rint([a, b, (centre, centre)]).astype(np.int32)], value)
+        cv2.fillPoly(light, [np.rint([a, b, (center, center)]).astype(np.int32)], value)
     cv2.fillPoly(opacity, [np.rint(points).astype(np.int32)], 1.0)
     hole = rng.uniform(0.48, 0.62) * radius
     at = (PATCH // 2, PATCH // 2)

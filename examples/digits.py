@@ -66,9 +66,9 @@ def mixed_background(photos: list[np.ndarray], rng: np.random.Generator, W: int,
     img = random_background(photos, rng, W, H)
     for _ in range(int(rng.integers(0, 5))):
         other, mask = random_background(photos, rng, W, H), np.zeros((H, W), np.uint8)
-        centre = (int(rng.integers(W)), int(rng.integers(H)))
+        center = (int(rng.integers(W)), int(rng.integers(H)))
         radii = tuple(int(r) for r in rng.uniform(0.04, 0.25, 2) * W)
-        cv2.ellipse(mask, centre, radii, float(rng.uniform(0, 180)), 0, 360, 1, cv2.FILLED)
+        cv2.ellipse(mask, center, radii, float(rng.uniform(0, 180)), 0, 360, 1, cv2.FILLED)
         img = np.where(mask[..., None], other, img)
     img = img[..., rng.permutation(3)]
     return 255 - img if rng.random() < 0.3 else img

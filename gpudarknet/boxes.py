@@ -18,8 +18,8 @@ FloatArray = NDArray[np.floating]
 def to_corners(boxes: ArrayLike) -> FloatArray:
     """Convert center boxes to corners: (..., 4) x, y, w, h -> (..., 4) left, top, right, bottom."""
     boxes = _floats(boxes)
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return np.concatenate((centre - half, centre + half), axis=-1)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return np.concatenate((center - half, center + half), axis=-1)
 
 
 def from_corners(corners: ArrayLike) -> FloatArray:

@@ -16,8 +16,8 @@ import shutil
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -28,7 +28,7 @@ import numpy as np
 from . import boxes
 from .errors import DarknetError, DataError, ImageError
 from .image import Image, as_image, draw, is_url, opencv, write
-from .io.atomic import atomic_write
+from .io.atomic import atomic_write, create_folder, unused_path
 
 PREVIEW = (320, 1024)  # pixels: limits of the longer side of the picture in a notebook
 PREVIEW_ROWS = 20  # of the table in a notebook
@@ -210,12 +210,12 @@ class Detections(list[Detection]):
         """
         plotted = self.plot(conf, line_width, labels)
         if filename is not None:
-            _create_folder(Path(filename).parent)
+            create_folder(Path(filename).parent, DataError)
             write(filename, plotted)
             return os.fspath(filename)
         name = f"results_{self._file_name}"
         path = Path(name if opencv().haveImageWriter(name) else Path(name).with_suffix(".jpg"))
-        with _unused(path) as unused:
+        with unused_path(path, DataError) as unused:
             write(unused, plotted)
         return str(unused)
 
@@ -231,8 +231,8 @@ class Detections(list[Detection]):
             part = crop(pixels, d.box)
             if part.size:
                 folder = Path(save_dir) / (_file_name(d.label) or f"class {d.class_id}")
-                _create_folder(folder)
-                with _unused(folder / f"{stem}.jpg") as path:
+                create_folder(folder, DataError)
+                with unused_path(folder / f"{stem}.jpg", DataError) as path:
                     write(path, part)
                 paths.append(str(path))
         return paths
@@ -298,7 +298,7 @@ class Detections(list[Detection]):
             " ".join([str(d.class_id), *(f"{v:.6f}" for v in (*d.relative, *([d.confidence] if save_conf else [])))])
             for d in self
         ]
-        _create_folder(Path(txt_file).parent)
+        create_folder(Path(txt_file).parent, DataError)
         with atomic_write(txt_file, DataError) as tmp:
             tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return os.fspath(txt_file)
@@ -389,45 +389,3 @@ def _encode(img: Image, suffix: str) -> bytes:
 def _file_name(text: str) -> str:
     """Return text with "-" for what some system does not allow in the name of a file, maybe empty."""
     return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text).strip(" .")
-
-
-def _create_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DataError(f"{path}: cannot create this folder ({e.strerror}); choose another path") from None
-
-
-@contextmanager
-def _unused(path: Path) -> Iterator[Path]:
-    """Yield a path without a file, `path` or with a number after its stem (dog.jpg, dog2.jpg), and reserve it.
-
-    An empty file reserves it, so that no other process takes it; it is removed on an exception.
-    """
-
-    def numbered(number: int) -> Path:
-        return path if number == 1 else path.with_stem(f"{path.stem}{number}")
-
-    def first(low: int, high: int) -> int:
-        """Return a number without a file, in few steps, as a folder may have thousands."""
-        while os.path.lexists(numbered(high)):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if os.path.lexists(numbered(middle)) else (low, middle)
-        return high
-
-    while True:
-        unused = numbered(first(0, 1))
-        try:
-            unused.open("x").close()
-            break
-        except FileExistsError:  # another process was faster
-            continue
-        except OSError as e:
-            raise DataError(f"{unused}: cannot be written ({e.strerror}); choose another folder") from None
-    try:
-        yield unused
-    except BaseException:
-        unused.unlink(missing_ok=True)
-        raise

@@ -14,7 +14,7 @@ __device__ inline Tap tap(int at, int count, int size, float step) {
     return {low, min(low + 1, size - 1), position - low};
 }
 
-// Resize images uint8 (N, h, w, C) to new_w x new_h, bilinear, and centre them on grey -> y in 0..1, where element (c, i, j)
+// Resize images uint8 (N, h, w, C) to new_w x new_h, bilinear, and center them on gray -> y in 0..1, where element (c, i, j)
 // of an image (C, H, W) is at image * per_image + c * per_channel + (i * W + j) * per_pixel. n = N*H*W*C.
 extern "C" __global__ void network_input(const unsigned char *images, T *y, int n, int C, int h, int w, int H, int W,
                                          int new_h, int new_w, float step_h, float step_w, int per_image, int per_channel,

@@ -61,7 +61,7 @@ extern "C" __global__ void rank_boxes(const T *scores, int *rank, int *counts, i
     if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-// Decode the boxes of an activated map y (N, A*E, H, W), E = 5 + classes -> rows (K, E + 1): image index, objectness, box centre
+// Decode the boxes of an activated map y (N, A*E, H, W), E = 5 + classes -> rows (K, E + 1): image index, objectness, box center
 // x, y, width, height relative to the network input, and per class objectness * class, 0 where not above thresh.
 // rank (N, H*W*A) of `rank_boxes`; starts (N) is the first row of each image; anchors (A, 2) in pixels of the network input.
 // One thread per box: n = N*H*W*A.

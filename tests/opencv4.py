@@ -68,7 +68,7 @@ def weights_of(text):
 
 
 def scene():
-    """Draw an image with coloured shapes (H, W, 3), BGR."""
+    """Draw an image with colored shapes (H, W, 3), BGR."""
     image = np.full((120, 200, 3), 90, np.uint8)
     cv2.rectangle(image, (20, 30), (90, 100), (30, 60, 220), -1)
     cv2.circle(image, (140, 60), 40, (220, 120, 20), -1)

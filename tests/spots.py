@@ -1,4 +1,4 @@
-"""A small data set for training: three spots on grey noise, whose colours are their classes; and a project that trains on it."""
+"""A small data set for training: three spots on gray noise, whose colors are their classes; and a project that trains on it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ max=5
 
 
 def spots(W=90, H=60, seed=0):
-    """Draw grey noise with three rectangles whose colours are their classes; return the image and boxes (3, 5)."""
+    """Draw gray noise with three rectangles whose colors are their classes; return the image and boxes (3, 5)."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 110, (H, W, 3)).astype(np.uint8)
     boxes = []

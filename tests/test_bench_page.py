@@ -169,5 +169,5 @@ def test_a_browser_renders_it(tmp_path, width, height):
     inked = (image != background).any(axis=2)
     assert 0.02 < inked.mean() < 0.6
     assert not inked[:, -8:].any()  # nothing overflows the right edge
-    for colour in ("b4771f", "0e7fff"):  # tab:blue and tab:orange in OpenCV's BGR: dots and bars are drawn
-        assert (image == list(bytes.fromhex(colour))).all(axis=2).sum() > 50
+    for color in ("b4771f", "0e7fff"):  # tab:blue and tab:orange in OpenCV's BGR: dots and bars are drawn
+        assert (image == list(bytes.fromhex(color))).all(axis=2).sum() > 50

@@ -18,8 +18,8 @@ def test_records_are_read_back_as_written(tmp_path):
 
 
 def test_unknown_kinds_and_fields_are_ignored(tmp_path):
-    text = json.dumps({"record": "of the future"}) + "\n" + json.dumps(CPU | {"colour": "blue"})
-    assert [r["colour"] for r in records.parse(text, "a.jsonl")] == ["blue"]
+    text = json.dumps({"record": "of the future"}) + "\n" + json.dumps(CPU | {"color": "blue"})
+    assert [r["color"] for r in records.parse(text, "a.jsonl")] == ["blue"]
 
 
 @pytest.mark.parametrize(

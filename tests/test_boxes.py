@@ -20,19 +20,19 @@ def some_boxes(seed, *shape):
 
 
 def test_coordinates_of_one_box():
-    centre = (10, 20, 4, 6)
-    assert boxes.to_corners(centre).tolist() == [8, 17, 12, 23]
-    assert boxes.to_ltwh(centre).tolist() == [8, 17, 4, 6]
+    center = (10, 20, 4, 6)
+    assert boxes.to_corners(center).tolist() == [8, 17, 12, 23]
+    assert boxes.to_ltwh(center).tolist() == [8, 17, 4, 6]
     assert boxes.from_corners((8, 17, 12, 23)).tolist() == [10, 20, 4, 6]
 
 
 def test_conversions_keep_shape_and_dtype():
-    centre = some_boxes(0, 3, 5).astype(np.float32)
-    corners, ltwh = boxes.to_corners(centre), boxes.to_ltwh(centre)
+    center = some_boxes(0, 3, 5).astype(np.float32)
+    corners, ltwh = boxes.to_corners(center), boxes.to_ltwh(center)
     assert corners.shape == ltwh.shape == (3, 5, 4) and corners.dtype == ltwh.dtype == np.float32
-    np.testing.assert_allclose(boxes.from_corners(corners), centre, atol=2e-7)  # a few roundings of values near 1
+    np.testing.assert_allclose(boxes.from_corners(corners), center, atol=2e-7)  # a few roundings of values near 1
     np.testing.assert_array_equal(ltwh[..., :2], corners[..., :2])
-    np.testing.assert_array_equal(ltwh[..., 2:], centre[..., 2:])
+    np.testing.assert_array_equal(ltwh[..., 2:], center[..., 2:])
 
 
 # Letterbox
@@ -153,16 +153,16 @@ def test_boxes_without_area_overlap_nothing(name):
 # Non-maximum suppression
 
 
-def plain_nms(centre, probs, thresh, kind, beta):
+def plain_nms(center, probs, thresh, kind, beta):
     """Darknet's loops: sort by class, then every kept box suppresses later ones that overlap it."""
     probs = probs.copy()
     for k in range(probs.shape[1]):
-        order = sorted(range(len(centre)), key=lambda i: -probs[i, k])
+        order = sorted(range(len(center)), key=lambda i: -probs[i, k])
         for n, i in enumerate(order):
             if probs[i, k] == 0:
                 continue
             for j in order[n + 1 :]:
-                a, b = centre[i], centre[j]
+                a, b = center[i], center[j]
                 overlap, _ = plain_iou(a, b)
                 w = max(a[0] + a[2] / 2, b[0] + b[2] / 2) - min(a[0] - a[2] / 2, b[0] - b[2] / 2)
                 h = max(a[1] + a[3] / 2, b[1] + b[3] / 2) - min(a[1] - a[3] / 2, b[1] - b[3] / 2)
@@ -177,10 +177,10 @@ def plain_nms(centre, probs, thresh, kind, beta):
 @pytest.mark.parametrize("K, thresh", [(2, 0.1), (40, 0.3), (170, 0.2)])  # 170: more than two blocks
 def test_nms_equals_plain_loops(kind, K, thresh):
     rng = np.random.default_rng(K)
-    centre = some_boxes(K + 1, K)
+    center = some_boxes(K + 1, K)
     probs = rng.random((K, 3)) * (rng.random((K, 3)) < 0.8)
-    kept = boxes.nms(centre, probs, thresh, kind, beta=0.9)
-    np.testing.assert_array_equal(kept, plain_nms(centre, probs, thresh, kind, beta=0.9))
+    kept = boxes.nms(center, probs, thresh, kind, beta=0.9)
+    np.testing.assert_array_equal(kept, plain_nms(center, probs, thresh, kind, beta=0.9))
     assert 0 < np.count_nonzero(kept) < np.count_nonzero(probs) or K == 2
 
 

@@ -182,7 +182,7 @@ def test_a_flag_without_effect_is_noted(capsys):
 def test_letter_box_keeps_the_aspect_ratio(capsys):
     cv2.imwrite("square.png", np.full((64, 64, 3), (0, 0, 255), np.uint8))
     assert main([*RUN[:-1], "square.png", "-letter_box", "-ext_output", "-thresh", ".5"]) == 0
-    # 32 x 32 of the 64 x 32 pixels are image, so a box of 20 x 10 is 40 x 20; the first column's cells see grey
+    # 32 x 32 of the 64 x 32 pixels are image, so a box of 20 x 10 is 40 x 20; the first column's cells see gray
     places = [f"(left_x: {left:4}   top_y: {top:4}" for left in (-4, 28) for top in (6, 38)]
     lines = results(capsys.readouterr().out)[1:]
     assert lines == [f"cat: 86%\t{place}   width:   40   height:   20)" for place in places]

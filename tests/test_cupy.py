@@ -109,7 +109,7 @@ def trained(be, name, adam=0, precision="fp32"):
     trainer = Trainer(net, precision=precision)
     rng = np.random.default_rng(2)
     truth = np.zeros((2, 200, 6), np.float32)
-    truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # centre x, y, width, height, class, track
+    truth[:, 0] = (0.5, 0.4, 0.3, 0.6, 1, 0)  # center x, y, width, height, class, track
     if name == "classifier":
         truth = np.eye(5, dtype=np.float32)[1:3]
     costs = [np.float64(trainer.step(rng.random((2, 3, 8, 12), dtype=np.float32), truth)) for _ in range(3)]

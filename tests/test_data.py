@@ -9,7 +9,7 @@ from spots import files, spots
 from gpudarknet import cfg, data
 from gpudarknet.data.augment import (
     ClassifierAugment,
-    Colours,
+    Colors,
     DetectionAugment,
     Margins,
     crop,
@@ -24,14 +24,14 @@ STILL = dict(classes=3, truth=SECTIONS["yolo"](max=5).truth, jitter=0.0, flip=Fa
 
 
 def check(x, truth, at_least=1):
-    """Check that every true box tightly encloses pixels of its class's colour, within 2 pixels; return their number."""
+    """Check that every true box tightly encloses pixels of its class's color, within 2 pixels; return their number."""
     _, H, W = x.shape
     rows = truth.reshape(-1, 6)
     rows = rows[rows[:, 2] > 0]
     assert len(rows) >= at_least
     for bx, by, w, h, k, _ in rows:
-        colour = (x[int(k)] > 0.6) & (x.sum(axis=0) - x[int(k)] < 0.5)
-        i, j = np.nonzero(colour)
+        color = (x[int(k)] > 0.6) & (x.sum(axis=0) - x[int(k)] < 0.5)
+        i, j = np.nonzero(color)
         inside = (np.abs(j + 0.5 - bx * W) < w * W / 2 + 2) & (np.abs(i + 0.5 - by * H) < h * H / 2 + 2)
         assert inside.sum() > 0.8 * (w * W - 2) * (h * H - 2)
     return len(rows)
@@ -46,7 +46,7 @@ AUGMENTS = {
     "mosaic": dict(mosaic=True, jitter=0.2, flip=True, resize=1.3),
     "mosaic_bound": dict(mosaic=True, mosaic_bound=True, jitter=0.3, flip=True),
     "blur and noise": dict(blur=1, gaussian_noise=10),
-    "colours": dict(colours=Colours(saturation=1.3, exposure=1.2)),
+    "colors": dict(colors=Colors(saturation=1.3, exposure=1.2)),
 }
 
 
@@ -72,13 +72,13 @@ def test_a_still_image_is_only_resized():
 
 
 def test_letter_box_keeps_the_aspect_ratio():
-    """A 90 x 30 image in 64 x 64: 21 rows of image, the mean colour above and below."""
+    """A 90 x 30 image in 64 x 64: 21 rows of image, the mean color above and below."""
     image = np.full((30, 90, 3), 200, np.uint8)
     boxes = np.array([[0.5, 0.5, 0.2, 0.2, 0]], np.float32)
     x, truth = DetectionAugment(**STILL, letter_box=True).sample(
         lambda r: (image, boxes), np.random.default_rng(0), 64, 64
     )
-    assert x.min() == x.max()  # the mean colour of one colour
+    assert x.min() == x.max()  # the mean color of one color
     assert truth[:5] == pytest.approx([0.5, 0.5, 0.2, 0.2 / 3, 0], abs=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_mixup_averages_two_images():
     pytest.fail("no mixup in 20 samples")
 
 
-def test_crop_fills_with_the_mean_colour():
+def test_crop_fills_with_the_mean_color():
     image, _ = spots()
     out = crop(image, Margins(left=-5, right=10, top=4, bottom=-6))
     assert out.shape == (60 - 4 + 6, 90 + 5 - 10, 3)
@@ -112,13 +112,13 @@ def test_negative_ranges_are_their_absolute_values():
     with pytest.warns(CfgWarning, match="jitter=-0.3 must be between 0 and 1"):
         config = cfg.parse("[net]\nwidth=32\nheight=32\nchannels=3\nhue=-.1\n[yolo]\njitter=-.3\n")
     detection = DetectionAugment.of(config.net, config.layers[0])
-    assert (detection.jitter, detection.colours.hue) == (0.3, 0.1)
+    assert (detection.jitter, detection.colors.hue) == (0.3, 0.1)
     classification = ClassifierAugment.of(net, 2)
-    assert (classification.angle, classification.colours.hue) == (7, 0.1)
+    assert (classification.angle, classification.colors.hue) == (7, 0.1)
 
 
 @pytest.mark.parametrize("margins", [(9, -9, 0, 0), (-9, 9, 0, 0), (0, 0, 9, -9), (0, 0, -9, 9)])
-def test_a_crop_beside_the_image_has_its_mean_colour(margins):
+def test_a_crop_beside_the_image_has_its_mean_color(margins):
     """With a jitter of more than 1."""
     image = np.full((4, 4, 3), 7, np.uint8)
     np.testing.assert_array_equal(crop(image, Margins(*margins)), image)
@@ -156,7 +156,7 @@ def clipped(boxes, margins, ow, oh, flip=False):
     return sorted(out, key=lambda row: row[4])
 
 
-# Boxes of one class each: over the left edge with the centre outside, over the right edge, above the image, larger than the
+# Boxes of one class each: over the left edge with the center outside, over the right edge, above the image, larger than the
 # image, right of it, below it, and around its corner
 EDGE = [(-0.05, 0.5, 0.2, 0.2, 0), (1.0, 0.5, 0.3, 0.1, 1), (0.5, -0.2, 0.1, 0.2, 2), (0.5, 0.5, 1.5, 1.2, 3),
         (1.2, 0.5, 0.1, 0.1, 4), (0.5, 1.15, 0.2, 0.2, 5), (0, 0, 0.4, 0.4, 6)]  # fmt: skip
@@ -235,8 +235,8 @@ def classifier(**keys):
     return ClassifierAugment(**dict(classes=4, min_crop=24, max_crop=24, flip=False) | keys)
 
 
-def test_the_centre_crop():
-    """min_crop = the short side = the input: the centre of the image, unscaled."""
+def test_the_center_crop():
+    """min_crop = the short side = the input: the center of the image, unscaled."""
     image = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
     x, truth = classifier().sample(lambda r: (image, np.array([[0, 0, 0, 0, 2]])), np.random.default_rng(0), 24, 24)
     np.testing.assert_allclose(x, image.transpose(2, 0, 1) / 255, atol=1e-6)
@@ -244,7 +244,7 @@ def test_the_centre_crop():
 
 
 def test_rotation_by_90_degrees():
-    """A dot right of the centre moves above it: the crop is sampled along rotated axes."""
+    """A dot right of the center moves above it: the crop is sampled along rotated axes."""
     image = np.zeros((25, 25, 1), np.uint8)
     image[12, 20] = 255
     augment = classifier(min_crop=25, max_crop=25, angle=90.0)
@@ -513,7 +513,7 @@ def test_keys_of_net_and_head():
     augment = DetectionAugment.of(net, SECTIONS["yolo"](classes=7, max=9, jitter=0.3, resize=1.5))
     assert (augment.classes, augment.jitter, augment.resize, augment.flip, augment.mosaic) == (7, 0.3, 1.5, False, True)
     assert augment.truth(np.zeros((20, 5))).shape == (9 * 6,)
-    assert augment.colours == Colours(hue=0.1, saturation=1.5)
+    assert augment.colors == Colors(hue=0.1, saturation=1.5)
     classifier_augment = ClassifierAugment.of(net, 4)
     assert (classifier_augment.min_crop, classifier_augment.max_crop) == (5, 16)
     assert classifier_augment.mixing == "cutmix or mosaic"

@@ -74,8 +74,8 @@ def test_boxes_match_the_digits():
 
 
 def test_demo_of_another_image(folder, capsys):
-    cv2.imwrite("grey.png", np.full((60, 90, 3), 128, np.uint8))
-    assert cli.main(["demo", "grey.png"]) == 0
+    cv2.imwrite("gray.png", np.full((60, 90, 3), 128, np.uint8))
+    assert cli.main(["demo", "gray.png"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2  # no digits
     assert cli.main(["demo", "none.png"]) == 2
     assert "none.png" in capsys.readouterr().err

@@ -255,7 +255,7 @@ def test_plot(found, pixels):
     assert (pixels == before).all() and plotted.shape == (H, W, 3) and plotted.dtype == np.uint8
     assert (plotted == image.draw(pixels, ITEMS, NAMES)).all()
     thick = found.plot(line_width=5, labels=False)
-    dog = image.colour(2, len(NAMES))
+    dog = image.color(2, len(NAMES))
     assert {tuple(p) for p in thick[4:10, 4 - 1 : 4 + 2].reshape(-1, 3).tolist()} == {dog}  # red, green, blue
     thin = found.plot(line_width=1, labels=False)
     assert (thin[3, 6:20] == pixels[3, 6:20]).all() and tuple(thin[2, 10].tolist()) == dog
@@ -275,7 +275,7 @@ def test_classes_of_one_box_share_a_label(pixels, monkeypatch):
     box = (10.0, 10.0, 30.0, 20.0)
     two = Detections([detection(0, 0.4, box), detection(2, 0.8, box)], names=NAMES, source=pixels)
     drawn = two.plot()
-    assert tuple(drawn[20, 10].tolist()) == image.colour(2, len(NAMES))
+    assert tuple(drawn[20, 10].tolist()) == image.color(2, len(NAMES))
     two.plot(conf=False)
     assert texts == ["dog 80%, cat 40%", "dog, cat"]
 

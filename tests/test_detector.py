@@ -190,7 +190,7 @@ def test_the_letterbox_can_be_set_in_two_places(toy, source):
     detector = toy(cfg, letterbox=source == "argument")
     red = np.full(
         (64, 64, 3), (255, 0, 0), np.uint8
-    )  # fills the middle half of the input; the rest is grey, and nothing
+    )  # fills the middle half of the input; the rest is gray, and nothing
     boxes = sorted(d.box for d in detector.detect(red, thresh=0.5))
     assert np.allclose(boxes, [(-4, 6, 40, 20), (-4, 38, 40, 20), (28, 6, 40, 20), (28, 38, 40, 20)], atol=1e-4)
 
@@ -203,7 +203,7 @@ def test_nms_keeps_the_better_of_two(toy):
     ]  # different classes do not suppress each other
     assert [d.label for d in wide.detect(tiny.image(), nms=0)] == ["cat", "dog", "cat"]
     diou = toy(tiny.CFG.replace("anchors=20,10", "anchors=200,100") + "nms_kind=diounms\nbeta_nms=0.001\n")
-    assert len(diou.detect(tiny.image(), nms=0.45)) == 3  # any distance between centres is enough here
+    assert len(diou.detect(tiny.image(), nms=0.45)) == 3  # any distance between centers is enough here
 
 
 def test_names_can_be_a_file_a_list_or_none(toy, tmp_path):

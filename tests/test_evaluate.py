@@ -306,7 +306,7 @@ def sizes(seed=1):
     return wanted, truth
 
 
-def test_anchors_are_the_centres_of_clusters():
+def test_anchors_are_the_centers_of_clusters():
     wanted, truth = sizes()
     anchors = evaluate.calc_anchors(truth, 3, 200, 100, seed=3)
     np.testing.assert_allclose(anchors.sizes, wanted, rtol=0.05)

@@ -385,7 +385,7 @@ def test_dropout_in_training_keeps_the_mean(be: Any) -> None:
     np.testing.assert_allclose(y.mean(axis=(1, 2, 3)), 1, rtol=1e-5)
 
 
-def test_crop_returns_the_centre(be: Any) -> None:
+def test_crop_returns_the_center(be: Any) -> None:
     x = normal(2, 3, 7, 10)
     y = forward(be, layer("crop", crop_height=4, crop_width=6), {}, x)
     close(y, 2 * x[:, :, 1:5, 2:8] - 1)

@@ -29,7 +29,7 @@ STARTS = {  # how a network begins -> whether its first convolution reads the in
     "stride": (3, CONVOLUTION.format(filters=5, stride=2), True),
     "pooled": (3, CONVOLUTION.format(filters=16, stride=1) + POOL, True),
     "activated later": (3, CONVOLUTION.format(filters=8, stride=1) + "[activation]\nactivation=tanh\n", True),
-    "grey": (1, CONVOLUTION.format(filters=4, stride=1), True),
+    "gray": (1, CONVOLUTION.format(filters=4, stride=1), True),
     "pool": (3, POOL, False),
     "read twice": (3, CONVOLUTION.format(filters=3, stride=1) + "[sam]\nfrom=-1\n[route]\nlayers=-1,0\n", True),
 }

@@ -174,8 +174,8 @@ def test_network_input_of_net_size_is_the_image():
 
 
 def test_channels_are_converted():
-    grey = noise(7, 5, 7, 1)
-    np.testing.assert_array_equal(with_channels(grey, 3), np.repeat(grey, 3, axis=2))
+    gray = noise(7, 5, 7, 1)
+    np.testing.assert_array_equal(with_channels(gray, 3), np.repeat(gray, 3, axis=2))
     red = np.zeros((5, 7, 3), np.uint8)
     red[..., 0] = 255
     np.testing.assert_array_equal(with_channels(red, 1), np.full((5, 7, 1), 76))

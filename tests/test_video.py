@@ -24,7 +24,7 @@ FRAMES = 13
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A network's files, and film.avi, whose frame i is approximately grey 10 * i, with a box."""
+    """A network's files, and film.avi, whose frame i is approximately gray 10 * i, with a box."""
     folder = tmp_path_factory.mktemp("video")
     opencv4.write(folder)
     (folder / "tiny.names").write_text("ball\ncup\ndog\negg\n")
@@ -51,8 +51,8 @@ def test_a_file_yields_every_frame_in_order_as_rgb(folder):
             received.append(frame)
             time.sleep(0.003)  # slower than the reader: it has to wait
     assert [frame.number for frame in received] == list(range(1, FRAMES + 1)) and reader.dropped == 0
-    greys = [int(frame.image[40, 50].mean()) for frame in received]
-    assert np.abs(np.subtract(greys, np.arange(FRAMES) * 10)).max() < 4
+    grays = [int(frame.image[40, 50].mean()) for frame in received]
+    assert np.abs(np.subtract(grays, np.arange(FRAMES) * 10)).max() < 4
     red, _, blue = received[5].image[20, 30].astype(int)
     assert red - blue > 100
 

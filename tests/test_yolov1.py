@@ -181,7 +181,7 @@ def test_recall_is_of_boxes_relative_to_the_image(random_detector):
 
 
 def shapes(folder: Path, count: int, cfg: str) -> str:
-    """Write a data set of red squares and blue discs on grey noise; return the path of its .data file."""
+    """Write a data set of red squares and blue discs on gray noise; return the path of its .data file."""
     rng, images = np.random.default_rng(0), {}
     for number in range(count):
         pixels = rng.integers(90, 160, (48, 48, 3), dtype=np.uint8)

@@ -1,7 +1,7 @@
 """A detector small enough to compute its results by hand, and its files.
 
 4 x 2 cells of 16 pixels, one anchor of 20 x 10 pixels, two classes. A cell sees only its first pixel: objectness is
-sigmoid(8 R - 4), cat sigmoid(2 - 4 G), dog sigmoid(4 G - 2), with R and G from 0 to 1; its box is centred and has the
+sigmoid(8 R - 4), cat sigmoid(2 - 4 G), dog sigmoid(4 G - 2), with R and G from 0 to 1; its box is centered and has the
 anchor's size.
 """
 
@@ -39,8 +39,8 @@ FIRST, SECOND = (0, 16, (200, 128, 0)), (16, 48, (255, 0, 0))  # (row, column, R
 def image() -> np.ndarray:
     """Return an image (32, 64, 3) that contains both."""
     pixels = np.zeros((32, 64, 3), np.uint8)
-    for row, column, colour in (FIRST, SECOND):
-        pixels[row, column] = colour
+    for row, column, color in (FIRST, SECOND):
+        pixels[row, column] = color
     return pixels
 
 

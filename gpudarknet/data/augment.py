@@ -30,7 +30,7 @@ def rand_scale(rng: np.random.Generator, s: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colours:
+class Colors:
     """Ranges of the color jitter: dhue in +-hue, saturation and exposure multiplied or divided by up to their value."""
 
     hue: float = 0.0
@@ -77,7 +77,7 @@ class DetectionAugment:
     jitter: float = 0.2
     resize: float = 1.0
     flip: bool = True
-    colours: Colours = Colours()
+    colors: Colors = Colors()
     letter_box: bool = False
     mosaic: bool = False
     mosaic_bound: bool = False
@@ -90,7 +90,7 @@ class DetectionAugment:
         """Read the keys of [net] and of the last head. Detectors are trained without cutmix, as in Darknet."""
         return cls(
             classes=head.num_truth_classes, truth=head.truth, jitter=abs(head.jitter), resize=head.resize, flip=bool(net.flip),
-            colours=Colours(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure), letter_box=bool(net.letter_box),
+            colors=Colors(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure), letter_box=bool(net.letter_box),
             mosaic="mosaic" in net.mixing, mosaic_bound=bool(net.mosaic_bound), mixup=net.mixing == "mixup", blur=net.blur,
             gaussian_noise=net.gaussian_noise,
         )  # fmt: skip
@@ -133,7 +133,7 @@ class DetectionAugment:
         out = cv2.resize(crop(image, margins), (W, H), interpolation=cv2.INTER_LINEAR)
         out = out.reshape(H, W, -1)
         out = cv2.flip(out, 1).reshape(H, W, -1) if flip else out
-        out = self.colours.jitter(out, rng)
+        out = self.colors.jitter(out, rng)
         boxes = crop_boxes(boxes, margins, ow, oh, flip, rng)
         keep = (boxes[:, 2] >= 1 / W) & (boxes[:, 3] >= 1 / H) & (boxes[:, 4] >= 0) & (boxes[:, 4] < self.classes)
         boxes = boxes[keep & (boxes[:, 0] > 0) & (boxes[:, 1] > 0) & (boxes[:, 0] <= 1) & (boxes[:, 1] <= 1)]
@@ -280,7 +280,7 @@ class ClassifierAugment:
     angle: float = 0.0
     aspect: float = 1.0
     flip: bool = True
-    colours: Colours = Colours()
+    colors: Colors = Colors()
     label_smooth_eps: float = 0.0
     mixing: str = ""  # how half of the images are combined, one of cfg.MIXING
     tree: Tree | None = None
@@ -291,7 +291,7 @@ class ClassifierAugment:
         return cls(
             classes=classes, min_crop=net.min_crop or net.width, max_crop=net.max_crop or 2 * net.width, angle=abs(net.angle),
             aspect=net.aspect, flip=bool(net.flip), label_smooth_eps=net.label_smooth_eps, mixing=net.mixing, tree=tree,
-            colours=Colours(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure),
+            colors=Colors(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure),
         )  # fmt: skip
 
     def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
@@ -346,7 +346,7 @@ class ClassifierAugment:
         out = out.reshape(S, S, -1)
         if self.flip and rng.random() < 0.5:
             out = np.ascontiguousarray(out[:, ::-1])
-        out = self.colours.jitter(out, rng)
+        out = self.colors.jitter(out, rng)
         if (W, H) != (S, S):
             out = cv2.resize(out, (W, H), interpolation=cv2.INTER_LINEAR).reshape(H, W, -1)
         return out.astype(np.float32), self.truth(boxes[:, 4].astype(int))

@@ -56,26 +56,26 @@ def calc_anchors(
         raise DataError(f"{count} anchors need as many boxes of different sizes; the labels have {len(distinct)}")
     rng = np.random.default_rng(seed)
     candidates = [k_means(sizes, rng.permutation(distinct)[:count].copy()) for _ in range(starts)]
-    scores = [float(shape_iou(sizes, centres).max(axis=1).mean()) for centres in candidates]
+    scores = [float(shape_iou(sizes, centers).max(axis=1).mean()) for centers in candidates]
     best = int(np.argmax(scores))
-    centres = candidates[best]
-    centres = centres[centres.prod(axis=1).argsort(kind="stable")]
-    return Anchors(centres, scores[best], np.bincount(truths[:, 4].astype(int), minlength=classes))
+    centers = candidates[best]
+    centers = centers[centers.prod(axis=1).argsort(kind="stable")]
+    return Anchors(centers, scores[best], np.bincount(truths[:, 4].astype(int), minlength=classes))
 
 
-def k_means(points: np.ndarray, centres: np.ndarray, rounds: int = 1000) -> np.ndarray:
+def k_means(points: np.ndarray, centers: np.ndarray, rounds: int = 1000) -> np.ndarray:
     """Move centers (K, 2) to the means of their nearest points (N, 2) until no assignment changes."""
     assigned = np.full(len(points), -1)
     for _ in range(rounds):
-        nearest = shape_iou(points, centres).argmax(axis=1)
+        nearest = shape_iou(points, centers).argmax(axis=1)
         if (nearest == assigned).all():
             break
         assigned = nearest
-        members = np.bincount(assigned, minlength=len(centres))
+        members = np.bincount(assigned, minlength=len(centers))
         for axis in range(2):  # an empty cluster keeps its center
-            sums = np.bincount(assigned, points[:, axis], minlength=len(centres))
-            centres[:, axis] = np.where(members > 0, sums / np.maximum(members, 1), centres[:, axis])
-    return centres
+            sums = np.bincount(assigned, points[:, axis], minlength=len(centers))
+            centers[:, axis] = np.where(members > 0, sums / np.maximum(members, 1), centers[:, axis])
+    return centers
 
 
 def anchors_text(sizes: np.ndarray, width: int) -> str:

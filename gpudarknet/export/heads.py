@@ -102,8 +102,8 @@ def cell_grid(H: int, W: int, A: int) -> np.ndarray:
 
 def scale_boxes(g: Graph, xy: str, size: str, cells: np.ndarray, per: tuple[int, int], anchors: np.ndarray) -> str:
     """Return boxes (N, K, 4) with centers (xy + cell) / per and sizes size * anchor."""
-    centre = g.op("Mul", g.op("Add", xy, cells), 1 / np.array(per, float))
-    return g.concat([centre, g.op("Mul", size, anchors)], 2)
+    center = g.op("Mul", g.op("Add", xy, cells), 1 / np.array(per, float))
+    return g.concat([center, g.op("Mul", size, anchors)], 2)
 
 
 def rows_by_cell(g: Graph, layer: AnchorHead, node: Node, y: str) -> str:

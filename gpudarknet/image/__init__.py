@@ -22,7 +22,7 @@ from ..errors import DownloadError, ImageError, ImageWarning
 from ..io.atomic import atomic_write
 from . import formats
 from .arrays import to_numpy
-from .drawing import colour as colour
+from .drawing import color as color
 from .drawing import draw as draw
 from .resize import classifier_input as classifier_input
 from .resize import letterbox as letterbox

@@ -62,17 +62,17 @@ def draw(
             continue
         x0, x1 = np.clip((left, left + width), 0, W - 1).astype(int).tolist()
         y0, y1 = np.clip((top, top + height), 0, H - 1).astype(int).tolist()
-        box_colour = colour(group[0].class_id, classes)
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), box_colour, thickness)
+        box_color = color(group[0].class_id, classes)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), box_color, thickness)
         text = ", ".join(f"{d.label} {d.confidence:.0%}" if conf else d.label for d in group)
-        texts.append((text, x0 - thickness // 2, y0, thickness, box_colour))
+        texts.append((text, x0 - thickness // 2, y0, thickness, box_color))
     if labels:
         for placed in texts:  # after all boxes, so that no line crosses a text
             _label(canvas, *placed)
     return canvas
 
 
-def colour(class_id: int, classes: int) -> tuple[int, int, int]:
+def color(class_id: int, classes: int) -> tuple[int, int, int]:
     """Return the color (R, G, B) 0..255 of a class: Darknet's gradient magenta, red, yellow, green, cyan, blue."""
     stops = np.array([(1, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1)])
     t = 5 * (class_id * 123457 % classes) / classes

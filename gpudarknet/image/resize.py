@@ -147,8 +147,8 @@ def with_channels(image: NDArray[Any], channels: int) -> NDArray[Any]:
     if has == 3 and channels == 1:
         import cv2
 
-        grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-        return np.asarray(grey, image.dtype)[:, :, None]
+        gray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+        return np.asarray(gray, image.dtype)[:, :, None]
     raise ImageError(
         f"image: cannot convert {has} channels to {channels}; pass the network an array of its own input shape"
     )

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the new one, never a part."""
+"""Writing files: atomically (a reader sees the old file or the new one, never a part), in new folders, under unused names."""
 
 from __future__ import annotations
 
@@ -39,6 +39,49 @@ def atomic_write(path: str | os.PathLike[str], error: type[DarknetError] | None 
         if error is None:
             raise
         raise error(f"{path}: cannot be written ({e.strerror or e}); check the folder and the disk") from None
+
+
+def create_folder(path: str | os.PathLike[str], error: type[DarknetError]) -> None:
+    """Create a folder and those above it, unless they exist. Raises `error`."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise error(f"{path}: cannot create this folder ({e.strerror}); choose another path") from None
+
+
+@contextmanager
+def unused_path(path: Path, error: type[DarknetError]) -> Iterator[Path]:
+    """Yield a path without a file, `path` or with a number after its stem (dog.jpg, dog2.jpg), and reserve it.
+
+    An empty file reserves it, so that no other process takes it; it is removed on an exception. Raises `error`.
+    """
+
+    def numbered(number: int) -> Path:
+        return path if number == 1 else path.with_stem(f"{path.stem}{number}")
+
+    def first(low: int, high: int) -> int:
+        """Return a number without a file, in few steps, as a folder may have thousands."""
+        while os.path.lexists(numbered(high)):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if os.path.lexists(numbered(middle)) else (low, middle)
+        return high
+
+    while True:
+        unused = numbered(first(0, 1))
+        try:
+            unused.open("x").close()
+            break
+        except FileExistsError:  # another process was faster
+            continue
+        except OSError as e:
+            raise error(f"{unused}: cannot be written ({e.strerror}); choose another folder") from None
+    try:
+        yield unused
+    except BaseException:
+        unused.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(path: str | os.PathLike[str], error: type[DarknetError]) -> None:

@@ -131,9 +131,9 @@ class AnchorLoss:
         head, o, (H, W) = self.head, self.head.box_channels - 1, self.v.shape[3:]
         shapes = np.zeros((len(self.anchors), 4), np.float32)
         shapes[:, 2:] = self.anchors
-        centred = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # (T, 1, 4): all truths against all anchors
-        best_anchors = iou(shapes, centred).argmax(axis=1).tolist()
-        similarity = IOU_VARIANTS[head.iou_thresh_kind](shapes, centred) if head.iou_thresh < 1 else None
+        centered = boxes[:, None] * np.array([0, 0, 1, 1], np.float32)  # (T, 1, 4): all truths against all anchors
+        best_anchors = iou(shapes, centered).argmax(axis=1).tolist()
+        similarity = IOU_VARIANTS[head.iou_thresh_kind](shapes, centered) if head.iou_thresh < 1 else None
         candidates = sorted(set(head.anchor_ids))
         for t, (box, k, best) in enumerate(zip(boxes, classes.tolist(), best_anchors, strict=True)):
             point = box[:2] - self.corner * box[2:]

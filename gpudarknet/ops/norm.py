@@ -43,8 +43,8 @@ def batch_norm_cuda(be: KernelBackend, x: Array, mean: Array, variance: Array, s
 def batch_statistics(be: ArrayBackend, x: Array) -> tuple[Array, Array]:
     """Return mean (C,) and biased variance (C,) of x (N, C, H, W) over N, H and W."""
     mean = x.mean(axis=(0, 2, 3))
-    centred = x - _per_channel(mean)
-    return mean, _dot(be, centred, centred) / (x.size // x.shape[1])
+    centered = x - _per_channel(mean)
+    return mean, _dot(be, centered, centered) / (x.size // x.shape[1])
 
 
 @batch_statistics.kernel
@@ -65,9 +65,9 @@ def batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Return dx (N, C, H, W), dscale (C,), dbias (C,) of a batch norm that used the statistics of x itself (cuDNN)."""
     m, invstd = x.size // x.shape[1], 1 / be.xp.sqrt(variance + EPS)
-    centred = x - _per_channel(mean)
-    dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, centred) * invstd
-    dx = centred  # dx = scale * invstd * (dy - mean(dy) - normalized * mean(dy * normalized)), in place
+    centered = x - _per_channel(mean)
+    dbias, dscale = dy.sum(axis=(0, 2, 3)), _dot(be, dy, centered) * invstd
+    dx = centered  # dx = scale * invstd * (dy - mean(dy) - normalized * mean(dy * normalized)), in place
     dx *= _per_channel(-invstd * dscale / m)
     dx += dy
     dx -= _per_channel(dbias / m)
