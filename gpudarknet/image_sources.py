@@ -25,7 +25,6 @@ from .image.arrays import is_array
 from .io.text import iter_lines
 
 LIST_SUFFIX = ".txt"
-URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 MAGIC = re.compile(r"[*?[]")  # characters of patterns
 LABEL = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,5}", re.IGNORECASE)  # a line of a label file
 
@@ -37,8 +36,8 @@ def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
     of its subfolders; a pattern such as `photos/*.jpg`, where `**` stands for any folders; a text file (.txt) with a path or
     URL on each line, relative to the current folder or to the list's; an http or https URL; an array or another object that
     `image.as_image` accepts; or an iterable of all these. A path that exists is not a pattern. In folders and patterns, hidden
-    files and those that are not images by their names are left out. A missing file is yielded, and reported by whoever reads
-    it. Raises DataError if a folder, pattern or list has no images, or for a URL of another scheme.
+    files and those that are not images by their names are left out. A missing file and a URL of another
+    scheme are yielded, and reported by whoever reads them. Raises DataError if a folder, pattern or list has no images.
     """
     if isinstance(source, str | os.PathLike):
         yield from expand(os.fspath(source), recursive)
@@ -58,10 +57,8 @@ def is_image(source: Any) -> bool:
 
 def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
     """Yield the images that a path, a pattern or a URL names."""
-    if match := URL.match(name):
-        if not is_url(name):
-            raise DataError(f"{name}: only http and https URLs are read; download the file and give its path")
-        yield match[1].lower() + name[match.end(1) :]
+    if is_url(name):
+        yield name
         return
     if not name:
         raise DataError("sources: a path is empty; give that of an image or a folder")
@@ -80,13 +77,13 @@ def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
 
 def is_single(name: str) -> bool:
     """Return whether a path or URL names one image, whether it exists or not."""
-    return bool(URL.match(name)) or (base_folder(name) is None and not is_list(existing_path(name)))
+    return is_url(name) or (base_folder(name) is None and not is_list(existing_path(name)))
 
 
 def base_folder(name: str) -> Path | None:
     """Return the folder that is searched for a folder's or a pattern's images; None for others."""
     path = existing_path(name)
-    if URL.match(name):
+    if is_url(name):
         return None
     return path if os.path.isdir(path) else split_pattern(path)[0] if is_pattern(path) else None
 
@@ -230,6 +227,6 @@ def read_list(path: Path) -> Iterator[Path | str]:
             )
         if text:
             empty = False
-            yield from expand(text) if URL.match(text) else [Path(listed_path(text, path.parent))]
+            yield text if is_url(text) else Path(listed_path(text, path.parent))
     if empty:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")

@@ -114,10 +114,12 @@ class InferencePipeline:
         While a batch is computed, the next is read, in threads if it consists of files: its sources are known before the
         results appear. Only on a CPU, arrays are not read ahead. At most two batches of images are held. class_agnostic: as in
         `suppress`. An unreadable image raises ImageError after the results of all earlier batches; with on_error, that is
-        called with its source and error, and it has no result. Raises DataError if batch is below 1.
+        called with its source and error, and it has no result. Raises DataError if batch is below 1, or for one image or path.
         """
         if batch is not None and batch < 1:
             raise DataError(f"batch {batch}: must be at least 1")
+        if is_single(images):
+            raise DataError("images: is one image or path, not several; pass [image], or gpudarknet.sources(path)")
         asynchronous = self.network.backend.uploads_images  # predict returns at once
         threads = get_num_threads() if asynchronous else 1
 
@@ -226,6 +228,14 @@ class InferencePipeline:
             scores = boxes.nms(xywh, scores, nms, *kind)
         kept = scores.any(axis=1)
         return ScoredBoxes(xywh[kept], scores[kept], *size)
+
+
+def is_single(images: Any) -> bool:
+    """Return whether what should be several images is one image, or the path of one; iterated over, it would be nonsense."""
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    one = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    iterable = isinstance(images, Iterable) or hasattr(images, "__getitem__")
+    return one or not iterable or isinstance(images, str | bytes | bytearray)
 
 
 class ClassProbabilities(NamedTuple):

@@ -299,6 +299,7 @@ def test_help_and_version(capsys):
         ("detect tiny.cfg tiny.weights tiny.png -treshold .3", "detect: no flag '-treshold'; did you mean '-thresh'?"),
         ("table tiny.cfg --zzz", "table: no flag '--zzz'; it has none"),
         ("detect tiny.cfg tiny.weights -thresh", "detect: -thresh needs a value"),
+        ("detect tiny.cfg tiny.weights -csv=", "detect: -csv needs a value, got an empty one"),
         ("detect tiny.cfg tiny.weights -thresh much", "detect: -thresh needs a number from 0 to 1, got 'much'"),
         ("detect tiny.cfg tiny.weights -thresh nan", "detect: -thresh needs a number from 0 to 1, got 'nan'"),
         ("detect tiny.cfg tiny.weights -i 1.5", "detect: -i needs an integer, got '1.5'"),

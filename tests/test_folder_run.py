@@ -103,8 +103,8 @@ def test_sources_without_images_are_reported_and_passed_over(capsys):
     assert summary(err).splitlines() == [
         "error: empty: has no image; found nothing",
         "error: no/*.jpg: matches no image; found nothing",
-        "error: ftp://h/x.jpg: only http and https URLs are read; download the file and give its path",
-        "1 images, R images/s, 3 errors",
+        "error: ftp://h/x.jpg: is no http or https address; download the file and give its path",
+        "1 image, R images/s, 3 errors",
     ]
 
 
@@ -119,13 +119,40 @@ def test_results_are_not_taken_for_images(capsys):
     assert {path: Path("pics", path).read_bytes() for path in tree("pics")} == before
 
 
-@pytest.mark.parametrize(("name", "flags"), [("pics/x.jpg", ["-out_dir", "pics"]), ("predictions.jpg", [])])
-def test_an_image_is_not_replaced_by_its_result(name, flags, capsys):
-    image.write(name, tiny.image())
-    before = Path(name).read_bytes()
-    assert main([*TEST, name, *flags]) == 2
-    assert capsys.readouterr().err == f"error: {name}: would be replaced by its result; choose another -out_dir\n"
-    assert Path(name).read_bytes() == before
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("pics/x.jpg -out_dir pics", "pics/x.jpg: could be replaced by a result; choose another -out_dir"),
+        ("tiny.png pics/x.png pics/x.jpg -out_dir .", "pics/x.jpg: could be replaced by a result; choose another -out_dir"),
+        ("x.txt -out_dir pics", "pics/x.jpg: would be replaced by its result; choose another -out_dir"),
+        ("predictions.jpg", "predictions.jpg: would be replaced by its result; use -out_dir"),
+        ("pics -csv pics/x.jpg", "-csv pics/x.jpg: is a text file, not an image; -out_dir FOLDER writes images"),
+        ("pics x.txt -coco ./x.txt", "./x.txt: is a file that the command reads; write the result to another one"),
+        ("pics -out tiny.cfg", "tiny.cfg: is a file that the command reads; write the result to another one"),
+    ],
+)  # fmt: skip
+def test_what_is_read_is_not_replaced(words, message, capsys):
+    for name in ("pics/x.jpg", "pics/x.png", "predictions.jpg"):
+        image.write(name, tiny.image())
+    Path("x.txt").write_text("pics/x.jpg\n")
+    before = {name: Path(name).read_bytes() for name in tree(".")}
+    assert main([*TEST, *words.split()]) == 2
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()
+    assert {name: Path(name).read_bytes() for name in tree(".")} == before
+
+
+def test_an_image_that_would_be_replaced_is_passed_over(capsys):
+    image.write("pics/x.jpg", tiny.image())
+    Path("x.txt").write_text("pics/x.jpg\ntiny.png\n")
+    assert main([*TEST, "x.txt", "-out_dir", "pics", "-csv", "x.csv"]) == 2
+    assert summary(capsys.readouterr().err).endswith("2 images, R images/s, 1 error\n")
+    assert Path("pics/tiny.jpg").exists() and Path("x.csv").read_text().count("tiny.png") == 3
+
+
+def test_a_url_that_is_not_read_does_not_end_its_list(capsys):
+    Path("x.txt").write_text("ftp://h/x.jpg\ntiny.png\n")
+    assert main([*TEST, "x.txt"]) == 2
+    assert images(capsys.readouterr().out) == ["tiny.png"]
 
 
 def test_labels_of_two_images_are_not_mixed(capsys):
@@ -211,7 +238,7 @@ def test_an_interrupted_run_keeps_its_results(capsys, monkeypatch):
 
     monkeypatch.setattr(Detector, "to_detections", interrupt)
     assert main([*TEST, "pics", "-out_dir", "found", "-out", "a.json", "-csv", "a.csv", "-coco", "coco.json"]) == 130
-    assert summary(capsys.readouterr().err) == "1 images, R images/s\n"
+    assert summary(capsys.readouterr().err) == "1 image, R images/s\n"
     assert len(json.loads(Path("a.json").read_text())) == 1 and len(json.loads(Path("coco.json").read_text())) == 3
     assert len(Path("a.csv").read_text().splitlines()) == 4 and tree("found") == ["a.jpg"]
 
@@ -239,6 +266,12 @@ def test_lines_of_standard_input_are_answered_one_by_one(monkeypatch):
         monkeypatch.setattr(sys, "stdout", file)
         assert main(TEST) == 0
     assert asked == [0, 1, 3] and Path("predictions.jpg").exists()
+
+
+def test_lines_of_standard_input_as_windows_pipes_them(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffpics/a.png \r\n\r\npics/b.png\r\n"))
+    assert main(TEST) == 0
+    assert capsys.readouterr().out.count("Predicted in") == 2
 
 
 def test_a_local_server_is_read_only_if_allowed(capsys, monkeypatch):

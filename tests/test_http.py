@@ -184,7 +184,7 @@ def test_a_server_that_stalls_or_trickles_is_given_up():
     ],
 )
 def test_other_schemes_are_refused(url):
-    assert refusal(url) == f"{url}: is no http or https address; other kinds of addresses are not read"
+    assert refusal(url) == f"{url}: is no http or https address; download the file and give its path"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_broken_redirect_is_refused():
 def test_redirects_to_other_schemes_are_refused(to):
     with serve({"/x": redirect(to)}) as url:
         assert refusal(f"{url}/x", allow_private=True) == (
-            f"{url}/x: redirects to {to}, which is no http or https address; other kinds of addresses are not read"
+            f"{url}/x: redirects to {to}, which is no http or https address; download the file and give its path"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import opencv4
+import PIL.Image
 import pytest
 
 import gpudarknet as gd
@@ -148,6 +149,19 @@ def test_a_batch_of_no_images_is_an_error(batch, project):
         with pytest.raises(DataError) as e:
             list(detect(["cup.png"], batch=batch))
         assert str(e.value) == f"batch {batch}: must be at least 1"
+
+
+@pytest.mark.parametrize(
+    "one",
+    ["cup.png", Path("cup.png"), b"GIF89a", np.zeros((8, 8, 3)), np.zeros((8, 8)), PIL.Image.new("L", (8, 8))],
+)  # fmt: skip
+def test_one_image_is_not_taken_for_several(one, project):
+    for detect in (detector().detect_stream, detector().detect_batch):
+        with pytest.raises(
+            DataError, match=r"^images: is one image or path, not several; pass \[image\], or gpudarknet"
+        ):
+            list(detect(one))
+    assert len(detector().detect_batch(np.zeros((2, 8, 8, 3), np.uint8))) == 2
 
 
 def test_every_classification_uses_one_function(project, monkeypatch, capsys):

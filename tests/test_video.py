@@ -224,6 +224,17 @@ def test_demo_writes_json_to_standard_output(folder, capsys):
     assert [json.loads(line)["frame_id"] for line in capsys.readouterr().out.splitlines()] == [1, 7, 13]
 
 
+@pytest.mark.parametrize("flag", ["-out_filename", "-jsonl"])
+def test_demo_does_not_replace_its_video(folder, flag, capsys):
+    film = folder / "film.avi"
+    before = film.read_bytes()
+    assert demo(folder, film, flag, film) == 2
+    assert (
+        capsys.readouterr().err == f"error: {film}: is a file that the command reads; write the result to another one\n"
+    )
+    assert film.read_bytes() == before
+
+
 def test_demo_without_a_video(folder, capsys):
     assert demo(folder, folder / "none.avi") == 2
     expected = f"error: {folder / 'none.avi'}: no such file; use a video file, a camera index or a URL\n"

@@ -183,6 +183,8 @@ def is_number(word: str) -> bool:
 def convert(command: Command, flag: Flag, value: str) -> int | float | str:
     """Convert a flag's value to its type."""
     if flag.kind is str:
+        if not value:  # an unset variable of a script
+            raise UsageError(f"{command.name}: -{flag.name} needs a value, got an empty one")
         return value
     try:
         number: float = int(value) if flag.kind is int else float(value)

@@ -31,8 +31,9 @@ def demo(args: Arguments) -> int:
         reader = Reader(source[0] if source else args.c, args.s)
         recorder = None
         if args.out_filename:
+            writable(args.out_filename, args.positionals)
             recorder = stack.enter_context(VideoWriter(args.out_filename, reader.fps / (1 + args.s)))
-        path = writable(args.jsonl) if args.jsonl and args.jsonl != STDOUT else None
+        path = writable(args.jsonl, args.positionals) if args.jsonl and args.jsonl != STDOUT else None
         jsonl = stack.enter_context(open(path, "w", encoding="utf-8")) if path else sys.stdout if args.jsonl else None
 
         def record(frame: Frame, detections: list[Detection]) -> None:

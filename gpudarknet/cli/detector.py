@@ -99,7 +99,9 @@ class Tally:
             rate = self.images / max(time.perf_counter() - self.begin, 1e-9)
             errors = f", {self.errors} error{'s' * (self.errors != 1)}" if self.errors else ""
             engine = f" ({self.engine})" if self.engine else ""
-            print(f"{self.images} images, {rate:.1f} images/s{engine}{errors}", file=sys.stderr)
+            print(
+                f"{self.images} image{'s' * (self.images != 1)}, {rate:.1f} images/s{engine}{errors}", file=sys.stderr
+            )
         if self.replaced:
             eprint("note", f"files replaced: {self.replaced}")
 

@@ -198,8 +198,8 @@ def prompt(out: TextIO) -> Iterator[str]:
         if not line:
             print(file=out)
             return
-        if line.strip():
-            yield line.strip("\r\n")
+        if path := line.strip("\ufeff \t\r\n"):  # a byte order mark begins what Windows pipes
+            yield path
 
 
 @contextmanager

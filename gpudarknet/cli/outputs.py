@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -19,10 +19,12 @@ MAX_NAME = 200  # bytes of a class name in a file name, of the 255 that file sys
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]' if os.name == "nt" else r"[/\x00]")
 
 
-def writable(out: str) -> Path:
-    """Return an output path; "-" is standard output. Raises DataError if it cannot be written."""
+def writable(out: str, read: Iterable[str] = ()) -> Path:
+    """Return an output path; "-" is standard output. Raises DataError if it cannot be written or is one of the files read."""
     if out != STDOUT:
         check_writable(out, DataError)
+        if any(os.path.exists(name) and os.path.exists(out) and os.path.samefile(name, out) for name in read):
+            raise DataError(f"{out}: is a file that the command reads; write the result to another one")
     return Path(out)
 
 

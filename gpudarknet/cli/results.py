@@ -18,6 +18,7 @@ from ..data.datafile import label_path
 from ..detections import Detections, crop
 from ..detector import MAX_DET
 from ..errors import DataError, ImageError
+from ..image.formats import SUFFIXES
 from ..image.video import BackgroundWriter
 from ..inference import ScoredBoxes
 from . import eprint, formats
@@ -68,16 +69,18 @@ class TextPrinter(ResultWriter):
 class PredictionsWriter(ResultWriter):
     """Writes predictions.jpg, anew for each image."""
 
-    def __init__(self, args: Arguments):
-        self.thresh, self.count = args.thresh, 0
+    def __init__(self, args: Arguments, failed: Callable[[str], object]):
+        self.thresh, self.failed, self.count = args.thresh, failed, 0
 
     def add(self, result: DetectedImage) -> None:
         """Write an image with its boxes; the second time, note that the first is lost."""
         self.count += 1
         if self.count == 2:
             eprint("note", f"{PREDICTIONS} shows the last image only; -out_dir FOLDER writes one for each")
-        check_kept(result.path, Path(PREDICTIONS))
-        image.write(PREDICTIONS, annotated(result, self.thresh))
+        if is_same_file(result.path, Path(PREDICTIONS)):
+            self.failed(f"{result.path}: would be replaced by its result; use -out_dir")
+        else:
+            image.write(PREDICTIONS, annotated(result, self.thresh))
 
 
 class UndrawnNote(ResultWriter):
@@ -129,26 +132,31 @@ class LabelWriter(ResultWriter):
 class AnnotatedImageWriter(ResultWriter):
     """A folder with a copy of each image, with its boxes: NAME.jpg, in subfolders as they were found."""
 
-    def __init__(self, folder: Path, args: Arguments, background: Background):
-        self.folder, self.thresh, self.max_det = folder, args.thresh, args.max_det or MAX_DET
-        self.writer = background(self.write)
+    def __init__(self, args: Arguments, background: Background, failed: Callable[[str], object]):
+        self.folder, self.thresh, self.max_det = writable_folder(args.out_dir), args.thresh, args.max_det or MAX_DET
+        self.writer, self.failed = background(self.write), failed
+        for word in args.positionals:
+            path = Path(os.path.realpath(word))
+            if path.suffix.lower() == ".jpg" and self.folder.resolve() in path.parents and path.exists():
+                raise DataError(f"{word}: could be replaced by a result; choose another -out_dir")
 
     def add(self, result: DetectedImage) -> None:
-        """Write an image in the background. Raises DataError if it would replace the one that was read."""
+        """Write an image in the background, unless it would replace the one that was read."""
         path = self.folder / f"{result.path.output}.jpg"
-        check_kept(result.path, path)
-        self.replaced += path.exists()
-        self.writer.put(path, result)
+        if is_same_file(result.path, path):
+            self.failed(f"{result.path}: would be replaced by its result; choose another -out_dir")
+        else:
+            self.replaced += path.exists()
+            self.writer.put(path, result)
 
     def write(self, path: Path, result: DetectedImage) -> None:
         """Draw and write an image."""
         write_image(path, annotated(result._replace(scored=result.scored.most_confident(self.max_det)), self.thresh))
 
 
-def check_kept(source: ImagePath, out: Path) -> None:
-    """Raise DataError if an output file is the image that was read."""
-    if not image.is_url(source) and out.exists() and out.samefile(source):
-        raise DataError(f"{source}: would be replaced by its result; choose another -out_dir")
+def is_same_file(source: ImagePath, out: Path) -> bool:
+    """Return whether an output file is the image that was read."""
+    return not image.is_url(source) and out.exists() and out.samefile(source)
 
 
 def annotated(result: DetectedImage, thresh: float) -> image.Image:
@@ -254,7 +262,10 @@ def requested(
     def background(work: Callable[..., None]) -> BackgroundWriter:
         return stack.enter_context(BackgroundWriter(work, max(args.batch, 4), threads))
 
-    files = {flag: writable(path) for flag in TEXT_FILES if (path := getattr(args, flag))}
+    files = {flag: writable(path, args.positionals) for flag in TEXT_FILES if (path := getattr(args, flag))}
+    for flag, path in files.items():
+        if path.suffix.lower() in SUFFIXES:
+            raise UsageError(f"-{flag} {path}: is a text file, not an image; -out_dir FOLDER writes images")
     if len({os.path.realpath(path) for path in files.values()}) < len(files):
         raise UsageError(f"-{' and -'.join(files)}: would be one file; give each its own")
     writers: list[ResultWriter] = []
@@ -267,9 +278,9 @@ def requested(
     if "coco" in files:
         writers.append(CocoWriter(stack.enter_context(joined(files["coco"], "[", ", ", "]\n"))))
     if args.out_dir:
-        writers.append(AnnotatedImageWriter(writable_folder(args.out_dir), args, background))
+        writers.append(AnnotatedImageWriter(args, background, failed))
     elif not several:
-        writers.append(PredictionsWriter(args))
+        writers.append(PredictionsWriter(args, failed))
     if args.crops:
         writers.append(CropWriter(writable_folder(args.crops), background))
     if args.save_labels:

@@ -7,6 +7,7 @@ resizing and letterboxing are in `resize.py`, drawing detections in `drawing.py`
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -32,6 +33,7 @@ from .resize import with_channels
 
 Image = NDArray[np.uint8]
 
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # not C:// of Windows
 CHUNK = 1 << 24  # bytes, of a stream
 # After a file, as in imread, libjpeg reads as many ends of an image as it needs, but not after a buffer.
 JPEG_PADDING = b"\xff\xd9" * 2**15
@@ -125,8 +127,8 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
 
 
 def is_url(source: Any) -> bool:
-    """Return whether an image is given as an http or https URL."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+    """Return whether an image is given as a URL; `read` refuses those that are not http or https."""
+    return isinstance(source, str) and bool(URL.match(source))
 
 
 def as_image(source: Any, channels: int = 3) -> Image:

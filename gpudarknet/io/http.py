@@ -124,7 +124,7 @@ def make_request(url: str, headers: Mapping[str, str]) -> urllib.request.Request
     try:
         parts = urlsplit(url.strip())
         if parts.scheme not in ("http", "https"):
-            raise TransferError("is no http or https address", "other kinds of addresses are not read")
+            raise TransferError("is no http or https address", "download the file and give its path")
         host = unquote(parts.hostname or "").encode("idna").decode()
         if not re.fullmatch(r"[\w.:-]+", host):
             raise ValueError
