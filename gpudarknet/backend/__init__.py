@@ -465,7 +465,7 @@ def faster() -> str | None:
     if names := machine.gpus():
         return f"cupy on the {names[0]}: {why_no_cupy()}"
     if name == "numpy":
-        return 'openvino, on most CPUs: pip install "gpudarknet[openvino]", then backend="fastest"'
+        return 'openvino, on many CPUs: pip install "gpudarknet[openvino]", then backend="fastest"'
     if os.environ.get(VARIABLE) in (name, "fastest"):
         return None
     return f'{name}, which is installed: backend="fastest", or {VARIABLE}=fastest'

@@ -19,10 +19,10 @@ from ..errors import DataError
 from ..io.atomic import atomic_write
 from ..layers import DetectionHead
 from ..network import Network
-from .fastest import engines
+from . import fastest as fastest  # registers the executors
 from .model import build_model, import_onnx
 
-__all__ = ["engines", "onnx_model", "write_onnx"]
+__all__ = ["onnx_model", "write_onnx"]
 
 
 def write_onnx(
