@@ -25,7 +25,7 @@ import numpy as np
 
 from gpudarknet.io import download, resources
 
-from .timing import quantiles
+from .timing import cpu_time, quantiles
 
 PHOTOS = ("motorcycle_left.png", "motorcycle_right.png", "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 NETWORK = "yolov4-tiny"
@@ -48,13 +48,13 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> None:
         cv2.imwrite(str(folder / f"{number:06}.jpg"), crop[:, ::-1] if rng.integers(2) else crop)
 
 
-def timed(command: Sequence[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Run a command; return its seconds and what it printed."""
-    begin = time.perf_counter()
+def timed(command: Sequence[str]) -> tuple[float, float, subprocess.CompletedProcess[str]]:
+    """Run a command; return its seconds, its CPU seconds and what it printed."""
+    begin, cpu = time.perf_counter(), cpu_time()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return time.perf_counter() - begin, done
+    return time.perf_counter() - begin, cpu_time() - cpu, done
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,13 +81,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         loop += [str(theirs)] * args.out_dir
         rates: dict[str, list[float]] = {"gpudarknet": [], "opencv": []}
         for _ in range(args.rounds):
-            seconds, done = timed(command)
-            rates["gpudarknet"].append(args.images / seconds)
-            objects = len(re.findall(r": \d+%$", done.stdout, re.MULTILINE))
-            seconds, done = timed(loop)
-            rates["opencv"].append(args.images / seconds)
-            print(*(f"{engine} {values[-1]:.2f}" for engine, values in rates.items()), "images/s;",
-                  f"objects: {objects}, {done.stdout.strip()}", flush=True)  # fmt: skip
+            printed = []
+            for engine, words in (("gpudarknet", command), ("opencv", loop)):
+                seconds, cpu, done = timed(words)
+                rates[engine].append(args.images / seconds)
+                objects = re.findall(r": \d+%$", done.stdout, re.MULTILINE) or [""] * int(done.stdout)
+                printed.append(f"{engine} {rates[engine][-1]:.2f} images/s, {1000 * cpu / args.images:.0f} ms of CPU time"
+                               f" per image, {len(objects)} objects")  # fmt: skip
+            print("; ".join(printed), flush=True)
         ours_median, theirs_median = (quantiles(values).median for values in rates.values())
         print(f"medians: {ours_median:.2f} and {theirs_median:.2f} images/s, ratio {ours_median / theirs_median:.2f}")
 
