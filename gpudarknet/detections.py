@@ -11,7 +11,6 @@ import html
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from . import boxes
 from .errors import DarknetError, DataError, ImageError
 from .image import Image, as_image, draw, is_url, opencv, write
 from .io.atomic import atomic_write, create_folder, unused_path
+from .io.text import portable_name
 
 PREVIEW = (320, 1024)  # pixels: limits of the longer side of the picture in a notebook
 PREVIEW_ROWS = 20  # of the table in a notebook
@@ -230,7 +230,7 @@ class Detections(list[Detection]):
         for d in self:
             part = crop(pixels, d.box)
             if part.size:
-                folder = Path(save_dir) / (_file_name(d.label) or f"class {d.class_id}")
+                folder = Path(save_dir) / (portable_name(d.label) or f"class {d.class_id}")
                 create_folder(folder, DataError)
                 with unused_path(folder / f"{stem}.jpg", DataError) as path:
                     write(path, part)
@@ -285,7 +285,7 @@ class Detections(list[Detection]):
     @property
     def _file_name(self) -> str:
         """The name of the image's file, without folders."""
-        return _file_name(Path(self._file or urlsplit(self.path or "").path).name) or NAME
+        return portable_name(Path(self._file or urlsplit(self.path or "").path).name) or NAME
 
     # Text and tables
 
@@ -384,8 +384,3 @@ def _version(path: str | None) -> tuple[int, int] | None:
 
 def _encode(img: Image, suffix: str) -> bytes:
     return opencv().imencode(suffix, np.ascontiguousarray(img[:, :, ::-1]))[1].tobytes()
-
-
-def _file_name(text: str) -> str:
-    """Return text with "-" for what some system does not allow in the name of a file, maybe empty."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text).strip(" .")

@@ -118,7 +118,7 @@ class InferencePipeline:
         """
         if batch is not None and batch < 1:
             raise DataError(f"batch {batch}: must be at least 1")
-        if is_single(images):
+        if is_one_image(images):
             raise DataError("images: is one image or path, not several; pass [image], or gpudarknet.sources(path)")
         asynchronous = self.network.backend.uploads_images  # predict returns at once
         threads = get_num_threads() if asynchronous else 1
@@ -230,7 +230,7 @@ class InferencePipeline:
         return ScoredBoxes(xywh[kept], scores[kept], *size)
 
 
-def is_single(images: Any) -> bool:
+def is_one_image(images: Any) -> bool:
     """Return whether what should be several images is one image, or the path of one; iterated over, it would be nonsense."""
     shape: tuple[int, ...] = getattr(images, "shape", ())
     one = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))

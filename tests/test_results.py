@@ -108,7 +108,7 @@ def test_a_result_that_cannot_be_written(folder, flag, tmp_path, capsys):
 def test_crops_into_a_file(folder, tmp_path, capsys):
     (tmp_path / "crops").write_text("")
     assert detect(folder, "-crops", tmp_path / "crops") == 2
-    expected = f"error: {tmp_path / 'crops'}: cannot be written to (File exists); use another folder\n"
+    expected = f"error: {tmp_path / 'crops'}: cannot create this folder (File exists); choose another path\n"
     assert capsys.readouterr().err == expected
 
 

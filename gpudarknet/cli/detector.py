@@ -39,30 +39,30 @@ def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[st
 
     If no image can be read, nothing is written.
     """
-    tally = Tally(are_several(words))
+    summary = RunSummary(are_several(words))
     with suppress(NothingReadError), inputs.private_urls(args), ExitStack() as stack:
         be = inputs.get_backend(args)
         threads = get_num_threads() if be.uploads_images else 1  # on a CPU, the network needs them
-        writers = results.requested(args, stack, threads, tally.several, tally.fail)
+        writers = results.requested(args, stack, threads, summary.several, summary.fail)
         file = inputs.weights_file(weights)
         with inputs.spinner(f"Loading {weights}"):
             detector = Detector(resources.bundled_cfg(cfg), file, names, be, args.letter_box, precision=args.precision)
-        images = inputs.Images(args, [args.out_dir, args.crops], tally.fail)
+        images = inputs.Images(args, [args.out_dir, args.crops], summary.fail)
         try:
             if words:
-                process(detector, images, words, args, writers, tally)
+                process(detector, images, words, args, writers, summary)
             else:
                 for line in inputs.prompt(sys.stderr if results.uses_stdout(args) else sys.stdout):
-                    process(detector, images, [line], args, writers, tally)
+                    process(detector, images, [line], args, writers, summary)
         except (KeyboardInterrupt, SystemExit) as e:
-            tally.interruption = e
-        if not tally.images:
+            summary.interruption = e
+        if not summary.images:
             raise NothingReadError
-        tally.replaced = sum(writer.replaced for writer in writers)
-    tally.report()
-    if tally.interruption:
-        raise tally.interruption
-    return EXIT_ERROR if tally.errors else 0
+        summary.replaced = sum(writer.replaced for writer in writers)
+    summary.report()
+    if summary.interruption:
+        raise summary.interruption
+    return EXIT_ERROR if summary.errors else 0
 
 
 def are_several(words: Sequence[str]) -> bool:
@@ -74,8 +74,8 @@ class NothingReadError(Exception):
     """No image could be read; each has been reported."""
 
 
-class Tally:
-    """Counts images and errors, and reports them. several: the command names more than one image."""
+class RunSummary:
+    """The numbers of images and errors of a run, which are reported at its end. several: it may have more than one image."""
 
     def __init__(self, several: bool):
         self.several = several
@@ -108,23 +108,23 @@ class Tally:
 
 def process(
     detector: Detector, images: inputs.Images, words: Sequence[str], args: Arguments, writers: Sequence[results.ResultWriter],
-    tally: Tally,
+    summary: RunSummary,
 ) -> None:  # fmt: skip
     """Detect objects in the images that words name, and hand the results to the writers."""
-    with inputs.progress_bar(shown=tally.several) as done:
-        total = images.total(words) if tally.several else None
-        tally.begin = time.perf_counter()
-        for path, img, scored in detected(detector, images.expand(words), args, tally.fail_image):
+    with inputs.progress_bar(shown=summary.several) as done:
+        total = images.total(words) if summary.several else None
+        summary.begin = time.perf_counter()
+        for path, img, scored in detect_images(detector, images.expand(words), args, summary.fail_image):
             objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
             result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
             for writer in writers:
                 writer.add(result)
-            tally.images += 1
-            tally.engine = detector.network.engine
-            done(tally.images + tally.errors, total)
+            summary.images += 1
+            summary.engine = detector.network.engine
+            done(summary.images + summary.errors, total)
 
 
-def detected(
+def detect_images(
     detector: Detector,
     images: Iterable[ImageSource],
     args: Arguments,

@@ -21,9 +21,10 @@ from ..image.formats import SUFFIXES
 from ..image_sources import base_folder, sources
 from ..io import download, resources
 from ..io.http import ALLOW_PRIVATE_URLS
+from ..io.text import portable_name
 from . import eprint
 from .arguments import FRACTION, Arguments, Flag
-from .outputs import FORBIDDEN, MAX_NAME, UniqueNames
+from .outputs import UniqueNames
 
 BACKEND = Flag(
     "backend", str, "auto",
@@ -182,7 +183,7 @@ class Images:
 def output_name(path: str, base: Path | None) -> str:
     """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
     if is_url(path):
-        name = FORBIDDEN.sub("_", unquote(urlsplit(path).path.rpartition("/")[2]))[:MAX_NAME] or "image"
+        name = portable_name(unquote(urlsplit(path).path.rpartition("/")[2])) or "image"
     else:
         name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
         name = os.path.basename(path) if name.startswith("..") else name

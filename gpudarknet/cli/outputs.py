@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import DataError
-from ..io.atomic import atomic_write, check_writable
+from ..io.atomic import atomic_write, check_writable, create_folder
+from ..io.text import cut_name
 
 STDOUT = "-"  # in place of a text file
-MAX_NAME = 200  # bytes of a class name in a file name, of the 255 that file systems allow
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]' if os.name == "nt" else r"[/\x00]")
 
 
@@ -31,8 +31,8 @@ def writable(out: str, read: Iterable[str] = ()) -> Path:
 def writable_folder(name: str) -> Path:
     """Return an output folder, which is created. Raises DataError if no file can be written to it."""
     folder = Path(name)
+    create_folder(folder, DataError)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as e:
@@ -44,9 +44,7 @@ def file_names(names: Sequence[str]) -> list[str]:
 
     Of names that become equal, those that had to be changed, or come later, are followed by the number of their class.
     """
-    clean = [
-        FORBIDDEN.sub("_", name).encode(errors="surrogateescape")[:MAX_NAME].decode(errors="ignore") for name in names
-    ]
+    clean = [cut_name(FORBIDDEN.sub("_", name)) for name in names]
     result: dict[int, str] = {}
     for k in sorted(range(len(names)), key=lambda k: clean[k] != names[k]):
         taken, name = {os.path.normcase(other) for other in result.values()}, clean[k]

@@ -21,6 +21,7 @@ from ..errors import DataError, ImageError
 from ..image.formats import SUFFIXES
 from ..image.video import BackgroundWriter
 from ..inference import ScoredBoxes
+from ..io.atomic import create_folder
 from . import eprint, formats
 from .arguments import Arguments, Flag, UsageError
 from .evaluate import COCO_IDS
@@ -167,10 +168,7 @@ def annotated(result: DetectedImage, thresh: float) -> image.Image:
 
 def write_image(path: Path, img: image.Image) -> None:
     """Write an image, and its folder if it is missing. Raises ImageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ImageError(f"{path.parent}: cannot be created ({e.strerror}); choose another folder") from None
+    create_folder(path.parent, ImageError)
     image.write(path, img)
 
 

@@ -1,14 +1,16 @@
-"""Reading text files that users write: cfg, .data, names, trees, lists, labels."""
+"""Reading text files that users write: cfg, .data, names, trees, lists, labels; and text as the name of a file."""
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DarknetError, DataError
 
 MAX_BYTES = 16 << 20  # the largest published cfg has 50 kB, the 22,000 names of ImageNet 0.7 MB
+MAX_NAME = 200  # bytes of a text in the name of a file, of the 255 that file systems allow
 
 
 def read_text(path: str | Path, error: type[DarknetError] = DataError, max_bytes: int = MAX_BYTES) -> str:
@@ -44,3 +46,13 @@ def iter_lines(path: str | Path, max_length: int) -> Iterator[str]:
                 yield line
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from None
+
+
+def portable_name(text: str) -> str:
+    """Return text with "-" for what some system does not allow in the name of a file, at most MAX_NAME bytes, maybe empty."""
+    return cut_name(re.sub(r'[\x00-\x1f<>:"/\\|?*]', "-", text)).strip(" .")
+
+
+def cut_name(text: str) -> str:
+    """Return the first MAX_NAME bytes of a text, without a partial character."""
+    return text.encode(errors="surrogateescape")[:MAX_NAME].decode(errors="ignore")
