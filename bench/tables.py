@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gpudarknet.backend import install_command
+
 from .columns import Range, Row, rows
 from .records import Record, machines, results
 
@@ -102,21 +104,19 @@ def advice(records: Sequence[Record]) -> list[str]:
                 group = groups.setdefault((size(r), r["batch"]), {})
                 group[backend, r["precision"]] = r["fps"]["median"]
     for (name, batch), fps in groups.items():
-        usual = fps.get(("numpy", "fp32"))
+        baseline = fps.get(("numpy", "fp32"))
         for precision in ("fp32", "bf16"):
             own = {key: value for key, value in fps.items() if key[1] == precision}
             best = max(own, key=own.__getitem__, default=("numpy", "fp32"))
-            if usual and own.get(best, 0) > NOISE * usual:
+            if baseline and own.get(best, 0) > NOISE * baseline:
                 flags = f"-backend {best[0]}" + (" -precision bf16" if precision == "bf16" else "")
                 rounded = ", with rounded results" if precision == "bf16" else ""
-                lines.append(f"{name}, batch {batch}: {own[best] / usual:.2f} times numpy's FPS{rounded}: {flags}")
+                lines.append(f"{name}, batch {batch}: {own[best] / baseline:.2f} times numpy's FPS{rounded}: {flags}")
     if lines:
         lines.append(
             "-backend fastest takes the fastest engine in fp32; `gpudarknet plan x.cfg -tune` measures it for a network"
         )
-    extras = {"openvino": "openvino", "onnxruntime": "cpu"}
-    lines += [f'{name} was not measured: pip install "gpudarknet[{extras[name]}]"' for name in sorted(missing)]
-    return lines
+    return lines + [f"{name} was not measured: {install_command(name)}" for name in sorted(missing)]
 
 
 def speed(records: Sequence[Record]) -> Grid:

@@ -314,8 +314,7 @@ def get(name: str | Backend = "auto") -> Backend:
     if requested in RUNTIMES:
         if missing := missing_package(requested):
             raise BackendError(
-                f"{source}: '{requested}' cannot run here: {missing} is not installed;"
-                f' pip install "gpudarknet[{RUNTIMES[requested][1]}]"'
+                f"{source}: '{requested}' cannot run here: {missing} is not installed; {install_command(requested)}"
             )
         return Backend(requested, np, executor=requested)
     why = why_no_cupy()
@@ -333,6 +332,11 @@ def missing_package(runtime: str) -> str | None:
     """Return the first package that an engine needs and that is not installed; None if it can run."""
     packages = RUNTIMES[runtime][0] if runtime in RUNTIMES else ()
     return next((name for name in packages if importlib.util.find_spec(name) is None), None)
+
+
+def install_command(runtime: str) -> str:
+    """Return the command that installs an engine."""
+    return f'pip install "gpudarknet[{RUNTIMES[runtime][1]}]"'
 
 
 def version(package: str) -> str | None:
@@ -432,7 +436,7 @@ def diagnose() -> list[tuple[str, str]]:
             rows.append((row, get(name).name))
         except BackendError as e:
             rows.append((row, str(e)))
-    rows.append(("faster", faster() or "nothing known that is not installed"))
+    rows.append(("faster", faster() or "nothing known; the fastest engine is in use"))
     why = why_no_cupy()
     if why is None:
         cupy = importlib.import_module("cupy")
@@ -465,7 +469,7 @@ def faster() -> str | None:
     if names := machine.gpus():
         return f"cupy on the {names[0]}: {why_no_cupy()}"
     if name == "numpy":
-        return 'openvino, on many CPUs: pip install "gpudarknet[openvino]", then backend="fastest"'
+        return f'openvino, on many CPUs: {install_command("openvino")}, then backend="fastest"'
     if os.environ.get(VARIABLE) in (name, "fastest"):
         return None
     return f'{name}, which is installed: backend="fastest", or {VARIABLE}=fastest'

@@ -54,7 +54,7 @@ def compile_program(
 def why_no_bf16() -> str | None:
     """Return why no engine computes in bf16 here; None if OpenVINO does."""
     missing = backends.missing_package("openvino")
-    return f'{missing} is not installed; pip install "gpudarknet[openvino]"' if missing else program.why_no_bf16()
+    return f"{missing} is not installed; {backends.install_command('openvino')}" if missing else program.why_no_bf16()
 
 
 def measure(network: Network, batch: int) -> tuple[str, str, dict[str, float]]:

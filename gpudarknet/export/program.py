@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..array import Arrays
-from ..backend import Backend, Executor, Program, machine, register_executor
+from ..backend import Backend, Executor, Program, install_command, machine, register_executor
 from ..backend.threads import thread_count
 from ..errors import BackendError
 from ..graph import Node
@@ -126,7 +126,7 @@ def import_openvino() -> Any:
         with no_telemetry():
             import openvino
     except ImportError as e:
-        raise BackendError(f'openvino: does not import ({e}); pip install "gpudarknet[openvino]"') from None
+        raise BackendError(f"openvino: does not import ({e}); {install_command('openvino')}") from None
     return openvino
 
 
