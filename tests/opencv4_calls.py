@@ -101,6 +101,25 @@ dnn.readNet('none')
 dnn.readNet('')
 dnn.readNet()
 dnn.readNet(5, 6)
+dnn.readNetFromDarknet(cfg + '\\0')
+dnn.readNetFromDarknet(np.str_(cfg), np.str_(weights))
+dnn.readNetFromDarknet((cfg, weights))
+dnn.readNetFromDarknet(memoryview(Path(cfg).read_bytes()))
+dnn.readNetFromDarknet(np.fromfile(cfg, np.uint8), None)
+dnn.readNetFromDarknet(np.repeat(np.fromfile(cfg, np.uint8), 2)[::2])
+a, b = copies('é ü.cfg', '日本.weights'); dnn.readNetFromDarknet(a, b)
+p = folder / 'x.cfg'; p.write_bytes(b'\\xef\\xbb\\xbf' + Path(cfg).read_bytes()); dnn.readNetFromDarknet(str(p))
+p = folder / 'x.cfg'; p.write_text('hello'); dnn.readNetFromDarknet(str(p))
+p = folder / 'x.cfg'; p.write_text('[net]'); dnn.readNetFromDarknet(str(p))
+p = folder / 'x.weights'; p.write_bytes(b'<html>' * 5000); dnn.readNetFromDarknet(cfg, str(p))
+n = header(1, 0, 0, 5, 0); n.setInput(x); n.forward()
+n = header(0, 3, 0, 5, 0); n.setInput(x); n.forward()
+a, b = copies('a.cfg', 'b.conv.137'); dnn.readNet(b, a)
+a, b = copies('a.cfg', 'b.onnx'); dnn.readNet(b, a)
+a, b = copies('a.prototxt', 'b.weights'); dnn.readNet(b, a)
+n = dnn.readNetFromDarknet(cfg); n.setInput(x); n.forward()
+n = sized('width=608'); n.setInput(x); n.forward()
+n = sized('width=100'); n.setInput(x); n.forward()
 """
 
 INPUT = """
@@ -171,6 +190,25 @@ net.setInputShape('data', (1, 3, 64, 96))
 net.setInputShape(inputName='data', shape=[1, 3, 32, 48])
 net.setInputShape('data', (1, 3, 32, 48)); net.setInput(x); net.forward()
 net.setInputShape('none', (1, 3, 32, 48))
+net.setInput(x[None]); net.forward('conv_0')
+net.setInput(np.zeros((0, 3, 64, 96), np.float32)); net.forward()
+net.setInput(np.asfortranarray(x)); net.forward('conv_0')
+net.setInput((x * 200).astype(np.int16)); net.forward('conv_0')
+net.setInput(x, scalefactor=0); net.forward('conv_0')
+net.setInput(x, '', -1.0, 0.1); net.forward('conv_0')
+net.setInput(np.concatenate([x, x]), '', 1, (0.1, 0.2, 0.3)); net.forward('conv_0')
+net.setInput(np.ones((1, 3, 65, 97), np.float32)); net.forward()
+net.setInput(np.ones((1, 3, 1, 1), np.float32)); net.forward('conv_0')
+net.setInput(x, 'data\\0x'); net.forward('conv_0')
+v2.setInput(np.concatenate([x, x[:, ::-1]])); v2.forward()
+classes.setInput(np.concatenate([x, x])[:, :, :, :64]); classes.forward()
+classes.setInput(x); classes.forward()
+n = dnn.readNetFromDarknet(cfg, weights); net.setInput(x); n.setInput(x / 2); (net.forward(), n.forward())
+net.setInputsNames('ab'); net.setInput(x, 'a'); net.forward('conv_0')
+net.setInputsNames({'data': 1})
+net.setInputsNames(np.array(1))
+net.setInputShape('data', {})
+net.setInputShape('data', (3, 64, 96))
 """
 
 FORWARD = """
@@ -229,6 +267,17 @@ net.setInput(x); net.forward('permute_13')
 net.setInput(x); net.forward('upsample_16')
 net.setInput(x); net.forward(); t, ticks = net.getPerfProfile(); (type(t).__name__, t > 0, ticks.shape, ticks.dtype.name)
 net.getPerfProfile()
+net.setInput(x); net.forward({'yolo_13': 1})
+net.setInput(x); net.forward(iter(['yolo_13']))
+net.setInput(x); net.forward(outBlobNames={'yolo_13'})
+net.setInput(x); net.forward('yolo_13\\0x')
+net.setInput(x); net.forward('YOLO_13')
+net.setInput(x); net.forward(net.getLayerNames()[-1:])
+net.setInput(x); [y.shape for y in net.forward(net.getLayerNames())]
+net.setInput(x); a = net.forward(); a[:] = 0; net.forward()
+net.setInput(x); net.forwardAndRetrieve({'yolo_13': 1})
+f, g = net.setInput, net.forward; f(x); g(outputName='yolo_13')
+dnn.Net.setInput(net, x); dnn.Net.forward(net)
 """
 
 LAYERS = """
@@ -263,6 +312,7 @@ net.getLayer(0).outputNameToIndex('data')
 net.getLayer(0).outputNameToIndex(outputName='_input')
 net.getLayer(1).outputNameToIndex('conv_0')
 net.getLayer(1).outputNameToIndex('none')
+net.getLayer(1).outputNameToIndex(5)
 net.setInputsNames(['im_info', 'data']); net.getLayer(0).outputNameToIndex('data')
 net.getLayer('conv_0').name
 net.getLayer('conv_0').type
@@ -328,6 +378,9 @@ net.registerOutput('boxes', net.getLayerId('yolo_13'), 0); net.setInput(x); net.
 net.registerOutput('yolo_19', net.getLayerId('yolo_19'), 0)
 net.registerOutput('yolo_19', net.getLayerId('yolo_19'), 0); net.getUnconnectedOutLayersNames()
 net.registerOutput('boxes', net.getLayerId('yolo_13'), 0); net.getLayer('boxes').type
+net.registerOutput('boxes', 34, 1.5)
+net.registerOutput('boxes', 34, 0); net.registerOutput('more', 34, 0); net.getUnconnectedOutLayersNames()
+net.registerOutput('boxes', net.getLayerId('yolo_13'), 0); detector(net).detect(frame, 0.6)
 net.registerOutput('boxes', net.getLayerId('yolo_13'), 0); net.getLayersShapes((1, 3, 64, 96))[2][-1]
 net.empty()
 net.getInputDetails()
@@ -355,6 +408,15 @@ net.getLayersShapes((1, 2, 64, 96))
 net.getLayersShapes((3, 64, 96))
 net.getLayersShapes()
 net.getLayersShapes(5)
+net.getLayersShapes({})
+net.getLayersShapes(np.array(2.5))
+net.getLayersShapes((0, 3, 64, 96))
+net.getLayersShapes((1, 3, 64, -96))
+net.getLayersShapes([(1, 3, 64, 96), (1, 3, 64, 96)])
+net.getLayersShapes((1, 3, 65, 97))[2][-1]
+net.getFLOPS({})
+net.getFLOPS((0, 3, 64, 96))
+net.getMemoryConsumption(np.array(2.5))
 net.getMemoryConsumption((1, 3, 64, 96))
 net.getMemoryConsumption((2, 3, 64, 96))
 net.getMemoryConsumption(netInputShape=(1, 3, 64, 96))
@@ -418,6 +480,7 @@ net.enableWinograd(useWinograd=False)
 net.enableWinograd('a')
 net.setHalideScheduler('')
 net.setHalideScheduler(scheduler='x')
+net.setHalideScheduler(5)
 dnn.getAvailableTargets(dnn.DNN_BACKEND_DEFAULT)
 dnn.getAvailableTargets(be=dnn.DNN_BACKEND_OPENCV)
 dnn.getAvailableTargets(dnn.DNN_BACKEND_CUDA)
@@ -435,6 +498,11 @@ dnn.Net().getLayer(0).name
 dnn.Net().getLayerId('conv_0')
 dnn.Net().getLayersCount('Region')
 dnn.Net().enableFusion(True)
+dnn.Net().setPreferableBackend(dnn.DNN_BACKEND_OPENCV)
+dnn.Net().setPreferableTarget(dnn.DNN_TARGET_CPU)
+dnn.Net().getLayersShapes((1, 3, 64, 96))
+dnn.DetectionModel(dnn.Net())
+net.setPreferableTarget(dnn.DNN_TARGET_VULKAN); net.setInput(x); net.forward()
 dnn.Net(5)
 isinstance(net, dnn.Net)
 isinstance(5, dnn.Net)
@@ -546,6 +614,37 @@ detector(v2).predict(frame)
 m = dnn.Model(v2); m.setInputParams(1 / 255, (96, 64), swapRB=True); m.predict(frame)
 m = dnn.DetectionModel(v2); v2.setInput(x); v2.forward()
 m = dnn.DetectionModel(classes); m.setInputSize(64, 64); m.detect(frame)
+detector(net).detect(frame[10:100, 20:120], 0.5)
+detector(net).detect(frame[:, ::-1], 0.5)
+detector(net).detect(frame[:, :, :1], 0.5)
+detector(net).detect(np.dstack([frame, frame[:, :, :1]]), 0.5)
+detector(net).detect(frame.astype(np.float32), 0.5)
+detector(net).detect(frame.astype(np.float64), 0.5)
+detector(net).detect(frame.astype(np.uint16), 0.5)
+detector(net).detect(frame > 100, 0.5)
+detector(net).detect(frame[None], 0.5)
+detector(net).detect([frame], 0.5)
+detector(net).detect(np.zeros((1, 1, 3), np.uint8))
+detector(net).detect(np.zeros((5, 0, 3), np.uint8))
+detector(net).detect(frame, -1)
+detector(net).detect(frame, 2, 0.4)
+detector(net).detect(frame, 0.5, float('nan'))
+detector(net).detect(frame, np.float32(0.5), np.float64(0))
+detector(net).detect(frame, conf_threshold=0.5)
+detector(net).detect(frame, 0.5, 0.4, 1)
+m = detector(net); m.setOutputNames(['yolo_13']); m.detect(frame, 0.5)
+m = detector(net); m.setOutputNames(['yolo_19', 'yolo_13']); m.detect(frame, 0.5)
+m = detector(net); m.setOutputNames(['conv_12']); m.detect(frame, 0.5)
+m = detector(net); m.setOutputNames(['conv_12', 'yolo_19']); m.detect(frame, 0.5)
+m = detector(net); m.setInputCrop(True); m.detect(frame, 0.5)
+m = detector(net); m.setInputMean(127.5); m.detect(frame, 0.5)
+m = dnn.Model(net); m.setInputSize(2**40, 64)
+m = dnn.Model(net); m.setInputSize(np.array(2.5))
+m = dnn.Model(net); m.setOutputNames(np.array(1))
+a, b = detector(net), detector(net); b.setInputSize(48, 32); (a.detect(frame, 0.5), b.detect(frame, 0.5), a.detect(frame, 0.5))
+m = detector(net); m.detect(frame, 0.5); net.forward()
+m = dnn.DetectionModel(read(two_heads)); m.setInputParams(1 / 255, (24, 16)); m.detect(frame, 0.3)
+m = type('M', (dnn.DetectionModel,), {})(weights, cfg); m.setInputParams(1 / 255, (96, 64)); m.detect(frame, 0.6)
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(frame)
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(frame=frame)
 m = dnn.ClassificationModel(classes); m.setInputSize(64, 64); m.classify(cv2.UMat(frame))
@@ -557,6 +656,15 @@ m = dnn.ClassificationModel(net); m.setInputSize(96, 64); m.classify(frame)
 
 KEYS = """
 run(yolo())
+run(yolo('thresh=1.5'))
+run(yolo(classes='classes=80', mask='mask=0'), filters=85)
+run(yolo(mask='mask=1,0'))
+run(yolo(mask='mask = 0,1,'))
+run(yolo(anchors='anchors = 4.5 , 5.25 , 8 , 9 '))
+run(yolo(), size=(40, 24), batch=3)
+run(two_heads)
+names(two_heads)
+outputs(two_heads)
 run(yolo('thresh=0'))
 run(yolo('thresh=0.5'))
 run(yolo('thresh=0.2'))
@@ -602,6 +710,32 @@ run(conv(activation='hard_mish'))
 run(conv(activation='none'))
 run(conv('batch_normalize=1'))
 run(conv('groups=1'))
+run(conv(filters='filters=6') + conv('groups=3', filters='filters=9'))
+run(conv('stride=3'))
+run(conv(pad='pad=0\\npadding=2'))
+run(conv(pad='pad=1\\npadding=0'))
+run(conv(pad='', size='size=1'))
+run(conv(size='size=4'))
+run(conv(activation=''))
+run(conv('antialiasing=1\\nstride=2'))
+run(conv() + '[maxpool]\\nsize=4\\nstride=4\\n')
+run(conv() + '[maxpool]\\nsize=1\\nstride=2\\n')
+run(conv() + '[dropout]\\n' + conv())
+run(conv() + '[softmax]\\n')
+run(conv() + '[upsample]\\nstride=2\\nscale=2\\n')
+run(conv() + '[reorg]\\nstride=2\\nreverse=1\\n')
+run(conv() + '[connected]\\noutput=3\\nactivation=leaky\\nbatch_normalize=1\\n')
+run(conv() + conv() + '[route]\\nlayers=-1,-1\\n')
+run(conv() + conv() + '[route]\\nlayers=-1\\ngroups=4\\ngroup_id=3\\n')
+run(conv() + conv() + '[route]\\nlayers=-1\\ngroups=2\\ngroup_id=2\\n')
+run(conv() + conv() + '[shortcut]\\nfrom=-1\\nactivation=mish\\n')
+run(conv() + conv() + '[shortcut]\\nfrom=-2\\nbeta=2\\nactivation=linear\\n')
+run(conv() + conv(activation='logistic') + '[sam]\\nfrom=-2\\n')
+run('[crop]\\ncrop_width=16\\ncrop_height=8\\nnoadjust=1\\n' + conv())
+run('[crop]\\ncrop_width=16\\ncrop_height=8\\n' + conv())
+run(conv(), net='width=24\\nwidth=48\\nheight=16\\nchannels=3')
+run(conv(), net='width=24\\nheight=16\\nchannels=4', channels=4)
+run(yolo(), net='width=24\\nheight=16\\nchannels=1', channels=1)
 run(conv('stride=2'))
 run(conv(pad='pad=0'))
 run(conv(pad='padding=1'))
@@ -714,12 +848,19 @@ net.addLayer('own', 'ReLU', 5, {})
 net.addLayerToPrev('own', 'ReLU', 5, {})
 type(net.quantize([x], cv2.CV_8S, cv2.CV_8S)).__name__
 """),
+    "a cfg whose sizes do not fit is refused; OpenCV looks at them in `forward` only": ("error", """
+n = sized('width=100'); n.setInput(x); n.forward()
+"""),
+    "without weights they are random; OpenCV has none": ("other", """
+n = dnn.readNetFromDarknet(cfg); n.setInput(x); n.forward()
+"""),
     "a file that cannot be written is reported": ("error", """
 net.setInput(x); net.dumpToFile(str(folder / 'none' / 'net.dot'))
 """),
     "the network runs on NumPy where OpenCV's build lacks the backend": ("other", """
 net.setPreferableBackend(dnn.DNN_BACKEND_INFERENCE_ENGINE)
 net.setPreferableBackend(dnn.DNN_BACKEND_CUDA); net.setPreferableTarget(dnn.DNN_TARGET_CUDA); net.setInput(x); net.forward()
+net.setPreferableTarget(dnn.DNN_TARGET_VULKAN); net.setInput(x); net.forward()
 """),
     "a constructor raises cv2.error too; OpenCV's bindings raise SystemError": ("error", """
 dnn.Net(5)
@@ -729,13 +870,14 @@ dnn.DetectionModel(None)
     "setters return the model; OpenCV's return its base class, which has no `detect`": ("other", """
 type(dnn.DetectionModel(net).setInputSize(96, 64)).__name__
 """),
-    "Darknet's defaults: all anchors, of 0.5; num=1; filters=1; stride=1 of [maxpool] and [reorg], stride=2 of [upsample]": (
-        "other", """
+    "Darknet's defaults: all anchors, of 0.5; num=1; filters=1; stride=1 of [maxpool] and [reorg], stride=2 of [upsample]; "
+    "activation=logistic": ("other", """
 run(yolo(mask=''))
 run(yolo(num=''))
 run(yolo(num='num=3'))
 run(yolo(anchors=''))
 run(conv(filters=''))
+run(conv(activation=''))
 run(conv() + '[maxpool]\\n')
 run(conv() + '[upsample]\\n')
 run(conv() + '[reorg]\\n')
@@ -753,6 +895,11 @@ run(conv() + '[avgpool]\\n[softmax]\\ngroups=2\\n')
 run(conv() + conv() + '[local]\\nsize=3\\nfilters=2\\n')
 run(conv() + conv() + '[reorg3d]\\nstride=2\\n')
 run(conv() + 'none\\n')
+run('[crop]\\ncrop_width=16\\ncrop_height=8\\n' + conv())
+run(conv() + conv() + '[shortcut]\\nfrom=-2\\nbeta=2\\nactivation=linear\\n')
+"""),
+    "the softmax of feature maps is over all values, as in Darknet; OpenCV's over the channels of each place": ("other", """
+run(conv() + '[softmax]\\n')
 """),
     "keys that OpenCV ignores": ("other", """
 run(conv() + conv('dilation=2'))
@@ -760,6 +907,10 @@ run(conv() + conv('stride_x=2\\nstride_y=1'))
 run(conv('binary=1'))
 run(conv() + '[maxpool]\\nmaxpool_depth=1\\nout_channels=2\\n')
 run(conv() + '[avgpool]\\n[softmax]\\ntemperature=2\\n')
+run(conv('antialiasing=1\\nstride=2'))
+run(conv() + '[upsample]\\nstride=2\\nscale=2\\n')
+run(conv() + '[reorg]\\nstride=2\\nreverse=1\\n')
+run(conv() + '[connected]\\noutput=3\\nactivation=leaky\\nbatch_normalize=1\\n')
 """),
     "[shortcut] adds all sources; OpenCV only the first": ("other", """
 run(conv() + conv() + conv() + '[shortcut]\\nfrom=-2,-3\\n')
@@ -793,6 +944,10 @@ def region(extra="", softmax="softmax=1", coords="coords=4"):
     return section("region", "anchors=1,1, 2,2", "classes=2", "num=2", coords, softmax, extra)
 
 
+two_heads = conv(filters="filters=14") + yolo() + section("route", "layers=-2") + conv(filters="filters=16")
+two_heads += yolo(classes="classes=3")
+
+
 def own_weights(text):
     """Return the weights of a cfg for `opencv4.weights_of`, or none for a cfg that is invalid."""
     from gpudarknet.errors import DarknetError
@@ -819,6 +974,18 @@ class Networks:
         net = self.read(text, **options)
         net.setInput(np.random.default_rng(1).random((batch, channels, *size[::-1]), np.float32))
         return net.forward(output)
+
+    def header(self, folder, cfg, weights, numbers):
+        """Read a network whose weights begin with these int32 numbers."""
+        path = folder / "header.weights"
+        path.write_bytes(np.array(numbers, "<i4").tobytes() + Path(weights).read_bytes()[20:])
+        return self.dnn.readNetFromDarknet(cfg, str(path))
+
+    def sized(self, folder, cfg, weights, width):
+        """Read a network whose cfg has another width."""
+        path = folder / "sized.cfg"
+        path.write_text(Path(cfg).read_text().replace("width=96", width))
+        return self.dnn.readNetFromDarknet(str(path), weights)
 
     def detector(self, net):
         model = self.dnn.DetectionModel(net)
@@ -858,7 +1025,9 @@ def answer(call, dnn, networks, folder):
         "x": cv2.dnn.blobFromImage(frame, 1 / 255.0, (96, 64), swapRB=True), "OPENCV_4": OPENCV_4,
         "copies": lambda *others: copies(folder, paths["tiny"], others), "detector": reading.detector, "first": reading.first,
         "run": reading.run, "names": reading.names, "outputs": reading.outputs, "shapes": reading.shapes,
-        "conv": conv, "yolo": yolo, "region": region,
+        "conv": conv, "yolo": yolo, "region": region, "two_heads": two_heads, "read": reading.read,
+        "header": lambda *numbers: reading.header(folder, *paths["tiny"], numbers),
+        "sized": lambda width: reading.sized(folder, *paths["tiny"], width),
     }  # fmt: skip
     tree = ast.parse(call)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import warnings
@@ -306,3 +307,20 @@ def test_a_model_can_be_subclassed(folder):
             self.setInputParams(1 / 255, (96, 64), swapRB=True)
 
     assert len(Detector("tiny").detect(opencv4.scene())) == 3
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"]
+)
+def test_networks_and_models_can_be_copied(net, duplicate):
+    model = dnn.DetectionModel(net)
+    model.setInputParams(1 / 255, (96, 64), swapRB=True)
+    net.setInput(blob())
+    names = net.getLayerNames()
+    before, other_net, other_model = net.forward(names), duplicate(net), duplicate(model)
+    found = model.detect(opencv4.scene(), 0.5)
+    net.setParam("conv_0", 0, net.getParam("conv_0") * 0)
+    for ours, theirs in zip(other_net.forward(names), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(other_model.detect(opencv4.scene(), 0.5), found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)

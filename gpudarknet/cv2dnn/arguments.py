@@ -50,21 +50,19 @@ def bind(args: Sequence[Any], kwargs: Mapping[str, Any], form: Form) -> dict[str
 
 
 def text(value: Any) -> str:
-    """Convert a name or a path."""
+    """Convert a name or a path, up to its first NUL, as OpenCV does."""
     if value is None:
         return ""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise ArgumentError(f"must be a string or a path, not {kind(value)}")
-    return os.fsdecode(value)
+    return os.fsdecode(value).partition("\0")[0]
 
 
 def texts(value: Any) -> tuple[str, ...]:
     """Convert a list of names. A single name is a list of its letters, as in OpenCV; no layer has such a name."""
     if value is None:
         return ()
-    if isinstance(value, (bytes, int, float)) or not hasattr(value, "__iter__"):
-        raise ArgumentError(f"must be a list of strings, not {kind(value)}")
-    return tuple(text(item) for item in value)
+    return tuple(text(item) for item in (value if isinstance(value, str) else items(value)))
 
 
 def integer(value: Any) -> int:
@@ -73,6 +71,8 @@ def integer(value: Any) -> int:
         return 0
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise ArgumentError(f"must be an integer, not {kind(value)}")
+    if not -(2**31) <= value < 2**31:
+        raise ArgumentError(f"must be an integer of 32 bits, not {value}")
     return int(value)
 
 
@@ -130,7 +130,7 @@ def blobs(value: Any) -> list[Any]:
 
 def items(value: Any, length: int | None = None) -> Sequence[Any]:
     """Return the items of a sequence, checking its length."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__") or getattr(value, "ndim", 1) == 0:
         raise ArgumentError(f"must be a sequence, not {kind(value)}")
     if length is not None and len(value) != length:
         raise ArgumentError(f"must have {length} items, not {len(value)}")

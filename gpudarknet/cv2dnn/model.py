@@ -179,18 +179,14 @@ class DetectionModel(Model):
             raise NetError(
                 f"detect: the last layer, {last.name}, is no [yolo] or [region]; use predict or ClassificationModel"
             )
-        rows = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs])
-        H, W = np.shape(frame)[
-            :2
-        ]  # with setInputCrop too, as in OpenCV, although boxes then refer to the cropped image
-        scores = rows[:, 5:].max(axis=1)
-        rows, scores = rows[scores >= confidence], scores[scores >= confidence]
-        classes = rows[:, 5:].argmax(axis=1).astype(np.int32)
-        boxes = to_pixels(rows[:, :4], W, H)
-        kept = self._nms(classes, scores, boxes, confidence, nms)
-        if not len(kept):
+        H, W = frame.shape[:2]  # with setInputCrop too, as in OpenCV, although boxes then refer to the cropped image
+        found = [best(y, confidence) for y in outputs if y.ndim == 2]  # OpenCV finds no rows in feature maps
+        if not any(len(scores) for _, scores, _ in found):
             return (), (), ()
-        return classes[kept], scores[kept], boxes[kept]
+        classes, scores, relative = map(np.concatenate, zip(*found, strict=True))
+        boxes = to_pixels(relative, W, H)
+        kept = self._nms(classes, scores, boxes, confidence, nms)
+        return (classes[kept], scores[kept], boxes[kept]) if len(kept) else ((), (), ())
 
     def _nms(self, classes: Any, scores: Any, boxes: Any, confidence: float, nms: float) -> np.ndarray:
         """Return the indices of the boxes that NMS keeps, in OpenCV's order."""
@@ -203,7 +199,7 @@ class DetectionModel(Model):
         for group in groups:
             chosen = cv2.dnn.NMSBoxes(boxes[group].tolist(), scores[group].tolist(), confidence, nms)
             kept.append(group[np.asarray(chosen, int).reshape(-1)])
-        return np.concatenate(kept) if kept else np.arange(0)
+        return np.concatenate(kept)
 
 
 @raises_opencv_errors
@@ -232,6 +228,14 @@ class ClassificationModel(Model):
             y = e / e.sum()
         best = int(y.argmax())
         return best, float(y[best])
+
+
+def best(rows: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the best class (K,), its score (K,) and the box (K, 4) of the rows whose score is at least `confidence`."""
+    probs = rows[:, 5:]
+    scores = probs.max(axis=1)
+    kept = scores >= confidence
+    return probs[kept].argmax(axis=1).astype(np.int32), scores[kept], rows[kept, :4]
 
 
 def to_pixels(boxes: np.ndarray, W: int, H: int) -> np.ndarray:

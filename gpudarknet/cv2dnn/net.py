@@ -106,10 +106,8 @@ class Layer(metaclass=Replacement):
 
     def outputNameToIndex(self, outputName: str) -> int:
         """Return the index of an output: 0, or for layer 0 the position of the input's name, -1 for other names."""
-        if self._id:
-            return 0
-        names = self._net._input_names
-        return names.index(name) if (name := text(outputName)) in names else -1
+        name, names = text(outputName), self._net._input_names
+        return 0 if self._id else names.index(name) if name in names else -1
 
     def empty(self) -> bool:
         """Return False."""
@@ -335,7 +333,8 @@ class Net(metaclass=Replacement):
 
     def registerOutput(self, outputName: str, layerId: int, outputPort: int) -> int:
         """Give a layer's output a name, as an Identity layer that reads it; return the id of that layer."""
-        name, source = text(outputName), self._id("registerOutput", integer(layerId))
+        name, _ = text(outputName), integer(outputPort)
+        source = self._id("registerOutput", integer(layerId))
         if not source:
             raise NetError("registerOutput: layer 0 has no output")
         if self._layers[source - 1].name != name:
@@ -443,9 +442,13 @@ class Net(metaclass=Replacement):
 
     def _shapes(self, method: str, values: dict[str, Any]) -> tuple[list[tuple[int, ...]], Sequence[Node]]:
         """Return the shape of every layer's output for the input shape among a call's values, and the sections."""
-        net, shape = self._network, values.get("netInputShape") or values["netInputShapes"][0]
-        if len(shape) != 4 or shape[1] != net.channels:
-            raise NetError(f"{method}: the input shape is {shape}; this network expects (N, {net.channels}, H, W)")
+        net = self._network
+        given = values["netInputShapes"] if "netInputShapes" in values else [values["netInputShape"]]
+        shape: tuple[int, ...] = given[0] if len(given) == 1 else ()
+        if len(shape) != 4 or shape[1] != net.channels or min(shape) < 1:
+            raise NetError(
+                f"{method}: the input is {given}; this network expects one of shape (N, {net.channels}, H, W)"
+            )
         nodes = net.nodes
         if shape[2:] != (net.height, net.width):
             nodes = build(replace(net.config, net=replace(net.config.net, height=shape[2], width=shape[3])))
@@ -523,7 +526,9 @@ class Net(metaclass=Replacement):
     def _move(self) -> None:
         gpu = self._preferable["backend"] == DNN_BACKEND_CUDA or self._preferable["target"] in CUDA_TARGETS
         inference_engine = self._preferable["backend"] == DNN_BACKEND_INFERENCE_ENGINE
-        net = self._network
+        net = self._loaded
+        if net is None:
+            return
         try:
             be = backends.get("cupy" if gpu else "openvino" if inference_engine else "auto")
             if not gpu and be.name == "cupy":
@@ -545,6 +550,7 @@ class Net(metaclass=Replacement):
 
     def setHalideScheduler(self, scheduler: str) -> None:
         """No-op: there is no Halide."""
+        text(scheduler)
 
     # What a Darknet network does not have
 

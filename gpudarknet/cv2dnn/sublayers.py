@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,12 @@ def route(layer: Route) -> tuple[str, str]:
 
 def take(layer: Route, part: int) -> Compute:
     """Return a function that takes a group of the channels of one source of a [route]."""
-    one = replace(layer, layers=layer.layers[part : part + 1])
-    return lambda be, w, xs: one.forward(be, w, xs[part], ctx=ForwardContext())[0]
+    return partial(run_part, replace(layer, layers=layer.layers[part : part + 1]), part)
+
+
+def run_part(layer: Route, part: int, be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
+    """Run a [route] on one of its sources."""
+    return layer.forward(be, w, xs[part], ctx=ForwardContext())[0]
 
 
 def permute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
@@ -150,14 +155,14 @@ def permute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
 def up_to(layer: Layer, **fields: Any) -> Compute:
     """Return a function that runs a layer without its activation; with batch_normalize=0, without its batch norm too."""
     fields = {k: v for k, v in {"activation": "linear", "antialiasing": 0, **fields}.items() if hasattr(layer, k)}
-    truncated = replace(layer, **fields)
+    return partial(run_truncated, replace(layer, **fields))
 
-    def compute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
-        if "scale" in w and "batch_normalize" in fields:  # the bias comes after the batch norm
-            w = {**w, "bias": be.zeros(w["bias"].shape)}
-        return truncated.forward(be, w, *xs, ctx=ForwardContext())[0]
 
-    return compute
+def run_truncated(layer: Layer, be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
+    """Run a layer, without its bias if its batch norm, which precedes the bias, is left out."""
+    if "scale" in w and not getattr(layer, "batch_normalize", 1):
+        w = {**w, "bias": be.zeros(w["bias"].shape)}
+    return layer.forward(be, w, *xs, ctx=ForwardContext())[0]
 
 
 def output_shape(node: Node, layer: Sublayer, batch: int) -> tuple[int, ...]:
