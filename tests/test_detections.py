@@ -299,6 +299,10 @@ def test_the_default_name_is_that_of_the_image(pixels, here):
     assert Detections(ITEMS, names=NAMES, source="photo.png").save() == "results_photo.png"
     url = Detections(ITEMS, names=NAMES, source="http://host/get?id=3", pixels=pixels)
     assert url.save() == "results_get.jpg"
+    if sys.platform == "linux":  # names of files are UTF-8 or UTF-16 elsewhere; OpenCV crashes on others
+        name = os.fsdecode(b"caf\xe9.png")
+        image.write(name, pixels)
+        assert Detections(ITEMS, names=NAMES, source=name).save() == f"results_{name}"
 
 
 def test_save_crop(found, pixels, here):

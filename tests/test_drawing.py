@@ -95,6 +95,12 @@ def test_draw_survives_any_image_and_box(H, W, box, C):
     assert image.draw(gray(H, W, C), seen).shape == (H, W, 3)
 
 
+def test_labels_that_are_not_utf8():
+    """OpenCV crashes on them."""
+    drawn = [image.draw(gray(40, 80), [Box(label, 3, 0.5, (10, 20, 30, 10))]) for label in ("caf\udce9", "caf?")]
+    assert np.array_equal(*drawn)
+
+
 def test_draw_of_nothing_is_a_copy():
     img = gray(5, 7)
     assert not np.shares_memory(image.draw(img, iter(())), img)

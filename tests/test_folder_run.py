@@ -18,6 +18,7 @@ import tiny
 from gpudarknet import image
 from gpudarknet.cli import main
 from gpudarknet.cli.outputs import UniqueNames, joined
+from gpudarknet.errors import ImageError
 
 TEST = ["detector", "test", "tiny.data", "tiny.cfg", "tiny.weights"]
 
@@ -266,6 +267,20 @@ def test_lines_of_standard_input_are_answered_one_by_one(monkeypatch):
         monkeypatch.setattr(sys, "stdout", file)
         assert main(TEST) == 0
     assert asked == [0, 1, 3] and Path("predictions.jpg").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 or UTF-16 elsewhere")
+def test_names_that_are_not_utf8(capsys):
+    """As an archive from another system unpacks them; OpenCV crashes on such strings."""
+    names = [b"caf\xe9", b"\xff.\xfe"]
+    for name in names:
+        shutil.copy("tiny.png", b"pics/sub/" + name + b".png")
+    image.check(os.fsdecode(b"pics/sub/caf\xe9.png"))
+    assert main([*TEST, "pics/sub", "-out_dir", "found", "-crops", "crops", "-csv", "x.csv", "-save_labels"]) == 0
+    assert {os.fsencode(path).removesuffix(b".jpg") for path in tree("found")} == {b"a", *names}
+    assert len(tree("crops")) == 9 and Path("x.csv").read_bytes().count(b"caf\xe9.png") == 3
+    with pytest.raises(ImageError, match="cannot write"):
+        image.write(os.fsdecode(b"x.p\xffng"), tiny.image())
 
 
 def test_lines_of_standard_input_as_windows_pipes_them(capsys, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -222,6 +223,16 @@ def test_demo(folder, tmp_path, capsys):
 def test_demo_writes_json_to_standard_output(folder, capsys):
     assert demo(folder, folder / "film.avi", "-jsonl", "-", "-s", "5") == 0
     assert [json.loads(line)["frame_id"] for line in capsys.readouterr().out.splitlines()] == [1, 7, 13]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 or UTF-16 elsewhere")
+def test_names_that_are_not_utf8(folder, tmp_path):
+    """OpenCV crashes on them."""
+    path = os.fsencode(tmp_path / "caf") + b"\xe9.avi"
+    shutil.copy(folder / "film.avi", path)
+    for opened in (lambda: video.Reader(path), lambda: video.VideoWriter(os.fsdecode(path), 25)):
+        with pytest.raises(ImageError, match=r"its name is not UTF-8, so OpenCV cannot open it; rename it$"):
+            opened()
 
 
 @pytest.mark.parametrize("flag", ["-out_filename", "-jsonl"])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import boxes
+from ..io.text import valid_utf8
 
 Color = tuple[int, int, int]
 DetectionTuple = tuple[Any, Any, tuple[float, float, float, float]]  # label, confidence, (center x, y, width, height)
@@ -92,7 +93,7 @@ def draw_boxes(detections: Sequence[DetectionTuple], image: np.ndarray, colors: 
     for label, confidence, bbox in detections:
         left, top, right, bottom = bbox2points(bbox)
         cv2.rectangle(image, (left, top), (right, bottom), colors[label], 1)
-        text = f"{label} [{float(confidence):.2f}]"
+        text = valid_utf8(f"{label} [{float(confidence):.2f}]")
         cv2.putText(image, text, (left, top - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colors[label], 2)
     return image
 

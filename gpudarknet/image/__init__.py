@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import DownloadError, ImageError, ImageWarning
 from ..io.atomic import atomic_write
+from ..io.text import valid_utf8
 from . import formats
 from .arrays import to_numpy
 from .drawing import color as color
@@ -103,8 +104,9 @@ def decode(data: bytes, channels: int = 3, name: str = "image") -> Image:
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ImageError of `read` if a file is missing, empty, damaged or of an unknown format, without decoding it."""
     form = _checked(_content(Path(path)), os.fspath(path))
-    if not opencv().haveImageReader(os.fspath(path)):
-        raise _unreadable(form, os.fspath(path))
+    name = os.fspath(path)
+    if name == valid_utf8(name) and not opencv().haveImageReader(name):
+        raise _unreadable(form, name)
 
 
 def write(path: str | os.PathLike[str], image: Image) -> None:
@@ -112,7 +114,7 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
     cv2 = opencv()
 
     path = Path(path)
-    if not cv2.haveImageWriter(path.name):
+    if not cv2.haveImageWriter(valid_utf8(path.name)):
         raise ImageError(f"{path}: OpenCV cannot write {path.suffix!r} images; use .jpg or .png")
     bgr = image[:, :, ::-1] if image.ndim == 3 else image
     try:

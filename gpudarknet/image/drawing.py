@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
+from ..io.text import valid_utf8
 
 Image = NDArray[np.uint8]
 
@@ -89,6 +90,7 @@ def _label(canvas: Image, text: str, x: int, y: int, thickness: int, background:
     font = cv2.FONT_HERSHEY_SIMPLEX
     scale = max(0.4, (W + H) / 2200)
     weight = max(1, round(scale * 1.6))
+    text = valid_utf8(text)
     (width, _), _ = cv2.getTextSize(text, font, scale, weight)
     (_, height), below = cv2.getTextSize("Ag", font, scale, weight)  # the same height for every text
     margin = max(2, round(height / 4))

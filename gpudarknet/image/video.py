@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..io.atomic import atomic_write
+from ..io.text import valid_utf8
 
 QUEUE_SIZE = 4  # frames
 POLL_INTERVAL = 0.1  # seconds between two checks whether a waiting thread should stop
@@ -56,6 +57,7 @@ class Reader:
 
         self.source = os.fsdecode(source) if isinstance(source, bytes | os.PathLike) else str(source)
         self.skip = skip
+        _check_name(self.source)
         self.live = self.source.isdecimal() or "://" in self.source or Path(self.source).is_char_device()
         if not self.live:
             _check_files(Path(self.source))
@@ -126,6 +128,12 @@ class Reader:
             self.dropped += 1
         except queue.Empty:  # the consumer was faster
             pass
+
+
+def _check_name(name: str) -> None:
+    """Raise ImageError for a name that OpenCV cannot open."""
+    if name != valid_utf8(name):
+        raise ImageError(f"{name}: its name is not UTF-8, so OpenCV cannot open it; rename it")
 
 
 def _check_files(path: Path) -> None:
@@ -201,6 +209,7 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, fps: float):
         self.path, self.fps = Path(path), fps
+        _check_name(str(path))
         if self.path.suffix not in CODECS:
             raise ImageError(f"{path}: unknown video format; use {', '.join(CODECS)}")
         if not self.path.parent.is_dir():

@@ -56,3 +56,8 @@ def portable_name(text: str) -> str:
 def cut_name(text: str) -> str:
     """Return the first MAX_NAME bytes of a text, without a partial character."""
     return text.encode(errors="surrogateescape")[:MAX_NAME].decode(errors="ignore")
+
+
+def valid_utf8(text: str) -> str:
+    """Return text with ? for what UTF-8 cannot encode, such as undecodable bytes of a file's name; OpenCV crashes on it."""
+    return text.encode(errors="replace").decode()
