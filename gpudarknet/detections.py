@@ -28,7 +28,7 @@ from . import boxes
 from .errors import DarknetError, DataError, ImageError
 from .image import Image, as_image, draw, is_url, opencv, write
 from .io.atomic import atomic_write, create_folder, unused_path
-from .io.text import portable_name, valid_utf8
+from .io.text import portable_name
 
 PREVIEW = (320, 1024)  # pixels: limits of the longer side of the picture in a notebook
 PREVIEW_ROWS = 20  # of the table in a notebook
@@ -214,7 +214,7 @@ class Detections(list[Detection]):
             write(filename, plotted)
             return os.fspath(filename)
         name = f"results_{self._file_name}"
-        path = Path(name if opencv().haveImageWriter(valid_utf8(name)) else Path(name).with_suffix(".jpg"))
+        path = Path(name if opencv().haveImageWriter(name) else Path(name).with_suffix(".jpg"))
         with unused_path(path, DataError) as unused:
             write(unused, plotted)
         return str(unused)
