@@ -260,6 +260,6 @@ def sha256(path: Path) -> str:
     """Return a file's sha256, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
