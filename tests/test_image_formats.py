@@ -409,9 +409,9 @@ def test_huge_claims_are_refused_from_the_header(undecoded, monkeypatch, name):
         f"image of {len(data)} bytes: claims to have 10000 x 9000 pixels, too many for a file of {len(data)} bytes;"
         f" download or save it again, {remedy}"
     )
-    assert formats.check(CLAIMS[name](600, 400)).size(CLAIMS[name](600, 400)) == (600, 400)
+    assert formats.check(CLAIMS[name](600, 400), "image").size(CLAIMS[name](600, 400)) == (600, 400)
     monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**29))
-    assert formats.check(CLAIMS[name](20000, 16000)).size(CLAIMS[name](20000, 16000)) == (20000, 16000)
+    assert formats.check(CLAIMS[name](20000, 16000), "image").size(CLAIMS[name](20000, 16000)) == (20000, 16000)
     monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "100")
     assert "claims to have 60 x 40 pixels, more than 100;" in error_of(image.as_image, JPEG)
 
@@ -468,7 +468,7 @@ def test_damaged_files_are_read_or_are_errors(name, capfd):
             except ImageError as error:
                 assert "\n" not in str(error)
             else:
-                W, H = formats.check(bytes(damaged)).size(bytes(damaged))
+                W, H = formats.check(bytes(damaged), "image").size(bytes(damaged))
                 assert out.shape in ((H, W, 3), (W, H, 3))
 
 

@@ -11,7 +11,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
     """
     if is_url(path):
         return _decode_url(str(path), channels)
-    return decode(_content(Path(path)), channels, os.fspath(path))
+    return decode(_file_content(Path(path)), channels, os.fspath(path))
 
 
 def decode(data: bytes, channels: int = 3, name: str = "image") -> Image:
@@ -74,7 +74,7 @@ def decode(data: bytes, channels: int = 3, name: str = "image") -> Image:
     cv2 = opencv()
     if channels not in (1, 3):
         raise ImageError(f"{name}: cannot be read with {channels} channels; use 3 (RGB) or 1 (gray)")
-    form = _checked(data, name)
+    form = formats.check(data, name)
     truncated = form.name == "JPEG" and formats.is_truncated_jpeg(data)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     if truncated:
@@ -103,7 +103,7 @@ def decode(data: bytes, channels: int = 3, name: str = "image") -> Image:
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ImageError of `read` if a file is missing, empty, damaged or of an unknown format, without decoding it."""
-    form = _checked(_content(Path(path)), os.fspath(path))
+    form = formats.check(_file_content(Path(path)), os.fspath(path))
     name = os.fspath(path)
     if name == valid_utf8(name) and not opencv().haveImageReader(name):
         raise _unreadable(form, name)
@@ -165,7 +165,7 @@ def as_image(source: Any, channels: int = 3) -> Image:
 # Content of files
 
 
-def _content(path: Path) -> bytes:
+def _file_content(path: Path) -> bytes:
     """Return the bytes of a file that begins like an image. Raises ImageError."""
     limit = formats.MAX_PIXEL_BYTES * formats.max_pixels()
     try:
@@ -176,7 +176,7 @@ def _content(path: Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(formats.HEAD)
             if head:
-                _named(path, formats.identify, head)
+                formats.identify(head, str(path))
             data = head + file.read(min(limit, os.fstat(file.fileno()).st_size))  # allocates what it is asked for
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
@@ -214,21 +214,6 @@ def _stream_content(file: Any) -> bytes:
 def _stream_name(file: Any) -> str:
     name = getattr(file, "name", None)
     return name if isinstance(name, str) and name else "image"
-
-
-def _checked(data: bytes, name: str) -> formats.Format:
-    """Return the format of a file. Raises ImageError if its first bytes and header are not those of a readable image."""
-    if not data:
-        raise ImageError(f"{name}: is empty; use a JPEG, PNG or BMP file")
-    return _named(name, formats.check, data)
-
-
-def _named(name: str | Path, check: Callable[[bytes], formats.Format], data: bytes) -> formats.Format:
-    """Return check(data); put the name before the message of an ImageError."""
-    try:
-        return check(data)
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
 
 
 def _unreadable(form: formats.Format, name: str) -> ImageError:

@@ -47,10 +47,7 @@ def is_array(source: Any) -> bool:
 def _from_pil(source: Any) -> NDArray[np.uint8]:
     """Convert a PIL image as `read` reads its file: orientation applied, alpha dropped, 16 bits reduced to 8."""
     name = getattr(source, "filename", "") or "image"
-    try:
-        formats.check_pixels(*source.size)  # before it is loaded
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
+    formats.check_pixels(name, *source.size)  # before it is loaded
     mode = source.mode
     if mode in ("I", "F"):
         raise ImageError(f"{name}: PIL mode {mode} has no fixed range; scale it to 0..255 as mode L first")

@@ -41,16 +41,16 @@ class Format:
 AGAIN = "download or save the file again"
 
 
-def identify(head: bytes) -> Format:
-    """Return the format of a file that starts with these HEAD bytes. Raises ImageError, whose message lacks the file."""
+def identify(head: bytes, name: str) -> Format:
+    """Return the format of a file that starts with these HEAD bytes; `name` is used in messages. Raises ImageError."""
     for each in FORMATS:
         if each.magic.match(head):
             return each
     for magic, answer in OTHERS:
         if magic.match(head):
-            raise ImageError(answer)
+            raise ImageError(f"{name}: {answer}")
     names = list(dict.fromkeys(each.name for each in FORMATS))
-    raise ImageError(f"is not an image that OpenCV can read; use {', '.join(names[:-1])} or {names[-1]}")
+    raise ImageError(f"{name}: is not an image that OpenCV can read; use {', '.join(names[:-1])} or {names[-1]}")
 
 
 def max_pixels() -> int:
@@ -59,33 +59,34 @@ def max_pixels() -> int:
     return int(given) if given.isdecimal() else MAX_PIXELS
 
 
-def check_pixels(W: int, H: int, plausible: float = float("inf"), length: int = 0) -> None:
+def check_pixels(name: str, W: int, H: int, plausible: float = float("inf"), length: int = 0) -> None:
     """Raise ImageError if a size is 0, above `max_pixels`, or above what a file of `length` bytes can mean."""
     if W < 1 or H < 1:
-        raise ImageError(f"claims to have {W} x {H} pixels; use an image that has some")
+        raise ImageError(f"{name}: claims to have {W} x {H} pixels; use an image that has some")
     if W * H > max_pixels():
         why, remedy = f"more than {max_pixels()}", "scale it down"
     elif W * H > plausible and not os.environ.get(LIMIT_VARIABLE):
         why, remedy = f"too many for a file of {length} bytes", "download or save it again"
     else:
         return
-    raise ImageError(f"claims to have {W} x {H} pixels, {why}; {remedy}, or set {LIMIT_VARIABLE}")
+    raise ImageError(f"{name}: claims to have {W} x {H} pixels, {why}; {remedy}, or set {LIMIT_VARIABLE}")
 
 
-def check(data: bytes) -> Format:
+def check(data: bytes, name: str) -> Format:
     """Return the format of a file.
 
-    Raises ImageError, whose message lacks the file, if it is of no format of the table, has no size or one that is too large,
-    or is a damaged PNG file.
+    Raises ImageError if it is empty, of no format of the table, has no size or one that is too large, or is a damaged PNG file.
     """
-    form = identify(data[:HEAD])
+    if not data:
+        raise ImageError(f"{name}: is empty; use a JPEG, PNG or BMP file")
+    form = identify(data[:HEAD], name)
     if form.name == "PNG":
-        _check_chunks(data)
+        _check_chunks(data, name)
     try:
         W, H = form.size(data)
     except (struct.error, IndexError, ValueError, OverflowError):
-        raise ImageError(f"this {form.name} file has no size (truncated or damaged); {AGAIN}") from None
-    check_pixels(W, H, form.free + form.per_byte * len(data), len(data))
+        raise ImageError(f"{name}: this {form.name} file has no size (truncated or damaged); {AGAIN}") from None
+    check_pixels(name, W, H, form.free + form.per_byte * len(data), len(data))
     return form
 
 
@@ -139,16 +140,16 @@ def _png_size(data: bytes) -> Size:
     return W, H
 
 
-def _check_chunks(data: bytes) -> None:
+def _check_chunks(data: bytes, name: str) -> None:
     """Raise ImageError if a PNG file is truncated or damaged: libpng refuses it too, but prints, or reads it partly."""
     at, kind = 8, b""
     while kind != b"IEND":  # a chunk: content length, type, content, CRC of type and content
         kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
         if end + 4 > len(data):
-            raise ImageError(f"is truncated; {AGAIN}")
+            raise ImageError(f"{name}: is truncated; {AGAIN}")
         critical = not kind[0] & 0x20 and kind != b"IEND"  # decoders may ignore ancillary chunks
         if critical and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise ImageError(f"is damaged at byte {at}; {AGAIN}")
+            raise ImageError(f"{name}: is damaged at byte {at}; {AGAIN}")
         at = end + 4
 
 

@@ -62,7 +62,7 @@ def read_url(url: str, max_bytes: int = MAX_BYTES, allow_private: bool = False, 
         with open_url(url, allow_private=allow_private, timeout=timeout) as response:
             if (response.length or 0) > max_bytes:
                 raise too_large
-            for chunk in content(response):
+            for chunk in iter_content(response):
                 data += chunk
                 if len(data) > max_bytes:
                     raise too_large
@@ -91,7 +91,7 @@ def open_url(
     headers = headers or {}
     request = make_request(url, headers)
     for _ in range(MAX_REDIRECTS + 1):
-        with explained():
+        with translated_errors():
             response = opener.open(request, timeout=timeout)
         with response:
             if response.status in REDIRECTS and response.headers["Location"]:
@@ -104,10 +104,10 @@ def open_url(
     raise TransferError(f"redirects more than {MAX_REDIRECTS} times")
 
 
-def content(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def iter_content(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """Yield the content of an answer as it arrives. Raises TransferError, also if it ends early."""
     left: float = math.inf if response.length is None else response.length
-    with explained():
+    with translated_errors():
         while left:
             data = response.read1(int(min(left, CHUNK)))
             left -= len(data)
@@ -222,7 +222,7 @@ def is_public(address: str) -> bool:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """Raise a TransferError for what goes wrong in a connection."""
     try:
         yield

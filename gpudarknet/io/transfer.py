@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from .http import TransferError, content, open_url
+from .http import TransferError, iter_content, open_url
 
 Progress = Callable[[int, int], None]  # (bytes so far, total bytes or 0)
 
@@ -55,7 +55,7 @@ def attempt(url: str, path: Path, sizes: Collection[int], progress: Progress | N
         if not start:
             file.truncate()
         done = file.seek(start)
-        for data in content(response):
+        for data in iter_content(response):
             if done + len(data) > max(sizes):
                 file.truncate(0)
                 raise TransferError(f"has more than {max(sizes)} bytes")
