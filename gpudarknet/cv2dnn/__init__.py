@@ -23,8 +23,9 @@ import cv2
 
 from . import constants
 from .constants import getAvailableTargets
+from .layer import Layer
 from .model import ClassificationModel, DetectionModel, Model
-from .net import Layer, Net
+from .net import Net
 from .read import readNet, readNetFromDarknet
 from .replacement import CLASSES, FUNCTIONS
 

@@ -13,7 +13,7 @@ from .arguments import REQUIRED, flag, integer, kind, number, resolve, scalar, s
 from .errors import ArgumentError, NetError, opencv_errors, raises_opencv_errors
 from .net import Net
 from .read import path, readNet
-from .replacement import CLASSES, OPENCV, Replacement
+from .replacement import CLASSES, OPENCV, ReplacementMeta
 
 Scalar = tuple[float, float, float, float]
 
@@ -35,7 +35,7 @@ SIZE_FORMS = (
 )
 
 
-class ModelType(Replacement):
+class ModelMeta(ReplacementMeta):
     """The type of models: a model of a network that is OpenCV's, such as one read from ONNX, is OpenCV's."""
 
     @opencv_errors
@@ -49,7 +49,7 @@ class ModelType(Replacement):
 
 
 @raises_opencv_errors
-class Model(metaclass=ModelType):
+class Model(metaclass=ModelMeta):
     """A network with its preprocessing: Model(model, config="") reads files as readNet does, Model(network) takes a Net.
 
     Images are uint8 (H, W, 3) in OpenCV's channel order, BGR, as arrays or cv2.UMat. The methods that set something return

@@ -11,7 +11,7 @@ FUNCTIONS = "readNet", "readNetFromDarknet", "getAvailableTargets"
 OPENCV: dict[str, Any] = {name: getattr(cv2.dnn, name) for name in CLASSES + FUNCTIONS if hasattr(cv2.dnn, name)}
 
 
-class Replacement(type):
+class ReplacementMeta(type):
     """The type of classes that replace one of OpenCV's with the same name: instances of either are instances of ours."""
 
     def __instancecheck__(cls, instance: Any) -> bool:

@@ -90,7 +90,7 @@ def sublayers(nodes: Sequence[Node]) -> list[Sublayer]:
     number, last = 0, {-1: 0}  # the number in the next name; the id of each section's output
     for node in nodes:
         sources = tuple(last[source] for source in node.sources)
-        own = of_section(node, number, sources, len(layers) + 1)
+        own = section_layers(node, number, sources, len(layers) + 1)
         kind, source = own[0].kind, sources[0]
         flat = kind == "InnerProduct" or (kind in KEEP_FLAT and source > 0 and layers[source - 1].flat)
         layers += [replace(layer, section=node.index, flat=flat) for layer in own]
@@ -99,7 +99,7 @@ def sublayers(nodes: Sequence[Node]) -> list[Sublayer]:
     return layers
 
 
-def of_section(node: Node, number: int, sources: tuple[int, ...], first: int) -> list[Sublayer]:
+def section_layers(node: Node, number: int, sources: tuple[int, ...], first: int) -> list[Sublayer]:
     """Return OpenCV's layers of a section that reads the layers `sources`; the id of the first of them is `first`."""
     layer = node.layer
     if type(layer) not in NAMES and not isinstance(layer, Route):
@@ -110,7 +110,7 @@ def of_section(node: Node, number: int, sources: tuple[int, ...], first: int) ->
         sources = (first,) if isinstance(layer, Region) else (first, 0)
     if isinstance(layer, Route) and layer.groups > 1 and len(sources) > 1:  # then names count on by one per source
         for part, source in enumerate(sources):
-            slices = take(layer, part)
+            slices = slice_source(layer, part)
             layers.append(Sublayer(f"slice_{number}", "Slice", inputs=(source,), compute=slices, part=part))
             number += 1
         sources = tuple(range(first, first + len(sources)))
@@ -118,11 +118,15 @@ def of_section(node: Node, number: int, sources: tuple[int, ...], first: int) ->
     normalized = bool(getattr(layer, "batch_normalize", 0))
     arrays = ("kernel",) if normalized else ("kernel", "bias")
     full = name if isinstance(layer, Region) else f"{name}_{number}"
-    layers.append(Sublayer(full, kind, inputs=sources, compute=up_to(layer, batch_normalize=0), arrays=arrays))
+    layers.append(
+        Sublayer(full, kind, inputs=sources, compute=without_activation(layer, batch_normalize=0), arrays=arrays)
+    )
     if normalized:
         statistics = ("mean", "variance", "scale", "bias")
         reads = (first + len(layers) - 1,)
-        layers.append(Sublayer(f"bn_{number}", "BatchNorm", inputs=reads, compute=up_to(layer), arrays=statistics))
+        layers.append(
+            Sublayer(f"bn_{number}", "BatchNorm", inputs=reads, compute=without_activation(layer), arrays=statistics)
+        )
     activation = getattr(layer, "activation", "linear")
     if activation != "linear":
         kind, reads = ACTIVATIONS.get(activation, activation), (first + len(layers) - 1,)
@@ -137,7 +141,7 @@ def route(layer: Route) -> tuple[str, str]:
     return ("slice", "Slice") if layer.groups > 1 else ("identity", "Identity")
 
 
-def take(layer: Route, part: int) -> Compute:
+def slice_source(layer: Route, part: int) -> Compute:
     """Return a function that takes a group of the channels of one source of a [route]."""
     return partial(run_part, replace(layer, layers=layer.layers[part : part + 1]), part)
 
@@ -152,7 +156,7 @@ def permute(be: ArrayBackend, w: Arrays, xs: list[Array]) -> Array:
     return xs[0].transpose(0, 2, 3, 1)
 
 
-def up_to(layer: Layer, **fields: Any) -> Compute:
+def without_activation(layer: Layer, **fields: Any) -> Compute:
     """Return a function that runs a layer without its activation; with batch_normalize=0, without its batch norm too."""
     fields = {k: v for k, v in {"activation": "linear", "antialiasing": 0, **fields}.items() if hasattr(layer, k)}
     return partial(run_truncated, replace(layer, **fields))
