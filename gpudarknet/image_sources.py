@@ -108,7 +108,7 @@ class Search:
 
     def __init__(self, source: Path, verb: str):
         self.source, self.verb = source, verb
-        self.others, self.folders = Counter[str](), 0  # suffixes of other files; folders that were not searched
+        self.others, self.subfolders = Counter[str](), False  # suffixes of other files; whether some were not searched
         self._visited = set[tuple[int, ...]]()
 
     def visited(self, folder: Path, *state: int) -> bool:
@@ -135,7 +135,7 @@ class Search:
         """Return the error that there is no image."""
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.most_common(3))
         found = [f"{sum(self.others.values())} other files ({kinds})"] * bool(kinds)
-        found += [f"{self.folders} folders, which are searched with recursive"] * bool(self.folders)
+        found += ["subfolders, which are searched with recursive"] * self.subfolders
         return DataError(f"{self.source}: {self.verb} no image; found {' and '.join(found) or 'nothing'}")
 
 
@@ -157,7 +157,7 @@ def walk(folder: Path, recursive: bool, search: Search) -> Iterator[Path]:
     files, folders = listing(folder, top=folder is search.source)
     yield from search.images(folder, files)
     if not recursive:
-        search.folders = len(folders)
+        search.subfolders = bool(folders)
         return
     for name in folders:
         yield from walk(folder / name, recursive, search)

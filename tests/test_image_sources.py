@@ -166,7 +166,7 @@ def test_images_and_lists_of_everything():
     ("source", "message"),
     [
         ("empty", "empty: has no image; found nothing"),
-        ("other", "other: has no image; found 3 other files (2 .txt, 1 without a suffix) and 1 folders,"
+        ("other", "other: has no image; found 3 other files (2 .txt, 1 without a suffix) and subfolders,"
                   " which are searched with recursive"),
         ("other/*", "other/*: matches no image; found 3 other files (2 .txt, 1 without a suffix)"),
         ("none/*.jpg", "none/*.jpg: matches no image; found nothing"),

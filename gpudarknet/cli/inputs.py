@@ -28,10 +28,10 @@ from .outputs import UniqueNames
 
 BACKEND = Flag(
     "backend", str, "auto",
-    "auto: cupy if a GPU is available, else numpy; cupy, numpy, openvino, onnxruntime (extra cpu); or fastest of those installed",
+    "auto (cupy if a GPU is available, else numpy), cupy, numpy, openvino, onnxruntime, or fastest, of those installed",
 )  # fmt: skip
 PRECISION = Flag(
-    "precision", str, "fp32", "fp32; on a GPU also tf32, fp16; in openvino also bf16, if the CPU computes in it"
+    "precision", str, "fp32", "fp32; on a GPU also tf32 and fp16; with openvino also bf16, if the CPU computes in it"
 )
 NMS = Flag(
     "nms",

@@ -303,7 +303,7 @@ FLAGS = (
         "max_det",
         int,
         None,
-        f"Most objects of an image; by default all, but for -out_dir, -csv, -crops and -table {MAX_DET}",
+        f"Most objects of an image; by default {MAX_DET} in -out_dir, -csv, -crops and -table, all elsewhere",
         limits=(1, 2**31),
     ),
 )
