@@ -455,6 +455,13 @@ def test_the_command_runs_as_a_module(anywhere):
     assert done.stdout == f"gpudarknet {__version__}\n"
 
 
+def test_closed_standard_input_is_an_empty_one(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(RUN[:-1]) == 0
+    sys.stdin.close()
+    assert capsys.readouterr().out == "Enter Image Path: \n"
+
+
 def test_a_closed_pipe_is_not_an_error(anywhere):
     command = f"{sys.executable} -m gpudarknet table yolov4 | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -333,7 +333,8 @@ def test_results_that_cannot_be_written(folder, capsys, monkeypatch):
     (folder / "results").write_text("a file")
     monkeypatch.setattr(gd.Detector, "run", None)
     assert main(["detector", "valid", "x.data", "x.cfg", "x.weights"]) == 2
-    assert capsys.readouterr().err == "error: results: cannot be written to (File exists); use another folder\n"
+    message = "error: results: cannot create this folder (File exists); choose another path\n"
+    assert capsys.readouterr().err == message
 
 
 def test_image_ids_of_coco(folder, capsys):

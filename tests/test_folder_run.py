@@ -244,6 +244,40 @@ def test_an_interrupted_run_keeps_its_results(capsys, monkeypatch):
     assert len(Path("a.csv").read_text().splitlines()) == 4 and tree("found") == ["a.jpg"]
 
 
+def test_a_closed_pipe_keeps_the_results(capsys, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if text.startswith("pics/b.png"):
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert main([*TEST, "pics", "-csv", "a.csv"]) == 2
+    assert summary(capsys.readouterr().err) == "1 image, R images/s\n"
+    assert len(Path("a.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such links and pipes")
+def test_links_and_pipes_are_written_through():
+    assert main([*TEST, "pics", "-csv", "real.csv"]) == 0
+    expected = Path("real.csv").read_text()
+    for content in (True, False):
+        Path("link.csv").symlink_to("real.csv")
+        if not content:
+            Path("real.csv").unlink()
+        assert main([*TEST, "pics", "-csv", "link.csv"]) == 0
+        assert Path("link.csv").is_symlink() and Path("real.csv").read_text() == expected
+        Path("link.csv").unlink()
+    os.mkfifo("pipe.csv")
+    reader = os.open("pipe.csv", os.O_RDONLY | os.O_NONBLOCK)
+    assert main([*TEST, "pics", "-csv", "pipe.csv"]) == 0
+    assert os.read(reader, 1 << 16).decode() == expected and Path("pipe.csv").is_fifo()
+    os.close(reader)
+
+
 def test_a_run_that_fails_leaves_no_partial_file(capsys, monkeypatch):
     Path("a.csv").write_text("old")
     Path("found/b.jpg").mkdir(parents=True)  # where an image belongs

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     143 and 129 after SIGTERM and SIGHUP, which end a command as Ctrl-C does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as under pythonw or by >&-
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the rest of the process
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=errors)  # undecodable file or class names must not cause a traceback

@@ -54,7 +54,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[st
             else:
                 for line in inputs.prompt(sys.stderr if results.uses_stdout(args) else sys.stdout):
                     process(detector, images, [line], args, writers, summary)
-        except (KeyboardInterrupt, SystemExit) as e:
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError) as e:  # the last: whoever reads the output has enough
             summary.interruption = e
         if not summary.images:
             raise NothingReadError

@@ -17,12 +17,17 @@ from ..errors import DarknetError
 def atomic_write(path: str | os.PathLike[str], error: type[DarknetError] | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`. On success rename it to `path`; on an exception remove it.
 
-    The rename stays within one folder, so it is atomic: `path` holds the old content or the new, never a part. An OSError,
-    of the block too, is raised as `error`, if given, which names `path`.
+    The rename stays within one folder, so it is atomic: `path` holds the old content or the new, never a part. A link stays;
+    the file that it leads to is replaced. A device or a pipe, such as /dev/stdout, is yielded itself. An OSError, of the block
+    too, is raised as `error`, if given, which names `path`.
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(*tmp_name(path), dir=path.parent)
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        handle, name = tempfile.mkstemp(*tmp_name(target), dir=target.parent)
         os.close(handle)
         tmp = Path(name)
         try:
@@ -32,7 +37,7 @@ def atomic_write(path: str | os.PathLike[str], error: type[DarknetError] | None 
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(tmp, 0o666 & ~mask)  # mkstemp creates private files; the result gets the usual permissions
-            os.replace(tmp, path)
+            os.replace(tmp, target)
         finally:
             tmp.unlink(missing_ok=True)
     except OSError as e:
@@ -92,7 +97,7 @@ def check_writable(path: str | os.PathLike[str], error: type[DarknetError]) -> N
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
             return  # a device, such as /dev/null
-        with tempfile.TemporaryFile(dir=path.parent) as file:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))) as file:
             file.write(b" ")
     except OSError as e:
         raise error(f"{path}: cannot be written ({e.strerror}); use a file in an existing folder") from None
