@@ -34,13 +34,8 @@ class BatchReader:
         threads: int = 1,
         on_error: Callable[[Any, ImageError], None] | None = None,
     ):
-        self._read, self._images, self._size, self._threads, self._on_error = (
-            read,
-            iter(images),
-            size,
-            threads,
-            on_error,
-        )
+        self._read, self._images, self._size = read, iter(images), size
+        self._threads, self._on_error = threads, on_error
         self._executor: ThreadPoolExecutor | None = None
         self._next: list[tuple[Any, Future[np.ndarray]]] = []
         self._error: Exception | None = None  # of the stream
