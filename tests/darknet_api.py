@@ -47,13 +47,17 @@ def write(folder):
     import cv2
 
     opencv4.CFGS.setdefault("gaussian", GAUSSIAN)
+    opencv4.CFGS.setdefault("gray", opencv4.CFGS["tiny"].replace("channels=3", "channels=1"))
     opencv4.write(folder)
     (folder / "tiny.names").write_text("\n".join(NAMES) + "\n")
     (folder / "tiny.data").write_text("classes = 4\nnames = tiny.names\n")
     (folder / "labels.data").write_text("classes = 3\nlabels = tiny.names\n")
+    (folder / "crlf.names").write_bytes(b"a ball\r\ncup\r\ndog\r\negg\r\n")
+    (folder / "crlf.data").write_bytes(b"classes = 4\r\nnames = crlf.names\r\n")
     (folder / "classes.names").write_text("\n".join("abcdefghij") + "\n")
     (folder / "classes.data").write_text("classes = 10\nnames = classes.names\n")
     cv2.imwrite(str(folder / "photo.png"), opencv4.scene())
+    cv2.imwrite(str(folder / "gray.png"), opencv4.scene()[..., 0])
 
 
 def plain(value):
@@ -190,6 +194,11 @@ def load_meta_takes_c_char_p(new, old, folder):
 def load_meta_has_as_many_names_as_classes(new, old, folder):
     meta = new.load_meta(b"labels.data")
     return [meta.classes, meta.names[2]]
+
+
+@row
+def load_meta_of_windows_files(new, old, folder):
+    return new.load_network("tiny.cfg", "crlf.data", "tiny.weights")[1]
 
 
 @row
@@ -381,6 +390,25 @@ def predict_image_of_the_networks_size(new, old, folder):
 
 
 @row
+def predict_image_of_a_gray_network(new, old, folder):
+    """Images are read with three channels; the network takes the first."""
+    gray, net = new.load_image(b"gray.png", 0, 0), loaded(new, "gray")
+    image = new.make_image(96, 64, 1)
+    new.copy_image_from_bytes(image, opencv4.scene()[:64, :96, 0].tobytes())
+    return [gray.c, *[out[:20] for out in map(new.predict_image, [net] * 3, [gray, photo(new), image])]]
+
+
+@row
+def predict_image_letterbox_of_a_gray_network(new, old, folder):
+    return new.predict_image_letterbox(loaded(new, "gray"), photo(new))[:20]
+
+
+@row
+def detect_with_a_gray_network(new, old, folder):
+    return old.detect(loaded(new, "gray"), old.load_meta(b"tiny.data"), b"gray.png", 0.72)
+
+
+@row
 def predict_image_letterbox(new, old, folder):
     return new.predict_image_letterbox(loaded(new), photo(new))[:50]
 
@@ -505,6 +533,15 @@ def best_class_of_region(new, old, folder):
 
 
 @row
+def boxes_of_the_last_run(new, old, folder):
+    net = loaded(new)
+    new.predict_image(net, photo(new))
+    first = found(new, net, 0.7)
+    new.predict_image(net, new.make_image(96, 64, 3))
+    return [table(*first)[:3], table(*found(new, net, 0.7, 1920, 1080))[:3]]
+
+
+@row
 def make_network_boxes(new, old, folder):
     net = loaded(new)
     new.predict_image(net, photo(new))
@@ -536,6 +573,15 @@ def nms_of_fewer_classes(new, old, folder):
     dets, num = found(new, net, 0.7)
     new.do_nms_sort(dets, num, ctypes.c_int(2), ctypes.c_float(0.3))
     return table(dets, num)
+
+
+@row
+def nms_of_no_classes(new, old, folder):
+    net = loaded(new)
+    new.predict_image(net, photo(new))
+    dets, num = found(new, net, 0.7)
+    new.do_nms_sort(dets, num, 0, 0.3)
+    return [table(dets, num), new.detect_image(net, [], photo(new))]
 
 
 @row

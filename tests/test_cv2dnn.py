@@ -324,3 +324,11 @@ def test_networks_and_models_can_be_copied(net, duplicate):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(other_model.detect(opencv4.scene(), 0.5), found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_importing_all_names_gives_opencvs_too():
+    names = {}
+    exec("from gpudarknet.cv2dnn import *", names)
+    assert names["blobFromImage"] is cv2.dnn.blobFromImage
+    assert names["Net"] is dnn.Net
+    assert {name for name in dir(cv2.dnn) if not name.startswith("_")} <= set(dir(dnn))

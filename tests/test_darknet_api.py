@@ -400,3 +400,21 @@ def test_too_few_bytes():
         darknet.copy_image_from_bytes(darknet.make_image(4, 3, 3), b"12345")
     expected = "copy_image_from_bytes: 5 bytes for 4 x 3 x 3; resize the image to the network's input"
     assert str(e.value) == expected
+
+
+def test_numbers_are_checked(here):
+    net = darknet.load_net_custom(b"tiny.cfg", b"tiny.weights", 0, 1)
+    image = darknet.load_image(b"photo.png", 0, 0)
+    for thresh in (None, "0.5"):
+        with pytest.raises(DataError, match=r"^get_network_boxes: thresh must be a number, not "):
+            darknet.detect_image(net, NAMES, image, thresh=thresh)
+    with pytest.raises(DataError, match=r"^make_image: w must be a number, not '3'$"):
+        darknet.make_image("3", 2, 1)
+    with pytest.raises(DataError, match="-1 x 5; a side must be at least 1"):
+        darknet.load_image(b"photo.png", -1, 5)
+
+
+def test_importing_all_names_gives_cv2():
+    names = {}
+    exec("from gpudarknet.darknet import *", names)
+    assert names["cv2"] is cv2

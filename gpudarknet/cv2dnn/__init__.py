@@ -36,6 +36,7 @@ __all__ = [
     "ClassificationModel", "DetectionModel", "Layer", "Model", "Net", "getAvailableTargets", "install", "readNet",
     "readNetFromDarknet", *_CONSTANTS,
 ]  # fmt: skip
+__all__ += sorted(name for name in dir(cv2.dnn) if not name.startswith("_") and name not in __all__)
 
 
 def install() -> None:
@@ -51,6 +52,10 @@ def install() -> None:
     for name, value in _CONSTANTS.items():
         if not hasattr(cv2.dnn, name):
             setattr(cv2.dnn, name, value)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

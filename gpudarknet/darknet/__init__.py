@@ -15,6 +15,7 @@ assigned to the right image, and memory does not leak.
 from __future__ import annotations
 
 import ctypes as ct
+import importlib
 import math
 import os
 import random
@@ -74,7 +75,7 @@ darknet = sys.modules[__name__]  # for `from darknet import darknet`
 __all__ = [
     "BOX", "DETECTION", "DETNUMPAIR", "IMAGE", "METADATA", "DETECTIONPtr", "DETNUMPAIRPtr", "FloatPtr", "Handle",
     "IntPtr", "add_skipped_class", "altNames", "array_to_image", "batch_detection", "bbox2points", "c_array",
-    "class_colors", "classify", "clear_skipped_classes", "copy_image_from_bytes", "ct", "decode_detection",
+    "class_colors", "classify", "clear_skipped_classes", "copy_image_from_bytes", "ct", "cv2", "decode_detection",
     "del_skipped_class", "detect", "detect_image", "do_nms_obj", "do_nms_sort", "draw_boxes", "free_batch_detections",
     "free_detections", "free_image", "free_network_ptr", "free_ptrs", "get_network_boxes", "hasGPU", "init_cpu",
     "letterbox_image", "lib", "load_image", "load_meta", "load_net", "load_net_custom", "load_network", "make_image",
@@ -88,7 +89,9 @@ __all__ += [name for name in vars(ct) if not name.startswith("_")]  # darknet.py
 
 
 def __getattr__(name: str) -> Any:
-    """Return hasGPU, a name of ctypes, or a function of the library under its C name."""
+    """Return hasGPU, cv2, a name of ctypes, or a function of the library under its C name."""
+    if name == "cv2":  # darknet.py imports it
+        return importlib.import_module(name)
     if name == "hasGPU":
         return backend.get("auto").current_device() is not None
     for module in (ct, lib):

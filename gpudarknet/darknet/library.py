@@ -69,11 +69,12 @@ class Handle:
 
 
 def exported(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function take ctypes' numbers and strings, and check that `net` is a network and `im` an IMAGE.
+    """Let a function take ctypes' numbers and strings, and check that `net` is a network, `im` an IMAGE, and numbers are.
 
     `num` and `data` are memory: they are passed unchanged.
     """
-    names = tuple(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names, numbers = tuple(parameters), {key for key, p in parameters.items() if p.annotation in ("int", "float")}
     name = function.__name__
     kinds = {"net": (Handle, "a network, the result of load_net_custom or load_network"), "im": (IMAGE, "an IMAGE")}
 
@@ -81,7 +82,9 @@ def exported(function: Callable[P, R]) -> Callable[P, R]:
         if parameter in kinds and not isinstance(value, kinds[parameter][0]):
             raise DataError(f"{name}: {value!r:.60} is not {kinds[parameter][1]}")
         if isinstance(value, ctypes._SimpleCData) and parameter not in ("num", "data"):
-            return value.value
+            value = value.value
+        if parameter in numbers and not isinstance(value, (int, float, np.integer, np.floating)):
+            raise DataError(f"{name}: {parameter} must be a number, not {value!r:.60}")
         return value
 
     @wraps(function)
@@ -235,6 +238,8 @@ def copy_image_from_bytes(im: IMAGE, data: Any) -> None:
 @exported
 def load_image_color(file: AnyPath, w: int = 0, h: int = 0) -> IMAGE:
     """Read an image; with w and h, resize it. Raises ImageError."""
+    if min(w, h) < 0:
+        raise DataError(f"load_image: {w} x {h}; a side must be at least 1, or 0 for the image's own size")
     img = image.read(_path(file))
     size = (w, h) if w and h else img.shape[1::-1]
     return IMAGE.from_planes(image.network_input(img, *size))
@@ -290,7 +295,10 @@ network_predict = network_predict_ptr
 
 @exported
 def network_predict_image(net: Handle, im: IMAGE) -> Any:
-    """Run the network on an image, stretched to its input; return a pointer to its last output's floats."""
+    """Run the network on an image, stretched to its input; return a pointer to its last output's floats.
+
+    Of an image with more channels than the network has, such as a color image for a gray network, the first ones count.
+    """
     return _predict_image(net, im, net.pipeline())
 
 
@@ -301,9 +309,10 @@ def network_predict_image_letterbox(net: Handle, im: IMAGE) -> Any:
 
 
 def _predict_image(net: Handle, im: IMAGE, pipeline: InferencePipeline) -> Any:
-    if im.c != net.network.channels:
-        raise DataError(f"the image has {im.c} channels, the network {net.network.channels}; make one of that many")
-    return _predict(net, pipeline.preprocess([im.pixels()]))
+    channels = net.network.channels
+    if im.c < channels:
+        raise DataError(f"the image has {im.c} channels, the network {channels}; make one of that many")
+    return _predict(net, pipeline.preprocess([im.pixels()[..., :channels]]))
 
 
 def _predict(net: Handle, x: Any) -> Any:
@@ -399,7 +408,7 @@ def do_nms_sort(dets: Any, total: int, classes: int, thresh: float) -> None:
     Sorts the detections in place as Darknet does: by each class in turn, so that the last one has priority.
     """
     records = _with_objectness(dets, total)
-    if records.size:
+    if records.size and classes > 0:
         floats, index = _probs(records, classes)
         order = np.lexsort(-floats[index].T)
         records[:], index = records[order], index[order]
