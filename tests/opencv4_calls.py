@@ -276,6 +276,9 @@ net.setInput(x); net.forward(net.getLayerNames()[-1:])
 net.setInput(x); [y.shape for y in net.forward(net.getLayerNames())]
 net.setInput(x); a = net.forward(); a[:] = 0; net.forward()
 net.setInput(x); net.forwardAndRetrieve({'yolo_13': 1})
+net.setInput(x); net.forward('conv_0'); net.forward()
+net.setInput(x); net.forward('yolo_13'); net.forward('conv_0'); net.forward()
+m = dnn.Model(net); m.setInputParams(1 / 255, (64, 64)); m.predict(frame[::2]); net.setInput(x); m.predict(frame)
 f, g = net.setInput, net.forward; f(x); g(outputName='yolo_13')
 dnn.Net.setInput(net, x); dnn.Net.forward(net)
 """
@@ -838,7 +841,9 @@ dnn.readNetFromDarknet(Path(cfg).read_bytes(), Path(weights).read_bytes())
     "a file that ends early is refused; OpenCV leaves the weights that it lacks uninitialized": ("error", """
 p = folder / 'half.weights'; p.write_bytes(Path(weights).read_bytes()[:3000]); dnn.readNetFromDarknet(cfg, str(p))
 """),
-    "OpenCV fuses layers, so the output of an inner one is the next one's, or memory that later layers have used": ("other", """
+    "OpenCV fuses layers, so the output of an inner one is the next one's, or memory that later layers have used; fused again, "
+    "layers give wrong outputs": ("other", """
+net.setInput(x); net.forward('conv_0'); net.forward()
 net.setInput(x); net.forward('bn_0')
 net.setParam(layerName='bn_0', numParam=3, blob=net.getParam('bn_0', 3) + 1); net.setInput(x); net.forward('bn_0')
 """),

@@ -213,6 +213,7 @@ def mistakes(net, folder):
     return {
         "more.data: has classes=5, but tiny.names has 4 names; correct one of them": lambda: darknet.load_meta(b"more.data"),
         "None in place of a file's name": lambda: darknet.load_net(None, None, 0),
+        "5 in place of a file's name": lambda: darknet.load_net(5, None, 0),
         "LP_c_float: points to no elements, 18432 are needed": lambda: darknet.predict_image(net, empty_image()),
         "c_float_Array_9: points to 9 elements, 18432 are needed": lambda: darknet.predict(net, floats),
         "the image has 1 channels, the network 3; make one of that many": lambda: darknet.predict_image(net, gray),

@@ -80,7 +80,7 @@ def exported(function: Callable[P, R]) -> Callable[P, R]:
 
     def convert(parameter: str, value: Any) -> Any:
         if parameter in kinds and not isinstance(value, kinds[parameter][0]):
-            raise DataError(f"{name}: {value!r:.60} is not {kinds[parameter][1]}")
+            raise DataError(f"{name}: {' '.join(repr(value).split()):.60} is not {kinds[parameter][1]}")
         if isinstance(value, ctypes._SimpleCData) and parameter not in ("num", "data"):
             value = value.value
         if parameter in numbers and not isinstance(value, (int, float, np.integer, np.floating)):
@@ -96,10 +96,10 @@ def exported(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _path(name: AnyPath | None) -> str:
-    """Convert a path to str. Raises DataError for None."""
-    if name is None:
-        raise DataError("None in place of a file's name")
-    return os.fsdecode(name)  # type: ignore[arg-type]
+    """Convert a path to str, up to its first NUL, as C does. Raises DataError if it is none."""
+    if not isinstance(name, (str, bytes, os.PathLike)):
+        raise DataError(f"{name!r:.60} in place of a file's name")
+    return os.fsdecode(name).partition("\0")[0]
 
 
 # Networks
