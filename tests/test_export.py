@@ -443,9 +443,35 @@ def test_bf16_is_what_openvino_is_asked_for(files, monkeypatch):
     monkeypatch.setattr(import_openvino(), "Core", Core)
     net = gd.load_network(*files, backend="openvino")
     for precision in ("fp32", "bf16"):
-        program = OpenVinoProgram(net.nodes, net.weights, net.heads, net.net.input, 1, precision)
-        assert program.engine.endswith(f", {precision}") and program.run(images(net))[0].dtype == np.float32
+        compiled = OpenVinoProgram(net.nodes, net.weights, net.heads, net.net.input, 1, precision)
+        assert compiled.engine.endswith(f", {precision}") and compiled.run(images(net))[0].dtype == np.float32
     assert asked == ["f32", "bf16"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+import numpy as np
+import gpudarknet as gd
+
+networks = [gd.load_network(*sys.argv[1:], backend="openvino") for _ in range(3)]
+for network in networks:
+    network.predict(np.zeros((1, *network.net.input), np.float32))
+del network
+while networks:
+    networks.pop(0)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_signal_after_openvino_was_used(files):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *map(str, files)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])

@@ -89,8 +89,9 @@ class OpenVinoProgram:
         model = build_model(nodes, weights, heads, shape, batch=batch).SerializeToString()
         core = openvino.Core()
         try:
-            self.compiled = core.compile_model(core.read_model(model), "CPU", options)
-            self.request = self.compiled.create_infer_request()
+            with same_signal_stack():
+                self.compiled = core.compile_model(core.read_model(model), "CPU", options)
+                self.request = self.compiled.create_infer_request()
         except RuntimeError as e:
             raise BackendError(
                 f"openvino: cannot compile the network: {' '.join(str(e).split())[:200]}; use numpy"
@@ -130,11 +131,29 @@ def import_openvino() -> Any:
     return openvino
 
 
+@contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Keep the thread's stack for signals.
+
+    OpenVINO replaces it, and unmaps its own with the program: then the next signal, such as Ctrl-C, would crash the process.
+    """
+    sigaltstack = getattr(ctypes.pythonapi, "sigaltstack", None)  # not on Windows
+    before = ctypes.create_string_buffer(64)  # a stack_t
+    if sigaltstack:
+        sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        if sigaltstack:
+            sigaltstack(before, None)
+
+
 @cache
 def why_no_bf16() -> str | None:
     """Return why OpenVINO cannot compute in bf16 here; None if it can. It would compute in fp32 without saying so."""
-    if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return None
+    with same_signal_stack():
+        if "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return None
     return f"this CPU ({machine.processor()}) has neither AMX nor AVX-512 BF16; use fp32"
 
 
