@@ -244,8 +244,8 @@ def test_errors():
         net.predict(images(net, 1), engine="fast")
     assert str(e.value) == "predict: unknown engine 'fast'; choose plan or reference"
     with pytest.raises(DataError) as e:
-        net.predict(images(net, 1), precision="bf16")
-    assert str(e.value) == "predict: unknown precision 'bf16'; choose fp32, tf32 or fp16"
+        net.predict(images(net, 1), precision="fp8")
+    assert str(e.value) == "predict: unknown precision 'fp8'; choose one of fp32, tf32, fp16, bf16"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -140,7 +140,7 @@ def test_a_detector_has_a_precision(tmp_path, device):
     assert {key[2] for key in others[-1].network.program_cache.programs} == {"fp16"}
     with pytest.raises(DataError) as error:
         Detector(*files, precision="int8").detect(tiny.image())
-    assert str(error.value) == "predict: unknown precision 'int8'; choose fp32, tf32 or fp16"
+    assert str(error.value) == "predict: unknown precision 'int8'; choose one of fp32, tf32, fp16, bf16"
 
 
 def test_an_unreadable_image_fails_after_the_results_before(detectors):

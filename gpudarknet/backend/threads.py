@@ -195,7 +195,7 @@ def set_num_threads(count: int) -> None:
     """Set how many threads this process uses: for networks on a CPU, for loading data and for compiling CUDA kernels.
 
     Takes precedence over the environment and applies to networks that are already loaded. Training is bit-identical for any
-    number; predictions differ in rounding. Raises BackendError unless count is at least 1.
+    number; predictions may differ in rounding. Raises BackendError unless count is at least 1.
     """
     global _requested
     try:

@@ -88,6 +88,7 @@ class Layer(Record):
     names_sources: ClassVar[bool] = False  # the layer table shows the indices of its sources, not their size
     head: ClassVar[bool] = False  # its output is always a result of the network
     has_output: ClassVar[bool] = True  # False: its output is never a result of the network
+    stateful: ClassVar[bool] = False  # it keeps state from one batch to the next, for each image of a batch
     has_loss: ClassVar[bool] = False  # it has a `loss`
     loss_reads_input: ClassVar[bool] = False  # its `loss` uses x
     loss_missing: ClassVar[bool] = False  # it has a loss in Darknet that is not implemented here

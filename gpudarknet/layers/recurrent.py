@@ -32,6 +32,7 @@ class Recurrent(Layer):
     """The base of recurrent layers: sublayers, the loop over time, and backpropagation through it."""
 
     limits = COUNT.of("output")
+    stateful = True
 
     output: int = 1
 

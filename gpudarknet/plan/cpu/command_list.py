@@ -43,18 +43,18 @@ class CommandQueue:
     """Records tasks into command lists and runs them on a thread pool; owns the workers' scratch. Use it inside `with queue:`.
 
     A replayed call has its arguments ready, so a worker holds the interpreter lock only briefly between two NumPy calls, and
-    the others rarely wait for it.
+    the others rarely wait for it. single: a stage has one list, for any one worker.
     """
 
-    def __init__(self, pool: ThreadPool):
-        self.pool, self.run = pool, pool.run_stages
+    def __init__(self, pool: ThreadPool, single: bool = False):
+        self.pool, self.run, self.single = pool, pool.run_stages, single
         self.scratch_grew = False  # set when scratch is reallocated; earlier recordings then use the old memory
         self._scratch: dict[tuple[int, str], np.ndarray] = {}
 
     @property
     def size(self) -> int:
         """The number of workers; lists are recorded for one number."""
-        return self.pool.size
+        return 1 if self.single else self.pool.size
 
     def __enter__(self) -> CommandQueue:
         self.pool.__enter__()
@@ -100,3 +100,9 @@ class CommandQueue:
 def command_queue() -> CommandQueue:
     """Return this process's queue."""
     return CommandQueue(thread_pool())
+
+
+@cache
+def worker_queue(worker: int) -> CommandQueue:
+    """Return the queue that records what one worker computes alone."""
+    return CommandQueue(thread_pool(), single=True)
