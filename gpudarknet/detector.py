@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .data.datafile import read_names
 from .detections import Detection as Detection
 from .detections import Detections as Detections
 from .errors import DataError
+from .image.batches import is_file
 from .inference import ImageSource, InferencePipeline, ScoredBoxes
 from .network import Network, Precision, load_network
 
@@ -92,10 +92,10 @@ class Detector(InferencePipeline):
     ) -> Iterator[Detections]:
         """Detect the objects in a stream of images, finite or not: a generator of one list per image, in order.
 
-        The network processes `batch` images at a time. On a GPU, it computes one batch while the next is read and
-        uploaded, so a batch's results appear once the next batch has been read; with NumPy, at once. An unreadable image
-        raises ImageError after the results of all earlier batches. keep: the results refer to the images, so that
-        `Detections.image`, `plot` and others can use them; results of files read them again without it.
+        The network processes `batch` images at a time. While it computes one batch, the next is read, so a batch's results
+        appear once the sources of the next are known; on a CPU, those of arrays at once. An unreadable image raises ImageError
+        after the results of all earlier batches. keep: the results refer to the images, so that `Detections.image`, `plot` and
+        others can use them; results of files read them again without it.
         """
         return self._detections(images, thresh, nms, batch, max_det, keep)
 
@@ -112,7 +112,7 @@ class Detector(InferencePipeline):
         results = self.run_images(images, *_fractions(thresh, nms), batch)
 
         def convert(source: ImageSource, img: np.ndarray, scored: ScoredBoxes) -> Detections:
-            known = source if keep or isinstance(source, str | os.PathLike) else None
+            known = source if keep or is_file(source) else None
             return self.to_detections(scored, max_det, known, img if keep else None)
 
         return (convert(*result) for result in results)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import boxes, image
-from .backend.threads import get_num_threads
 from .errors import DataError, ImageError
 from .image.batches import Batch, BatchReader
 from .layers import DetectionHead
@@ -121,7 +120,6 @@ class InferencePipeline:
         if is_one_image(images):
             raise DataError("images: is one image or path, not several; pass [image], or gpudarknet.sources(path)")
         asynchronous = self.network.backend.uploads_images  # predict returns at once
-        threads = get_num_threads() if asynchronous else 1
 
         def results(read: Batch, outputs: list[Any], start: float) -> Iterator[ImageResult]:
             sizes = [(img.shape[1], img.shape[0]) for _, img in read]
@@ -134,7 +132,7 @@ class InferencePipeline:
                 yield ImageResult(source, img, replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds))
 
         pending = iter(list[ImageResult]())  # of the batch that a GPU is computing
-        with BatchReader(self.read, images, batch, threads, on_error) as reader:
+        with BatchReader(self.read, images, batch, self.network.backend.reader_threads(), on_error) as reader:
             while True:
                 try:
                     read = reader.get()

@@ -23,14 +23,19 @@ def table_row(node: Node) -> str:
     kind, filters, size = node.layer.table_row(*node.inputs)
     left = f"{kind:<6}{filters}" if len(kind) < 6 else f"{kind} {filters}"
     read = " ".join(str(s) for s in node.sources) if node.layer.names_sources else pixels(node.inputs[0])
-    flops = node.layer.flops(*node.inputs)
-    cost = f" {flops / 1e9:5.3f} BF" if flops else ""
+    operations = node.layer.flops(*node.inputs)
+    cost = f" {operations / 1e9:5.3f} BF" if operations else ""
     return f"{node.index:4d} {left:<17}{f'{size:>9}':<12}{read:<16} -> {pixels(node.shape)}{cost}"
+
+
+def flops(nodes: Sequence[Node]) -> float:
+    """Return the operations of layers for one image."""
+    return sum(node.layer.flops(*node.inputs) for node in nodes)
 
 
 def bflops(nodes: Sequence[Node]) -> float:
     """Return the total BFLOPS for one image (Darknet's Total BFLOPS)."""
-    return sum(node.layer.flops(*node.inputs) for node in nodes) / 1e9
+    return flops(nodes) / 1e9
 
 
 def table(nodes: Sequence[Node]) -> str:

@@ -239,6 +239,10 @@ class Backend:
         """Whether its programs run asynchronously and resize images themselves; others run synchronously and take arrays."""
         return self.executor is not None and self._executor().uploader is not None
 
+    def reader_threads(self) -> int:
+        """Return how many threads may decode and write images while a network computes; on a CPU, it needs the others."""
+        return thread_count()[0] if self.uploads_images else 1
+
     def upload(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> Any:
         """Start the upload to the current device; see `Uploader.upload`. Only if `uploads_images`."""
         uploader = self._executor().uploader

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from .. import tiles
-from ..backend.threads import get_num_threads
 from ..detector import MAX_DET, Detector
 from ..errors import ImageError
 from ..image.batches import BatchReader
@@ -42,8 +41,7 @@ def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[st
     summary = RunSummary(are_several(words))
     with suppress(NothingReadError), inputs.private_urls(args), ExitStack() as stack:
         be = inputs.get_backend(args)
-        threads = get_num_threads() if be.uploads_images else 1  # on a CPU, the network needs them
-        writers = results.requested(args, stack, threads, summary.several, summary.fail)
+        writers = results.requested(args, stack, be.reader_threads(), summary.several, summary.fail)
         file = inputs.weights_file(weights)
         with inputs.spinner(f"Loading {weights}"):
             detector = Detector(resources.bundled_cfg(cfg), file, names, be, args.letter_box, precision=args.precision)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..array import Arrays
 from ..graph import Node
 from ..layers import Shape
+from ..summary import flops
 from .builder import Builder
 from .fuse import fuse
 from .lower import lower
@@ -27,5 +28,4 @@ def compile(nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[in
     outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
     steps = fuse(builder.steps, outputs)
     offsets, arena_size, peak_live = plan_memory(steps, builder.input, outputs, batch)
-    flops = sum(n.layer.flops(*n.inputs) for n in nodes)
-    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops)
+    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops(nodes))

@@ -9,6 +9,7 @@ from ...array import Arrays
 from ...backend import Backend, Executor, register_executor
 from ...graph import Node
 from ...layers import Shape
+from ...summary import flops
 from ..compile import compile
 from ..tuning import load_tuning
 from . import autotune
@@ -17,7 +18,7 @@ from .program import ImageParallelProgram, Program
 
 __all__ = ["ImageParallelProgram", "Program", "autotune"]
 
-MIN_BALANCE = 0.75  # busy workers, on average, for whole images on each
+MIN_BALANCE = 0.75  # share of the workers that are busy, on average, if each computes whole images
 MIN_REUSE = 200  # uses of a weight per image below which reading the weights once per image costs more than it saves
 
 
@@ -39,7 +40,7 @@ def suits_image_parallelism(nodes: Sequence[Node], weights: Sequence[Arrays], ba
     if balance < MIN_BALANCE or any(n.layer.stateful for n in nodes):
         return False
     elements = sum(a.size for own in {id(own): own for own in weights}.values() for a in own.values())
-    return sum(n.layer.flops(*n.inputs) for n in nodes) >= 2 * MIN_REUSE * elements
+    return flops(nodes) >= 2 * MIN_REUSE * elements
 
 
 register_executor("cpu", Executor(compile_program))
