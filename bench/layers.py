@@ -17,6 +17,7 @@ import numpy as np
 from gpudarknet.graph import Node
 from gpudarknet.layers import ForwardContext
 from gpudarknet.network import Network
+from gpudarknet.summary import flops
 
 from . import seeded
 from .engines import Job, synchronizer
@@ -95,7 +96,7 @@ def step_cost(network: Network, step: Any) -> LayerCost:
     weights = sum(prod(shape) for n in nodes for _, shape, _ in n.layer.weights(*n.inputs))
     elements = weights + prod(step.y.shape) + sum(prod(m.shape) for m in step.reads)
     name = " ".join(word for word in (step.name, step.note(), *(str(a) for a in step.epilogue)) if word)
-    return LayerCost(step.layers[0], name, sum(n.layer.flops(*n.inputs) for n in nodes), 4 * elements)
+    return LayerCost(step.layers[0], name, flops(nodes), 4 * elements)
 
 
 def measure(job: Job) -> list[Record]:

@@ -231,7 +231,7 @@ def costs(name: str, nodes: Any) -> tuple[float, float, float]:
     """
     conv = [node for node in nodes if node.layer.section == "convolutional"]
     bflops = tables.bflops(nodes)
-    gflop = sum(n.layer.flops(*n.inputs) for n in conv) / 1e9 or bflops
+    gflop = tables.bflops(conv) or bflops
     if not gflop:
         raise DataError(f"{name}: has no layer whose operations Darknet counts; choose another network")
     return gflop, bflops, sum(bytes_moved(n) for n in conv) / 1e6
