@@ -66,11 +66,22 @@ class Network:
         for node in self.nodes:
             self.weights[node.index] = self.weights[owner(node)]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _numpy_weights(self) -> list[Arrays]:
+        """Return each layer's weights as NumPy arrays, once if layers share them."""
         with self.on_device():
             own = [own if owner(node) == node.index else {} for node, own in zip(self.nodes, self.weights, strict=True)]
-            arrays = [{name: convert(a, self.backend.to_numpy) for name, a in layer.items()} for layer in own]
-        return self.__dict__ | {"weights": arrays, "program_cache": None}
+            return [{name: convert(a, self.backend.to_numpy) for name, a in layer.items()} for layer in own]
+
+    def to(self, backend: str | Backend) -> Network:
+        """Return this network on another backend, and its current GPU; on the same backend, the weights are shared.
+
+        Raises BackendError.
+        """
+        be = backends.get(backend)
+        return Network(self.config, self.nodes, self._numpy_weights(), be, self.batch, self.seen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"weights": self._numpy_weights(), "program_cache": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from . import boxes
 from .detector import Detector
-from .errors import DataError
-from .inference import ScoredBoxes
+from .errors import DataError, ImageError
+from .image.batches import BatchReader
+from .inference import ImageResult, ImageSource, ScoredBoxes
 
 CONTAINED = 0.6  # merge two boxes if this fraction of the smaller is inside the other
 SEAM_IOU = 0.5  # or if a seam cuts both and their extents along it have this IoU
@@ -46,6 +47,22 @@ def detect_boxes(
     tile_ids = np.repeat(np.arange(len(tiles)), [len(c) for c in corners])
     merged, probs = merge(np.concatenate(corners), np.concatenate([s.probs for s in scored]), tile_ids, tiles, (W, H))
     return ScoredBoxes(boxes.from_corners(merged) / [W, H, W, H], probs, W, H, sum(s.seconds for s in scored))
+
+
+def run_images(
+    detector: Detector,
+    images: Iterable[ImageSource],
+    thresh: float,
+    nms: float,
+    *,
+    on_error: Callable[[ImageSource, ImageError], None] | None = None,
+) -> Iterator[ImageResult]:
+    """Detect objects in a stream of images, tile by tile, one image at a time, as `InferencePipeline.run_images` does."""
+    with BatchReader(detector.read, images, 1, on_error=on_error) as reader:
+        while batch := reader.get():
+            reader.read_ahead()
+            for source, img in batch:
+                yield ImageResult(source, img, detect_boxes(detector, img, thresh, nms))
 
 
 def split(W: int, H: int, width: int, height: int, overlap: float) -> list[Tile]:

@@ -34,7 +34,7 @@ LEVELS = [
     {"tiles", "evaluate"},
     {"train"},
     {"__init__"},
-    {"cv2dnn", "darknet", "bench"},
+    {"cluster", "cv2dnn", "darknet", "bench"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: number for number, level in enumerate(LEVELS) for name in level}
@@ -111,7 +111,7 @@ def test_a_layer_knows_ops_and_its_base_and_never_a_device():
             assert not imported(name) & {"backend", "cuda"}, name
 
 
-@pytest.mark.parametrize("library", ["cv2", "cupy", "rich", "skimage", "threadpoolctl", "ssl", "http.client"])
+@pytest.mark.parametrize("library", ["cv2", "cupy", "ray", "rich", "skimage", "threadpoolctl", "ssl", "http.client"])
 def test_heavy_libraries_load_late(library):
     code = f"import sys, gpudarknet; sys.exit({library!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

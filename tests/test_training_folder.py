@@ -17,7 +17,8 @@ from spots import project
 import gpudarknet as gd
 from gpudarknet.cli import main
 from gpudarknet.errors import DarknetError, DataWarning, TrainError, TrainWarning
-from gpudarknet.train import TrainingFolder, folder
+from gpudarknet.io import lock
+from gpudarknet.train import TrainingFolder
 
 
 def start(cfg):
@@ -98,7 +99,7 @@ def test_a_folder_without_permission_or_space(tmp_path, capsys, no_data, monkeyp
     def denied(*args, **options):
         raise OSError(code, os.strerror(code), str(args[0]))
 
-    monkeypatch.setattr(folder, "open", full if code == errno.ENOSPC else denied, raising=False)
+    monkeypatch.setattr(lock, "open", full if code == errno.ENOSPC else denied, raising=False)
     out = tmp_path / "out"
     assert refused(tmp_path, capsys, out) == (
         f"{out}/.x.lock: cannot be written ({os.strerror(code)}); check the folder and the disk, or change backup in the"
@@ -316,15 +317,15 @@ def test_a_dead_process_holds_no_lock(tmp_path):
 
 def test_a_lock_that_its_owner_has_just_removed_is_not_one(tmp_path, monkeypatch):
     """Between opening the file and locking it: the lock of a file without a name protects nothing."""
-    lock, removed = folder.lock, []
+    lock_file, removed = lock.lock, []
 
     def late(file):
         if not removed:
             removed.append(os.fstat(file.fileno()).st_ino)
             os.unlink(file.name)
-        lock(file)
+        lock_file(file)
 
-    monkeypatch.setattr(folder, "lock", late)
+    monkeypatch.setattr(lock, "lock", late)
     with TrainingFolder(tmp_path, "x"):
         assert (tmp_path / ".x.lock").is_file()
         with pytest.raises(TrainError, match="is running here"), TrainingFolder(tmp_path, "x"):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from .. import tiles
 from ..detector import MAX_DET, Detector
 from ..errors import ImageError
-from ..image.batches import BatchReader
 from ..image_sources import is_single
-from ..inference import ImageResult, ImageSource
+from ..inference import ImageSource
 from ..io import resources
 from . import EXIT_ERROR, eprint, inputs, results
 from .arguments import FRACTION, Arguments, Command, Flag
@@ -112,7 +111,12 @@ def process(
     with inputs.progress_bar(shown=summary.several) as done:
         total = images.total(words) if summary.several else None
         summary.begin = time.perf_counter()
-        for path, img, scored in detect_images(detector, images.expand(words), args, summary.fail_image):
+        sources, thresh, nms, fail = images.expand(words), args.thresh, args.nms, summary.fail_image
+        if args.tiles:
+            found = tiles.run_images(detector, sources, thresh, nms, on_error=fail)
+        else:
+            found = detector.run_images(sources, thresh, nms, args.batch, on_error=fail)
+        for path, img, scored in found:
             objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
             result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
             for writer in writers:
@@ -120,23 +124,6 @@ def process(
             summary.images += 1
             summary.engine = detector.network.engine
             done(summary.images + summary.errors, total)
-
-
-def detect_images(
-    detector: Detector,
-    images: Iterable[ImageSource],
-    args: Arguments,
-    on_error: Callable[[ImageSource, ImageError], None],
-) -> Iterator[ImageResult]:
-    """Yield the images with their boxes; with -tiles, one image at a time."""
-    if not args.tiles:
-        yield from detector.run_images(images, args.thresh, args.nms, args.batch, on_error=on_error)
-        return
-    with BatchReader(detector.read, images, 1, on_error=on_error) as reader:
-        while batch := reader.get():
-            reader.read_ahead()
-            for path, img in batch:
-                yield ImageResult(path, img, tiles.detect_boxes(detector, img, args.thresh, args.nms))
 
 
 def flags(thresh: float) -> tuple[Flag, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 if sys.platform == "win32":
     import msvcrt
@@ -28,6 +30,51 @@ def lock(file: IO[Any]) -> None:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class HeldError(Exception):
+    """A lock is held by another process; the text says by which."""
+
+
+def acquire(path: Path, unavailable: Callable[[OSError], object] | None = None) -> TextIO:
+    """Lock a file, which is created, and write into it who holds the lock; return it for `release`.
+
+    unavailable: called where the file system has no locks; the file is then returned unlocked. Raises HeldError; OSError if the
+    file cannot be written or, without `unavailable`, locked.
+    """
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as it is locked
+        try:
+            try:
+                lock(file)
+            except OSError as e:
+                if e.errno in LOCKED or unavailable is None:
+                    raise
+                unavailable(e)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+                file.flush()
+                return file
+            file.close()  # its owner has removed it in between
+        except OSError as e:
+            if e.errno in LOCKED:
+                file.seek(0)
+                owner = file.read() or "another process"
+                file.close()
+                raise HeldError(owner) from None
+            with suppress(OSError):
+                os.unlink(path)
+            with suppress(OSError):
+                file.close()
+            raise
+
+
+def release(file: TextIO) -> None:
+    """Remove a file that `acquire` returned, and its lock."""
+    with suppress(OSError):  # Windows keeps a file that is open
+        os.unlink(file.name)
+    file.close()
 
 
 @contextmanager

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from ..errors import TrainError, TrainWarning
-from ..io import lock as locks
+from ..io import lock
 from ..io.atomic import remove_stale_tmp
 
 
@@ -58,22 +55,20 @@ class TrainingFolder:
             ) from None
         if taken:
             raise TrainError(f"{taken}: is a folder, so the training cannot write this file; remove it")
-        lock = self.path / f".{self.base}.lock"
+        path = self.path / f".{self.base}.lock"
         try:
-            self._lock = self._acquire(lock)
+            self._lock = self._acquire(path)
             remove_stale_tmp(self.path, names)
         except OSError as e:
             self._remove_if_empty()
             raise TrainError(
-                f"{lock}: cannot be written ({e.strerror}); check the folder and the disk, or change backup in the .data file"
+                f"{path}: cannot be written ({e.strerror}); check the folder and the disk, or change backup in the .data file"
             ) from None
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
-            with suppress(OSError):  # Windows keeps a file that is open
-                os.unlink(self._lock.name)
-            self._lock.close()
+            lock.release(self._lock)
             self._lock = None
         self._remove_if_empty()
 
@@ -83,43 +78,17 @@ class TrainingFolder:
                 self.path.rmdir()
 
     def _acquire(self, path: Path) -> TextIO:
-        """Lock a file, and write into it who holds the lock."""
-        while True:
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as it is locked
-            try:
-                lock(file)
-                if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    file.truncate(0)
-                    file.write(
-                        f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-                    )
-                    file.flush()
-                    return file
-                file.close()  # its owner has removed it in between
-            except OSError as e:
-                if e.errno in locks.LOCKED:
-                    file.seek(0)
-                    owner = file.read() or "another process"
-                    file.close()
-                    raise TrainError(
-                        f"{self.path}: a training of {self.base} is running here ({owner}); stop it, or change backup in the"
-                        " .data file"
-                    ) from None
-                with suppress(OSError):
-                    os.unlink(path)
-                with suppress(OSError):
-                    file.close()
-                raise
+        """Lock a file. Raises TrainError if another training holds it; warns if locks are not available."""
 
+        def unavailable(e: OSError) -> None:
+            warnings.warn(
+                f"{path}: cannot be locked ({e.strerror}); do not start a second training in this folder",
+                TrainWarning, stacklevel=5,
+            )  # fmt: skip
 
-def lock(file: TextIO) -> None:
-    """Lock a file. Raises OSError, of io.lock.LOCKED if another file object holds the lock; warns if locks are not available."""
-    try:
-        locks.lock(file)
-    except OSError as e:
-        if e.errno in locks.LOCKED:
-            raise
-        warnings.warn(
-            f"{file.name}: cannot be locked ({e.strerror}); do not start a second training in this folder",
-            TrainWarning, stacklevel=5,
-        )  # fmt: skip
+        try:
+            return lock.acquire(path, unavailable)
+        except lock.HeldError as e:
+            raise TrainError(
+                f"{self.path}: a training of {self.base} is running here ({e}); stop it, or change backup in the .data file"
+            ) from None

@@ -1,0 +1,59 @@
+"""The files of a job's shards: part-00000042.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import DataError
+from .rows import FORMS, Row
+from .shards import Shard
+from .store import Store
+
+
+class Counts(NamedTuple):
+    """Images, objects and errors in a shard's file; resumed: whether it was there before."""
+
+    images: int
+    objects: int
+    errors: int
+    resumed: bool = False
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], resumed: bool = False) -> Counts:
+        """Count what is in rows."""
+        objects, errors = sum(len(row["objects"]) for row in rows), sum(row["error"] is not None for row in rows)
+        return cls(len(rows), objects, errors, resumed)
+
+
+class Parts(NamedTuple):
+    """The files of a job. form: a key of `rows.FORMS`."""
+
+    store: Store
+    form: str
+
+    def name(self, number: int) -> str:
+        """Return the name of a shard's file."""
+        return f"part-{number:08d}{FORMS[self.form].suffix}"
+
+    def read(self, number: int, shard: Shard) -> list[Row] | None:
+        """Return the rows of a shard's file; None if there is none, or if it is damaged. Raises DataError if it is of others."""
+        data = self.store.read(self.name(number))
+        if data is None:
+            return None
+        try:
+            rows = FORMS[self.form].decode(data)
+            keys, images = {row["shard"] for row in rows}, [row["image"] for row in rows]
+        except (ValueError, KeyError, TypeError):
+            return None
+        if rows and keys != {shard.key(images)}:
+            raise DataError(
+                f"{self.store.name}/{self.name(number)}: its images are not those of the source now: images were added or"
+                " removed, or the file was changed; choose another folder, or remove this file"
+            )
+        return rows or None
+
+    def write(self, number: int, shard: Shard, rows: Sequence[Row]) -> None:
+        """Write a shard's file. Raises DataError."""
+        key = shard.key([row["image"] for row in rows])
+        self.store.write(self.name(number), FORMS[self.form].encode([{**row, "shard": key} for row in rows]))

@@ -1,0 +1,104 @@
+"""Rows: what a job writes about each image, and the files that hold them.
+
+A row is a dict: `image`, the name as listed; `width` and `height` in pixels; `objects`, as `Detections.summary` returns them;
+`error`, why the image could not be read, else None; and `shard`, the hash of the names in its file (see `Shard.key`), which shows
+whether the file is whole and belongs to the images as they are listed now.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..detector import Detector
+from ..errors import DataError, ImageError
+from ..tiles import run_images
+from .shards import Item
+
+Row = dict[str, Any]
+
+
+class Options(NamedTuple):
+    """What decides which objects are found in an image."""
+
+    thresh: float = 0.25
+    nms: float = 0.45
+    max_det: int | None = 300
+    tiles: bool = False
+    letterbox: bool = False
+    precision: Any = "fp32"
+
+
+def detect_rows(
+    detector: Detector, items: Iterable[Item], options: Options, batch: int, *, source: str = "", strict: bool = False
+) -> list[Row]:
+    """Detect the objects in images, `batch` at a time; return each image's row, without `shard`, in order.
+
+    An unreadable image has a row with its error, and an archive that cannot be read further has one under its name, `source`.
+    strict: raise ImageError, DataError instead.
+    """
+    rows: dict[int, Row] = {}
+    damage: list[Row] = []
+
+    def readable() -> Iterator[Item]:
+        try:
+            yield from items
+        except DataError as e:
+            if strict:
+                raise
+            damage.append(error_row(source, str(e)))
+
+    def fail(item: Item, error: ImageError) -> None:
+        if strict:
+            raise error
+        rows[item.position] = error_row(item, str(error))
+
+    if options.tiles:
+        results = run_images(detector, readable(), options.thresh, options.nms, on_error=fail)
+    else:
+        results = detector.run_images(readable(), options.thresh, options.nms, batch, on_error=fail)
+    for item, img, scored in results:
+        height, width = img.shape[:2]
+        objects = detector.to_detections(scored, options.max_det).summary()
+        rows[item.position] = {
+            "image": str(item), "width": width, "height": height, "objects": objects, "error": None
+        }  # fmt: skip
+    return [rows[position] for position in sorted(rows)] + damage
+
+
+def error_row(name: str, error: str) -> Row:
+    """Return the row of an image that has no result."""
+    return {"image": str(name), "width": None, "height": None, "objects": [], "error": error}
+
+
+class Form(ABC):
+    """A format of files of rows."""
+
+    suffix: str
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        """Return a file's content."""
+
+    @abstractmethod
+    def decode(self, data: bytes) -> list[Row]:
+        """Return a file's rows. Raises ValueError if it is damaged."""
+
+
+class JsonLines(Form):
+    """A JSON object per line, in UTF-8."""
+
+    suffix = ".jsonl"
+
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        """Return a file's content."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+    def decode(self, data: bytes) -> list[Row]:
+        """Return a file's rows. Raises ValueError if it is damaged."""
+        return [json.loads(line) for line in data.decode().splitlines()]
+
+
+FORMS: dict[str, Form] = {"jsonl": JsonLines(), "labels": JsonLines()}

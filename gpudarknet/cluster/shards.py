@@ -1,0 +1,82 @@
+"""Shards: the units of a job. One is computed by one call on one worker, and its rows are one file.
+
+A source is cut while it is listed: one shard is in memory at a time, however many images there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..image import is_url
+from ..image_sources import sources
+from ..io.text import valid_utf8
+
+
+class Item(str):
+    """An image of a shard: its name, as rows have it.
+
+    content: what is read: a path, a URL, or the content of an image file. position: in its shard, from 0.
+    """
+
+    content: Any
+    position: int
+
+    @classmethod
+    def of(cls, name: str, content: Any, position: int) -> Item:
+        """Return an item. Bytes in a name that are not UTF-8 become ?, as rows are text."""
+        item = cls(valid_utf8(name))
+        item.content, item.position = content, position
+        return item
+
+
+class Shard(ABC):
+    """Images that are processed together. It can be pickled, and holds what a worker needs to read them, not their content."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What tells this shard from others before it is read: its images' names, or the address of an archive."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """Yield the images. Raises DataError if an archive cannot be read, after those before the damage."""
+
+    def key(self, names: Sequence[str]) -> str:
+        """Return the hash of the shard and its images' names, 16 hexadecimal digits: each of its rows has it."""
+        return hashlib.sha256("\0".join([self.identity, *names]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FileShard(Shard):
+    """Image files and URLs. folder: on which relative paths are based."""
+
+    names: tuple[str, ...]
+    folder: str
+
+    @property
+    def identity(self) -> str:
+        """The images' names."""
+        return "\0".join(map(valid_utf8, self.names))
+
+    def items(self) -> Iterator[Item]:
+        """Yield the images."""
+        for position, name in enumerate(self.names):
+            yield Item.of(name, name if is_url(name) else os.path.join(self.folder, name), position)
+
+
+def split(source: Any, size: int, *, recursive: bool = False) -> Iterator[Shard]:
+    """Cut a source into shards of `size` images, while it is listed.
+
+    source: as in `gpudarknet.sources`, except images themselves. Raises DataError.
+    """
+    names = map(os.fspath, sources(source, recursive=recursive))
+    folder = str(Path.cwd())
+    while chunk := tuple(islice(names, size)):
+        yield FileShard(chunk, folder)
