@@ -18,7 +18,7 @@ from ..errors import DarknetError, DataError
 from .job import SUCCESS, Model, Summary, read_json, write_manifest, write_success
 from .parts import Counts, Parts
 from .rows import FORMS, Options, Row, error_row
-from .runtime import LOGS, Runtime, connect
+from .runtime import LOGS, Runtime, connect, import_ray
 from .shards import Shard, split
 from .store import Store, open_store
 from .worker import AnyModel, Settings, ShardWorker
@@ -68,6 +68,7 @@ def detect(
     Raises DataError if `out` is another job's or another process writes there, BackendError if Ray cannot be used, and
     errors of `Detector`.
     """
+    import_ray()
     for name, value in (("shard", shard), ("batch", batch), ("threads", threads), ("retries", retries)):
         check_count(name, value)
     if workers is not None:

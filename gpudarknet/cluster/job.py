@@ -27,7 +27,7 @@ MANIFEST, SUCCESS = "manifest.json", "_SUCCESS.json"
 class Model:
     """A detector that can be sent to workers, whose backend may be another: here its network is on NumPy.
 
-    files: the path and SHA-256 of the cfg, the weights and the names.
+    files: the path and SHA-256 of the cfg, the weights and the names; the number of classes.
     """
 
     network: Network
@@ -51,6 +51,7 @@ class Model:
         files = {
             "cfg": {"path": str(cfg), "sha256": digest(Path(cfg).read_bytes())},
             "weights": weights and {"path": str(weights), "sha256": digest(Path(weights).read_bytes())},
+            "classes": detector.head.num_labels,
             "names": {"sha256": digest("\n".join(detector.names).encode(errors="surrogateescape"))},
         }
         return cls(network, detector.names, options, backend, files)

@@ -79,6 +79,17 @@ class Runtime:
         return getattr(error, "cause", None) or error
 
 
+def import_ray() -> Any:
+    """Return the module ray. Raises BackendError if it is not installed."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise BackendError("cluster: Ray is not installed; pip install 'gpudarknet[ray]'") from None
+    return ray
+
+
 @contextmanager
 def connect(address: str | None = None, *, cpus: int = 0, memory: int = 0) -> Iterator[Runtime]:
     """Connect to Ray while the block runs.
@@ -88,12 +99,7 @@ def connect(address: str | None = None, *, cpus: int = 0, memory: int = 0) -> It
     offered to workers by a local Ray, even if the machine has fewer. memory: bytes that will be put into its object store. Raises
     BackendError if Ray is not installed or does not answer.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise BackendError("cluster: Ray is not installed; pip install 'gpudarknet[ray]'") from None
+    ray = import_ray()
     if ray.is_initialized():
         if address not in (None, "auto"):
             raise BackendError(

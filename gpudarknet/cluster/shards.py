@@ -49,8 +49,13 @@ class Shard(ABC):
         """Yield the images. Raises DataError if an archive cannot be read, after those before the damage."""
 
     def key(self, names: Sequence[str]) -> str:
-        """Return the hash of the shard and its images' names, 16 hexadecimal digits: each of its rows has it."""
-        return hashlib.sha256("\0".join([self.identity, *names]).encode()).hexdigest()[:16]
+        """Return what each of its rows has: the hashes of the shard and of its images' names, 8 hexadecimal digits each."""
+        return short_hash([self.identity]) + short_hash(names)
+
+
+def short_hash(texts: Sequence[str]) -> str:
+    """Return 8 hexadecimal digits of a hash of texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
