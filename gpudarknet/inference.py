@@ -107,13 +107,15 @@ class InferencePipeline:
         *,
         class_agnostic: bool = False,
         on_error: Callable[[ImageSource, ImageError], None] | None = None,
+        read: Callable[[Any], image.Image] | None = None,
     ) -> Iterator[ImageResult]:
         """Detect objects in a stream of images, `batch` at a time (None: all at once); yield one result per image, in order.
 
         While a batch is computed, the next is read, in threads if it consists of files: its sources are known before the
         results appear. Only on a CPU, arrays are not read ahead. At most two batches of images are held. class_agnostic: as in
         `suppress`. An unreadable image raises ImageError after the results of all earlier batches; with on_error, that is
-        called with its source and error, and it has no result. Raises DataError if batch is below 1, or for one image or path.
+        called with its source and error, and it has no result. read: reads a source, in place of `read`. Raises DataError if
+        batch is below 1, or for one image or path.
         """
         if batch is not None and batch < 1:
             raise DataError(f"batch {batch}: must be at least 1")
@@ -121,32 +123,32 @@ class InferencePipeline:
             raise DataError("images: is one image or path, not several; pass [image], or gpudarknet.sources(path)")
         asynchronous = self.network.backend.uploads_images  # predict returns at once
 
-        def results(read: Batch, outputs: list[Any], start: float) -> Iterator[ImageResult]:
-            sizes = [(img.shape[1], img.shape[0]) for _, img in read]
+        def results(loaded: Batch, outputs: list[Any], start: float) -> Iterator[ImageResult]:
+            sizes = [(img.shape[1], img.shape[0]) for _, img in loaded]
             # class_agnostic: only objectness is compared with thresh, below
             decoded = self.decode(outputs, float("-inf") if class_agnostic else thresh, sizes)
             seconds = (time.perf_counter() - start) / len(sizes)
-            for rows, size, (source, img) in zip(decoded, sizes, read, strict=True):
+            for rows, size, (source, img) in zip(decoded, sizes, loaded, strict=True):
                 if class_agnostic:
                     rows = rows[rows[:, 0] > thresh]
                 yield ImageResult(source, img, replace(self.suppress(rows, size, nms, class_agnostic), seconds=seconds))
 
         pending = iter(list[ImageResult]())  # of the batch that a GPU is computing
-        with BatchReader(self.read, images, batch, self.network.backend.reader_threads(), on_error) as reader:
+        with BatchReader(read or self.read, images, batch, self.network.backend.reader_threads(), on_error) as reader:
             while True:
                 try:
-                    read = reader.get()
+                    loaded = reader.get()
                 except Exception:
                     yield from pending
                     raise
-                if not read:
+                if not loaded:
                     break
                 if not asynchronous:
                     reader.read_ahead()
-                x = self.upload([img for _, img in read])
+                x = self.upload([img for _, img in loaded])
                 yield from pending
                 start = time.perf_counter()
-                pending = results(read, self.predict(x), start)
+                pending = results(loaded, self.predict(x), start)
                 if not asynchronous:
                     yield from pending
             yield from pending

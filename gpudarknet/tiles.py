@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from . import boxes
 from .detector import Detector
 from .errors import DataError, ImageError
+from .image import Image
 from .image.batches import BatchReader
 from .inference import ImageResult, ImageSource, ScoredBoxes
 
@@ -56,9 +58,10 @@ def run_images(
     nms: float,
     *,
     on_error: Callable[[ImageSource, ImageError], None] | None = None,
+    read: Callable[[Any], Image] | None = None,
 ) -> Iterator[ImageResult]:
     """Detect objects in a stream of images, tile by tile, one image at a time, as `InferencePipeline.run_images` does."""
-    with BatchReader(detector.read, images, 1, on_error=on_error) as reader:
+    with BatchReader(read or detector.read, images, 1, on_error=on_error) as reader:
         while batch := reader.get():
             reader.read_ahead()
             for source, img in batch:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..detector import Detector
 from ..errors import DataError, ImageError
+from ..image import Image
 from ..tiles import run_images
 from .shards import Item
 
@@ -55,10 +56,13 @@ def detect_rows(
             raise error
         rows[item.position] = error_row(item, str(error))
 
+    def read(item: Item) -> Image:
+        return item.read(detector.network.channels)
+
     if options.tiles:
-        results = run_images(detector, readable(), options.thresh, options.nms, on_error=fail)
+        results = run_images(detector, readable(), options.thresh, options.nms, on_error=fail, read=read)
     else:
-        results = detector.run_images(readable(), options.thresh, options.nms, batch, on_error=fail)
+        results = detector.run_images(readable(), options.thresh, options.nms, batch, on_error=fail, read=read)
     for item, img, scored in results:
         height, width = img.shape[:2]
         objects = detector.to_detections(scored, options.max_det).summary()

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..image import is_url
+from ..image import Image, as_image, decode, is_url
 from ..image_sources import sources
 from ..io.text import valid_utf8
 
@@ -22,7 +22,7 @@ from ..io.text import valid_utf8
 class Item(str):
     """An image of a shard: its name, as rows have it.
 
-    content: what is read: a path, a URL, or the content of an image file. position: in its shard, from 0.
+    content: what is read, as for `image.as_image`. position: in its shard, from 0.
     """
 
     content: Any
@@ -34,6 +34,12 @@ class Item(str):
         item = cls(valid_utf8(name))
         item.content, item.position = content, position
         return item
+
+    def read(self, channels: int) -> Image:
+        """Return the pixels, uint8 (H, W, channels). Raises ImageError."""
+        if isinstance(self.content, bytes):
+            return decode(self.content, channels, str(self))
+        return as_image(self.content, channels)
 
 
 class Shard(ABC):
