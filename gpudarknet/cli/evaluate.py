@@ -15,14 +15,11 @@ from ..data.check import check_labels, is_box
 from ..data.datafile import DataFile
 from ..detector import Detector
 from ..errors import DataError
-from ..evaluate import ImageEval, Report, ValidationSet
+from ..evaluate import COCO_IDS, ImageEval, Report, ValidationSet
 from ..io import resources
 from . import eprint, inputs, outputs
 from .arguments import FRACTION, NOT_NEGATIVE, Arguments, Command, Flag, UsageError
 from .inputs import progress_bar
-
-# category_id of COCO's 80 classes, which are not consecutive
-COCO_IDS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
 
 def load(args: Arguments) -> tuple[DataFile, Detector, BadSamples]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, TextIO
-
-import numpy as np
+from typing import NamedTuple
 
 from .. import evaluate, image
 from ..data.datafile import label_path
@@ -24,7 +20,6 @@ from ..inference import ScoredBoxes
 from ..io.atomic import create_folder
 from . import eprint, formats
 from .arguments import Arguments, Flag, UsageError
-from .evaluate import COCO_IDS
 from .inputs import ImagePath
 from .outputs import STDOUT, UniqueNames, joined, text_file, writable, writable_folder, write
 
@@ -172,38 +167,16 @@ def write_image(path: Path, img: image.Image) -> None:
     image.write(path, img)
 
 
-class CsvWriter(ResultWriter):
-    """A CSV file with one line per object: image, class, name, confidence, box in pixels."""
+class ObjectWriter(ResultWriter):
+    """A file with all objects, CSV or COCO's results."""
 
-    def __init__(self, file: TextIO):
-        self.table = csv.writer(file, lineterminator="\n")
-        self.table.writerow(["image", "class_id", "name", "confidence", "left", "top", "width", "height"])
-
-    def add(self, result: DetectedImage) -> None:
-        """Write an image's lines."""
-        for d in result.objects:
-            box = [f"{v:.2f}" for v in d.box]
-            self.table.writerow([result.path, d.class_id, d.label, f"{d.confidence:.6f}", *box])
-
-
-class CocoWriter(ResultWriter):
-    """A COCO results file: image_id is the number that ends the file name, category_id is COCO's if there are 80 classes."""
-
-    def __init__(self, append: Callable[[str], object]):
-        self.append, self.ids, self.noted = append, UniqueNames(), False
+    def __init__(self, add: evaluate.AddImage):
+        self.write = add
 
     def add(self, result: DetectedImage) -> None:
-        """Write an image's entries; note the first image with the number of another."""
-        number = str(evaluate.coco_image_id(result.path) or 0)
-        if self.ids(number) != number and not self.noted:
-            eprint(
-                "note", f"-coco: {result.path}: has the image_id {number} of another image; names should end in numbers"
-            )
-            self.noted = True
-        classes, none = result.scored.probs.shape[1], np.zeros((0, 5), np.float32)
-        categories = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
-        for entry in evaluate.coco_results(evaluate.ImageEval(result.scored, none, none, result.path), categories):
-            self.append(json.dumps(entry))
+        """Write an image's objects."""
+        scored = result.scored
+        self.write(result.path, scored.width, scored.height, result.objects.summary(), scored.probs.shape[1])
 
 
 class CropWriter(ResultWriter):
@@ -272,9 +245,11 @@ def requested(
     if "out" in files:  # files before images: they are closed later, and do not appear if an image cannot be written
         writers.append(JsonWriter(stack.enter_context(joined(files["out"], *formats.JSON_FILE))))
     if "csv" in files:
-        writers.append(CsvWriter(stack.enter_context(text_file(files["csv"]))))
+        file = stack.enter_context(text_file(files["csv"]))
+        writers.append(ObjectWriter(stack.enter_context(evaluate.csv_file(file))))
     if "coco" in files:
-        writers.append(CocoWriter(stack.enter_context(joined(files["coco"], "[", ", ", "]\n"))))
+        file = stack.enter_context(text_file(files["coco"]))
+        writers.append(ObjectWriter(stack.enter_context(evaluate.coco_file(file))))
     if args.out_dir:
         writers.append(AnnotatedImageWriter(args, background, failed))
     elif not several:
@@ -303,7 +278,7 @@ FLAGS = (
         "max_det",
         int,
         None,
-        f"Most objects of an image; by default {MAX_DET} in -out_dir, -csv, -crops and -table, all elsewhere",
+        f"Most objects of an image; by default {MAX_DET} in -out_dir, -csv, -coco, -crops and -table, all elsewhere",
         limits=(1, 2**31),
     ),
 )

@@ -17,7 +17,7 @@ from .detection import (
     mean_average_precision,
     recall,
 )  # fmt: skip
-from .result_files import coco_image_id, coco_results, voc_lines
+from .result_files import COCO_IDS, AddImage, coco_file, coco_image_id, coco_results, csv_file, voc_lines
 from .validation import (
     ValidationSet,
     classifier_measure,
@@ -28,8 +28,9 @@ from .validation import (
 )  # fmt: skip
 
 __all__ = [
-    "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "Anchors", "ImageEval", "Recall", "Report",
-    "ValidationSet", "accuracy", "anchors_text", "average_precision", "calc_anchors", "check_options", "classifier_measure",
-    "coco", "coco_image_id", "coco_results", "draw_anchors", "evaluate_images", "mean_average_precision", "measured_list",
-    "read_truths", "recall", "score_name", "validation_score", "validation_set", "voc_lines",
+    "COCO_IDS", "NMS", "PROPOSAL_NMS", "PROPOSAL_THRESH", "THRESH", "Accuracy", "AddImage", "Anchors", "ImageEval", "Recall",
+    "Report", "ValidationSet", "accuracy", "anchors_text", "average_precision", "calc_anchors", "check_options",
+    "classifier_measure", "coco", "coco_file", "coco_image_id", "coco_results", "csv_file", "draw_anchors", "evaluate_images",
+    "mean_average_precision", "measured_list", "read_truths", "recall", "score_name", "validation_score", "validation_set",
+    "voc_lines",
 ]  # fmt: skip
