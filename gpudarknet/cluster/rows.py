@@ -7,6 +7,7 @@ whether the file is whole and belongs to the images as they are listed now.
 
 from __future__ import annotations
 
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 from ..detector import Detector
 from ..errors import DataError, ImageError
 from ..image import Image
+from ..io.text import valid_utf8
 from ..tiles import run_images
 from .shards import Item
+from .tables import require_pyarrow
 
 Row = dict[str, Any]
 
@@ -73,8 +76,8 @@ def detect_rows(
 
 
 def error_row(name: str, error: str) -> Row:
-    """Return the row of an image that has no result."""
-    return {"image": str(name), "width": None, "height": None, "objects": [], "error": error}
+    """Return the row of an image that has no result. Bytes that are not UTF-8 become ?, as in `Item`."""
+    return {"image": valid_utf8(name), "width": None, "height": None, "objects": [], "error": valid_utf8(error)}
 
 
 class Form(ABC):
@@ -98,11 +101,55 @@ class JsonLines(Form):
 
     def encode(self, rows: Sequence[Row]) -> bytes:
         """Return a file's content."""
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
 
     def decode(self, data: bytes) -> list[Row]:
         """Return a file's rows. Raises ValueError if it is damaged."""
-        return [json.loads(line) for line in data.decode().splitlines()]
+        try:
+            return [json.loads(line) for line in data.decode().removesuffix("\n").split("\n")]
+        except RecursionError:
+            raise ValueError("too many brackets") from None
 
 
-FORMS: dict[str, Form] = {"jsonl": JsonLines(), "labels": JsonLines()}
+class Parquet(Form):
+    """A Parquet file with the columns of `schema`."""
+
+    suffix = ".parquet"
+
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        """Return a file's content."""
+        import pyarrow
+        from pyarrow import parquet
+
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema()), file, compression="zstd")
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> list[Row]:
+        """Return a file's rows. Raises ValueError if it is damaged."""
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            rows: list[Row] = parquet.read_table(io.BytesIO(data)).to_pylist()
+        except (pyarrow.ArrowException, OSError) as e:
+            raise ValueError(str(e)) from None
+        return rows
+
+
+def schema() -> Any:
+    """Return the pyarrow schema of rows. Raises DataError if pyarrow is not installed."""
+    pyarrow = require_pyarrow("Parquet")
+    box = pyarrow.struct([(name, pyarrow.float64()) for name in ("x1", "y1", "x2", "y2")])
+    found = pyarrow.struct(
+        [("name", pyarrow.string()), ("class", pyarrow.int32()), ("confidence", pyarrow.float64()), ("box", box)]
+    )
+    return pyarrow.schema(
+        [
+            ("image", pyarrow.string()), ("width", pyarrow.int32()), ("height", pyarrow.int32()),
+            ("objects", pyarrow.list_(found)), ("error", pyarrow.string()), ("shard", pyarrow.string()),
+        ]
+    )  # fmt: skip
+
+
+FORMS: dict[str, Form] = {"jsonl": JsonLines(), "parquet": Parquet(), "labels": JsonLines()}
