@@ -75,6 +75,7 @@ def detect(
         check_count("workers", workers)
     if form not in FORMS:
         raise DataError(f"form {form!r}: choose one of {', '.join(FORMS)}")
+    FORMS[form].check()
     if on_error not in ("record", "raise"):
         raise DataError(f"on_error {on_error!r}: choose record or raise")
     options = Options(thresh, nms, max_det, tiles, letterbox, precision)

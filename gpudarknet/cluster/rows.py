@@ -85,6 +85,9 @@ class Form(ABC):
 
     suffix: str
 
+    def check(self) -> None:  # noqa: B027
+        """Raise DataError if what it needs is not installed."""
+
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> bytes:
         """Return a file's content."""
@@ -116,13 +119,19 @@ class Parquet(Form):
 
     suffix = ".parquet"
 
+    def check(self) -> None:
+        """Raise DataError if pyarrow is not installed."""
+        require_pyarrow("form 'parquet'")
+
     def encode(self, rows: Sequence[Row]) -> bytes:
         """Return a file's content."""
         import pyarrow
         from pyarrow import parquet
 
         file = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema()), file, compression="zstd")
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows, schema()), file, compression="zstd", write_page_checksum=True
+        )
         return file.getvalue()
 
     def decode(self, data: bytes) -> list[Row]:
@@ -131,7 +140,10 @@ class Parquet(Form):
         from pyarrow import parquet
 
         try:
-            rows: list[Row] = parquet.read_table(io.BytesIO(data)).to_pylist()
+            file = parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
+            rows: list[Row] = file.read(
+                use_threads=False
+            ).to_pylist()  # in threads, a damaged file may abort the process
         except (pyarrow.ArrowException, OSError) as e:
             raise ValueError(str(e)) from None
         return rows

@@ -66,7 +66,9 @@ class Table:
             yield
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
             reason = " ".join(str(e).split())[:200]
-            raise DataError(f"{self.address}: is not a Parquet file, or a damaged one ({reason}); write it again") from None
+            raise DataError(
+                f"{self.address}: is not a Parquet file, or a damaged one ({reason}); write it again"
+            ) from None
 
     @property
     def count(self) -> int:
