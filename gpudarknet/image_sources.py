@@ -1,4 +1,4 @@
-"""Images named by files, folders, patterns, lists and URLs, one after the other.
+"""Images named by files, folders, patterns, lists and URLs, here or in an object store, one after the other.
 
     for found in detector.detect_stream(gd.sources("photos/**/*.jpg")): ...
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import posixpath
 import re
 import warnings
 from collections import Counter
@@ -22,25 +23,31 @@ from .data.datafile import listed_path
 from .errors import DataError, DataWarning
 from .image import formats, is_url
 from .image.arrays import is_array
+from .io import remote
+from .io.remote import Address
 from .io.text import iter_lines
 
 LIST_SUFFIX = ".txt"
 MAGIC = re.compile(r"[*?[]")  # characters of patterns
+Place = Path | Address  # of a file or folder
 LABEL = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,5}", re.IGNORECASE)  # a line of a label file
 
 
 def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
-    """Yield the images that `source` names, each a Path, a URL, or an object as given.
+    """Yield the images that `source` names, each a Path, a URL or address as str, or an object as given.
 
     source: the path of an image; a folder, whose images come in the order of their names, with `recursive` followed by those
     of its subfolders; a pattern such as `photos/*.jpg`, where `**` stands for any folders; a text file (.txt) with a path or
     URL on each line, relative to the current folder or to the list's; an http or https URL; an array or another object that
-    `image.as_image` accepts; or an iterable of all these. A path that exists is not a pattern. In folders and patterns, hidden
+    `image.as_image` accepts; or an iterable of all these. Images, folders, patterns and lists may also be in an object store:
+    s3://bucket/photos/*.jpg (see `io.remote`). A path that exists is not a pattern. In folders and patterns, hidden
     files and those that are not images by their names are left out. A missing file and a URL of another
-    scheme are yielded, and reported by whoever reads them. Raises DataError if a folder, pattern or list has no images.
+    scheme are yielded, and reported by whoever reads them. Raises DataError if a folder, pattern or list has no images, or if an
+    object store cannot be listed.
     """
     if isinstance(source, str | os.PathLike):
-        yield from expand(os.fspath(source), recursive)
+        for image in expand(os.fspath(source), recursive):
+            yield str(image) if isinstance(image, str) else image
     elif is_image(source):
         yield source
     elif isinstance(source, Iterable):
@@ -57,18 +64,19 @@ def is_image(source: Any) -> bool:
 
 def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
     """Yield the images that a path, a pattern or a URL names."""
-    if is_url(name):
+    if is_download(name):
         yield name
         return
     if not name:
         raise DataError("sources: a path is empty; give that of an image or a folder")
     path = existing_path(name)
-    if os.path.isdir(path):
+    if is_folder(path):
         search = Search(path, "has")
         yield from require_one(walk(path, recursive, search), search)
     elif is_pattern(path):
+        base, parts = split_pattern(path)
         search = Search(path, "matches")
-        yield from require_one(glob(*split_pattern(path), search), search)
+        yield from require_one(glob(base, parts, search) if is_folder(base) else iter(()), search)
     elif is_list(path):
         yield from read_list(path)
     else:
@@ -77,52 +85,80 @@ def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
 
 def is_single(name: str) -> bool:
     """Return whether a path or URL names one image, whether it exists or not."""
-    return is_url(name) or (base_folder(name) is None and not is_list(existing_path(name)))
+    return is_download(name) or (base_folder(name) is None and not is_list(existing_path(name)))
 
 
-def base_folder(name: str) -> Path | None:
+def base_folder(name: str) -> Place | None:
     """Return the folder that is searched for a folder's or a pattern's images; None for others."""
-    path = existing_path(name)
-    if is_url(name):
+    if is_download(name):
         return None
-    return path if os.path.isdir(path) else split_pattern(path)[0] if is_pattern(path) else None
+    path = existing_path(name)
+    return path if is_folder(path) else split_pattern(path)[0] if is_pattern(path) else None
 
 
-def existing_path(name: str) -> Path:
-    """Return a path; `~` is the home folder, unless it is a file's name."""
+def is_download(name: str) -> bool:
+    """Return whether a name is a URL, of which there are no folders and patterns."""
+    return is_url(name) and not remote.is_remote(name)
+
+
+def existing_path(name: str) -> Place:
+    """Return a path or address; `~` is the home folder, unless it is a file's name."""
+    if remote.is_remote(name):
+        return Address(name)
     return Path(name if os.path.lexists(name) else os.path.expanduser(name))
 
 
-def is_pattern(path: Path) -> bool:
+def is_folder(path: Place) -> bool:
+    """Return whether a path is that of a folder. An address with the suffix of an image is not: to ask costs a request."""
+    if isinstance(path, Address):
+        return path.suffix.lower() not in formats.SUFFIXES and path.is_dir()
+    return os.path.isdir(path)
+
+
+def is_pattern(path: Place) -> bool:
     """Return whether a path is a pattern: it has *, ? or [, and no such file exists."""
-    return bool(MAGIC.search(str(path))) and not os.path.lexists(path)
+    if not MAGIC.search(str(path)):
+        return False
+    return not (path.exists() if isinstance(path, Address) else os.path.lexists(path))
 
 
-def is_list(path: Path) -> bool:
+def is_list(path: Place) -> bool:
     """Return whether a path is that of a list of images."""
-    return path.suffix.lower() == LIST_SUFFIX and os.path.isfile(path)
+    if path.suffix.lower() != LIST_SUFFIX:
+        return False
+    return path.is_file() if isinstance(path, Address) else os.path.isfile(path)
 
 
 class Search:
     """The state of a search for images: what it has met besides them, for the message that there is none."""
 
-    def __init__(self, source: Path, verb: str):
+    def __init__(self, source: Place, verb: str):
         self.source, self.verb = source, verb
         self.others, self.subfolders = Counter[str](), False  # suffixes of other files; whether some were not searched
-        self._visited = set[tuple[int, ...]]()
+        self._visited = set[tuple[object, ...]]()
+        self._listed: tuple[Place | None, list[str], list[str]] = None, [], []  # the last folder
 
-    def visited(self, folder: Path, *state: int) -> bool:
+    def visited(self, folder: Place, *state: int) -> bool:
         """Return whether a folder has been visited under any path, in this state, and note that it is now."""
-        try:
-            status = folder.stat()
-        except OSError:  # `listing` tells
-            return False
-        key = (status.st_dev, status.st_ino, *state)
+        key: tuple[object, ...] = (folder, *state)
+        if isinstance(folder, Path):
+            try:
+                status = folder.stat()
+            except OSError:  # `listing` tells
+                return False
+            key = (status.st_dev, status.st_ino, *state)
         known = key in self._visited
         self._visited.add(key)
         return known
 
-    def images(self, folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    def listing(self, folder: Place, hidden: bool = False) -> tuple[list[str], list[str]]:
+        """Return a folder's files and its subfolders, sorted by name."""
+        if folder != self._listed[0]:
+            self._listed = folder, *listing(folder, top=folder is self.source)
+        files, folders = ([n for n in names if hidden or not n.startswith(".")] for names in self._listed[1:])
+        return files, folders
+
+    def images(self, folder: Place, names: Iterable[str]) -> Iterator[Place]:
         """Yield the files that are images by their names, and count the others."""
         for name in names:
             path = folder / name
@@ -139,7 +175,7 @@ class Search:
         return DataError(f"{self.source}: {self.verb} no image; found {' and '.join(found) or 'nothing'}")
 
 
-def require_one(images: Iterator[Path], search: Search) -> Iterator[Path]:
+def require_one(images: Iterator[Place], search: Search) -> Iterator[Place]:
     """Yield the images. Raises DataError if there are none."""
     first = next(images, None)
     if first is None:
@@ -150,11 +186,11 @@ def require_one(images: Iterator[Path], search: Search) -> Iterator[Path]:
 # Folders
 
 
-def walk(folder: Path, recursive: bool, search: Search) -> Iterator[Path]:
+def walk(folder: Place, recursive: bool, search: Search) -> Iterator[Place]:
     """Yield a folder's images by name, then those of its subfolders. A folder that links lead to again is visited once."""
     if search.visited(folder):
         return
-    files, folders = listing(folder, top=folder is search.source)
+    files, folders = search.listing(folder)
     yield from search.images(folder, files)
     if not recursive:
         search.subfolders = bool(folders)
@@ -163,15 +199,19 @@ def walk(folder: Path, recursive: bool, search: Search) -> Iterator[Path]:
         yield from walk(folder / name, recursive, search)
 
 
-def listing(folder: Path, top: bool = False, hidden: bool = False) -> tuple[list[str], list[str]]:
-    """Return a folder's files and its subfolders, sorted by name. Raises DataError, or warns if it is not the top folder."""
+def listing(folder: Place, top: bool = False) -> tuple[list[str], list[str]]:
+    """Return a folder's files and its subfolders, sorted by name.
+
+    Raises DataError; warns if it is a folder on this machine, below the top.
+    """
+    if isinstance(folder, Address):
+        return remote.listing(folder)
     files: list[str] = []
     folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if hidden or not entry.name.startswith("."):
-                    (folders if os.path.isdir(entry) else files).append(entry.name)
+                (folders if os.path.isdir(entry) else files).append(entry.name)
     except OSError as e:
         message = f"{folder}: cannot be listed ({e.strerror})"
         if top:
@@ -183,27 +223,32 @@ def listing(folder: Path, top: bool = False, hidden: bool = False) -> tuple[list
 # Patterns
 
 
-def split_pattern(path: Path) -> tuple[Path, list[str]]:
+def split_pattern(path: Place) -> tuple[Place, list[str]]:
     """Return the folder before a pattern's first part with *, ? or [, and the other parts; a last `**` is `**/*`."""
-    base, parts = Path(path.anchor), list(path.parts[bool(path.anchor) :])
-    while not is_pattern(base / parts[0]):
+    base: Place
+    if isinstance(path, Address):
+        base, parts = Address(path.anchor), list(path.parts)
+    else:
+        base, parts = Path(path.anchor), list(path.parts[bool(path.anchor) :])
+    while parts and not is_pattern(base / parts[0]):
         base /= parts.pop(0)
-    return base, parts if parts[-1] != "**" else [*parts, "*"]
+    return base, parts if parts[-1:] != ["**"] else [*parts, "*"]
 
 
-def glob(base: Path, parts: list[str], search: Search) -> Iterator[Path]:
+def glob(base: Place, parts: list[str], search: Search) -> Iterator[Place]:
     """Yield the images below a folder whose path matches a pattern's parts, folder by folder, each by name."""
-    if not base.is_dir() or search.visited(base, len(parts)):
+    if search.visited(base, len(parts)):
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
+        folders = search.listing(base)[1]
         yield from glob(base, rest, search)
-        for name in listing(base)[1]:
+        for name in folders:
             yield from glob(base / name, parts, search)
-    elif rest and (base / part).exists():
+    elif rest and is_folder(base / part):
         yield from glob(base / part, rest, search)
     else:
-        files, folders = listing(base, hidden=part.startswith("."))
+        files, folders = search.listing(base, hidden=part.startswith("."))
         if not rest:
             yield from search.images(base, fnmatch.filter(files, part))
             return
@@ -214,7 +259,7 @@ def glob(base: Path, parts: list[str], search: Search) -> Iterator[Path]:
 # Lists
 
 
-def read_list(path: Path) -> Iterator[Path | str]:
+def read_list(path: Place) -> Iterator[Path | str]:
     """Yield the path or URL on each line of a text file, as `data.read_list` reads it. Raises DataError."""
     empty = True
     for number, line in enumerate(iter_lines(path, MAX_PATH), 1):
@@ -227,6 +272,13 @@ def read_list(path: Path) -> Iterator[Path | str]:
             )
         if text:
             empty = False
-            yield text if is_url(text) else Path(listed_path(text, path.parent))
+            yield text if is_url(text) else listed(text, path.parent)
     if empty:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
+
+
+def listed(line: str, folder: Place) -> Place:
+    """Return the image that a line of a list in `folder` names: / in an object store is its bucket."""
+    if isinstance(folder, Address):
+        return Address(folder.anchor + posixpath.normpath(posixpath.join("/", *folder.parts, line)))
+    return Path(listed_path(line, folder))

@@ -18,9 +18,10 @@ from ..data.datafile import DataFile
 from ..errors import BackendError, DataError, WeightsError
 from ..image import is_url
 from ..image.formats import SUFFIXES
-from ..image_sources import base_folder, sources
+from ..image_sources import Place, base_folder, sources
 from ..io import download, resources
 from ..io.http import ALLOW_PRIVATE_URLS
+from ..io.remote import Address
 from ..io.text import portable_name
 from . import eprint
 from .arguments import FRACTION, Arguments, Flag
@@ -48,7 +49,8 @@ SOURCES = (
 )
 SOURCES_HELP = (
     "A source is an image, a folder, a pattern in quotes such as 'photos/*.jpg' (** stands for any folders), a text file (.txt)"
-    " with a path or URL on each line, or an http or https URL. Without a source, they are read from standard input, one per line"
+    " with a path or URL on each line, or an http or https URL; those in object stores too, as s3://bucket/photos."
+    " Without a source, they are read from standard input, one per line"
 )
 MAX_COUNTED = 1_000_000  # images, before the first of them is processed
 
@@ -169,7 +171,7 @@ class Images:
         """Yield the images that a word names, and the names of their results."""
         base = base_folder(word)
         inside: list[Path] = []  # outputs to leave out
-        if base is not None and self.outputs:
+        if isinstance(base, Path) and self.outputs:
             searched = Path(os.path.realpath(base))
             if searched in self.outputs:
                 raise DataError(f"{word}: the results are written there; choose another folder for them")
@@ -180,9 +182,11 @@ class Images:
                 yield path, output_name(path, base)
 
 
-def output_name(path: str, base: Path | None) -> str:
+def output_name(path: str, base: Place | None) -> str:
     """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
-    if is_url(path):
+    if isinstance(base, Address):
+        name = "/".join(portable_name(part) or "-" for part in Address(path).parts[len(base.parts) :])
+    elif is_url(path):
         name = portable_name(unquote(urlsplit(path).path.rpartition("/")[2])) or "image"
     else:
         name = os.path.relpath(path, base) if base is not None else os.path.basename(path)

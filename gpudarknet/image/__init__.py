@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DownloadError, ImageError, ImageWarning
+from ..errors import DataError, DownloadError, ImageError, ImageWarning
+from ..io import remote
 from ..io.atomic import atomic_write
 from ..io.text import valid_utf8
 from . import formats
@@ -62,7 +63,7 @@ def read(path: str | os.PathLike[str], channels: int = 3) -> Image:
     several pages or frames it is the first. A JPEG file that ends early is read with an ImageWarning; of damage in its middle,
     libjpeg prints a line on standard error. Only the formats of `formats.FORMATS` are read, whatever the file's name, and only
     up to `formats.max_pixels` pixels. A str that begins with http:// or https:// is downloaded (`io.http.read_url`), from
-    private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1.
+    private addresses only with GPUDARKNET_ALLOW_PRIVATE_URLS=1; s3:// and others of `io.remote.SCHEMES` are read by fsspec.
     """
     if is_url(path):
         return _decode_url(str(path), channels)
@@ -129,7 +130,7 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
 
 
 def is_url(source: Any) -> bool:
-    """Return whether an image is given as a URL; `read` refuses those that are not http or https."""
+    """Return whether an image is given as a URL or address; `read` refuses those of schemes that it does not know."""
     return isinstance(source, str) and bool(URL.match(source))
 
 
@@ -187,11 +188,11 @@ def _file_content(path: Path) -> bytes:
 
 
 def _decode_url(url: str, channels: int) -> Image:
-    from ..io.http import printable, read_url
+    from ..io.http import MAX_BYTES, printable, read_url
 
     try:
-        data = read_url(url)
-    except DownloadError as error:
+        data = remote.read_bytes(url, MAX_BYTES) if remote.is_remote(url) else read_url(url)
+    except (DataError, DownloadError) as error:
         raise ImageError(str(error)) from None
     return decode(data, channels, printable(url))
 

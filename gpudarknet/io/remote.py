@@ -1,7 +1,7 @@
 """Files of object stores and file servers, which fsspec reads: s3://bucket/photos/a.jpg.
 
     from gpudarknet.io import remote
-    data = remote.read_bytes("s3://bucket/photos/a.jpg")
+    data = remote.read_bytes("s3://bucket/photos/a.jpg", 64 << 20)
 
 Credentials and endpoints are those of fsspec and of the package for the scheme: environment variables, configuration files. Only
 addresses of `SCHEMES` are read: others that fsspec knows lead to files of this machine or to URLs, which `http.py` checks.
@@ -14,11 +14,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 from urllib.parse import urlsplit
 
 from ..errors import DataError
-from .http import ALLOW_PRIVATE_URLS, MAX_BYTES, TransferError, printable, resolve
 
 SCHEMES = {
     "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "gcs": "gcsfs", "gs": "gcsfs", "hdfs": "pyarrow",
@@ -29,26 +28,32 @@ SERVERS = ("hdfs", "sftp", "smb", "ssh", "webhdfs")  # whose addresses name a ho
 BUFFER = 1 << 20  # bytes of an open file
 
 
-def is_remote(address: Any) -> bool:
+def is_remote(address: Any) -> TypeGuard[str]:
     """Return whether a str is an address of an object store or file server; http and https URLs are not."""
     scheme, separator, _ = address.partition("://") if isinstance(address, str) else ("", "", "")
     return bool(separator) and scheme.lower() in SCHEMES
 
 
 class Address(str):
-    """An address that is used as a Path is: `folder / name`, `address.name`, `address.suffix`, `address.parent`."""
+    """An address that is used as a Path is."""
 
     __slots__ = ()
 
     def __new__(cls, address: str) -> Address:
         """Return an address without slashes at its end, but those of scheme://."""
-        end = len(anchor(address))
-        return super().__new__(cls, address[:end] + address[end:].rstrip("/"))
+        scheme, separator, rest = address.partition("://")
+        return super().__new__(cls, scheme + separator + rest.rstrip("/"))
+
+    @property
+    def anchor(self) -> str:
+        """The part that names a bucket or server: s3://bucket."""
+        scheme, separator, rest = self.partition("://")
+        return scheme + separator + rest.partition("/")[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of folders and file after the anchor."""
-        return tuple(part for part in self[len(anchor(self)) :].split("/") if part)
+        return tuple(part for part in self[len(self.anchor) :].split("/") if part)
 
     @property
     def name(self) -> str:
@@ -69,14 +74,27 @@ class Address(str):
         """Return the address of a file or folder in this one."""
         return Address(f"{self}{'' if self.endswith('/') else '/'}{name}")
 
+    def is_dir(self) -> bool:
+        """Return whether it is a folder or bucket. Raises DataError."""
+        return kind(self) == "directory"
 
-def anchor(address: str) -> str:
-    """Return the part of an address that names a bucket or server: s3://bucket."""
-    match = re.match(r"[^/]*://[^/]*", address)
-    return match[0] if match else ""
+    def is_file(self) -> bool:
+        """Return whether it is a file. Raises DataError."""
+        return kind(self) == "file"
+
+    def exists(self) -> bool:
+        """Return whether it is a file, folder or bucket. Raises DataError."""
+        return kind(self) is not None
 
 
-def read_bytes(address: str, max_bytes: int = MAX_BYTES) -> bytes:
+def shown(address: str) -> str:
+    """Return an address for a message, without its user and password."""
+    from .http import printable
+
+    return printable(address)
+
+
+def read_bytes(address: str, max_bytes: int) -> bytes:
     """Return the content of a file. Raises DataError if it cannot be read or has more than `max_bytes`."""
     with translated_errors(address):
         fs, path = filesystem(address)
@@ -89,7 +107,7 @@ def read_bytes(address: str, max_bytes: int = MAX_BYTES) -> bytes:
                 raise
             data = b""
     if len(data) > max_bytes:
-        raise DataError(f"{printable(address)}: has more than {max_bytes} bytes; download it and give the file")
+        raise DataError(f"{shown(address)}: has more than {max_bytes} bytes; download it and give the file")
     return data
 
 
@@ -137,7 +155,7 @@ def filesystem(address: str) -> tuple[Any, str]:
         cls = fsspec.get_filesystem_class(scheme)
     except ImportError as e:
         missing = getattr(e.__cause__ or e, "name", None) or f"a package for {scheme}"
-        raise DataError(f"{printable(address)}: {missing} is not installed; {packages}") from None
+        raise DataError(f"{shown(address)}: {missing} is not installed; {packages}") from None
     address = f"{scheme}://{rest}"  # not through fsspec.open, in which :: leads to another file system
     options = cls._get_kwargs_from_urls(address)
     return fsspec.filesystem(scheme, use_listings_cache=False, **options), cls._strip_protocol(address)
@@ -145,12 +163,14 @@ def filesystem(address: str) -> tuple[Any, str]:
 
 def check_host(address: str) -> None:
     """Raise DataError if the host of an address is not public, as for URLs: the address may be of a list."""
+    from .http import ALLOW_PRIVATE_URLS, TransferError, resolve
+
     try:
         host, port = urlsplit(address).hostname, urlsplit(address).port
         if host:
             resolve(host, port or 0, os.environ.get(ALLOW_PRIVATE_URLS) == "1")
     except TransferError as e:
-        raise DataError(f"{printable(address)}: {e}; {e.remedy}") from None
+        raise DataError(f"{shown(address)}: {e}; {e.remedy}") from None
     except (OSError, ValueError):  # reported when it is connected to; the name of an HDFS cluster is no host's
         pass
 
@@ -163,7 +183,7 @@ def translated_errors(address: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{printable(address)}: no such file, folder or bucket; check the address") from None
+        raise DataError(f"{shown(address)}: no such file, folder or bucket; check the address") from None
     except Exception as e:
         text = " ".join(str(e).split()) or type(e).__name__
         text = re.sub(r"(\w://)[^/\s]*@", r"\1", re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text))[:200]
@@ -172,14 +192,14 @@ def translated_errors(address: str) -> Iterator[None]:
             if isinstance(e, PermissionError)
             else "address, the credentials, the connection"
         )
-        raise DataError(f"{printable(address)}: cannot be accessed ({text}); check the {remedy}") from None
+        raise DataError(f"{shown(address)}: cannot be accessed ({text}); check the {remedy}") from None
 
 
 class RemoteFile(io.RawIOBase):
     """An open file of a file system, with errors as DataError."""
 
     def __init__(self, address: str, file: Any):
-        self.name, self._file = printable(address), file
+        self.name, self._file = shown(address), file
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; return the number of bytes."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DarknetError, DataError
+from . import remote
 
 MAX_BYTES = 16 << 20  # the largest published cfg has 50 kB, the 22,000 names of ImageNet 0.7 MB
 MAX_NAME = 200  # bytes of a text in the name of a file, of the 255 that file systems allow
@@ -35,13 +37,15 @@ def read_text(path: str | Path, error: type[DarknetError] = DataError, max_bytes
 def iter_lines(path: str | Path, max_length: int) -> Iterator[str]:
     """Yield the lines of a file in the encodings of `read_text`, reading as it goes; longer ones in parts above `max_length`.
 
-    Invalid bytes become what `os.fsencode` converts back, so that paths keep them. Raises DataError if it cannot be read.
+    path: also an address, as in `remote`. Invalid bytes become what `os.fsencode` converts back, so that paths keep them. Raises
+    DataError if it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with remote.open_file(path) if remote.is_remote(path) else open(path, "rb") as file:
             wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
-        with open(path, encoding=encoding, errors=errors) as text:
+            file.seek(0)
+            encoding, errors = ("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")
+            text = io.TextIOWrapper(file, encoding, errors)
             while line := text.readline(max_length + 2):
                 yield line
     except OSError as e:
