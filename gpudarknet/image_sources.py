@@ -13,10 +13,11 @@ import posixpath
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from .data import MAX_PATH
 from .data.datafile import listed_path
@@ -25,7 +26,7 @@ from .image import formats, is_url
 from .image.arrays import is_array
 from .io import remote
 from .io.remote import Address
-from .io.text import iter_lines
+from .io.text import iter_lines, portable_name
 
 LIST_SUFFIX = ".txt"
 MAGIC = re.compile(r"[*?[]")  # characters of patterns
@@ -62,8 +63,8 @@ def is_image(source: Any) -> bool:
     return isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read") or is_array(source)
 
 
-def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
-    """Yield the images that a path, a pattern or a URL names."""
+def expand(name: str, recursive: bool = False, suffixes: Collection[str] = formats.SUFFIXES) -> Iterator[Path | str]:
+    """Yield the images that a path, a pattern or a URL names. suffixes: of files in folders and those that match a pattern."""
     if is_download(name):
         yield name
         return
@@ -71,11 +72,11 @@ def expand(name: str, recursive: bool = False) -> Iterator[Path | str]:
         raise DataError("sources: a path is empty; give that of an image or a folder")
     path = existing_path(name)
     if is_folder(path):
-        search = Search(path, "has")
+        search = Search(path, "has", suffixes)
         yield from require_one(walk(path, recursive, search), search)
     elif is_pattern(path):
         base, parts = split_pattern(path)
-        search = Search(path, "matches")
+        search = Search(path, "matches", suffixes)
         yield from require_one(glob(base, parts, search) if is_folder(base) else iter(()), search)
     elif is_list(path):
         yield from read_list(path)
@@ -99,6 +100,19 @@ def base_folder(name: str) -> Place | None:
 def is_download(name: str) -> bool:
     """Return whether a name is a URL, of which there are no folders and patterns."""
     return is_url(name) and not remote.is_remote(name)
+
+
+def output_name(path: str, base: Place | None) -> str:
+    """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
+    if isinstance(base, Address):
+        name = "/".join(portable_name(part) or "-" for part in Address(path).parts[len(base.parts) :])
+    elif is_url(path):
+        name = portable_name(unquote(urlsplit(path).path.rpartition("/")[2])) or "image"
+    else:
+        name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
+        name = os.path.basename(path) if name.startswith("..") else name
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in formats.SUFFIXES else name
 
 
 def existing_path(name: str) -> Place:
@@ -132,8 +146,8 @@ def is_list(path: Place) -> bool:
 class Search:
     """The state of a search for images: what it has met besides them, for the message that there is none."""
 
-    def __init__(self, source: Place, verb: str):
-        self.source, self.verb = source, verb
+    def __init__(self, source: Place, verb: str, suffixes: Collection[str]):
+        self.source, self.verb, self.suffixes = source, verb, tuple(suffixes)
         self.others, self.subfolders = Counter[str](), False  # suffixes of other files; whether some were not searched
         self._visited = set[tuple[object, ...]]()
         self._listed: tuple[Place | None, list[str], list[str]] = None, [], []  # the last folder
@@ -162,7 +176,7 @@ class Search:
         """Yield the files that are images by their names, and count the others."""
         for name in names:
             path = folder / name
-            if path.suffix.lower() in formats.SUFFIXES:
+            if name.lower().endswith(self.suffixes):
                 yield path
             else:
                 self.others[path.suffix] += 1

@@ -17,8 +17,9 @@ import tiny
 
 from gpudarknet import image
 from gpudarknet.cli import main
-from gpudarknet.cli.outputs import UniqueNames, joined
+from gpudarknet.cli.outputs import joined
 from gpudarknet.errors import ImageError
+from gpudarknet.io.text import UniqueNames
 
 TEST = ["detector", "test", "tiny.data", "tiny.cfg", "tiny.weights"]
 

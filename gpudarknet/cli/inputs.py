@@ -10,22 +10,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import unquote, urlsplit
 
 from .. import backend as backends
 from ..backend import Backend
 from ..data.datafile import DataFile
 from ..errors import BackendError, DataError, WeightsError
-from ..image import is_url
-from ..image.formats import SUFFIXES
-from ..image_sources import Place, base_folder, sources
+from ..image_sources import base_folder, output_name, sources
 from ..io import download, resources
 from ..io.http import ALLOW_PRIVATE_URLS
-from ..io.remote import Address
-from ..io.text import portable_name
+from ..io.text import UniqueNames
 from . import eprint
 from .arguments import FRACTION, Arguments, Flag
-from .outputs import UniqueNames
 
 BACKEND = Flag(
     "backend", str, "auto",
@@ -180,19 +175,6 @@ class Images:
             path = word if source == Path(word) else str(source)
             if not (inside and any(folder in Path(os.path.realpath(path)).parents for folder in inside)):
                 yield path, output_name(path, base)
-
-
-def output_name(path: str, base: Place | None) -> str:
-    """Return the name of an image's results: its path in the folder that was searched, else its file name; without suffix."""
-    if isinstance(base, Address):
-        name = "/".join(portable_name(part) or "-" for part in Address(path).parts[len(base.parts) :])
-    elif is_url(path):
-        name = portable_name(unquote(urlsplit(path).path.rpartition("/")[2])) or "image"
-    else:
-        name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
-        name = os.path.basename(path) if name.startswith("..") else name
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in SUFFIXES else name
 
 
 def prompt(out: TextIO) -> Iterator[str]:

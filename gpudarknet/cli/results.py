@@ -18,10 +18,11 @@ from ..image.formats import SUFFIXES
 from ..image.video import BackgroundWriter
 from ..inference import ScoredBoxes
 from ..io.atomic import create_folder
+from ..io.text import UniqueNames
 from . import eprint, formats
 from .arguments import Arguments, Flag, UsageError
 from .inputs import ImagePath
-from .outputs import STDOUT, UniqueNames, joined, text_file, writable, writable_folder, write
+from .outputs import STDOUT, joined, text_file, writable, writable_folder, write
 
 PREDICTIONS = "predictions.jpg"
 Background = Callable[[Callable[..., None]], BackgroundWriter]

@@ -65,3 +65,20 @@ def cut_name(text: str) -> str:
 def valid_utf8(text: str) -> str:
     """Return text with ? for what UTF-8 cannot encode, such as undecodable bytes of a file's name; OpenCV crashes on it."""
     return text.encode(errors="replace").decode()
+
+
+class UniqueNames:
+    """Gives each name once: the second "dog" becomes "dog_2". Names that differ in case only are equal, as in Windows."""
+
+    def __init__(self) -> None:
+        self._taken = set[int]()  # hashes, which are smaller
+        self._counts = dict[int, int]()  # of names that were wanted again
+
+    def __call__(self, name: str) -> str:
+        """Return the name, with a number if it has been given."""
+        unique, wanted = name, hash(name.casefold())
+        while (key := hash(unique.casefold())) in self._taken:
+            self._counts[wanted] = number = self._counts.get(wanted, 1) + 1
+            unique = f"{name}_{number}"
+        self._taken.add(key)
+        return unique
