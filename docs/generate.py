@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,9 @@ def command(one: Command) -> Iterator[str]:
     """Yield a command's documentation."""
     text = f"{plain(one.help)}. {plain(one.more)}".rstrip(". ") + "."
     yield from (f"## {one.name}", "", "```text", one.usage, "```", "", text)
-    if one.flags:
-        yield from ("", "| flag | default | meaning |", "|---|---|---|", *map(flag, one.flags))
+    for heading, flags in groupby(one.flags, lambda flag: flag.group):
+        yield from ("", f"{plain(heading)}:", "") if heading else ("",)
+        yield from ("| flag | default | meaning |", "|---|---|---|", *map(flag, flags))
 
 
 def flag(one: Flag) -> str:

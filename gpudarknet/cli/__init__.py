@@ -22,6 +22,7 @@ from .arguments import Command, UsageError, parse
 
 GROUPS = (
     "detector",
+    "cluster",
     "train",
     "evaluate",
     "demo",

@@ -22,9 +22,13 @@ class UsageError(DarknetError):
 
 
 class Arguments(SimpleNamespace):
-    """A command's positional arguments, each of its flags as an attribute of the flag's type, and notes for the user."""
+    """A command's positional arguments, each of its flags as an attribute of the flag's type, and notes for the user.
+
+    given: the names of the flags on the command line.
+    """
 
     positionals: list[str]
+    given: set[str]
     notes: list[str]
 
 
@@ -36,7 +40,7 @@ NOT_NEGATIVE = (0, math.inf)
 class Flag:
     """A flag: its name in Darknet's spelling, its type (bool: takes no value), its default and its help text.
 
-    limits: of its value, both possible.
+    limits: of its value, both possible. group: the heading under which the help lists it, after those without.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Flag:
     default: Value
     help: str
     limits: tuple[float, float] = (-math.inf, math.inf)
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     ignored = {normalize(flag.name): flag for flag in ignored_flags(command)}
     values: dict[str, Value] = {flag.name: flag.default for flag in command.flags}
     positionals: list[str] = []
+    given: set[str] = set()
     notes: list[str] = []
     rest = [stripped for argument in argv if (stripped := argument.strip("\t\r\n")) or not argument]
     while rest:
@@ -160,10 +166,11 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
             converted = convert(command, flag, value if equals else rest.pop(0))
         if flag.name in values:
             values[flag.name] = converted
+            given.add(flag.name)
         elif flag.name != SILENT:
             notes.append(f"{command.name}: -{flag.name} has no effect{'; ' if flag.help else ''}{flag.help}")
     check_positionals(command, positionals)
-    return Arguments(positionals=positionals, notes=notes, **values)
+    return Arguments(positionals=positionals, given=given, notes=notes, **values)
 
 
 def ignored_flags(command: Command) -> list[Flag]:

@@ -14,7 +14,7 @@ from ..errors import ImageError
 from ..image_sources import is_single
 from ..inference import ImageSource
 from ..io import resources
-from . import EXIT_ERROR, eprint, inputs, results
+from . import EXIT_ERROR, cluster, eprint, inputs, results
 from .arguments import FRACTION, Arguments, Command, Flag
 
 
@@ -35,8 +35,11 @@ def detect(args: Arguments) -> int:
 def run(args: Arguments, cfg: str, weights: str, names: Path, words: Sequence[str]) -> int:
     """Detect objects in each image and write the requested results, also if it is interrupted. Unreadable images are skipped.
 
-    If no image can be read, nothing is written.
+    If no image can be read, nothing is written. With -cluster, see `cluster.run`.
     """
+    if args.cluster:
+        return cluster.run(args, cfg, weights, names, words)
+    cluster.check_without(args)
     summary = RunSummary(are_several(words))
     with suppress(NothingReadError), inputs.private_urls(args), ExitStack() as stack:
         be = inputs.get_backend(args)
@@ -147,6 +150,8 @@ def flags(thresh: float) -> tuple[Flag, ...]:
         inputs.BACKEND,
         inputs.PRECISION,
         inputs.GPU,
+        cluster.CLUSTER,
+        *cluster.FLAGS,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .arguments import Command, ignored_flags
+from .arguments import Command, Flag, ignored_flags
 
 INTRO = "Run and train Darknet (YOLO) networks."
 HINT = "A cfg, .data or weights argument is a path, or the name of a bundled file or pretrained network, such as yolov4-tiny."
@@ -32,16 +33,24 @@ def page(command: Command) -> None:
     screen.print(f"[bold]{escape(command.usage)}[/]\n\n{escape(f'{command.help}. {command.more}'.rstrip('. '))}.")
     if not command.flags:
         return
-    table = columns()
-    for flag in command.flags:
-        value = "" if flag.kind is bool else {int: "N", float: "X", str: "TEXT"}[flag.kind]
-        default = f" [dim](default {flag.default})[/]" if flag.default not in (None, False, "") else ""
-        table.add_row(f"[bold]-{flag.name}[/] {value}", escape(flag.help) + default)
     screen.print("\nFlags may appear anywhere, with one dash or two.")
-    screen.print(table)
+    for heading, flags in groupby(command.flags, lambda flag: flag.group):
+        if heading:
+            screen.print(f"\n{escape(heading)}")
+        screen.print(flag_table(flags))
     ignored = (f"-{flag.name}" + (f" ({flag.help})" if flag.help else "") for flag in ignored_flags(command))
     if text := ", ".join(ignored):
         screen.print(f"\nOther flags of Darknet's are accepted without effect: {escape(text)}.")
+
+
+def flag_table(flags: Iterable[Flag]) -> Table:
+    """Return a table of flags with their defaults."""
+    table = columns()
+    for flag in flags:
+        value = "" if flag.kind is bool else {int: "N", float: "X", str: "TEXT"}[flag.kind]
+        default = f" [dim](default {flag.default})[/]" if flag.default not in (None, False, "") else ""
+        table.add_row(f"[bold]-{flag.name}[/] {value}", escape(flag.help) + default)
+    return table
 
 
 def columns() -> Table:

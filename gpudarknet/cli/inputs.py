@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from .. import backend as backends
 from ..backend import Backend
@@ -81,14 +81,21 @@ def download_weights(name: str, source: str | None = None) -> Path:
         return download.weights(name, lambda done, total: bar.update(task, completed=done, total=total or None), source)
 
 
+class ShowProgress(Protocol):
+    """A function that shows progress."""
+
+    def __call__(self, count: int, total: int | None, text: str = "images") -> None:
+        """Show how many images are done, of how many, if that is known, and a text."""
+
+
 @contextmanager
-def progress_bar(shown: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+def progress_bar(shown: bool = True) -> Iterator[ShowProgress]:
     """Show how many images are done and the time left, if stderr is a terminal and unless shown=False.
 
-    Yields the function to call with that number and the total, None if it is not known.
+    Yields the function to call with these.
     """
     if not shown or not sys.stderr.isatty():
-        yield lambda count, total: None
+        yield lambda count, total, text="": None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -97,7 +104,11 @@ def progress_bar(shown: bool = True) -> Iterator[Callable[[int, int | None], Non
     # what is printed meanwhile goes through the bar's console, stderr: right only for what the terminal shows
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("images", total=None)
-        yield lambda count, total: bar.update(task, completed=count, total=total)
+
+        def show(count: int, total: int | None, text: str = "images") -> None:
+            bar.update(task, completed=count, total=total, description=text)
+
+        yield show
 
 
 def get_backend(args: Arguments) -> Backend:

@@ -11,5 +11,6 @@ starts: pip install 'gpudarknet[ray]'.
 
 from .detect import detect
 from .job import Summary
+from .merge import merge, read
 
-__all__ = ["Summary", "detect"]
+__all__ = ["Summary", "detect", "merge", "read"]

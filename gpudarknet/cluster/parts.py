@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from .rows import FORMS, Row
-from .shards import Shard
+from .shards import Shard, short_hash
 from .store import Store
 
 
@@ -36,22 +36,28 @@ class Parts(NamedTuple):
         """Return the name of a shard's file."""
         return f"part-{number:08d}{FORMS[self.form].suffix}"
 
-    def read(self, number: int, shard: Shard) -> list[Row] | None:
-        """Return the rows of a shard's file; None if there is none, or if it is damaged. Raises DataError if it is of others."""
+    def load(self, number: int) -> list[Row] | None:
+        """Return the rows of a shard's file; None if there is none, or if it is damaged: also if a row is missing."""
         data = self.store.read(self.name(number))
         if data is None:
             return None
         try:
             rows = FORMS[self.form].decode(data)
-            keys, images = {row["shard"] for row in rows}, [row["image"] for row in rows]
+            (key,) = {row["shard"] for row in rows}
+            Counts.of(rows)  # raises if something is missing
         except (ValueError, KeyError, TypeError):
             return None
-        if rows and keys != {shard.key(images)}:
+        return rows if key[8:] == short_hash([row["image"] for row in rows]) else None
+
+    def read(self, number: int, shard: Shard) -> list[Row] | None:
+        """Return the rows of a shard's file, as `load`. Raises DataError if it is another shard's."""
+        rows = self.load(number)
+        if rows and rows[0]["shard"] != shard.key([row["image"] for row in rows]):
             raise DataError(
                 f"{self.store.name}/{self.name(number)}: its images are not those of the source now: images were added or"
                 " removed, or the file was changed; choose another folder, or remove this file"
             )
-        return rows or None
+        return rows
 
     def write(self, number: int, shard: Shard, rows: Sequence[Row]) -> None:
         """Write a shard's file. Raises DataError."""
