@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import DarknetError, DataError
+from ..errors import DarknetError, DataError, ImageError
 from .job import SUCCESS, Model, Summary, read_json, write_manifest, write_success
 from .parts import Counts, Parts
 from .rows import FORMS, Options, Row, error_row
-from .runtime import LOGS, Runtime, connect, import_ray
+from .runtime import LOGS, Runtime, WorkerDiedError, connect, cores, import_ray
 from .shards import Shard, split
 from .store import Store, open_store
 from .worker import AnyModel, Settings, ShardWorker
 
 IN_FLIGHT = 2  # calls of a worker: the next is there when one is done
 PATIENCE = 30.0  # seconds without a worker until that is reported
+MAX_NAMED = 10  # images that kill workers, without a result in between, until the cause must be another
+GPU_BACKENDS = ("auto", "cupy", "fastest")
 log = logging.getLogger("gpudarknet")
 Report = Callable[[Summary], object]
 
@@ -73,6 +76,8 @@ def detect(
         check_count(name, value)
     if workers is not None:
         check_count("workers", workers)
+    if not (isinstance(gpus_per_worker, int | float) and 0 <= gpus_per_worker < math.inf):
+        raise DataError(f"gpus_per_worker {gpus_per_worker}: must be a number of GPUs, as 1 or 0.5")
     if form not in FORMS:
         raise DataError(f"form {form!r}: choose one of {', '.join(FORMS)}")
     FORMS[form].check()
@@ -94,11 +99,10 @@ def detect(
         offered = (workers or 0) * threads
         memory = 2 * sum(a.nbytes for own in model.network.weights for a in own.values() if hasattr(a, "nbytes"))
         with connect(address, cpus=offered, memory=memory) as runtime:
-            gpus = gpus_per_worker if backend in ("auto", "cupy") and runtime.gpus else 0
-            runtime.check_fits(threads, gpus)
-            count = workers or max(1, int(runtime.gpus / gpus if gpus else runtime.cpus / threads))
+            gpus = gpus_per_worker if backend in GPU_BACKENDS and runtime.gpus else 0
+            count = runtime.room(threads, gpus)
             settings = Settings(threads, batch, on_error == "raise")
-            driver = Driver(runtime, model, Parts(store, form), settings, count, gpus, retries, report)
+            driver = Driver(runtime, model, Parts(store, form), settings, workers or count, gpus, retries, report)
             digest = driver.run(shards)
         summary = replace(driver.summary, seconds=time.perf_counter() - begin)
         write_success(store, summary, digest)
@@ -107,7 +111,7 @@ def detect(
 
 def check_count(name: str, value: object) -> None:
     """Raise DataError if an option is not an integer of at least 1."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(f"{name} {value}: must be an integer of at least 1")
 
 
@@ -137,33 +141,45 @@ def check_complete(store: Store, success: dict[str, Any], shards: Iterator[Shard
 
 @dataclass
 class Task:
-    """Images start to stop - 1 of a shard (None: all of it), and how often they killed their worker."""
+    """A call of a method of `ShardWorker`: "run" for a whole shard, "names" of its images, "rows" of some of them.
 
+    start, stop: of "rows", which images. deaths: workers that died in it.
+    """
+
+    method: str
     number: int
     shard: Shard
     start: int = 0
-    stop: int | None = None
+    stop: int = 0
     deaths: int = 0
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of a shard, whose file the worker writes."""
-        return self.stop is None
+    def call(self, worker: Any) -> Any:
+        """Start it on a worker; return Ray's reference to the result."""
+        if self.method == "run":
+            return worker.run.remote(self.number, self.shard)
+        if self.method == "names":
+            return worker.names.remote(self.shard)
+        return worker.rows.remote(self.shard, self.start, self.stop)
 
 
 @dataclass
 class Pieces:
-    """The rows of a shard that kills workers and is computed piece by piece: by first image; missing: images without a row."""
+    """A shard that kills workers and is computed in pieces. names: of its images; rows: of each piece, by first image."""
 
-    missing: int
+    names: list[str]
     rows: dict[int, list[Row]] = field(default_factory=dict)
+
+    def joined(self) -> list[Row] | None:
+        """Return the rows of all images, in order; None if some are missing."""
+        rows = [row for start in sorted(self.rows) for row in self.rows[start]]
+        return rows if len(rows) == len(self.names) else None
 
 
 class Driver:
     """Hands tasks to `count` workers until all shards have their files.
 
-    A dead worker is replaced. Its tasks are handed out again; the one that it was computing counts a death. A shard with
-    `retries` deaths is cut in halves, and so are these, until the image is alone that kills its worker.
+    A dead worker is replaced, and its tasks are handed out again. A shard in which `retries` workers died is cut in halves, and
+    so are these, until the image that kills workers is alone; after `retries` deaths of its own, it gets a row with an error.
     """
 
     def __init__(
@@ -181,13 +197,14 @@ class Driver:
         self.count, self.gpus, self.retries, self.report = count, gpus, retries, report
         self.model = runtime.ray.put(model)
         self.summary = Summary(out=parts.store.name)
-        self.again = deque[Task]()  # to be handed out before further shards
+        self.tasks: Iterator[Task] = iter(())
+        self.queue = deque[Task]()  # the next tasks, those that are handed out again first
         self.pieces = dict[int, Pieces]()  # by the number of the shard
-        self.calls = dict[
-            Any, deque[tuple[Any, Task | None]]
-        ]()  # of each worker, in order; a task is None in its first call
-        self.deaths_in_a_row = 0
+        self.starting = dict[Any, Any]()  # workers that load, by Ray's reference to that call
+        self.calls = dict[Any, deque[tuple[Any, Task]]]()  # of each loaded worker, in order
+        self.failed_starts = self.named = 0  # in a row: workers that died while they loaded, images that killed workers
         self.begin = time.perf_counter()
+        self.is_patient = True
 
     def run(self, shards: Iterator[Shard]) -> str:
         """Run all shards; return the hash of them as listed."""
@@ -196,84 +213,147 @@ class Driver:
         def listed() -> Iterator[Task]:
             for number, shard in enumerate(shards):
                 digest.update(shard.key(()).encode())
-                yield Task(number, shard)
+                yield Task("run", number, shard)
 
-        tasks = listed()
+        self.tasks = listed()
         try:
-            while self.hand_out(tasks):
+            while self.hand_out():
                 self.wait()
         finally:
-            for worker in self.calls:
+            for worker in (*self.calls, *self.starting.values()):
                 self.runtime.stop(worker)
         return digest.hexdigest()
 
-    def hand_out(self, tasks: Iterator[Task]) -> bool:
-        """Give each worker its next calls, those that have the fewest first; return whether any call is in flight."""
-        for _ in range(IN_FLIGHT):
-            for worker in [*self.calls, *[None] * (self.count - len(self.calls))]:
-                if worker is not None and len(self.calls[worker]) >= IN_FLIGHT:
-                    continue
-                task = self.again.popleft() if self.again else next(tasks, None)
-                if task is None:
-                    return any(self.calls.values())
-                worker = worker or self.start_worker()
-                self.calls[worker].append((self.call(worker, task), task))
-        return True
+    def hand_out(self) -> bool:
+        """Give tasks to loaded workers, those without any first, and start workers for others; return whether any is left."""
+        for depth in range(IN_FLIGHT):
+            for worker, calls in self.calls.items():
+                if len(calls) <= depth and self.has_queued(1):
+                    task = self.queue.popleft()
+                    calls.append((task.call(worker), task))
+        while len(self.calls) + len(self.starting) < self.count and self.has_queued(len(self.starting) + 1):
+            arguments = self.model, self.parts, self.settings
+            worker = self.runtime.start(ShardWorker, *arguments, threads=self.settings.threads, gpus=self.gpus)
+            self.starting[worker.load.remote()] = worker
+        return bool(self.queue) or any(self.calls.values())
 
-    def start_worker(self) -> Any:
-        """Start a worker; its first call returns when its detector is loaded."""
-        arguments = self.model, self.parts, self.settings
-        worker = self.runtime.start(ShardWorker, *arguments, threads=self.settings.threads, gpus=self.gpus)
-        self.calls[worker] = deque([(worker.ready.remote(), None)])
-        return worker
-
-    def call(self, worker: Any, task: Task) -> Any:
-        """Start a task on a worker; return Ray's reference to the result."""
-        if task.is_whole:
-            return worker.run.remote(task.number, task.shard)
-        return worker.rows.remote(task.shard, task.start, task.stop)
+    def has_queued(self, count: int) -> bool:
+        """Return whether so many tasks are queued, after listing further shards."""
+        self.queue.extend(islice(self.tasks, max(0, count - len(self.queue))))
+        return len(self.queue) >= count
 
     def wait(self) -> None:
         """Wait for calls to end, and take their results."""
-        references = {reference: worker for worker, calls in self.calls.items() for reference, _ in calls}
-        ready, _ = self.runtime.ray.wait(list(references), num_returns=1, timeout=PATIENCE)
-        for worker in dict.fromkeys(references[reference] for reference in ready):
-            self.collect(worker)
+        ray = self.runtime.ray
+        running = {calls[0][0]: worker for worker, calls in self.calls.items() if calls}
+        ready, others = ray.wait([*self.starting, *running], num_returns=1, timeout=PATIENCE)
+        if others:
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        if not ready and not self.calls and self.is_patient:
+            self.is_patient = False
+            log.warning(
+                "no worker has started for %g s: its %s may be in use by others (`ray status`); waiting",
+                PATIENCE, cores(self.settings.threads, self.gpus),
+            )  # fmt: skip
+        for reference in ready:
+            if reference in self.starting:
+                self.take_worker(reference)
+            else:
+                self.take_result(running[reference])
 
-    def collect(self, worker: Any) -> None:
-        """Take the results of a worker's calls that have ended, in order."""
-        calls = self.calls[worker]
-        while calls and self.runtime.ray.wait([calls[0][0]], timeout=0)[0]:
-            reference, task = calls[0]
-            try:
-                result = self.runtime.ray.get(reference)
-            except Exception as e:
-                if self.runtime.is_death(e):
-                    self.bury(worker, e)
-                    return
-                raise self.runtime.cause(e) from None
-            calls.popleft()
-            self.deaths_in_a_row = 0
-            if task is not None:
-                self.finish(task, result)
-            elif result != __version__:
-                raise DataError(
-                    f"workers: have gpudarknet {result}, this process has {__version__}; install the same on all machines"
-                )
-
-    def finish(self, task: Task, result: Any) -> None:
-        """Take a task's result: counts of a whole shard, or rows of a piece."""
-        if task.is_whole:
-            self.count_shard(result)
+    def take_worker(self, reference: Any) -> None:
+        """Take a worker that has loaded its detector. Raises DarknetError if none does, and its errors."""
+        worker = self.starting.pop(reference)
+        try:
+            version = self.runtime.result(reference)
+        except WorkerDiedError as e:
+            self.bury(worker)
+            self.failed_starts += 1
+            if self.failed_starts >= self.count + self.retries - 1:
+                raise DarknetError(
+                    f"workers: {self.failed_starts} died while they loaded the detector, and none has loaded it ({e}); see Ray's"
+                    f" logs in {LOGS}"
+                ) from None
+            log.warning("a worker died while it loaded the detector (%s); another one is started", e)
             return
+        self.calls[worker] = deque()
+        self.failed_starts = 0
+        if version != __version__:
+            raise DataError(
+                f"workers: have gpudarknet {version}, this process has {__version__}; install the same on all machines"
+            )
+
+    def take_result(self, worker: Any) -> None:
+        """Take the result of a worker's first call; if the worker is dead, hand out its tasks again."""
+        reference, task = self.calls[worker][0]
+        try:
+            result = self.runtime.result(reference)
+        except WorkerDiedError as e:
+            self.queue.extendleft(other for _, other in reversed(self.calls.pop(worker)) if other is not task)
+            self.bury(worker)
+            log.warning("a worker died while it processed shard %d (%s); another one is started", task.number, e)
+            self.retry(task)
+            return
+        self.calls[worker].popleft()
+        if task.method == "names":
+            self.pieces[task.number] = Pieces(result)
+            self.cut(replace(task, stop=len(result)))
+            return
+        self.named = 0
+        if task.method == "rows":
+            self.take_rows(task, result)
+        else:
+            self.count_shard(result._replace(resumed=result.resumed and not task.deaths))
+
+    def bury(self, worker: Any) -> None:
+        """Count a death."""
+        self.runtime.stop(worker)  # if it can only not be reached
+        self.summary = replace(self.summary, deaths=self.summary.deaths + 1)
+
+    def retry(self, task: Task) -> None:
+        """Hand a task out again in which a worker died, in pieces if it killed too many."""
+        task.deaths += 1
+        is_piece = task.method == "rows" and task.stop - task.start > 1
+        if task.deaths < self.retries and not is_piece:
+            self.queue.appendleft(task)
+        elif task.method == "run":
+            self.queue.appendleft(Task("names", task.number, task.shard))
+        elif task.method == "names":
+            self.pieces[task.number] = Pieces([str(task.shard)])
+            self.give_up(task)
+        else:
+            self.cut(task)
+
+    def cut(self, task: Task) -> None:
+        """Cut images in halves; one alone is given up."""
+        start, stop = task.start, task.stop
+        if stop - start == 1:
+            self.give_up(task)
+            return
+        middle = (start + stop) // 2
+        for a, b in ((middle, stop), (start, middle)):
+            self.queue.appendleft(Task("rows", task.number, task.shard, a, b))
+
+    def give_up(self, task: Task) -> None:
+        """Give an image that kills workers a row that says so. Raises ImageError if errors are not recorded, or after many."""
+        name = self.pieces[task.number].names[task.start]
+        error = f"{name}: {self.retries} workers died when they processed it; check the image, and Ray's logs in {LOGS}"
+        self.named += 1
+        if self.settings.strict:
+            raise ImageError(error)
+        if self.named > MAX_NAMED:
+            raise ImageError(f"{error}; {MAX_NAMED} others before it, and none was processed in between")
+        log.warning("%s", error)
+        self.take_rows(task, [error_row(name, error)])
+
+    def take_rows(self, task: Task, rows: list[Row]) -> None:
+        """Take the rows of a piece; write the shard's file if it was the last."""
         pieces = self.pieces[task.number]
-        pieces.rows[task.start] = result
-        pieces.missing -= (task.stop or 0) - task.start
-        if not pieces.missing:
+        pieces.rows[task.start] = rows
+        if (joined := pieces.joined()) is not None:
             del self.pieces[task.number]
-            rows = [row for start in sorted(pieces.rows) for row in pieces.rows[start]]
-            self.parts.write(task.number, task.shard, rows)
-            self.count_shard(Counts.of(rows))
+            self.parts.write(task.number, task.shard, joined)
+            self.count_shard(Counts.of(joined))
 
     def count_shard(self, counts: Counts) -> None:
         """Add a shard to the summary, and report it."""
@@ -284,47 +364,3 @@ class Driver:
         )  # fmt: skip
         if self.report:
             self.report(self.summary)
-
-    def bury(self, worker: Any, error: Exception) -> None:
-        """Hand out a dead worker's tasks again. Raises DarknetError if workers die whatever they do."""
-        (_, suspect), *others = self.calls.pop(worker)
-        self.summary = replace(self.summary, deaths=self.summary.deaths + 1)
-        self.deaths_in_a_row += 1
-        reason = str(error).strip().split("\n")[0]
-        if self.deaths_in_a_row > 3 * self.retries * self.count:
-            raise DarknetError(
-                f"workers: {self.deaths_in_a_row} died, one after the other, and none returned a result ({reason}); see Ray's"
-                f" logs in {LOGS}"
-            )
-        self.again.extendleft(task for _, task in reversed(others) if task)
-        if suspect is None:
-            log.warning("a worker died while it loaded the detector; another one is started")
-            return
-        suspect.deaths += 1
-        log.warning("a worker died while it processed shard %d; it is done again", suspect.number)
-        if suspect.deaths < self.retries and (suspect.is_whole or suspect.stop == suspect.start + 1):
-            self.again.appendleft(suspect)
-        else:
-            self.cut(suspect)
-
-    def cut(self, task: Task) -> None:
-        """Cut a task that kills workers in halves; an image alone gets a row with an error."""
-        if task.is_whole:
-            size = sum(1 for _ in task.shard.items())
-            self.pieces[task.number] = Pieces(missing=size)
-            task = replace(task, stop=size)
-        start, stop = task.start, task.stop or 0
-        if stop - start == 1:
-            item = next(islice(task.shard.items(), start, stop))
-            self.finish(
-                task,
-                [
-                    error_row(
-                        item, f"{item}: killed the worker that processed it, {self.retries} times; check the image"
-                    )
-                ],
-            )
-            return
-        middle = (start + stop) // 2
-        for a, b in ((middle, stop), (start, middle)):
-            self.again.appendleft(Task(task.number, task.shard, a, b))

@@ -6,10 +6,11 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from .. import __version__
-from ..backend.threads import set_num_threads
 from ..detector import Detector
+from ..errors import DataError
 from .parts import Counts, Parts
 from .rows import Options, Row, detect_rows
+from .runtime import limit_threads
 from .shards import Shard
 
 
@@ -33,20 +34,18 @@ class Settings(NamedTuple):
 
 
 class ShardWorker:
-    """Runs in a process of its own, as an actor of Ray."""
+    """Runs in a process of its own, as an actor of Ray. `load` is called first."""
+
+    detector: Detector
 
     def __init__(self, model: AnyModel, parts: Parts, settings: Settings):
-        set_num_threads(settings.threads)
-        self.options, self.parts, self.settings = model.options, parts, settings
-        self.detector = model.detector()
+        self.model, self.parts, self.settings = model, parts, settings
 
-    def ready(self) -> str:
-        """Return the version of this package, once the detector is loaded."""
+    def load(self) -> str:
+        """Load the detector; return the version of this package. Raises what `Model.detector` raises."""
+        limit_threads(self.settings.threads)
+        self.detector = self.model.detector()
         return __version__
-
-    def engine(self) -> str:
-        """Return what computed the last batch, as `Network.engine`."""
-        return self.detector.network.engine
 
     def run(self, number: int, shard: Shard) -> Counts:
         """Make a shard's file, unless it is there. Raises DataError; ImageError if settings.strict."""
@@ -56,9 +55,18 @@ class ShardWorker:
         self.parts.write(number, shard, rows)
         return Counts.of(rows)
 
+    def names(self, shard: Shard) -> list[str]:
+        """Return the names of a shard's images, and last that of the shard if it cannot be read to its end."""
+        names = []
+        try:
+            for item in shard.items():
+                names.append(str(item))
+        except DataError:
+            names.append(str(shard))
+        return names
+
     def rows(self, shard: Shard, start: int = 0, stop: int | None = None) -> list[Row]:
         """Detect the objects in images start to stop - 1 of a shard."""
         batch, strict = self.settings.batch, self.settings.strict
-        return detect_rows(
-            self.detector, islice(shard.items(), start, stop), self.options, batch, source=str(shard), strict=strict
-        )
+        items = islice(shard.items(), start, stop)
+        return detect_rows(self.detector, items, self.model.options, batch, source=str(shard), strict=strict)
