@@ -108,8 +108,8 @@ class Detector(InferencePipeline):
         max_det: int | None,
         keep: bool,
     ) -> Iterator[Detections]:
-        _check_max_det(max_det)
-        results = self.run_images(images, *_fractions(thresh, nms), batch)
+        check_max_det(max_det)
+        results = self.run_images(images, *check_fractions(thresh, nms), batch)
 
         def convert(source: ImageSource, img: np.ndarray, scored: ScoredBoxes) -> Detections:
             known = source if keep or is_file(source) else None
@@ -121,7 +121,7 @@ class Detector(InferencePipeline):
         self, images: Iterable[ImageSource], thresh: float = 0.25, nms: float = 0.45, batch: int | None = 8
     ) -> list[ScoredBoxes]:
         """Like `detect_batch`, but return boxes with all class probabilities, as arrays."""
-        return list(self.run(images, *_fractions(thresh, nms), batch))
+        return list(self.run(images, *check_fractions(thresh, nms), batch))
 
     def to_detections(
         self,
@@ -134,7 +134,7 @@ class Detector(InferencePipeline):
 
         max_det: the most Detections; None for all. source, pixels: as in `Detections`.
         """
-        _check_max_det(max_det)
+        check_max_det(max_det)
         k, c = np.nonzero(scored.probs)
         hidden = np.array([name.startswith(HIDDEN_PREFIX) for name in self.names])
         order = np.argsort(-scored.probs[k, c], kind="stable")
@@ -147,7 +147,7 @@ class Detector(InferencePipeline):
         return Detections(items, names=self.names, shape=(scored.height, scored.width), source=source, pixels=pixels)
 
 
-def _fractions(thresh: float, nms: float) -> tuple[float, float]:
+def check_fractions(thresh: float, nms: float) -> tuple[float, float]:
     """Return thresh and nms. Raises DataError if one is not in 0 to 1."""
     for name, value in (("thresh", thresh), ("nms", nms)):
         if not 0 <= value <= 1:
@@ -155,7 +155,8 @@ def _fractions(thresh: float, nms: float) -> tuple[float, float]:
     return thresh, nms
 
 
-def _check_max_det(max_det: int | None) -> None:
+def check_max_det(max_det: int | None) -> None:
+    """Raise DataError if max_det is neither None nor an integer of at least 1."""
     if max_det is not None and not (hasattr(max_det, "__index__") and operator.index(max_det) >= 1):
         raise DataError(f"max_det {max_det}: must be an integer of at least 1, or None for all")
 

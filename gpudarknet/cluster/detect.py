@@ -83,7 +83,7 @@ def detect(
     FORMS[form].check()
     if on_error not in ("record", "raise"):
         raise DataError(f"on_error {on_error!r}: choose record or raise")
-    options = Options(thresh, nms, max_det, tiles, letterbox, precision)
+    options = Options(thresh, nms, max_det, tiles, letterbox, precision).check()
     model = Model.load(cfg, weights, names, options, backend)
     manifest = {
         "gpudarknet": __version__, "source": described(source), "recursive": recursive, **model.files,

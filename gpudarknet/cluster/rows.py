@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..detector import Detector
+from ..detector import Detector, check_fractions, check_max_det
 from ..errors import DataError, ImageError
 from ..image import Image
 from ..io.text import valid_utf8
@@ -33,6 +33,12 @@ class Options(NamedTuple):
     tiles: bool = False
     letterbox: bool = False
     precision: Any = "fp32"
+
+    def check(self) -> Options:
+        """Return this. Raises DataError if a number is out of range."""
+        check_fractions(self.thresh, self.nms)
+        check_max_det(self.max_det)
+        return self
 
 
 def detect_rows(
