@@ -294,14 +294,18 @@ class Detections(list[Detection]):
 
         The file is replaced (ultralytics appends to it), its folder created; no objects give an empty file. Raises DataError.
         """
+        create_folder(Path(txt_file).parent, DataError)
+        with atomic_write(txt_file, DataError) as tmp:
+            tmp.write_text(self.label_text(save_conf), encoding="utf-8")
+        return os.fspath(txt_file)
+
+    def label_text(self, save_conf: bool = False) -> str:
+        """Return what `save_txt` writes."""
         lines = [
             " ".join([str(d.class_id), *(f"{v:.6f}" for v in (*d.relative, *([d.confidence] if save_conf else [])))])
             for d in self
         ]
-        create_folder(Path(txt_file).parent, DataError)
-        with atomic_write(txt_file, DataError) as tmp:
-            tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return os.fspath(txt_file)
+        return "".join(f"{line}\n" for line in lines)
 
     def summary(self, normalize: bool = False, decimals: int = 5) -> list[dict[str, Any]]:
         """Return a dict per object: name, class, confidence, box with x1, y1, x2, y2 in pixels, not clipped to the image.

@@ -89,10 +89,10 @@ def detect(
         "gpudarknet": __version__, "source": described(source), "recursive": recursive, **model.files,
         "options": options._asdict(), "form": form, "shard": shard,
     }  # fmt: skip
+    shards = split(source, shard, recursive=recursive, labels=form == "labels")
     store = open_store(out)
     with store.locked():
         write_manifest(store, manifest)
-        shards = split(source, shard, recursive=recursive)
         begin = time.perf_counter()
         if (success := read_json(store, SUCCESS)) is not None:
             return check_complete(store, success, shards)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ..errors import DataError
 from .rows import FORMS, Row
 from .shards import Shard, short_hash
 from .store import Store
+
+WRITERS = 16  # of label files: each waits for a disk or an object store
 
 
 class Counts(NamedTuple):
@@ -55,11 +58,17 @@ class Parts(NamedTuple):
         if rows and rows[0]["shard"] != shard.key([row["image"] for row in rows]):
             raise DataError(
                 f"{self.store.name}/{self.name(number)}: its images are not those of the source now: images were added or"
-                " removed, or the file was changed; choose another folder, or remove this file"
+                " removed, or the file was renamed; choose another folder, or remove this file"
             )
         return rows
 
     def write(self, number: int, shard: Shard, rows: Sequence[Row]) -> None:
-        """Write a shard's file. Raises DataError."""
+        """Write a shard's file; before it, label files if the form has them. Raises DataError."""
         key = shard.key([row["image"] for row in rows])
-        self.store.write(self.name(number), FORMS[self.form].encode([{**row, "shard": key} for row in rows]))
+        rows = [{**row, "shard": key} for row in rows]
+        if self.form == "labels":
+            files = [row["label"] for row in rows if row.setdefault("label", None)]
+            with ThreadPoolExecutor(WRITERS, "label writer") as pool:
+                list(pool.map(lambda file: self.store.write(file.name, file.text.encode()), files))
+            rows = [{**row, "label": row["label"] and row["label"].name} for row in rows]
+        self.store.write(self.name(number), FORMS[self.form].encode(rows))

@@ -1,8 +1,9 @@
 """Rows: what a job writes about each image, and the files that hold them.
 
 A row is a dict: `image`, the name as listed; `width` and `height` in pixels; `objects`, as `Detections.summary` returns them;
-`error`, why the image could not be read, else None; and `shard`, the hash of the names in its file (see `Shard.key`), which shows
-whether the file is whole and belongs to the images as they are listed now.
+`error`, why the image could not be read, else None; and `shard`, the hashes of the shard and of the names in its file (see
+`Shard.key`), which show whether the file is whole and belongs to the images as they are listed now. In the form "labels" it has
+`label` too: the name of the image's label file, None with an error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ from .shards import Item
 from .tables import require_pyarrow
 
 Row = dict[str, Any]
+LABELS = "labels"  # folder of label files
+
+
+class LabelFile(NamedTuple):
+    """What a row has as `label` until it is written: the name of the image's label file, and what is in it."""
+
+    name: str
+    text: str
 
 
 class Options(NamedTuple):
@@ -74,10 +83,12 @@ def detect_rows(
         results = detector.run_images(readable(), options.thresh, options.nms, batch, on_error=fail, read=read)
     for item, img, scored in results:
         height, width = img.shape[:2]
-        objects = detector.to_detections(scored, options.max_det).summary()
+        found = detector.to_detections(scored, options.max_det)
         rows[item.position] = {
-            "image": str(item), "width": width, "height": height, "objects": objects, "error": None
+            "image": str(item), "width": width, "height": height, "objects": found.summary(), "error": None
         }  # fmt: skip
+        if item.label is not None:
+            rows[item.position]["label"] = LabelFile(f"{LABELS}/{item.label}.txt", found.label_text())
     return [rows[position] for position in sorted(rows)] + damage
 
 

@@ -29,7 +29,10 @@ def require_pyarrow(name: str) -> Any:
 
 
 class Table:
-    """A Parquet file. Raises DataError if it is damaged, or has none of the columns."""
+    """A Parquet file.
+
+    Raises DataError if it is damaged or has none of the columns; its methods do, if it is damaged further on.
+    """
 
     def __init__(self, file: BinaryIO, address: str):
         self.address = address
@@ -87,8 +90,9 @@ class Table:
             yield from batch.column(PATH).to_pylist()
 
     def records(self, start: int, stop: int, step: int = 8) -> Iterator[Record]:
-        """Yield the path and the content of rows start to stop - 1, `step` rows at a time."""
-        assert self.content
+        """Yield the path and the content of rows start to stop - 1, `step` rows at a time. Raises DataError."""
+        if not self.content:
+            raise DataError(f"{self.address}: has no images' contents, only paths")
         metadata, groups, first, begin = self.file.metadata, list[int](), 0, 0
         for group in range(metadata.num_row_groups):
             end = begin + metadata.row_group(group).num_rows
