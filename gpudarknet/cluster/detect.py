@@ -244,6 +244,7 @@ class Driver:
 
     def wait(self) -> None:
         """Wait for calls to end, and take their results."""
+        self.parts.store.check()
         ray = self.runtime.ray
         running = {calls[0][0]: worker for worker, calls in self.calls.items() if calls}
         ready, others = ray.wait([*self.starting, *running], num_returns=1, timeout=PATIENCE)

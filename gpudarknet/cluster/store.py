@@ -1,4 +1,4 @@
-"""The folder of a job's results. A file appears there whole or not at all."""
+"""The folder of a job's results, here or in an object store. A file appears there whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DataError
-from ..io import lock
+from ..image import is_url
+from ..io import lease, lock, remote
 from ..io.atomic import create_folder
 
 TMP = ".tmp"  # folder of files that are being written
@@ -39,10 +40,22 @@ class Store(ABC):
     def clean(self) -> None:
         """Remove what killed workers left. None may be writing."""
 
+    def check(self) -> None:  # noqa: B027 - a lock of the operating system is not lost
+        """Raise DataError if another job has taken the folder from this process, which has locked it."""
+
 
 def open_store(out: str | os.PathLike[str]) -> Store:
-    """Return the store at a path."""
-    return LocalStore(os.fspath(out))
+    """Return the store at a path or an address, as in `io.remote`. Raises DataError."""
+    name = os.fspath(out)
+    if remote.is_remote(name):
+        return RemoteStore(name)
+    if is_url(name):
+        raise DataError(
+            f"{name}: is neither a folder nor in an object store; give a path, or an address as s3://bucket/found"
+        )
+    if not name:
+        raise DataError("out: is empty; give the folder of the results")
+    return LocalStore(name)
 
 
 class LocalStore(Store):
@@ -92,6 +105,7 @@ class LocalStore(Store):
             if "/" in name:
                 target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(tmp, target)
+            sync_folder(target.parent)
         except OSError as e:
             with suppress(OSError):
                 tmp.unlink()
@@ -103,3 +117,81 @@ class LocalStore(Store):
         """Remove the folder of files that were being written."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.path / TMP)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a loss of power, where the system can."""
+    with suppress(OSError):  # Windows cannot open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class RemoteStore(Store):
+    """A folder in an object store, or on a server that fsspec reaches.
+
+    Object stores write a file in one step. On servers it is written beside and renamed.
+    """
+
+    def __init__(self, name: str):
+        self.address, self.name = remote.Address(name), remote.shown(name)
+        self._lease: lease.Lease | None = None  # while this process holds the folder
+
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[str]]:
+        """Pickle the address: workers hold no lease."""
+        return RemoteStore, (str(self.address),)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold a lease on the folder; after the death of this process it expires."""
+        remote.make_folder(self.address / TMP)
+        own = lease.Lease(self.address / LOCK)
+        try:
+            own.acquire()
+        except lease.HeldError as e:
+            raise DataError(
+                f"{self.name}: another job is writing here ({e}); stop it, or choose another folder"
+            ) from None
+        self._lease = own
+        try:
+            self.clean()
+            remote.make_folder(self.address / TMP)
+            yield
+        finally:
+            self._lease = None
+            with suppress(DataError):
+                self.clean()
+            own.release()
+
+    def check(self) -> None:
+        """Raise DataError if another job has taken the folder from this process, which has locked it."""
+        if self._lease and self._lease.loss:
+            raise DataError(
+                f"{self.name}: the lease on this folder {self._lease.loss}; run this job again when no other runs"
+            )
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content; None if there is no such file."""
+        try:
+            return remote.read_bytes(self.address / name)
+        except remote.NotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
+        self.check()
+        target = self.address / name
+        if not remote.is_server(target):
+            remote.write_bytes(target, data)
+            return
+        tmp = self.address / TMP / uuid.uuid4().hex
+        remote.make_folder(target.parent)
+        remote.write_bytes(tmp, data)
+        remote.move(tmp, target)
+
+    def clean(self) -> None:
+        """Remove the folder of files that were being written."""
+        if remote.is_server(self.address):
+            remote.remove(self.address / TMP, recursive=True)

@@ -13,7 +13,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeGuard
 from urllib.parse import urlsplit
 
@@ -24,8 +24,13 @@ SCHEMES = {
     "hf": "huggingface_hub", "memory": "", "oci": "ocifs", "oss": "ossfs", "s3": "s3fs", "s3a": "s3fs", "sftp": "paramiko",
     "smb": "smbprotocol", "ssh": "paramiko", "webhdfs": "requests",
 }  # fmt: skip  # the packages that fsspec needs for them
-SERVERS = ("hdfs", "sftp", "smb", "ssh", "webhdfs")  # whose addresses name a host
+# Addresses of these name a host. On others a file appears whole when it is written, and folders need not be created.
+SERVERS = ("hdfs", "sftp", "smb", "ssh", "webhdfs")
 BUFFER = 1 << 20  # bytes of an open file
+
+
+class NotFoundError(DataError):
+    """There is no such file, folder or bucket."""
 
 
 def is_remote(address: Any) -> TypeGuard[str]:
@@ -94,19 +99,19 @@ def shown(address: str) -> str:
     return printable(address)
 
 
-def read_bytes(address: str, max_bytes: int) -> bytes:
-    """Return the content of a file. Raises DataError if it cannot be read or has more than `max_bytes`."""
+def read_bytes(address: str, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file. Raises DataError if it cannot be read or has more than `max_bytes`; NotFoundError."""
     with translated_errors(address):
         fs, path = filesystem(address)
-        try:
-            data: bytes = fs.cat_file(path, start=0, end=max_bytes + 1)
+        try:  # with a range, as s3fs then sends one request
+            data: bytes = fs.cat_file(path, start=0, end=None if max_bytes is None else max_bytes + 1)
         except (FileNotFoundError, PermissionError):
             raise
         except OSError:  # an empty file has no such range
             if fs.info(path)["size"]:
                 raise
             data = b""
-    if len(data) > max_bytes:
+    if max_bytes is not None and len(data) > max_bytes:
         raise DataError(f"{shown(address)}: has more than {max_bytes} bytes; download it and give the file")
     return data
 
@@ -120,12 +125,12 @@ def open_file(address: str) -> BinaryIO:
 
 def kind(address: str) -> str | None:
     """Return "file" or "directory"; None if there is no such file, folder or bucket. Raises DataError."""
-    with translated_errors(address):
-        fs, path = filesystem(address)
-        try:
+    try:
+        with translated_errors(address):
+            fs, path = filesystem(address)
             return str(fs.info(path)["type"])
-        except FileNotFoundError:
-            return None
+    except NotFoundError:
+        return None
 
 
 def listing(address: str) -> tuple[list[str], list[str]]:
@@ -142,12 +147,65 @@ def listing(address: str) -> tuple[list[str], list[str]]:
     return sorted(names["file"]), sorted(names["directory"])
 
 
+def write_bytes(address: str, data: bytes) -> None:
+    """Write or replace a file. Raises DataError."""
+    with translated_errors(address):
+        fs, path = filesystem(address)
+        fs.pipe_file(path, data)
+
+
+def create(address: str, data: bytes) -> bool:
+    """Write a file unless it exists; return whether it did not. Raises DataError.
+
+    Two processes that do so at once may both create it if fsspec has no exclusive writing for this store.
+    """
+    with translated_errors(address):
+        fs, path = filesystem(address)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except OSError:
+            if not fs.exists(path):
+                raise
+            return False
+    return True
+
+
+def move(address: str, target: str) -> None:
+    """Rename a file; one of the new name is replaced. Raises DataError."""
+    with translated_errors(target):
+        fs, path = filesystem(address)
+        _, target_path = filesystem(target)
+        with suppress(FileNotFoundError):
+            fs.rm_file(target_path)  # most servers do not rename onto a file
+        fs.mv(path, target_path)
+
+
+def remove(address: str, *, recursive: bool = False) -> None:
+    """Remove a file, or a folder with all that is in it, if it exists. Raises DataError."""
+    with suppress(NotFoundError), translated_errors(address):
+        fs, path = filesystem(address)
+        fs.rm(path, recursive=recursive)
+
+
+def make_folder(address: str) -> None:
+    """Create a folder on a server, and those above it, unless they exist; an object store has none. Raises DataError."""
+    if is_server(address):
+        with translated_errors(address):
+            fs, path = filesystem(address)
+            fs.makedirs(path, exist_ok=True)
+
+
+def is_server(address: str) -> bool:
+    """Return whether an address is that of a server, where a file may be seen before it is complete."""
+    return address.partition("://")[0].lower() in SERVERS
+
+
 def filesystem(address: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it. Raises DataError, and errors of the file system."""
     scheme, rest = address.split("://", 1)
     scheme = scheme.lower()
     packages = " ".join(["pip install 'gpudarknet[cluster]'", SCHEMES[scheme]]).strip()
-    if scheme in SERVERS:
+    if is_server(address):
         check_host(address)
     try:
         import fsspec
@@ -183,7 +241,7 @@ def translated_errors(address: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{shown(address)}: no such file, folder or bucket; check the address") from None
+        raise NotFoundError(f"{shown(address)}: no such file, folder or bucket; check the address") from None
     except Exception as e:
         text = " ".join(str(e).split()) or type(e).__name__
         text = re.sub(r"(\w://)[^/\s]*@", r"\1", re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text))[:200]
