@@ -181,10 +181,10 @@ def resident() -> tuple[float, float]:
     return sizes["VmRSS"], sizes["VmHWM"]
 
 
-def measured(kind: str, threads: int = 1, **arguments: Any) -> Answer:
+def measured(kind: str, blas_threads: int = 1, /, **arguments: Any) -> Answer:
     """Run a function `measure_...` in a process of its own; return its answer and the whole process's seconds."""
     code = "from gpudarknet.bench.cluster import answer; answer()"
-    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(blas_threads)}
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps([kind, arguments]), capture_output=True, text=True,
                           env=environment, check=False)  # fmt: skip
