@@ -22,7 +22,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,18 +33,19 @@ from typing import Any
 import numpy as np
 
 import gpudarknet
-from gpudarknet.backend.threads import get_num_threads, set_num_threads
+from gpudarknet.backend.threads import get_num_threads
 from gpudarknet.cluster.detect import IN_FLIGHT, Driver
 from gpudarknet.cluster.job import Model, Summary
 from gpudarknet.cluster.parts import Counts, Parts
 from gpudarknet.cluster.rows import Options
-from gpudarknet.cluster.runtime import ENVIRONMENT, Runtime, connect
+from gpudarknet.cluster.runtime import ENVIRONMENT, Runtime, connect, limit_threads
 from gpudarknet.cluster.shards import Shard, split
 from gpudarknet.cluster.store import LocalStore
 from gpudarknet.cluster.worker import AnyModel, Settings, ShardWorker
 from gpudarknet.detections import Detections
 from gpudarknet.io import download, resources
 
+from .folder import write_photos
 from .machine import describe
 
 BATCH = 8
@@ -223,7 +223,7 @@ def measure_start(network: str, photos: str) -> Answer:
         with connect() as runtime:
             times.append(time.perf_counter())
             worker = runtime.start(ShardWorker, ray.put(model), Parts(LocalStore(out), "jsonl"), Settings(), threads=1)
-            ray.get(worker.ready.remote())
+            ray.get(worker.load.remote())
             times.append(time.perf_counter())
             ray.get(worker.run.remote(0, next(split(photos, BATCH))))
             times.append(time.perf_counter())
@@ -234,7 +234,7 @@ def measure_start(network: str, photos: str) -> Answer:
 
 def measure_plain(network: str, photos: str, images: int, threads: int) -> Answer:
     """Detect in one process, without Ray."""
-    set_num_threads(threads)
+    limit_threads(threads)
     detector, progress = load(network).detector(), Progress(images)
     with tempfile.TemporaryFile("w") as file:
         for count, objects in enumerate(detector.detect_stream(gpudarknet.sources(photos), batch=BATCH), 1):
@@ -274,16 +274,18 @@ def measure_deaths(network: str, photos: str, rounds: int) -> Answer:
                 model = RecordedModel(load(network), loads)
                 kills, reports = list[float](), list[float]()
 
-                def kill(model: RecordedModel = model, kills: list[float] = kills) -> None:
-                    os.kill(model.loads()[-1][1], signal.SIGKILL)
-                    kills.append(time.time())
-
                 def report(
-                    summary: Summary, disturb: bool = disturb, reports: list[float] = reports, kill: Any = kill
+                    summary: Summary,
+                    disturb: bool = disturb,
+                    model: RecordedModel = model,
+                    kills: list[float] = kills,
+                    reports: list[float] = reports,
                 ) -> None:
                     reports.append(time.perf_counter())
-                    if disturb and summary.shards == 2:
-                        threading.Timer((reports[1] - reports[0]) / 2, kill).start()
+                    if disturb and summary.shards == 2:  # the worker has begun the next
+                        time.sleep((reports[1] - reports[0]) / 2)
+                        os.kill(model.loads()[-1][1], signal.SIGKILL)
+                        kills.append(time.time())
 
                 begin = time.perf_counter()
                 summary = run_job(runtime, model, islice(split(photos, SHARD), 4), out, report=report)
@@ -335,6 +337,7 @@ def measure_shards(size: int, count: int, workers: int) -> Answer:
         shard = next(listed)
         parts = Parts(LocalStore(out), "jsonl")
         worker = ShardWorker(StubModel(), parts, Settings())
+        worker.load()
         rows = worker.rows(shard)
         data = b"".join(json.dumps(row).encode() for row in rows)
         with LocalStore(out).locked():
@@ -494,8 +497,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     text, lines = machine_line(), list[Line]()
     with tempfile.TemporaryDirectory() as photos:
         if set(args.kinds or KINDS) & {"start", "speed", "deaths"}:
-            from .folder import write_photos
-
             write_photos(Path(photos), args.images)
         values = {
             "network": args.network, "photos": photos, "images": args.images, "rounds": args.rounds, "paths": args.paths,
