@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -31,7 +32,7 @@ from gpudarknet.layers.base import Activation
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 DOCS = [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-FUTURE = {"gpudarknet/layers/shuffle.py"}  # what the example in docs/layer.md adds
+FUTURE = {"gpudarknet/layers/shuffle.py", "detect.py"}  # what the examples in docs/layer.md and docs/cluster.md add
 FOREIGN = {"darknet.py"}  # Darknet's own
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCS}
 README = TEXTS["README.md"]
@@ -45,6 +46,10 @@ SHORTER = {
         "256": "64",
     }
 }
+NEEDED = {
+    "docs/cluster.md": ("ray", "pyarrow"),
+    "docs/ray-data.md": ("ray.data",),
+}  # modules without which a page is skipped
 OPTIONAL = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n\n")[0]
 EXTRAS = set(re.findall(r"^([a-z0-9]+) = \[", OPTIONAL, re.MULTILINE))
 
@@ -150,6 +155,8 @@ def run_cfg(text: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page, workspace):
+    for name in NEEDED.get(page, ()):
+        pytest.importorskip(name, reason=f"{name} is not installed")
     names: dict = {"__name__": "__main__"}
     for block in BLOCKS[page]:
         location = f"{page}:{block.line}"
@@ -200,6 +207,13 @@ def check_training(names: dict) -> None:
     assert Path("backup/chart_shapes.csv").is_file()
 
 
+def check_cluster(names: dict) -> None:
+    assert names["summary"].images == len(names["rows"]) == len(names["frame"]) == len(names["table"]) == 100
+    objects = names["summary"].objects
+    assert len(json.loads(Path("coco.json").read_text())) == objects > 0
+    assert len(Path("found.csv").read_text().splitlines()) == objects + 1
+
+
 def check_fine_tuning(names: dict) -> None:
     assert names["detector"].names == ("nut", "bolt")
     assert cfg.read("bolts.cfg").net.max_batches == 2
@@ -216,6 +230,7 @@ CHECKS: dict[str, Callable[[dict], None]] = {
     "docs/darknet.md": check_darknet,
     "docs/training.md": check_training,
     "docs/fine-tuning.md": check_fine_tuning,
+    "docs/cluster.md": check_cluster,
 }
 
 
