@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -258,6 +261,15 @@ def test_the_number_of_threads_is_set_in_the_process_that_detects(paths):
 # Pipelines
 
 
+PAUSE = """
+def pause(batch):
+    import time
+    time.sleep(0.5)
+    return batch
+
+"""
+
+
 @pytest.fixture(scope="module")
 def ray():
     pytest.importorskip("ray.data")
@@ -267,10 +279,16 @@ def ray():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
 def test_a_pipeline_has_the_rows_of_detect_stream(ray, paths, expected, tmp_path):
+    from ray.data.checkpoint import CheckpointConfig
+
     photos = ray.data.read_binary_files(os.path.dirname(paths[0]), include_paths=True)
     actors = ray.data.ActorPoolStrategy(size=1)
     found = photos.map_batches(cluster.Detect, fn_constructor_kwargs=DETECT, batch_size=5, compute=actors)
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig("path", str(tmp_path / "checkpoint"))
     found.write_parquet(str(tmp_path / "found"))
+    context.checkpoint_config = None
+    assert not (tmp_path / "checkpoint").exists()  # deleted at success, by default
     rows = parquet.read_table(tmp_path / "found")
     assert rows.column_names == ["path", *FOUND]
     assert dict(zip(rows["path"].to_pylist(), rows["objects"].to_pylist(), strict=True)) == expected
@@ -278,3 +296,51 @@ def test_a_pipeline_has_the_rows_of_detect_stream(ray, paths, expected, tmp_path
     for batch_format in ("numpy", "pyarrow", "pandas"):  # images of several sizes
         found = images.map_batches(cluster.Detect(**DETECT), batch_size=12, batch_format=batch_format)
         assert {row["path"]: row["objects"] for row in found.take_all()} == expected
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_is_killed_and_run_again_has_every_image_once(detector, tmp_path):
+    """The example of docs/ray-data.md, on 60 images, slowed down to be killed in the middle."""
+    paths = write_images(tmp_path / "photos", 60)
+    Path(paths[7]).write_text("not an image")
+    for name, file in (("yolov4-tiny.cfg", CFG), ("yolov4-tiny.weights", WEIGHTS), ("coco.names", NAMES)):
+        (tmp_path / name).symlink_to(file)
+    page = Path(ROOT, "docs/ray-data.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<!-- run by tests/test_cluster_ray_data.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    for words, others in {
+        "/tmp/found.checkpoint": str(tmp_path / "checkpoint"),
+        "ray.init(": "ray.init(num_cpus=4, object_store_memory=100 << 20, ",
+        '"coco.names"}': '"coco.names", "thresh": 0.05, "backend": "numpy"}',
+        '"photos", ': '"photos", override_num_blocks=20, ',
+        "batch_size=64": "batch_size=4",
+        "max_size=8": "max_size=1",
+        "found.write_parquet": 'found.map_batches(pause, batch_format="pyarrow").write_parquet',
+    }.items():
+        assert words in script
+        script = script.replace(words, others)
+    out = tmp_path / "found"
+
+    def start():
+        environment = {**os.environ, "PYTHONPATH": ROOT}
+        with open(tmp_path / "log", "ab") as log:
+            command = [sys.executable, "-c", PAUSE + script]
+            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    def written():
+        return [path for file in out.glob("*.parquet") for path in parquet.read_table(file)["path"].to_pylist()]
+
+    process = start()
+    while len(list(out.glob("*.parquet"))) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert 0 < len(os.listdir(out)) and process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    for _ in range(2):  # the rest, then nothing
+        assert start().wait() == 0, (tmp_path / "log").read_text()
+        assert sorted(written()) == [str(path) for path in paths]
+    assert list(tmp_path.glob("checkpoint/*.parquet")) and not list(tmp_path.glob("checkpoint/*.pending.parquet"))
+    rows = {row["path"]: row for row in parquet.read_table(out).to_pylist()}
+    assert rows[paths[7]]["error"].startswith(f"{paths[7]}: is not an image")
+    readable = paths[:7] + paths[8:]
+    found = [objects.summary() for objects in detector.detect_stream(readable, 0.05)]
+    assert [rows[path]["objects"] for path in readable] == found
