@@ -125,7 +125,10 @@ class Detections(list[Detection]):
     def xyxy(self) -> np.ndarray:
         """Return the boxes as (K, 4) left, top, right, bottom in pixels, not clipped to the image."""
         ltwh = np.array([d.box for d in self], np.float64).reshape(-1, 4)
-        return np.concatenate([ltwh[:, :2], ltwh[:, :2] + ltwh[:, 2:]], axis=1).astype(np.float32)
+        ltrb = np.concatenate([ltwh[:, :2], ltwh[:, :2] + ltwh[:, 2:]], axis=1)
+        return np.clip(ltrb, np.finfo(np.float32).min, np.finfo(np.float32).max).astype(
+            np.float32
+        )  # JSON has no infinity
 
     @property
     def xywh(self) -> np.ndarray:

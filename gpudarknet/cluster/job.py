@@ -16,6 +16,7 @@ from typing import Any
 from .. import cfg as configs
 from ..detector import Detector
 from ..errors import DataError
+from ..io.text import valid_utf8
 from ..network import Network, load_network
 from .rows import Options
 from .store import Store
@@ -54,7 +55,7 @@ class Model:
             "classes": detector.head.num_labels,
             "names": {"sha256": digest("\n".join(detector.names).encode(errors="surrogateescape"))},
         }
-        return cls(network, detector.names, options, backend, files)
+        return cls(network, tuple(map(valid_utf8, detector.names)), options, backend, files)
 
     def detector(self) -> Detector:
         """Return the detector on its backend. Raises BackendError."""

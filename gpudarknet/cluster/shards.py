@@ -10,7 +10,9 @@ import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -36,6 +38,7 @@ from ..io.text import UniqueNames, cut_name, valid_utf8
 from . import archives, tables
 
 CONTAINERS = (*archives.SUFFIXES, tables.SUFFIX)
+AHEAD = 8  # images of an archive or table that are read before they are asked for
 WASTEFUL = 8  # shards in a row group, which is read from its start for each
 
 
@@ -143,6 +146,10 @@ class Container(Shard):
         """The address."""
         return valid_utf8(self.address)
 
+    def items(self) -> Iterator[Item]:
+        """Yield the images, as `Shard.items`; the next ones are read meanwhile."""
+        return read_ahead(super().items(), AHEAD)
+
     def __str__(self) -> str:
         return self.address
 
@@ -194,6 +201,15 @@ class TableShard(Container):
     def located(self) -> str:
         """The address, from anywhere on this machine."""
         return self.address if is_url(self.address) else os.path.join(self.folder, self.address)
+
+
+def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """Yield items; a thread reads up to `count` of the next ones."""
+    with ThreadPoolExecutor(1, "shard reader") as thread:
+        following = deque(thread.submit(next, items, None) for _ in range(count))
+        while following and (item := following.popleft().result()) is not None:
+            following.append(thread.submit(next, items, None))
+            yield item
 
 
 def at(path: str, table: str) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
+from . import is_url
 
+REMOTE_READERS = 16  # threads that read URLs: they wait for the network more than they decode
 Batch = list[tuple[Any, np.ndarray]]  # source, image
 
 
@@ -22,8 +24,9 @@ class BatchReader:
                 reader.read_ahead()
                 compute(batch)
 
-    on_error: called for each unreadable image, which is left out; by default its ImageError is raised. Only the caller's thread
-    advances the stream, whose exceptions are raised after the images before them.
+    threads: that decode files; of URLs, more are read at once. on_error: called for each unreadable image, which is left out;
+    by default its ImageError is raised. Only the caller's thread advances the stream, whose exceptions are raised after the
+    images before them.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class BatchReader:
     ):
         self._read, self._images, self._size = read, iter(images), size
         self._threads, self._on_error = threads, on_error
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors = dict[bool, ThreadPoolExecutor]()  # for files, and for URLs
         self._next: list[tuple[Any, Future[np.ndarray]]] = []
         self._error: Exception | None = None  # of the stream
         self._files = False  # whether all of the last batch were files
@@ -45,8 +48,8 @@ class BatchReader:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+        for executor in self._executors.values():
+            executor.shutdown(cancel_futures=True)
 
     def get(self) -> Batch:
         """Return the next batch with a readable image; [] at the end of the stream."""
@@ -78,14 +81,19 @@ class BatchReader:
 
     def _submit(self, source: Any, in_thread: bool) -> Future[np.ndarray]:
         if in_thread:
-            self._executor = self._executor or ThreadPoolExecutor(self._threads, "image reader")
-            return self._executor.submit(self._read, source)
+            return self._executor(is_url(source)).submit(self._read, source)
         future: Future[np.ndarray] = Future()
         try:
             future.set_result(self._read(source))
         except Exception as e:
             future.set_exception(e)
         return future
+
+    def _executor(self, remote: bool) -> ThreadPoolExecutor:
+        if remote not in self._executors:
+            threads = max(self._threads, REMOTE_READERS) if remote else self._threads
+            self._executors[remote] = ThreadPoolExecutor(threads, "image reader")
+        return self._executors[remote]
 
     def _finish(self, batch: list[tuple[Any, Future[np.ndarray]]]) -> Batch:
         """Wait for the images of a batch."""
