@@ -98,7 +98,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
         choices: Iterator[str] = iter(words.split(","))
     else:
         step = 1 if int(first) <= int(last) else -1
-        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
+        width = max(len(first), len(last)) if padded else 0
         choices = (f"{number:0{width}d}" for number in range(int(first), int(last) + step, step))
     for choice in choices:
         for rest in expand_braces(pattern[match.end() :]):

@@ -48,9 +48,9 @@ class Parts(NamedTuple):
             rows = FORMS[self.form].decode(data)
             (key,) = {row["shard"] for row in rows}
             Counts.of(rows)  # raises if something is missing
+            return rows if key[8:] == short_hash([row["image"] for row in rows]) else None
         except (ValueError, KeyError, TypeError):
             return None
-        return rows if key[8:] == short_hash([row["image"] for row in rows]) else None
 
     def read(self, number: int, shard: Shard) -> list[Row] | None:
         """Return the rows of a shard's file, as `load`. Raises DataError if it is another shard's."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -39,6 +41,7 @@ from . import archives, tables
 
 CONTAINERS = (*archives.SUFFIXES, tables.SUFFIX)
 AHEAD = 8  # images of an archive or table that are read before they are asked for
+PLAIN = re.compile(r"[^~*?\[{][^*?\[{]*")  # a path that is neither a pattern nor in a home folder
 WASTEFUL = 8  # shards in a row group, which is read from its start for each
 
 
@@ -288,6 +291,9 @@ def images_and_shards(source: Any, size: int, folder: str, recursive: bool, top:
     """Yield the paths and URLs of images, and the shards of archives and tables. top: the source is not part of another."""
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
+        if not top and PLAIN.fullmatch(name) and os.path.splitext(name)[1].lower() in formats.SUFFIXES:
+            yield name  # without a look at the disk, which takes longer than all else for many paths
+            return
         if top and is_missing(name):
             raise DataError(f"{name}: no such file or folder; check the path")
         if is_container(name):
@@ -360,15 +366,14 @@ def container(address: str, size: int, folder: str, strict: bool = False) -> Ite
         yield ArchiveShard(folder, None, address)
         return
     tables.require_pyarrow(address)
-    try:
-        file = open_file(address, folder)
-        table = tables.Table(file, address)
-    except DataError:
-        if strict:
-            raise
-        yield TableShard(folder, None, address, 0, 0)
-        return
-    with file:
+    with ExitStack() as stack:
+        try:
+            table = tables.Table(stack.enter_context(open_file(address, folder)), address)
+        except DataError:
+            if strict:
+                raise
+            yield TableShard(folder, None, address, 0, 0)
+            return
         if table.content is None:
             for row, path in enumerate(table.paths()):
                 yield at(path, address) if path else f"{address}/{row}"
