@@ -57,7 +57,7 @@ def write_tar(path, members, mode="w", form=tarfile.GNU_FORMAT):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return path
+    return Path(path)
 
 
 def rows_of(detector, source, size=4, **options):
@@ -437,6 +437,38 @@ def test_without_pyarrow(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"^a.parquet: pyarrow is not installed; pip install 'gpudarknet\[cluster\]'$"):
         split("a.parquet", 4)
+
+
+# Object stores
+
+
+@pytest.fixture
+def bucket():
+    """An fsspec file system in this process."""
+    fs = pytest.importorskip("fsspec").filesystem("memory")
+    yield fs
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+
+
+def test_archives_and_tables_in_an_object_store(detector, folder, contents, bucket):
+    for k in range(2):
+        bucket.pipe(f"/b/t-{k}.tar.gz", write_tar("a.tar.gz", [("0.png", contents[k])], "w:gz").read_bytes())
+    parquet.write_table(pyarrow.table({"bytes": contents[:3]}), "a.parquet")
+    bucket.pipe("/b/t.parquet", Path("a.parquet").read_bytes())
+    parquet.write_table(pyarrow.table({"path": ["x/3.png", "memory://b/x/4.png"]}), "a.parquet")
+    bucket.pipe({"/b/u.parquet": Path("a.parquet").read_bytes(), "/b/x/3.png": contents[3], "/b/x/4.png": contents[4]})
+    expected = {
+        "memory://b/t-0.tar.gz/0.png": 40, "memory://b/t-1.tar.gz/0.png": 41, "memory://b/t.parquet/0": 40,
+        "memory://b/t.parquet/1": 41, "memory://b/t.parquet/2": 42, "memory://b/x/3.png": 43, "memory://b/x/4.png": 44,
+    }  # fmt: skip
+    assert widths(rows_of(detector, ["memory://b/*.tar.gz", "memory://b/*.parquet"], 2)) == expected
+    assert widths(rows_of(detector, "memory://b/t-{0..1}.tar.gz")) == dict(list(expected.items())[:2])
+    (lost,) = rows_of(detector, "memory://b/lost.tar")
+    assert lost["error"] == "memory://b/lost.tar: no such file, folder or bucket; check the address"
+    assert labels(split("memory://b", 2, recursive=True, labels=True)) == {
+        "memory://b/x/3.png": "x/3", "memory://b/x/4.png": "x/4"
+    }  # fmt: skip
 
 
 # Hashes
