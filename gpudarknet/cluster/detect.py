@@ -66,12 +66,12 @@ def detect(
     source: as in `gpudarknet.sources`, tar archives, Parquet files: see `shards.split`. form: "jsonl", "parquet" or "labels"
     (JSON lines, and label files in the folder `labels`). thresh, nms, max_det, letterbox, precision, backend: as in
     `Detector`, on each worker; tiles: see `tiles.detect_boxes`. recursive: also search subfolders. shard: images per file;
-    batch: per forward pass. workers: by default one for each `gpus_per_worker` GPUs or, without GPUs, as many as use all cores
-    with `threads` each. retries: deaths of workers in a shard, or in an image alone, until it is given up. on_error: "record" writes a row for an unreadable
-    image, "raise" ends the job. address: of Ray: "local" starts it on this machine, "auto" is the cluster that
-    this machine belongs to, HOST:PORT another one's head; None is what this process is connected to, else "local". report: called with the Summary so far after each shard.
-    Raises DataError if `out` is another job's or another process writes there, BackendError if Ray cannot be used, and
-    errors of `Detector`.
+    batch: per forward pass. workers: by default one for each `gpus_per_worker` GPUs or, without GPUs, as many as use all
+    cores with `threads` each. retries: deaths of workers in a shard, or in an image alone, until it is given up. on_error:
+    "record" writes a row for an unreadable image, "raise" ends the job. address: of Ray: "local" starts it on this machine,
+    "auto" is the cluster that this machine belongs to, HOST:PORT another one's head; None is what this process is connected
+    to, else "local". report: called with the Summary so far after each shard. Raises DataError if `out` is another job's or
+    another process writes there, BackendError if Ray cannot be used, and errors of `Detector`.
     """
     import_ray()
     for name, value in (("shard", shard), ("batch", batch), ("threads", threads), ("retries", retries)):
