@@ -204,6 +204,8 @@ def convert(command: Command, flag: Flag, value: str) -> int | float | str:
         kind += " that is not negative"
     elif flag.limits[1] < math.inf:
         kind += f" from {flag.limits[0]} to {flag.limits[1]}"
+    elif flag.limits[0] > -math.inf:
+        kind += f" of at least {flag.limits[0]}"
     raise UsageError(f"{command.name}: -{flag.name} needs {kind}, got '{value[:40]}'")
 
 

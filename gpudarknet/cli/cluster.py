@@ -94,7 +94,7 @@ class Progress:
     def line(self) -> str:
         """Return what is printed at the end."""
         s = self.summary
-        errors = f", {plural(s.errors, 'error')} (see their rows)" if s.errors else ""
+        errors = f", {plural(s.errors, 'error')} (see the rows)" if s.errors else ""
         resumed = f" ({s.resumed} resumed)" if s.resumed else ""
         deaths = f", {plural(s.deaths, 'worker')} died" if s.deaths else ""
         counts = f"{plural(s.images, 'image')}, {plural(s.objects, 'object')}{errors}"

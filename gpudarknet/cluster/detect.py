@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import DarknetError, DataError, ImageError
+from ..io.http import ALLOW_PRIVATE_URLS
 from .job import SUCCESS, Model, Summary, read_json, write_manifest, write_success
 from .parts import Counts, Parts
 from .rows import FORMS, Options, Row, error_row
@@ -103,7 +104,7 @@ def detect(
         with connect(address, cpus=offered, memory=memory) as runtime:
             gpus = gpus_per_worker if backend in GPU_BACKENDS and runtime.gpus else 0
             count = runtime.room(threads, gpus)
-            settings = Settings(threads, batch, on_error == "raise")
+            settings = Settings(threads, batch, on_error == "raise", os.environ.get(ALLOW_PRIVATE_URLS) == "1")
             driver = Driver(runtime, model, Parts(store, form), settings, workers or count, gpus, retries, report)
             digest = driver.run(shards)
         summary = replace(driver.summary, seconds=time.perf_counter() - begin)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TextIO
 from ..errors import DataError
 from ..evaluate import AddImage, coco_file, csv_file
 from ..io.atomic import atomic_write, check_writable
+from ..io.remote import is_remote
 from .job import MANIFEST, SUCCESS, read_json
 from .parts import Counts, Parts
 from .rows import FORMS, Row, schema
@@ -41,6 +42,8 @@ def merge(found: str | os.PathLike[str], out: str | os.PathLike[str]) -> Counts:
     The last two have only objects, thus nothing of images with an error. Warns if images have the same number in COCO's results.
     Raises DataError if the job is not complete, a file is missing or damaged, or `out` cannot be written.
     """
+    if is_remote(out):
+        raise DataError(f"{out}: is in an object store; write a local file, and copy it")
     path = Path(out)
     file_of_rows = WRITERS.get(path.suffix.lower())
     if file_of_rows is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 from .. import __version__
 from ..detector import Detector
 from ..errors import DataError
+from ..io.http import ALLOW_PRIVATE_URLS
 from .parts import Counts, Parts
 from .rows import Options, Row, detect_rows
 from .runtime import limit_threads
@@ -26,11 +28,15 @@ class AnyModel(Protocol):
 
 
 class Settings(NamedTuple):
-    """How a worker computes. threads: of it; batch: images per forward pass; strict: raise errors of images."""
+    """How a worker computes. threads: of it; batch: images per forward pass; strict: raise errors of images.
+
+    private: read URLs of private addresses, if the driver may.
+    """
 
     threads: int = 1
     batch: int = 8
     strict: bool = False
+    private: bool = False
 
 
 class ShardWorker:
@@ -44,6 +50,8 @@ class ShardWorker:
     def load(self) -> str:
         """Load the detector; return the version of this package. Raises what `Model.detector` raises."""
         limit_threads(self.settings.threads)
+        if self.settings.private:
+            os.environ[ALLOW_PRIVATE_URLS] = "1"
         self.detector = self.model.detector()
         return __version__
 
