@@ -148,7 +148,7 @@ FLAGS = tuple(
 CLUSTER = Flag(
     "cluster", str, None,
     "Run on Ray and write a row per image into -out_dir; run again, it resumes. local: this machine; auto: the cluster that it"
-    " belongs to; HOST:PORT: another one",
+    " belongs to; HOST:PORT: another one. Sources may then be tar archives and Parquet files too",
 )  # fmt: skip
 MORE = (
     "FOUND is the -out_dir of `detector test -cluster`, complete. The suffix of FILE is its format: .csv has a line per object, "
