@@ -217,7 +217,7 @@ def test_max_det(capsys, monkeypatch):
     assert main([*TEST, "pics/a.png", "-out", "a.json", "-csv", "a.csv", "-coco", "coco.json"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert len(json.loads(Path("a.json").read_text())[0]["objects"]) == 3
-    assert len(Path("a.csv").read_text().splitlines()) == 3 and len(json.loads(Path("coco.json").read_text())) == 2
+    assert len(Path("a.csv").read_text().splitlines()) == 3 and len(json.loads(Path("coco.json").read_text())) == 3
 
 
 def test_tiles_of_several_images(capsys):

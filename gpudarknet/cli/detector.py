@@ -120,8 +120,9 @@ def process(
         else:
             found = detector.run_images(sources, thresh, nms, args.batch, on_error=fail)
         for path, img, scored in found:
-            objects = detector.to_detections(scored, args.max_det or MAX_DET, path)
-            result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects)
+            objects = detector.to_detections(scored, args.max_det, path)
+            shown = objects[: args.max_det or MAX_DET]
+            result = results.DetectedImage(path, img, scored.most_confident(args.max_det), objects, shown)
             for writer in writers:
                 writer.add(result)
             summary.images += 1

@@ -29,12 +29,13 @@ Background = Callable[[Callable[..., None]], BackgroundWriter]
 
 
 class DetectedImage(NamedTuple):
-    """An image and what was found in it: `scored` for Darknet's formats, `objects` for the others."""
+    """An image and what was found in it: `scored` for Darknet's formats, `objects`, and the most confident of them, `shown`."""
 
     path: ImagePath
     image: image.Image
     scored: ScoredBoxes
     objects: Detections
+    shown: Detections
 
 
 class ResultWriter(ABC):
@@ -169,15 +170,15 @@ def write_image(path: Path, img: image.Image) -> None:
 
 
 class ObjectWriter(ResultWriter):
-    """A file with all objects, CSV or COCO's results."""
+    """A file of objects: CSV, or COCO's results, which measure accuracy and therefore have all objects."""
 
-    def __init__(self, add: evaluate.AddImage):
-        self.write = add
+    def __init__(self, add: evaluate.AddImage, every: bool = False):
+        self.write, self.every = add, every
 
     def add(self, result: DetectedImage) -> None:
         """Write an image's objects."""
-        scored = result.scored
-        self.write(result.path, scored.width, scored.height, result.objects.summary(), scored.probs.shape[1])
+        scored, objects = result.scored, result.objects if self.every else result.shown
+        self.write(result.path, scored.width, scored.height, objects.summary(), scored.probs.shape[1])
 
 
 class CropWriter(ResultWriter):
@@ -188,7 +189,7 @@ class CropWriter(ResultWriter):
 
     def add(self, result: DetectedImage) -> None:
         """Write an image's crops in the background."""
-        for number, d in enumerate(result.objects, 1):
+        for number, d in enumerate(result.shown, 1):
             part = crop(result.image, d.box)
             if part.size:
                 name = "".join(c if c.isalnum() else "-" for c in d.label)
@@ -209,7 +210,7 @@ class TablePrinter(ResultWriter):
         table = Table("object", box=None, header_style="bold", title=escape(result.path), title_justify="left")
         for column in ("confidence", "left", "top", "width", "height"):
             table.add_column(column, justify="right")
-        for d in result.objects:
+        for d in result.shown:
             table.add_row(escape(d.label), f"{d.confidence:.0%}", *(f"{v:.0f}" for v in d.box))
         Console(highlight=False).print(table)
 
@@ -250,7 +251,7 @@ def requested(
         writers.append(ObjectWriter(stack.enter_context(evaluate.csv_file(file))))
     if "coco" in files:
         file = stack.enter_context(text_file(files["coco"]))
-        writers.append(ObjectWriter(stack.enter_context(evaluate.coco_file(file))))
+        writers.append(ObjectWriter(stack.enter_context(evaluate.coco_file(file)), every=True))
     if args.out_dir:
         writers.append(AnnotatedImageWriter(args, background, failed))
     elif not several:
@@ -279,7 +280,7 @@ FLAGS = (
         "max_det",
         int,
         None,
-        f"Most objects of an image; by default {MAX_DET} in -out_dir, -csv, -coco, -crops and -table, all elsewhere",
+        f"Most objects of an image; by default {MAX_DET} in -out_dir, -csv, -crops and -table, all elsewhere",
         limits=(1, 2**31),
     ),
 )
