@@ -95,6 +95,15 @@ def test_parquet(found, tmp_path, monkeypatch):
     assert parquet.ParquetFile(tmp_path / "all.parquet").num_row_groups == 2
 
 
+def test_a_job_in_an_object_store(photos, tmp_path):
+    pytest.importorskip("fsspec")
+    write_job(photos, "memory://merge/found", "jsonl")
+    write_job(photos, tmp_path / "found", "jsonl")
+    for found, out in (("memory://merge/found", "there.csv"), (tmp_path / "found", "here.csv")):
+        assert cluster.merge(found, tmp_path / out).images == 10
+    assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
+
+
 def test_the_command(found, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["cluster", "merge", str(found), "all.csv"]) == 0
