@@ -55,8 +55,19 @@ def test_the_matrix_on_the_left_may_be_transposed(blocks):
     np.testing.assert_allclose(out, x @ w, rtol=1e-4)
 
 
-def test_the_benchmark_decides():
-    assert gemm.blocking_helps() in (True, False)
+@pytest.mark.parametrize(
+    ("features", "name", "helps"),
+    [
+        (["AVX-512", "AVX2"], "openblas", True),
+        (["AVX2"], "openblas", False),
+        (["AVX-512"], "mkl", False),
+        ([], "openblas", False),
+    ],
+)
+def test_cpu_and_blas_decide_so_that_all_processes_of_a_machine_agree(monkeypatch, features, name, helps):
+    monkeypatch.setattr(gemm.machine, "cpu_features", lambda: features)
+    monkeypatch.setattr(gemm.blas, "name", lambda: name)
+    assert gemm.blocking_helps.__wrapped__() is helps
 
 
 @pytest.mark.parametrize("m", POINTS)
