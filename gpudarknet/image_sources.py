@@ -41,19 +41,22 @@ def sources(source: Any, *, recursive: bool = False) -> Iterator[Any]:
     of its subfolders; a pattern such as `photos/*.jpg`, where `**` stands for any folders; a text file (.txt) with a path or
     URL on each line, relative to the current folder or to the list's; an http or https URL; an array or another object that
     `image.as_image` accepts; or an iterable of all these. Images, folders, patterns and lists may also be in an object store:
-    s3://bucket/photos/*.jpg (see `io.remote`). A path that exists is not a pattern. In folders and patterns, hidden
-    files and those that are not images by their names are left out. A missing file and a URL of another
-    scheme are yielded, and reported by whoever reads them. Raises DataError if a folder, pattern or list has no images, or if an
-    object store cannot be listed.
+    s3://bucket/photos/*.jpg (see `io.remote`). A path that exists is not a pattern; one with the suffix of an image is, in an
+    iterable, not a folder. In folders and patterns, hidden files and those that are not images by their names are left out. A
+    missing file and a URL of another scheme are yielded, and reported by whoever reads them. Raises DataError if a folder,
+    pattern or list has no images, or if an object store cannot be listed.
     """
     if isinstance(source, str | os.PathLike):
         for image in expand(os.fspath(source), recursive):
-            yield str(image) if isinstance(image, str) else image
+            yield image if is_url(image) else Path(image)
     elif is_image(source):
         yield source
     elif isinstance(source, Iterable):
         for one in source:
-            yield from sources(one, recursive=recursive)
+            if (path := image_path(one)) is not None:
+                yield path if is_url(path) else Path(path)
+            else:
+                yield from sources(one, recursive=recursive)
     else:
         raise DataError(f"sources: {type(source).__name__} is neither a path nor an image; pass one, or a list of them")
 
@@ -63,7 +66,27 @@ def is_image(source: Any) -> bool:
     return isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read") or is_array(source)
 
 
-def expand(name: str, recursive: bool = False, suffixes: Collection[str] = formats.SUFFIXES) -> Iterator[Path | str]:
+def image_path(source: Any) -> str | None:
+    """Return a path or URL that is that of an image by its characters: it has the suffix of one, no ~ and no pattern; else None.
+
+    The disk is not asked whether it is a folder, which would take longer than all else does with many paths.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return None
+    name = os.fspath(source)
+    if name[name.rfind(".") :].lower() not in formats.SUFFIXES or name[0] == "~" or MAGIC.search(name):
+        return None
+    return normal(name)
+
+
+def normal(path: str) -> str:
+    """Return a path as `Path` writes it, faster; URLs and addresses as they are."""
+    if "//" in path or "./" in path or path.endswith(("/", ".")) or os.altsep:
+        return path if is_url(path) else str(Path(path))
+    return path
+
+
+def expand(name: str, recursive: bool = False, suffixes: Collection[str] = formats.SUFFIXES) -> Iterator[str]:
     """Yield the images that a path, a pattern or a URL names. suffixes: of files in folders and those that match a pattern."""
     if is_download(name):
         yield name
@@ -81,7 +104,7 @@ def expand(name: str, recursive: bool = False, suffixes: Collection[str] = forma
     elif is_list(path):
         yield from read_list(path)
     else:
-        yield path
+        yield str(path)
 
 
 def is_single(name: str) -> bool:
@@ -109,7 +132,13 @@ def output_name(path: str, base: Place | None) -> str:
     elif is_url(path):
         name = portable_name(unquote(urlsplit(path).path.rpartition("/")[2])) or "image"
     else:
-        name = os.path.relpath(path, base) if base is not None else os.path.basename(path)
+        start = os.path.join(base or "", "")
+        if base is None:
+            name = os.path.basename(path)
+        elif path.startswith(start) and "./" not in path:  # faster
+            name = path[len(start) :]
+        else:
+            name = os.path.relpath(path, base)
         name = os.path.basename(path) if name.startswith("..") else name
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in formats.SUFFIXES else name
@@ -172,14 +201,14 @@ class Search:
         files, folders = ([n for n in names if hidden or not n.startswith(".")] for names in self._listed[1:])
         return files, folders
 
-    def images(self, folder: Place, names: Iterable[str]) -> Iterator[Place]:
+    def images(self, folder: Place, names: Iterable[str]) -> Iterator[str]:
         """Yield the files that are images by their names, and count the others."""
+        start = str(folder / "_")[:-1]
         for name in names:
-            path = folder / name
             if name.lower().endswith(self.suffixes):
-                yield path
+                yield start + name
             else:
-                self.others[path.suffix] += 1
+                self.others[os.path.splitext(name)[1]] += 1
 
     def error(self) -> DataError:
         """Return the error that there is no image."""
@@ -189,7 +218,7 @@ class Search:
         return DataError(f"{self.source}: {self.verb} no image; found {' and '.join(found) or 'nothing'}")
 
 
-def require_one(images: Iterator[Place], search: Search) -> Iterator[Place]:
+def require_one(images: Iterator[str], search: Search) -> Iterator[str]:
     """Yield the images. Raises DataError if there are none."""
     first = next(images, None)
     if first is None:
@@ -200,7 +229,7 @@ def require_one(images: Iterator[Place], search: Search) -> Iterator[Place]:
 # Folders
 
 
-def walk(folder: Place, recursive: bool, search: Search) -> Iterator[Place]:
+def walk(folder: Place, recursive: bool, search: Search) -> Iterator[str]:
     """Yield a folder's images by name, then those of its subfolders. A folder that links lead to again is visited once."""
     if search.visited(folder):
         return
@@ -225,7 +254,8 @@ def listing(folder: Place, top: bool = False) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                (folders if os.path.isdir(entry) else files).append(entry.name)
+                is_dir = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+                (folders if is_dir else files).append(entry.name)
     except OSError as e:
         message = f"{folder}: cannot be listed ({e.strerror})"
         if top:
@@ -249,7 +279,7 @@ def split_pattern(path: Place) -> tuple[Place, list[str]]:
     return base, parts if parts[-1:] != ["**"] else [*parts, "*"]
 
 
-def glob(base: Place, parts: list[str], search: Search) -> Iterator[Place]:
+def glob(base: Place, parts: list[str], search: Search) -> Iterator[str]:
     """Yield the images below a folder whose path matches a pattern's parts, folder by folder, each by name."""
     if search.visited(base, len(parts)):
         return
@@ -273,9 +303,9 @@ def glob(base: Place, parts: list[str], search: Search) -> Iterator[Place]:
 # Lists
 
 
-def read_list(path: Place) -> Iterator[Path | str]:
+def read_list(path: Place) -> Iterator[str]:
     """Yield the path or URL on each line of a text file, as `data.read_list` reads it. Raises DataError."""
-    empty = True
+    folder, empty = list_folder(path), True
     for number, line in enumerate(iter_lines(path, MAX_PATH), 1):
         text = line.strip()
         if "\0" in text or len(text) > MAX_PATH:
@@ -286,13 +316,20 @@ def read_list(path: Place) -> Iterator[Path | str]:
             )
         if text:
             empty = False
-            yield text if is_url(text) else listed(text, path.parent)
+            yield listed(text, folder)
     if empty:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
 
 
-def listed(line: str, folder: Place) -> Place:
+def list_folder(path: Place) -> str:
+    """Return the folder of a list, for `listed`; "" is the current one."""
+    return path.parent if isinstance(path, Address) else os.path.dirname(path)
+
+
+def listed(line: str, folder: str) -> str:
     """Return the image that a line of a list in `folder` names: / in an object store is its bucket."""
+    if is_url(line):
+        return line
     if isinstance(folder, Address):
-        return Address(folder.anchor + posixpath.normpath(posixpath.join("/", *folder.parts, line)))
-    return Path(listed_path(line, folder))
+        return str(Address(folder.anchor + posixpath.normpath(posixpath.join("/", *folder.parts, line))))
+    return normal(listed_path(line, folder))

@@ -339,6 +339,13 @@ def test_a_table_of_paths_is_a_list(detector, folder):
     }  # fmt: skip
 
 
+def test_a_path_in_a_table_that_is_not_utf8(folder):
+    column = pyarrow.array([b"a.png", b"\xff.png"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"path": column}), "p.parquet")
+    with pytest.raises(DataError, match=r"p.parquet: is not a Parquet file, or a damaged one \('utf-8' codec"):
+        split("p.parquet", 4)
+
+
 def test_a_table_of_paths_is_read_by_batches(folder):
     text = pyarrow.array(f"s3://bucket/{k}.jpg" for k in range(200_000))
     parquet.write_table(pyarrow.table({"path": text}), "p.parquet")

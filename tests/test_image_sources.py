@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet.errors import DataError, DataWarning
+from gpudarknet.errors import DataError, DataWarning, ImageError
 from gpudarknet.image_sources import is_single
 
 
@@ -87,6 +87,17 @@ def test_names_that_exist_are_not_patterns():
     assert found("set[2]") == found("set[2]/*.jpg") == ["set[2]/a.jpg", "set[2]/b.jpg"]
     Path("1.jpg").touch()
     assert found("[0-9].jpg") == ["1.jpg"]
+
+
+def test_the_suffix_of_an_image_is_enough_in_an_iterable():
+    Path("set.jpg").mkdir()
+    Path("set.jpg/a.jpg").touch()
+    assert found("set.jpg") == found(["set.jpg/*"]) == ["set.jpg/a.jpg"]
+    (folder,) = gd.sources(["set.jpg"])
+    with pytest.raises(ImageError, match=r"set\.jpg: is a folder; use the path of an image"):
+        gd.image.read(folder)
+    names = ["./a.jpg", Path("b.jpg"), "x//./c.JPG", "http://h//./d.jpg", "a\0.jpg", "../e.jpg", "//f.jpg", ".jpg"]
+    assert found(names) == ["a.jpg", "b.jpg", "x/c.JPG", "http://h//./d.jpg", "a\0.jpg", "../e.jpg", "//f.jpg", ".jpg"]
 
 
 def test_the_home_folder(monkeypatch, folder):

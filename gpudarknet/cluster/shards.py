@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
@@ -26,22 +25,23 @@ from ..image_sources import (
     base_folder,
     existing_path,
     expand,
+    image_path,
     is_download,
     is_folder,
     is_image,
     is_pattern,
     is_single,
+    list_folder,
     listed,
     listing,
     output_name,
 )  # fmt: skip
 from ..io import remote
-from ..io.text import UniqueNames, cut_name, valid_utf8
+from ..io.text import MAX_NAME, UniqueNames, cut_name, valid_utf8
 from . import archives, tables
 
 CONTAINERS = (*archives.SUFFIXES, tables.SUFFIX)
 AHEAD = 8  # images of an archive or table that are read before they are asked for
-PLAIN = re.compile(r"[^~*?\[{][^*?\[{]*")  # a path that is neither a pattern nor in a home folder
 WASTEFUL = 8  # shards in a row group, which is read from its start for each
 
 
@@ -115,7 +115,10 @@ def short_hash(texts: Sequence[str]) -> str:
 
 def label_name(name: str, base: Any = None) -> str:
     """Return the name of an image's label file, as `output_name` does, in characters and lengths that file systems allow."""
-    return "/".join(map(cut_name, valid_utf8(output_name(name, base)).split("/")))
+    label = output_name(name, base)
+    if label.isascii() and len(label) <= MAX_NAME:
+        return label
+    return "/".join(map(cut_name, valid_utf8(label).split("/")))
 
 
 # Kinds
@@ -130,7 +133,7 @@ class FileShard(Shard):
     @property
     def identity(self) -> str:
         """The images' names."""
-        return "\0".join(map(valid_utf8, self.names))
+        return valid_utf8("\0".join(self.names))
 
     def images(self) -> Iterator[tuple[str, Any]]:
         """Yield the paths and URLs."""
@@ -186,13 +189,13 @@ class TableShard(Container):
 
     def images(self) -> Iterator[tuple[str, Any]]:
         """Yield the contents. Raises DataError also if there are no such rows."""
-        row = self.start
+        row, parent = self.start, list_folder(existing_path(self.located))
         with open_file(self.address, self.folder) as file:
             for path, data in tables.Table(file, self.address).records(self.start, self.stop):
                 name = f"{self.address}/{row}" + (f"/{path}" if path else "")
                 content: Any = data
                 if data is None:
-                    content = at(path, self.located) if path else ImageError(f"{name}: has neither bytes nor a path")
+                    content = listed(path, parent) if path else ImageError(f"{name}: has neither bytes nor a path")
                 yield name, content
                 row += 1
         if not self.stop:
@@ -213,11 +216,6 @@ def read_ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
         while following and (item := following.popleft().result()) is not None:
             following.append(thread.submit(next, items, None))
             yield item
-
-
-def at(path: str, table: str) -> str:
-    """Return the path or URL that a table means, as a list with its address would."""
-    return path if is_url(path) else str(listed(path, existing_path(table).parent))
 
 
 def open_file(address: str, folder: str) -> BinaryIO:
@@ -291,16 +289,13 @@ def images_and_shards(source: Any, size: int, folder: str, recursive: bool, top:
     """Yield the paths and URLs of images, and the shards of archives and tables. top: the source is not part of another."""
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        if not top and PLAIN.fullmatch(name) and os.path.splitext(name)[1].lower() in formats.SUFFIXES:
-            yield name  # without a look at the disk, which takes longer than all else for many paths
-            return
         if top and is_missing(name):
             raise DataError(f"{name}: no such file or folder; check the path")
         if is_container(name):
             for address in addresses(name):
                 yield from container(address, size, folder, strict=top and address == name)
             return
-        for image in map(str, searched(name, recursive)):
+        for image in searched(name, recursive):
             if is_container(image):  # of a list
                 yield from container(image, size, folder)
             else:
@@ -312,7 +307,10 @@ def images_and_shards(source: Any, size: int, folder: str, recursive: bool, top:
         )
     elif isinstance(source, Iterable):
         for one in source:
-            yield from images_and_shards(one, size, folder, recursive, top=False)
+            if (path := image_path(one)) is not None:
+                yield path
+            else:
+                yield from images_and_shards(one, size, folder, recursive, top=False)
     else:
         raise DataError(f"source: {type(source).__name__} is not a path; give one, or a list of them")
 
@@ -323,7 +321,7 @@ def is_missing(name: str) -> bool:
     return plain and not os.path.lexists(existing_path(name))
 
 
-def searched(name: str, recursive: bool) -> Iterator[Any]:
+def searched(name: str, recursive: bool) -> Iterator[str]:
     """Yield the images that a name stands for. Raises DataError; of a folder of archives, it says how these are given."""
     try:
         yield from expand(name, recursive)
@@ -354,7 +352,7 @@ def addresses(name: str) -> Iterator[str]:
         return
     for one in archives.expand_braces(name):
         path = existing_path(one)
-        yield from map(str, expand(one, suffixes=CONTAINERS) if is_pattern(path) else [path])
+        yield from expand(one, suffixes=CONTAINERS) if is_pattern(path) else [str(path)]
 
 
 def container(address: str, size: int, folder: str, strict: bool = False) -> Iterator[Any]:
@@ -375,8 +373,9 @@ def container(address: str, size: int, folder: str, strict: bool = False) -> Ite
             yield TableShard(folder, None, address, 0, 0)
             return
         if table.content is None:
+            parent = list_folder(existing_path(address))
             for row, path in enumerate(table.paths()):
-                yield at(path, address) if path else f"{address}/{row}"
+                yield listed(path, parent) if path else f"{address}/{row}"
             return
         count, largest = table.count, table.largest_group
     if largest > WASTEFUL * size:

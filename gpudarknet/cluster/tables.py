@@ -87,7 +87,9 @@ class Table:
     def paths(self) -> Iterator[str | None]:
         """Yield the column of paths, some rows at a time."""
         for batch in self.batches([PATH], range(self.file.metadata.num_row_groups), BATCH):
-            yield from batch.column(PATH).to_pylist()
+            with self.damage():
+                paths = batch.column(PATH).to_pylist()
+            yield from paths
 
     def records(self, start: int, stop: int, step: int = 8) -> Iterator[Record]:
         """Yield the path and the content of rows start to stop - 1, `step` rows at a time. Raises DataError."""

@@ -6,6 +6,7 @@ Samples that cannot be read are reported and skipped. Batch k is the same for th
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 import zlib
@@ -46,7 +47,8 @@ def read_list(path: str | Path) -> list[str]:
         raise DataError(f"{path}: is empty; it must have the path of an image on each line")
     if (longest := max(map(len, lines))) > MAX_PATH:
         raise DataError(f"{path}: has a line of {longest} characters; it must have the path of an image on each line")
-    return [listed_path(line, Path(path).parent) for line in lines]
+    folder = os.path.dirname(path)
+    return [listed_path(line, folder) for line in lines]
 
 
 def read_labels(

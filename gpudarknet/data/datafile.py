@@ -142,15 +142,16 @@ def written_path(file: str | Path, text: str) -> str:
     return next((path for path in spellings if any(os.path.exists(base / path) for base in bases)), slashes)
 
 
-def listed_path(line: str, folder: Path) -> str:
+def listed_path(line: str, folder: str) -> str:
     """Return the path that a line of a list in `folder` means: relative to the current folder or, if it is not there, to that.
 
     A leading `~` is the home folder. If a path with backslashes does not exist, as in a list from Windows, they become slashes.
     """
-    line = os.path.expanduser(line)
+    if line.startswith("~"):
+        line = os.path.expanduser(line)
 
     def resolve(line: str) -> str:
-        return line if os.path.isabs(line) or os.path.exists(line) else str(folder / line)
+        return line if not folder or os.path.isabs(line) or os.path.exists(line) else os.path.join(folder, line)
 
     path = resolve(line)
     return path if "\\" not in path or os.path.exists(path) else resolve(line.replace("\\", "/"))
