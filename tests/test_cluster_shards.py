@@ -346,6 +346,17 @@ def test_a_path_in_a_table_that_is_not_utf8(folder):
         split("p.parquet", 4)
 
 
+def test_texts_and_contents_of_any_type(detector, folder, contents):
+    paths = pyarrow.array(["photos/0.png", "photos/1.png"])
+    for column in (paths.dictionary_encode(), paths.cast(pyarrow.large_string()), paths.cast(pyarrow.string_view())):
+        parquet.write_table(pyarrow.table({"path": column}), "p.parquet")
+        assert widths(rows_of(detector, "p.parquet")) == {"photos/0.png": 40, "photos/1.png": 41}
+    images = pyarrow.array(contents[:2])
+    for column in (images.cast(pyarrow.large_binary()), images.cast(pyarrow.binary_view())):
+        parquet.write_table(pyarrow.table({"bytes": column}), "b.parquet")
+        assert widths(rows_of(detector, "b.parquet")) == {"b.parquet/0": 40, "b.parquet/1": 41}
+
+
 def test_a_table_of_paths_is_read_by_batches(folder):
     text = pyarrow.array(f"s3://bucket/{k}.jpg" for k in range(200_000))
     parquet.write_table(pyarrow.table({"path": text}), "p.parquet")

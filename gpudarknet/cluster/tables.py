@@ -44,10 +44,14 @@ class Table:
             schema = self.file.schema_arrow
 
         def has(column: str, *kinds: Any) -> bool:
-            return schema.get_field_index(column) >= 0 and any(kind(schema.field(column).type) for kind in kinds)
+            if schema.get_field_index(column) < 0:
+                return False
+            dtype = schema.field(column).type
+            dtype = dtype.value_type if types.is_dictionary(dtype) else dtype  # as pandas' categories
+            return any(kind(dtype) for kind in kinds)
 
-        binary = types.is_binary, types.is_large_binary, types.is_fixed_size_binary
-        strings = types.is_string, types.is_large_string
+        binary = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view
+        strings = types.is_string, types.is_large_string, types.is_string_view
         self.has_paths = has(PATH, *strings)
         self.content: str | None = None  # the column of contents
         if has(BYTES, *binary):
