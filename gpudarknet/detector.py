@@ -150,7 +150,7 @@ class Detector(InferencePipeline):
 def check_fractions(thresh: float, nms: float) -> tuple[float, float]:
     """Return thresh and nms. Raises DataError if one is not in 0 to 1."""
     for name, value in (("thresh", thresh), ("nms", nms)):
-        if not 0 <= value <= 1:
+        if not (hasattr(value, "__float__") and 0 <= value <= 1):
             raise DataError(f"{name} {value}: must be 0 to 1, for example {0.25 if name == 'thresh' else 0.45}")
     return thresh, nms
 

@@ -46,3 +46,58 @@ def test_a_job_equals_detect_stream(tmp_path, photos):
     assert sorted(p.name for p in out.iterdir()) == [
         "_SUCCESS.json", "manifest.json", "part-00000000.jsonl", "part-00000001.jsonl", "part-00000002.jsonl",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresh": None}, "thresh None: must be 0 to 1, for example 0.25"),
+        ({"nms": "0.4"}, "nms 0.4: must be 0 to 1, for example 0.45"),
+        ({"precision": "fp99"}, "precision 'fp99': choose one of fp32, tf32, fp16, bf16"),
+        ({"shard": 10**30}, f"shard {10**30}: must be an integer of at least 1"),
+        ({"shard": "5"}, "shard '5': must be an integer of at least 1"),
+        ({"batch": True}, "batch True: must be an integer of at least 1"),
+        ({"workers": 1.5}, "workers 1.5: must be an integer of at least 1"),
+        ({"gpus_per_worker": "1"}, "gpus_per_worker 1: must be a number of GPUs, as 1 or 0.5"),
+        ({"cfg": None}, "cfg None: is not a path; workers get what is in the file"),
+        ({"cfg": 3}, "cfg 3: is not a path; workers get what is in the file"),
+        ({"weights": 3}, "weights 3: is not a path; workers get what is in the file"),
+        (
+            {"source": [[], np.zeros((3, 3, 3), np.uint8)]},
+            "source: ndarray is an image, not the path of one, and workers read the images; save it, or use"
+            " Detector.detect_stream",
+        ),
+    ],
+)
+def test_an_argument_is_checked_before_the_folder_belongs_to_the_job(options, message, tmp_path, photos):
+    arguments = {"source": photos, **dict(zip(("cfg", "weights", "names"), MODEL, strict=True)), **options}
+    with pytest.raises(gd.errors.DataError) as raised:
+        cluster.detect(out=tmp_path / "found", shard=arguments.pop("shard", 8), **arguments)
+    assert str(raised.value) == message
+    assert not (tmp_path / "found" / "manifest.json").exists()
+
+
+def test_numbers_may_be_numpys(tmp_path, photos):
+    numbers = {
+        "thresh": np.float32(0.5),
+        "nms": np.float16(0.5),
+        "max_det": np.int64(3),
+        "gpus_per_worker": np.float32(1),
+    }
+    counts = {name: np.int32(1) for name in ("workers", "threads", "retries")} | {"batch": np.int64(4)}
+    flags = {name: np.bool_(False) for name in ("tiles", "letterbox", "recursive")}
+    source = [str(photos / "000.png"), [photos / "001.png"]]  # lists may be nested
+    summary = cluster.detect(source, tmp_path / "found", *MODEL, shard=np.uint8(1), **numbers, **counts, **flags)
+    assert (summary.images, summary.shards) == (2, 2)
+    manifest = json.loads((tmp_path / "found" / "manifest.json").read_text())
+    assert manifest["source"] == [str(photos / "000.png"), [str(photos / "001.png")]]
+    assert manifest["options"] == {
+        "thresh": 0.5, "nms": 0.5, "max_det": 3, "tiles": False, "letterbox": False, "precision": "fp32",
+    }  # fmt: skip
+
+
+def test_a_folder_with_a_slash_is_the_same_source(tmp_path, photos):
+    for source in (photos, f"{photos}/", [f"{photos}/"]):
+        assert cluster.detect(source, tmp_path / str(isinstance(source, list)), *MODEL, shard=20).images == 20
+    with pytest.raises(gd.errors.DataError, match="belongs to another job: source is"):
+        cluster.detect(photos.parent, tmp_path / "False", *MODEL, shard=20, recursive=True)

@@ -17,7 +17,7 @@ from ..detector import Detector
 from ..errors import DataError
 from ..image import formats
 from ..network import Network
-from .detect import check_count
+from .detect import checked_count
 from .rows import Options, detect_rows, schema
 from .shards import Item
 from .tables import BYTES, IMAGE, PATH, require_pyarrow
@@ -66,10 +66,10 @@ class Detect:
         column: str | None = None,
         keep: bool = False,
     ):
-        check_count("batch", batch)
         self.model = cfg, weights, names, backend
         self.options = Options(thresh, nms, max_det, tiles, letterbox, precision).check()
-        self.batch, self.threads, self.column, self.keep = batch, threads, column, keep
+        self.batch, self.threads = checked_count("batch", batch), threads
+        self.column, self.keep = column, keep
         self.key = uuid.uuid4().hex  # of it and its pickles
 
     def __eq__(self, other: object) -> bool:

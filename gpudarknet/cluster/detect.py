@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import operator
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
 from ..errors import DarknetError, DataError, ImageError
+from ..image_sources import existing_path, is_download
 from ..io.http import ALLOW_PRIVATE_URLS
 from .job import SUCCESS, Model, Summary, read_json, write_manifest, write_success
 from .parts import Counts, Parts
@@ -75,11 +80,12 @@ def detect(
     another process writes there, BackendError if Ray cannot be used, and errors of `Detector`.
     """
     import_ray()
-    for name, value in (("shard", shard), ("batch", batch), ("threads", threads), ("retries", retries)):
-        check_count(name, value)
-    if workers is not None:
-        check_count("workers", workers)
-    if not (isinstance(gpus_per_worker, int | float) and 0 <= gpus_per_worker < math.inf):
+    shard, batch, threads, retries = (
+        checked_count(name, value)
+        for name, value in (("shard", shard), ("batch", batch), ("threads", threads), ("retries", retries))
+    )
+    workers = None if workers is None else checked_count("workers", workers)
+    if not (hasattr(gpus_per_worker, "__float__") and 0 <= gpus_per_worker < math.inf):
         raise DataError(f"gpus_per_worker {gpus_per_worker}: must be a number of GPUs, as 1 or 0.5")
     if form not in FORMS:
         raise DataError(f"form {form!r}: choose one of {', '.join(FORMS)}")
@@ -89,7 +95,7 @@ def detect(
     options = Options(thresh, nms, max_det, tiles, letterbox, precision).check()
     model = Model.load(cfg, weights, names, options, backend)
     manifest = {
-        "gpudarknet": __version__, "source": described(source), "recursive": recursive, **model.files,
+        "gpudarknet": __version__, "source": described(source), "recursive": bool(recursive), **model.files,
         "options": options._asdict(), "form": form, "shard": shard,
     }  # fmt: skip
     shards = split(source, shard, recursive=recursive, labels=form == "labels")
@@ -102,7 +108,7 @@ def detect(
         offered = (workers or 0) * threads
         memory = 2 * sum(a.nbytes for own in model.network.weights for a in own.values() if hasattr(a, "nbytes"))
         with connect(address, cpus=offered, memory=memory) as runtime:
-            gpus = gpus_per_worker if backend in GPU_BACKENDS and runtime.gpus else 0
+            gpus = float(gpus_per_worker) if backend in GPU_BACKENDS and runtime.gpus else 0
             count = runtime.room(threads, gpus)
             settings = Settings(threads, batch, on_error == "raise", os.environ.get(ALLOW_PRIVATE_URLS) == "1")
             driver = Driver(runtime, model, Parts(store, form), settings, workers or count, gpus, retries, report)
@@ -112,19 +118,22 @@ def detect(
         return summary
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise DataError if an option is not an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{name} {value}: must be an integer of at least 1")
+def checked_count(name: str, value: Any) -> int:
+    """Return an option as Python's own integer. Raises DataError if it is not an integer of at least 1."""
+    count = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool | np.bool_) else 0
+    if not 1 <= count <= sys.maxsize:
+        raise DataError(f"{name} {value!r}: must be an integer of at least 1")
+    return count
 
 
 def described(source: Any) -> Any:
-    """Return a source as the manifest has it."""
+    """Return a source as the manifest has it: `photos/`, which a shell completes, is `photos`."""
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return (
-        [os.fspath(one) for one in source] if isinstance(source, list | tuple) and len(source) <= 100 else "an iterable"
-    )
+        name = os.fspath(source)
+        return name if not name or is_download(name) else str(existing_path(name))
+    if isinstance(source, list | tuple) and len(source) <= 100:
+        return [described(one) for one in source]
+    return "an iterable"
 
 
 def check_complete(store: Store, success: dict[str, Any], shards: Iterator[Shard]) -> Summary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +48,9 @@ class Model:
         backend: str,
     ) -> Model:
         """Read the files of a detector and check that they match. Raises CfgError, WeightsError, DataError."""
+        for name, path in (("cfg", cfg), ("weights", weights)):  # open() takes an integer for an open file
+            if not isinstance(path, str | os.PathLike) and (path is not None or name == "cfg"):
+                raise DataError(f"{name} {path!r}: is not a path; workers get what is in the file")
         network = load_network(configs.read(cfg), weights, "numpy")
         detector = Detector(network, None, names, letterbox=options.letterbox)
         files = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ..detector import Detector, check_fractions, check_max_det
 from ..errors import DataError, ImageError
 from ..image import Image
 from ..io.text import valid_utf8
+from ..network import PRECISIONS
 from ..tiles import run_images
 from .shards import Item
 from .tables import require_pyarrow
@@ -44,10 +46,15 @@ class Options(NamedTuple):
     precision: Any = "fp32"
 
     def check(self) -> Options:
-        """Return this. Raises DataError if a number is out of range."""
+        """Return this with Python's own numbers, which JSON can hold. Raises DataError if a value is out of range."""
         check_fractions(self.thresh, self.nms)
         check_max_det(self.max_det)
-        return self
+        if self.precision not in PRECISIONS:
+            raise DataError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        max_det = None if self.max_det is None else operator.index(self.max_det)
+        return Options(
+            float(self.thresh), float(self.nms), max_det, bool(self.tiles), bool(self.letterbox), self.precision
+        )
 
 
 def detect_rows(
