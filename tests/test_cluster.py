@@ -101,3 +101,33 @@ def test_a_folder_with_a_slash_is_the_same_source(tmp_path, photos):
         assert cluster.detect(source, tmp_path / str(isinstance(source, list)), *MODEL, shard=20).images == 20
     with pytest.raises(gd.errors.DataError, match="belongs to another job: source is"):
         cluster.detect(photos.parent, tmp_path / "False", *MODEL, shard=20, recursive=True)
+
+
+def test_files_of_images_that_were_removed_are_not_left_beside_the_results(tmp_path, photos):
+    out = tmp_path / "found"
+    cluster.detect(photos, out, *MODEL, shard=8)
+    (out / "_SUCCESS.json").unlink()
+    for k in range(16, 20):
+        (photos / f"{k:03}.png").unlink()
+    with pytest.raises(gd.errors.DataError) as raised:
+        cluster.detect(photos, out, *MODEL, shard=8)
+    assert str(raised.value) == (
+        f"{out}/part-00000002.jsonl: its images are not in the source now; choose another folder, or remove this file and"
+        " those after it"
+    )
+    (out / "part-00000002.jsonl").unlink()
+    assert cluster.detect(photos, out, *MODEL, shard=8).images == len(rows(out)) == 16
+
+
+def test_records_that_were_changed(tmp_path, photos):
+    out = tmp_path / "found"
+    cluster.detect(photos, out, *MODEL, shard=20)
+    (out / "_SUCCESS.json").write_text('{"shards": 1}')
+    with pytest.raises(gd.errors.DataError) as raised:
+        cluster.detect(photos, out, *MODEL, shard=20)
+    assert str(raised.value) == f"{out}/_SUCCESS.json: was changed; remove this file, and run the job again"
+    (out / "_SUCCESS.json").unlink()
+    (out / ".tmp").touch()
+    with pytest.raises(gd.errors.DataError) as raised:
+        cluster.detect(photos, out, *MODEL, shard=20)
+    assert str(raised.value) == f"{out}/.tmp: cannot be removed (Not a directory); remove it"

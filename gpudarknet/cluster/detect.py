@@ -142,12 +142,16 @@ def check_complete(store: Store, success: dict[str, Any], shards: Iterator[Shard
     for shard in shards:
         digest.update(shard.key(()).encode())
         count += 1
-    if digest.hexdigest() != success["sha256"]:
+    try:
+        counts = {key: int(success[key]) for key in ("images", "objects", "errors", "shards")}
+        is_same = digest.hexdigest() == success["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{store.name}/{SUCCESS}: was changed; remove this file, and run the job again") from None
+    if not is_same:
         raise DataError(
             f"{store.name}: is complete, but the source has changed since ({success['shards']} shards then, {count} now);"
             " choose another folder, or list only the new images"
         )
-    counts = {key: success[key] for key in ("images", "objects", "errors", "shards")}
     return Summary(**counts, resumed=count, out=store.name)
 
 
@@ -219,7 +223,7 @@ class Driver:
         self.is_patient = True
 
     def run(self, shards: Iterator[Shard]) -> str:
-        """Run all shards; return the hash of them as listed."""
+        """Run all shards; return the hash of them as listed. Raises DataError if the folder has more of them."""
         digest = hashlib.sha256()
 
         def listed() -> Iterator[Task]:
@@ -234,7 +238,18 @@ class Driver:
         finally:
             for worker in (*self.calls, *self.starting.values()):
                 self.runtime.stop(worker)
+        self.check_end()
         return digest.hexdigest()
+
+    def check_end(self) -> None:
+        """Raise DataError if an earlier run wrote shards after the last one: the source had more images."""
+        end = self.summary.shards
+        for name in map(self.parts.name, range(end, end + IN_FLIGHT * self.count)):  # they are not written in order
+            if self.parts.store.read(name) is not None:
+                raise DataError(
+                    f"{self.parts.store.name}/{name}: its images are not in the source now; choose another folder, or"
+                    " remove this file and those after it"
+                )
 
     def hand_out(self) -> bool:
         """Give tasks to loaded workers, those without any first, and start workers for others; return whether any is left."""

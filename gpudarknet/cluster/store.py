@@ -81,7 +81,7 @@ class LocalStore(Store):
             create_folder(self.path / TMP, DataError)
             yield
         finally:
-            with suppress(OSError):
+            with suppress(DataError):
                 self.clean()
             lock.release(file)
 
@@ -115,8 +115,12 @@ class LocalStore(Store):
 
     def clean(self) -> None:
         """Remove the folder of files that were being written."""
-        with suppress(FileNotFoundError):
+        try:
             shutil.rmtree(self.path / TMP)
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            raise DataError(f"{self.name}/{TMP}: cannot be removed ({e.strerror}); remove it") from None
 
 
 def sync_folder(folder: Path) -> None:
