@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE  # each of the processes that tests start would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda bench docs lint gpu-check record-opencv4 clean
+.PHONY: help demo test test-cuda test-kills bench docs lint gpu-check record-opencv4 clean
 
 help:
 	@echo 'make demo       download yolov4-tiny and detect the objects in a photograph'
 	@echo 'make test       run the tests; those of CUDA kernels need g++, but no GPU; SLOW=1 adds sanitizers and every architecture'
 	@echo 'make test-cuda  run the CUDA tests with the real CuPy on an emulated GPU'
+	@echo 'make test-kills kill the workers and drivers of a detection job over 2,000 images, at random points (5 minutes)'
 	@echo 'make bench      benchmark this machine (4 minutes): FPS, GFLOPS, other frameworks; tables, build/bench.jsonl, build/bench.html'
 	@echo 'make docs       build the documentation into build/site'
 	@echo 'make lint       run ruff and mypy'
@@ -32,6 +33,9 @@ test: $(VENV)/test
 # One BLAS thread per pytest process; the first run compiles 600 kernels with g++.
 test-cuda: $(VENV)/emulator
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m cuda --cuda-emulator --slow
+
+test-kills: $(VENV)/test
+	$(BIN)/python tests/kill_jobs.py
 
 bench: $(VENV)/bench
 	@mkdir -p build

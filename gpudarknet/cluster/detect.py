@@ -365,7 +365,8 @@ class Driver:
     def give_up(self, task: Task) -> None:
         """Give an image that kills workers a row that says so. Raises ImageError if errors are not recorded, or after many."""
         name = self.pieces[task.number].names[task.start]
-        error = f"{name}: {self.retries} workers died when they processed it; check the image, and Ray's logs in {LOGS}"
+        died = "1 worker died while it" if self.retries == 1 else f"{self.retries} workers died while they"
+        error = f"{name}: {died} processed it; check the image, and Ray's logs in {LOGS}"
         self.named += 1
         if self.settings.strict:
             raise ImageError(error)

@@ -80,18 +80,19 @@ class Runtime:
         except errors.OutOfMemoryError:
             raise WorkerDiedError("its machine ran out of memory") from None
         except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as e:
-            raise WorkerDiedError(last_line(e)) from None
+            raise WorkerDiedError(reason(e)) from None
         except errors.RayError as e:
-            raise DarknetError(f"{self.address}: Ray failed: {last_line(e)}; see its logs in {LOGS}") from None
+            raise DarknetError(f"{self.address}: Ray failed: {reason(e)}; see its logs in {LOGS}") from None
 
 
 class WorkerDiedError(Exception):
     """A worker, or the machine below it, died before it returned a result; the text says what Ray knows."""
 
 
-def last_line(error: Exception) -> str:
-    """Return the last line of an error, which says most in those of Ray."""
-    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+def reason(error: Exception) -> str:
+    """Return what an error of Ray says in one sentence: the first of its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip().partition(". ")[0].rstrip(".")
 
 
 def cores(threads: int, gpus: float) -> str:
@@ -166,8 +167,8 @@ def start_ray(ray: Any, address: str | None, cpus: int, memory: int) -> None:
         ray.init(**options)
     except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         ray.shutdown()
-        reason = str(e).strip().split("\n")[0].rstrip(".")
-        raise BackendError(f"{options['address']}: cannot connect to Ray: {reason}; see `ray status`") from None
+        first = str(e).strip().split("\n")[0].partition(". ")[0].rstrip(". ")
+        raise BackendError(f"{options['address']}: cannot connect to Ray: {first}; see `ray status`") from None
     except SystemExit:  # ray.init handles SIGTERM
         stop(signal.SIGTERM)
     except BaseException:
