@@ -61,6 +61,10 @@ def test_a_job_equals_detect_stream(tmp_path, photos):
         ({"gpus_per_worker": "1"}, "gpus_per_worker 1: must be a number of GPUs, as 1 or 0.5"),
         ({"cfg": None}, "cfg None: is not a path; workers get what is in the file"),
         ({"cfg": 3}, "cfg 3: is not a path; workers get what is in the file"),
+        ({"names": 3}, "names int: is neither a path nor a list of texts"),
+        ({"names": [1] * 10}, "names list: is neither a path nor a list of texts"),
+        ({"out": None}, "None: is not the path of a folder; give that of the results"),
+        ({"out": "a\0b"}, r"'a\x00b': is not the path of a folder; give that of the results"),
         ({"weights": 3}, "weights 3: is not a path; workers get what is in the file"),
         (
             {"source": [[], np.zeros((3, 3, 3), np.uint8)]},
@@ -72,9 +76,18 @@ def test_a_job_equals_detect_stream(tmp_path, photos):
 def test_an_argument_is_checked_before_the_folder_belongs_to_the_job(options, message, tmp_path, photos):
     arguments = {"source": photos, **dict(zip(("cfg", "weights", "names"), MODEL, strict=True)), **options}
     with pytest.raises(gd.errors.DataError) as raised:
-        cluster.detect(out=tmp_path / "found", shard=arguments.pop("shard", 8), **arguments)
+        cluster.detect(**{"out": tmp_path / "found", "shard": 8, **arguments})
     assert str(raised.value) == message
     assert not (tmp_path / "found" / "manifest.json").exists()
+
+
+def test_folders_and_files_of_merge_are_checked(tmp_path):
+    for found, out, message in (
+        (3, "x.csv", "3: is not the path of a folder"),
+        (tmp_path, None, "None: is not a path; "),
+    ):
+        with pytest.raises(gd.errors.DataError, match=message):
+            cluster.merge(found, out)
 
 
 def test_numbers_may_be_numpys(tmp_path, photos):

@@ -51,6 +51,8 @@ class Model:
         for name, path in (("cfg", cfg), ("weights", weights)):  # open() takes an integer for an open file
             if not isinstance(path, str | os.PathLike) and (path is not None or name == "cfg"):
                 raise DataError(f"{name} {path!r}: is not a path; workers get what is in the file")
+        if not (names is None or isinstance(names, str | Path)) and not is_list_of_texts(names):
+            raise DataError(f"names {type(names).__name__}: is neither a path nor a list of texts")
         network = load_network(configs.read(cfg), weights, "numpy")
         detector = Detector(network, None, names, letterbox=options.letterbox)
         files = {
@@ -84,6 +86,11 @@ class Summary:
     deaths: int = 0
     seconds: float = 0.0
     out: str = ""
+
+
+def is_list_of_texts(names: Any) -> bool:
+    """Return whether names are a list of class names."""
+    return isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
 
 
 def digest(data: bytes) -> str:

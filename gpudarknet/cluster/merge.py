@@ -44,6 +44,8 @@ def merge(found: str | os.PathLike[str], out: str | os.PathLike[str]) -> Counts:
     """
     if is_remote(out):
         raise DataError(f"{out}: is in an object store; write a local file, and copy it")
+    if not isinstance(out, str | os.PathLike):
+        raise DataError(f"{out!r}: is not a path; give that of a file")
     path = Path(out)
     file_of_rows = WRITERS.get(path.suffix.lower())
     if file_of_rows is None:

@@ -46,7 +46,9 @@ class Store(ABC):
 
 def open_store(out: str | os.PathLike[str]) -> Store:
     """Return the store at a path or an address, as in `io.remote`. Raises DataError."""
-    name = os.fspath(out)
+    name = os.fspath(out) if isinstance(out, str | os.PathLike) else None
+    if not isinstance(name, str) or "\0" in name:
+        raise DataError(f"{out!r}: is not the path of a folder; give that of the results")
     if remote.is_remote(name):
         return RemoteStore(name)
     if is_url(name):
