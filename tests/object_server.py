@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ def running() -> Iterator[str]:
     os.environ.update(environment)
     try:
         forget()
+        urllib.request.urlopen(
+            f"http://{host}:{port}/moto-api/reset", b""
+        ).close()  # servers of one process share their state
         filesystem().mkdir(BUCKET)
         yield f"s3://{BUCKET}"
     finally:

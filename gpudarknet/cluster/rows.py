@@ -165,9 +165,9 @@ class Parquet(Form):
 
         try:
             file = parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-            rows: list[Row] = file.read(
-                use_threads=False
-            ).to_pylist()  # in threads, a damaged file may abort the process
+            if file.schema_arrow != schema():
+                raise ValueError("has other columns")
+            rows: list[Row] = file.read(use_threads=False).to_pylist()  # threads may abort the process at damage
         except (pyarrow.ArrowException, OSError) as e:
             raise ValueError(str(e)) from None
         return rows
