@@ -116,6 +116,7 @@ def test_a_folder_with_a_slash_is_the_same_source(tmp_path, photos):
         cluster.detect(photos.parent, tmp_path / "False", *MODEL, shard=20, recursive=True)
 
 
+@pytest.mark.slow
 def test_files_of_images_that_were_removed_are_not_left_beside_the_results(tmp_path, photos):
     out = tmp_path / "found"
     cluster.detect(photos, out, *MODEL, shard=8)

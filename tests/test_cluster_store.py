@@ -302,6 +302,7 @@ def kill_a_worker():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+@pytest.mark.slow
 def test_a_job_from_a_store_to_a_store(bucket, photos, fast, tmp_path):
     pytest.importorskip("ray")
     source, out = f"{bucket}/photos", f"{bucket}/found"
