@@ -153,7 +153,14 @@ def ray():
     from gpudarknet.cluster.runtime import import_ray
 
     import_ray()
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20, logging_level=40)
+    ray.init(
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=256 << 20,
+        logging_level=40,
+    )
     yield ray
     ray.shutdown()
 

@@ -163,7 +163,7 @@ def test_resources(ray, tmp_path, photos, monkeypatch, caplog):
     timer.start()
     assert cluster.detect(*arguments, **OPTIONS).images == COUNT
     timer.join()
-    assert caplog.text.count("no worker has started for 0.5 s: its 1 core may be in use by others") == 1
+    assert caplog.text.count("no worker has started for 0.5 s: no machine has its 1 core, or others use them") == 1
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ def test_a_pipeline_that_is_killed_and_run_again_has_every_image_once(detector, 
     (script,) = re.findall(r"<!-- run by tests/test_cluster_ray_data.py -->\n```python\n(.*?)```", page, re.DOTALL)
     for words, others in {
         "/tmp/found.checkpoint": str(tmp_path / "checkpoint"),
-        "ray.init(": "ray.init(num_cpus=4, object_store_memory=100 << 20, ",
+        "ray.init(": 'ray.init("local", num_cpus=4, object_store_memory=100 << 20, ',
         '"coco.names"}': '"coco.names", "thresh": 0.05, "backend": "numpy"}',
         '"photos", ': '"photos", override_num_blocks=20, ',
         "batch_size=64": "batch_size=4",

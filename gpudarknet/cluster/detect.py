@@ -31,7 +31,7 @@ from .store import Store, open_store
 from .worker import AnyModel, Settings, ShardWorker
 
 IN_FLIGHT = 2  # calls of a worker: the next is there when one is done
-PATIENCE = 30.0  # seconds without a worker until that is reported
+PATIENCE = 30.0  # seconds without a worker until that is reported, and between looks for machines that have joined
 MAX_NAMED = 10  # images that kill workers, without a result in between, until the cause must be another
 GPU_BACKENDS = ("auto", "cupy", "fastest")
 log = logging.getLogger("gpudarknet")
@@ -73,8 +73,9 @@ def detect(
     (JSON lines, and label files in the folder `labels`). thresh, nms, max_det, letterbox, precision, backend: as in
     `Detector`, on each worker; tiles: see `tiles.detect_boxes`. recursive: also search subfolders. shard: images per file;
     batch: per forward pass. workers: by default one for each `gpus_per_worker` GPUs or, without GPUs, as many as use all
-    cores with `threads` each. retries: deaths of workers in a shard, or in an image alone, until it is given up. on_error:
-    "record" writes a row for an unreadable image, "raise" ends the job. address: of Ray: "local" starts it on this machine,
+    cores with `threads` each, and more when machines join a cluster; a number waits for machines. retries: deaths of workers
+    in a shard, or in an image alone, until it is given up. on_error: "record" writes a row for an unreadable image, "raise"
+    ends the job. address: of Ray: "local" starts it on this machine,
     "auto" is the cluster that this machine belongs to, HOST:PORT another one's head; None is what this process is connected
     to, else "local". report: called with the Summary so far after each shard. Raises DataError if `out` is another job's or
     another process writes there, BackendError if Ray cannot be used, and errors of `Detector`.
@@ -108,10 +109,12 @@ def detect(
         offered = (workers or 0) * threads
         memory = 2 * sum(a.nbytes for own in model.network.weights for a in own.values() if hasattr(a, "nbytes"))
         with connect(address, cpus=offered, memory=memory) as runtime:
-            gpus = float(gpus_per_worker) if backend in GPU_BACKENDS and runtime.gpus else 0
-            count = runtime.room(threads, gpus)
+            has_gpus = runtime.gpus > 0 or (runtime.may_grow and backend == "cupy")
+            gpus = float(gpus_per_worker) if backend in GPU_BACKENDS and has_gpus else 0
+            if workers is None or not runtime.may_grow:
+                runtime.check_room(threads, gpus)
             settings = Settings(threads, batch, on_error == "raise", os.environ.get(ALLOW_PRIVATE_URLS) == "1")
-            driver = Driver(runtime, model, Parts(store, form), settings, workers or count, gpus, retries, report)
+            driver = Driver(runtime, model, Parts(store, form), settings, workers, gpus, retries, report)
             digest = driver.run(shards)
         summary = replace(driver.summary, seconds=time.perf_counter() - begin)
         write_success(store, summary, digest)
@@ -159,7 +162,8 @@ def check_complete(store: Store, success: dict[str, Any], shards: Iterator[Shard
 class Task:
     """A call of a method of `ShardWorker`: "run" for a whole shard, "names" of its images, "rows" of some of them.
 
-    start, stop: of "rows", which images. deaths: workers that died in it.
+    start, stop: of "rows", which images. deaths: workers that died in it. repeated: it was handed out before, so that its
+    file may be of this run.
     """
 
     method: str
@@ -168,6 +172,7 @@ class Task:
     start: int = 0
     stop: int = 0
     deaths: int = 0
+    repeated: bool = False
 
     def call(self, worker: Any) -> Any:
         """Start it on a worker; return Ray's reference to the result."""
@@ -192,7 +197,9 @@ class Pieces:
 
 
 class Driver:
-    """Hands tasks to `count` workers until all shards have their files.
+    """Hands tasks to workers until all shards have their files.
+
+    workers: how many; None: as many as fit, and more when machines join.
 
     A dead worker is replaced, and its tasks are handed out again. A shard in which `retries` workers died is cut in halves, and
     so are these, until the image that kills workers is alone; after `retries` deaths of its own, it gets a row with an error.
@@ -204,13 +211,14 @@ class Driver:
         model: AnyModel,
         parts: Parts,
         settings: Settings,
-        count: int,
+        workers: int | None,
         gpus: float = 0,
         retries: int = 3,
         report: Report | None = None,
     ):
         self.runtime, self.parts, self.settings = runtime, parts, settings
-        self.count, self.gpus, self.retries, self.report = count, gpus, retries, report
+        self.workers, self.gpus, self.retries, self.report = workers, gpus, retries, report
+        self.count = workers or runtime.room(settings.threads, gpus)
         self.model = runtime.ray.put(model)
         self.summary = Summary(out=parts.store.name)
         self.tasks: Iterator[Task] = iter(())
@@ -219,7 +227,7 @@ class Driver:
         self.starting = dict[Any, Any]()  # workers that load, by Ray's reference to that call
         self.calls = dict[Any, deque[tuple[Any, Task]]]()  # of each loaded worker, in order
         self.failed_starts = self.named = 0  # in a row: workers that died while they loaded, images that killed workers
-        self.begin = time.perf_counter()
+        self.begin = self.counted = time.perf_counter()
         self.is_patient = True
 
     def run(self, shards: Iterator[Shard]) -> str:
@@ -280,7 +288,7 @@ class Driver:
         if not ready and not self.calls and self.is_patient:
             self.is_patient = False
             log.warning(
-                "no worker has started for %g s: its %s may be in use by others (`ray status`); waiting",
+                "no worker has started for %g s: no machine has its %s, or others use them (`ray status`); waiting",
                 PATIENCE, cores(self.settings.threads, self.gpus),
             )  # fmt: skip
         for reference in ready:
@@ -288,6 +296,9 @@ class Driver:
                 self.take_worker(reference)
             else:
                 self.take_result(running[reference])
+        if self.workers is None and time.perf_counter() - self.counted > PATIENCE:
+            self.counted = time.perf_counter()
+            self.count = max(self.count, self.runtime.room(self.settings.threads, self.gpus))
 
     def take_worker(self, reference: Any) -> None:
         """Take a worker that has loaded its detector. Raises DarknetError if none does, and its errors."""
@@ -317,7 +328,10 @@ class Driver:
         try:
             result = self.runtime.result(reference)
         except WorkerDiedError as e:
-            self.queue.extendleft(other for _, other in reversed(self.calls.pop(worker)) if other is not task)
+            for _, other in reversed(self.calls.pop(worker)):
+                other.repeated = True
+                if other is not task:
+                    self.queue.appendleft(other)
             self.bury(worker)
             log.warning("a worker died while it processed shard %d (%s); another one is started", task.number, e)
             self.retry(task)
@@ -331,7 +345,7 @@ class Driver:
         if task.method == "rows":
             self.take_rows(task, result)
         else:
-            self.count_shard(result._replace(resumed=result.resumed and not task.deaths))
+            self.count_shard(result._replace(resumed=result.resumed and not task.repeated))
 
     def bury(self, worker: Any) -> None:
         """Count a death."""

@@ -32,10 +32,10 @@ _lock, _blocks, _forked = threading.Lock(), 0, False  # _blocks: those that use 
 
 
 class Runtime:
-    """Ray, connected. address: as given. Nodes may come and go; resources are those of now."""
+    """Ray, connected. address: as given. may_grow: machines may join it. Resources are those of now."""
 
-    def __init__(self, ray: Any, address: str):
-        self.ray, self.address = ray, address
+    def __init__(self, ray: Any, address: str, may_grow: bool = False):
+        self.ray, self.address, self.may_grow = ray, address, may_grow
 
     @property
     def gpus(self) -> float:
@@ -43,17 +43,23 @@ class Runtime:
         return float(self.ray.cluster_resources().get("GPU", 0))
 
     def room(self, threads: int, gpus: float) -> int:
-        """Return how many workers with so many cores and GPUs fit on all nodes. Raises DataError if none does."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        offers = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
-        count = sum(int(min(c / threads, g / gpus if gpus else c)) for g, c in offers)
-        if not count:
-            largest = max(offers, default=(0.0, 0.0))
+        """Return how many workers with so many cores and GPUs fit on all nodes."""
+        return sum(int(min(c / threads, g / gpus if gpus else c)) for g, c in self.nodes())
+
+    def check_room(self, threads: int, gpus: float) -> None:
+        """Raise DataError if no node has so many cores and GPUs."""
+        if not self.room(threads, gpus):
+            largest = max(self.nodes(), default=(0.0, 0.0))
+            machines = "; or give workers, which wait until machines with them join" if self.may_grow else ""
             raise DataError(
                 f"{self.address}: no node has {cores(threads, gpus)} for a worker (the largest has"
-                f" {cores(int(largest[1]), largest[0])}); choose fewer threads or gpus_per_worker"
+                f" {cores(int(largest[1]), largest[0])}); choose fewer threads or gpus_per_worker{machines}"
             )
-        return count
+
+    def nodes(self) -> list[tuple[float, float]]:
+        """Return the GPUs and cores of each living node."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
 
     def start(self, cls: type, *args: Any, threads: int, gpus: float = 0) -> Any:
         """Start a worker, an instance of cls in a process of its own, with so many cores and GPUs; return Ray's handle.
@@ -146,7 +152,7 @@ def connect(address: str | None = None, *, cpus: int = 0, memory: int = 0) -> It
             )
         _blocks += own
     try:
-        yield Runtime(ray, address or ("Ray" if connected else "local"))
+        yield Runtime(ray, address or ("Ray" if connected else "local"), address not in (None, "local") or not own)
     finally:
         with _lock:
             _blocks -= own
