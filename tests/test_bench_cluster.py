@@ -12,6 +12,7 @@ from gpudarknet.cluster import Summary
 pytest.importorskip("ray")
 
 
+@pytest.mark.slow
 def test_jobs_of_a_stub(capsys):
     bench.main(["memory", "--paths", "600", "--size", "100"])
     out = capsys.readouterr().out

@@ -218,6 +218,7 @@ def test_urls_of_this_machine(ray, server, capsys):
     assert main([*words, "found", "-allow_private"]) == 0 and len(rows("found")[0]["objects"]) == 3
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_process_that_is_interrupted_and_its_output(server):
     """The whole output of a process: after Ctrl-C, one note; of the same command again, one line; nothing of Ray's."""

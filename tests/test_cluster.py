@@ -9,10 +9,18 @@ import pytest
 
 import gpudarknet as gd
 from gpudarknet import cluster, image
+from gpudarknet.cluster import runtime
 
 pytest.importorskip("ray")
 
 MODEL = ("cfg/digits.cfg", "cfg/digits.weights", "cfg/digits.names")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    """One Ray for the tests of this module, which jobs join."""
+    with runtime.connect("local", cpus=2):
+        yield
 
 
 @pytest.fixture

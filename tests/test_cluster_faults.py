@@ -244,6 +244,7 @@ class Driver:
         return self.process.returncode, err
 
 
+@pytest.mark.slow
 def test_a_driver_killed_while_a_part_is_written(tmp_path, photos, expected):
     out = tmp_path / "found"
     begin = """

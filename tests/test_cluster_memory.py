@@ -52,6 +52,7 @@ def test_the_drivers_memory_does_not_grow_with_the_images(tmp_path, runtime, lis
         assert more < GROWTH
 
 
+@pytest.mark.slow
 def test_names_that_are_kept_would_be_noticed(tmp_path, runtime, listed):
     kept = []
     more, _ = growth(runtime, tmp_path, (kept.append(shard) or shard for shard in split(listed, SIZE)))
