@@ -75,10 +75,10 @@ def detect(
     batch: per forward pass. workers: by default one for each `gpus_per_worker` GPUs or, without GPUs, as many as use all
     cores with `threads` each, and more when machines join a cluster; a number waits for machines. retries: deaths of workers
     in a shard, or in an image alone, until it is given up. on_error: "record" writes a row for an unreadable image, "raise"
-    ends the job. address: of Ray: "local" starts it on this machine,
-    "auto" is the cluster that this machine belongs to, HOST:PORT another one's head; None is what this process is connected
-    to, else "local". report: called with the Summary so far after each shard. Raises DataError if `out` is another job's or
-    another process writes there, BackendError if Ray cannot be used, and errors of `Detector`.
+    ends the job. address: of Ray: "local" starts it on this machine, "auto" is the cluster that this machine belongs to,
+    HOST:PORT another one's head; None is what this process is connected to, else "local". report: called with the Summary so
+    far after each shard. Raises DataError if `out` is another job's or another process writes there, BackendError if Ray
+    cannot be used, and errors of `Detector`.
     """
     import_ray()
     shard, batch, threads, retries = (
@@ -218,7 +218,7 @@ class Driver:
     ):
         self.runtime, self.parts, self.settings = runtime, parts, settings
         self.workers, self.gpus, self.retries, self.report = workers, gpus, retries, report
-        self.count = workers or runtime.room(settings.threads, gpus)
+        self.count = workers or runtime.room(settings.threads, gpus)  # of workers that should run
         self.model = runtime.ray.put(model)
         self.summary = Summary(out=parts.store.name)
         self.tasks: Iterator[Task] = iter(())
@@ -227,7 +227,7 @@ class Driver:
         self.starting = dict[Any, Any]()  # workers that load, by Ray's reference to that call
         self.calls = dict[Any, deque[tuple[Any, Task]]]()  # of each loaded worker, in order
         self.failed_starts = self.named = 0  # in a row: workers that died while they loaded, images that killed workers
-        self.begin = self.counted = time.perf_counter()
+        self.begin = self.counted = time.perf_counter()  # counted: when machines were last looked at
         self.is_patient = True
 
     def run(self, shards: Iterator[Shard]) -> str:
@@ -266,6 +266,9 @@ class Driver:
                 if len(calls) <= depth and self.has_queued(1):
                     task = self.queue.popleft()
                     calls.append((task.call(worker), task))
+        if self.workers is None and time.perf_counter() - self.counted > PATIENCE:
+            self.counted = time.perf_counter()
+            self.count = max(self.count, self.runtime.room(self.settings.threads, self.gpus))
         while len(self.calls) + len(self.starting) < self.count and self.has_queued(len(self.starting) + 1):
             arguments = self.model, self.parts, self.settings
             worker = self.runtime.start(ShardWorker, *arguments, threads=self.settings.threads, gpus=self.gpus)
@@ -296,9 +299,6 @@ class Driver:
                 self.take_worker(reference)
             else:
                 self.take_result(running[reference])
-        if self.workers is None and time.perf_counter() - self.counted > PATIENCE:
-            self.counted = time.perf_counter()
-            self.count = max(self.count, self.runtime.room(self.settings.threads, self.gpus))
 
     def take_worker(self, reference: Any) -> None:
         """Take a worker that has loaded its detector. Raises DarknetError if none does, and its errors."""
