@@ -6,6 +6,15 @@
 
 constexpr int VECTOR = 16 / sizeof(T);
 
+// The value of an input element. Bytes are v / 255, correctly rounded.
+__device__ inline float value(float v) { return v; }
+__device__ inline float value(half_t v) { return v; }
+__device__ inline float value(unsigned char v) {
+    const float part = 1 / 255.0f;
+    float q = v * part;
+    return fmaf(fmaf(-q, 255, v), part, q);
+}
+
 template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
 
 template <int V, class S> __device__ inline void load(const S *p, float (&v)[V]) {
@@ -87,6 +96,14 @@ template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m,
         }
     }
     activate<V>(f.post, v);
+}
+
+// Activate channel c of a YOLO map with E channels per anchor: sigmoid of x, y, objectness and classes, unless new_coords;
+// then x and y become scale_x_y * v - (scale_x_y - 1) / 2.
+__device__ inline float yolo_activation(float v, int c, int E, float scale_x_y, int new_coords) {
+    int e = c % E;
+    if (!new_coords && e != 2 && e != 3) v = sigmoid(v);
+    return e < 2 && scale_x_y != 1 ? v * scale_x_y - 0.5f * (scale_x_y - 1) : v;
 }
 
 // The im2col matrix of a map's channels from `first` on, `count` of them: col (N, OH, OW, count/G, size, size, G), ld

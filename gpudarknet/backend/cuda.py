@@ -33,6 +33,7 @@ NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
+MACRO = re.compile(r"#define (\w+)[ ]((?:[^\n]*\\\n)*[^\n]*)")  # without parameters
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -77,9 +78,14 @@ def _text(name: str) -> str:
 
 @cache
 def parameters(file: str) -> dict[str, tuple[Parameter, ...]]:
-    """Read the kernels of a file: name -> parameters."""
+    """Read the kernels of a file: name -> parameters. Macros among them are expanded."""
     text = COMMENT.sub(" ", (folder() / f"{file}.cu").read_text(encoding="utf-8"))
-    kernels = {name: tuple(map(_parameter, inside.split(","))) for name, inside in KERNEL.findall(text)}
+    macros = {name: re.sub(r"\\\n", " ", value) for name, value in MACRO.findall(text)}
+
+    def expand(inside: str) -> str:
+        return re.sub(r"\w+", lambda word: expand(macros[word[0]]) if word[0] in macros else word[0], inside)
+
+    kernels = {name: tuple(map(_parameter, expand(inside).split(","))) for name, inside in KERNEL.findall(text)}
     if len(kernels) != text.count("__global__"):
         raise ValueError(f'{file}.cu: every kernel must begin with: extern "C" __global__ void NAME(')
     return kernels

@@ -110,6 +110,7 @@ class Convolve(Step):
     pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's convolutions it is, if
     there are several. binary: replace the kernel by its signs times each filter's mean magnitude. pooled: keep only the maximum
     of each 2 x 2 block; the epilogue then runs on the pooled map: the same result for monotonic functions, a quarter of the work.
+    head: the [yolo] layer whose activations end it, in plans for a GPU.
     """
 
     name = "convolve"
@@ -122,6 +123,7 @@ class Convolve(Step):
     part: str = ""
     binary: bool = False
     pooled: bool = False
+    head: YoloHead | None = None
 
     @property
     def depthwise(self) -> bool:
@@ -140,7 +142,7 @@ class Convolve(Step):
         more = (f" dilation {self.dilation}" if self.dilation > 1 else "") + (
             f" groups {self.groups}" if self.groups > 1 else ""
         )
-        more += " max 2" if self.pooled else ""
+        more += " max 2" * self.pooled + " yolo" * (self.head is not None)
         return f"{self.size} x {self.size} / {stride}{more}"
 
     def key(self, batch: int) -> str:

@@ -47,10 +47,10 @@ def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str,
     for step in eliminate_dead_steps(canonicalize(plan, be)):
         if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
             seen.add(key)
-            problem = ConvProblem(step, plan.batch, 2 if precision == "fp16" else 4)
+            problem = ConvProblem(step, plan.batch, precision)
             if len(supported(problem)) > 1:
                 times = benchmark(problem, be, precision)
-                yield key, pick(times, select_algorithm(problem, precision, {})), times
+                yield key, pick(times, select_algorithm(problem, {})), times
 
 
 def pick(times: dict[str, float], rule: str) -> str:

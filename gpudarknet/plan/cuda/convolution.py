@@ -54,7 +54,7 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     def convolve(kernel: str, x: Array, strides: tuple[int, int, int]) -> None:
         launch(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
 
-    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y))
+    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y, step))
 
 
 def _direct(emitter: Emitter, step: Convolve) -> Emitted:
@@ -222,7 +222,7 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
         lds = (ldf, ldo, y.ld)
         sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, *lds, *arguments.codes, step.pooled, vectorized)
         launches.append(emitter.launch("winograd.winograd_output_transform", n, *pointers, *sizes))
-    return Emitted([*launches, *apply_in_place(emitter, rest, y)], f"winograd{_in_chunks(chunks)}")
+    return Emitted([*launches, *apply_in_place(emitter, rest, y, step)], f"winograd{_in_chunks(chunks)}")
 
 
 def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Array, tiles: int, F: int, C: int, lda: int) -> Launch:

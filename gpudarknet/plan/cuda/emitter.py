@@ -81,7 +81,7 @@ class Emitter:
 
     def problem(self, step: Convolve) -> ConvProblem:
         """Return the properties on which a convolution's algorithm depends."""
-        return ConvProblem(step, self.batch, self.dtype.itemsize)
+        return ConvProblem(step, self.batch, self.precision)
 
     def can_vectorize(self, *views: View) -> bool:
         """Return whether kernels can move 16 bytes at once in all of these."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...array import Array
 from ...ops.activation import NAMES
-from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step
+from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step, YoloHead
 from .emitter import Emitter, Launch
 from .view import View
 
@@ -93,15 +93,13 @@ def apply_epilogue(
     bias: Array | None = None,
     step: Step | None = None,
 ) -> list[Launch]:
-    """Return the launches of y = epilogue(x + bias). The last also writes the im2col matrix that `step` produces, if any.
+    """Return the launches of y = epilogue(x + bias), then of the head that is fused into `step`, if any.
 
-    There are none if the reader adds the bias.
+    The last also writes the im2col matrix that `step` produces, if any.
     """
-    schedule = emitter.schedule
-    if step in schedule.deferred_bias.values():
-        return []
-    launches: list[Launch] = []
-    todo = passes(epilogue)
+    schedule, launches = emitter.schedule, list[Launch]()
+    head = step.head if isinstance(step, Convolve) else None
+    todo = passes(epilogue) if epilogue or head is None else []
     for i, one in enumerate(todo):
         consumer = schedule.im2col_consumers.get(step) if step is not None and i == len(todo) - 1 else None
         (C, H, W), (Co, Po, ldo) = y.shape, (arguments := pass_arguments(emitter, one, y)).sizes
@@ -119,12 +117,20 @@ def apply_epilogue(
             sizes = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, *target.geometry, vectorized)
             launches.append(emitter.launch("epilogue.epilogue_im2col", n, *pointers, *sizes))
         x, bias = y, None
-    return launches
+    return launches if head is None else [*launches, apply_head(emitter, head, x, y, bias)]
+
+
+def apply_head(emitter: Emitter, head: YoloHead, x: View, y: View, bias: Array | None = None) -> Launch:
+    """Return the launch of y = the activations of a YOLO head on x + bias."""
+    C, n = x.shape[0], y.pixels * y.shape[0]
+    sizes = (n, C, C // head.A, head.scale_x_y, head.new_coords, x.ld, y.ld)
+    return emitter.launch("nhwc.yolo", n, x.a, bias, y.a, *sizes)
 
 
 def apply_in_place(emitter: Emitter, epilogue: Sequence[EpilogueOp], y: View, step: Step | None = None) -> list[Launch]:
-    """Return the launches of y = epilogue(y), none for an empty epilogue."""
-    return apply_epilogue(emitter, epilogue, y, y, step=step) if epilogue else []
+    """Return the launches of y = epilogue(y) and the head of `step`; none for an empty epilogue without a head."""
+    head = step.head if isinstance(step, Convolve) else None
+    return apply_epilogue(emitter, epilogue, y, y, step=step) if epilogue or head else []
 
 
 class Im2colTarget(NamedTuple):

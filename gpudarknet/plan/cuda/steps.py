@@ -8,7 +8,7 @@ from typing import Any
 
 from ..steps import Copy, MaxPool, Step, Upsample, YoloHead
 from .emitter import Emitted, Emitter, Launch
-from .epilogue import apply_epilogue, apply_in_place
+from .epilogue import apply_epilogue, apply_head, apply_in_place
 
 
 @dataclass(eq=False, kw_only=True)
@@ -82,11 +82,7 @@ def _upsample(emitter: Emitter, step: Upsample) -> Emitted:
 
 def _yolo(emitter: Emitter, step: YoloHead) -> Emitted:
     x, y = emitter.view(step.xs[0]), emitter.view(step.y)
-    C, n, producer = x.shape[0], y.pixels * y.shape[0], emitter.schedule.deferred_bias.get(step)
-    bias = None if producer is None else emitter.weights.arrays(producer)[1]
-    sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    yolo = emitter.launch("nhwc.yolo", n, x.a, bias, y.a, *sizes)
-    return Emitted([yolo, *apply_in_place(emitter, step.epilogue, y)])
+    return Emitted([apply_head(emitter, step, x, y), *apply_in_place(emitter, step.epilogue, y)])
 
 
 EMITTERS: dict[type[Step], Callable[[Emitter, Any], Emitted]] = {

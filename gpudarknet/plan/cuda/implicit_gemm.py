@@ -1,0 +1,81 @@
+"""Convolutions by kernels/implicit_gemm.cu: one launch with the epilogue, on tensor cores, without an im2col matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ...array import Array
+from ..steps import Convolve
+from .algorithms import IMPLICIT_GEMMS, align_channels
+from .emitter import Emitted, Emitter, Launch
+from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
+from .tiles import IMAGE_TILE, Product, Tile
+from .view import View
+
+
+class FusedEpilogue(NamedTuple):
+    """The part of an epilogue that the kernel applies, as its arguments, and the launches of the rest."""
+
+    arguments: tuple[Array | float | None, ...]
+    rest: list[Launch]
+
+
+def fused_epilogue(emitter: Emitter, step: Convolve, y: View, bias: Array) -> FusedEpilogue:
+    """Fuse the first pass of a convolution's epilogue, and its YOLO head if no other pass is in between."""
+    one, rest = next_pass(step.epilogue)
+    arguments = pass_arguments(emitter, one, y)
+    if not (one.can_vectorize and arguments.can_vectorize(emitter.vector)):
+        one, rest = EpiloguePass("linear", None, "linear"), list(step.epilogue)
+        arguments = pass_arguments(emitter, one, y)
+    head = step.head if step.head is not None and not rest else None
+    activations = (0, 1.0, 0) if head is None else (y.shape[0] // head.A, head.scale_x_y, head.new_coords)
+    vectorized = y.ld % emitter.vector == y.channel_offset % emitter.vector == 0
+    flags = (*activations, step.pooled, y.ld, vectorized)
+    launches = apply_in_place(emitter, rest, y, step) if head is None else []
+    return FusedEpilogue((bias, arguments.pointer, y.a, *arguments.sizes, *arguments.codes, *flags), launches)
+
+
+def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
+    """Emit a convolution with the tile and the splits of K that its algorithm names."""
+    x, y, (weights, bias) = emitter.view(step.xs[0]), emitter.view(step.y), emitter.weights.arrays(step)
+    (tile, splits), product = IMPLICIT_GEMMS[emitter.schedule.algorithms[step]], emitter.problem(step).product
+    sums = emitter.workspace(step, "partial_sums").view(np.float32) if splits > 1 else None
+    counters = emitter.split_counters if splits > 1 else None
+    C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
+    geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
+    arguments = (x.a, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
+    launch = _launch(emitter, f"implicit_gemm_{tile.name}", tile, product, splits, *arguments)
+    split = f", K in {splits} splits" if splits > 1 else ""
+    return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
+
+
+def image_gemm(emitter: Emitter, step: Convolve) -> tuple[Callable[[str, Array, tuple[int, int, int]], Launch], list[Launch]]:
+    """Return a convolution of few channels as a function of its input, and the launches of the rest of its epilogue.
+
+    The function's parameters: "map", "float32" or "uint8", the input, elements of it from image to image, channel to channel and pixel
+    to pixel.
+    """
+    y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
+    epilogue = fused_epilogue(emitter, step, y, bias)
+
+    def convolve(source: str, x: Array, strides: tuple[int, int, int]) -> Launch:
+        geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
+        return _launch(
+            emitter, f"image_gemm_{source}", IMAGE_TILE, product, 1, x, weights, *geometry, *epilogue.arguments
+        )
+
+    return convolve, epilogue.rest
+
+
+def _window(step: Convolve) -> tuple[int, ...]:
+    return *step.conv_output_size, step.size, *step.strides, step.dilation, step.pad
+
+
+def _launch(emitter: Emitter, kernel: str, tile: Tile, product: Product, splits: int, *arguments: Array | float | None) -> Launch:
+    threads = tile.threads * product.tiles(tile) * splits
+    return emitter.launch(
+        f"implicit_gemm.{kernel}", threads, *arguments, block=tile.threads, shared=tile.shared_bytes
+    )
