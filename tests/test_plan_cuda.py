@@ -298,12 +298,12 @@ class Compiling(Launcher):
     def compile(self, files, T):
         self.asked |= {(file, T) for file in files}
 
-    def __call__(self, kernel, threads, *args, block=256):
+    def __call__(self, kernel, threads, *args, block=256, shared=0):
         T, _ = bind(kernel, args, np.ndarray)
         file = kernel.partition(".")[0]
         assert (file, T) in self.asked, kernel
         self.launched.append((file, T))
-        self.on_host(kernel, threads, *args, block=block)
+        self.on_host(kernel, threads, *args, block=block, shared=shared)
 
 
 @pytest.mark.parametrize(("precision", "T"), [("fp32", "float"), ("fp16", "half_t")])
@@ -401,9 +401,9 @@ def test_an_input_that_is_here_is_not_copied():
     given = []
     be = plan_backend()
 
-    def launch(kernel, threads, *args, block=256):
+    def launch(kernel, threads, *args, block=256, shared=0):
         given.append((kernel, args[0]))
-        be.launch(kernel, threads, *args, block=block)
+        be.launch(kernel, threads, *args, block=block, shared=shared)
 
     net = load_network(cfg.parse(SMALL), backend=Backend("host-cuda", np, launch, LIBRARY.open, "cuda"))
     x = network_input(net, 1)

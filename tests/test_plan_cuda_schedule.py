@@ -285,7 +285,7 @@ class Aligned:
     def __init__(self):
         self.arena, self.vectorized = None, set()
 
-    def __call__(self, kernel, threads, *args, block=256):
+    def __call__(self, kernel, threads, *args, block=256, shared=0):
         file, _, name = kernel.partition(".")
         wanted = source.parameters(file)[name]
         given = {p.name: a for p, a in zip(wanted, args, strict=True)}

@@ -28,6 +28,7 @@ OPTIONS = ("--std=c++17",)
 STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> the C++ type T
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
 ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
+DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking for more
 LARGEST = 2**31 - 1  # kernels index with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
@@ -140,7 +141,7 @@ def grid(kernel: str, threads: int, block: int) -> int:
 
 
 class Launcher:
-    """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
+    """launch(kernel, threads, *args, block=256, shared=0) for CuPy arrays, on CuPy's current stream.
 
     A file is compiled on the first launch of one of its kernels, or earlier by `compile`. CuPy caches compiled kernels on disk.
     """
@@ -153,12 +154,14 @@ class Launcher:
         self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
         self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, for all devices
 
-    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256) -> None:
+    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, shared: int = 0) -> None:
         """Launch a kernel, as `Backend.launch` says."""
         T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:
             function = self.functions.get((kernel, T)) or self._function(kernel, T)
-            function((grid(kernel, threads, block),), (block,), values)
+            if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:  # of the current device
+                function.max_dynamic_shared_size_bytes = shared
+            function((grid(kernel, threads, block),), (block,), values, shared_mem=shared)
 
     def _function(self, kernel: str, T: str) -> Any:
         file, _, name = kernel.partition(".")
@@ -200,5 +203,5 @@ class Launcher:
 
 
 def launcher() -> Launcher:
-    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
+    """Return launch(kernel, threads, *args, block=256, shared=0) for CuPy arrays, on CuPy's current stream."""
     return Launcher()

@@ -184,6 +184,7 @@ def installed() -> bool:
 def configure(**settings: int) -> None:
     """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, schedule, verbose.
 
+    shared: the most bytes of dynamic shared memory that a block can have (227 KiB).
     schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a seed above 0 at random.
     """
     for name, value in settings.items():

@@ -91,7 +91,7 @@ class Emitter:
         """Return the threads of a kernel that handles one element each, or one vector."""
         return elements // (self.vector if vectorized else 1)
 
-    def launch(self, kernel: str, threads: int, *args: KernelArgument) -> Launch:
+    def launch(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, shared: int = 0) -> Launch:
         """Return the launch of a kernel."""
         launch = self.launch_kernel
-        return Launch(lambda: launch(kernel, threads, *args), kernel)
+        return Launch(lambda: launch(kernel, threads, *args, block=block, shared=shared), kernel)
