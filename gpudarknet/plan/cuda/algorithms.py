@@ -213,6 +213,8 @@ ALGORITHMS: dict[str, ConvAlgorithm] = {
         for name, args in IMPLICIT_GEMMS.items()
     },
 }
+# Those whose epilogue can write the im2col matrix of the next convolution
+CAN_SCATTER = {"depthwise", "gemm_1x1", "gemm_1x1_batched", "im2col_gemm", "im2col_batched_gemm", *IM2COL_BUDGETS}
 
 
 def supported(problem: ConvProblem) -> list[str]:

@@ -47,7 +47,7 @@ def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str,
     for step in eliminate_dead_steps(canonicalize(plan, be)):
         if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
             seen.add(key)
-            problem = ConvProblem(step, plan.batch, precision)
+            problem = ConvProblem(step, plan.batch, precision, stream_context(be).properties)
             if len(supported(problem)) > 1:
                 times = benchmark(problem, be, precision)
                 yield key, pick(times, select_algorithm(problem, {})), times

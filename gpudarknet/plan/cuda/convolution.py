@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...array import Array
 from ...backend.cublas import address
 from ...ops.activation import NAMES
 from ..steps import Activate, Convolve
-from .algorithms import IM2COL_BUDGETS, align_channels
+from . import implicit_gemm
+from .algorithms import IM2COL_BUDGETS, IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import VECTOR_ACTIVATIONS, apply_epilogue, apply_in_place, im2col_target, next_pass, pass_arguments
 from .view import View
 
 TILE_VECTOR = 4  # channels that the Winograd kernels vectorize, as in winograd.cu
-SMALL_CHANNEL_KERNELS = ("direct.convolve", "direct.convolve_float32", "direct.convolve_uint8")
+DIRECT_KERNELS = {"map": "direct.convolve", "float32": "direct.convolve_float32", "uint8": "direct.convolve_uint8"}
+InputFormat = Literal["map", "float32", "uint8"]  # of a small-channel convolution: a map, float32 (N, C, H, W), uint8 (N, H, W, C)
 
 
 def convolve(emitter: Emitter, step: Convolve) -> Emitted:
@@ -31,17 +33,20 @@ def convolve(emitter: Emitter, step: Convolve) -> Emitted:
 
 
 class SmallChannelConv(NamedTuple):
-    """A direct convolution as a function of its input, convolve(kernel, x, strides), and the rest of its epilogue.
+    """A convolution of few channels as a function of its input, convolve(format, x, strides), and the rest of its epilogue.
 
     strides: elements of x from image to image, channel to channel and pixel to pixel.
     """
 
-    convolve: Callable[[str, Array, tuple[int, int, int]], None]
+    convolve: Callable[[InputFormat, Array, tuple[int, int, int]], None]
     epilogue: Sequence[Launch]
+    kernels: tuple[str, ...]
 
 
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
-    """Return a direct convolution, whose input may be the caller's."""
+    """Return a convolution of few channels, whose input may be the caller's."""
+    if emitter.schedule.algorithms[step] == "image_gemm":
+        return SmallChannelConv(*implicit_gemm.image_gemm(emitter, step), implicit_gemm.IMAGE_KERNELS)
     y, F, launch = emitter.view(step.y), step.y.shape[0], emitter.launch_kernel
     weights, bias = emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
@@ -51,16 +56,16 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
-    def convolve(kernel: str, x: Array, strides: tuple[int, int, int]) -> None:
-        launch(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
+    def convolve(format: InputFormat, x: Array, strides: tuple[int, int, int]) -> None:
+        launch(DIRECT_KERNELS[format], n, x, weights, bias, y.a, n, F, *strides, *sizes)
 
-    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y, step))
+    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y, step), tuple(DIRECT_KERNELS.values()))
 
 
-def _direct(emitter: Emitter, step: Convolve) -> Emitted:
+def _small_channel(emitter: Emitter, step: Convolve) -> Emitted:
     x, conv = emitter.view(step.xs[0]), small_channel_conv(emitter, step)
-    run = partial(conv.convolve, "direct.convolve", x.a, (x.sizes[1] * x.ld, 1, x.ld))
-    return Emitted([Launch(run, "direct.convolve"), *conv.epilogue], "direct")
+    run = partial(conv.convolve, "map", x.a, (x.sizes[1] * x.ld, 1, x.ld))
+    return Emitted([Launch(run, conv.kernels[0]), *conv.epilogue], emitter.schedule.algorithms[step].replace("_", " "))
 
 
 def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
@@ -233,7 +238,7 @@ def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Array, tiles: int,
 
 
 EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {
-    "direct": _direct,
+    "direct": _small_channel,
     "depthwise": _depthwise,
     "gemm_1x1": _gemm_1x1,
     "gemm_1x1_batched": _gemm_1x1,
@@ -241,4 +246,6 @@ EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {
     **dict.fromkeys(IM2COL_BUDGETS, _im2col_gemm),
     "im2col_batched_gemm": _im2col_gemm,
     "winograd_f2": _winograd,
+    "image_gemm": _small_channel,
+    **dict.fromkeys(IMPLICIT_GEMMS, implicit_gemm.implicit_gemm),
 }

@@ -39,7 +39,8 @@ class NullObject:
 def backend() -> Backend:
     """Return a backend for programs that are compiled, but not run. Its arrays are NumPy's, its memory is unlimited."""
     null: Any = NullObject()
-    runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize))
+    properties = {"major": 9, "minor": 0, "multiProcessorCount": 132, "sharedMemPerBlockOptin": 227 << 10}  # of an H100
+    runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize), getDeviceProperties=lambda device: properties)
     cuda = SimpleNamespace(Device=null, Stream=null, Event=null, runtime=runtime,
                            get_current_stream=null)  # fmt: skip
     arrays = {

@@ -63,6 +63,7 @@ class Emitter:
         assert be.launch is not None
         self.plan, self.batch, self.be, self.precision = plan, plan.batch, be, precision
         self.schedule, self.weights, self.arena, self.handle = schedule, weights, arena, context.handle
+        self.device, self.split_counters = context.properties, context.split_counters
         self.dtype = storage_dtype(precision)
         self.vector = 16 // self.dtype.itemsize
         self.launch_kernel = be.launch
@@ -81,7 +82,7 @@ class Emitter:
 
     def problem(self, step: Convolve) -> ConvProblem:
         """Return the properties on which a convolution's algorithm depends."""
-        return ConvProblem(step, self.batch, self.precision)
+        return ConvProblem(step, self.batch, self.precision, self.device)
 
     def can_vectorize(self, *views: View) -> bool:
         """Return whether kernels can move 16 bytes at once in all of these."""

@@ -16,6 +16,9 @@ from .tiles import IMAGE_TILE, Product, Tile
 from .view import View
 
 
+IMAGE_KERNELS = tuple(f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8"))
+
+
 class FusedEpilogue(NamedTuple):
     """The part of an epilogue that the kernel applies, as its arguments, and the launches of the rest."""
 
@@ -52,20 +55,15 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
 
 
-def image_gemm(emitter: Emitter, step: Convolve) -> tuple[Callable[[str, Array, tuple[int, int, int]], Launch], list[Launch]]:
-    """Return a convolution of few channels as a function of its input, and the launches of the rest of its epilogue.
-
-    The function's parameters: "map", "float32" or "uint8", the input, elements of it from image to image, channel to channel and pixel
-    to pixel.
-    """
+def image_gemm(emitter: Emitter, step: Convolve) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], list[Launch]]:
+    """Return a convolution of few channels as a function of its input, and the launches of the rest of its epilogue."""
     y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
     epilogue = fused_epilogue(emitter, step, y, bias)
 
-    def convolve(source: str, x: Array, strides: tuple[int, int, int]) -> Launch:
+    def convolve(format: str, x: Array, strides: tuple[int, int, int]) -> None:
         geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
-        return _launch(
-            emitter, f"image_gemm_{source}", IMAGE_TILE, product, 1, x, weights, *geometry, *epilogue.arguments
-        )
+        arguments = (x, weights, *geometry, *epilogue.arguments)
+        _launch(emitter, f"image_gemm_{format}", IMAGE_TILE, product, 1, *arguments).run()
 
     return convolve, epilogue.rest
 

@@ -67,12 +67,13 @@ class Program:
         self.engine = f"{be.name} {getattr(be.xp, '__version__', 'without a version')}, {precision}"
         self.dtype = storage_dtype(precision)
         self.graph: Any = None
+        self.stream_context = stream_context(be)
         self._make_schedule = partial(
-            make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col
-        )
+            make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col,
+            device=self.stream_context.properties,
+        )  # fmt: skip
         self.schedule = self._make_schedule(plan.batch)
         self.weights = PackedWeights(be, self.schedule, self.dtype, {} if packed_weights is None else packed_weights)
-        self.stream_context = stream_context(be)
         with self.stream_context.use():
             self._emit(graph)
 
@@ -89,7 +90,7 @@ class Program:
         self.launches = [launch.run for launch in launches]
         self.algorithms = {step: e.algorithm for step, e in emitted.items() if e.algorithm}
         if self.input_stage.step is not None:
-            self.algorithms[self.input_stage.step] = "direct"
+            self.algorithms[self.input_stage.step] = self.schedule.algorithms[self.input_stage.step]
         self.fallbacks = [e.fallback for e in emitted.values() if e.fallback]  # sections
         self.row_major = {step.y for step, e in emitted.items() if e.row_major}
         kernels = {"nhwc.to_nchw", *self.input_stage.kernels, *(launch.kernel for launch in launches if launch.kernel)}

@@ -18,7 +18,8 @@ from functools import cached_property
 from .. import memory
 from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step
 from . import algorithms
-from .algorithms import ALGORITHMS, ConvProblem, align_channels, select_algorithm
+from .algorithms import ALGORITHMS, CAN_SCATTER, ConvProblem, align_channels, select_algorithm
+from .tiles import H100, DeviceProperties
 
 WorkspaceKey = tuple[Step, str]  # the step that uses it, and its name
 Problems = Mapping[Convolve, ConvProblem]
@@ -68,10 +69,11 @@ def make_schedule(
     choices: Mapping[str, str] | None = None,
     fuse_gemms: bool = True,
     fuse_im2col: bool = True,
+    device: DeviceProperties = H100,
 ) -> Schedule:
     """Return the schedule of a plan for a batch. choices: measured algorithms, by a convolution's key."""
     steps = eliminate_dead_steps(plan)
-    problems = {s: ConvProblem(s, batch, precision) for s in steps if isinstance(s, Convolve)}
+    problems = {s: ConvProblem(s, batch, precision, device) for s in steps if isinstance(s, Convolve)}
     chosen = {s: select_algorithm(problem, choices or {}) for s, problem in problems.items()}
     groups = _fused_gemms(chosen, problems) if fuse_gemms else {}
     steps = _reordered(steps, groups)
@@ -149,7 +151,7 @@ def _can_scatter(step: Step, chosen: Mapping[Convolve, str], problems: Problems)
     if not isinstance(step, Convolve):
         return isinstance(step, Copy)
     in_chunks = step.pooled and problems[step].maxpool_images < problems[step].batch
-    return chosen[step] not in ("direct", "winograd_f2") and step.head is None and not in_chunks
+    return chosen[step] in CAN_SCATTER and step.head is None and not in_chunks
 
 
 def _plan_memory(
