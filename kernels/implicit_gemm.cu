@@ -107,7 +107,7 @@ template <class Tile> struct Loader {
     // Start to copy the next buffer.
     __device__ void load(char *buffer) {
         bool tap = p < g.size;
-        int bytes = min(C - c, VECTOR) * (int)sizeof(T), dh = p * g.dilation, dw = q * g.dilation, shift = (dh * g.W + dw) * ldx + c;
+        int bytes = max(min(C - c, VECTOR), 0) * (int)sizeof(T), dh = p * g.dilation, dw = q * g.dilation, shift = (dh * g.W + dw) * ldx + c;
 #pragma unroll
         for (int i = 0; i < A; i++) {
             bool exists = tap && g.inside(h[i] + dh, w[i] + dw);
@@ -274,11 +274,15 @@ __device__ inline void implicit_gemm(const Geometry &g, const T *x, const T *wei
     implicit_gemm<Tile<__VA_ARGS__>>(GEOMETRY, x, weights, N, C, Cp, ldx, ldw, groups, splits, partial, arrived, EPILOGUE, RESULT)
 
 // Convolution: x (N, H, W, groups * C), weights (groups * filters, size, size, Cp) -> y (N, OH, OW, groups * filters), or a quarter of
-// its pixels if pooled. M: pixels before pooling; N: filters of a group. One block per tile, group and split.
+// its pixels if pooled. M: pixels before pooling; N: filters of a group. One block per tile, group and split. Large products:
 extern "C" __global__ void __launch_bounds__(256) implicit_gemm_256x128(PARAMETERS) { IMPLICIT_GEMM(256, 128, 64, 64, 3); }
+// The same with half of the pixels per block.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x128(PARAMETERS) { IMPLICIT_GEMM(128, 128, 64, 64, 3); }
+// The same for up to 64 filters, and smaller products.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x64(PARAMETERS) { IMPLICIT_GEMM(128, 64, 64, 32, 4); }
+// The same for up to 32 filters.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x32(PARAMETERS) { IMPLICIT_GEMM(128, 32, 32, 32, 4); }
+// The same for small maps.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_64x64(PARAMETERS) { IMPLICIT_GEMM(64, 64, 32, 32, 5); }
 
 using ImageTile = Tile<128, 64, 32, 64, 1>;
@@ -327,6 +331,9 @@ __device__ inline void image_gemm(const Geometry &g, const S *x, int image_strid
 
 #define IMAGE_GEMM image_gemm(GEOMETRY, x, image_stride, channel_stride, pixel_stride, weights, N, C, ldw, EPILOGUE, RESULT)
 
+// Convolution of a map with few channels.
 extern "C" __global__ void __launch_bounds__(128) image_gemm_map(const T *x, IMAGE_PARAMETERS) { IMAGE_GEMM; }
+// The same on the caller's float32 (N, C, H, W).
 extern "C" __global__ void __launch_bounds__(128) image_gemm_float32(const float *x, IMAGE_PARAMETERS) { IMAGE_GEMM; }
+// The same on uint8 images (N, H, W, C), scaled to 0..1.
 extern "C" __global__ void __launch_bounds__(128) image_gemm_uint8(const unsigned char *x, IMAGE_PARAMETERS) { IMAGE_GEMM; }

@@ -9,8 +9,8 @@
     im2col_batched_gemm     im2col and a strided batched gemm, one per image
     winograd_f2             F(2 x 2, 3 x 3): a strided batched gemm of 16, 4/9 of the multiplications (Lavin and Gray 2015,
                             arXiv 1509.09308)
-    implicit_gemm_MxN       one kernel on tensor cores, with the epilogue and without im2col, in tiles of M x N (tiles.py); ..._splitkS
-                            splits K into S parts, which the last of its blocks adds up in a fixed order
+    implicit_gemm_MxN       one kernel on tensor cores, with the epilogue and without im2col, in tiles of M x N (tiles.py);
+                            _splitkS: blocks compute S parts of K, and the last adds them up in a fixed order
     image_gemm              the same for inputs of few channels such as images
 
 A measured choice (autotune.py) has priority. Otherwise Winograd runs in fp32, which is bound by arithmetic, if there are at least
@@ -26,8 +26,10 @@ from math import prod
 
 from ..steps import Convolve
 from .tiles import H100, SPLITS, TILES, DeviceProperties, Product, Tile
+from .time_model import card_of_device, find_card, gemm_seconds
 
 CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
+DEFAULT = "default"  # the key of choices for convolutions that were not measured
 MAX_DIRECT_CHANNELS = 4
 MAX_WORKSPACE = 256 << 20  # bytes of a convolution, unless one image needs more
 MIB = 1 << 20
@@ -116,7 +118,11 @@ class ConvProblem:
     def product(self) -> Product:
         """The product that an implicit GEMM computes. Its weights have aligned channels."""
         step, groups = self.step, self.step.groups
-        C, F, pixels = step.xs[0].shape[0] // groups, step.y.shape[0] // groups, self.batch * prod(step.conv_output_size)
+        C, F, pixels = (
+            step.xs[0].shape[0] // groups,
+            step.y.shape[0] // groups,
+            self.batch * prod(step.conv_output_size),
+        )
         return Product(pixels, F, align_channels(C) * step.size**2, groups, self.itemsize)
 
     @property
@@ -178,7 +184,10 @@ def _supports_implicit_gemm(tile: Tile, splits: int, problem: ConvProblem) -> bo
     groups_aligned = step.groups == 1 or (step.xs[0].shape[0] // step.groups) % vector == product.N % vector == 0
     aligned = groups_aligned and step.xs[0].channel_offset % vector == 0  # to 16 bytes
     return (
-        problem.has_tensor_cores and aligned and not is_small_channel(step) and product.suits(tile, splits, problem.device)
+        problem.has_tensor_cores
+        and aligned
+        and not is_small_channel(step)
+        and product.suits(tile, splits, problem.device)
     )
 
 
@@ -222,16 +231,40 @@ def supported(problem: ConvProblem) -> list[str]:
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(problem)]
 
 
+def fastest_implicit_gemm(problem: ConvProblem) -> str | None:
+    """Return the name of the implicit GEMM that the time model finds fastest for a problem; None if none supports it."""
+    if ALGORITHMS["image_gemm"].supports(problem):
+        return "image_gemm"
+    card = card_of_device(problem.device.name) or find_card("H100")
+    product, step = problem.product, problem.step
+    elements = problem.batch * (prod(step.xs[0].shape) + prod(step.y.shape)) + product.N * product.K * product.groups
+    sizes = (card, problem.precision, product.M, product.N, product.K)
+
+    def seconds(name: str) -> float:
+        tile, splits = IMPLICIT_GEMMS[name]
+        return gemm_seconds(
+            *sizes, (tile.M, tile.N), splits, product.groups, elements * problem.itemsize, mma_sync=True
+        )
+
+    names = [name for name in IMPLICIT_GEMMS if ALGORITHMS[name].supports(problem)]
+    return min(names, key=seconds, default=None)
+
+
 def select_algorithm(problem: ConvProblem, choices: Mapping[str, str]) -> str:
-    """Return the name of the algorithm for a convolution: the measured one if available, else by rule."""
+    """Return the name of the algorithm for a convolution: the measured one if available, else by rule.
+
+    choices: measured names, by a convolution's key; DEFAULT: "implicit_gemm" prefers it where it was not measured.
+    """
     step = problem.step
     measured = choices.get(step.key(problem.batch), "")
     if measured in ALGORITHMS and ALGORITHMS[measured].supports(problem):
         return measured
-    if is_small_channel(step):
-        return "direct"
     if step.depthwise:
         return "depthwise"
+    if choices.get(DEFAULT) == "implicit_gemm" and (fastest := fastest_implicit_gemm(problem)):
+        return fastest
+    if is_small_channel(step):
+        return "direct"
     if is_pointwise(step):
         return "gemm_1x1"
     channels = min(step.xs[0].shape[0], step.y.shape[0])

@@ -25,7 +25,10 @@ from .steps import Sign
 
 
 def canonicalize(plan: Plan, be: Backend) -> Plan:
-    """Return the plan with [connected], [batchnorm], downsampling, XNOR and the blur of antialiasing as convolutions, heads fused."""
+    """Return the plan with [connected], [batchnorm], downsampling, XNOR and the blur of antialiasing as convolutions.
+
+    YOLO heads are fused.
+    """
     steps = [new for step in plan.steps for new in canonical_steps(step, be)]
     return replace(plan, steps=fuse_heads(steps, plan.outputs))
 

@@ -19,7 +19,7 @@ from .view import View
 
 TILE_VECTOR = 4  # channels that the Winograd kernels vectorize, as in winograd.cu
 DIRECT_KERNELS = {"map": "direct.convolve", "float32": "direct.convolve_float32", "uint8": "direct.convolve_uint8"}
-InputFormat = Literal["map", "float32", "uint8"]  # of a small-channel convolution: a map, float32 (N, C, H, W), uint8 (N, H, W, C)
+InputFormat = Literal["map", "float32", "uint8"]  # a map, float32 (N, C, H, W), uint8 (N, H, W, C)
 
 
 def convolve(emitter: Emitter, step: Convolve) -> Emitted:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Backend
+from .tiles import H100
 
 NAME = "no device"
 
@@ -39,8 +40,12 @@ class NullObject:
 def backend() -> Backend:
     """Return a backend for programs that are compiled, but not run. Its arrays are NumPy's, its memory is unlimited."""
     null: Any = NullObject()
-    properties = {"major": 9, "minor": 0, "multiProcessorCount": 132, "sharedMemPerBlockOptin": 227 << 10}  # of an H100
-    runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize), getDeviceProperties=lambda device: properties)
+    properties = dict(
+        name=H100.name.encode(), major=9, minor=0, multiProcessorCount=132, sharedMemPerBlockOptin=H100.shared_memory
+    )
+    runtime = SimpleNamespace(
+        memGetInfo=lambda: (sys.maxsize, sys.maxsize), getDeviceProperties=lambda device: properties
+    )
     cuda = SimpleNamespace(Device=null, Stream=null, Event=null, runtime=runtime,
                            get_current_stream=null)  # fmt: skip
     arrays = {

@@ -15,7 +15,6 @@ from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
 from .tiles import IMAGE_TILE, Product, Tile
 from .view import View
 
-
 IMAGE_KERNELS = tuple(f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8"))
 
 
@@ -30,13 +29,13 @@ def fused_epilogue(emitter: Emitter, step: Convolve, y: View, bias: Array) -> Fu
     """Fuse the first pass of a convolution's epilogue, and its YOLO head if no other pass is in between."""
     one, rest = next_pass(step.epilogue)
     arguments = pass_arguments(emitter, one, y)
-    if not (one.can_vectorize and arguments.can_vectorize(emitter.vector)):
+    other = arguments.other
+    if not one.can_vectorize or not (other is None or other.shape[0] == 1 or other.is_aligned(emitter.vector)):
         one, rest = EpiloguePass("linear", None, "linear"), list(step.epilogue)
         arguments = pass_arguments(emitter, one, y)
     head = step.head if step.head is not None and not rest else None
     activations = (0, 1.0, 0) if head is None else (y.shape[0] // head.A, head.scale_x_y, head.new_coords)
-    vectorized = y.ld % emitter.vector == y.channel_offset % emitter.vector == 0
-    flags = (*activations, step.pooled, y.ld, vectorized)
+    flags = (*activations, step.pooled, y.ld, y.is_aligned(emitter.vector))
     launches = apply_in_place(emitter, rest, y, step) if head is None else []
     return FusedEpilogue((bias, arguments.pointer, y.a, *arguments.sizes, *arguments.codes, *flags), launches)
 
@@ -55,7 +54,9 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
 
 
-def image_gemm(emitter: Emitter, step: Convolve) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], list[Launch]]:
+def image_gemm(
+    emitter: Emitter, step: Convolve
+) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], list[Launch]]:
     """Return a convolution of few channels as a function of its input, and the launches of the rest of its epilogue."""
     y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
     epilogue = fused_epilogue(emitter, step, y, bias)
@@ -72,8 +73,8 @@ def _window(step: Convolve) -> tuple[int, ...]:
     return *step.conv_output_size, step.size, *step.strides, step.dilation, step.pad
 
 
-def _launch(emitter: Emitter, kernel: str, tile: Tile, product: Product, splits: int, *arguments: Array | float | None) -> Launch:
+def _launch(
+    emitter: Emitter, kernel: str, tile: Tile, product: Product, splits: int, *arguments: Array | float | None
+) -> Launch:
     threads = tile.threads * product.tiles(tile) * splits
-    return emitter.launch(
-        f"implicit_gemm.{kernel}", threads, *arguments, block=tile.threads, shared=tile.shared_bytes
-    )
+    return emitter.launch(f"implicit_gemm.{kernel}", threads, *arguments, block=tile.threads, shared=tile.shared_bytes)

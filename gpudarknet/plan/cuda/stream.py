@@ -51,7 +51,9 @@ class StreamContext:
             return H100
         found = self.cuda.runtime.getDeviceProperties(self.device)
         capability = 10 * found["major"] + found["minor"]
-        return DeviceProperties(capability, found["multiProcessorCount"], found["sharedMemPerBlockOptin"])
+        return DeviceProperties(
+            found["name"].decode(), capability, found["multiProcessorCount"], found["sharedMemPerBlockOptin"]
+        )
 
     @contextmanager
     def use(self) -> Iterator[None]:

@@ -13,18 +13,20 @@ from typing import NamedTuple
 SPLITS = (1, 2, 3, 4, 6, 8)  # parts of K, each computed by blocks of its own
 MAX_SPLIT_TILES = 1 << 13  # tiles of a product whose K is split: each has a counter on the device
 MIN_STEPS = 4  # buffers that a split multiplies, at least
+MIN_COLUMNS = 0.5  # of a tile's columns, that the filters must exceed
 ROW_BYTES = 64  # of a buffer's row
 
 
 class DeviceProperties(NamedTuple):
-    """Limits of a GPU: compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have."""
+    """A GPU: name, compute capability (90 is 9.0), multiprocessors, bytes of shared memory that a block can have."""
 
+    name: str
     compute_capability: int
     multiprocessors: int
     shared_memory: int
 
 
-H100 = DeviceProperties(90, 132, 227 << 10)
+H100 = DeviceProperties("NVIDIA H100 80GB HBM3", 90, 132, 227 << 10)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ IMAGE_TILE = Tile(128, 64, 32, 64, 1)  # of the kernels for inputs of few channe
 
 
 class Product(NamedTuple):
-    """The product of a convolution: M pixels, N filters and K channels and taps of each of its groups, in elements of `itemsize`."""
+    """The product of a convolution, or of each of its groups: M pixels, N filters, K channels of all taps."""
 
     M: int
     N: int
@@ -90,7 +92,7 @@ class Product(NamedTuple):
 
     def suits(self, tile: Tile, splits: int, device: DeviceProperties) -> bool:
         """Return whether a tile fits the device and is filled by at least half, and whether splitting K can help."""
-        if tile.shared_bytes > device.shared_memory or (tile.N > 32 and 2 * self.N <= tile.N):
+        if tile.shared_bytes > device.shared_memory or (tile.N > 32 and self.N <= MIN_COLUMNS * tile.N):
             return False
         tiles = self.tiles(tile)
         few = tiles <= min(MAX_SPLIT_TILES, 2 * device.multiprocessors) and self.steps >= MIN_STEPS * splits

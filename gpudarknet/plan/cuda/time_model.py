@@ -186,6 +186,6 @@ def gemm_seconds(
     if bytes_moved is None:
         bytes_moved = itemsize * count * (M * K + N * K + M * N)
     time = LAUNCH + max(compute, loaded / card.l2_bandwidth, memory_seconds(card, bytes_moved))
-    if split > 1:  # the sums are written, and read by another launch
-        time += LAUNCH + RAMP + memory_seconds(card, 2 * 4 * M * N * count * split)
+    if split > 1:  # the sums are written and read: by another launch, or in ours by the last block
+        time += (0 if mma_sync else LAUNCH) + RAMP + memory_seconds(card, 2 * 4 * M * N * count * split)
     return time

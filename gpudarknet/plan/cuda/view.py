@@ -26,9 +26,13 @@ class View:
         """(C, H*W)."""
         return self.shape[0], self.shape[1] * self.shape[2]
 
+    def is_aligned(self, width: int) -> bool:
+        """Return whether every pixel begins at a multiple of `width` elements."""
+        return not (self.ld % width or self.channel_offset % width)
+
     def can_vectorize(self, width: int) -> bool:
         """Return whether all pixels can be accessed as vectors of `width` channels."""
-        return not (self.shape[0] % width or self.ld % width or self.channel_offset % width)
+        return self.shape[0] % width == 0 and self.is_aligned(width)
 
     def images(self, first: int, count: int) -> View:
         """Return the view of `count` images from `first` on."""
