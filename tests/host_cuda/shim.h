@@ -269,6 +269,11 @@ static unsigned ballot(unsigned mask, bool vote, const char *what, Where where) 
 
 static int lane() { return threadIdx.x % WARP; }
 
+// Subnormal numbers are 0 to PTX instructions with .ftz.
+static float flush(float a) { return fabsf(a) < 0x1p-126f ? copysignf(0, a) : a; }
+
+static float approximate(double exact, int error) { return flush(exact * (1 + error * 0x1p-23)); }
+
 }  // namespace host
 
 extern "C" const char *host_message() { return host::message; }
@@ -316,6 +321,13 @@ static inline int max(int a, int b) { return a > b ? a : b; }
 static inline float min(float a, float b) { return fminf(a, b); }
 static inline float max(float a, float b) { return fmaxf(a, b); }
 static inline float rsqrtf(float a) { return 1 / sqrtf(a); }
+
+// The relative errors of the approximate functions, in units of 2^-23 (1 to 2 ulp). A test defines others before a kernel file.
+#define EX2_ERROR 0
+#define RCP_ERROR 0
+#define ex2_approx(x) host::approximate(exp2((double)host::flush(x)), EX2_ERROR)
+#define rcp_approx(x) host::approximate(1 / (double)host::flush(x), RCP_ERROR)
+
 #define __expf expf  // glibc has a function of that name
 #define __logf logf
 static inline float __fdividef(float a, float b) { return a / b; }
