@@ -6,6 +6,7 @@ from ...array import Array
 from ..steps import Convolve, Step
 from .convolution import SMALL_CHANNEL_KERNELS, SmallChannelConv, small_channel_conv
 from .emitter import Emitter
+from .time_model import Cost
 from .upload import ImageBatch
 
 
@@ -24,10 +25,18 @@ class InputStage:
 
     @property
     def kernels(self) -> set[str]:
-        """The kernels that it launches."""
-        if self.conv is None:
-            return {"nhwc.from_nchw"}
-        return {*SMALL_CHANNEL_KERNELS, *(launch.kernel for launch in self.conv.epilogue)}
+        """The kernels that it may launch."""
+        return {*(SMALL_CHANNEL_KERNELS if self.conv else ()), *(kernel for kernel, _ in self.costs)}
+
+    @property
+    def costs(self) -> list[tuple[str, Cost | None]]:
+        """The kernels that it launches on float32 (N, C, H, W), with their costs."""
+        y, conv = self.input, self.conv
+        x_bytes = 4 * y.pixels * y.shape[0]
+        if conv is None:
+            return [("nhwc.from_nchw", Cost(x_bytes, y.nbytes))]
+        epilogue = [(launch.kernel, launch.cost) for launch in conv.epilogue]
+        return [("direct.convolve_float32", conv.cost(x_bytes)), *epilogue]
 
     def feed(self, x: Array | ImageBatch) -> None:
         """Launch all that reads x, an ImageBatch or float32 (N, C, H, W) on the device, on the current stream."""

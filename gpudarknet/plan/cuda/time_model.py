@@ -173,8 +173,8 @@ def gemm_seconds(
     """Return the modelled time of `count` gemms (M, N, K) in one launch, with a thread block per tile and part of K.
 
     split: parts of K, whose fp32 sums a second launch adds. bytes_moved: from and to global memory, each element once, without
-    the partial sums; default: those of both operands and the result. An implicit GEMM moves fewer: it reads a map instead of its im2col
-    matrix. mma_sync: it runs on tensor cores through mma.sync, which is slower than the library's wgmma on Hopper.
+    the partial sums; default: those of both operands and the result. An implicit GEMM moves fewer: it reads a map,
+    not its im2col matrix. mma_sync: it runs on tensor cores through mma.sync, which is slower than the library's wgmma on Hopper.
     """
     itemsize, (rows, columns) = ITEMSIZE[precision], tile
     blocks = ceil(M / rows) * ceil(N / columns) * count * split

@@ -26,6 +26,11 @@ class View:
         """(C, H*W)."""
         return self.shape[0], self.shape[1] * self.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, without the gaps between pixels."""
+        return self.pixels * self.shape[0] * self.a.itemsize
+
     def can_vectorize(self, width: int) -> bool:
         """Return whether all pixels can be accessed as vectors of `width` channels."""
         return not (self.shape[0] % width or self.ld % width or self.channel_offset % width)
