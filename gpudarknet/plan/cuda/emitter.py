@@ -33,6 +33,11 @@ class Launch(NamedTuple):
     kernel: str = ""
     cost: Cost | None = None
 
+    @property
+    def name(self) -> str:
+        """Its kernel, or the sizes of its gemm."""
+        return self.kernel or (str(self.cost.gemm) if self.cost else "fallback")
+
 
 @dataclass(frozen=True)
 class Emitted:

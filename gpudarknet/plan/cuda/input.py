@@ -32,11 +32,10 @@ class InputStage:
     def costs(self) -> list[tuple[str, Cost | None]]:
         """The kernels that it launches on float32 (N, C, H, W), with their costs."""
         y, conv = self.input, self.conv
-        x_bytes = 4 * y.pixels * y.shape[0]
         if conv is None:
-            return [("nhwc.from_nchw", Cost(x_bytes, y.nbytes))]
+            return [("nhwc.from_nchw", Cost(y.nchw_bytes, y.nbytes))]
         epilogue = [(launch.kernel, launch.cost) for launch in conv.epilogue]
-        return [("direct.convolve_float32", conv.cost(x_bytes)), *epilogue]
+        return [("direct.convolve_float32", conv.cost(y.nchw_bytes)), *epilogue]
 
     def feed(self, x: Array | ImageBatch) -> None:
         """Launch all that reads x, an ImageBatch or float32 (N, C, H, W) on the device, on the current stream."""

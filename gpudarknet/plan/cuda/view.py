@@ -31,6 +31,11 @@ class View:
         """Bytes of its elements, without the gaps between pixels."""
         return self.pixels * self.shape[0] * self.a.itemsize
 
+    @property
+    def nchw_bytes(self) -> int:
+        """Bytes of its elements as float32 (N, C, H, W), the layout of the caller."""
+        return 4 * self.pixels * self.shape[0]
+
     def can_vectorize(self, width: int) -> bool:
         """Return whether all pixels can be accessed as vectors of `width` channels."""
         return not (self.shape[0] % width or self.ld % width or self.channel_offset % width)
