@@ -31,14 +31,19 @@ MAX_CALLS = 200  # of a round
 MIN_SPEEDUP = 1 / 0.9  # over the rule's algorithm
 
 
+def gpu_name(be: Backend) -> str:
+    """Return the name of the current device; without one, the backend's."""
+    cuda = stream_context(be).cuda
+    if cuda is None:
+        return be.name
+    name: bytes = cuda.runtime.getDeviceProperties(cuda.Device().id)["name"]
+    return name.decode()
+
+
 def device_name(be: Backend, precision: str) -> str:
     """Return the conditions under which a measurement is valid: GPU, cuBLAS and precision."""
-    context = stream_context(be)
-    name = be.name
-    if context.cuda is not None:
-        name = context.cuda.runtime.getDeviceProperties(context.cuda.Device().id)["name"].decode()
-    version = context.handle.version()
-    return f"{name}, cuBLAS {version // 10000}.{version // 100 % 100}.{version % 100}, {precision}"
+    version = stream_context(be).handle.version()
+    return f"{gpu_name(be)}, cuBLAS {version // 10000}.{version // 100 % 100}.{version % 100}, {precision}"
 
 
 def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str, dict[str, float]]]:

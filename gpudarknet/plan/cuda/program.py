@@ -196,6 +196,11 @@ class Program:
         if getattr(self, "graph", None) is not None:
             self.stream_context.retire(self.graph)
 
+    def time_launches(self, min_seconds: float = 0.002, rounds: int = 2, max_calls: int = 200) -> list[float]:
+        """Time each launch of the graph on this GPU, by itself; return seconds. Call `run` before: maps then hold real values."""
+        time = self.stream_context.time
+        return [time(launch, min_seconds, rounds, max_calls) for launch in self.launches]
+
     def launch_times(self, card: Card, measured: Sequence[float] | None = None) -> list[LaunchTime]:
         """Return the launches of a `run` on float32 images, in order, with their costs and their times on a card.
 
