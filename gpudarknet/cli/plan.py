@@ -47,13 +47,11 @@ def plan(args: Arguments) -> None:
             store([fastest.measure(net, args.batch)], fastest.device_name(), "networks")
         print(cpu.Program(compiled, load_tuning(name)).describe())
         return
-    choices: dict[str, str] = {}
-    if not why:
-        name = cuda.autotune.device_name(be, args.precision)
-        if args.tune:
-            store(cuda.autotune.measure(compiled, be, args.precision), name, "algorithms")
-        choices = load_tuning(name)
-    print(describe(cuda.Program(compiled, be, args.precision, choices=choices), card, args.time))
+    autotune = cuda.autotune
+    name = autotune.conditions(card.device, args.precision) if why else autotune.device_name(be, args.precision)
+    if args.tune:
+        store(autotune.measure(compiled, be, args.precision), name, "algorithms")
+    print(describe(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)), card, args.time))
     if why:
         print(f"not run: {why}")
 

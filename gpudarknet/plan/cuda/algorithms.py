@@ -10,8 +10,9 @@
     winograd_f2             F(2 x 2, 3 x 3): a strided batched gemm of 16, 4/9 of the multiplications (Lavin and Gray 2015,
                             arXiv 1509.09308)
 
-A measured choice (autotune.py) has priority. Otherwise Winograd runs in fp32, which is bound by arithmetic, if there are at least
-WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by memory.
+A measured choice (autotune.py) has priority, then the default that ships for a GPU (plan/tuning.py). Otherwise Winograd runs in
+fp32, which is bound by arithmetic, if there are at least WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by
+memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..steps import Convolve
+from ..tuning import DEFAULT
 
 CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
 MAX_DIRECT_CHANNELS = 4
@@ -180,6 +182,9 @@ def select_algorithm(problem: ConvProblem, precision: str, choices: Mapping[str,
         return "direct"
     if step.depthwise:
         return "depthwise"
+    default = choices.get(DEFAULT, "")
+    if default in ALGORITHMS and ALGORITHMS[default].supports(problem):
+        return default
     if is_pointwise(step):
         return "gemm_1x1"
     channels = min(step.xs[0].shape[0], step.y.shape[0])
