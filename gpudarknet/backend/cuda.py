@@ -7,6 +7,7 @@ imports CuPy, so that tests can read kernels on any machine.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -66,6 +67,13 @@ def source(file: str, T: str = "float") -> str:
     file. #line keeps the compiler's messages right.
     """
     return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
+
+
+@cache
+def version(files: tuple[str, ...]) -> str:
+    """Return a hash of kernel files with what they include; comments and white space do not count."""
+    text = "\n".join(line for file in files for line in source(file).split("\n") if not line.startswith("#line"))
+    return hashlib.sha256(" ".join(COMMENT.sub(" ", text).split()).encode()).hexdigest()[:8]
 
 
 def _text(name: str) -> str:

@@ -244,7 +244,9 @@ class Plan:
         fallbacks = {s.layer.section for s in self.steps if isinstance(s, LayerCall)}
         return "\n".join(
             [
-                *step_table(self.steps, algorithms or {}, lambda m: 4 * self.address(m)[0]),
+                *step_table(
+                    self.steps, algorithms or {}, OFFSET_HEADER, lambda step: f"{4 * self.address(step.y)[0]:>12}"
+                ),
                 totals(self.steps, fallbacks),
                 f"arena {4 * self.arena_size / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.peak_live / 2**20:.1f} "
                 f"needed; all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
@@ -252,14 +254,19 @@ class Plan:
         )
 
 
-def step_table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Callable[[FeatureMap], int]) -> list[str]:
-    """Return a header and a line per step. offset: the first byte of a map in the arena."""
-    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16} {'offset':>11}  algorithm"]
+OFFSET_HEADER = f"{'offset':>12}"  # of a map in the arena, in bytes
+
+
+def step_table(
+    steps: Sequence[Step], algorithms: Mapping[Any, str], header: str, cells: Callable[[Step], str]
+) -> list[str]:
+    """Return a header and a line per step. header, cells: further columns and what a step has in them, of equal width."""
+    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16}{header}  algorithm"]
     for s in steps:
         layers = ",".join(map(str, s.layers))
         epilogue, shape = " ".join(map(str, s.epilogue)), "x".join(map(str, s.y.shape))
         notes = "; ".join(filter(None, [algorithms.get(s, ""), "in place" if s.y.base is not None else ""]))
-        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16} {offset(s.y):>11}"
+        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16}{cells(s)}"
         lines.append(f"{line}  {notes}".rstrip())
     return lines
 

@@ -13,8 +13,9 @@
                             _splitkS: blocks compute S parts of K, and the last adds them up in a fixed order
     image_gemm              the same for inputs of few channels such as images
 
-A measured choice (autotune.py) has priority. Otherwise Winograd runs in fp32, which is bound by arithmetic, if there are at least
-WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by memory.
+A measured choice (autotune.py) has priority, then the default that ships for a GPU (plan/tuning.py). Otherwise Winograd runs in
+fp32, which is bound by arithmetic, if there are at least WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by
+memory.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from functools import partial
 from math import prod
 
 from ..steps import Convolve
+from ..tuning import DEFAULT
 from .tiles import H100, SPLITS, TILES, DeviceProperties, Product, Tile
 from .time_model import card_of_device, find_card, gemm_seconds
 
 CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
-DEFAULT = "default"  # the key of choices for convolutions that were not measured
 MAX_DIRECT_CHANNELS = 4
 MAX_WORKSPACE = 256 << 20  # bytes of a convolution, unless one image needs more
 MIB = 1 << 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,6 +15,7 @@ from . import implicit_gemm
 from .algorithms import IM2COL_BUDGETS, IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import VECTOR_ACTIVATIONS, apply_epilogue, apply_in_place, im2col_target, next_pass, pass_arguments
+from .time_model import Cost
 from .view import View
 
 TILE_VECTOR = 4  # channels that the Winograd kernels vectorize, as in winograd.cu
@@ -35,12 +36,13 @@ def convolve(emitter: Emitter, step: Convolve) -> Emitted:
 class SmallChannelConv(NamedTuple):
     """A convolution of few channels as a function of its input, convolve(format, x, strides), and the rest of its epilogue.
 
-    strides: elements of x from image to image, channel to channel and pixel to pixel.
+    strides: elements of x from image to image, channel to channel and pixel to pixel. cost: of an input of so many bytes.
     """
 
     convolve: Callable[[InputFormat, Array, tuple[int, int, int]], None]
+    cost: Callable[[int], Cost]
     epilogue: Sequence[Launch]
-    kernels: tuple[str, ...]
+    kernels: Mapping[str, str]
 
 
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
@@ -59,13 +61,19 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     def convolve(format: InputFormat, x: Array, strides: tuple[int, int, int]) -> None:
         launch(DIRECT_KERNELS[format], n, x, weights, bias, y.a, n, F, *strides, *sizes)
 
-    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y, step), tuple(DIRECT_KERNELS.values()))
+    def cost(x_bytes: int) -> Cost:
+        flops = 2 * y.pixels * (4 if step.pooled else 1) * F * geometry[0] * step.size**2
+        return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, flops)
+
+    rest_launches = apply_in_place(emitter, rest, y, step)
+    return SmallChannelConv(convolve, cost, rest_launches, DIRECT_KERNELS)
 
 
 def _small_channel(emitter: Emitter, step: Convolve) -> Emitted:
     x, conv = emitter.view(step.xs[0]), small_channel_conv(emitter, step)
     run = partial(conv.convolve, "map", x.a, (x.sizes[1] * x.ld, 1, x.ld))
-    return Emitted([Launch(run, conv.kernels[0]), *conv.epilogue], emitter.schedule.algorithms[step].replace("_", " "))
+    conv_launch = Launch(run, conv.kernels["map"], conv.cost(x.nbytes))
+    return Emitted([conv_launch, *conv.epilogue], emitter.schedule.algorithms[step].replace("_", " "))
 
 
 def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
@@ -73,7 +81,8 @@ def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
     vectorized = emitter.can_vectorize(x, y)
     n = emitter.threads(y.pixels * y.shape[0], vectorized)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    conv = emitter.launch("direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, vectorized)
+    flops = 2 * y.pixels * y.shape[0] * step.size**2
+    conv = emitter.launch("direct.depthwise", n, x, weights, y, n, *geometry, x.ld, y.ld, vectorized, flops=flops)
     return Emitted([conv, *apply_epilogue(emitter, step.epilogue, y, y, bias, step)], "depthwise")
 
 
@@ -90,10 +99,9 @@ def _fused_gemm(emitter: Emitter, group: tuple[Convolve, ...]) -> list[Launch]:
     """Return the launches of convolutions of the same map: one gemm into a common output, then an epilogue per part."""
     first, last, x = group[0], group[-1], emitter.view(group[0].xs[0])
     output, weights = emitter.workspace(last, "fused_output"), emitter.weights.arrays(first)[0]
-    ld, handle, start, consumers = len(weights), emitter.handle, 0, emitter.schedule.im2col_consumers
-    sizes = (emitter.precision, address(output), address(x.a), address(weights), x.pixels, ld, x.shape[0])
-    lds = (ld, x.ld, weights.shape[1])
-    gemm = Launch(lambda: handle.gemm(*sizes, *lds))
+    ld, start, consumers = len(weights), 0, emitter.schedule.im2col_consumers
+    addresses = address(output), address(x.a), address(weights)
+    gemm = emitter.gemm(*addresses, x.pixels, ld, x.shape[0], ld, x.ld, weights.shape[1])
     if len(group) == 2 and not any(s in consumers or len(s.epilogue) > 1 for s in group):
         return [gemm, _split_epilogue(emitter, first, last, output, ld)]
     launches = [gemm]
@@ -115,7 +123,7 @@ def _split_epilogue(emitter: Emitter, first: Convolve, second: Convolve, output:
     vectorized = set(kinds) <= VECTOR_ACTIVATIONS and emitter.can_vectorize(*views)
     n = emitter.threads(views[0].pixels * (C1 + C2), vectorized)
     sizes = (n, C1, C2, align_channels(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), vectorized)
-    return emitter.launch("epilogue.epilogue_split", n, output, *biases, *(v.a for v in views), *sizes)
+    return emitter.launch("epilogue.epilogue_split", n, output, *biases, *views, *sizes)
 
 
 def _im2col_gemm(emitter: Emitter, step: Convolve) -> Emitted:
@@ -147,11 +155,11 @@ def _maxpool_epilogue(
     if consumer is None:
         n = emitter.threads(y.pixels * C, vectorized)
         sizes = (n, C, W, ldx, y.ld, NAMES.index(kind), vectorized)
-        return emitter.launch("epilogue_pool.maxpool_epilogue", n, x, bias, y.a, *sizes)
+        return emitter.launch("epilogue_pool.maxpool_epilogue", n, x, bias, y, *sizes)
     target = im2col_target(emitter, consumer, H, W)
     vectorized = vectorized and target.can_vectorize
     n = emitter.threads(target.positions * C, vectorized)
-    out = None if step in emitter.schedule.dead_stores else y.a
+    out = None if step in emitter.schedule.dead_stores else y
     geometry = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *target.geometry, vectorized)
     return emitter.launch("epilogue_pool.maxpool_epilogue_im2col", n, x, bias, out, target.col, *geometry)
 
@@ -172,7 +180,8 @@ def _im2col_gemms(emitter: Emitter, step: Convolve, start: int, pixels: int, out
             n = emitter.threads(count * step.size * C, vectorized)
             chunk = col[: (count - 1) * ldcol + C * step.size**2]
             sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, vectorized)
-            launches.append(emitter.launch("nhwc.im2col", n, x.a, chunk, *sizes))
+            part = replace(x, pixels=min(x.pixels, count * step.strides[0] * step.strides[1]))  # what the rows need
+            launches.append(emitter.launch("nhwc.im2col", n, part, chunk, *sizes))
         at = address(out) + first * ld * size
         launches.append(_gemm(emitter, step, at, ld, address(col), ldcol, count, images))
     im2col = "im2col" if producer is None else f"im2col by layer {producer.layers[-1]}"
@@ -186,20 +195,20 @@ def _in_chunks(chunks: Sequence[int]) -> str:
 
 def _gemm(emitter: Emitter, step: Convolve, y: int, ldy: int, a: int, lda: int, M: int, images: int) -> Launch:
     """Return the gemm y (M, F) = a (M, K) @ weights (F, K).T, batched over groups of channels or images; y, a: addresses."""
-    weights, handle, precision, groups = emitter.weights.arrays(step)[0], emitter.handle, emitter.precision, step.groups
+    weights, groups = emitter.weights.arrays(step)[0], step.groups
     w, ldw, F = address(weights), weights.shape[1], step.y.shape[0]
     K = step.xs[0].shape[0] // groups * step.size**2
     if groups > 1:
         N = F // groups
         strides = (N, K, N * ldw)
-        return Launch(lambda: handle.gemm_batched(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, *strides))
+        return emitter.gemm(y, a, w, M, N, K, ldy, lda, ldw, groups, strides)
     if step.pooled or step.y.base is None:
         F = align_channels(F)  # zeros into the padding between pixels: tensor cores like multiples of 8, heads have 255
     if images > 1:
         rows = M // images
         strides = (rows * ldy, rows * lda, 0)
-        return Launch(lambda: handle.gemm_batched(precision, images, y, a, w, rows, F, K, ldy, lda, ldw, *strides))
-    return Launch(lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw))
+        return emitter.gemm(y, a, w, rows, F, K, ldy, lda, ldw, images, strides)
+    return emitter.gemm(y, a, w, M, F, K, ldy, lda, ldw)
 
 
 def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
@@ -218,10 +227,10 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
         vectorized = source.can_vectorize(TILE_VECTOR)
         n = tiles * C // (TILE_VECTOR if vectorized else 1)
         sizes: tuple[float, ...] = (n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
-        launches.append(emitter.launch("winograd.winograd_input_transform", n, source.a, v, *sizes))
+        launches.append(emitter.launch("winograd.winograd_input_transform", n, source, v, *sizes))
         launches.append(_winograd_gemm(emitter, address(m), address(v), weights, tiles, ldf, C, ldc))
         (Co, Po, ldo), other = arguments.sizes, arguments.other
-        pointers = (m, bias, other.images(first, count).a if other else None, result.a)
+        pointers = (m, bias, other.images(first, count) if other else None, result)
         vectorized = one.can_vectorize and arguments.can_vectorize(TILE_VECTOR) and result.can_vectorize(TILE_VECTOR)
         n = tiles * F // (TILE_VECTOR if vectorized else 1)
         lds = (ldf, ldo, y.ld)
@@ -232,9 +241,9 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
 
 def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Array, tiles: int, F: int, C: int, lda: int) -> Launch:
     """Return the batched gemm of the 16 positions in a tile."""
-    w, ldw, handle, precision = address(weights), weights.shape[2], emitter.handle, emitter.precision
+    ldw = weights.shape[2]
     strides = (tiles * F, tiles * lda, F * ldw)
-    return Launch(lambda: handle.gemm_batched(precision, 16, y, a, w, tiles, F, C, F, lda, ldw, *strides))
+    return emitter.gemm(y, a, address(weights), tiles, F, C, F, lda, ldw, 16, strides)
 
 
 EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {

@@ -13,19 +13,30 @@ import numpy as np
 
 from ...array import Array, KernelArgument
 from ...backend import Backend
+from ...backend.cuda import parameters
 from ..steps import Convolve, FeatureMap, Plan, Step
 from .algorithms import ConvProblem, align_channels
 from .schedule import Schedule
 from .stream import StreamContext
+from .time_model import Cost, Gemm
 from .view import View
 from .weights import PackedWeights
 
 
 class Launch(NamedTuple):
-    """One launch, queued on the current stream by run(). kernel: the kernel to compile for it, or ""."""
+    """One launch, queued on the current stream by run().
+
+    kernel: the kernel to compile for it, or "". cost: None for a fallback layer, whose launches are not known.
+    """
 
     run: Callable[[], None]
     kernel: str = ""
+    cost: Cost | None = None
+
+    @property
+    def name(self) -> str:
+        """Its kernel, or the sizes of its gemm."""
+        return self.kernel or (str(self.cost.gemm) if self.cost else "fallback")
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,40 @@ class Emitter:
         """Return the threads of a kernel that handles one element each, or one vector."""
         return elements // (self.vector if vectorized else 1)
 
-    def launch(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, shared: int = 0) -> Launch:
-        """Return the launch of a kernel."""
-        launch = self.launch_kernel
-        return Launch(lambda: launch(kernel, threads, *args, block=block, shared=shared), kernel)
+    def launch(
+        self,
+        kernel: str,
+        threads: int,
+        *args: KernelArgument | View,
+        block: int = 256,
+        shared: int = 0,
+        flops: float = 0,
+        gemm: Gemm | None = None,
+    ) -> Launch:
+        """Return the launch of a kernel. Its cost counts every array once, and of a View the elements without the gaps."""
+        launch, arrays = self.launch_kernel, [a.a if isinstance(a, View) else a for a in args]
+        cost = Cost(*bytes_moved(kernel, args), flops, gemm)
+        return Launch(lambda: launch(kernel, threads, *arrays, block=block, shared=shared), kernel, cost)
+
+    def gemm(
+        self, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
+        count: int = 1, strides: tuple[int, int, int] = (0, 0, 0),
+    ) -> Launch:  # fmt: skip
+        """Return the launch of `count` gemms by cuBLAS; the arguments are those of its `Handle`."""
+        handle, precision, size = self.handle, self.precision, self.dtype.itemsize
+        arguments = (y, a, w, M, N, K, ldy, lda, ldw)
+        weights = N * K * (count if strides[2] else 1)
+        cost = Cost(size * (count * M * K + weights), size * count * M * N, gemm=Gemm(M, N, K, count))
+        if count == 1:
+            return Launch(lambda: handle.gemm(precision, *arguments), cost=cost)
+        return Launch(lambda: handle.gemm_batched(precision, count, *arguments, *strides), cost=cost)
+
+
+def bytes_moved(kernel: str, args: Sequence[KernelArgument | View]) -> tuple[int, int]:
+    """Return the bytes of the arrays that a kernel reads, and of those that it writes."""
+    file, _, name = kernel.partition(".")
+    moved = [0, 0]
+    for parameter, a in zip(parameters(file)[name], args, strict=True):
+        if parameter.pointer and a is not None:
+            moved[not parameter.const] += a.nbytes  # type: ignore[union-attr]
+    return moved[0], moved[1]

@@ -64,11 +64,6 @@ class PassArguments(NamedTuple):
     sizes: tuple[int, int, int]
     codes: tuple[int, int, float, float, int]
 
-    @property
-    def pointer(self) -> Array | None:
-        """The other map's array, or None."""
-        return self.other.a if self.other else None
-
     def can_vectorize(self, width: int) -> bool:
         """Return whether vectors of the other map can be read."""
         return self.other is None or self.other.shape[0] == 1 or self.other.can_vectorize(width)
@@ -107,13 +102,13 @@ def apply_epilogue(
         if consumer is None:
             n = emitter.threads(y.pixels * C, vectorized)
             sizes: tuple[float, ...] = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, vectorized)
-            launches.append(emitter.launch("epilogue.epilogue", n, x.a, bias, arguments.pointer, y.a, *sizes))
+            launches.append(emitter.launch("epilogue.epilogue", n, x, bias, arguments.other, y, *sizes))
         else:
             target = im2col_target(emitter, consumer, H, W)
             vectorized = vectorized and target.can_vectorize
             n = emitter.threads(target.positions * C, vectorized)
-            out = None if step in schedule.dead_stores else y.a
-            pointers = (x.a, bias, arguments.pointer, out, target.col)
+            out = None if step in schedule.dead_stores else y
+            pointers = (x, bias, arguments.other, out, target.col)
             sizes = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, *target.geometry, vectorized)
             launches.append(emitter.launch("epilogue.epilogue_im2col", n, *pointers, *sizes))
         x, bias = y, None
@@ -124,7 +119,7 @@ def apply_head(emitter: Emitter, head: YoloHead, x: View, y: View, bias: Array |
     """Return the launch of y = the activations of a YOLO head on x + bias."""
     C, n = x.shape[0], y.pixels * y.shape[0]
     sizes = (n, C, C // head.A, head.scale_x_y, head.new_coords, x.ld, y.ld)
-    return emitter.launch("nhwc.yolo", n, x.a, bias, y.a, *sizes)
+    return emitter.launch("nhwc.yolo", n, x, bias, y, *sizes)
 
 
 def apply_in_place(emitter: Emitter, epilogue: Sequence[EpilogueOp], y: View, step: Step | None = None) -> list[Launch]:

@@ -7,21 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...array import Array
+from ...array import Array, KernelArgument
 from ..steps import Convolve
 from .algorithms import IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
-from .tiles import IMAGE_TILE, Product, Tile
+from .tiles import IMAGE_TILE, Tile
+from .time_model import Cost
 from .view import View
 
-IMAGE_KERNELS = tuple(f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8"))
+IMAGE_KERNELS = {format: f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8")}
 
 
 class FusedEpilogue(NamedTuple):
     """The part of an epilogue that the kernel applies, as its arguments, and the launches of the rest."""
 
-    arguments: tuple[Array | float | None, ...]
+    arguments: tuple[KernelArgument | View, ...]
     rest: list[Launch]
 
 
@@ -37,7 +38,7 @@ def fused_epilogue(emitter: Emitter, step: Convolve, y: View, bias: Array) -> Fu
     activations = (0, 1.0, 0) if head is None else (y.shape[0] // head.A, head.scale_x_y, head.new_coords)
     flags = (*activations, step.pooled, y.ld, y.is_aligned(emitter.vector))
     launches = apply_in_place(emitter, rest, y, step) if head is None else []
-    return FusedEpilogue((bias, arguments.pointer, y.a, *arguments.sizes, *arguments.codes, *flags), launches)
+    return FusedEpilogue((bias, arguments.other, y, *arguments.sizes, *arguments.codes, *flags), launches)
 
 
 def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
@@ -48,25 +49,28 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     counters = emitter.split_counters if splits > 1 else None
     C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
     geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
-    arguments = (x.a, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
-    launch = _launch(emitter, f"implicit_gemm_{tile.name}", tile, product, splits, *arguments)
+    arguments = (x, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
+    launch = _launch(emitter, step, f"implicit_gemm_{tile.name}", tile, splits, *arguments)
     split = f", K in {splits} splits" if splits > 1 else ""
     return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
 
 
 def image_gemm(
     emitter: Emitter, step: Convolve
-) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], list[Launch]]:
-    """Return a convolution of few channels as a function of its input, and the launches of the rest of its epilogue."""
+) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], Callable[[int], Cost], list[Launch]]:
+    """Return a convolution of few channels, its cost by the bytes of its input, and the launches of the rest of its epilogue."""
     y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
     epilogue = fused_epilogue(emitter, step, y, bias)
 
     def convolve(format: str, x: Array, strides: tuple[int, int, int]) -> None:
         geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
         arguments = (x, weights, *geometry, *epilogue.arguments)
-        _launch(emitter, f"image_gemm_{format}", IMAGE_TILE, product, 1, *arguments).run()
+        _launch(emitter, step, f"image_gemm_{format}", IMAGE_TILE, 1, *arguments).run()
 
-    return convolve, epilogue.rest
+    def cost(x_bytes: int) -> Cost:
+        return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, gemm=product.gemm(IMAGE_TILE, 1))
+
+    return convolve, cost, epilogue.rest
 
 
 def _window(step: Convolve) -> tuple[int, ...]:
@@ -74,7 +78,10 @@ def _window(step: Convolve) -> tuple[int, ...]:
 
 
 def _launch(
-    emitter: Emitter, kernel: str, tile: Tile, product: Product, splits: int, *arguments: Array | float | None
+    emitter: Emitter, step: Convolve, kernel: str, tile: Tile, splits: int, *arguments: KernelArgument | View
 ) -> Launch:
-    threads = tile.threads * product.tiles(tile) * splits
-    return emitter.launch(f"implicit_gemm.{kernel}", threads, *arguments, block=tile.threads, shared=tile.shared_bytes)
+    product = emitter.problem(step).product
+    return emitter.launch(
+        f"implicit_gemm.{kernel}", tile.threads * product.tiles(tile) * splits, *arguments, block=tile.threads,
+        shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from ...array import Array
 from ..steps import Convolve, Step
 from .convolution import SmallChannelConv, small_channel_conv
 from .emitter import Emitter
+from .time_model import Cost
 from .upload import ImageBatch
 
 
@@ -24,10 +25,17 @@ class InputStage:
 
     @property
     def kernels(self) -> set[str]:
-        """The kernels that it launches."""
-        if self.conv is None:
-            return {"nhwc.from_nchw"}
-        return {*self.conv.kernels, *(launch.kernel for launch in self.conv.epilogue)}
+        """The kernels that it may launch."""
+        return {*(self.conv.kernels.values() if self.conv else ()), *(kernel for kernel, _ in self.costs)}
+
+    @property
+    def costs(self) -> list[tuple[str, Cost | None]]:
+        """The kernels that it launches on float32 (N, C, H, W), with their costs."""
+        y, conv = self.input, self.conv
+        if conv is None:
+            return [("nhwc.from_nchw", Cost(y.nchw_bytes, y.nbytes))]
+        epilogue = [(launch.kernel, launch.cost) for launch in conv.epilogue]
+        return [(conv.kernels["float32"], conv.cost(y.nchw_bytes)), *epilogue]
 
     def feed(self, x: Array | ImageBatch) -> None:
         """Launch all that reads x, an ImageBatch or float32 (N, C, H, W) on the device, on the current stream."""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .time_model import Gemm
+
 SPLITS = (1, 2, 3, 4, 6, 8)  # parts of K, each computed by blocks of its own
 MAX_SPLIT_TILES = 1 << 13  # tiles of a product whose K is split: each has a counter on the device
 MIN_STEPS = 4  # buffers that a split multiplies, at least
@@ -97,6 +99,10 @@ class Product(NamedTuple):
         tiles = self.tiles(tile)
         few = tiles <= min(MAX_SPLIT_TILES, 2 * device.multiprocessors) and self.steps >= MIN_STEPS * splits
         return splits == 1 or few
+
+    def gemm(self, tile: Tile, splits: int) -> Gemm:
+        """Return it as the time model describes it."""
+        return Gemm(self.M, self.N, self.K, self.groups, (tile.M, tile.N), splits)
 
     def partial_sums(self, tile: Tile, splits: int) -> int:
         """Return the number of float32 that the splits store."""

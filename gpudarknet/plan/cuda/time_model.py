@@ -39,7 +39,7 @@ MIN_SPLIT_K = 256  # elements of K in each part
 class Card:
     """A GPU. flops: dense peak in FLOP/s by precision, with fp32 accumulation; bandwidths are in bytes/s.
 
-    device: the end of the name that the CUDA runtime reports. hopper: its libraries use wgmma and clusters.
+    device: the name that the CUDA runtime reports. hopper: its libraries use wgmma and clusters.
     """
 
     name: str
@@ -63,19 +63,19 @@ def _card(
 # From NVIDIA's data sheets and architecture white papers, except the bandwidths of L2, which are estimates: NVIDIA publishes
 # few, and kernels reach less. TFLOP/s are dense, with fp32 accumulation. Turing has no TF32: its gemms are fp32.
 CARDS = (
-    #                                       SMs  DRAM L2 MiB  L2   fp16   tf32   fp32
-    _card("H100 SXM", "H100 80GB HBM3",     132, 3350, 50, 5500, 989.4, 494.7,  66.9, hopper=True),
-    _card("H100 PCIe", "H100 PCIe",         114, 2039, 50, 4500, 756.0, 378.0,  51.2, hopper=True),
-    _card("H200", "H200",                   132, 4800, 50, 5500, 989.4, 494.7,  66.9, hopper=True),
-    _card("A100 80GB", "A100-SXM4-80GB",    108, 2039, 40, 4000, 312.0, 156.0,  19.5),
-    _card("A100 40GB", "A100-SXM4-40GB",    108, 1555, 40, 4000, 312.0, 156.0,  19.5),
-    _card("A10", "A10",                      72,  600,  6, 1800, 125.0,  62.5,  31.2),
-    _card("L40S", "L40S",                   142,  864, 96, 4500, 362.0, 183.0,  91.6),
-    _card("L4", "L4",                        58,  300, 48, 2000, 121.0,  60.5,  30.3),
-    _card("T4", "T4",                        40,  320,  4, 1200,  65.0,   8.1,   8.1),
-    _card("RTX 5090", "RTX 5090",           170, 1792, 96, 6000, 209.5, 104.8, 104.8),
-    _card("RTX 4090", "RTX 4090",           128, 1008, 72, 5000, 165.2,  82.6,  82.6),
-    _card("RTX 3090", "RTX 3090",            82,  936,  6, 2000,  71.0,  35.6,  35.6),
+    #                                                 SMs  DRAM L2 MiB  L2   fp16   tf32   fp32
+    _card("H100 SXM", "NVIDIA H100 80GB HBM3",        132, 3350, 50, 5500, 989.4, 494.7,  66.9, hopper=True),
+    _card("H100 PCIe", "NVIDIA H100 PCIe",            114, 2039, 50, 4500, 756.0, 378.0,  51.2, hopper=True),
+    _card("H200", "NVIDIA H200",                      132, 4800, 50, 5500, 989.4, 494.7,  66.9, hopper=True),
+    _card("A100 80GB", "NVIDIA A100-SXM4-80GB",       108, 2039, 40, 4000, 312.0, 156.0,  19.5),
+    _card("A100 40GB", "NVIDIA A100-SXM4-40GB",       108, 1555, 40, 4000, 312.0, 156.0,  19.5),
+    _card("A10", "NVIDIA A10",                        72,  600,  6, 1800, 125.0,  62.5,  31.2),
+    _card("L40S", "NVIDIA L40S",                      142,  864, 96, 4500, 362.0, 183.0,  91.6),
+    _card("L4", "NVIDIA L4",                          58,  300, 48, 2000, 121.0,  60.5,  30.3),
+    _card("T4", "Tesla T4",                           40,  320,  4, 1200,  65.0,   8.1,   8.1),
+    _card("RTX 5090", "NVIDIA GeForce RTX 5090",      170, 1792, 96, 6000, 209.5, 104.8, 104.8),
+    _card("RTX 4090", "NVIDIA GeForce RTX 4090",      128, 1008, 72, 5000, 165.2,  82.6,  82.6),
+    _card("RTX 3090", "NVIDIA GeForce RTX 3090",      82,  936,  6, 2000,  71.0,  35.6,  35.6),
 )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def find_card(name: str) -> Card:
 
 def card_of_device(device: str) -> Card | None:
     """Return the card that the CUDA runtime calls `device`, such as "NVIDIA H100 80GB HBM3"; None if it is not in the table."""
-    return next((card for card in CARDS if f" {device}".endswith(f" {card.device}")), None)
+    return next((card for card in CARDS if card.device == device), None)
 
 
 def seconds(cost: Cost, card: Card, precision: str) -> float:
@@ -173,8 +173,8 @@ def gemm_seconds(
     """Return the modelled time of `count` gemms (M, N, K) in one launch, with a thread block per tile and part of K.
 
     split: parts of K, whose fp32 sums a second launch adds. bytes_moved: from and to global memory, each element once, without
-    the partial sums; default: those of both operands and the result. An implicit GEMM moves fewer: it reads a map instead of its im2col
-    matrix. mma_sync: it runs on tensor cores through mma.sync, which is slower than the library's wgmma on Hopper.
+    the partial sums; default: those of both operands and the result. An implicit GEMM moves fewer: it reads a map,
+    not its im2col matrix. mma_sync: it runs on tensor cores through mma.sync, which is slower than the library's wgmma on Hopper.
     """
     itemsize, (rows, columns) = ITEMSIZE[precision], tile
     blocks = ceil(M / rows) * ceil(N / columns) * count * split
