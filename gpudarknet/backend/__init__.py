@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -70,6 +70,21 @@ class Program(Protocol):
 
     def run(self, x: Any) -> list[Array]:
         """Return the heads' outputs for x (N, C, H, W)."""
+
+
+class PendingRows(Protocol):
+    """Boxes that a program may still be computing."""
+
+    def read(self) -> np.ndarray:
+        """Wait for the boxes; return rows as `Network.decode` does."""
+
+
+@runtime_checkable
+class DetectingProgram(Program, Protocol):
+    """A program that decodes the boxes of its heads itself."""
+
+    def detect(self, x: Any, thresh: float) -> PendingRows | None:
+        """Start to detect the objects in x, which must not change until they are read; None if it cannot for this network."""
 
 
 class CompileProgram(Protocol):

@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 
 namespace emulator {
 
@@ -23,6 +24,21 @@ struct Injection {
 static std::map<std::string, Injection> injections;
 
 void count(const std::string &what, long by) { counters[what] += by; }
+
+static long clock_ns() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+static thread_local int depth = 0;  // CUDA functions may call others
+static thread_local long entered;
+
+Timer::Timer() {
+    if (!depth++) entered = clock_ns();
+}
+Timer::~Timer() {
+    if (!--depth) count("nanoseconds", clock_ns() - entered);
+}
 
 static std::string formatted(const char *format, va_list args) {
     char text[512];

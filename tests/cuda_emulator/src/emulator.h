@@ -69,6 +69,10 @@ const char *const DEVICE_NAME = "CUDA emulator (no GPU)";
 const long LATE = 0, EAGER = -1;  // schedule: when work runs. Above 0: the seed of a random order
 
 void count(const std::string &what, long by = 1);
+// Counts "nanoseconds" of CPU time of this thread in a CUDA function, so that a measurement can leave the emulator out.
+struct Timer {
+    Timer(), ~Timer();
+};
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // Errors. `problem` sets the message and returns the status. After a kernel's error every call fails (a sticky error).
@@ -105,4 +109,5 @@ void check_patterns();  // reports writes past the end of a block
 // The first line of every CUDA function.
 #define ENTER(name)                                                  \
     std::lock_guard<std::recursive_mutex> lock_(emulator::mutex);    \
+    emulator::Timer timer_;                                          \
     if (cudaError_t status_ = emulator::begin(#name)) return status_

@@ -45,6 +45,7 @@ std::string bad_argument(const Function &function, const std::vector<std::vector
 
 #define ENTER_DRIVER(name)                                           \
     std::lock_guard<std::recursive_mutex> lock_(emulator::mutex);    \
+    emulator::Timer timer_;                                          \
     if (cudaError_t status_ = emulator::begin(#name)) return driver_status(status_)
 
 EXPORT CUresult cuModuleLoadData(CUmodule *made, const void *image) {
