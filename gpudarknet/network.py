@@ -13,7 +13,7 @@ import numpy as np
 from . import backend as backends
 from . import cfg, summary
 from .array import Array, Arrays
-from .backend import Backend, DetectingProgram, PendingRows, Program
+from .backend import Backend, PendingRows, Program
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
@@ -211,7 +211,8 @@ class Network:
             x = x if isinstance(x, ImageBatch) else self.input(x)
             with self.on_device():
                 program = self._program(len(x), precision)
-                if isinstance(program, DetectingProgram) and (rows := program.detect(x, thresh)) is not None:
+                detect: Callable[[Any, float], PendingRows | None] | None = getattr(program, "detect", None)
+                if detect is not None and (rows := detect(x, thresh)) is not None:
                     self.engine = program.engine
                     return rows
         return DecodedLater(self, self.predict(x, precision=precision), thresh)

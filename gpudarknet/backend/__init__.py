@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -79,9 +79,8 @@ class PendingRows(Protocol):
         """Wait for the boxes; return rows as `Network.decode` does."""
 
 
-@runtime_checkable
 class DetectingProgram(Program, Protocol):
-    """A program that decodes the boxes of its heads itself."""
+    """A program that decodes the boxes of its heads itself. Others have no `detect`."""
 
     def detect(self, x: Any, thresh: float) -> PendingRows | None:
         """Start to detect the objects in x, which must not change until they are read; None if it cannot for this network."""

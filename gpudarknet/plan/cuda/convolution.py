@@ -42,7 +42,7 @@ class SmallChannelConv(NamedTuple):
 
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     """Return a direct convolution, whose input may be the caller's."""
-    y, F, launch = emitter.view(step.y), step.y.shape[0], emitter.launch_kernel
+    y, F, prepared = emitter.view(step.y), step.y.shape[0], dict[str, Callable[[Array], None]]()
     weights, bias = emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
     kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
@@ -52,7 +52,9 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
     def convolve(kernel: str, x: Array, strides: tuple[int, int, int]) -> None:
-        launch(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
+        if kernel not in prepared:  # x has the same strides in all calls
+            prepared[kernel] = emitter.prepare(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
+        prepared[kernel](x)
 
     return SmallChannelConv(convolve, apply_in_place(emitter, rest, y))
 

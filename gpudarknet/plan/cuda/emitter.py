@@ -13,6 +13,7 @@ import numpy as np
 
 from ...array import Array, KernelArgument
 from ...backend import Backend
+from ...backend.cuda import prepare
 from ..steps import Convolve, FeatureMap, Plan, Step
 from .algorithms import ConvProblem, align_channels
 from .schedule import Schedule
@@ -90,6 +91,12 @@ class Emitter:
     def threads(self, elements: int, vectorized: bool) -> int:
         """Return the threads of a kernel that handles one element each, or one vector."""
         return elements // (self.vector if vectorized else 1)
+
+    def prepare(
+        self, kernel: str, threads: int, *args: KernelArgument, varying: Sequence[int] = (0,)
+    ) -> Callable[..., None]:
+        """Return a launch for each call of `run`, outside the graph; see `backend.cuda.prepare`."""
+        return prepare(self.launch_kernel, kernel, threads, *args, varying=varying)
 
     def launch(self, kernel: str, threads: int, *args: KernelArgument) -> Launch:
         """Return the launch of a kernel."""

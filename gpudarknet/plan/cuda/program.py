@@ -21,7 +21,7 @@ from ...backend.cublas import WORKSPACE
 from ...backend.cuda import STORAGE, Launcher
 from ...errors import OutOfMemoryError
 from ...layers import DetectionHead
-from ..steps import Convolve, LayerCall, Plan, Step, step_table, totals
+from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, step_table, totals
 from . import convolution, layers, steps
 from .canonicalize import canonicalize
 from .detect import DetectionStage, ResultBuffer, detection_stage
@@ -31,6 +31,7 @@ from .recurrent import unroll
 from .schedule import make_schedule
 from .stream import stream_context
 from .upload import ImageBatch
+from .view import View
 from .weights import PackedWeights
 
 EMITTERS: dict[type[Step], Callable[[Emitter, Any], Emitted]] = {
@@ -87,6 +88,7 @@ class Program:
         )
         self.input_stage = InputStage(self.emitter)
         self.outputs = [self.emitter.view(m) for m in self.plan.outputs]
+        self.stores: list[Callable[[Array], None]] = []  # write each output to the caller's array, once prepared
         emitted = {step: self.emit(step) for step in self.schedule.steps if step is not self.input_stage.step}
         launches = [launch for step in emitted.values() for launch in step.launches]
         self.launches = [launch.run for launch in launches]
@@ -166,17 +168,23 @@ class Program:
                     v = self.emitter.view(m)
                     launch("nhwc.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
             self.replay()
-            for m, v, result in zip(self.plan.outputs, self.outputs, results + new_states, strict=True):
-                C, P = v.sizes
-                if m in self.row_major:
-                    launch("nhwc.pack_rows", result.size, v.a, result, result.size, C, v.ld)
-                else:
-                    launch("nhwc.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, block=256)
+            written = results + new_states
+            if not self.stores:
+                self.stores = list(map(self._store, self.plan.outputs, self.outputs, written))
+            for store, result in zip(self.stores, written, strict=True):
+                store(result)
             remaining = iter(new_states)
             for state in self.states:
                 state.keep([next(remaining) for _ in state.state_out])
         del old_states  # only now: they may belong to the caller's stream, which waits for the plan from here on
         return results
+
+    def _store(self, m: FeatureMap, v: View, result: Array) -> Callable[[Array], None]:
+        """Return the launch that writes an output to an array."""
+        N, (C, P), prepare = self.plan.batch, v.sizes, self.emitter.prepare
+        if m in self.row_major:
+            return prepare("nhwc.pack_rows", result.size, v.a, result, result.size, C, v.ld, varying=(1,))
+        return prepare("nhwc.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, varying=(1,))
 
     def detect(self, x: Array | ImageBatch, thresh: float) -> DetectedRows | None:
         """Run the plan on x, as `run`, and decode the boxes above a threshold: start to, and return what their rows will be.

@@ -184,7 +184,7 @@ EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 static long *setting(const std::string &name) {  // nullptr if unknown
     static const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
-        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}};
+        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}, {"compute", &settings.compute}};
     auto entry = known.find(name);
     return entry == known.end() ? nullptr : entry->second;
 }

@@ -62,7 +62,7 @@ extern std::string message;  // the last error's message
 
 // Settings that tests change; see configure() in __init__.py.
 struct Settings {
-    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0;
+    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0, compute = 1;
 };
 extern Settings settings;
 const char *const DEVICE_NAME = "CUDA emulator (no GPU)";

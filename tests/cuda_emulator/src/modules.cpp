@@ -106,6 +106,7 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
     note("%s<<<%u, %u>>> on stream %p", name, gx, bx, (void *)stream);
     int device = stream->device;
     return driver_status(push(stream, [=]() mutable {
+        if (!settings.compute) return;
         std::string wrong = bad_argument(*function, values, device);
         if (!wrong.empty()) return fail_kernel(cudaErrorIllegalAddress, wrong);
         std::vector<void *> pointers;
