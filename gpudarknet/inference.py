@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import boxes, image
+from .backend import PendingRows
 from .errors import DataError, ImageError
 from .image.batches import Batch, BatchReader
 from .layers import DetectionHead
@@ -123,10 +124,9 @@ class InferencePipeline:
             raise DataError("images: is one image or path, not several; pass [image], or gpudarknet.sources(path)")
         asynchronous = self.network.backend.uploads_images  # predict returns at once
 
-        def results(loaded: Batch, outputs: list[Any], start: float) -> Iterator[ImageResult]:
+        def results(loaded: Batch, found: PendingRows, start: float) -> Iterator[ImageResult]:
             sizes = [(img.shape[1], img.shape[0]) for _, img in loaded]
-            # class_agnostic: only objectness is compared with thresh, below
-            decoded = self.decode(outputs, float("-inf") if class_agnostic else thresh, sizes)
+            decoded = self.by_image(found.read(), sizes)
             seconds = (time.perf_counter() - start) / len(sizes)
             for rows, size, (source, img) in zip(decoded, sizes, loaded, strict=True):
                 if class_agnostic:
@@ -148,7 +148,9 @@ class InferencePipeline:
                 x = self.upload([img for _, img in loaded])
                 yield from pending
                 start = time.perf_counter()
-                pending = results(loaded, self.predict(x), start)
+                # class_agnostic: only objectness is compared with thresh, in `results`
+                found = self.network.detect(x, float("-inf") if class_agnostic else thresh, self.precision)
+                pending = results(loaded, found, start)
                 if not asynchronous:
                     yield from pending
             yield from pending
@@ -202,8 +204,11 @@ class InferencePipeline:
         A row is: objectness, box center x, y, width, height as fractions of the image, and the probability of each class, 0 if
         not above thresh. Rows with infinite or NaN elements are dropped. Raises DataError for a network without detection heads.
         """
+        return self.by_image(self.network.decode(outputs, thresh), sizes)
+
+    def by_image(self, rows: np.ndarray, sizes: Sequence[Size]) -> list[np.ndarray]:
+        """Return the rows of each image, as `decode` does, from those of `Network.decode` or `Network.detect`."""
         net = self.network
-        rows = net.decode(outputs, thresh)
         rows = rows[np.isfinite(rows).all(axis=1)]
         decoded = []
         for i, (W, H) in enumerate(sizes):

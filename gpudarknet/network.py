@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from . import backend as backends
 from . import cfg, summary
 from .array import Array, Arrays
-from .backend import Backend, Program
+from .backend import Backend, PendingRows, Program
 from .errors import CfgError, DataError
 from .graph import Node, build, check_memory, owner
 from .layers import DetectionHead, ForwardContext
@@ -200,6 +200,23 @@ class Network:
         self.forward(x, ForwardContext(), keep)
         return [outputs[index] for index in self.heads]
 
+    def detect(self, x: Any, thresh: float, precision: Precision = "fp32") -> PendingRows:
+        """Start to detect the objects in x, as `predict` takes it; return what `decode` would, to be read later.
+
+        On a GPU the plan decodes the boxes, and nothing waits for it until they are read. x must not change before that. Raises
+        DataError, BackendError.
+        """
+        self.check_precision(precision)
+        if self.backend.executor is not None:
+            x = x if isinstance(x, ImageBatch) else self.input(x)
+            with self.on_device():
+                program = self._program(len(x), precision)
+                detect: Callable[[Any, float], PendingRows | None] | None = getattr(program, "detect", None)
+                if detect is not None and (rows := detect(x, thresh)) is not None:
+                    self.engine = program.engine
+                    return rows
+        return DecodedLater(self, self.predict(x, precision=precision), thresh)
+
     def check_precision(self, precision: str) -> None:
         """Raise DataError if there is no such precision, BackendError if it is bf16 and cannot be computed here."""
         if precision not in PRECISIONS:
@@ -273,6 +290,18 @@ class Network:
         """Write the weights of the first `upto` layers (default all), atomically."""
         arrays = [{k: self.backend.to_numpy(a) for k, a in own.items() if hasattr(a, "dtype")} for own in self.weights]
         write_weights(path, self.nodes, arrays, self.seen, upto)
+
+
+class DecodedLater(NamedTuple):
+    """Heads' outputs whose boxes are decoded when they are read."""
+
+    network: Network
+    outputs: Sequence[Array]
+    thresh: float
+
+    def read(self) -> np.ndarray:
+        """Return rows as `Network.decode` does."""
+        return self.network.decode(self.outputs, self.thresh)
 
 
 def convert(value: Any, function: Callable[[Any], Any]) -> Any:

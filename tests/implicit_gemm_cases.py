@@ -19,8 +19,8 @@ GAP = 8  # channels of other maps around a part of one
 class Case:
     """A convolution of x (N, C, H, W) to F filters.
 
-    binary: "add", "sort" or "multiply" with a map of y's shape, "scale" with one channel of it. part: x and y are parts of wider maps,
-    from this channel on. anchors: of a YOLO head, which replaces the epilogue.
+    binary: "add", "sort" or "multiply" with a map of y's shape, "scale" with one channel of it. part: x and y are parts of wider
+    maps, from this channel on. anchors: of a YOLO head, which replaces the epilogue.
     """
 
     N: int = 1

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..array import KernelArgument
+from ..array import Array, KernelArgument, LaunchKernel
 from ..errors import BackendError
 from .threads import get_num_threads
 
@@ -27,8 +27,9 @@ LOG = logging.getLogger("gpudarknet")
 NOTICE_AFTER = 0.5  # seconds of waiting for compiled kernels
 OPTIONS = ("--std=c++17",)
 STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays declared T * -> the C++ type T
+STORAGE_TYPES = {np.dtype(dtype): T for dtype, T in STORAGE.items()}
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
-ARRAYS = {"float": "float32", "int": "int32", "unsigned char": "uint8"}
+ARRAYS = {"float": np.dtype(np.float32), "int": np.dtype(np.int32), "unsigned char": np.dtype(np.uint8)}
 DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking for more
 LARGEST = 2**31 - 1  # kernels index with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
@@ -121,10 +122,10 @@ def bind(kernel: str, args: Sequence[Any], array: Any) -> tuple[str, list[Any]]:
     T, values = None, []
     for p, a in zip(wanted, args, strict=True):
         if p.pointer and isinstance(a, array):
-            dtype = str(a.dtype)
+            dtype = a.dtype
             if p.type == "T":
-                T = T or STORAGE.get(dtype)
-            if (dtype != ARRAYS.get(p.type)) if p.type != "T" else (T is None or STORAGE.get(dtype) != T):
+                T = T or STORAGE_TYPES.get(dtype)
+            if (dtype != ARRAYS.get(p.type)) if p.type != "T" else (T is None or STORAGE_TYPES.get(dtype) != T):
                 raise TypeError(f"{kernel}: {p.name} is {p.type} * (T = {T or 'unknown'}), not {dtype}")
             if not a.flags.c_contiguous:
                 raise ValueError(f"{kernel}: {p.name} is not C-contiguous")
@@ -148,6 +149,45 @@ def grid(kernel: str, threads: int, block: int) -> int:
     return blocks
 
 
+class PreparedLaunch:
+    """A launch with arguments as `bind` returns them, packed for the driver; calling it launches on CuPy's current stream.
+
+    Calls take the arrays at the indices `varying`, and may not overlap: the caller holds a lock.
+    """
+
+    def __init__(
+        self,
+        cupy: Any,
+        function: Any,
+        kernel: str,
+        shape: tuple[int, int, int],
+        values: Sequence[Any],
+        varying: Sequence[int],
+    ):
+        file, _, name = kernel.partition(".")
+        blocks, block, shared = shape
+        self.function, self.shape = function, (blocks, 1, 1, block, 1, 1, shared)
+        self.launch, self.current_stream = cupy.cuda.driver.launchKernel, cupy.cuda.get_current_stream
+        self.varying = [
+            (i, f"{kernel}: {parameters(file)[name][i].name}", values[i].dtype, values[i].size) for i in varying
+        ]
+        self.constant = [None if i in varying else value for i, value in enumerate(values)]  # keeps their memory
+        self.cells = np.zeros(len(values), np.uint64)  # each begins with an argument
+        for i, value in enumerate(values):
+            raw = np.uintp(value.data.ptr) if isinstance(value, cupy.ndarray) else value
+            self.cells[i : i + 1].view(raw.dtype)[0] = raw
+        self.pointers = self.cells.ctypes.data + self.cells.itemsize * np.arange(len(values), dtype=np.uint64)
+        self.arguments = self.pointers.ctypes.data
+
+    def __call__(self, *arrays: Array) -> None:
+        """Launch. Raises TypeError for an array that differs in type or size from that of `prepare`."""
+        for (i, name, dtype, size), a in zip(self.varying, arrays, strict=True):
+            if a.dtype != dtype or a.size != size or not a.flags.c_contiguous:
+                raise TypeError(f"{name} must be a C-contiguous {dtype} array of {size} elements")
+            self.cells[i] = a.data.ptr  # type: ignore[attr-defined]
+        self.launch(self.function.ptr, *self.shape, self.current_stream().ptr, self.arguments, 0)
+
+
 class Launcher:
     """launch(kernel, threads, *args, block=256, shared=0) for CuPy arrays, on CuPy's current stream.
 
@@ -166,15 +206,31 @@ class Launcher:
         """Launch a kernel, as `Backend.launch` says."""
         T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:
-            function = self.functions.get((kernel, T)) or self._function(kernel, T)
-            if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:  # of the current device
-                function.max_dynamic_shared_size_bytes = shared
+            function = self._function(kernel, T, shared)
             function((grid(kernel, threads, block),), (block,), values, shared_mem=shared)
 
-    def _function(self, kernel: str, T: str) -> Any:
-        file, _, name = kernel.partition(".")
-        function = self.compile([file], T)[0].get_function(name)
-        return self.functions.setdefault((kernel, T), function)
+    def prepare(
+        self,
+        kernel: str,
+        threads: int,
+        *args: KernelArgument,
+        block: int = 256,
+        shared: int = 0,
+        varying: Sequence[int] = (),
+    ) -> PreparedLaunch:
+        """Return a launch of a kernel with these arguments on the current device; see `prepare` below."""
+        T, values = bind(kernel, args, self.cupy.ndarray)
+        function, shape = self._function(kernel, T, shared).kernel, (grid(kernel, threads, block), block, shared)
+        return PreparedLaunch(self.cupy, function, kernel, shape, values, varying)
+
+    def _function(self, kernel: str, T: str, shared: int) -> Any:
+        function = self.functions.get((kernel, T))
+        if function is None:
+            file, _, name = kernel.partition(".")
+            function = self.functions.setdefault((kernel, T), self.compile([file], T)[0].get_function(name))
+        if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:  # of the current device
+            function.max_dynamic_shared_size_bytes = shared
+        return function
 
     def compile(self, files: Sequence[str], T: str) -> list[Any]:
         """Return the modules of files for the current device, compiling missing ones in parallel.
@@ -208,6 +264,29 @@ class Launcher:
         module = self.cupy.RawModule(code=source(file, T), options=OPTIONS)
         module.compile()
         return module
+
+
+def prepare(
+    launch: LaunchKernel,
+    kernel: str,
+    threads: int,
+    *args: KernelArgument,
+    block: int = 256,
+    shared: int = 0,
+    varying: Sequence[int] = (),
+) -> Callable[..., None]:
+    """Return a function that launches a kernel with these arguments, which are checked and cast once.
+
+    varying: the indices of arrays that change: the function takes them, of the same type and size, in this order.
+    """
+    if isinstance(launch, Launcher):
+        return launch.prepare(kernel, threads, *args, block=block, shared=shared, varying=varying)
+
+    def run(*arrays: Array) -> None:
+        changed = dict(zip(varying, arrays, strict=True))
+        launch(kernel, threads, *(changed.get(i, a) for i, a in enumerate(args)), block=block, shared=shared)
+
+    return run
 
 
 def launcher() -> Launcher:

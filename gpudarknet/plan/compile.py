@@ -28,4 +28,5 @@ def compile(nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[in
     outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
     steps = fuse(builder.steps, outputs)
     offsets, arena_size, peak_live = plan_memory(steps, builder.input, outputs, batch)
-    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops(nodes))
+    layers = tuple(nodes[index].layer for index in heads) if nodes else ()
+    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops(nodes), heads=layers)

@@ -216,7 +216,7 @@ class Plan:
 
     offsets: storage -> its first float32 in the arena. arena_size: its size in float32. peak_live: a lower bound on it, the
     largest total live at one step. flops: operations per image, as in the layer table. states: maps that, like the input,
-    are written before the first step.
+    are written before the first step. heads: the layers of the outputs.
     """
 
     batch: int
@@ -228,6 +228,7 @@ class Plan:
     peak_live: int
     flops: float
     states: tuple[FeatureMap, ...] = ()
+    heads: tuple[Layer, ...] = ()
 
     @property
     def copies(self) -> list[Step]:

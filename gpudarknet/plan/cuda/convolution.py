@@ -49,7 +49,7 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     """Return a convolution of few channels, whose input may be the caller's."""
     if emitter.schedule.algorithms[step] == "image_gemm":
         return SmallChannelConv(*implicit_gemm.image_gemm(emitter, step), implicit_gemm.IMAGE_KERNELS)
-    y, F, launch = emitter.view(step.y), step.y.shape[0], emitter.launch_kernel
+    y, F, prepared = emitter.view(step.y), step.y.shape[0], dict[str, Callable[[Array], None]]()
     weights, bias = emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
     kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
@@ -59,7 +59,10 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
     def convolve(format: InputFormat, x: Array, strides: tuple[int, int, int]) -> None:
-        launch(DIRECT_KERNELS[format], n, x, weights, bias, y.a, n, F, *strides, *sizes)
+        if format not in prepared:  # x has the same strides in all calls
+            arguments = (x, weights, bias, y.a, n, F, *strides, *sizes)
+            prepared[format] = emitter.prepare(DIRECT_KERNELS[format], n, *arguments)
+        prepared[format](x)
 
     def cost(x_bytes: int) -> Cost:
         flops = 2 * y.pixels * (4 if step.pooled else 1) * F * geometry[0] * step.size**2

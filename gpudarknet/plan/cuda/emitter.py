@@ -13,7 +13,7 @@ import numpy as np
 
 from ...array import Array, KernelArgument
 from ...backend import Backend
-from ...backend.cuda import parameters
+from ...backend.cuda import parameters, prepare
 from ..steps import Convolve, FeatureMap, Plan, Step
 from .algorithms import ConvProblem, align_channels
 from .schedule import Schedule
@@ -103,16 +103,18 @@ class Emitter:
         """Return the threads of a kernel that handles one element each, or one vector."""
         return elements // (self.vector if vectorized else 1)
 
+    def prepare(
+        self, kernel: str, threads: int, *args: KernelArgument | View, block: int = 256, shared: int = 0,
+        varying: Sequence[int] = (0,),
+    ) -> Callable[..., None]:  # fmt: skip
+        """Return a launch for each call of `run`, outside the graph; see `backend.cuda.prepare`."""
+        arrays = [a.a if isinstance(a, View) else a for a in args]
+        return prepare(self.launch_kernel, kernel, threads, *arrays, block=block, shared=shared, varying=varying)
+
     def launch(
-        self,
-        kernel: str,
-        threads: int,
-        *args: KernelArgument | View,
-        block: int = 256,
-        shared: int = 0,
-        flops: float = 0,
-        gemm: Gemm | None = None,
-    ) -> Launch:
+        self, kernel: str, threads: int, *args: KernelArgument | View, block: int = 256, shared: int = 0,
+        flops: float = 0, gemm: Gemm | None = None,
+    ) -> Launch:  # fmt: skip
         """Return the launch of a kernel. Its cost counts every array once, and of a View the elements without the gaps."""
         launch, arrays = self.launch_kernel, [a.a if isinstance(a, View) else a for a in args]
         cost = Cost(*bytes_moved(kernel, args), flops, gemm)

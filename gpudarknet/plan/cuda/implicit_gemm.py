@@ -12,7 +12,7 @@ from ..steps import Convolve
 from .algorithms import IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
-from .tiles import IMAGE_TILE, Tile
+from .tiles import IMAGE_TILE
 from .time_model import Cost
 from .view import View
 
@@ -50,7 +50,10 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
     geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
     arguments = (x, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
-    launch = _launch(emitter, step, f"implicit_gemm_{tile.name}", tile, splits, *arguments)
+    launch = emitter.launch(
+        f"implicit_gemm.implicit_gemm_{tile.name}", tile.threads * product.tiles(tile) * splits, *arguments,
+        block=tile.threads, shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
+    )  # fmt: skip
     split = f", K in {splits} splits" if splits > 1 else ""
     return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
 
@@ -60,12 +63,15 @@ def image_gemm(
 ) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], Callable[[int], Cost], list[Launch]]:
     """Return a convolution of few channels, its cost by the bytes of its input, and the launches of the rest of its epilogue."""
     y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
-    epilogue = fused_epilogue(emitter, step, y, bias)
+    epilogue, prepared = fused_epilogue(emitter, step, y, bias), dict[str, Callable[[Array], None]]()
+    block, shared = IMAGE_TILE.threads, IMAGE_TILE.shared_bytes
 
     def convolve(format: str, x: Array, strides: tuple[int, int, int]) -> None:
-        geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
-        arguments = (x, weights, *geometry, *epilogue.arguments)
-        _launch(emitter, step, f"image_gemm_{format}", IMAGE_TILE, 1, *arguments).run()
+        if format not in prepared:  # x has the same strides in all calls
+            geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
+            threads, arguments = block * product.tiles(IMAGE_TILE), (x, weights, *geometry, *epilogue.arguments)
+            prepared[format] = emitter.prepare(IMAGE_KERNELS[format], threads, *arguments, block=block, shared=shared)
+        prepared[format](x)
 
     def cost(x_bytes: int) -> Cost:
         return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, gemm=product.gemm(IMAGE_TILE, 1))
@@ -75,13 +81,3 @@ def image_gemm(
 
 def _window(step: Convolve) -> tuple[int, ...]:
     return *step.conv_output_size, step.size, *step.strides, step.dilation, step.pad
-
-
-def _launch(
-    emitter: Emitter, step: Convolve, kernel: str, tile: Tile, splits: int, *arguments: KernelArgument | View
-) -> Launch:
-    product = emitter.problem(step).product
-    return emitter.launch(
-        f"implicit_gemm.{kernel}", tile.threads * product.tiles(tile) * splits, *arguments, block=tile.threads,
-        shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
-    )  # fmt: skip

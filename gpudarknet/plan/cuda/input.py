@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...array import Array
 from ..steps import Convolve, Step
 from .convolution import SmallChannelConv, small_channel_conv
@@ -14,7 +16,8 @@ class InputStage:
     """The launches on the caller's input, outside the CUDA graph. step: the first convolution, if it reads the input directly."""
 
     def __init__(self, emitter: Emitter):
-        self.be, self.launch = emitter.be, emitter.launch_kernel
+        self.emitter = emitter
+        self.from_nchw: Callable[[Array], None] | None = None
         self.input, self.step = emitter.view(emitter.plan.input), first_convolution(emitter)
         self.conv: SmallChannelConv | None = None if self.step is None else small_channel_conv(emitter, self.step)
 
@@ -45,7 +48,9 @@ class InputStage:
             if isinstance(x, ImageBatch):
                 x.write(y)
             else:
-                self.launch("nhwc.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
+                if self.from_nchw is None:
+                    self.from_nchw = self.emitter.prepare("nhwc.from_nchw", x.size, x, y.a, x.size, C, P, y.ld)
+                self.from_nchw(x)
             return
         if not isinstance(x, ImageBatch):
             conv.convolve("float32", x, (C * P, P, 1))

@@ -20,10 +20,12 @@ from ...backend import Backend
 from ...backend.cublas import WORKSPACE
 from ...backend.cuda import STORAGE, Launcher
 from ...errors import OutOfMemoryError
-from ..steps import OFFSET_HEADER, Convolve, LayerCall, Plan, Step, step_table, totals
+from ...layers import DetectionHead
+from ..steps import OFFSET_HEADER, Convolve, FeatureMap, LayerCall, Plan, Step, step_table, totals
 from . import convolution, layers, steps
 from .canonicalize import canonicalize
 from .cost_report import Columns, LaunchTime, summary
+from .detect import DetectionStage, ResultBuffer, detection_stage
 from .emitter import Emitted, Emitter, storage_dtype
 from .input import InputStage
 from .recurrent import unroll
@@ -31,6 +33,7 @@ from .schedule import make_schedule
 from .stream import stream_context
 from .time_model import Card, Cost, seconds
 from .upload import ImageBatch
+from .view import View
 from .weights import PackedWeights
 
 EMITTERS: dict[type[Step], Callable[[Emitter, Any], Emitted]] = {
@@ -63,6 +66,7 @@ class Program:
         fuse_gemms: bool = True,
         fuse_im2col: bool = True,
     ):
+        self.detection: DetectionStage | str  # or why the heads' layers decode the boxes
         self.head_count = len(plan.outputs)  # the states of recurrent layers follow
         plan, self.states = unroll(canonicalize(plan, be), be)
         self.plan, self.be, self.precision, self.poison = plan, be, precision, poison
@@ -87,6 +91,7 @@ class Program:
         )
         self.input_stage = InputStage(self.emitter)
         self.outputs = [self.emitter.view(m) for m in self.plan.outputs]
+        self.stores: list[Callable[[Array], None]] = []  # write each output to the caller's array, once prepared
         emitted = {step: self.emit(step) for step in self.schedule.steps if step is not self.input_stage.step}
         self.step_launches = {step: e.launches for step, e in emitted.items()}
         launches = [launch for step in emitted.values() for launch in step.launches]
@@ -96,7 +101,19 @@ class Program:
             self.algorithms[self.input_stage.step] = self.schedule.algorithms[self.input_stage.step]
         self.fallbacks = [e.fallback for e in emitted.values() if e.fallback]  # sections
         self.row_major = {step.y for step, e in emitted.items() if e.row_major}
-        kernels = {"nhwc.to_nchw", *self.input_stage.kernels, *(launch.kernel for launch in launches if launch.kernel)}
+        heads = self.plan.outputs[: self.head_count]
+        self.detection = (
+            "the network has a recurrent state"
+            if self.states
+            else detection_stage(self.emitter, self.plan.heads, heads, self.row_major)
+        )
+        detect = self.detection.kernels if isinstance(self.detection, DetectionStage) else ()
+        kernels = {
+            "nhwc.to_nchw",
+            *detect,
+            *self.input_stage.kernels,
+            *(launch.kernel for launch in launches if launch.kernel),
+        }
         self.kernel_files = sorted({kernel.partition(".")[0] for kernel in kernels})
         self.compiled = False
         self.eager_reason = self._why_eager(graph)
@@ -153,27 +170,66 @@ class Program:
         with self.stream_context.use():
             new_states = [be.empty((N, *m.shape)) for m in self.plan.outputs[self.head_count :]]
             if self.graph is None and self.eager_reason is None:
-                self._capture()
-            if self.poison:
-                self.arena.fill(np.nan)
-            self.input_stage.feed(x)
+                self.graph = self._capture(self._eager)
+            self._feed(x)
             old_states = [state.arrays(be, N) for state in self.states]
             for state, arrays in zip(self.states, old_states, strict=True):
                 for m, a in zip(state.state_in, arrays, strict=True):
                     v = self.emitter.view(m)
                     launch("nhwc.from_nchw", a.size, a, v.a, a.size, *v.sizes, v.ld)
             self.replay()
-            for m, v, result in zip(self.plan.outputs, self.outputs, results + new_states, strict=True):
-                C, P = v.sizes
-                if m in self.row_major:
-                    launch("nhwc.pack_rows", result.size, v.a, result, result.size, C, v.ld)
-                else:
-                    launch("nhwc.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, block=256)
+            written = results + new_states
+            if not self.stores:
+                self.stores = list(map(self._store, self.plan.outputs, self.outputs, written))
+            for store, result in zip(self.stores, written, strict=True):
+                store(result)
             remaining = iter(new_states)
             for state in self.states:
                 state.keep([next(remaining) for _ in state.state_out])
         del old_states  # only now: they may belong to the caller's stream, which waits for the plan from here on
         return results
+
+    def _store(self, m: FeatureMap, v: View, result: Array) -> Callable[[Array], None]:
+        """Return the launch that writes an output to an array."""
+        N, (C, P), prepare = self.plan.batch, v.sizes, self.emitter.prepare
+        if m in self.row_major:
+            return prepare("nhwc.pack_rows", result.size, v.a, result, result.size, C, v.ld, varying=(1,))
+        return prepare("nhwc.to_nchw", 256 * N * -(-C // 32) * -(-P // 32), v.a, result, C, P, v.ld, varying=(1,))
+
+    def detect(self, x: Array | ImageBatch, thresh: float) -> DetectedRows | None:
+        """Run the plan on x, as `run`, and decode the boxes above a threshold: start to, and return what their rows will be.
+
+        x must not change until the rows are read. None: the heads' layers must decode them from the results of `run`.
+        """
+        stage = self.detection
+        if isinstance(stage, str):
+            return None
+        return DetectedRows(self, stage, x, thresh, self.start_detection(stage, x, thresh))
+
+    def start_detection(
+        self, stage: DetectionStage, x: Array | ImageBatch, thresh: float, count: int = 0
+    ) -> ResultBuffer:
+        """Run the plan and its detection stage on x, with room for `count` boxes or more; return the buffer of the rows."""
+        with self.be.use_device(self.stream_context.device):
+            self._compile()
+        with self.stream_context.use():
+            if count > stage.capacity:
+                self.stream_context.retire(stage.graph)
+                stage.reserve(count)
+            if stage.graph is None and self.eager_reason is None:
+                stage.graph = self._capture(self._eager_detection)
+            self._feed(x)
+            stage.set_threshold(thresh, self.stream_context.stream)
+            if stage.graph is not None:
+                stage.graph.launch(self.stream_context.stream)
+            else:
+                self._eager_detection()
+            return stage.download(self.stream_context.stream)
+
+    def _feed(self, x: Array | ImageBatch) -> None:
+        if self.poison:
+            self.arena.fill(np.nan)
+        self.input_stage.feed(x)
 
     def replay(self) -> None:
         """Run the steps on the last input. For `run`, and to time steps."""
@@ -186,16 +242,25 @@ class Program:
         for launch in self.launches:
             launch()
 
-    def _capture(self) -> None:
-        """Capture the steps as a CUDA graph; if CUDA refuses, keep the reason and run eagerly."""
+    def _eager_detection(self) -> None:
+        assert not isinstance(self.detection, str)
+        self._eager()
+        for launch in self.detection.launches:
+            launch.run()
+
+    def _capture(self, run: Callable[[], None]) -> Any:
+        """Capture launches as a CUDA graph; if CUDA refuses, keep the reason, return None and run eagerly."""
         try:
-            self.graph = self.stream_context.capture(self._eager)
+            return self.stream_context.capture(run)
         except Exception as e:
             self.eager_reason = f"capture failed: {(str(e).splitlines() or [type(e).__name__])[0]}"
+            return None
 
     def __del__(self) -> None:
-        if getattr(self, "graph", None) is not None:
-            self.stream_context.retire(self.graph)
+        stage = getattr(self, "detection", None)
+        for resource in (getattr(self, "graph", None), stage if isinstance(stage, DetectionStage) else None):
+            if resource is not None:
+                self.stream_context.retire(resource)
 
     def time_launches(self, min_seconds: float = 0.002, rounds: int = 2, max_calls: int = 200) -> list[float]:
         """Time each launch of the graph on this GPU, by itself; return seconds. Call `run` before: maps then hold real values."""
@@ -263,8 +328,45 @@ class Program:
                 f"CUDA, {self.precision}, {how}: {count} launches; MiB on the device for batch {self.plan.batch}: "
                 f"arena {arena_mib}, weights {weights_mib}, cuBLAS {workspace_mib}",
                 *costs,
+                *self._detection_note(),
             ]
         )
+
+    def _detection_note(self) -> list[str]:
+        heads = any(isinstance(layer, DetectionHead) for layer in self.plan.heads)
+        return [f"boxes decoded layer by layer: {self.detection}"] if heads and isinstance(self.detection, str) else []
+
+
+class DetectedRows:
+    """The rows of a batch's boxes, which the device may still be computing."""
+
+    def __init__(
+        self, program: Program, stage: DetectionStage, x: Array | ImageBatch, thresh: float, buffer: ResultBuffer
+    ):
+        self._program, self._stage, self._x, self._thresh = program, stage, x, thresh
+        self._buffer: ResultBuffer | None = buffer
+        self._rows: np.ndarray | None = None
+
+    def read(self) -> np.ndarray:
+        """Wait for the boxes; return rows (K, 6 + classes) as `Network.decode` does. If they did not fit, the batch runs again."""
+        if self._rows is None:
+            count, rows = self._buffer.wait()
+            while count > len(rows):
+                self._release()
+                self._buffer = self._program.start_detection(self._stage, self._x, self._thresh, count)
+                count, rows = self._buffer.wait()
+            self._rows = rows.copy()
+            self._release()
+            self._x = None
+        return self._rows
+
+    def _release(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._stage.free.append(buffer)
+
+    def __del__(self) -> None:
+        self._release()
 
 
 def free_bytes(be: Backend) -> int | None:

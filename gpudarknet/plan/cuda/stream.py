@@ -29,8 +29,8 @@ class StreamContext:
         self.cuda: Any = getattr(be.xp, "cuda", None)
         self.lock = threading.RLock()
         self.stream: Any = None
-        self._retired: deque[Any] = deque()  # graphs that will not be launched again
-        self._finishing: list[tuple[Any, list[Any]]] = []  # an event, and graphs that may run until then
+        self._retired: deque[Any] = deque()  # graphs that will not be launched again, pinned memory
+        self._finishing: list[tuple[Any, list[Any]]] = []  # an event, and what may be in use until then
         if self.cuda is not None:
             # Non-blocking: others synchronize with the null stream, which is not allowed during capture.
             self.stream = self.cuda.Stream(non_blocking=True)
@@ -73,18 +73,18 @@ class StreamContext:
                 self.stream.record(self.done)
                 caller.wait_event(self.done)
 
-    def retire(self, graph: Any) -> None:
-        """Destroy a graph once it has finished.
+    def retire(self, resource: Any) -> None:
+        """Drop a graph, or memory that work of this stream uses, once the work so far has finished.
 
         May be called from any thread: it does not touch the stream, which another thread may be capturing.
         """
-        self._retired.append(graph)
+        self._retired.append(resource)
 
     def _destroy_retired(self) -> None:
-        self._finishing = [(event, graphs) for event, graphs in self._finishing if not event.done]
+        self._finishing = [(event, resources) for event, resources in self._finishing if not event.done]
         if self._retired:
-            graphs = [self._retired.popleft() for _ in range(len(self._retired))]
-            self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), graphs))
+            resources = [self._retired.popleft() for _ in range(len(self._retired))]
+            self._finishing.append((self.stream.record(self.cuda.Event(disable_timing=True)), resources))
 
     def time(self, run: Callable[[], None], min_seconds: float, rounds: int, max_calls: int) -> float:
         """Return the shortest time in seconds of a call on this stream.

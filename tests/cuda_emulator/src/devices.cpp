@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 
 namespace emulator {
 
@@ -23,6 +24,21 @@ struct Injection {
 static std::map<std::string, Injection> injections;
 
 void count(const std::string &what, long by) { counters[what] += by; }
+
+static long clock_ns() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+static thread_local int depth = 0;  // CUDA functions may call others
+static thread_local long entered;
+
+Timer::Timer() {
+    if (!depth++) entered = clock_ns();
+}
+Timer::~Timer() {
+    if (!--depth) count("nanoseconds", clock_ns() - entered);
+}
 
 static std::string formatted(const char *format, va_list args) {
     char text[512];
@@ -168,7 +184,7 @@ EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 static long *setting(const std::string &name) {  // nullptr if unknown
     static const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
-        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}, {"shared", &settings.shared}};
+        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}, {"shared", &settings.shared}, {"compute", &settings.compute}};
     auto entry = known.find(name);
     return entry == known.end() ? nullptr : entry->second;
 }

@@ -62,7 +62,7 @@ extern std::string message;  // the last error's message
 
 // Settings that tests change; see configure() in __init__.py.
 struct Settings {
-    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0, shared = 227 << 10;
+    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0, shared = 227 << 10, compute = 1;
 };
 extern Settings settings;
 const long DEFAULT_SHARED = 48 << 10;  // bytes of dynamic shared memory of a kernel without cuFuncSetAttribute
@@ -70,6 +70,10 @@ const char *const DEVICE_NAME = "CUDA emulator (no GPU)";
 const long LATE = 0, EAGER = -1;  // schedule: when work runs. Above 0: the seed of a random order
 
 void count(const std::string &what, long by = 1);
+// Counts "nanoseconds" of CPU time of this thread in a CUDA function, so that a measurement can leave the emulator out.
+struct Timer {
+    Timer(), ~Timer();
+};
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // Errors. `problem` sets the message and returns the status. After a kernel's error every call fails (a sticky error).
@@ -106,4 +110,5 @@ void check_patterns();  // reports writes past the end of a block
 // The first line of every CUDA function.
 #define ENTER(name)                                                  \
     std::lock_guard<std::recursive_mutex> lock_(emulator::mutex);    \
+    emulator::Timer timer_;                                          \
     if (cudaError_t status_ = emulator::begin(#name)) return status_
