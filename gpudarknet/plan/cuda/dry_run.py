@@ -1,7 +1,7 @@
 """A null device: shows on a machine without a GPU how a plan would run on one, and the memory it would need.
 
 be = dry_run.backend()
-cuda.Program(plan, be, "fp16").describe()       # packs weights on the host; launches nothing
+cuda.Program(plan, be, "fp16").describe(find_card("H100"))      # packs weights on the host; launches nothing
 """
 
 from __future__ import annotations
