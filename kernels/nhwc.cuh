@@ -18,12 +18,18 @@ __device__ inline float value(unsigned char v) {
 template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
 
 template <int V, class S> __device__ inline void load(const S *p, float (&v)[V]) {
+#ifdef HOST_CUDA
+    host::count_access(host::loaded, p, V * sizeof(S));
+#endif
     Pack<V, S> pack = *(const Pack<V, S> *)p;
 #pragma unroll
     for (int k = 0; k < V; k++) v[k] = pack.v[k];
 }
 
 template <int V> __device__ inline void store(T *p, const float (&v)[V]) {
+#ifdef HOST_CUDA
+    host::count_access(host::stored, p, V * sizeof(T));
+#endif
     Pack<V, T> pack;
 #pragma unroll
     for (int k = 0; k < V; k++) pack.v[k] = v[k];

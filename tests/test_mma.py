@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cuda_emulator
 import host_cuda
 import numpy as np
 import pytest
@@ -87,6 +88,8 @@ extern "C" __global__ void no_commit(const float *x, float *y) {
     y[0] = mine[0];
 }
 
+extern "C" __global__ void copy_apart(const float *x) { cp_async(dynamic_shared() + 64 * threadIdx.x, x, 16); }
+
 // Threads read what their neighbors copied.
 extern "C" __global__ void neighbor(const float *x, float *y, int barrier) {
     float *shared = (float *)dynamic_shared();
@@ -114,6 +117,29 @@ extern "C" __global__ void last_block_sums(const float *x, float *parts, int *co
         sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
     }
     store_cg((float4 *)y, sum);
+}
+
+// y (16, row): a tile of 16 rows, to shared memory and by ldmatrix back. Chunks of 16 bytes are exchanged if `swizzle`.
+__device__ inline int place(int row, int chunk, int chunks, int swizzle) {
+    return (row * chunks + (chunk ^ (swizzle ? chunks == 8 ? row % 8 : row / 2 % 4 : 0))) * 16;
+}
+extern "C" __global__ void tile(const int *x, int *y, int chunks, int swizzle, int bytes) {
+    char *shared = dynamic_shared();
+    int lane = threadIdx.x;
+    for (int i = lane; i < 16 * chunks; i += 32)
+        cp_async(shared + place(i / chunks, i % chunks, chunks, swizzle), x + 4 * i, bytes);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int chunk = 0; chunk < chunks; chunk += 2) {
+        unsigned r[4];
+        ldmatrix(r, shared + place(lane % 16, chunk + lane / 16, chunks, swizzle));
+        for (int i = 0; i < 4; i++) y[((lane / 4 + i % 2 * 8) * chunks + chunk + i / 2) * 4 + lane % 4] = r[i];
+    }
+}
+
+extern "C" __global__ void load_and_store(const float *x, float *y, int first, int step, int lanes) {
+    if (threadIdx.x < lanes) store_cg((float4 *)y + threadIdx.x, load_cg((const float4 *)(x + first + step * threadIdx.x)));
 }
 
 extern "C" __global__ void lane_has_returned(float *y) {
@@ -160,8 +186,16 @@ def launch(request, tmp_path, monkeypatch):
             if isinstance(a, np.ndarray):
                 a[...] = be.to_numpy(result)
 
+    launch.counting = host_cuda.counting if request.param == "host-cuda" else cuda_emulator.counting
     yield launch
     cuda.source.cache_clear(), cuda.parameters.cache_clear()
+
+
+@pytest.fixture
+def emulated(launch):
+    """Skip on a real GPU, which counts nothing."""
+    if launch.counting is cuda_emulator.counting and not cuda_emulator.installed():
+        pytest.skip("needs --cuda-emulator")
 
 
 def distinct(shape, dtype, seed):
@@ -268,6 +302,54 @@ def test_neighbors_read_what_is_copied_after_a_barrier(launch):
 def test_dynamic_shared_memory_of_any_size(launch, shared):
     y = np.zeros(1, np.float32)
     launch("shared_element", y, (shared - 1) // 4, threads=1, block=1, shared=shared)
+
+
+# What decides speed: counted on the CPU, and by the emulator.
+
+
+@pytest.mark.parametrize(("chunks", "conflicts"), [(4, 3), (8, 7)])  # in each of ldmatrix's 4 passes
+@pytest.mark.parametrize("swizzle", [0, 1])
+def test_bank_conflicts_and_sectors_are_counted(launch, emulated, chunks, conflicts, swizzle):
+    x, y = np.arange(64 * chunks, dtype=np.int32).reshape(16, chunks, 4), np.zeros((16, chunks, 4), np.int32)
+    with launch.counting() as done:
+        launch("tile", x, y, chunks, swizzle, 16, shared=256 * chunks)
+    np.testing.assert_array_equal(x, y)
+    assert done["ldmatrix"] == chunks // 2 and done["cp.async"] == chunks // 2
+    assert done["ldmatrix bank conflicts"] == (0 if swizzle else 4 * conflicts * chunks // 2)
+    assert done["cp.async bank conflicts"] == 0 and done["cp.async sectors"] == x.nbytes // 32
+
+
+def test_copies_to_the_same_banks_are_counted(launch, emulated):
+    with launch.counting() as done:
+        launch("neighbor", np.zeros(256, np.float32), np.zeros(64, np.float32), 1, threads=64, block=64)
+        assert done["cp.async bank conflicts"] == 0
+        launch("wait_but_0", np.zeros(12, np.float32), np.zeros((32, 3), np.float32), shared=32 * 48)
+        launch("copy_apart", np.zeros(4, np.float32), threads=32, shared=32 * 64)
+    assert done["cp.async bank conflicts"] == 4 * 3 and done["cp.async"] == 2 + 3 + 1
+
+
+def test_zeros_are_filled_in_without_reading(launch, emulated):
+    with launch.counting() as done:
+        launch("tile", np.ones(256, np.int32), np.zeros(256, np.int32), 4, 1, 0, shared=1024)
+    assert done["cp.async"] == 2 and done["cp.async sectors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "lanes", "sectors"), [(0, 4, 32, 16), (4, 4, 32, 17), (0, 8, 32, 32), (0, 0, 32, 1), (0, 4, 5, 3)]
+)
+def test_sectors_of_loads_and_stores_are_counted(launch, emulated, first, step, lanes, sectors):
+    x, y = np.arange(512, dtype=np.float32), np.zeros((32, 4), np.float32)
+    with launch.counting() as done:
+        launch("load_and_store", x, y, first, step, lanes)
+    np.testing.assert_array_equal(y[lanes - 1], x[first + step * (lanes - 1) :][:4])
+    assert (done["loads"], done["load sectors"]) == (1, sectors)
+    assert (done["stores"], done["store sectors"]) == (1, -(-lanes // 2))
+
+
+def test_products_are_counted(launch, emulated):
+    with launch.counting() as done:
+        launch("multiply", np.ones((16, 16), np.float16), np.ones((16, 16), np.float16), np.zeros((16, 16), np.float32))
+    assert (done["mma"], done["ldmatrix"], done["cp.async"], done["ldmatrix bank conflicts"]) == (2, 2, 2, 2 * 4)
 
 
 # Mistakes that a GPU may tolerate.

@@ -208,7 +208,7 @@ def counters() -> Counter[str]:
     """Return the number of calls of each CUDA function, and of what they do.
 
     These are "launches", "launches of NAME", "gemms", "gemms fp16" (fp32, tf32), "bytes host to device" and the like, "waits"
-    of the host, "allocations", "captures", "graph launches".
+    of the host, "allocations", "captures", "graph launches", and what warps do, as `host_cuda.counting` says.
     """
     lines = library().emulator_counters().decode().splitlines()
     return Counter({name: int(value) for name, value in (line.split("\t") for line in lines)})

@@ -13,10 +13,12 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import mmap
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -94,11 +96,40 @@ def run(library: ctypes.CDLL, kernel: str, size: tuple[int, int, int], arguments
             if not copy.intact():
                 raise KernelError(f"{kernel}: writes outside {' or '.join(copy.arrays)}")
         results.append(copies)
+        if not backwards:
+            counters.update(read_counters(library))
     for forwards, backwards in zip(*results, strict=True):
         if not np.array_equal(forwards.data, backwards.data):
             raise KernelError(f"{kernel}: {' or '.join(forwards.arrays)} depends on the order in which threads run")
         if not np.array_equal(forwards.data, forwards.original):
             forwards.original[:] = forwards.data
+
+
+counters: Counter[str] = Counter()
+
+
+def read_counters(library: ctypes.CDLL) -> dict[str, int]:
+    """Return what the last launch did, by the names in mma.h."""
+    name, values = ctypes.c_char_p(), {}
+    for i in itertools.count():
+        value = library.host_counter(i, ctypes.byref(name))
+        if name.value is None:
+            return values
+        values[name.value.decode()] = value
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count what the warps of a block's launches do; the counter is filled when the block ends.
+
+    Instructions of a warp: "mma", "ldmatrix", "cp.async", and of nhwc.cuh's functions, load_cg and store_cg "loads" and "stores".
+    "ldmatrix bank conflicts" and "cp.async bank conflicts": passes over shared memory beyond those that the data needs. "cp.async
+    sectors", "load sectors", "store sectors": of 32 bytes of global memory.
+    """
+    before, result = counters.copy(), Counter[str]()
+    yield result
+    result.update(counters - before)
 
 
 class Guarded:
@@ -154,6 +185,8 @@ def load(file: str, T: str, text: str) -> ctypes.CDLL:
     functions = "".join(entry_point(name, parameters) for name, parameters in kernels.items())
     shim = "\n".join(f'#line 1 "{name}"\n{(HERE / name).read_text(encoding="utf-8")}' for name in ("shim.h", "mma.h"))
     library = ctypes.CDLL(str(build(f"{file}-{T}", f"{shim}\n{text}\n{functions}")))
+    library.host_counter.restype = ctypes.c_long
+    library.host_counter.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
     library.host_message.restype, library.host_fault.restype = ctypes.c_char_p, ctypes.c_void_p
     for name, parameters in kernels.items():
         types = [ctypes.c_void_p if p.pointer else CTYPES[p.type] for p in parameters]

@@ -36,6 +36,8 @@ struct Index { unsigned x, y, z; };
 static Index threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
 static const int warpSize = 32;
 
+#define HOST_INLINE __attribute__((always_inline)) inline  // -O1 would call it
+
 namespace host {
 
 // A place in a kernel's text. As a default argument it is the place of the call.
@@ -44,7 +46,7 @@ struct Where {
     int line;
 
     Where(const char *file = __builtin_FILE(), int line = __builtin_LINE()) : file(file), line(line) {}
-    bool operator==(const Where &other) const {
+    HOST_INLINE bool operator==(const Where &other) const {
         return line == other.line && (file == other.file || !strcmp(file, other.file));
     }
 };
@@ -100,7 +102,7 @@ static void on_signal(int number, siginfo_t *info, void *) {
     fail("thread %u of block %u touches ", threadIdx.x, blockIdx.x);
 }
 
-static int nth(int k, int count) { return backwards ? count - 1 - k : k; }
+static HOST_INLINE int nth(int k, int count) { return backwards ? count - 1 - k : k; }
 
 // From a fiber to the scheduler, until it resumes the fiber.
 static void leave(Fiber *self) {
@@ -152,16 +154,16 @@ struct Group {
     int first, last;
     unsigned mask;
 
-    explicit Group(int t) : first(0), last(block), mask(~0u) {
+    HOST_INLINE explicit Group(int t) : first(0), last(block), mask(~0u) {
         if (threads[t].state == AT_BLOCK_BARRIER) return;
         first = t - t % WARP;
         last = first + WARP < block ? first + WARP : block;
         mask = threads[t].mask;
     }
-    bool has(int t) const { return mask >> (t - first) % WARP & 1; }
+    HOST_INLINE bool has(int t) const { return mask >> (t - first) % WARP & 1; }
 };
 
-static bool together(const Thread &a, const Thread &b) {
+static HOST_INLINE bool together(const Thread &a, const Thread &b) {
     return a.state == b.state && a.where == b.where && a.mask == b.mask;
 }
 
@@ -184,13 +186,13 @@ static int missing(int t, const Group &group) {
          threads[t].what, count, size, other, place);
 }
 
-static void reset_copies();  // in mma.h
+static void begin_launch(), begin_block(), end_block();  // in mma.h
 
 static void run_block() {
     started = 0;
     if (__start_shared) memset(__start_shared, 0xff, __stop_shared - __start_shared);
     memset(shared_end - (shared_size + 15) / 16 * 16, 0xff, (shared_size + 15) / 16 * 16);
-    reset_copies();
+    begin_block();
     while (started < block) resume(idle[--n_idle]);
     for (bool all_done = false; !all_done;) {  // from here on every thread waits or is done
         all_done = true;
@@ -214,6 +216,7 @@ static void run_block() {
         }
         if (!all_done && !moved) fail_at_barrier(waiting);
     }
+    end_block();
 }
 
 // Return dynamic shared memory's end, where unreadable pages begin.
@@ -236,6 +239,7 @@ template <class Kernel> static int launch(int blocks, int size, int shared, bool
     block = size, backwards = reverse, fault = nullptr, message[0] = 0;
     if (!shared_end) shared_end = map_shared();
     shared_size = shared;
+    begin_launch();
     blockDim.x = size, gridDim.x = blocks;
     ours.sa_sigaction = on_signal, ours.sa_flags = SA_SIGINFO;
     for (int i = 0; i < 3; i++) sigaction(signals[i], &ours, &theirs[i]);
@@ -347,7 +351,7 @@ static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-static float half_to_float(unsigned short h) {
+static HOST_INLINE float half_to_float(unsigned short h) {
     uint32_t bits = (h & 0x7fff) << 13, sign = (h & 0x8000u) << 16;
     float f;
     memcpy(&f, &bits, 4);

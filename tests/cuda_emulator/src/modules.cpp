@@ -17,6 +17,7 @@ struct Function {
     int (*run)(unsigned blocks, unsigned threads, unsigned shared, void **arguments);
     const char *(*message)();
     void *(*fault)();
+    long (*counter)(int i, const char **name);
     std::vector<int> sizes;    // of the arguments, in bytes
     std::vector<char> points;  // whether an argument is an address, or begins with one like CuPy's CArray
     int device;
@@ -76,6 +77,7 @@ EXPORT CUresult cuModuleGetFunction(CUfunction *made, CUmodule handle, const cha
     if (!function->run) return driver_status(problem(cudaErrorSymbolNotFound, "there is no kernel %s in this module", name));
     function->message = (const char *(*)())dlsym(module->library, "host_message");
     function->fault = (void *(*)())dlsym(module->library, "host_fault");
+    function->counter = (long (*)(int, const char **))dlsym(module->library, "host_counter");
     int sizes[128];
     char points[128];
     int n = ((int (*)(int *, char *))symbol("emulated_arguments_"))(sizes, points);
@@ -119,6 +121,9 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
             if (function->fault && function->fault()) snprintf(address, sizeof address, "%p", function->fault());
             fail_kernel(cudaErrorIllegalAddress, function->name + ": " + function->message() + address);
         }
+        const char *what = "";
+        for (int i = 0; what; i++)
+            if (long number = function->counter(i, &what)) count(what, number);
     }));
 }
 EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
