@@ -24,8 +24,8 @@ __device__ inline float ex2_approx(float x) {
     return y;
 }
 
-// 1 / x, one instruction: a division is about ten, and a call of the slow path. At most 1 ulp from the exact value, says the
-// PTX ISA; a result below 2^-126 is 0.
+// 1 / x, one instruction: a division is about ten, and a call where they do not suffice. At most 1 ulp from the exact
+// value, says the PTX ISA; a result below 2^-126 is 0.
 __device__ inline float rcp_approx(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -54,8 +54,8 @@ __device__ inline int thread_index() { return blockIdx.x * blockDim.x + threadId
 // e^x with a relative error of at most (4 + 1.3 |x|) 2^-24: that of ex2_approx, and the rounding of its argument.
 __device__ inline float exp_approx(float x) { return ex2_approx(1.44269504f * x); }
 
-// Logistic, swish and mish are at most 1e-6 (absolute up to |f| = 1, relative above) from the exact functions, and stored
-// as float16 at most 0.51 ulp. At the infinities they are 0, 1 or infinite; a NaN stays. tests/test_fast_math.py checks
+// Logistic, swish and mish are at most 1e-6 (absolute up to |f| = 1, relative above) from the exact functions, and as
+// float16 at most 0.51 ulp. At the infinities they are 0, 1 or infinite; a NaN stays. tests/test_fast_math.py checks
 // this with instructions as inexact as the PTX ISA allows.
 __device__ inline float sigmoid(float x) { return rcp_approx(1 + exp_approx(-x)); }
 

@@ -1,7 +1,8 @@
 """Activations made of approximate instructions: as good as the exact functions in float16, within 1e-6 in float32.
 
-What a GPU returns is not known here, only how far from the exact value it may be (PTX ISA: ex2.approx 2 ulp, rcp.approx 1
-ulp). So both are made wrong by 2 ulp or more in every combination of directions; the formulas are monotonic in both.
+What a GPU returns is not known here, only how far from the exact value it may be (PTX ISA: ex2.approx 2 ulp,
+rcp.approx 1 ulp). So both are wrong by 2 ulp or more, in every combination of directions; the formulas are monotonic in
+both.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LIMIT = 1e-6  # of float32: absolute where |f| <= 1, else relative
 
 
 def launcher(ex2=0, rcp=0, old="", new=""):
-    """Return a launcher of kernels with these errors of the approximate functions, and with `old` in their text replaced."""
+    """Return a launcher of kernels with these errors of the approximate functions; `old` in their text is replaced."""
 
     def edit(text):
         assert old in text

@@ -326,7 +326,8 @@ static inline float min(float a, float b) { return fminf(a, b); }
 static inline float max(float a, float b) { return fmaxf(a, b); }
 static inline float rsqrtf(float a) { return 1 / sqrtf(a); }
 
-// The relative errors of the approximate functions, in units of 2^-23 (1 to 2 ulp). A test defines others before a kernel file.
+// The relative errors of the approximate functions, in units of 2^-23 (1 to 2 ulp). A test defines others in front of a
+// kernel file.
 #define EX2_ERROR 0
 #define RCP_ERROR 0
 #define ex2_approx(x) host::approximate(exp2((double)host::flush(x)), EX2_ERROR)
