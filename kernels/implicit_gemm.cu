@@ -306,7 +306,7 @@ __device__ inline void image_gemm(const Geometry &g, const S *x, int image_strid
             cp_async(buffer + swizzle(ImageTile::BM + i / CHUNKS, i % CHUNKS), exists ? weights + n * ldw + k : weights, exists ? 16 : 0);
         }
         cp_async_commit();
-#pragma unroll
+#pragma unroll 1  // fewer registers
         for (int j = 0; j < CHUNKS; j++) {
             float v[VECTOR];
 #pragma unroll
