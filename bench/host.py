@@ -90,7 +90,8 @@ def cases(be: backend.Backend) -> dict[str, Callable[[], Any]]:
         "predict, an array": lambda: network.predict(x),
         "upload": lambda: detector.upload([image]),
         "predict, an uploaded image": lambda: network.predict(batch),
-        "detect, an image": lambda: detector.detect(image, thresh),
+        "detect, an uploaded image": lambda: network.detect(batch, thresh).read(),
+        "Detector.detect, an image": lambda: detector.detect(image, thresh),
     }
 
 

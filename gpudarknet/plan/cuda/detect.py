@@ -85,7 +85,7 @@ class ResultBuffer:
 
 
 class DetectionStage:
-    """The launches that decode all boxes, and the buffers of their results. graph: the plan's steps and these, once captured."""
+    """The launches that decode all boxes, and the buffers of their results."""
 
     kernels = ("detect.vote", "detect.decode")
 
@@ -111,9 +111,9 @@ class DetectionStage:
         self.reserve(max(MIN_ROWS, ROWS_PER_IMAGE * emitter.batch))
 
     def reserve(self, count: int) -> None:
-        """Make room for so many boxes: allocate the buffer on the device, and drop the graph, which writes to the old one."""
+        """Make room for so many boxes: allocate a buffer on the device, and the launches that write to it."""
         self.capacity = min(1 << (count - 1).bit_length(), self.candidates)
-        self.rows, self.graph = self.be.empty((1 + self.capacity, self.width)), None
+        self.rows = self.be.empty((1 + self.capacity, self.width))
         n, (_, H, W) = self.candidates, self.emitter.plan.input.shape
         common, tail = (self.maps, self.heads), (n, len(self.heads))
         vote = self.emitter.launch("detect.vote", n, *common, self.thresh_array, self.votes, *tail)

@@ -71,6 +71,7 @@ class Program:
         self.engine = f"{be.name} {getattr(be.xp, '__version__', 'without a version')}, {precision}"
         self.dtype = storage_dtype(precision)
         self.graph: Any = None
+        self.detection_graph: Any = None  # of the steps and the detection stage
         self._make_schedule = partial(
             make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col
         )
@@ -204,14 +205,15 @@ class Program:
             self._compile()
         with self.stream_context.use():
             if count > stage.capacity:
-                self.stream_context.retire(stage.graph)
                 stage.reserve(count)
-            if stage.graph is None and self.eager_reason is None:
-                stage.graph = self._capture(self._eager_detection)
+                self.stream_context.retire(self.detection_graph)  # it writes to the old buffer
+                self.detection_graph = None
+            if self.detection_graph is None and self.eager_reason is None:
+                self.detection_graph = self._capture(self._eager_detection)
             self._feed(x)
             stage.set_threshold(thresh, self.stream_context.stream)
-            if stage.graph is not None:
-                stage.graph.launch(self.stream_context.stream)
+            if self.detection_graph is not None:
+                self.detection_graph.launch(self.stream_context.stream)
             else:
                 self._eager_detection()
             return stage.download(self.stream_context.stream)
@@ -248,8 +250,8 @@ class Program:
 
     def __del__(self) -> None:
         stage = getattr(self, "detection", None)
-        for resource in (getattr(self, "graph", None), stage if isinstance(stage, DetectionStage) else None):
-            if resource is not None:
+        for resource in (*map(self.__dict__.get, ("graph", "detection_graph")), getattr(stage, "buffers", None)):
+            if resource:
                 self.stream_context.retire(resource)
 
     def describe(self) -> str:
