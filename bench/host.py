@@ -96,6 +96,7 @@ def cases(be: backend.Backend) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
+    """Print the times; with -profile, also where Python spends them."""
     be = backend.get("cupy")
     if emulator():  # its allocator, which tells it what the pool does, is Python
         be.xp.cuda.set_allocator(be.xp.cuda.MemoryPool().malloc)

@@ -141,13 +141,21 @@ class PreparedLaunch:
     """
 
     def __init__(
-        self, cupy: Any, function: Any, kernel: str, shape: tuple[int, int], values: Sequence[Any], varying: Sequence[int]
+        self,
+        cupy: Any,
+        function: Any,
+        kernel: str,
+        shape: tuple[int, int],
+        values: Sequence[Any],
+        varying: Sequence[int],
     ):
         file, _, name = kernel.partition(".")
         blocks, block = shape
         self.function, self.shape = function, (blocks, 1, 1, block, 1, 1, 0)
         self.launch, self.current_stream = cupy.cuda.driver.launchKernel, cupy.cuda.get_current_stream
-        self.varying = [(i, f"{kernel}: {parameters(file)[name][i].name}", values[i].dtype, values[i].size) for i in varying]
+        self.varying = [
+            (i, f"{kernel}: {parameters(file)[name][i].name}", values[i].dtype, values[i].size) for i in varying
+        ]
         self.constant = [None if i in varying else value for i, value in enumerate(values)]  # keeps their memory
         self.cells = np.zeros(len(values), np.uint64)  # each begins with an argument
         for i, value in enumerate(values):
@@ -234,7 +242,12 @@ class Launcher:
 
 
 def prepare(
-    launch: LaunchKernel, kernel: str, threads: int, *args: KernelArgument, block: int = 256, varying: Sequence[int] = ()
+    launch: LaunchKernel,
+    kernel: str,
+    threads: int,
+    *args: KernelArgument,
+    block: int = 256,
+    varying: Sequence[int] = (),
 ) -> Callable[..., None]:
     """Return a function that launches a kernel with these arguments, which are checked and cast once.
 

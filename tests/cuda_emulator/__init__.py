@@ -182,9 +182,9 @@ def installed() -> bool:
 
 
 def configure(**settings: int) -> None:
-    """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, schedule, verbose, compute.
+    """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, and those below.
 
-    compute: whether kernels and gemms run; without them, the host's own time can be measured.
+    verbose: print every call. compute: whether kernels and gemms run; without them, the host's own time can be measured.
     schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a seed above 0 at random.
     """
     for name, value in settings.items():

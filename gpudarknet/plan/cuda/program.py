@@ -100,11 +100,17 @@ class Program:
         self.row_major = {step.y for step, e in emitted.items() if e.row_major}
         heads = self.plan.outputs[: self.head_count]
         self.detection = (
-            "the network has a recurrent state" if self.states
+            "the network has a recurrent state"
+            if self.states
             else detection_stage(self.emitter, self.plan.heads, heads, self.row_major)
         )
         detect = self.detection.kernels if isinstance(self.detection, DetectionStage) else ()
-        kernels = {"nhwc.to_nchw", *detect, *self.input_stage.kernels, *(launch.kernel for launch in launches if launch.kernel)}
+        kernels = {
+            "nhwc.to_nchw",
+            *detect,
+            *self.input_stage.kernels,
+            *(launch.kernel for launch in launches if launch.kernel),
+        }
         self.kernel_files = sorted({kernel.partition(".")[0] for kernel in kernels})
         self.compiled = False
         self.eager_reason = self._why_eager(graph)
@@ -195,15 +201,14 @@ class Program:
         stage = self.detection
         if isinstance(stage, str):
             return None
-        return DetectedRows(self, stage, x, thresh, self.start_detection(stage, x, thresh))
+        return DetectedRows(self, stage, x, thresh)
 
     def start_detection(
         self, stage: DetectionStage, x: Array | ImageBatch, thresh: float, count: int = 0
     ) -> ResultBuffer:
         """Run the plan and its detection stage on x, with room for `count` boxes or more; return the buffer of the rows."""
-        with self.be.use_device(self.stream_context.device):
-            self._compile()
         with self.stream_context.use():
+            self._compile()
             if count > stage.capacity:
                 stage.reserve(count)
                 self.stream_context.retire(self.detection_graph)  # it writes to the old buffer
@@ -286,30 +291,30 @@ class Program:
 class DetectedRows:
     """The rows of a batch's boxes, which the device may still be computing."""
 
-    def __init__(
-        self, program: Program, stage: DetectionStage, x: Array | ImageBatch, thresh: float, buffer: ResultBuffer
-    ):
-        self._program, self._stage, self._x, self._thresh = program, stage, x, thresh
-        self._buffer: ResultBuffer | None = buffer
-        self._rows: np.ndarray | None = None
+    def __init__(self, program: Program, stage: DetectionStage, x: Array | ImageBatch, thresh: float):
+        self._program, self._stage, self._thresh = program, stage, thresh
+        self._rows = np.empty((0, 0), np.float32)
+        self._pending: tuple[Any, ResultBuffer] | None = None
+        self._pending = x, program.start_detection(stage, x, thresh)
 
     def read(self) -> np.ndarray:
-        """Wait for the boxes; return rows (K, 6 + classes) as `Network.decode` does. If they did not fit, the batch runs again."""
-        if self._rows is None:
-            count, rows = self._buffer.wait()
+        """Wait for the boxes; return rows (K, 6 + classes) as `Network.decode`. If they did not fit, the batch runs again."""
+        if self._pending is not None:
+            x, buffer = self._pending
+            count, rows = buffer.wait()
             while count > len(rows):
+                larger = self._program.start_detection(self._stage, x, self._thresh, count)
                 self._release()
-                self._buffer = self._program.start_detection(self._stage, self._x, self._thresh, count)
-                count, rows = self._buffer.wait()
+                self._pending = x, larger
+                count, rows = larger.wait()
             self._rows = rows.copy()
             self._release()
-            self._x = None
         return self._rows
 
     def _release(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._stage.free.append(buffer)
+        if self._pending is not None:
+            self._stage.free.append(self._pending[1])
+            self._pending = None
 
     def __del__(self) -> None:
         self._release()
