@@ -16,9 +16,12 @@ KernelArgument: TypeAlias = Array | int | float | np.number[Any] | None
 
 
 class LaunchKernel(Protocol):
-    """Runs kernel "FILE.NAME" of `kernels/FILE.cu` on at least `threads` CUDA threads, in blocks of `block`."""
+    """Runs kernel "FILE.NAME" of `kernels/FILE.cu` on at least `threads` CUDA threads.
 
-    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256) -> None: ...
+    block: threads of a block. shared: bytes of a block's dynamic shared memory.
+    """
+
+    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, shared: int = 0) -> None: ...
 
 
 class ArrayBackend(Protocol):

@@ -1,5 +1,13 @@
 // Darknet's activation functions and their gradients. Kernels of gpudarknet/ops/activation.py.
 
+// Exact, as the derivatives multiply an error of these by x.
+__device__ inline float exact_sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+__device__ inline float exact_tanh_softplus(float x) {
+    float e = expf(x > 20 ? 20 : x), n = e * (e + 2);
+    return n / (n + 2);
+}
+
 __device__ inline float derivative(int kind, float x, float y) {
     switch (kind) {
         case LOGISTIC: return (1 - y) * y;
@@ -20,10 +28,10 @@ __device__ inline float derivative(int kind, float x, float y) {
         case STAIR: return floorf(y) != y;
         case HARDTAN: return y > -1 && y < 1;
         case LHTAN: return y > 0 && y < 1 ? 1 : 0.001f;
-        case SWISH: return y + sigmoid(x) * (1 - y);
+        case SWISH: return y + exact_sigmoid(x) * (1 - y);
         case MISH: {
-            float t = tanh_softplus(x);
-            return x * (1 - t * t) * sigmoid(x) + t;
+            float t = exact_tanh_softplus(x);
+            return x * (1 - t * t) * exact_sigmoid(x) + t;
         }
         case HARD_MISH: return x > 0 ? 1 : x > -2 ? x + 1 : 0;
         default: return 1;

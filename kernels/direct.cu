@@ -3,15 +3,6 @@
 
 #include "nhwc.cuh"
 
-// The value of an input element. Bytes are v / 255, correctly rounded.
-__device__ inline float value(float v) { return v; }
-__device__ inline float value(half_t v) { return v; }
-__device__ inline float value(unsigned char v) {
-    const float part = 1 / 255.0f;
-    float q = v * part;
-    return fmaf(fmaf(-q, 255, v), part, q);
-}
-
 // The geometry of a convolution. Element (c, h, w) of an image is at image * image_stride + c * channel_stride +
 // (h * W + w) * pixel_stride.
 struct ConvGeometry {

@@ -120,16 +120,12 @@ extern "C" __global__ void upsample(const T *x, T *y, int n, int C, int H, int W
         upsample_channels<1>(i, x, y, C, H, W, s, scale, ldx, ldy);
 }
 
-// Activate a YOLO map x (N, P, A*E) + bias (A*E, may be null) -> y: sigmoid of x, y, objectness and classes, unless new_coords;
-// then x and y become scale_x_y * v - (scale_x_y - 1) / 2. n = N*P*C, C = A*E.
+// Activate a YOLO map x (N, P, A*E) + bias (A*E, may be null) -> y. n = N*P*C, C = A*E.
 extern "C" __global__ void yolo(const T *x, const float *bias, T *y, int n, int C, int E, float scale_x_y, int new_coords,
                                 int ldx, int ldy) {
     int i = thread_index();
     if (i >= n) return;
-    int c = i % C, pixel = i / C, e = c % E;
+    int c = i % C, pixel = i / C;
     float v = x[pixel * ldx + c];
-    if (bias) v += bias[c];
-    if (!new_coords && e != 2 && e != 3) v = sigmoid(v);
-    if (e < 2 && scale_x_y != 1) v = v * scale_x_y - 0.5f * (scale_x_y - 1);
-    y[pixel * ldy + c] = v;
+    y[pixel * ldy + c] = yolo_activation(bias ? v + bias[c] : v, c, E, scale_x_y, new_coords);
 }

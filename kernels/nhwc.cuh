@@ -6,15 +6,30 @@
 
 constexpr int VECTOR = 16 / sizeof(T);
 
+// The value of an input element. Bytes are v / 255, correctly rounded.
+__device__ inline float value(float v) { return v; }
+__device__ inline float value(half_t v) { return v; }
+__device__ inline float value(unsigned char v) {
+    const float part = 1 / 255.0f;
+    float q = v * part;
+    return fmaf(fmaf(-q, 255, v), part, q);
+}
+
 template <int V, class S> struct alignas(V * sizeof(S) < 16 ? V * sizeof(S) : 16) Pack { S v[V]; };
 
 template <int V, class S> __device__ inline void load(const S *p, float (&v)[V]) {
+#ifdef HOST_CUDA
+    host::count_access(host::loaded, p, V * sizeof(S));
+#endif
     Pack<V, S> pack = *(const Pack<V, S> *)p;
 #pragma unroll
     for (int k = 0; k < V; k++) v[k] = pack.v[k];
 }
 
 template <int V> __device__ inline void store(T *p, const float (&v)[V]) {
+#ifdef HOST_CUDA
+    host::count_access(host::stored, p, V * sizeof(T));
+#endif
     Pack<V, T> pack;
 #pragma unroll
     for (int k = 0; k < V; k++) pack.v[k] = v[k];
@@ -34,23 +49,25 @@ template <int V> __device__ inline void max_in_place(float (&best)[V], const flo
         if (v[k] > best[k] || v[k] != v[k]) best[k] = v[k];  // a NaN stays
 }
 
+template <Kind K, int V> __device__ inline void apply_function(float (&v)[V]) {
+#pragma unroll
+    for (int k = 0; k < V; k++) v[k] = function(K, v[k]);
+}
+
 // Only these activations are vectorized; Python runs the others one channel at a time.
 template <int V> __device__ inline void activate(int kind, float (&v)[V]) {
-#pragma unroll
-    for (int k = 0; k < V; k++) {
-        if (V == 1)
-            v[k] = function(kind, v[k]);
-        else if (kind == LEAKY)
-            v[k] = function(LEAKY, v[k]);
-        else if (kind == RELU)
-            v[k] = function(RELU, v[k]);
-        else if (kind == MISH)
-            v[k] = function(MISH, v[k]);
-        else if (kind == SWISH)
-            v[k] = function(SWISH, v[k]);
-        else if (kind == LOGISTIC)
-            v[k] = function(LOGISTIC, v[k]);
-    }
+    if (V == 1)
+        v[0] = function(kind, v[0]);
+    else if (kind == LEAKY)
+        apply_function<LEAKY>(v);
+    else if (kind == RELU)
+        apply_function<RELU>(v);
+    else if (kind == MISH)
+        apply_function<MISH>(v);
+    else if (kind == SWISH)
+        apply_function<SWISH>(v);
+    else if (kind == LOGISTIC)
+        apply_function<LOGISTIC>(v);
 }
 
 __device__ inline float leaky(float x, float slope) { return x > 0 ? x : slope * x; }
@@ -70,8 +87,10 @@ struct Epilogue {
 template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m, int c, float (&v)[V]) {
     float o[V];
     if (f.bias) add_bias<V>(f.bias + c, v);
-    activate<V>(f.pre, v);
-    if (f.binary_op != NONE) {
+#pragma unroll 1  // so that the long `activate` is inlined once
+    for (int pass = 0; pass < 2; pass++) {
+        activate<V>(pass == 0 ? f.pre : f.post, v);
+        if (pass > 0 || f.binary_op == NONE) continue;
         const T *other = f.other + (f.Po == 1 ? m / f.P : m) * f.ldo;
         if (f.Co == 1) {
 #pragma unroll
@@ -86,7 +105,14 @@ template <int V> __device__ inline void apply_epilogue(const Epilogue &f, int m,
             if (f.binary_op == MULTIPLY) v[k] *= o[k];
         }
     }
-    activate<V>(f.post, v);
+}
+
+// Activate channel c of a YOLO map with E channels per anchor: sigmoid of x, y, objectness and classes, unless new_coords;
+// then x and y become scale_x_y * v - (scale_x_y - 1) / 2.
+__device__ inline float yolo_activation(float v, int c, int E, float scale_x_y, int new_coords) {
+    int e = c % E;
+    if (!new_coords && e != 2 && e != 3) v = sigmoid(v);
+    return e < 2 && scale_x_y != 1 ? v * scale_x_y - 0.5f * (scale_x_y - 1) : v;
 }
 
 // The im2col matrix of a map's channels from `first` on, `count` of them: col (N, OH, OW, count/G, size, size, G), ld

@@ -151,7 +151,17 @@ class FakeCupy(types.SimpleNamespace):
                 outer.calls.append(("compile", self.code, self.options, outer.device.id))
 
             def get_function(self, name):
-                return lambda grid, block, args: outer.calls.append((name, grid, block, [type(a) for a in args]))
+                return Function(name)
+
+        class Function:
+            max_dynamic_shared_size_bytes = 48 << 10
+
+            def __init__(self, name):
+                self.name = name
+
+            def __call__(self, grid, block, args, shared_mem):
+                assert shared_mem <= self.max_dynamic_shared_size_bytes
+                outer.calls.append((self.name, grid, block, [type(a) for a in args]))
 
         runtime = types.SimpleNamespace(getDevice=lambda: getattr(self.device, "id", 0))
         self.cuda = types.SimpleNamespace(
@@ -184,7 +194,7 @@ def test_launcher_compiles_each_file_once_per_type_and_casts(fake):
     cupy, launch = fake()
     for x in (F32, F16, F32):
         launch("upsample.upsample", 257, x, x, 6, 1, 3, 2, 1.0)
-    launch("upsample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128)
+    launch("upsample.downsample", 256, F32, F32, 6, 1, 3, 2, 1.0, block=128, shared=100 << 10)
     launch("upsample.downsample", 0, F32, F32, 0, 1, 3, 2, 1.0)
     types_ = [np.ndarray, np.ndarray, np.int32, np.int32, np.int32, np.int32, np.float32]
     up, down = ("upsample", (2,), (256,), types_), ("downsample", (2,), (128,), types_)

@@ -57,13 +57,34 @@ VECTORIZED = {
 @pytest.mark.parametrize("T", cuda.STORAGE.values())
 @pytest.mark.parametrize("file", VECTORIZED)
 def test_plans_move_16_bytes_at_a_time(file, T):
-    ptx, log = nvrtc.compile(cuda.source(file, T), 90, "PTX")
-    assert log == ""
-    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", ptx.decode(), re.DOTALL))
+    bodies = ptx_bodies(file, T)
     for kernel in VECTORIZED[file]:
         for access in ("ld", "st"):
             accesses = re.findall(rf"{access}\.global(?:\.nc)?\.(?:v4\.[bfu]32|v2\.[bfu]64)", bodies[kernel])
             assert accesses, f"{kernel} has no {access} of 16 bytes"
+
+
+ACTIVATING = {
+    "epilogue": ("epilogue", "epilogue_im2col", "epilogue_split"),
+    "epilogue_pool": ("maxpool_epilogue", "maxpool_epilogue_im2col"), "winograd": ("winograd_output_transform",),
+    "direct": ("convolve", "convolve_float32", "convolve_uint8"), "nhwc": ("yolo",), "activation": ("activate",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ACTIVATING)
+def test_activations_need_no_exact_division(file):
+    """It is a call where its operands are very large or small."""
+    bodies = ptx_bodies(file, "half_t")
+    for kernel in ACTIVATING[file]:
+        assert re.findall(r"(?:div|rcp)\.rn\S*", bodies[kernel]) == [], kernel
+        assert "rcp.approx.ftz.f32" in bodies[kernel]
+
+
+def ptx_bodies(file, T):
+    """Return the PTX of each kernel of a file."""
+    ptx, log = nvrtc.compile(cuda.source(file, T), 90, "PTX")
+    assert log == ""
+    return dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", ptx.decode(), re.DOTALL))
 
 
 def test_compiler_messages_name_file_and_line():

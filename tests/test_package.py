@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,10 +16,13 @@ import pytest
 import gpudarknet
 from gpudarknet.backend import cuda
 from gpudarknet.io import resources
+from gpudarknet.plan import tuning
 
 ROOT = Path(__file__).parent.parent
 
 pytest.importorskip("hatchling", reason="building a wheel without a network needs hatchling (extra: test)")
+from hatchling.builders.sdist import SdistBuilder  # noqa: E402
+from hatchling.builders.wheel import WheelBuilder  # noqa: E402
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -62,13 +66,29 @@ def test_the_wheel_contains_the_package_the_kernels_and_the_networks(wheel: Path
     }
     kernels = {f"gpudarknet/kernels/{name}" for name in files(ROOT / "kernels", "*.cu", "*.cuh")}
     networks = {
-        f"gpudarknet/cfg/{name}" for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data", "*.weights", "*.jpg")
+        f"gpudarknet/cfg/{name}"
+        for name in files(ROOT / "cfg", "*.cfg", "*.names", "*.data", "*.weights", "*.jpg", "tuning/*.json")
     }
     suite = files(ROOT / "bench", "*.py", "page.css", "*.jsonl")
     scripts = {"__main__.py", "conftest.py", "demo.py"} | files(ROOT / "bench", "gpu_check/*.py", "test_*.py")
     bench = {f"gpudarknet/bench/{name}" for name in suite - scripts}
     contents = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert contents == package | kernels | networks | bench
+
+
+@pytest.mark.parametrize("builder", [WheelBuilder, SdistBuilder])
+def test_tuning_files_ship(builder: type, tmp_path: Path) -> None:
+    """None exists so far, so they are looked for in a project with the same settings."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shipped = tmp_path / "cfg" / tuning.SHIPPED / "l4.json"
+    shipped.parent.mkdir(parents=True)
+    shipped.touch()
+    (tmp_path / "gpudarknet").mkdir()
+    (tmp_path / "gpudarknet" / "__init__.py").touch()
+    contents = {file.distribution_path for file in builder(str(tmp_path)).recurse_included_files()}
+    prefix = "gpudarknet/" if builder is WheelBuilder else ""
+    assert f"{prefix}cfg/tuning/l4.json" in contents
 
 
 def test_it_runs_from_another_folder(python: Path, tmp_path: Path) -> None:

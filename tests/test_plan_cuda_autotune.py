@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,14 @@ import pytest
 from backends import backend_for, plan_backend
 
 from gpudarknet import backend, cfg, load_network
+from gpudarknet.backend import cuda as kernels
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
+from gpudarknet.io import resources
 from gpudarknet.plan import compile, cuda, tuning
-from gpudarknet.plan.cuda import autotune
+from gpudarknet.plan.cuda import autotune, dry_run
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS
+from gpudarknet.plan.steps import Convolve
 
 NET = """[net]
 channels=3
@@ -43,6 +49,28 @@ activation=linear
 [connected]
 output=4
 activation=linear
+"""
+DEPTHWISE = """[net]
+channels=8
+width=16
+height=10
+[convolutional]
+filters=8
+groups=8
+size=3
+pad=1
+activation=mish
+[maxpool]
+size=2
+stride=2
+[convolutional]
+filters=16
+size=3
+pad=1
+activation=leaky
+[maxpool]
+size=2
+stride=2
 """
 CANDIDATES = [{"direct", "im2col_gemm", "winograd_f2"}, {"im2col_gemm", "winograd_f2"}]
 BATCHED = [
@@ -93,7 +121,8 @@ def test_a_device_is_named_with_its_cublas(be):
         name = be.xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
         version = be.xp.cuda.cublas.getVersion(be.xp.cuda.device.get_cublas_handle())
     number = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    assert autotune.device_name(be, "fp16") == f"{name}, cuBLAS {number}, fp16"
+    device, kernels = autotune.device_name(be, "fp16").split(", kernels ")
+    assert device == f"{name}, cuBLAS {number}, fp16" and re.fullmatch("[0-9a-f]{8}", kernels)
 
 
 def test_choices_are_stored_and_used(be):
@@ -110,6 +139,84 @@ def test_choices_are_stored_and_used(be):
         np.testing.assert_allclose(be.to_numpy(net.predict(x, precision=precision)[0]), want, rtol=1e-2, atol=1e-2)
         (program,) = net.program_cache.programs.values()
         assert [program.schedule.algorithms[s] for s in program.schedule.steps if 1 in s.layers] == [algorithm]
+
+
+def test_a_default_ships_for_a_gpu(be, monkeypatch, tmp_path):
+    """It replaces the rule where it can, but neither what was measured, nor kernels for few channels."""
+    net = load_network(cfg.parse(NET), backend=be)
+    of = autotune.device_name(be, "fp16")
+    (tmp_path / "tuning").mkdir()
+    monkeypatch.setattr(resources, "folder", lambda: tmp_path)
+    file = tmp_path / "tuning" / "this.json"
+
+    def algorithms(names):
+        file.write_text(json.dumps({of.replace("cuBLAS 1", "cuBLAS 2"): names}))
+        net.program_cache.clear()
+        return list(net.program(1, precision="fp16").schedule.algorithms.values())
+
+    last = ["gemm_1x1", "im2col_gemm"]
+    assert algorithms({}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
+    assert algorithms({"default": "winograd_f2"}) == ["direct", "winograd_f2", "winograd_f2", *last]
+    assert algorithms({"default": "unknown"}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
+    step = plan(net).steps[1]
+    assert algorithms({"default": "winograd_f2", step.key(1): "im2col_gemm"}).count("winograd_f2") == 0
+    tuning.save_tuning(of, {step.key(1): "im2col_gemm"})
+    assert algorithms({"default": "winograd_f2"}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
+
+
+def test_a_plan_without_a_gpu_has_what_ships_for_the_card(monkeypatch, tmp_path, capsys):
+    Path("x.cfg").write_text(NET)
+    monkeypatch.setattr(backend, "why_no_cupy", lambda: "there is no GPU")
+    (tmp_path / "tuning").mkdir()
+    monkeypatch.setattr(resources, "folder", lambda: tmp_path)
+    of = autotune.conditions("NVIDIA L4, cuBLAS 13.0.2", "fp16")
+    (tmp_path / "tuning" / "l4.json").write_text(json.dumps({of: {"default": "winograd_f2"}}))
+    for card, count in (("L4", 2), ("T4", 0)):
+        assert main(["plan", "x.cfg", "-device", "gpu", "-precision", "fp16", "-card", card]) == 0
+        assert sum("  winograd" in line for line in capsys.readouterr().out.splitlines()) == count
+
+
+@pytest.fixture
+def kernel_folder(monkeypatch, tmp_path):
+    """A copy of the kernels, which the package reads instead."""
+    folder = shutil.copytree(kernels.folder(), tmp_path / "kernels")
+    monkeypatch.setattr(kernels, "folder", lambda: folder)
+    yield folder
+    kernels.source.cache_clear(), kernels.version.cache_clear()
+
+
+def test_measurements_depend_on_the_kernels(kernel_folder):
+    def changed(name, old="", new=""):
+        text = (kernel_folder / name).read_text()
+        assert old in text
+        (kernel_folder / name).write_text(text.replace(old, new, 1))
+        kernels.source.cache_clear(), kernels.version.cache_clear()
+        return autotune.conditions("x", "fp16")
+
+    before = changed("nhwc.cu")
+    assert changed("nhwc.cu", "int i = ", "// a comment\n    int   i = ") == before
+    assert changed("pool.cu", "int i = ", "int j = 0, i = ") == before  # no convolution uses it
+    after = changed("nhwc.cu", "int   i = ", "int j = 0, i = ")
+    assert after != before
+    assert changed("common.cuh", "thread_index()", "thread_index(void)") not in (before, after)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_kernels_of_every_algorithm_count(precision):
+    """Of fused epilogues too: networks whose steps are convolutions launch no other kernels."""
+    used = set()
+    for algorithm in ALGORITHMS:
+        for text in (NET, NET.replace("size=3\npad=1", "size=3\npad=1\ngroups=1"), DEPTHWISE):
+            net = load_network(cfg.parse(text), backend=dry_run.backend())
+            compiled = plan(net, 2)
+            choices = {s.key(2): algorithm for s in compiled.steps if isinstance(s, Convolve)}
+            program = cuda.Program(compiled, net.backend, precision, choices=choices)
+            used |= {
+                launch.kernel for launches in program.step_launches.values() for launch in launches if launch.kernel
+            }
+            used |= program.input_stage.kernels
+    assert {kernel.partition(".")[0] for kernel in used} <= set(autotune.KERNEL_FILES)
+    assert set(autotune.KERNEL_FILES) - {"implicit_gemm"} <= set(kernels.files())
 
 
 def test_an_algorithm_without_memory_is_left_out(be, monkeypatch):
@@ -134,7 +241,7 @@ def test_the_command_tunes_and_shows(be, monkeypatch, capsys):
     lines = out.splitlines()
     assert err == "" and all(" ms" in line for line in lines[: len(BATCHED)])
     assert lines[len(BATCHED)].endswith(f"{len(BATCHED)} algorithms for {autotune.device_name(be, 'fp16')}")
-    assert lines[-1].startswith("CUDA, fp16, ")
+    assert lines[-4].startswith("CUDA, fp16, ")
     assert len(tuning.load_tuning(autotune.device_name(be, "fp16"))) == len(BATCHED)
     assert main(["plan", "x.cfg", "-precision", "int8"]) == 2
     assert capsys.readouterr().err == "error: plan: unknown precision 'int8'; choose fp32, tf32 or fp16\n"

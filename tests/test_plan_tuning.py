@@ -13,6 +13,7 @@ from gpudarknet import cfg
 from gpudarknet.cli import main
 from gpudarknet.errors import BackendError
 from gpudarknet.export import fastest
+from gpudarknet.io import resources
 from gpudarknet.plan import Program, compile
 from gpudarknet.plan.cpu import autotune
 from gpudarknet.plan.cpu import program as cpu_program
@@ -87,7 +88,43 @@ def test_measured_algorithms_are_stored_and_used():
     assert Program(compiled).algorithms[compiled.steps[1]] == "winograd_f4"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}'])
+def ship(monkeypatch, folder, devices, name="a.json"):
+    """Ship a tuning file with the package."""
+    (folder / "tuning").mkdir(exist_ok=True)
+    (folder / "tuning" / name).write_text(json.dumps(devices))
+    monkeypatch.setattr(resources, "folder", lambda: folder)
+
+
+def test_measurements_that_ship_apply_unless_others_were_made_here(folder, monkeypatch):
+    ours = "NVIDIA L4, cuBLAS 12.9.1, fp16, kernels 01234567"
+    other = ours.replace("12.9.1", "13.0.2")
+    ship(monkeypatch, folder, {other: {"a": "x", "b": "x", "default": "x"}, ours.replace("fp16", "fp32"): {"a": "y"}})
+    ship(monkeypatch, folder, {"NVIDIA T4, cuBLAS 12.9.1, fp16, kernels 01234567": {"a": "z"}}, "b.json")
+    (folder / "tuning" / "c.json").write_text("{")
+    assert load_tuning(ours) == load_tuning("NVIDIA L4, fp16, kernels 01234567") == {"a": "x", "b": "x", "default": "x"}
+    assert load_tuning(ours.replace("01234567", "76543210")) == load_tuning("NVIDIA L40, fp16, kernels 01234567") == {}
+    path = save_tuning(ours, {"a": "mine"})
+    assert json.loads(path.read_text()) == {ours: {"a": "mine"}}  # not what ships
+    assert load_tuning(ours) == {"a": "mine", "b": "x", "default": "x"}
+    assert load_tuning(other) == {"a": "x", "b": "x", "default": "x"}
+
+
+def test_of_several_versions_of_cublas_the_present_one_counts(folder, monkeypatch):
+    versions = [f"NVIDIA L4, cuBLAS {version}, fp16" for version in ("12.8.0", "12.9.1", "13.0.2")]
+    ship(monkeypatch, folder, {version: {"a": version, "b": "x"} for version in versions})
+    assert [load_tuning(version)["a"] for version in versions] == versions
+
+
+def test_measurements_of_other_kernels_are_removed_when_new_ones_are_stored():
+    old, new = (f"NVIDIA L4, cuBLAS 12.9.1, fp16, kernels {version}" for version in ("01234567", "76543210"))
+    kept = [old.replace("fp16", "fp32"), old.replace("12.9.1", "13.0.2"), old.replace("L4", "L40"), DEVICE]
+    for device in (old, *kept):
+        save_tuning(device, {"a": "x"})
+    path = save_tuning(new, {"b": "y"})
+    assert json.loads(path.read_text()) == {**{device: {"a": "x"} for device in kept}, new: {"b": "y"}}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"%s": 3}', '{"%s": [1]}', '{"%s": null, "x": {}}'])
 def test_a_broken_file_is_ignored(text):
     path = save_tuning(DEVICE, {})
     path.write_text(text.replace("%s", DEVICE))

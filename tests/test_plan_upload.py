@@ -80,9 +80,9 @@ def test_an_input_on_the_device_is_read_where_it_is(emulator):
     """The first convolution reads it, or else the launch that lays it out: nothing copies it, and results stay there."""
     given, cupy = [], backend_for("cuda")
 
-    def launch(kernel, threads, *args, block=256):
+    def launch(kernel, threads, *args, block=256, shared=0):
         given.append((kernel, getattr(args[0], "data", None) and args[0].data.ptr))
-        cupy.launch(kernel, threads, *args, block=block)
+        cupy.launch(kernel, threads, *args, block=block, shared=shared)
 
     be = replace(cupy, launch=launch)
     for start, kernel in (("convolution", "direct.convolve_float32"), ("pool", "nhwc.from_nchw")):

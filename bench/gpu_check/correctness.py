@@ -227,7 +227,7 @@ def algorithms(context: Context) -> Iterable[Case]:
 def convolutions(batch: int) -> list[ConvProblem]:
     """Return the convolutions of CONVOLUTIONS, which has every kind."""
     here, _, _ = pair(cfg.parse(CONVOLUTIONS), Context("numpy"), batch=1)  # independent of the image size
-    return [ConvProblem(s, batch, 4) for s in compile_plan(here, batch).steps if isinstance(s, Convolve)]
+    return [ConvProblem(s, batch, "fp32") for s in compile_plan(here, batch).steps if isinstance(s, Convolve)]
 
 
 @lru_cache(maxsize=1)
@@ -247,7 +247,7 @@ def check_algorithm(context: Context, precision: str, name: str) -> Row:
     worst, failed, count = 0.0, [], 0
     for batch, (plan, x, want) in runs.items():
         for step in (s for s in plan.steps if isinstance(s, Convolve)):
-            if name in supported(ConvProblem(step, batch, 2 if precision == "fp16" else 4)):
+            if name in supported(ConvProblem(step, batch, precision)):
                 program = cuda_plan.Program(plan, here.backend, precision, packed, {step.key(batch): name})
                 error = error_of(program, x, want)
                 worst, count = max(worst, error), count + 1

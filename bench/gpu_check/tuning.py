@@ -44,6 +44,7 @@ def tune(context: Context, workload: Workload) -> Row:
     row: Row = {
         **workload.fields(),
         "microseconds": microseconds,
+        "tuned_for": autotune.device_name(be, precision),
         "choices": choices,
         "complete": complete,
         "failed": [],

@@ -133,8 +133,9 @@ def register_executor(name: str, executor: Executor) -> None:
 class Backend:
     """An array module, and the functions that launch kernels on its arrays.
 
-    `launch(kernel, threads, *args, block=256)` runs kernel "FILE.NAME" of `kernels/FILE.cu` on at least `threads` CUDA
-    threads; if it is None, ops run their reference implementations in `xp`.
+    `launch(kernel, threads, *args, block=256, shared=0)` runs kernel "FILE.NAME" of `kernels/FILE.cu` on at least `threads`
+    CUDA threads, in blocks of `block` with `shared` bytes of dynamic shared memory; if it is None, ops run their
+    reference implementations in `xp`.
     `cublas(stream, workspace)` opens a `cublas.Handle`. `executor` names the registered executor that compiles networks for
     this backend; without one, networks run layer by layer.
     """

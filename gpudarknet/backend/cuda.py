@@ -7,6 +7,7 @@ imports CuPy, so that tests can read kernels on any machine.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -29,11 +30,13 @@ STORAGE = {"float32": "float", "float16": "half_t"}  # dtype of the arrays decla
 STORAGE_TYPES = {np.dtype(dtype): T for dtype, T in STORAGE.items()}
 SCALARS: dict[str, type] = {"int": np.int32, "float": np.float32}
 ARRAYS = {"float": np.dtype(np.float32), "int": np.dtype(np.int32), "unsigned char": np.dtype(np.uint8)}
+DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking for more
 LARGEST = 2**31 - 1  # kernels index with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
+MACRO = re.compile(r"#define (\w+)[ ]((?:[^\n]*\\\n)*[^\n]*)")  # without parameters
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -67,6 +70,13 @@ def source(file: str, T: str = "float") -> str:
     return f"{_text('common.cuh')}\nusing T = {T};\n{_text(f'{file}.cu')}"
 
 
+@cache
+def version(files: tuple[str, ...]) -> str:
+    """Return a hash of kernel files with what they include; comments and white space do not count."""
+    text = "\n".join(line for file in files for line in source(file).split("\n") if not line.startswith("#line"))
+    return hashlib.sha256(" ".join(COMMENT.sub(" ", text).split()).encode()).hexdigest()[:8]
+
+
 def _text(name: str) -> str:
     """Return the text of a file with its headers inlined."""
     lines = (folder() / name).read_text(encoding="utf-8").split("\n")
@@ -78,9 +88,14 @@ def _text(name: str) -> str:
 
 @cache
 def parameters(file: str) -> dict[str, tuple[Parameter, ...]]:
-    """Read the kernels of a file: name -> parameters."""
+    """Read the kernels of a file: name -> parameters. Macros among them are expanded."""
     text = COMMENT.sub(" ", (folder() / f"{file}.cu").read_text(encoding="utf-8"))
-    kernels = {name: tuple(map(_parameter, inside.split(","))) for name, inside in KERNEL.findall(text)}
+    macros = {name: re.sub(r"\\\n", " ", value) for name, value in MACRO.findall(text)}
+
+    def expand(inside: str) -> str:
+        return re.sub(r"\w+", lambda word: expand(macros[word[0]]) if word[0] in macros else word[0], inside)
+
+    kernels = {name: tuple(map(_parameter, expand(inside).split(","))) for name, inside in KERNEL.findall(text)}
     if len(kernels) != text.count("__global__"):
         raise ValueError(f'{file}.cu: every kernel must begin with: extern "C" __global__ void NAME(')
     return kernels
@@ -145,13 +160,13 @@ class PreparedLaunch:
         cupy: Any,
         function: Any,
         kernel: str,
-        shape: tuple[int, int],
+        shape: tuple[int, int, int],
         values: Sequence[Any],
         varying: Sequence[int],
     ):
         file, _, name = kernel.partition(".")
-        blocks, block = shape
-        self.function, self.shape = function, (blocks, 1, 1, block, 1, 1, 0)
+        blocks, block, shared = shape
+        self.function, self.shape = function, (blocks, 1, 1, block, 1, 1, shared)
         self.launch, self.current_stream = cupy.cuda.driver.launchKernel, cupy.cuda.get_current_stream
         self.varying = [
             (i, f"{kernel}: {parameters(file)[name][i].name}", values[i].dtype, values[i].size) for i in varying
@@ -174,7 +189,7 @@ class PreparedLaunch:
 
 
 class Launcher:
-    """launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream.
+    """launch(kernel, threads, *args, block=256, shared=0) for CuPy arrays, on CuPy's current stream.
 
     A file is compiled on the first launch of one of its kernels, or earlier by `compile`. CuPy caches compiled kernels on disk.
     """
@@ -187,25 +202,35 @@ class Launcher:
         self.modules: dict[tuple[int, str, str], Future[Any]] = {}  # (device, file, T) -> its RawModule
         self.functions: dict[tuple[str, str], Any] = {}  # (kernel, T) -> its RawKernel, for all devices
 
-    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256) -> None:
+    def __call__(self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, shared: int = 0) -> None:
         """Launch a kernel, as `Backend.launch` says."""
         T, values = bind(kernel, args, self.cupy.ndarray)
         if threads:
-            function = self.functions.get((kernel, T)) or self._function(kernel, T)
-            function((grid(kernel, threads, block),), (block,), values)
+            function = self._function(kernel, T, shared)
+            function((grid(kernel, threads, block),), (block,), values, shared_mem=shared)
 
     def prepare(
-        self, kernel: str, threads: int, *args: KernelArgument, block: int = 256, varying: Sequence[int] = ()
+        self,
+        kernel: str,
+        threads: int,
+        *args: KernelArgument,
+        block: int = 256,
+        shared: int = 0,
+        varying: Sequence[int] = (),
     ) -> PreparedLaunch:
         """Return a launch of a kernel with these arguments on the current device; see `prepare` below."""
         T, values = bind(kernel, args, self.cupy.ndarray)
-        function = (self.functions.get((kernel, T)) or self._function(kernel, T)).kernel
-        return PreparedLaunch(self.cupy, function, kernel, (grid(kernel, threads, block), block), values, varying)
+        function, shape = self._function(kernel, T, shared).kernel, (grid(kernel, threads, block), block, shared)
+        return PreparedLaunch(self.cupy, function, kernel, shape, values, varying)
 
-    def _function(self, kernel: str, T: str) -> Any:
-        file, _, name = kernel.partition(".")
-        function = self.compile([file], T)[0].get_function(name)
-        return self.functions.setdefault((kernel, T), function)
+    def _function(self, kernel: str, T: str, shared: int) -> Any:
+        function = self.functions.get((kernel, T))
+        if function is None:
+            file, _, name = kernel.partition(".")
+            function = self.functions.setdefault((kernel, T), self.compile([file], T)[0].get_function(name))
+        if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:  # of the current device
+            function.max_dynamic_shared_size_bytes = shared
+        return function
 
     def compile(self, files: Sequence[str], T: str) -> list[Any]:
         """Return the modules of files for the current device, compiling missing ones in parallel.
@@ -247,6 +272,7 @@ def prepare(
     threads: int,
     *args: KernelArgument,
     block: int = 256,
+    shared: int = 0,
     varying: Sequence[int] = (),
 ) -> Callable[..., None]:
     """Return a function that launches a kernel with these arguments, which are checked and cast once.
@@ -254,15 +280,15 @@ def prepare(
     varying: the indices of arrays that change: the function takes them, of the same type and size, in this order.
     """
     if isinstance(launch, Launcher):
-        return launch.prepare(kernel, threads, *args, block=block, varying=varying)
+        return launch.prepare(kernel, threads, *args, block=block, shared=shared, varying=varying)
 
     def run(*arrays: Array) -> None:
         changed = dict(zip(varying, arrays, strict=True))
-        launch(kernel, threads, *(changed.get(i, a) for i, a in enumerate(args)), block=block)
+        launch(kernel, threads, *(changed.get(i, a) for i, a in enumerate(args)), block=block, shared=shared)
 
     return run
 
 
 def launcher() -> Launcher:
-    """Return launch(kernel, threads, *args, block=256) for CuPy arrays, on CuPy's current stream."""
+    """Return launch(kernel, threads, *args, block=256, shared=0) for CuPy arrays, on CuPy's current stream."""
     return Launcher()

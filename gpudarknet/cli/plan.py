@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from .. import backend as backends
 from ..backend import Backend
+from ..errors import DataError
 from ..export import fastest
 from ..io import resources
 from ..network import load_network
 from ..plan import compile, cpu, cuda
 from ..plan.cuda import dry_run
+from ..plan.cuda.time_model import Card, card_of_device, find_card
 from ..plan.tuning import load_tuning, save_tuning
 from . import inputs
 from .arguments import Arguments, Command, Flag, UsageError
+from .bench import suite_module
+
+DEFAULT_CARD = "H100"  # without a GPU, or if it is not in the table
 
 
 def plan(args: Arguments) -> None:
@@ -24,8 +31,12 @@ def plan(args: Arguments) -> None:
         raise UsageError(f"plan: unknown precision '{args.precision}'; choose fp32, tf32 or fp16")
     size = {key: value for key in ("width", "height") if (value := getattr(args, key)) is not None}
     be, why = device(args)
-    if why and args.tune:
-        raise UsageError(f"plan: -tune needs the GPU: {why}")
+    for flag in ("tune", "time"):
+        if why and getattr(args, flag):
+            raise UsageError(f"plan: -{flag} needs the GPU: {why}")
+    if be.executor != "cuda" and (args.time or args.card is not None):
+        raise UsageError(f"plan: -{'time' if args.time else 'card'} is for a GPU; add -device gpu")
+    card = choose_card(args.card, None if why or be.executor != "cuda" else be)
     net = load_network(resources.bundled_cfg(args.positionals[0]), backend=be, batch=args.batch, **size)
     compiled = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
     if be.executor != "cuda":
@@ -36,14 +47,33 @@ def plan(args: Arguments) -> None:
             store([fastest.measure(net, args.batch)], fastest.device_name(), "networks")
         print(cpu.Program(compiled, load_tuning(name)).describe())
         return
-    if why:
-        print(cuda.Program(compiled, be, args.precision).describe())
-        print(f"not run: {why}")
-        return
-    name = cuda.autotune.device_name(be, args.precision)
+    autotune = cuda.autotune
+    name = autotune.conditions(card.device, args.precision) if why else autotune.device_name(be, args.precision)
     if args.tune:
-        store(cuda.autotune.measure(compiled, be, args.precision), name, "algorithms")
-    print(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)).describe())
+        store(autotune.measure(compiled, be, args.precision), name, "algorithms")
+    print(describe(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)), card, args.time))
+    if why:
+        print(f"not run: {why}")
+
+
+def choose_card(name: str | None, be: Backend | None) -> Card:
+    """Return the card that -card names, else the GPU of a backend if it is in the table, else DEFAULT_CARD."""
+    if name is None:
+        return (card_of_device(cuda.autotune.gpu_name(be)) if be else None) or find_card(DEFAULT_CARD)
+    try:
+        return find_card(name)
+    except DataError as e:
+        raise UsageError(f"plan: -card: {e}") from None
+
+
+def describe(program: cuda.Program, card: Card, time: bool) -> str:
+    """Return a program as text, with times measured here, else those of this card in the committed results if available."""
+    if time:
+        x = np.random.default_rng(0).random((program.plan.batch, *program.plan.input.shape), np.float32)
+        program.run(program.be.asarray(x))
+        return program.describe(card, program.time_launches(), f"on {cuda.autotune.gpu_name(program.be)}")
+    measured = suite_module("launch_rows").measured(card, program.launch_times(card))
+    return program.describe(card) if measured is None else program.describe(card, measured[0], f"in {measured[1]}")
 
 
 def device(args: Arguments) -> tuple[Backend, str]:
@@ -92,6 +122,13 @@ COMMANDS = (
                 None,
                 "cpu or gpu; gpu without a GPU shows the plan as it would be. Default: the backend's",
             ),
+            Flag(
+                "card",
+                str,
+                None,
+                "The GPU whose time is modelled, such as H100, A100, 4090, T4; default: this machine's if known, else H100",
+            ),
+            Flag("time", bool, False, "On a GPU, time each launch and print it next to the model"),
             inputs.BACKEND,
             inputs.GPU,
         ),

@@ -110,6 +110,7 @@ class Convolve(Step):
     pad: zeros before the first row and column. strides: (vertical, horizontal). part: which of a layer's convolutions it is, if
     there are several. binary: replace the kernel by its signs times each filter's mean magnitude. pooled: keep only the maximum
     of each 2 x 2 block; the epilogue then runs on the pooled map: the same result for monotonic functions, a quarter of the work.
+    head: the [yolo] layer whose activations end it, in plans for a GPU.
     """
 
     name = "convolve"
@@ -122,6 +123,7 @@ class Convolve(Step):
     part: str = ""
     binary: bool = False
     pooled: bool = False
+    head: YoloHead | None = None
 
     @property
     def depthwise(self) -> bool:
@@ -140,7 +142,7 @@ class Convolve(Step):
         more = (f" dilation {self.dilation}" if self.dilation > 1 else "") + (
             f" groups {self.groups}" if self.groups > 1 else ""
         )
-        more += " max 2" if self.pooled else ""
+        more += " max 2" * self.pooled + " yolo" * (self.head is not None)
         return f"{self.size} x {self.size} / {stride}{more}"
 
     def key(self, batch: int) -> str:
@@ -243,7 +245,9 @@ class Plan:
         fallbacks = {s.layer.section for s in self.steps if isinstance(s, LayerCall)}
         return "\n".join(
             [
-                *step_table(self.steps, algorithms or {}, lambda m: 4 * self.address(m)[0]),
+                *step_table(
+                    self.steps, algorithms or {}, OFFSET_HEADER, lambda step: f"{4 * self.address(step.y)[0]:>12}"
+                ),
                 totals(self.steps, fallbacks),
                 f"arena {4 * self.arena_size / 2**20:.1f} MiB for batch {self.batch} (at least {4 * self.peak_live / 2**20:.1f} "
                 f"needed; all outputs {4 * outputs / 2**20:.1f}); {self.flops / 1e9:.3f} GFLOP per image",
@@ -251,14 +255,19 @@ class Plan:
         )
 
 
-def step_table(steps: Sequence[Step], algorithms: Mapping[Any, str], offset: Callable[[FeatureMap], int]) -> list[str]:
-    """Return a header and a line per step. offset: the first byte of a map in the arena."""
-    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16} {'offset':>11}  algorithm"]
+OFFSET_HEADER = f"{'offset':>12}"  # of a map in the arena, in bytes
+
+
+def step_table(
+    steps: Sequence[Step], algorithms: Mapping[Any, str], header: str, cells: Callable[[Step], str]
+) -> list[str]:
+    """Return a header and a line per step. header, cells: further columns and what a step has in them, of equal width."""
+    lines = [f"{'layers':>11}  {'step':<10}{'':<18}{'epilogue':<22}{'C x H x W':>16}{header}  algorithm"]
     for s in steps:
         layers = ",".join(map(str, s.layers))
         epilogue, shape = " ".join(map(str, s.epilogue)), "x".join(map(str, s.y.shape))
         notes = "; ".join(filter(None, [algorithms.get(s, ""), "in place" if s.y.base is not None else ""]))
-        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16} {offset(s.y):>11}"
+        line = f"{layers:>11}  {s.name:<10}{s.note():<18}{epilogue:<22}{shape:>16}{cells(s)}"
         lines.append(f"{line}  {notes}".rstrip())
     return lines
 

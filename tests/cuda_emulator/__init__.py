@@ -184,7 +184,8 @@ def installed() -> bool:
 def configure(**settings: int) -> None:
     """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, and those below.
 
-    verbose: print every call. compute: whether kernels and gemms run; without them, the host's own time can be measured.
+    verbose: print every call. shared: the most bytes of dynamic shared memory that a block can have (227 KiB). compute: whether
+    kernels and gemms run; without them, the host's own time can be measured.
     schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a seed above 0 at random.
     """
     for name, value in settings.items():
@@ -207,7 +208,7 @@ def counters() -> Counter[str]:
     """Return the number of calls of each CUDA function, and of what they do.
 
     These are "launches", "launches of NAME", "gemms", "gemms fp16" (fp32, tf32), "bytes host to device" and the like, "waits"
-    of the host, "allocations", "captures", "graph launches".
+    of the host, "allocations", "captures", "graph launches", and what warps do, as `host_cuda.counting` says.
     """
     lines = library().emulator_counters().decode().splitlines()
     return Counter({name: int(value) for name, value in (line.split("\t") for line in lines)})

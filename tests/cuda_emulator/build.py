@@ -95,7 +95,12 @@ def build(wheel: CuPy) -> Build:
     """Build the libraries unless they exist. Raises Missing, and RuntimeError with the compiler's messages."""
     check_machine()
     include = headers(wheel)
-    files = [*sorted(path for path in SOURCE.rglob("*") if path.is_file()), SHIM / "shim.h", Path(__file__)]
+    files = [
+        *sorted(path for path in SOURCE.rglob("*") if path.is_file()),
+        SHIM / "shim.h",
+        SHIM / "mma.h",
+        Path(__file__),
+    ]
     digest = hashlib.sha256("\0".join([str(COMPILER), wheel.version, str(wheel.cuda), str(include)]).encode())
     for path in files:
         digest.update(path.read_bytes())

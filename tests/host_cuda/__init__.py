@@ -13,10 +13,12 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import mmap
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -49,37 +51,41 @@ class KernelError(Exception):
 
 
 def launcher(edit: Callable[[str], str] = lambda text: text) -> Callable[..., None]:
-    """Return launch(kernel, threads, *args, block=256); `edit` may change the source before it is compiled."""
+    """Return launch(kernel, threads, *args, block=256, shared=0); `edit` may change the source before it is compiled."""
 
     @cache
     def compiled(file: str, T: str) -> ctypes.CDLL:
         return load(file, T, edit(cuda.source(file, T)))
 
-    def launch(kernel: str, threads: int, *args: Any, block: int = 256) -> None:
+    def launch(kernel: str, threads: int, *args: Any, block: int = 256, shared: int = 0) -> None:
         T, values = cuda.bind(kernel, args, np.ndarray)
         if threads == 0:
             return
         file, _, name = kernel.partition(".")
         names = [p.name for p in cuda.parameters(file)[name]]
-        run(compiled(file, T), kernel, cuda.grid(kernel, threads, block), block, dict(zip(names, values, strict=True)))
+        arguments = dict(zip(names, values, strict=True))
+        run(compiled(file, T), kernel, (cuda.grid(kernel, threads, block), block, shared), arguments)
 
     return launch
 
 
-def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: dict[str, Any]) -> None:
-    """Run one launch in both orders on guarded copies; copy the result back if they agree."""
+def run(library: ctypes.CDLL, kernel: str, size: tuple[int, int, int], arguments: dict[str, Any]) -> None:
+    """Run one launch in both orders on guarded copies; copy the result back if they agree.
+
+    size: blocks, threads in each, bytes of dynamic shared memory.
+    """
     function = getattr(library, f"run_{kernel.partition('.')[2]}")
     arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
     scalars = {name: a.item() for name, a in arguments.items() if name not in arrays}
     if SANITIZE:  # the sanitizer guards the arrays themselves, and ends the process
         scalars |= {name: a.ctypes.data for name, a in arrays.items()}
-        function(blocks, block, False, *(scalars[name] for name in arguments))
+        function(*size, False, *(scalars[name] for name in arguments))
         return
     results = []
     for backwards in (False, True):
         copies = [Guarded(group) for group in overlapping(arrays)]
         passed = scalars | {name: at for copy in copies for name, at in copy.addresses.items()}
-        if function(blocks, block, backwards, *(passed[name] for name in arguments)):
+        if function(*size, backwards, *(passed[name] for name in arguments)):
             message, bad_address = library.host_message().decode(), library.host_fault() or 0
             if message.endswith(" touches "):
                 message += next(
@@ -90,11 +96,40 @@ def run(library: ctypes.CDLL, kernel: str, blocks: int, block: int, arguments: d
             if not copy.intact():
                 raise KernelError(f"{kernel}: writes outside {' or '.join(copy.arrays)}")
         results.append(copies)
+        if not backwards:
+            counters.update(read_counters(library))
     for forwards, backwards in zip(*results, strict=True):
         if not np.array_equal(forwards.data, backwards.data):
             raise KernelError(f"{kernel}: {' or '.join(forwards.arrays)} depends on the order in which threads run")
         if not np.array_equal(forwards.data, forwards.original):
             forwards.original[:] = forwards.data
+
+
+counters: Counter[str] = Counter()
+
+
+def read_counters(library: ctypes.CDLL) -> dict[str, int]:
+    """Return what the last launch did, by the names in mma.h."""
+    name, values = ctypes.c_char_p(), {}
+    for i in itertools.count():
+        value = library.host_counter(i, ctypes.byref(name))
+        if name.value is None:
+            return values
+        values[name.value.decode()] = value
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count what the warps of a block's launches do; the counter is filled when the block ends.
+
+    Instructions of a warp: "mma", "ldmatrix", "cp.async", and of nhwc.cuh's functions, load_cg and store_cg "loads" and "stores".
+    "ldmatrix bank conflicts" and "cp.async bank conflicts": passes over shared memory beyond those that the data needs. "cp.async
+    sectors", "load sectors", "store sectors": of 32 bytes of global memory.
+    """
+    before, result = counters.copy(), Counter[str]()
+    yield result
+    result.update(counters - before)
 
 
 class Guarded:
@@ -148,12 +183,14 @@ def load(file: str, T: str, text: str) -> ctypes.CDLL:
     """Compile `text`, the source of kernels/FILE.cu or an edited copy of it, under the shim."""
     kernels = cuda.parameters(file)
     functions = "".join(entry_point(name, parameters) for name, parameters in kernels.items())
-    shim = (HERE / "shim.h").read_text(encoding="utf-8")
-    library = ctypes.CDLL(str(build(f"{file}-{T}", f'#line 1 "shim.h"\n{shim}\n{text}\n{functions}')))
+    shim = "\n".join(f'#line 1 "{name}"\n{(HERE / name).read_text(encoding="utf-8")}' for name in ("shim.h", "mma.h"))
+    library = ctypes.CDLL(str(build(f"{file}-{T}", f"{shim}\n{text}\n{functions}")))
+    library.host_counter.restype = ctypes.c_long
+    library.host_counter.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
     library.host_message.restype, library.host_fault.restype = ctypes.c_char_p, ctypes.c_void_p
     for name, parameters in kernels.items():
         types = [ctypes.c_void_p if p.pointer else CTYPES[p.type] for p in parameters]
-        getattr(library, f"run_{name}").argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool, *types]
+        getattr(library, f"run_{name}").argtypes = [*[ctypes.c_int] * 3, ctypes.c_bool, *types]
     return library
 
 
@@ -162,8 +199,8 @@ def entry_point(name: str, parameters: tuple[cuda.Parameter, ...]) -> str:
     declared = ", ".join(f"{'const ' * p.const}{p.type} {'*' * p.pointer}{p.name}" for p in parameters)
     passed = ", ".join(p.name for p in parameters)
     return (
-        f'extern "C" int run_{name}(int blocks_, int block_, bool backwards_, {declared}) '
-        f"{{ return host::launch(blocks_, block_, backwards_, [&] {{ {name}({passed}); }}); }}\n"
+        f'extern "C" int run_{name}(int blocks_, int block_, int shared_, bool backwards_, {declared}) '
+        f"{{ return host::launch(blocks_, block_, shared_, backwards_, [&] {{ {name}({passed}); }}); }}\n"
     )
 
 

@@ -8,6 +8,7 @@ steps.py convolution.py        emitters: a step becomes launches
 program.py                     runs, replays and describes the launches
 input.py upload.py stream.py   the caller's input, image uploads, and the CUDA stream of all plans
 dry_run.py                     a null device, to describe plans without a GPU
+time_model.py cost_report.py   the cost of launches, and their time on named GPUs
 """
 
 from __future__ import annotations

@@ -9,18 +9,26 @@
     im2col_batched_gemm     im2col and a strided batched gemm, one per image
     winograd_f2             F(2 x 2, 3 x 3): a strided batched gemm of 16, 4/9 of the multiplications (Lavin and Gray 2015,
                             arXiv 1509.09308)
+    implicit_gemm_MxN       one kernel on tensor cores, with the epilogue and without im2col, in tiles of M x N (tiles.py);
+                            _splitkS: blocks compute S parts of K, and the last adds them up in a fixed order
+    image_gemm              the same for inputs of few channels such as images
 
-A measured choice (autotune.py) has priority. Otherwise Winograd runs in fp32, which is bound by arithmetic, if there are at least
-WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by memory.
+A measured choice (autotune.py) has priority, then the default that ships for a GPU (plan/tuning.py). Otherwise Winograd runs in
+fp32, which is bound by arithmetic, if there are at least WINOGRAD_MIN_CHANNELS; im2col runs in tf32 and fp16, which are bound by
+memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from ..steps import Convolve
+from ..tuning import DEFAULT
+from .tiles import H100, SPLITS, TILES, DeviceProperties, Product, Tile
+from .time_model import card_of_device, find_card, gemm_seconds
 
 CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
 MAX_DIRECT_CHANNELS = 4
@@ -52,11 +60,17 @@ def chunk_size(count: int, limit: int) -> int:
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """A convolution with its batch size and the size of an element: all that an algorithm depends on."""
+    """A convolution with its batch size, precision and device: all that an algorithm depends on."""
 
     step: Convolve
     batch: int
-    itemsize: int
+    precision: str
+    device: DeviceProperties = H100
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a map."""
+        return 2 if self.precision == "fp16" else 4
 
     @property
     def ldcol(self) -> int:
@@ -100,6 +114,23 @@ class ConvProblem:
         """Return how many rows of the im2col matrix an algorithm makes at once."""
         budget = min(IM2COL_BUDGETS.get(algorithm, MAX_WORKSPACE), MAX_WORKSPACE)
         return chunk_size(self.batch * prod(self.step.conv_output_size), budget // (self.ldcol * self.itemsize))
+
+    @property
+    def product(self) -> Product:
+        """The product that an implicit GEMM computes. Its weights have aligned channels."""
+        step, groups = self.step, self.step.groups
+        C, F, pixels = (
+            step.xs[0].shape[0] // groups,
+            step.y.shape[0] // groups,
+            self.batch * prod(step.conv_output_size),
+        )
+        return Product(pixels, F, align_channels(C) * step.size**2, groups, self.itemsize)
+
+    @property
+    def has_tensor_cores(self) -> bool:
+        """Whether the device has instructions that compute in its precision."""
+        minimum = {"fp16": 75, "tf32": 80}.get(self.precision)
+        return minimum is not None and self.device.compute_capability >= minimum
 
     @property
     def fits_in_one_chunk(self) -> bool:
@@ -149,6 +180,28 @@ def _winograd_workspaces(problem: ConvProblem) -> dict[str, int]:
     return dict(zip(names, problem.winograd_sizes(problem.winograd_images), strict=True))
 
 
+def _supports_implicit_gemm(tile: Tile, splits: int, problem: ConvProblem) -> bool:
+    step, vector, product = problem.step, 16 // problem.itemsize, problem.product
+    groups_aligned = step.groups == 1 or (step.xs[0].shape[0] // step.groups) % vector == product.N % vector == 0
+    aligned = groups_aligned and step.xs[0].channel_offset % vector == 0  # to 16 bytes
+    return (
+        problem.has_tensor_cores
+        and aligned
+        and not is_small_channel(step)
+        and product.suits(tile, splits, problem.device)
+    )
+
+
+def _partial_sums(tile: Tile, splits: int, problem: ConvProblem) -> dict[str, int]:
+    sums = problem.product.partial_sums(tile, splits)
+    return {"partial_sums": sums * 4 // problem.itemsize} if sums else {}
+
+
+IMPLICIT_GEMMS = {
+    f"implicit_gemm_{tile.name}" + (f"_splitk{splits}" if splits > 1 else ""): (tile, splits)
+    for tile in TILES.values()
+    for splits in SPLITS
+}
 IM2COL_BUDGETS = {f"im2col_gemm_{n}mib": n * MIB for n in (64, 16)}
 ALGORITHMS: dict[str, ConvAlgorithm] = {
     "direct": ConvAlgorithm(lambda problem: is_small_channel(problem.step), weight_layout="hwio"),
@@ -162,7 +215,16 @@ ALGORITHMS: dict[str, ConvAlgorithm] = {
         _im2col_workspaces(),
     ),
     "winograd_f2": ConvAlgorithm(_supports_winograd, _winograd_workspaces, "winograd"),
+    "image_gemm": ConvAlgorithm(
+        lambda problem: is_small_channel(problem.step) and problem.has_tensor_cores, weight_layout="image_gemm"
+    ),
+    **{
+        name: ConvAlgorithm(partial(_supports_implicit_gemm, *args), partial(_partial_sums, *args), "implicit_gemm")
+        for name, args in IMPLICIT_GEMMS.items()
+    },
 }
+# Those whose epilogue can write the im2col matrix of the next convolution
+CAN_SCATTER = {"depthwise", "gemm_1x1", "gemm_1x1_batched", "im2col_gemm", "im2col_batched_gemm", *IM2COL_BUDGETS}
 
 
 def supported(problem: ConvProblem) -> list[str]:
@@ -170,19 +232,43 @@ def supported(problem: ConvProblem) -> list[str]:
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(problem)]
 
 
-def select_algorithm(problem: ConvProblem, precision: str, choices: Mapping[str, str]) -> str:
-    """Return the name of the algorithm for a convolution: the measured one if available, else by rule."""
+def fastest_implicit_gemm(problem: ConvProblem) -> str | None:
+    """Return the name of the implicit GEMM that the time model finds fastest for a problem; None if none supports it."""
+    if ALGORITHMS["image_gemm"].supports(problem):
+        return "image_gemm"
+    card = card_of_device(problem.device.name) or find_card("H100")
+    product, step = problem.product, problem.step
+    elements = problem.batch * (prod(step.xs[0].shape) + prod(step.y.shape)) + product.N * product.K * product.groups
+    sizes = (card, problem.precision, product.M, product.N, product.K)
+
+    def seconds(name: str) -> float:
+        tile, splits = IMPLICIT_GEMMS[name]
+        return gemm_seconds(
+            *sizes, (tile.M, tile.N), splits, product.groups, elements * problem.itemsize, mma_sync=True
+        )
+
+    names = [name for name in IMPLICIT_GEMMS if ALGORITHMS[name].supports(problem)]
+    return min(names, key=seconds, default=None)
+
+
+def select_algorithm(problem: ConvProblem, choices: Mapping[str, str]) -> str:
+    """Return the name of the algorithm for a convolution: the measured one if available, else by rule.
+
+    choices: measured names, by a convolution's key; DEFAULT: "implicit_gemm" prefers it where it was not measured.
+    """
     step = problem.step
     measured = choices.get(step.key(problem.batch), "")
     if measured in ALGORITHMS and ALGORITHMS[measured].supports(problem):
         return measured
-    if is_small_channel(step):
-        return "direct"
     if step.depthwise:
         return "depthwise"
+    if choices.get(DEFAULT) == "implicit_gemm" and (fastest := fastest_implicit_gemm(problem)):
+        return fastest
+    if is_small_channel(step):
+        return "direct"
     if is_pointwise(step):
         return "gemm_1x1"
     channels = min(step.xs[0].shape[0], step.y.shape[0])
-    if precision == "fp32" and _supports_winograd(problem) and channels >= WINOGRAD_MIN_CHANNELS:
+    if problem.precision == "fp32" and _supports_winograd(problem) and channels >= WINOGRAD_MIN_CHANNELS:
         return "winograd_f2"
     return "im2col_gemm"

@@ -2,7 +2,7 @@
 
 Tuning never runs implicitly: a network has 15 to 40 different convolutions with up to six algorithms each, and every candidate is
 a program, captured and replayed; together that takes seconds. Without measurements a rule chooses (algorithms.py). The choices
-are stored with the CPU's, by GPU, cuBLAS and precision.
+are stored with the CPU's, by GPU, cuBLAS, precision and a hash of the kernels.
 
 A benchmark runs one convolution alone. It does not measure what im2col fusion and horizontally fused gemms save, so an algorithm
 other than the rule's is chosen only if it is faster by MIN_SPEEDUP.
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Backend
+from ...backend import cuda as kernels
 from ...errors import BackendError
 from ..steps import Activate, Convolve, FeatureMap, Plan
 from .algorithms import ConvProblem, select_algorithm, supported
@@ -25,20 +26,33 @@ from .program import Program
 from .schedule import eliminate_dead_steps
 from .stream import stream_context
 
+# The files that convolutions launch kernels of: a change of one can make another algorithm the fastest
+KERNEL_FILES = ("direct", "epilogue", "epilogue_pool", "implicit_gemm", "nhwc", "winograd")
 MIN_SECONDS = 0.01  # of a round
 ROUNDS = 3
 MAX_CALLS = 200  # of a round
 MIN_SPEEDUP = 1 / 0.9  # over the rule's algorithm
 
 
+def gpu_name(be: Backend) -> str:
+    """Return the name of the current device; without one, the backend's."""
+    cuda = stream_context(be).cuda
+    if cuda is None:
+        return be.name
+    name: bytes = cuda.runtime.getDeviceProperties(cuda.Device().id)["name"]
+    return name.decode()
+
+
 def device_name(be: Backend, precision: str) -> str:
-    """Return the conditions under which a measurement is valid: GPU, cuBLAS and precision."""
-    context = stream_context(be)
-    name = be.name
-    if context.cuda is not None:
-        name = context.cuda.runtime.getDeviceProperties(context.cuda.Device().id)["name"].decode()
-    version = context.handle.version()
-    return f"{name}, cuBLAS {version // 10000}.{version // 100 % 100}.{version % 100}, {precision}"
+    """Return the conditions under which a measurement is valid: GPU, cuBLAS, precision and kernels."""
+    version = stream_context(be).handle.version()
+    return conditions(f"{gpu_name(be)}, cuBLAS {version // 10000}.{version // 100 % 100}.{version % 100}", precision)
+
+
+def conditions(device: str, precision: str) -> str:
+    """Return the conditions of measurements on a device; without its version of cuBLAS only shipped ones apply."""
+    used = tuple(file for file in kernels.files() if file in KERNEL_FILES)
+    return f"{device}, {precision}, kernels {kernels.version(used)}"
 
 
 def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -47,10 +61,10 @@ def measure(plan: Plan, be: Backend, precision: str) -> Iterator[tuple[str, str,
     for step in eliminate_dead_steps(canonicalize(plan, be)):
         if isinstance(step, Convolve) and (key := step.key(plan.batch)) not in seen:
             seen.add(key)
-            problem = ConvProblem(step, plan.batch, 2 if precision == "fp16" else 4)
+            problem = ConvProblem(step, plan.batch, precision, stream_context(be).properties)
             if len(supported(problem)) > 1:
                 times = benchmark(problem, be, precision)
-                yield key, pick(times, select_algorithm(problem, precision, {})), times
+                yield key, pick(times, select_algorithm(problem, {})), times
 
 
 def pick(times: dict[str, float], rule: str) -> str:

@@ -5,6 +5,7 @@ On the CPU a [connected] layer remains a matrix product: its weights are used in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,13 +20,29 @@ from ...layers.maxpool import MaxPool
 from ...layers.upsample import Upsample
 from ...ops.activation import NORMALIZERS
 from .. import steps
-from ..steps import Activate, Convolve, EpilogueOp, FeatureMap, LayerCall, Plan, Step
+from ..steps import Activate, Convolve, EpilogueOp, FeatureMap, LayerCall, Plan, Step, YoloHead
 from .steps import Sign
 
 
 def canonicalize(plan: Plan, be: Backend) -> Plan:
-    """Return the plan with [connected], [batchnorm], downsampling, XNOR and the blur of antialiasing as convolutions."""
-    return replace(plan, steps=[new for step in plan.steps for new in canonical_steps(step, be)])
+    """Return the plan with [connected], [batchnorm], downsampling, XNOR and the blur of antialiasing as convolutions.
+
+    YOLO heads are fused.
+    """
+    steps = [new for step in plan.steps for new in canonical_steps(step, be)]
+    return replace(plan, steps=fuse_heads(steps, plan.outputs))
+
+
+def fuse_heads(steps: Sequence[Step], outputs: Sequence[FeatureMap]) -> list[Step]:
+    """Fuse YOLO heads into the convolutions that only they read."""
+    read = [m.storage for m in (*outputs, *(m for step in steps for m in step.reads))]
+    writers = {step.y: step for step in steps if isinstance(step, Convolve) and not step.pooled}
+    fused: dict[Step, Convolve | None] = {}
+    for head in steps:
+        if isinstance(head, YoloHead) and (conv := writers.get(head.xs[0])) and read.count(conv.y) == 1:
+            fused[conv] = replace(conv, y=head.y, layers=conv.layers + head.layers, head=head)
+            fused[head] = None
+    return [new for step in steps if (new := fused.get(step, step)) is not None]
 
 
 def canonical_steps(step: Step, be: Backend) -> list[Step]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...array import Array
 from ...backend.cublas import address
 from ...ops.activation import NAMES
 from ..steps import Activate, Convolve
-from .algorithms import IM2COL_BUDGETS, align_channels
+from . import implicit_gemm
+from .algorithms import IM2COL_BUDGETS, IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import VECTOR_ACTIVATIONS, apply_epilogue, apply_in_place, im2col_target, next_pass, pass_arguments
+from .time_model import Cost
 from .view import View
 
 TILE_VECTOR = 4  # channels that the Winograd kernels vectorize, as in winograd.cu
-SMALL_CHANNEL_KERNELS = ("direct.convolve", "direct.convolve_float32", "direct.convolve_uint8")
+DIRECT_KERNELS = {"map": "direct.convolve", "float32": "direct.convolve_float32", "uint8": "direct.convolve_uint8"}
+InputFormat = Literal["map", "float32", "uint8"]  # a map, float32 (N, C, H, W), uint8 (N, H, W, C)
 
 
 def convolve(emitter: Emitter, step: Convolve) -> Emitted:
@@ -31,17 +34,21 @@ def convolve(emitter: Emitter, step: Convolve) -> Emitted:
 
 
 class SmallChannelConv(NamedTuple):
-    """A direct convolution as a function of its input, convolve(kernel, x, strides), and the rest of its epilogue.
+    """A convolution of few channels as a function of its input, convolve(format, x, strides), and the rest of its epilogue.
 
-    strides: elements of x from image to image, channel to channel and pixel to pixel.
+    strides: elements of x from image to image, channel to channel and pixel to pixel. cost: of an input of so many bytes.
     """
 
-    convolve: Callable[[str, Array, tuple[int, int, int]], None]
+    convolve: Callable[[InputFormat, Array, tuple[int, int, int]], None]
+    cost: Callable[[int], Cost]
     epilogue: Sequence[Launch]
+    kernels: Mapping[str, str]
 
 
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
-    """Return a direct convolution, whose input may be the caller's."""
+    """Return a convolution of few channels, whose input may be the caller's."""
+    if emitter.schedule.algorithms[step] == "image_gemm":
+        return SmallChannelConv(*implicit_gemm.image_gemm(emitter, step), implicit_gemm.IMAGE_KERNELS)
     y, F, prepared = emitter.view(step.y), step.y.shape[0], dict[str, Callable[[Array], None]]()
     weights, bias = emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
@@ -51,18 +58,25 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
-    def convolve(kernel: str, x: Array, strides: tuple[int, int, int]) -> None:
-        if kernel not in prepared:  # x has the same strides in all calls
-            prepared[kernel] = emitter.prepare(kernel, n, x, weights, bias, y.a, n, F, *strides, *sizes)
-        prepared[kernel](x)
+    def convolve(format: InputFormat, x: Array, strides: tuple[int, int, int]) -> None:
+        if format not in prepared:  # x has the same strides in all calls
+            arguments = (x, weights, bias, y.a, n, F, *strides, *sizes)
+            prepared[format] = emitter.prepare(DIRECT_KERNELS[format], n, *arguments)
+        prepared[format](x)
 
-    return SmallChannelConv(convolve, apply_in_place(emitter, rest, y))
+    def cost(x_bytes: int) -> Cost:
+        flops = 2 * y.pixels * (4 if step.pooled else 1) * F * geometry[0] * step.size**2
+        return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, flops)
+
+    rest_launches = apply_in_place(emitter, rest, y, step)
+    return SmallChannelConv(convolve, cost, rest_launches, DIRECT_KERNELS)
 
 
-def _direct(emitter: Emitter, step: Convolve) -> Emitted:
+def _small_channel(emitter: Emitter, step: Convolve) -> Emitted:
     x, conv = emitter.view(step.xs[0]), small_channel_conv(emitter, step)
-    run = partial(conv.convolve, "direct.convolve", x.a, (x.sizes[1] * x.ld, 1, x.ld))
-    return Emitted([Launch(run, "direct.convolve"), *conv.epilogue], "direct")
+    run = partial(conv.convolve, "map", x.a, (x.sizes[1] * x.ld, 1, x.ld))
+    conv_launch = Launch(run, conv.kernels["map"], conv.cost(x.nbytes))
+    return Emitted([conv_launch, *conv.epilogue], emitter.schedule.algorithms[step].replace("_", " "))
 
 
 def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
@@ -70,7 +84,8 @@ def _depthwise(emitter: Emitter, step: Convolve) -> Emitted:
     vectorized = emitter.can_vectorize(x, y)
     n = emitter.threads(y.pixels * y.shape[0], vectorized)
     geometry = (*x.shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
-    conv = emitter.launch("direct.depthwise", n, x.a, weights, y.a, n, *geometry, x.ld, y.ld, vectorized)
+    flops = 2 * y.pixels * y.shape[0] * step.size**2
+    conv = emitter.launch("direct.depthwise", n, x, weights, y, n, *geometry, x.ld, y.ld, vectorized, flops=flops)
     return Emitted([conv, *apply_epilogue(emitter, step.epilogue, y, y, bias, step)], "depthwise")
 
 
@@ -87,10 +102,9 @@ def _fused_gemm(emitter: Emitter, group: tuple[Convolve, ...]) -> list[Launch]:
     """Return the launches of convolutions of the same map: one gemm into a common output, then an epilogue per part."""
     first, last, x = group[0], group[-1], emitter.view(group[0].xs[0])
     output, weights = emitter.workspace(last, "fused_output"), emitter.weights.arrays(first)[0]
-    ld, handle, start, consumers = len(weights), emitter.handle, 0, emitter.schedule.im2col_consumers
-    sizes = (emitter.precision, address(output), address(x.a), address(weights), x.pixels, ld, x.shape[0])
-    lds = (ld, x.ld, weights.shape[1])
-    gemm = Launch(lambda: handle.gemm(*sizes, *lds))
+    ld, start, consumers = len(weights), 0, emitter.schedule.im2col_consumers
+    addresses = address(output), address(x.a), address(weights)
+    gemm = emitter.gemm(*addresses, x.pixels, ld, x.shape[0], ld, x.ld, weights.shape[1])
     if len(group) == 2 and not any(s in consumers or len(s.epilogue) > 1 for s in group):
         return [gemm, _split_epilogue(emitter, first, last, output, ld)]
     launches = [gemm]
@@ -112,7 +126,7 @@ def _split_epilogue(emitter: Emitter, first: Convolve, second: Convolve, output:
     vectorized = set(kinds) <= VECTOR_ACTIVATIONS and emitter.can_vectorize(*views)
     n = emitter.threads(views[0].pixels * (C1 + C2), vectorized)
     sizes = (n, C1, C2, align_channels(C1), ld, *(v.ld for v in views), *map(NAMES.index, kinds), vectorized)
-    return emitter.launch("epilogue.epilogue_split", n, output, *biases, *(v.a for v in views), *sizes)
+    return emitter.launch("epilogue.epilogue_split", n, output, *biases, *views, *sizes)
 
 
 def _im2col_gemm(emitter: Emitter, step: Convolve) -> Emitted:
@@ -144,11 +158,11 @@ def _maxpool_epilogue(
     if consumer is None:
         n = emitter.threads(y.pixels * C, vectorized)
         sizes = (n, C, W, ldx, y.ld, NAMES.index(kind), vectorized)
-        return emitter.launch("epilogue_pool.maxpool_epilogue", n, x, bias, y.a, *sizes)
+        return emitter.launch("epilogue_pool.maxpool_epilogue", n, x, bias, y, *sizes)
     target = im2col_target(emitter, consumer, H, W)
     vectorized = vectorized and target.can_vectorize
     n = emitter.threads(target.positions * C, vectorized)
-    out = None if step in emitter.schedule.dead_stores else y.a
+    out = None if step in emitter.schedule.dead_stores else y
     geometry = (n, C, H, W, ldx, y.ld, NAMES.index(kind), *target.geometry, vectorized)
     return emitter.launch("epilogue_pool.maxpool_epilogue_im2col", n, x, bias, out, target.col, *geometry)
 
@@ -169,7 +183,8 @@ def _im2col_gemms(emitter: Emitter, step: Convolve, start: int, pixels: int, out
             n = emitter.threads(count * step.size * C, vectorized)
             chunk = col[: (count - 1) * ldcol + C * step.size**2]
             sizes = (n, start + first, C, G, *geometry, x.ld, ldcol, vectorized)
-            launches.append(emitter.launch("nhwc.im2col", n, x.a, chunk, *sizes))
+            part = replace(x, pixels=min(x.pixels, count * step.strides[0] * step.strides[1]))  # what the rows need
+            launches.append(emitter.launch("nhwc.im2col", n, part, chunk, *sizes))
         at = address(out) + first * ld * size
         launches.append(_gemm(emitter, step, at, ld, address(col), ldcol, count, images))
     im2col = "im2col" if producer is None else f"im2col by layer {producer.layers[-1]}"
@@ -183,20 +198,20 @@ def _in_chunks(chunks: Sequence[int]) -> str:
 
 def _gemm(emitter: Emitter, step: Convolve, y: int, ldy: int, a: int, lda: int, M: int, images: int) -> Launch:
     """Return the gemm y (M, F) = a (M, K) @ weights (F, K).T, batched over groups of channels or images; y, a: addresses."""
-    weights, handle, precision, groups = emitter.weights.arrays(step)[0], emitter.handle, emitter.precision, step.groups
+    weights, groups = emitter.weights.arrays(step)[0], step.groups
     w, ldw, F = address(weights), weights.shape[1], step.y.shape[0]
     K = step.xs[0].shape[0] // groups * step.size**2
     if groups > 1:
         N = F // groups
         strides = (N, K, N * ldw)
-        return Launch(lambda: handle.gemm_batched(precision, groups, y, a, w, M, N, K, ldy, lda, ldw, *strides))
+        return emitter.gemm(y, a, w, M, N, K, ldy, lda, ldw, groups, strides)
     if step.pooled or step.y.base is None:
         F = align_channels(F)  # zeros into the padding between pixels: tensor cores like multiples of 8, heads have 255
     if images > 1:
         rows = M // images
         strides = (rows * ldy, rows * lda, 0)
-        return Launch(lambda: handle.gemm_batched(precision, images, y, a, w, rows, F, K, ldy, lda, ldw, *strides))
-    return Launch(lambda: handle.gemm(precision, y, a, w, M, F, K, ldy, lda, ldw))
+        return emitter.gemm(y, a, w, rows, F, K, ldy, lda, ldw, images, strides)
+    return emitter.gemm(y, a, w, M, F, K, ldy, lda, ldw)
 
 
 def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
@@ -215,27 +230,27 @@ def _winograd(emitter: Emitter, step: Convolve) -> Emitted:
         vectorized = source.can_vectorize(TILE_VECTOR)
         n = tiles * C // (TILE_VECTOR if vectorized else 1)
         sizes: tuple[float, ...] = (n, tiles, C, H, W, TH, TW, x.ld, ldc, vectorized)
-        launches.append(emitter.launch("winograd.winograd_input_transform", n, source.a, v, *sizes))
+        launches.append(emitter.launch("winograd.winograd_input_transform", n, source, v, *sizes))
         launches.append(_winograd_gemm(emitter, address(m), address(v), weights, tiles, ldf, C, ldc))
         (Co, Po, ldo), other = arguments.sizes, arguments.other
-        pointers = (m, bias, other.images(first, count).a if other else None, result.a)
+        pointers = (m, bias, other.images(first, count) if other else None, result)
         vectorized = one.can_vectorize and arguments.can_vectorize(TILE_VECTOR) and result.can_vectorize(TILE_VECTOR)
         n = tiles * F // (TILE_VECTOR if vectorized else 1)
         lds = (ldf, ldo, y.ld)
         sizes = (n, tiles, F, OH, OW, TH, TW, Co, Po, *lds, *arguments.codes, step.pooled, vectorized)
         launches.append(emitter.launch("winograd.winograd_output_transform", n, *pointers, *sizes))
-    return Emitted([*launches, *apply_in_place(emitter, rest, y)], f"winograd{_in_chunks(chunks)}")
+    return Emitted([*launches, *apply_in_place(emitter, rest, y, step)], f"winograd{_in_chunks(chunks)}")
 
 
 def _winograd_gemm(emitter: Emitter, y: int, a: int, weights: Array, tiles: int, F: int, C: int, lda: int) -> Launch:
     """Return the batched gemm of the 16 positions in a tile."""
-    w, ldw, handle, precision = address(weights), weights.shape[2], emitter.handle, emitter.precision
+    ldw = weights.shape[2]
     strides = (tiles * F, tiles * lda, F * ldw)
-    return Launch(lambda: handle.gemm_batched(precision, 16, y, a, w, tiles, F, C, F, lda, ldw, *strides))
+    return emitter.gemm(y, a, address(weights), tiles, F, C, F, lda, ldw, 16, strides)
 
 
 EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {
-    "direct": _direct,
+    "direct": _small_channel,
     "depthwise": _depthwise,
     "gemm_1x1": _gemm_1x1,
     "gemm_1x1_batched": _gemm_1x1,
@@ -243,4 +258,6 @@ EMITTERS: dict[str, Callable[[Emitter, Convolve], Emitted]] = {
     **dict.fromkeys(IM2COL_BUDGETS, _im2col_gemm),
     "im2col_batched_gemm": _im2col_gemm,
     "winograd_f2": _winograd,
+    "image_gemm": _small_channel,
+    **dict.fromkeys(IMPLICIT_GEMMS, implicit_gemm.implicit_gemm),
 }

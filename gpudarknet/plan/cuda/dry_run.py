@@ -1,7 +1,7 @@
 """A null device: shows on a machine without a GPU how a plan would run on one, and the memory it would need.
 
 be = dry_run.backend()
-cuda.Program(plan, be, "fp16").describe()       # packs weights on the host; launches nothing
+cuda.Program(plan, be, "fp16").describe(find_card("H100"))      # packs weights on the host; launches nothing
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Backend
+from .tiles import H100
 
 NAME = "no device"
 
@@ -39,7 +40,12 @@ class NullObject:
 def backend() -> Backend:
     """Return a backend for programs that are compiled, but not run. Its arrays are NumPy's, its memory is unlimited."""
     null: Any = NullObject()
-    runtime = SimpleNamespace(memGetInfo=lambda: (sys.maxsize, sys.maxsize))
+    properties = dict(
+        name=H100.name.encode(), major=9, minor=0, multiProcessorCount=132, sharedMemPerBlockOptin=H100.shared_memory
+    )
+    runtime = SimpleNamespace(
+        memGetInfo=lambda: (sys.maxsize, sys.maxsize), getDeviceProperties=lambda device: properties
+    )
     cuda = SimpleNamespace(Device=null, Stream=null, Event=null, runtime=runtime,
                            get_current_stream=null)  # fmt: skip
     arrays = {

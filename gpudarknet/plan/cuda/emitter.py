@@ -13,20 +13,30 @@ import numpy as np
 
 from ...array import Array, KernelArgument
 from ...backend import Backend
-from ...backend.cuda import prepare
+from ...backend.cuda import parameters, prepare
 from ..steps import Convolve, FeatureMap, Plan, Step
 from .algorithms import ConvProblem, align_channels
 from .schedule import Schedule
 from .stream import StreamContext
+from .time_model import Cost, Gemm
 from .view import View
 from .weights import PackedWeights
 
 
 class Launch(NamedTuple):
-    """One launch, queued on the current stream by run(). kernel: the kernel to compile for it, or ""."""
+    """One launch, queued on the current stream by run().
+
+    kernel: the kernel to compile for it, or "". cost: None for a fallback layer, whose launches are not known.
+    """
 
     run: Callable[[], None]
     kernel: str = ""
+    cost: Cost | None = None
+
+    @property
+    def name(self) -> str:
+        """Its kernel, or the sizes of its gemm."""
+        return self.kernel or (str(self.cost.gemm) if self.cost else "fallback")
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Emitter:
         assert be.launch is not None
         self.plan, self.batch, self.be, self.precision = plan, plan.batch, be, precision
         self.schedule, self.weights, self.arena, self.handle = schedule, weights, arena, context.handle
+        self.device, self.split_counters = context.properties, context.split_counters
         self.dtype = storage_dtype(precision)
         self.vector = 16 // self.dtype.itemsize
         self.launch_kernel = be.launch
@@ -82,7 +93,7 @@ class Emitter:
 
     def problem(self, step: Convolve) -> ConvProblem:
         """Return the properties on which a convolution's algorithm depends."""
-        return ConvProblem(step, self.batch, self.dtype.itemsize)
+        return ConvProblem(step, self.batch, self.precision, self.device)
 
     def can_vectorize(self, *views: View) -> bool:
         """Return whether kernels can move 16 bytes at once in all of these."""
@@ -93,12 +104,41 @@ class Emitter:
         return elements // (self.vector if vectorized else 1)
 
     def prepare(
-        self, kernel: str, threads: int, *args: KernelArgument, varying: Sequence[int] = (0,)
-    ) -> Callable[..., None]:
+        self, kernel: str, threads: int, *args: KernelArgument | View, block: int = 256, shared: int = 0,
+        varying: Sequence[int] = (0,),
+    ) -> Callable[..., None]:  # fmt: skip
         """Return a launch for each call of `run`, outside the graph; see `backend.cuda.prepare`."""
-        return prepare(self.launch_kernel, kernel, threads, *args, varying=varying)
+        arrays = [a.a if isinstance(a, View) else a for a in args]
+        return prepare(self.launch_kernel, kernel, threads, *arrays, block=block, shared=shared, varying=varying)
 
-    def launch(self, kernel: str, threads: int, *args: KernelArgument) -> Launch:
-        """Return the launch of a kernel."""
-        launch = self.launch_kernel
-        return Launch(lambda: launch(kernel, threads, *args), kernel)
+    def launch(
+        self, kernel: str, threads: int, *args: KernelArgument | View, block: int = 256, shared: int = 0,
+        flops: float = 0, gemm: Gemm | None = None,
+    ) -> Launch:  # fmt: skip
+        """Return the launch of a kernel. Its cost counts every array once, and of a View the elements without the gaps."""
+        launch, arrays = self.launch_kernel, [a.a if isinstance(a, View) else a for a in args]
+        cost = Cost(*bytes_moved(kernel, args), flops, gemm)
+        return Launch(lambda: launch(kernel, threads, *arrays, block=block, shared=shared), kernel, cost)
+
+    def gemm(
+        self, y: int, a: int, w: int, M: int, N: int, K: int, ldy: int, lda: int, ldw: int,
+        count: int = 1, strides: tuple[int, int, int] = (0, 0, 0),
+    ) -> Launch:  # fmt: skip
+        """Return the launch of `count` gemms by cuBLAS; the arguments are those of its `Handle`."""
+        handle, precision, size = self.handle, self.precision, self.dtype.itemsize
+        arguments = (y, a, w, M, N, K, ldy, lda, ldw)
+        weights = N * K * (count if strides[2] else 1)
+        cost = Cost(size * (count * M * K + weights), size * count * M * N, gemm=Gemm(M, N, K, count))
+        if count == 1:
+            return Launch(lambda: handle.gemm(precision, *arguments), cost=cost)
+        return Launch(lambda: handle.gemm_batched(precision, count, *arguments, *strides), cost=cost)
+
+
+def bytes_moved(kernel: str, args: Sequence[KernelArgument | View]) -> tuple[int, int]:
+    """Return the bytes of the arrays that a kernel reads, and of those that it writes."""
+    file, _, name = kernel.partition(".")
+    moved = [0, 0]
+    for parameter, a in zip(parameters(file)[name], args, strict=True):
+        if parameter.pointer and a is not None:
+            moved[not parameter.const] += a.nbytes  # type: ignore[union-attr]
+    return moved[0], moved[1]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...array import Array
 from ...ops.activation import NAMES
-from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step
+from ..steps import Activate, Add, Convolve, EpilogueOp, Multiply, SortShortcut, Step, YoloHead
 from .emitter import Emitter, Launch
 from .view import View
 
@@ -64,11 +64,6 @@ class PassArguments(NamedTuple):
     sizes: tuple[int, int, int]
     codes: tuple[int, int, float, float, int]
 
-    @property
-    def pointer(self) -> Array | None:
-        """The other map's array, or None."""
-        return self.other.a if self.other else None
-
     def can_vectorize(self, width: int) -> bool:
         """Return whether vectors of the other map can be read."""
         return self.other is None or self.other.shape[0] == 1 or self.other.can_vectorize(width)
@@ -93,15 +88,13 @@ def apply_epilogue(
     bias: Array | None = None,
     step: Step | None = None,
 ) -> list[Launch]:
-    """Return the launches of y = epilogue(x + bias). The last also writes the im2col matrix that `step` produces, if any.
+    """Return the launches of y = epilogue(x + bias), then of the head that is fused into `step`, if any.
 
-    There are none if the reader adds the bias.
+    The last also writes the im2col matrix that `step` produces, if any.
     """
-    schedule = emitter.schedule
-    if step in schedule.deferred_bias.values():
-        return []
-    launches: list[Launch] = []
-    todo = passes(epilogue)
+    schedule, launches = emitter.schedule, list[Launch]()
+    head = step.head if isinstance(step, Convolve) else None
+    todo = passes(epilogue) if epilogue or head is None else []
     for i, one in enumerate(todo):
         consumer = schedule.im2col_consumers.get(step) if step is not None and i == len(todo) - 1 else None
         (C, H, W), (Co, Po, ldo) = y.shape, (arguments := pass_arguments(emitter, one, y)).sizes
@@ -109,22 +102,30 @@ def apply_epilogue(
         if consumer is None:
             n = emitter.threads(y.pixels * C, vectorized)
             sizes: tuple[float, ...] = (n, C, H * W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, vectorized)
-            launches.append(emitter.launch("epilogue.epilogue", n, x.a, bias, arguments.pointer, y.a, *sizes))
+            launches.append(emitter.launch("epilogue.epilogue", n, x, bias, arguments.other, y, *sizes))
         else:
             target = im2col_target(emitter, consumer, H, W)
             vectorized = vectorized and target.can_vectorize
             n = emitter.threads(target.positions * C, vectorized)
-            out = None if step in schedule.dead_stores else y.a
-            pointers = (x.a, bias, arguments.pointer, out, target.col)
+            out = None if step in schedule.dead_stores else y
+            pointers = (x, bias, arguments.other, out, target.col)
             sizes = (n, C, H, W, Co, Po, x.ld, ldo, y.ld, *arguments.codes, *target.geometry, vectorized)
             launches.append(emitter.launch("epilogue.epilogue_im2col", n, *pointers, *sizes))
         x, bias = y, None
-    return launches
+    return launches if head is None else [*launches, apply_head(emitter, head, x, y, bias)]
+
+
+def apply_head(emitter: Emitter, head: YoloHead, x: View, y: View, bias: Array | None = None) -> Launch:
+    """Return the launch of y = the activations of a YOLO head on x + bias."""
+    C, n = x.shape[0], y.pixels * y.shape[0]
+    sizes = (n, C, C // head.A, head.scale_x_y, head.new_coords, x.ld, y.ld)
+    return emitter.launch("nhwc.yolo", n, x, bias, y, *sizes)
 
 
 def apply_in_place(emitter: Emitter, epilogue: Sequence[EpilogueOp], y: View, step: Step | None = None) -> list[Launch]:
-    """Return the launches of y = epilogue(y), none for an empty epilogue."""
-    return apply_epilogue(emitter, epilogue, y, y, step=step) if epilogue else []
+    """Return the launches of y = epilogue(y) and the head of `step`; none for an empty epilogue without a head."""
+    head = step.head if isinstance(step, Convolve) else None
+    return apply_epilogue(emitter, epilogue, y, y, step=step) if epilogue or head else []
 
 
 class Im2colTarget(NamedTuple):

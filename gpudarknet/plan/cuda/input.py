@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from ...array import Array
 from ..steps import Convolve, Step
-from .convolution import SMALL_CHANNEL_KERNELS, SmallChannelConv, small_channel_conv
+from .convolution import SmallChannelConv, small_channel_conv
 from .emitter import Emitter
+from .time_model import Cost
 from .upload import ImageBatch
 
 
@@ -27,10 +28,17 @@ class InputStage:
 
     @property
     def kernels(self) -> set[str]:
-        """The kernels that it launches."""
-        if self.conv is None:
-            return {"nhwc.from_nchw"}
-        return {*SMALL_CHANNEL_KERNELS, *(launch.kernel for launch in self.conv.epilogue)}
+        """The kernels that it may launch."""
+        return {*(self.conv.kernels.values() if self.conv else ()), *(kernel for kernel, _ in self.costs)}
+
+    @property
+    def costs(self) -> list[tuple[str, Cost | None]]:
+        """The kernels that it launches on float32 (N, C, H, W), with their costs."""
+        y, conv = self.input, self.conv
+        if conv is None:
+            return [("nhwc.from_nchw", Cost(y.nchw_bytes, y.nbytes))]
+        epilogue = [(launch.kernel, launch.cost) for launch in conv.epilogue]
+        return [(conv.kernels["float32"], conv.cost(y.nchw_bytes)), *epilogue]
 
     def feed(self, x: Array | ImageBatch) -> None:
         """Launch all that reads x, an ImageBatch or float32 (N, C, H, W) on the device, on the current stream."""
@@ -45,22 +53,22 @@ class InputStage:
                 self.from_nchw(x)
             return
         if not isinstance(x, ImageBatch):
-            conv.convolve("direct.convolve_float32", x, (C * P, P, 1))
+            conv.convolve("float32", x, (C * P, P, 1))
         elif (images := x.unscaled(W, H)) is not None:
             with x.reading():
-                conv.convolve("direct.convolve_uint8", images, (P * C, 1, C))
+                conv.convolve("uint8", images, (P * C, 1, C))
         else:
             x.write(y)
-            conv.convolve("direct.convolve", y.a, (P * y.ld, 1, y.ld))
+            conv.convolve("map", y.a, (P * y.ld, 1, y.ld))
         for launch in conv.epilogue:
             launch.run()
 
 
 def first_convolution(emitter: Emitter) -> Convolve | None:
-    """Return the first step if it is a direct convolution and the only reader of the input."""
+    """Return the first step if it is a convolution of few channels and the only reader of the input."""
     start, steps = emitter.plan.input, emitter.schedule.steps
     readers: list[Step] = [s for s in steps if start in [m.storage for m in s.reads]]
     first = steps[0] if steps else None
     if not isinstance(first, Convolve) or first.xs != (start,) or readers != [first] or start in emitter.plan.outputs:
         return None
-    return first if emitter.schedule.algorithms[first] == "direct" else None
+    return first if emitter.schedule.algorithms[first] in ("direct", "image_gemm") else None

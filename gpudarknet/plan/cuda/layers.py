@@ -81,18 +81,18 @@ def _constant(emitter: Emitter, m: FeatureMap, value: ArrayLike) -> list[Launch]
     y = emitter.view(m)
     values = np.broadcast_to(np.asarray(value, np.float32), (emitter.batch, *m.shape))
     x = emitter.be.asarray(np.ascontiguousarray(values))
-    return [emitter.launch("nhwc.from_nchw", values.size, x, y.a, values.size, *y.sizes, y.ld)]
+    return [emitter.launch("nhwc.from_nchw", values.size, x, y, values.size, *y.sizes, y.ld)]
 
 
 def _activation(emitter: Emitter, step: LayerCall, layer: Activation) -> list[Launch]:
     x, y, _ = _views(emitter, step)
     sizes = (y.pixels, x.shape[0], NORMALIZERS.index(layer.activation), x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.normalize_channels", 32 * y.pixels, x.a, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.normalize_channels", 32 * y.pixels, x, y, *sizes)]
 
 
 def _avgpool(emitter: Emitter, step: LayerCall, layer: AvgPool) -> list[Launch]:
     x, y, n = _views(emitter, step)
-    return [emitter.launch("nhwc_layers.avgpool", n, x.a, y.a, n, *x.sizes, x.ld, y.ld)]
+    return [emitter.launch("nhwc_layers.avgpool", n, x, y, n, *x.sizes, x.ld, y.ld)]
 
 
 def _cost(emitter: Emitter, step: LayerCall, layer: Cost) -> list[Launch]:
@@ -104,7 +104,7 @@ def _crop(emitter: Emitter, step: LayerCall, layer: Crop) -> list[Launch]:
     (_, H, W), (_, OH, OW) = x.shape, y.shape
     factor, shift = (1.0, 0.0) if layer.noadjust else (2.0, -1.0)
     sizes = (n, *x.shape, OH, OW, (H - OH) // 2, (W - OW) // 2, factor, shift, x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.crop", n, x.a, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.crop", n, x, y, *sizes)]
 
 
 def _detection(emitter: Emitter, step: LayerCall, layer: Detection) -> list[Launch]:
@@ -118,9 +118,7 @@ def _gaussian(emitter: Emitter, step: LayerCall, layer: GaussianYolo) -> list[La
     x, y, n = _views(emitter, step)
     C = x.shape[0]
     return [
-        emitter.launch(
-            "nhwc_layers.gaussian", n, x.a, y.a, n, C, C // len(layer.anchor_ids), layer.scale_x_y, x.ld, y.ld
-        )
+        emitter.launch("nhwc_layers.gaussian", n, x, y, n, C, C // len(layer.anchor_ids), layer.scale_x_y, x.ld, y.ld)
     ]
 
 
@@ -150,25 +148,26 @@ def _local(emitter: Emitter, step: LayerCall, layer: Local) -> list[Launch]:
 
     weights = emitter.weights.cached((step.layers[0],), pack)
     sizes = (n, C, F, H, W, OH, OW, layer.size, layer.stride, layer.pad, x.ld, y.ld, NAMES.index(layer.activation))
-    return [emitter.launch("nhwc_layers.local", n, x.a, *weights, y.a, *sizes)]
+    flops = 2 * n * C * layer.size**2
+    return [emitter.launch("nhwc_layers.local", n, x, *weights, y, *sizes, flops=flops)]
 
 
 def _local_avgpool(emitter: Emitter, step: LayerCall, layer: LocalAvgPool) -> list[Launch]:
     x, y, n = _views(emitter, step)
     sizes = (n, *x.shape, *y.shape[1:], layer.window, *layer.strides, layer.pad_total // 2, x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.local_avgpool", n, x.a, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.local_avgpool", n, x, y, *sizes)]
 
 
 def _maxpool(emitter: Emitter, step: LayerCall, layer: MaxPool) -> list[Launch] | None:
     x, y, n = _views(emitter, step)
     if layer.maxpool_depth:
-        return [emitter.launch("nhwc_layers.maxpool_depth", n, x.a, y.a, n, x.shape[0], y.shape[0], x.ld, y.ld)]
+        return [emitter.launch("nhwc_layers.maxpool_depth", n, x, y, n, x.shape[0], y.shape[0], x.ld, y.ld)]
     if layer.antialiasing:
         return None
     pool = steps.MaxPool(
         layers=step.layers, xs=step.xs, y=step.y, size=layer.window, strides=layer.strides, padding=layer.pad_total
     )
-    nonmax = emitter.launch("nhwc_layers.zero_nonmax", n, x.a, y.a, n, y.shape[0], x.ld, y.ld)
+    nonmax = emitter.launch("nhwc_layers.zero_nonmax", n, x, y, n, y.shape[0], x.ld, y.ld)
     return [*max_pool(emitter, pool), nonmax]
 
 
@@ -176,7 +175,7 @@ def _normalization(emitter: Emitter, step: LayerCall, layer: Normalization) -> l
     x, y, n = _views(emitter, step)
     windows = emitter.be.asarray(lrn_windows(x.shape[0], layer.size))
     sizes = (n, x.shape[0], layer.alpha, layer.beta, layer.kappa, x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.lrn", n, x.a, windows, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.lrn", n, x, windows, y, *sizes)]
 
 
 def _reorg(emitter: Emitter, step: LayerCall, layer: Reorg | Reorg3d) -> list[Launch]:
@@ -187,7 +186,7 @@ def _reorg(emitter: Emitter, step: LayerCall, layer: Reorg | Reorg3d) -> list[La
     if layer.reverse and isinstance(layer, Reorg3d):
         C, H, W = C // s**2, H * s, W * s
     sizes = (n, *y.sizes, x.sizes[1], C, H, W, s, layer.reverse, x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.reorg", n, x.a, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.reorg", n, x, y, *sizes)]
 
 
 def _region(emitter: Emitter, step: LayerCall, layer: Region) -> list[Launch] | None:
@@ -197,7 +196,7 @@ def _region(emitter: Emitter, step: LayerCall, layer: Region) -> list[Launch] | 
     x, y, _ = _views(emitter, step)
     E, n = x.shape[0] // layer.num, y.pixels * layer.num
     sizes = (n, layer.num, E, layer.coords, layer.softmax and layer.tree is None, x.ld, y.ld)
-    launches = [emitter.launch("nhwc_layers.region", 32 * n, x.a, y.a, *sizes)]
+    launches = [emitter.launch("nhwc_layers.region", 32 * n, x, y, *sizes)]
     if layer.tree is None:
         return launches
     firsts = [a * E + layer.coords + 1 for a in range(layer.num)]
@@ -220,7 +219,7 @@ def _grouped(
     rows, P = (y.pixels, 1) if pixelwise else (emitter.batch, y.sizes[1])
     n, edges = rows * len(groups), emitter.be.asarray(np.array(groups, np.int32))
     sizes = (n, len(groups), P, temperature, x.ld, y.ld)
-    return [emitter.launch("nhwc_layers.softmax", 32 * n, x.a, edges, y.a, *sizes)]
+    return [emitter.launch("nhwc_layers.softmax", 32 * n, x, edges, y, *sizes)]
 
 
 def _shortcut(emitter: Emitter, step: LayerCall, layer: Shortcut) -> list[Launch]:
@@ -231,7 +230,7 @@ def _shortcut(emitter: Emitter, step: LayerCall, layer: Shortcut) -> list[Launch
     for t, m in enumerate(step.xs[1:], 1):
         other, own = emitter.view(m), factors[0] if t == 1 else None
         sizes = (n, *x.sizes, *other.sizes, factors.shape[1], x.ld, other.ld, y.ld)
-        launches.append(emitter.launch("nhwc_layers.add_weighted", n, x.a, other.a, own, factors[t], y.a, *sizes))
+        launches.append(emitter.launch("nhwc_layers.add_weighted", n, x, other, own, factors[t], y, *sizes))
         x = y
     return launches + _activated(emitter, layer.activation, y)
 
@@ -243,7 +242,7 @@ def _mismatched(emitter: Emitter, step: LayerCall, layer: Shortcut | SortShortcu
     for m in step.xs[1:]:
         other = emitter.view(m)
         sizes = (n, *x.sizes, *other.sizes, x.ld, other.ld, y.ld, binary, eps, slope)
-        launches.append(emitter.launch("nhwc.add_mismatched", n, x.a, other.a, y.a, *sizes))
+        launches.append(emitter.launch("nhwc.add_mismatched", n, x, other, y, *sizes))
         x = y
     return launches + _activated(emitter, layer.activation, y)
 

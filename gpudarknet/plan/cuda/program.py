@@ -8,7 +8,7 @@ that own their memory are 256-byte aligned and their ld is rounded up to 16 byte
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,15 +21,17 @@ from ...backend.cublas import WORKSPACE
 from ...backend.cuda import STORAGE, Launcher
 from ...errors import OutOfMemoryError
 from ...layers import DetectionHead
-from ..steps import Convolve, FeatureMap, LayerCall, Plan, Step, step_table, totals
+from ..steps import OFFSET_HEADER, Convolve, FeatureMap, LayerCall, Plan, Step, step_table, totals
 from . import convolution, layers, steps
 from .canonicalize import canonicalize
+from .cost_report import Columns, LaunchTime, summary
 from .detect import DetectionStage, ResultBuffer, detection_stage
 from .emitter import Emitted, Emitter, storage_dtype
 from .input import InputStage
 from .recurrent import unroll
 from .schedule import make_schedule
 from .stream import stream_context
+from .time_model import Card, Cost, seconds
 from .upload import ImageBatch
 from .view import View
 from .weights import PackedWeights
@@ -72,12 +74,13 @@ class Program:
         self.dtype = storage_dtype(precision)
         self.graph: Any = None
         self.detection_graph: Any = None  # of the steps and the detection stage
+        self.stream_context = stream_context(be)
         self._make_schedule = partial(
-            make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col
-        )
+            make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col,
+            device=self.stream_context.properties,
+        )  # fmt: skip
         self.schedule = self._make_schedule(plan.batch)
         self.weights = PackedWeights(be, self.schedule, self.dtype, {} if packed_weights is None else packed_weights)
-        self.stream_context = stream_context(be)
         with self.stream_context.use():
             self._emit(graph)
 
@@ -91,11 +94,12 @@ class Program:
         self.outputs = [self.emitter.view(m) for m in self.plan.outputs]
         self.stores: list[Callable[[Array], None]] = []  # write each output to the caller's array, once prepared
         emitted = {step: self.emit(step) for step in self.schedule.steps if step is not self.input_stage.step}
+        self.step_launches = {step: e.launches for step, e in emitted.items()}
         launches = [launch for step in emitted.values() for launch in step.launches]
         self.launches = [launch.run for launch in launches]
         self.algorithms = {step: e.algorithm for step, e in emitted.items() if e.algorithm}
         if self.input_stage.step is not None:
-            self.algorithms[self.input_stage.step] = "direct"
+            self.algorithms[self.input_stage.step] = self.schedule.algorithms[self.input_stage.step]
         self.fallbacks = [e.fallback for e in emitted.values() if e.fallback]  # sections
         self.row_major = {step.y for step, e in emitted.items() if e.row_major}
         heads = self.plan.outputs[: self.head_count]
@@ -259,8 +263,42 @@ class Program:
             if resource:
                 self.stream_context.retire(resource)
 
-    def describe(self) -> str:
-        """Return the plan as text: steps, algorithms, how it runs, and its memory."""
+    def time_launches(self, min_seconds: float = 0.002, rounds: int = 2, max_calls: int = 200) -> list[float]:
+        """Time each launch of the graph on this GPU, by itself; return seconds. Call `run` before: maps then hold real values."""
+        time = self.stream_context.time
+        return [time(launch, min_seconds, rounds, max_calls) for launch in self.launches]
+
+    def launch_times(self, card: Card, measured: Sequence[float] | None = None) -> list[LaunchTime]:
+        """Return the launches of a `run` on float32 images, in order, with their costs and their times on a card.
+
+        measured: the seconds of those in the graph.
+        """
+        view, pack = self.emitter.view, self.row_major
+        inputs = [(self.input_stage.step, *one) for one in self.input_stage.costs]
+        inputs += [(None, "nhwc.from_nchw", Cost(view(m).nchw_bytes, view(m).nbytes)) for m in self.plan.states]
+        graph = [(step, one.name, one.cost) for step, launches in self.step_launches.items() for one in launches]
+        outputs = [
+            (None, "nhwc.pack_rows" if m in pack else "nhwc.to_nchw", Cost(v.nbytes, v.nchw_bytes))
+            for m, v in zip(self.plan.outputs, self.outputs, strict=True)
+        ]
+
+        def timed(launch: tuple[Step | None, str, Cost | None], in_graph: bool, t: float | None = None) -> LaunchTime:
+            cost = launch[2]
+            return LaunchTime(*launch, in_graph, cost and seconds(cost, card, self.precision), t)
+
+        known: Sequence[float | None] = measured or [None] * len(graph)
+        return [
+            *(timed(one, False) for one in inputs),
+            *(timed(one, True, t) for one, t in zip(graph, known, strict=True)),
+            *(timed(one, False) for one in outputs),
+        ]
+
+    def describe(self, card: Card | None = None, measured: Sequence[float] | None = None, origin: str = "") -> str:
+        """Return the plan as text: steps, algorithms, how it runs, and its memory.
+
+        card: show the cost of each step and its modelled time on this card instead of offsets. measured: as for `launch_times`;
+        origin: where they were measured.
+        """
         itemsize, schedule, arena = self.dtype.itemsize, self.schedule, self.schedule.arena
         algorithms = dict(self.algorithms)
         for producer, consumer in schedule.im2col_consumers.items():
@@ -271,14 +309,26 @@ class Program:
         count = len(self.launches) + self.input_stage.launch_count
         sizes = (arena.size * itemsize, self.weights.nbytes, WORKSPACE)
         arena_mib, weights_mib, workspace_mib = (f"{size / 2**20:.1f}" for size in sizes)
+
+        def offset(step: Step) -> str:
+            return f"{itemsize * (arena.offsets[step.y.storage] + step.y.channel_offset):>12}"
+
+        if card is None:
+            table, costs = step_table(schedule.steps, algorithms, OFFSET_HEADER, offset), list[str]()
+        else:
+            if self.input_stage.step is not None:
+                algorithms[self.input_stage.step] += ", outside the graph"
+            times = self.launch_times(card, measured)
+            columns, costs = Columns(times), summary(times, card, self.plan.batch, origin)
+            table = step_table(schedule.steps, algorithms, columns.header, columns.cells)
+            table.append(f"{'':>11}  {'layouts of input and outputs':<66}{columns.cells(None)}  outside the graph")
         return "\n".join(
             [
-                *step_table(
-                    schedule.steps, algorithms, lambda m: itemsize * (arena.offsets[m.storage] + m.channel_offset)
-                ),
+                *table,
                 f"{totals(schedule.steps, self.fallbacks)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
                 f"CUDA, {self.precision}, {how}: {count} launches; MiB on the device for batch {self.plan.batch}: "
                 f"arena {arena_mib}, weights {weights_mib}, cuBLAS {workspace_mib}",
+                *costs,
                 *self._detection_note(),
             ]
         )

@@ -3,7 +3,6 @@
 A launch costs about as much as the work of a small layer, and large batches are bound by memory. Hence:
 
 * 1 x 1 convolutions of the same map are fused horizontally: one gemm into a common output, whose parts an epilogue then splits.
-* A YOLO head adds the bias of the convolution before it (deferred bias).
 * The last launch of a producer writes the im2col matrix of the next convolution, all positions of each pixel, and the map itself
   only if another step reads it. That saves an im2col launch, which would read each pixel once per kernel row.
 
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .. import memory
-from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step, YoloHead
+from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step
 from . import algorithms
-from .algorithms import ALGORITHMS, ConvProblem, align_channels, select_algorithm
+from .algorithms import ALGORITHMS, CAN_SCATTER, ConvProblem, align_channels, select_algorithm
+from .tiles import H100, DeviceProperties
 
 WorkspaceKey = tuple[Step, str]  # the step that uses it, and its name
 Problems = Mapping[Convolve, ConvProblem]
@@ -42,14 +42,13 @@ class Schedule:
 
     steps: those that an output depends on, in order. algorithms: of each convolution. fused_gemms: a convolution -> those that
     share its gemm, itself included. im2col_consumers: a step -> the convolution whose im2col matrix it writes; dead_stores: those
-    of them that need not store their map. deferred_bias: a head -> the convolution whose bias it adds.
+    of them that need not store their map.
     """
 
     steps: list[Step]
     algorithms: dict[Convolve, str]
     fused_gemms: Groups
     im2col_consumers: dict[Step, Convolve]
-    deferred_bias: dict[Step, Convolve]
     arena: Arena
 
     @cached_property
@@ -70,17 +69,17 @@ def make_schedule(
     choices: Mapping[str, str] | None = None,
     fuse_gemms: bool = True,
     fuse_im2col: bool = True,
+    device: DeviceProperties = H100,
 ) -> Schedule:
     """Return the schedule of a plan for a batch. choices: measured algorithms, by a convolution's key."""
-    steps, itemsize = eliminate_dead_steps(plan), 2 if precision == "fp16" else 4
-    problems = {s: ConvProblem(s, batch, itemsize) for s in steps if isinstance(s, Convolve)}
-    chosen = {s: select_algorithm(problem, precision, choices or {}) for s, problem in problems.items()}
+    steps = eliminate_dead_steps(plan)
+    problems = {s: ConvProblem(s, batch, precision, device) for s in steps if isinstance(s, Convolve)}
+    chosen = {s: select_algorithm(problem, choices or {}) for s, problem in problems.items()}
     groups = _fused_gemms(chosen, problems) if fuse_gemms else {}
     steps = _reordered(steps, groups)
     consumers = _im2col_consumers(steps, chosen, problems) if fuse_im2col else {}
-    deferred_bias = _deferred_bias(plan, steps, chosen, groups)
     arena = _plan_memory(plan, batch, steps, chosen, problems, groups, consumers)
-    return Schedule(steps, chosen, groups, consumers, deferred_bias, arena)
+    return Schedule(steps, chosen, groups, consumers, arena)
 
 
 def eliminate_dead_steps(plan: Plan) -> list[Step]:
@@ -109,7 +108,8 @@ def _fused_gemms(chosen: Mapping[Convolve, str], problems: Problems) -> Groups:
     groups: dict[Convolve, tuple[Convolve, ...]] = {}
     readers: dict[FeatureMap, list[Convolve]] = {}
     for step, algorithm in chosen.items():
-        if algorithm == "gemm_1x1" and step.groups == 1 and all(isinstance(a, Activate) for a in step.epilogue):
+        plain = step.groups == 1 and step.head is None and all(isinstance(op, Activate) for op in step.epilogue)
+        if algorithm == "gemm_1x1" and plain:
             readers.setdefault(step.xs[0], []).append(step)
     for group in readers.values():
         problem, (_, H, W) = problems[group[0]], group[0].y.shape
@@ -151,21 +151,7 @@ def _can_scatter(step: Step, chosen: Mapping[Convolve, str], problems: Problems)
     if not isinstance(step, Convolve):
         return isinstance(step, Copy)
     in_chunks = step.pooled and problems[step].maxpool_images < problems[step].batch
-    return chosen[step] not in ("direct", "winograd_f2") and not in_chunks
-
-
-def _deferred_bias(
-    plan: Plan, steps: Sequence[Step], chosen: Mapping[Convolve, str], groups: Groups
-) -> dict[Step, Convolve]:
-    """Return the heads that are the only readers of convolutions whose epilogue is only the bias."""
-    read = [m.storage for m in (*plan.outputs, *(m for step in steps for m in step.reads))]
-    heads = {step.xs[0]: step for step in steps if isinstance(step, YoloHead)}
-    return {
-        heads[step.y]: step
-        for step, algorithm in chosen.items()
-        if step.y in heads and read.count(step.y.storage) == 1 and not step.epilogue and step not in groups
-        and algorithm not in ("direct", "winograd_f2") and not step.pooled
-    }  # fmt: skip
+    return chosen[step] in CAN_SCATTER and step.head is None and not in_chunks
 
 
 def _plan_memory(

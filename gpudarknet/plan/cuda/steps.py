@@ -8,7 +8,7 @@ from typing import Any
 
 from ..steps import Copy, MaxPool, Step, Upsample, YoloHead
 from .emitter import Emitted, Emitter, Launch
-from .epilogue import apply_epilogue, apply_in_place
+from .epilogue import apply_epilogue, apply_head, apply_in_place
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,22 +35,22 @@ class Sign(Step):
 
 def _blend(emitter: Emitter, step: Blend) -> Emitted:
     y, (a, b, c, *rest) = emitter.view(step.y), [emitter.view(m) for m in step.xs]
-    d, ldd = (rest[0].a, rest[0].ld) if rest else (None, 0)
+    d, ldd = (rest[0], rest[0].ld) if rest else (None, 0)
     n = y.pixels * y.shape[0]
     sizes = (n, y.shape[0], a.ld, b.ld, c.ld, ldd, y.ld)
-    return Emitted([emitter.launch("nhwc_layers.blend", n, a.a, b.a, c.a, d, y.a, *sizes)])
+    return Emitted([emitter.launch("nhwc_layers.blend", n, a, b, c, d, y, *sizes)])
 
 
 def _clip(emitter: Emitter, step: Clip) -> Emitted:
     x, y = emitter.view(step.xs[0]), emitter.view(step.y)
     n = y.pixels * y.shape[0]
-    return Emitted([emitter.launch("nhwc_layers.clip", n, x.a, y.a, n, y.shape[0], step.limit, x.ld, y.ld)])
+    return Emitted([emitter.launch("nhwc_layers.clip", n, x, y, n, y.shape[0], step.limit, x.ld, y.ld)])
 
 
 def _sign(emitter: Emitter, step: Sign) -> Emitted:
     x, y = emitter.view(step.xs[0]), emitter.view(step.y)
     n = y.pixels * y.shape[0]
-    return Emitted([emitter.launch("nhwc_layers.sign", n, x.a, y.a, n, y.shape[0], x.ld, y.ld)])
+    return Emitted([emitter.launch("nhwc_layers.sign", n, x, y, n, y.shape[0], x.ld, y.ld)])
 
 
 def _copy(emitter: Emitter, step: Copy) -> Emitted:
@@ -64,7 +64,7 @@ def max_pool(emitter: Emitter, step: MaxPool) -> list[Launch]:
     (C, H, W), (_, OH, OW), vectorized = x.shape, y.shape, emitter.can_vectorize(x, y)
     n = emitter.threads(y.pixels * C, vectorized)
     sizes = (n, C, H, W, OH, OW, step.size, *step.strides, step.padding // 2, x.ld, y.ld, vectorized)
-    return [emitter.launch("nhwc.maxpool", n, x.a, y.a, *sizes), *apply_in_place(emitter, step.epilogue, y)]
+    return [emitter.launch("nhwc.maxpool", n, x, y, *sizes), *apply_in_place(emitter, step.epilogue, y)]
 
 
 def _maxpool(emitter: Emitter, step: MaxPool) -> Emitted:
@@ -76,17 +76,13 @@ def _upsample(emitter: Emitter, step: Upsample) -> Emitted:
     vectorized = emitter.can_vectorize(x, y)
     n = emitter.threads(y.pixels * y.shape[0], vectorized)
     sizes = (n, *x.shape, step.s, step.scale, x.ld, y.ld, vectorized)
-    upsample = emitter.launch("nhwc.upsample", n, x.a, y.a, *sizes)
+    upsample = emitter.launch("nhwc.upsample", n, x, y, *sizes)
     return Emitted([upsample, *apply_in_place(emitter, step.epilogue, y)])
 
 
 def _yolo(emitter: Emitter, step: YoloHead) -> Emitted:
     x, y = emitter.view(step.xs[0]), emitter.view(step.y)
-    C, n, producer = x.shape[0], y.pixels * y.shape[0], emitter.schedule.deferred_bias.get(step)
-    bias = None if producer is None else emitter.weights.arrays(producer)[1]
-    sizes = (n, C, C // step.A, step.scale_x_y, step.new_coords, x.ld, y.ld)
-    yolo = emitter.launch("nhwc.yolo", n, x.a, bias, y.a, *sizes)
-    return Emitted([yolo, *apply_in_place(emitter, step.epilogue, y)])
+    return Emitted([apply_head(emitter, step, x, y), *apply_in_place(emitter, step.epilogue, y)])
 
 
 EMITTERS: dict[type[Step], Callable[[Emitter, Any], Emitted]] = {

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ...backend import Backend
 from ...backend.cublas import WORKSPACE, address
 from ...errors import OutOfMemoryError
+from .tiles import H100, MAX_SPLIT_TILES, DeviceProperties
 
 T = TypeVar("T")
 
@@ -37,11 +38,22 @@ class StreamContext:
         try:
             with self.stream or nullcontext():
                 self.workspace = be.empty((WORKSPACE,), "uint8")
+                self.split_counters = be.xp.zeros((MAX_SPLIT_TILES,), "int32")
         except MemoryError as e:  # CuPy's is one
             raise OutOfMemoryError(
                 f"cuBLAS: no memory for its workspace on the device: {e.__cause__ or e}; free some device memory"
             ) from None
+        self.properties = self._properties()
         self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))
+
+    def _properties(self) -> DeviceProperties:
+        if self.cuda is None:
+            return H100
+        found = self.cuda.runtime.getDeviceProperties(self.device)
+        capability = 10 * found["major"] + found["minor"]
+        return DeviceProperties(
+            found["name"].decode(), capability, found["multiProcessorCount"], found["sharedMemPerBlockOptin"]
+        )
 
     @contextmanager
     def use(self) -> Iterator[None]:

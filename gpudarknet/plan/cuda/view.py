@@ -26,9 +26,23 @@ class View:
         """(C, H*W)."""
         return self.shape[0], self.shape[1] * self.shape[2]
 
+    def is_aligned(self, width: int) -> bool:
+        """Return whether every pixel begins at a multiple of `width` elements."""
+        return not (self.ld % width or self.channel_offset % width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, without the gaps between pixels."""
+        return self.pixels * self.shape[0] * self.a.itemsize
+
+    @property
+    def nchw_bytes(self) -> int:
+        """Bytes of its elements as float32 (N, C, H, W), the layout of the caller."""
+        return 4 * self.pixels * self.shape[0]
+
     def can_vectorize(self, width: int) -> bool:
         """Return whether all pixels can be accessed as vectors of `width` channels."""
-        return not (self.shape[0] % width or self.ld % width or self.channel_offset % width)
+        return self.shape[0] % width == 0 and self.is_aligned(width)
 
     def images(self, first: int, count: int) -> View:
         """Return the view of `count` images from `first` on."""

@@ -4,6 +4,7 @@ hwio        (size*size*C, F), float32
 depthwise   (size*size, C)
 ohwi        (F, size*size*C/groups), both rounded up to 8
 winograd    (16, F, C), transformed, both rounded up to 8
+implicit_gemm  (F, size*size, C/groups), C/groups rounded up to 8; image_gemm: as ohwi; both rounded to TF32 if float32
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def weight_shape(step: Convolve, layout: str) -> tuple[int, ...]:
         "depthwise": (taps, F),
         "ohwi": (rows, align_channels(C * taps)),
         "winograd": (16, rows, align_channels(C)),
+        "implicit_gemm": (F, taps * align_channels(C)),
+        "image_gemm": (F, align_channels(C * taps)),
     }[layout]
 
 
@@ -52,11 +55,21 @@ def pack_weights(step: Convolve, layout: str, kernel: np.ndarray, dtype: np.dtyp
             packed[:, :F, : kernel.shape[1]] = positions.reshape(16, *kernel.shape[:2])
             return packed
         rows = kernel.transpose(0, 2, 3, 1).reshape(F, -1)  # taps, then channels
-        if layout != "ohwi":
+        if layout == "implicit_gemm":
+            channels = kernel.shape[1]
+            aligned = ((0, 0), (0, 0), (0, align_channels(channels) - channels))
+            rows = np.pad(rows.reshape(F, -1, channels), aligned).reshape(F, -1)
+        if layout in ("hwio", "depthwise"):
             return np.ascontiguousarray(rows.T, np.float32 if layout == "hwio" else dtype)
         packed = np.zeros(shape, dtype)
         packed[:F, : rows.shape[1]] = rows
-        return packed
+        return round_to_tf32(packed) if layout in ("implicit_gemm", "image_gemm") and dtype == np.float32 else packed
+
+
+def round_to_tf32(a: np.ndarray) -> np.ndarray:
+    """Round float32 to the 10 bits of mantissa that TF32 has, ties away from zero; infinity and NaN stay."""
+    bits = (a.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(a), bits.view(np.float32), a)
 
 
 class PackedWeights:
@@ -90,7 +103,7 @@ class PackedWeights:
         )
 
     def arrays(self, step: Convolve) -> tuple[Array, Array]:
-        """Return the packed kernel and the bias (F,), float32.
+        """Return the packed kernel and the bias, float32: F rounded up to 8.
 
         The kernels of a fused gemm are concatenated in one array, which is returned for each of its convolutions.
         """
@@ -103,7 +116,9 @@ class PackedWeights:
             ]
             kernel = self.be.asarray(np.concatenate(kernels) if len(group) > 1 else kernels[0])
             for s, w in zip(group, arrays, strict=True):
-                self.cache[self._key(s)] = kernel, self.be.asarray(w["bias"], np.float32)
+                bias = np.zeros(align_channels(len(w["bias"])), np.float32)  # aligned, as kernels read vectors
+                bias[: len(w["bias"])] = w["bias"]
+                self.cache[self._key(s)] = kernel, self.be.asarray(bias)
         return self.cache[key]
 
     def cached(self, key: tuple[Any, ...], make: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:

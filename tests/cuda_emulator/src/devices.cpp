@@ -145,8 +145,8 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, 
         case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
         case cudaDevAttrWarpSize: *value = 32; break;
         case cudaDevAttrMultiProcessorCount: *value = 132; break;
-        case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = DEFAULT_SHARED; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = settings.shared; break;
         case cudaDevAttrMemoryPoolsSupported: *value = 0; break;
         case cudaDevAttrClockRate: *value = 0; break;
         default: *value = 1;
@@ -157,7 +157,7 @@ EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {  // 
     ENTER(cudaGetDeviceProperties);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "%s", DEVICE_NAME);
-    p->totalGlobalMem = settings.memory, p->sharedMemPerBlock = 48 << 10, p->regsPerBlock = 1 << 16, p->warpSize = 32;
+    p->totalGlobalMem = settings.memory, p->sharedMemPerBlock = DEFAULT_SHARED, p->sharedMemPerBlockOptin = settings.shared, p->regsPerBlock = 1 << 16, p->warpSize = 32;
     p->maxThreadsPerBlock = 1024, p->maxThreadsDim[0] = 1024, p->maxGridSize[0] = 2147483647, p->major = 9;
     p->multiProcessorCount = 132, p->sharedMemPerMultiprocessor = 228 << 10, p->maxThreadsPerMultiProcessor = 2048;
     return cudaSuccess;
@@ -184,7 +184,7 @@ EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 static long *setting(const std::string &name) {  // nullptr if unknown
     static const std::map<std::string, long *> known = {{"devices", &settings.devices}, {"memory", &settings.memory},
-        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}, {"compute", &settings.compute}};
+        {"driver_version", &settings.driver_version}, {"peer_access", &settings.peer_access}, {"schedule", &settings.schedule}, {"verbose", &settings.verbose}, {"shared", &settings.shared}, {"compute", &settings.compute}};
     auto entry = known.find(name);
     return entry == known.end() ? nullptr : entry->second;
 }

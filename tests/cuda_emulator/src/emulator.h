@@ -62,9 +62,10 @@ extern std::string message;  // the last error's message
 
 // Settings that tests change; see configure() in __init__.py.
 struct Settings {
-    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0, compute = 1;
+    long devices = 2, memory = 8L << 30, driver_version = CUDART_VERSION, peer_access = 1, schedule = 0, verbose = 0, shared = 227 << 10, compute = 1;
 };
 extern Settings settings;
+const long DEFAULT_SHARED = 48 << 10;  // bytes of dynamic shared memory of a kernel without cuFuncSetAttribute
 const char *const DEVICE_NAME = "CUDA emulator (no GPU)";
 const long LATE = 0, EAGER = -1;  // schedule: when work runs. Above 0: the seed of a random order
 

@@ -14,12 +14,14 @@ namespace {
 
 struct Function {
     std::string name;
-    int (*run)(unsigned blocks, unsigned threads, void **arguments);
+    int (*run)(unsigned blocks, unsigned threads, unsigned shared, void **arguments);
     const char *(*message)();
     void *(*fault)();
+    long (*counter)(int i, const char **name);
     std::vector<int> sizes;    // of the arguments, in bytes
     std::vector<char> points;  // whether an argument is an address, or begins with one like CuPy's CArray
     int device;
+    long most_shared = DEFAULT_SHARED;  // bytes of dynamic shared memory with which it may be launched
     bool loaded = false;  // CUDA loads a kernel on its first launch, which is not allowed during capture
 };
 
@@ -71,10 +73,11 @@ EXPORT CUresult cuModuleGetFunction(CUfunction *made, CUmodule handle, const cha
     ENTER_DRIVER(cuModuleGetFunction);
     auto *module = (Module *)handle;
     auto symbol = [&](const std::string &prefix) { return dlsym(module->library, (prefix + name).c_str()); };
-    auto *function = new Function{name, (int (*)(unsigned, unsigned, void **))symbol("emulated_run_")};
+    auto *function = new Function{name, (int (*)(unsigned, unsigned, unsigned, void **))symbol("emulated_run_")};
     if (!function->run) return driver_status(problem(cudaErrorSymbolNotFound, "there is no kernel %s in this module", name));
     function->message = (const char *(*)())dlsym(module->library, "host_message");
     function->fault = (void *(*)())dlsym(module->library, "host_fault");
+    function->counter = (long (*)(int, const char **))dlsym(module->library, "host_counter");
     int sizes[128];
     char points[128];
     int n = ((int (*)(int *, char *))symbol("emulated_arguments_"))(sizes, points);
@@ -93,7 +96,9 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
     if (stream->device != current_device || function->device != current_device)
         return driver_status(problem(cudaErrorInvalidResourceHandle, "%s of device %d is launched on a stream of device %d while device %d is current",
                                      name, function->device, stream->device, current_device));
-    if (gy != 1 || gz != 1 || by != 1 || bz != 1 || shared) return driver_status(problem(cudaErrorNotSupported, "%s: the emulator runs grids of one dimension, without dynamic shared memory", name));
+    if (gy != 1 || gz != 1 || by != 1 || bz != 1) return driver_status(problem(cudaErrorNotSupported, "%s: the emulator runs grids of one dimension", name));
+    if (shared > function->most_shared)
+        return driver_status(problem(cudaErrorInvalidValue, "%s: %u bytes of dynamic shared memory, of which its attribute allows %ld", name, shared, function->most_shared));
     if (bx < 1 || bx > 1024 || gx < 1) return driver_status(problem(cudaErrorInvalidValue, "%s: %u blocks of %u threads", name, gx, bx));
     if (stream->capture && !function->loaded) {
         stream->invalidated = true;
@@ -111,18 +116,29 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
         if (!wrong.empty()) return fail_kernel(cudaErrorIllegalAddress, wrong);
         std::vector<void *> pointers;
         for (auto &value : values) pointers.push_back(value.data());
-        if (function->run(gx, bx, pointers.data())) {
+        if (function->run(gx, bx, shared, pointers.data())) {
             char address[64] = "";
             if (function->fault && function->fault()) snprintf(address, sizeof address, "%p", function->fault());
             fail_kernel(cudaErrorIllegalAddress, function->name + ": " + function->message() + address);
         }
+        const char *what = "";
+        for (int i = 0; what; i++)
+            if (long number = function->counter(i, &what)) count(what, number);
     }));
 }
-EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute, CUfunction) {
-    *value = 1024;
+EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
+    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES ? ((Function *)function)->most_shared : 1024;
     return CUDA_SUCCESS;
 }
-EXPORT CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
+EXPORT CUresult cuFuncSetAttribute(CUfunction handle, CUfunction_attribute attribute, int value) {
+    ENTER_DRIVER(cuFuncSetAttribute);
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+    auto *function = (Function *)handle;
+    if (value < 0 || value > settings.shared)
+        return driver_status(problem(cudaErrorInvalidValue, "%s: %d bytes of dynamic shared memory, of which a block can have %ld", function->name.c_str(), value, settings.shared));
+    function->most_shared = value;
+    return CUDA_SUCCESS;
+}
 
 // ---- device queries
 

@@ -6,12 +6,12 @@
 #include <type_traits>
 
 #include "shim.h"
+#include "mma.h"
 
 #define __CUDACC_VER_MAJOR__ 12
 #define __host__
 #define __align__(n) __attribute__((aligned(n)))
 #define __noinline__ __attribute__((noinline))
-#define __threadfence() ((void)0)
 
 using std::isfinite;
 using std::isinf;
@@ -25,8 +25,6 @@ template <class A, class B> static A bits_of(B b) {
 }
 static inline long long __double_as_longlong(double a) { return bits_of<long long>(a); }
 static inline double __longlong_as_double(long long a) { return bits_of<double>(a); }
-static inline float __uint_as_float(unsigned a) { return bits_of<float>(a); }
-static inline unsigned __float_as_uint(float a) { return bits_of<unsigned>(a); }
 static inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }
 static inline int __clz(int a) { return a ? __builtin_clz(a) : 32; }
 

@@ -1,0 +1,83 @@
+"""Convolutions by kernels/implicit_gemm.cu: one launch with the epilogue, on tensor cores, without an im2col matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ...array import Array, KernelArgument
+from ..steps import Convolve
+from .algorithms import IMPLICIT_GEMMS, align_channels
+from .emitter import Emitted, Emitter, Launch
+from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
+from .tiles import IMAGE_TILE
+from .time_model import Cost
+from .view import View
+
+IMAGE_KERNELS = {format: f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8")}
+
+
+class FusedEpilogue(NamedTuple):
+    """The part of an epilogue that the kernel applies, as its arguments, and the launches of the rest."""
+
+    arguments: tuple[KernelArgument | View, ...]
+    rest: list[Launch]
+
+
+def fused_epilogue(emitter: Emitter, step: Convolve, y: View, bias: Array) -> FusedEpilogue:
+    """Fuse the first pass of a convolution's epilogue, and its YOLO head if no other pass is in between."""
+    one, rest = next_pass(step.epilogue)
+    arguments = pass_arguments(emitter, one, y)
+    other = arguments.other
+    if not one.can_vectorize or not (other is None or other.shape[0] == 1 or other.is_aligned(emitter.vector)):
+        one, rest = EpiloguePass("linear", None, "linear"), list(step.epilogue)
+        arguments = pass_arguments(emitter, one, y)
+    head = step.head if step.head is not None and not rest else None
+    activations = (0, 1.0, 0) if head is None else (y.shape[0] // head.A, head.scale_x_y, head.new_coords)
+    flags = (*activations, step.pooled, y.ld, y.is_aligned(emitter.vector))
+    launches = apply_in_place(emitter, rest, y, step) if head is None else []
+    return FusedEpilogue((bias, arguments.other, y, *arguments.sizes, *arguments.codes, *flags), launches)
+
+
+def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
+    """Emit a convolution with the tile and the splits of K that its algorithm names."""
+    x, y, (weights, bias) = emitter.view(step.xs[0]), emitter.view(step.y), emitter.weights.arrays(step)
+    (tile, splits), product = IMPLICIT_GEMMS[emitter.schedule.algorithms[step]], emitter.problem(step).product
+    sums = emitter.workspace(step, "partial_sums").view(np.float32) if splits > 1 else None
+    counters = emitter.split_counters if splits > 1 else None
+    C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
+    geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
+    arguments = (x, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
+    launch = emitter.launch(
+        f"implicit_gemm.implicit_gemm_{tile.name}", tile.threads * product.tiles(tile) * splits, *arguments,
+        block=tile.threads, shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
+    )  # fmt: skip
+    split = f", K in {splits} splits" if splits > 1 else ""
+    return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
+
+
+def image_gemm(
+    emitter: Emitter, step: Convolve
+) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], Callable[[int], Cost], list[Launch]]:
+    """Return a convolution of few channels, its cost by the bytes of its input, and the launches of the rest of its epilogue."""
+    y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
+    epilogue, prepared = fused_epilogue(emitter, step, y, bias), dict[str, Callable[[Array], None]]()
+    block, shared = IMAGE_TILE.threads, IMAGE_TILE.shared_bytes
+
+    def convolve(format: str, x: Array, strides: tuple[int, int, int]) -> None:
+        if format not in prepared:  # x has the same strides in all calls
+            geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
+            threads, arguments = block * product.tiles(IMAGE_TILE), (x, weights, *geometry, *epilogue.arguments)
+            prepared[format] = emitter.prepare(IMAGE_KERNELS[format], threads, *arguments, block=block, shared=shared)
+        prepared[format](x)
+
+    def cost(x_bytes: int) -> Cost:
+        return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, gemm=product.gemm(IMAGE_TILE, 1))
+
+    return convolve, cost, epilogue.rest
+
+
+def _window(step: Convolve) -> tuple[int, ...]:
+    return *step.conv_output_size, step.size, *step.strides, step.dilation, step.pad
