@@ -382,8 +382,10 @@ def crop(pixels: Image, box: Sequence[float]) -> Image:
 
 def _version(path: str | None) -> tuple[int, int] | None:
     """Return what changes when a file is written, or None if there is none."""
+    if path is None:
+        return None
     try:
-        stat = os.stat(path or "")
+        stat = os.stat(path)
     except (OSError, ValueError):  # ValueError: a null character in the path
         return None
     return stat.st_size, stat.st_mtime_ns

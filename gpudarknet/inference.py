@@ -226,7 +226,8 @@ class InferencePipeline:
         head, scores = self.head, rows[:, :1] if class_agnostic else rows[:, 5:]
         valid = (rows[:, 0] != 0) & scores.any(axis=1)
         xywh, scores = rows[valid, 1:5], scores[valid]
-        order = np.lexsort(-scores.T)  # Darknet sorts by each class in turn, so the last class has priority
+        # Darknet sorts by each class in turn, so the last class has priority
+        order = np.lexsort(-scores.T[scores.any(axis=0)]) if len(scores) else np.arange(0)
         xywh, scores = xywh[order], scores[order]
         if nms:
             kind = ("default", 0.6) if class_agnostic else (head.nms_kind, head.beta_nms)

@@ -126,7 +126,7 @@ def test_an_array_of_another_type_is_refused():
 def test_what_an_int_cannot_count_is_refused():
     with pytest.raises(OverflowError):
         cuda.bind("upsample.upsample", (F32, F32, 2**31, 1, 3, 2, 1.0), np.ndarray)
-    huge = types.SimpleNamespace(dtype="float32", size=2**31, flags=F32.flags)
+    huge = types.SimpleNamespace(dtype=np.dtype("float32"), size=2**31, flags=F32.flags)
     message = "upsample.upsample: y has 2,147,483,648 elements, 2^31 or more; use a smaller batch"
     with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
         cuda.bind("upsample.upsample", (None, huge, 6, 1, 3, 2, 1.0), types.SimpleNamespace)

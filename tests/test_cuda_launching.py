@@ -18,6 +18,7 @@ from planted import plant
 
 from gpudarknet import Detector, backend, cfg, load_network
 from gpudarknet.backend import cublas
+from gpudarknet.backend import cuda as kernels
 from gpudarknet.backend.cuda import launcher
 from gpudarknet.plan import cuda
 from gpudarknet.plan.compile import compile
@@ -377,7 +378,7 @@ BUGS = {
     # memory
     "a buffer is free as soon as it is sent": (upload, SENT, "self.free.append(buffer); " + SENT),
     "device memory of a buffer is dropped while it is read": (upload, "buffer.last_read.synchronize()", "pass"),
-    "a graph is destroyed at work": (program_module, "self.stream_context.retire(self.graph)", "self.graph = None"),
+    "a graph is destroyed at work": (program_module, "self.stream_context.retire(resource)", "self.graph = None"),
     "cuBLAS has no workspace of ours": (
         cublas,
         'self._call("cublasSetWorkspace_v2", self._handle, *workspace)',
@@ -401,6 +402,7 @@ BUGS = {
         EAGERLY + "\n        copied = self.arena.copy()\n        self.arena[...] = copied",
     ),
     "a kernel reads what was freed": (emitter, LAUNCH, LAUNCH.replace("*args", "args[0].copy(), *args[1:]")),
+    "a prepared launch keeps its first array": (kernels, "self.cells[i] = a.data.ptr", "pass"),
     "a wrong leading dimension": (convolution, GEMM, GEMM.replace("x.ld", "x.ld + 8")),
     # captures and devices
     "kernels are first launched while capturing": (

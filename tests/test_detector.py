@@ -102,8 +102,8 @@ def test_results_do_not_depend_on_the_batch(toy, batch):
 
 def test_a_list_runs_in_batches_of_eight(toy, monkeypatch):
     detector, sizes, images = toy(), [], [tiny.image()] * 19
-    predict = detector.predict
-    monkeypatch.setattr(detector, "predict", lambda x: sizes.append(len(x)) or predict(x))
+    run = detector.network.detect
+    monkeypatch.setattr(detector.network, "detect", lambda x, *args: sizes.append(len(x)) or run(x, *args))
     for detect in (detector.detect_batch, detector.detect_boxes, lambda images: list(detector.detect_stream(images))):
         sizes.clear()
         assert len(detect(iter(images))) == 19 and sizes == [8, 8, 3]

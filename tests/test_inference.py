@@ -115,8 +115,8 @@ def shift(rows):
 FAULTS = {  # stage: the attribute that is replaced, its fault
     "read": (image, "read", lambda read: lambda *args: flip(read(*args), 1)),
     "resize": (InferencePipeline, "preprocess", lambda preprocess: lambda *args: flip(preprocess(*args), 3)),
-    "run": (InferencePipeline, "predict", lambda predict: lambda *args: [0.8 * y for y in predict(*args)]),
-    "decode": (InferencePipeline, "decode", lambda decode: lambda *args: list(map(shift, decode(*args)))),
+    "run": (gd.Network, "predict", lambda predict: lambda *args, **how: [0.8 * y for y in predict(*args, **how)]),
+    "decode": (InferencePipeline, "by_image", lambda by_image: lambda *args: list(map(shift, by_image(*args)))),
     "suppress": (boxes, "nms", lambda nms: lambda xywh, probs, *args: probs),
 }
 ELSEWHERE = {

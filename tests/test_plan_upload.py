@@ -18,6 +18,7 @@ from gpudarknet.backend import Backend
 from gpudarknet.boxes import letterbox_size
 from gpudarknet.errors import DataError, ImageError
 from gpudarknet.plan.cuda import upload as upload_module
+from gpudarknet.plan.cuda.program import DetectedRows
 from gpudarknet.plan.cuda.upload import Uploader
 
 W, H = 12, 8
@@ -192,9 +193,9 @@ def test_the_next_batch_goes_up_while_one_is_computed(emulator, tmp_path, monkey
     tiny.files(tmp_path)
     detector = Detector(tmp_path / "tiny.cfg", tmp_path / "tiny.weights", ["cat", "dog"], be)
     net, steps = detector.network, []
-    predict, decode, copied = net.predict, net.decode, Uploader._copy
-    monkeypatch.setattr(net, "predict", lambda x, **how: steps.append("compute") or predict(x, **how))
-    monkeypatch.setattr(net, "decode", lambda *args: steps.append("results") or decode(*args))
+    detect, read, copied = net.detect, DetectedRows.read, Uploader._copy
+    monkeypatch.setattr(net, "detect", lambda *args: steps.append("compute") or detect(*args))
+    monkeypatch.setattr(DetectedRows, "read", lambda rows: steps.append("results") or read(rows))
     monkeypatch.setattr(Uploader, "_copy", lambda *args: steps.append("upload") or copied(*args))
     images = detector.detect_stream(iter(shown()[:5]), batch=2)
     next(images)

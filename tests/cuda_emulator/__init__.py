@@ -182,10 +182,10 @@ def installed() -> bool:
 
 
 def configure(**settings: int) -> None:
-    """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, schedule, verbose, compute.
+    """Change settings: devices, memory (bytes of each), driver_version (12090; 0: no driver), peer_access, and those below.
 
-    shared: the most bytes of dynamic shared memory that a block can have (227 KiB).
-    compute: whether kernels and gemms run; without them, the host's own time can be measured.
+    verbose: print every call. shared: the most bytes of dynamic shared memory that a block can have (227 KiB). compute: whether
+    kernels and gemms run; without them, the host's own time can be measured.
     schedule: SCHEDULES["late"] runs work when something waits for it, SCHEDULES["eager"] at once, a seed above 0 at random.
     """
     for name, value in settings.items():

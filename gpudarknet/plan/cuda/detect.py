@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...backend.cublas import address
 from ...backend.cuda import LARGEST
 from ...layers import DetectionHead, Layer, Shape
 from ...layers.detection import Detection
@@ -74,18 +75,22 @@ class ResultBuffer:
     """Pinned memory for the rows of a batch, as kernel `decode` writes them. done: an event, when they have been copied."""
 
     host: np.ndarray
+    address: int
     done: Any
+
+    def __post_init__(self) -> None:
+        self.counts = self.host[0].view(np.int32)
 
     def wait(self) -> tuple[int, np.ndarray]:
         """Wait for the copy; return the number of boxes, and the rows of those that fit."""
         if self.done is not None:
             self.done.synchronize()
-        count = int(self.host[0, :1].view(np.int32)[0])
+        count = int(self.counts[0])
         return count, self.host[1 : 1 + count]
 
 
 class DetectionStage:
-    """The launches that decode all boxes, and the buffers of their results. graph: the plan's steps and these, once captured."""
+    """The launches that decode all boxes, and the buffers of their results."""
 
     kernels = ("detect.vote", "detect.decode")
 
@@ -107,15 +112,16 @@ class DetectionStage:
         self.maps, self.heads = emitter.arena[base:end], be.asarray(np.array(table, np.int32))
         self.anchors = be.asarray(np.concatenate([*anchors, np.zeros((1, 2), np.float32)]))
         self.votes = be.empty((self.candidates // WARP,), np.int32)
-        self.thresh_array, self.thresh = be.zeros((1,)), 0.0
+        self.thresh_array: Any = be.zeros((1,))
+        self.thresh = 0.0
         self.buffers: list[ResultBuffer] = []  # all, which must outlive what the device does
         self.free: list[ResultBuffer] = []
         self.reserve(max(MIN_ROWS, ROWS_PER_IMAGE * emitter.batch))
 
     def reserve(self, count: int) -> None:
-        """Make room for so many boxes: allocate the buffer on the device, and drop the graph, which writes to the old one."""
+        """Make room for so many boxes: allocate a buffer on the device, and the launches that write to it."""
         self.capacity = min(1 << (count - 1).bit_length(), self.candidates)
-        self.rows, self.graph = self.be.empty((1 + self.capacity, self.width)), None
+        self.rows = self.be.empty((1 + self.capacity, self.width))
         n, (_, H, W) = self.candidates, self.emitter.plan.input.shape
         common, tail = (self.maps, self.heads), (n, len(self.heads))
         vote = self.emitter.launch("detect.vote", n, *common, self.thresh_array, self.votes, *tail)
@@ -126,8 +132,11 @@ class DetectionStage:
     def set_threshold(self, thresh: float, stream: Any) -> None:
         """Use this threshold from the next batch on; the graph reads it from the device."""
         if thresh != self.thresh:
-            value, a = np.array([thresh], np.float32), self.thresh_array
-            np.copyto(a, value) if stream is None else a.set(value, stream=stream)
+            value = np.array([thresh], np.float32)
+            if stream is None:
+                self.thresh_array[...] = value
+            else:
+                self.thresh_array.set(value, stream=stream)
             self.thresh = thresh
 
     def download(self, stream: Any) -> ResultBuffer:
@@ -141,18 +150,19 @@ class DetectionStage:
             buffer.host[...] = self.rows
         else:
             runtime = self.be.xp.cuda.runtime
-            pointers = buffer.host.ctypes.data, self.rows.data.ptr
+            pointers = buffer.address, address(self.rows)
             runtime.memcpyAsync(*pointers, self.rows.nbytes, runtime.memcpyDeviceToHost, stream.ptr)
             stream.record(buffer.done)
         return buffer
 
     def _new_buffer(self, stream: Any) -> ResultBuffer:
         if stream is None:
-            buffer = ResultBuffer(np.empty(self.rows.shape, np.float32), None)
+            buffer = ResultBuffer(np.empty(self.rows.shape, np.float32), 0, None)
         else:
             cuda = self.be.xp.cuda
-            memory = np.frombuffer(cuda.alloc_pinned_memory(self.rows.nbytes), np.float32, self.rows.size)
-            buffer = ResultBuffer(memory.reshape(self.rows.shape), cuda.Event(disable_timing=True))
+            memory = cuda.alloc_pinned_memory(self.rows.nbytes)
+            host = np.frombuffer(memory, np.float32, self.rows.size).reshape(self.rows.shape)
+            buffer = ResultBuffer(host, memory.ptr, cuda.Event(disable_timing=True))
         self.buffers.append(buffer)
         return buffer
 

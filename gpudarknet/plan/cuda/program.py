@@ -73,6 +73,7 @@ class Program:
         self.engine = f"{be.name} {getattr(be.xp, '__version__', 'without a version')}, {precision}"
         self.dtype = storage_dtype(precision)
         self.graph: Any = None
+        self.detection_graph: Any = None  # of the steps and the detection stage
         self.stream_context = stream_context(be)
         self._make_schedule = partial(
             make_schedule, plan, precision=precision, choices=choices, fuse_gemms=fuse_gemms, fuse_im2col=fuse_im2col,
@@ -204,24 +205,24 @@ class Program:
         stage = self.detection
         if isinstance(stage, str):
             return None
-        return DetectedRows(self, stage, x, thresh, self.start_detection(stage, x, thresh))
+        return DetectedRows(self, stage, x, thresh)
 
     def start_detection(
         self, stage: DetectionStage, x: Array | ImageBatch, thresh: float, count: int = 0
     ) -> ResultBuffer:
         """Run the plan and its detection stage on x, with room for `count` boxes or more; return the buffer of the rows."""
-        with self.be.use_device(self.stream_context.device):
-            self._compile()
         with self.stream_context.use():
+            self._compile()
             if count > stage.capacity:
-                self.stream_context.retire(stage.graph)
                 stage.reserve(count)
-            if stage.graph is None and self.eager_reason is None:
-                stage.graph = self._capture(self._eager_detection)
+                self.stream_context.retire(self.detection_graph)  # it writes to the old buffer
+                self.detection_graph = None
+            if self.detection_graph is None and self.eager_reason is None:
+                self.detection_graph = self._capture(self._eager_detection)
             self._feed(x)
             stage.set_threshold(thresh, self.stream_context.stream)
-            if stage.graph is not None:
-                stage.graph.launch(self.stream_context.stream)
+            if self.detection_graph is not None:
+                self.detection_graph.launch(self.stream_context.stream)
             else:
                 self._eager_detection()
             return stage.download(self.stream_context.stream)
@@ -258,8 +259,8 @@ class Program:
 
     def __del__(self) -> None:
         stage = getattr(self, "detection", None)
-        for resource in (getattr(self, "graph", None), stage if isinstance(stage, DetectionStage) else None):
-            if resource is not None:
+        for resource in (*map(self.__dict__.get, ("graph", "detection_graph")), getattr(stage, "buffers", None)):
+            if resource:
                 self.stream_context.retire(resource)
 
     def time_launches(self, min_seconds: float = 0.002, rounds: int = 2, max_calls: int = 200) -> list[float]:
@@ -340,30 +341,30 @@ class Program:
 class DetectedRows:
     """The rows of a batch's boxes, which the device may still be computing."""
 
-    def __init__(
-        self, program: Program, stage: DetectionStage, x: Array | ImageBatch, thresh: float, buffer: ResultBuffer
-    ):
-        self._program, self._stage, self._x, self._thresh = program, stage, x, thresh
-        self._buffer: ResultBuffer | None = buffer
-        self._rows: np.ndarray | None = None
+    def __init__(self, program: Program, stage: DetectionStage, x: Array | ImageBatch, thresh: float):
+        self._program, self._stage, self._thresh = program, stage, thresh
+        self._rows = np.empty((0, 0), np.float32)
+        self._pending: tuple[Any, ResultBuffer] | None = None
+        self._pending = x, program.start_detection(stage, x, thresh)
 
     def read(self) -> np.ndarray:
-        """Wait for the boxes; return rows (K, 6 + classes) as `Network.decode` does. If they did not fit, the batch runs again."""
-        if self._rows is None:
-            count, rows = self._buffer.wait()
+        """Wait for the boxes; return rows (K, 6 + classes) as `Network.decode`. If they did not fit, the batch runs again."""
+        if self._pending is not None:
+            x, buffer = self._pending
+            count, rows = buffer.wait()
             while count > len(rows):
+                larger = self._program.start_detection(self._stage, x, self._thresh, count)
                 self._release()
-                self._buffer = self._program.start_detection(self._stage, self._x, self._thresh, count)
-                count, rows = self._buffer.wait()
+                self._pending = x, larger
+                count, rows = larger.wait()
             self._rows = rows.copy()
             self._release()
-            self._x = None
         return self._rows
 
     def _release(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._stage.free.append(buffer)
+        if self._pending is not None:
+            self._stage.free.append(self._pending[1])
+            self._pending = None
 
     def __del__(self) -> None:
         self._release()

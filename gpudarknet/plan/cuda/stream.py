@@ -78,7 +78,8 @@ class StreamContext:
 
         May be called from any thread: it does not touch the stream, which another thread may be capturing.
         """
-        self._retired.append(resource)
+        if self.stream is not None and resource is not None:
+            self._retired.append(resource)
 
     def _destroy_retired(self) -> None:
         self._finishing = [(event, resources) for event, resources in self._finishing if not event.done]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ Size = tuple[int, int]  # width, height
 
 @dataclass(eq=False)
 class StagingBuffer:
-    """Memory for the bytes of a batch: pinned on the host, and on the device, with events."""
+    """Memory for the bytes of a batch: pinned on the host, at an address, and on the device, with events."""
 
     host: np.ndarray
+    address: int
     device: Any  # an array of CuPy
     upload_done: Any  # the device memory holds the batch
     last_read: Any  # it may be overwritten
@@ -105,7 +107,7 @@ class Uploader:
         at = 0
         for (shape, size), same in groupby(zip((image.shape for image in images), sizes, strict=True)):
             n = len(list(same))
-            end = at + n * int(np.prod(shape))
+            end = at + n * prod(shape)
             runs.append((device[at:end].reshape(n, *shape), size))
             at = end
         return ImageBatch(self.be, runs, buffer, self.free.append)
@@ -114,7 +116,8 @@ class Uploader:
         device = buffer.device[:total]
         with self.lock:
             self.stream.wait_event(buffer.last_read)
-            device.set(buffer.host[:total], stream=self.stream)
+            runtime, pointers = self.cuda.runtime, (buffer.device.data.ptr, buffer.address)
+            runtime.memcpyAsync(*pointers, total, runtime.memcpyHostToDevice, self.stream.ptr)
             self.stream.record(buffer.upload_done)
         return device
 
@@ -130,10 +133,11 @@ class Uploader:
             self.buffers.remove(buffer)
         # A power of two: with images of many sizes, a buffer is soon large enough for all.
         size = 1 << (total - 1).bit_length()
-        pinned = np.frombuffer(self.cuda.alloc_pinned_memory(size), np.uint8, size)
+        memory = self.cuda.alloc_pinned_memory(size)
+        pinned = np.frombuffer(memory, np.uint8, size), memory.ptr
         upload_done, last_read = (self.cuda.Event(disable_timing=True) for _ in range(2))
         with self.stream:  # CuPy's pool reuses memory in the order of this stream
-            buffer = StagingBuffer(pinned, self.be.empty((size,), np.uint8), upload_done, last_read)
+            buffer = StagingBuffer(*pinned, self.be.empty((size,), np.uint8), upload_done, last_read)
         self.buffers.append(buffer)
         return buffer
 
