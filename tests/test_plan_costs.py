@@ -12,7 +12,7 @@ from bench import launch_rows
 from gpudarknet import backend, cfg, load_network
 from gpudarknet.cli import main
 from gpudarknet.plan.cuda import dry_run
-from gpudarknet.plan.cuda.cost_report import by_step, seconds_by_kind, total
+from gpudarknet.plan.cuda.cost_report import LaunchTime, by_step, seconds_by_kind, total
 from gpudarknet.plan.cuda.time_model import LAUNCH, Cost, Gemm, find_card, seconds
 
 H100 = find_card("H100")
@@ -148,6 +148,14 @@ def test_our_own_gemm_kernel_is_a_kind_of_its_own():
     arguments = [y if p == "y" else x if p == "x" else 0 for p in ("x", "y", "n", "C", "P", "ldx", "ldy")]
     launch = run.emitter.launch("nhwc_layers.avgpool", 1, *arguments, gemm=gemm)
     assert launch.name == "nhwc_layers.avgpool" and launch.cost == Cost(x.nbytes, y.nbytes, 0, gemm)
+    names = (
+        "implicit_gemm.implicit_gemm_128x64",
+        "implicit_gemm.implicit_gemm_64x64_splitk4",
+        str(gemm),
+        "nhwc.im2col",
+    )
+    kinds = [LaunchTime(None, name, launch.cost, True, 1.0).kind for name in names]
+    assert kinds == ["implicit_gemm", "implicit_gemm", "gemm", "im2col"]
 
 
 # The printed plan
