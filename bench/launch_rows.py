@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 def cells(launch: LaunchTime, seconds: float) -> list[Any]:
     """Return a launch as a row has it."""
     moved, flops = (launch.cost.bytes_moved, launch.cost.flops) if launch.cost else (0, 0.0)
-    return [launch.name, round(1e6 * seconds, 2), round(moved / 1e6, 3), round(flops / 1e9, 4)]
+    return [launch.name, round(1e6 * seconds, 2), round(moved / 1e6, 6), round(flops / 1e9, 6)]
 
 
 def measured(card: Card, launches: Iterable[LaunchTime], folder: Path = RESULTS) -> tuple[list[float], str] | None:

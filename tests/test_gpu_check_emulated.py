@@ -57,6 +57,11 @@ def test_rows_of_part_b(command, tmp_path):
     assert {row["outcome"] for row in results} <= {"passed", "skipped"}
     (frames,) = (row for row in results if row["case"].startswith("frames"))
     assert frames["outcome"] == "passed"
+    timed = [row for row in results if "launch_columns" in row]
+    assert timed and all(
+        row["emulated"] and set(row["launch_columns"]) == {"launch", "us", "mb", "gflop"} for row in timed
+    )
+    assert [one for row in timed for one in row["launches"] if len(one) != 4 or one[1] < 0 or one[2] <= 0] == []
 
 
 def test_a_device_error_fails_one_case_and_shows_where(command, tmp_path):

@@ -36,12 +36,15 @@ def test_a_kernel_is_limited_by_memory_or_arithmetic():
 
 
 def test_a_gemm_runs_in_waves_of_tiles():
-    """11 tiles on 10 SMs are two waves; a tile of 128 x 128 x 350 is 11,468,800 operations at 0.7 TFLOP/s."""
-    tile = 11_468_800 / 0.7e12 + TILE_RAMP
-    for M, waves in ((1, 1), (10 * 128, 1), (10 * 128 + 1, 2), (20 * 128, 2)):
+    """11 tiles on 10 SMs are two waves; a tile of 128 x 128 x 350 is 11,468,800 operations at 0.7 TFLOP/s. Two share a ramp."""
+    tile = 11_468_800 / 0.7e12
+    for M, waves, ramps in ((1, 1, 1), (10 * 128, 1, 1), (10 * 128 + 1, 2, 1), (20 * 128, 2, 1), (20 * 128 + 1, 3, 2)):
         got = gemm_seconds(FAST_MEMORY, "fp16", M, 128, 350, (128, 128))
-        assert got == pytest.approx(LAUNCH + waves * tile)
-    assert gemm_seconds(FAST_MEMORY, "fp16", 128, 128, 350, (128, 128), count=11) == pytest.approx(LAUNCH + 2 * tile)
+        assert got == pytest.approx(LAUNCH + waves * tile + ramps * TILE_RAMP)
+    got = gemm_seconds(FAST_MEMORY, "fp16", 128, 128, 350, (128, 128), count=11)
+    assert got == pytest.approx(LAUNCH + 2 * tile + TILE_RAMP)
+    large = 2 * 128 * 256 * 350 / 0.75e12 + TILE_RAMP
+    assert gemm_seconds(FAST_MEMORY, "fp16", 11 * 128, 256, 350, (128, 256)) == pytest.approx(LAUNCH + 2 * large)
 
 
 def test_small_tiles_and_lower_precisions_are_slower():

@@ -3,7 +3,7 @@
 `gpudarknet plan x.cfg -tune` writes them to the tuning file in the cache folder. An algorithm applies to every network with a
 convolution of the same shape. Files of the same format in cfg/tuning/ ship with the package:
 
-    {"NVIDIA L4, cuBLAS 12.9.1, fp16, kernels 0a1b2c3d": {"default": "gemm_1x1", "8x64x52x52x...": "im2col_gemm"}}
+    {"NVIDIA L4, cuBLAS 12.9.1, fp16, kernels 0a1b2c3d": {"default": "implicit_gemm", "8x64x52x52x...": "im2col_gemm"}}
 
 They apply whatever the version of cuBLAS. "default" names the algorithm for convolutions that were not measured. Measurements of
 other kernels than the present ones apply nowhere.

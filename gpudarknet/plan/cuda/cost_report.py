@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..steps import Step
 from .time_model import LAUNCH, Card, Cost
+
+TILE = re.compile(r"_\d+x\d+\w*$")  # of a kernel's name
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class LaunchTime:
 
     @property
     def kind(self) -> str:
-        """What it is, without sizes."""
-        return "gemm" if self.cost and str(self.cost.gemm) == self.name else self.name.rpartition(".")[2]
+        """What it is, without the sizes of a gemm and of its tiles."""
+        is_library = self.cost is not None and str(self.cost.gemm) == self.name
+        return "gemm" if is_library else TILE.sub("", self.name.rpartition(".")[2])
 
 
 @dataclass(frozen=True)

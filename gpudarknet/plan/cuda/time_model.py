@@ -22,7 +22,8 @@ ITEMSIZE = {"fp16": 2, "tf32": 4, "fp32": 4}  # bytes of an element of maps and 
 # Estimates, the same for every card
 LAUNCH = 1.5e-6  # seconds from the end of a launch in a CUDA graph to the start of the next
 RAMP = 0.5e-6  # seconds until the first loads of a kernel arrive, and the last stores leave
-TILE_RAMP = 1.0e-6  # the same for a tile of a gemm: fill the pipeline, write the result
+TILE_RAMP = 1.0e-6  # the same for the tiles that an SM computes at once: fill the pipeline, write the result
+TILE_ELEMENTS = 128 * 256  # that an SM computes at once: their sums are half of its registers
 DRAM_SHARE = 0.85  # of the peak bandwidth that kernels reach
 L2_SHARE = 0.8  # of L2: maps up to this size are still there when the next launch reads them
 FMA_SHARE = 0.3  # of the fp32 peak that kernels without tensor cores reach, which also compute addresses
@@ -181,7 +182,8 @@ def gemm_seconds(
     own_on_hopper = mma_sync and card.hopper and precision != "fp32"
     peak = card.flops[precision] * (HOPPER_MMA_SHARE if own_on_hopper else 1)
     share = TILE_SHARES.get((min(tile), max(tile)), OTHER_TILE_SHARE)
-    compute = ceil(blocks / card.sms) * (2 * rows * columns * K / split / (peak * share / card.sms) + TILE_RAMP)
+    compute = ceil(blocks / card.sms) * 2 * rows * columns * K / split / (peak * share / card.sms)
+    compute += ceil(blocks / (card.sms * max(1, TILE_ELEMENTS // (rows * columns)))) * TILE_RAMP
     loaded = blocks * (rows + columns) * (K / split) * itemsize / (CLUSTER if card.hopper and not mma_sync else 1)
     if bytes_moved is None:
         bytes_moved = itemsize * count * (M * K + N * K + M * N)
