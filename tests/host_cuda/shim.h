@@ -2,7 +2,7 @@
 //
 // Blocks run one after another, and so do the threads of a block: each runs until it returns or waits at a barrier.
 // A thread that waits keeps its stack (a fiber), and another fiber runs the next thread; when all have arrived,
-// all are resumed. A kernel without barriers therefore costs one function call per thread.
+// all are resumed. A warp goes on until it waits for others. A kernel without barriers therefore costs one function call per thread.
 //
 // Reported with file and line: a barrier or shuffle that some of its threads skip, a shuffle from an inactive lane.
 // Reported with the thread: access outside the arrays (the caller puts them between unreadable pages), division by zero.
@@ -198,22 +198,21 @@ static void run_block() {
         all_done = true;
         bool moved = false;
         int waiting = -1;
-        for (int k = 0; k < block; k++) {
-            int t = nth(k, block);
-            if (threads[t].state == DONE) continue;
-            all_done = false;
-            Group group(t);
-            if (missing(t, group) >= 0) {
-                if (waiting < 0) waiting = t;
-                continue;
+        for (int k = 0; k < block; k++)
+            for (int t = nth(k, block); threads[t].state != DONE;) {  // as far as its warp can go: others may be far behind
+                all_done = false;
+                Group group(t);
+                if (missing(t, group) >= 0) {
+                    if (waiting < 0) waiting = t;
+                    break;
+                }
+                moved = true;
+                if (threads[t].finish) threads[t].finish(group.first);
+                for (int i = 0; i < group.last - group.first; i++) {
+                    int member = group.first + nth(i, group.last - group.first);
+                    if (group.has(member)) resume(threads[member].fiber);
+                }
             }
-            moved = true;
-            if (threads[t].finish) threads[t].finish(group.first);
-            for (int i = 0; i < group.last - group.first; i++) {
-                int member = group.first + nth(i, group.last - group.first);
-                if (group.has(member)) resume(threads[member].fiber);
-            }
-        }
         if (!all_done && !moved) fail_at_barrier(waiting);
     }
     end_block();
