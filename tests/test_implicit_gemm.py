@@ -67,6 +67,7 @@ def test_tiles_are_those_of_the_kernels():
         name: (tile.threads, f"{tile.M}, {tile.N}, {tile.warp_M}, {tile.warp_N}, {tile.stages}")
         for name, tile in TILES.items()
     }
+    text = (cuda.folder() / "image_gemm.cu").read_text()
     (numbers,) = re.findall(r"ImageTile = Tile<(.*)>;", text)
     assert numbers == f"{IMAGE_TILE.M}, {IMAGE_TILE.N}, {IMAGE_TILE.warp_M}, {IMAGE_TILE.warp_N}, {IMAGE_TILE.stages}"
     assert set(re.findall(r"__launch_bounds__\((\d+)\) image_gemm", text)) == {str(IMAGE_TILE.threads)}

@@ -89,7 +89,7 @@ def _text(name: str) -> str:
 @cache
 def parameters(file: str) -> dict[str, tuple[Parameter, ...]]:
     """Read the kernels of a file: name -> parameters. Macros among them are expanded."""
-    text = COMMENT.sub(" ", (folder() / f"{file}.cu").read_text(encoding="utf-8"))
+    text = COMMENT.sub(" ", _text(f"{file}.cu"))
     macros = {name: re.sub(r"\\\n", " ", value) for name, value in MACRO.findall(text)}
 
     def expand(inside: str) -> str:

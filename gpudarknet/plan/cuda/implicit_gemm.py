@@ -1,4 +1,4 @@
-"""Convolutions by kernels/implicit_gemm.cu: one launch with the epilogue, on tensor cores, without an im2col matrix."""
+"""Convolutions by kernels/implicit_gemm.cu and image_gemm.cu: one launch with the epilogue, on tensor cores, without an im2col matrix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tiles import IMAGE_TILE
 from .time_model import Cost
 from .view import View
 
-IMAGE_KERNELS = {format: f"implicit_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8")}
+IMAGE_KERNELS = {format: f"image_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8")}
 
 
 class FusedEpilogue(NamedTuple):
