@@ -64,7 +64,7 @@ def test_live_ranges_do_not_overlap_in_the_arena(name, precision):
     when = touched(schedule, plan)
     assert when.keys() == schedule.arena.offsets.keys()
     size = {
-        key: schedule.arena.workspaces[key] if key in schedule.arena.workspaces else 2 * padded_size(key)
+        key: schedule.arena.workspaces[key] if key in schedule.arena.workspaces else 2 * padded_size(key, plan.input)
         for key in when
     }
     for a, b in combinations(when, 2):

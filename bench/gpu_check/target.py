@@ -16,8 +16,8 @@ import numpy as np
 from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
-from gpudarknet.plan.cuda.algorithms import align_channels
 from gpudarknet.plan.cuda.emitter import Emitter
+from gpudarknet.plan.cuda.schedule import leading_dimension
 from gpudarknet.plan.cuda.view import View
 from gpudarknet.plan.steps import FeatureMap, Step
 
@@ -43,7 +43,7 @@ class SeparateBuffers(Emitter):
     def view(self, m: FeatureMap) -> View:
         """Return a feature map's memory."""
         C, H, W = m.shape
-        ld, pixels = align_channels(m.storage.shape[0]), self.batch * H * W
+        ld, pixels = leading_dimension(m, self.plan.input), self.batch * H * W
         storage = self._array(m.storage, ld * pixels)
         a = storage[m.channel_offset : m.channel_offset + (pixels - 1) * ld + C]
         return View(a, m.shape, ld, pixels, m.channel_offset)

@@ -15,8 +15,8 @@ from ...array import Array, KernelArgument
 from ...backend import Backend
 from ...backend.cuda import parameters, prepare
 from ..steps import Convolve, FeatureMap, Plan, Step
-from .algorithms import ConvProblem, align_channels
-from .schedule import Schedule
+from .algorithms import ConvProblem
+from .schedule import Schedule, leading_dimension
 from .stream import StreamContext
 from .time_model import Cost, Gemm
 from .view import View
@@ -82,7 +82,7 @@ class Emitter:
     def view(self, m: FeatureMap) -> View:
         """Return a map's memory."""
         C, H, W = m.shape
-        ld, pixels = align_channels(m.storage.shape[0]), self.batch * H * W
+        ld, pixels = leading_dimension(m, self.plan.input), self.batch * H * W
         first = self.schedule.arena.offsets[m.storage] + m.channel_offset
         return View(self.arena[first : first + (pixels - 1) * ld + C], m.shape, ld, pixels, m.channel_offset)
 

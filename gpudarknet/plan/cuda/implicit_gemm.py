@@ -1,4 +1,4 @@
-"""Convolutions by kernels/implicit_gemm.cu and image_gemm.cu: one launch with the epilogue, on tensor cores, without an im2col matrix."""
+"""Convolutions by kernels/implicit_gemm.cu and image_gemm.cu: one launch on tensor cores, with the epilogue, without im2col."""
 
 from __future__ import annotations
 

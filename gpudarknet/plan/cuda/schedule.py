@@ -18,7 +18,14 @@ from functools import cached_property
 from .. import memory
 from ..steps import ALIGNMENT, Activate, Convolve, Copy, FeatureMap, Plan, Step
 from . import algorithms
-from .algorithms import ALGORITHMS, CAN_SCATTER, ConvProblem, align_channels, select_algorithm
+from .algorithms import (
+    ALGORITHMS,
+    CAN_SCATTER,
+    MAX_DIRECT_CHANNELS,
+    ConvProblem,
+    align_channels,
+    select_algorithm,
+)
 from .tiles import H100, DeviceProperties
 
 WorkspaceKey = tuple[Step, str]  # the step that uses it, and its name
@@ -186,13 +193,19 @@ def _plan_memory(
         workspaces[last, "fused_output"] = batch * H * W * fused_width(group)
         spans[last, "fused_output"] = index[last], index[last]
 
-    sizes = [batch * padded_size(m) for m in live] + [workspaces[key] for key in spans]
+    sizes = [batch * padded_size(m, plan.input) for m in live] + [workspaces[key] for key in spans]
     offsets, size = memory.allocate(sizes, [(a, b) for a, b in (*live.values(), *spans.values())], ALIGNMENT)
     dead_stores = frozenset(producer for producer in consumers if producer.y.storage not in read)
     return Arena(dict(zip((*live, *spans), offsets, strict=True)), workspaces, size, dead_stores)
 
 
-def padded_size(m: FeatureMap) -> int:
+def leading_dimension(m: FeatureMap, input: FeatureMap) -> int:
+    """Return the elements from one pixel of a map to the next: the channels of its storage, aligned except in an image."""
+    C = m.storage.shape[0]
+    return C if m.storage is input and C <= MAX_DIRECT_CHANNELS else align_channels(C)
+
+
+def padded_size(m: FeatureMap, input: FeatureMap) -> int:
     """Return the elements of one image of a map, channels aligned."""
-    C, H, W = m.shape
-    return align_channels(C) * H * W
+    _, H, W = m.shape
+    return leading_dimension(m, input) * H * W
