@@ -18,7 +18,7 @@ __device__ inline void image_gemm(const Geometry &g, const S *x, int image_strid
                                   int N, int C, int ldw, const Epilogue &f, const Result &result) {
     char *buffer = dynamic_shared();
     Part part = Part::of_block<ImageTile>(g.M, N, 1);
-    int row = threadIdx.x, h, w, warp_m = threadIdx.x / 32 * ImageTile::WM, K = g.size * g.size * C, p = 0, q = 0, c = 0;
+    int row = threadIdx.x, lane = row % 32, h, w, warp_m = threadIdx.x / 32 * ImageTile::WM, K = g.size * g.size * C, p = 0, q = 0, c = 0;
     x += g.window(part.m0 + row, h, w) * image_stride;
     float sums[ImageTile::DOWN][ImageTile::ACROSS][4];
     clear<ImageTile>(sums);
@@ -47,7 +47,7 @@ __device__ inline void image_gemm(const Geometry &g, const S *x, int image_strid
         }
         cp_async_wait<0>();
         __syncthreads();
-        multiply<ImageTile>(buffer, warp_m, 0, sums);
+        multiply<ImageTile>(shared_address(buffer), a_fragment(warp_m, lane), b_fragment<ImageTile>(0, lane), sums);
     }
     __syncthreads();  // the buffer is read
     store_sums<ImageTile>(buffer, sums, f, result, part, g.M, N, warp_m, 0);

@@ -53,12 +53,16 @@ struct Geometry {
     __device__ bool inside(int h, int w) const { return (unsigned)h < (unsigned)H && (unsigned)w < (unsigned)W; }
 };
 
+// What a lane loads for the first fragments of a warp: offsets in a buffer.
+__device__ inline int a_fragment(int warp_m, int lane) { return swizzle(warp_m + lane % 16, lane / 16); }
+
+template <class Tile> __device__ inline int b_fragment(int warp_n, int lane) {
+    return swizzle(Tile::BM + warp_n + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+}
+
 // sums += the product of the rows of a buffer that belong to a warp.
 template <class Tile>
-__device__ inline void multiply(const char *buffer, int warp_m, int warp_n, float (&sums)[Tile::DOWN][Tile::ACROSS][4]) {
-    int lane = threadIdx.x % 32;
-    int a_offset = swizzle(warp_m + lane % 16, lane / 16);
-    int b_offset = swizzle(Tile::BM + warp_n + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+__device__ inline void multiply(SharedAddress buffer, int a_offset, int b_offset, float (&sums)[Tile::DOWN][Tile::ACROSS][4]) {
 #pragma unroll
     for (int k = 0; k < ROW_BYTES; k += 32) {  // an mma is two chunks deep
         unsigned a[Tile::DOWN][4], b[Tile::ACROSS / 2][4];

@@ -15,11 +15,15 @@ __device__ inline char *dynamic_shared() {
     return dynamic_shared_memory;
 }
 
-__device__ inline unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+// An address in shared memory: what a pointer is to these instructions, which also take a pointer.
+using SharedAddress = unsigned;
+
+__device__ inline SharedAddress shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+__device__ inline SharedAddress shared_address(SharedAddress address) { return address; }
 
 // Load four matrices of 8 rows of 16 bytes from shared memory. Lane l gives the address of row l % 8 of matrix l / 8, and gets in
 // r[i] word l % 4 of row l / 4 of matrix i. All lanes of the warp must call it.
-__device__ inline void ldmatrix(unsigned (&r)[4], const void *row) {
+template <class Address> __device__ inline void ldmatrix(unsigned (&r)[4], Address row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
@@ -63,18 +67,19 @@ __device__ inline unsigned to_tf32(unsigned bits) {
 
 // Copy 16 bytes to shared memory: the first `bytes`, a multiple of sizeof(T), from `global`, the rest zero. Both addresses are
 // multiples of 16. The calling thread may read them after a cp_async_wait, other threads after a barrier that follows it.
-__device__ inline void cp_async(void *shared, const void *global, int bytes) {
+template <class Address> __device__ inline void cp_async(Address shared, const void *global, int bytes) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(shared)), "l"(global), "r"(bytes)
                  : "memory");
 #else
+    void *to = __cvta_shared_to_generic(shared_address(shared));
     if (bytes == 16) {
-        *(uint4 *)shared = *(const uint4 *)global;
+        *(uint4 *)to = *(const uint4 *)global;
     } else {
 #pragma unroll
-        for (int k = 0; k < 16 / sizeof(T); k++) ((T *)shared)[k] = k * sizeof(T) < bytes ? ((const T *)global)[k] : T{};
+        for (int k = 0; k < 16 / sizeof(T); k++) ((T *)to)[k] = k * sizeof(T) < bytes ? ((const T *)global)[k] : T{};
     }
 #endif
 }
@@ -97,3 +102,7 @@ template <int N> __device__ inline void cp_async_wait() {
 __device__ inline float4 load_cg(const float4 *p) { return __ldcg(p); }
 __device__ inline void store_cg(float4 *p, float4 v) { __stcg(p, v); }
 #endif
+
+// The value, which the compiler then keeps in a register. It would compute a simple function of threadIdx, or the address of shared
+// memory, again in each step of a loop. All lanes of the warp must call it.
+template <class V> __device__ inline V in_register(V value) { return __shfl_sync(ALL_LANES, value, threadIdx.x % 32); }

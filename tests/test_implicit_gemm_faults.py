@@ -38,21 +38,19 @@ FAULTS = {
     "a wait for one buffer too few": Fault("cp_async_wait<Tile::STAGES - 2>", "cp_async_wait<Tile::STAGES - 1>"),
     "no wait": Fault("cp_async_wait<Tile::STAGES - 2>();", ""),
     "a group without its copies": Fault(
-        "loader.load(shared + write * Tile::BUFFER);\n        cp_async_commit();",
-        "cp_async_commit(), loader.load(shared + write * Tile::BUFFER);",
+        "loader.load(buffers + write);\n        cp_async_commit();", "cp_async_commit(), loader.load(buffers + write);"
     ),
     "one buffer too few": Fault(
-        "read = read + 1 == Tile::STAGES ? 0 : read + 1;\n        write = write + 1 == Tile::STAGES ? 0 : write + 1;",
-        "read = (read + 1) % (Tile::STAGES - 1), write = (write + 1) % (Tile::STAGES - 1);",
+        "constexpr int END = Tile::STAGES * Tile::BUFFER;", "constexpr int END = (Tile::STAGES - 1) * Tile::BUFFER;"
     ),
     "more shared memory than its launch asks for": Fault("BUFFER = (BM + BN) * ROW_BYTES", "BUFFER = (BM + BN + 16) * ROW_BYTES"),
     "pixels read without the swizzle": Fault(
-        "a_offset = swizzle(warp_m + lane % 16, lane / 16)",
-        "a_offset = (warp_m + lane % 16) * ROW_BYTES + lane / 16 * 16",
+        "return swizzle(warp_m + lane % 16, lane / 16);",
+        "return (warp_m + lane % 16) * ROW_BYTES + lane / 16 * 16;",
     ),
     "filters read without the swizzle": Fault(
-        "b_offset = swizzle(Tile::BM + warp_n + lane / 16 * 8 + lane % 8, lane / 8 % 2)",
-        "b_offset = (Tile::BM + warp_n + lane / 16 * 8 + lane % 8) * ROW_BYTES + lane / 8 % 2 * 16",
+        "return swizzle(Tile::BM + warp_n + lane / 16 * 8 + lane % 8, lane / 8 % 2);",
+        "return (Tile::BM + warp_n + lane / 16 * 8 + lane % 8) * ROW_BYTES + lane / 8 % 2 * 16;",
     ),
     "rows of pixels exchanged": Fault("swizzle(warp_m + lane % 16, lane / 16)", "swizzle(warp_m + (lane ^ 8) % 16, lane / 16)"),
     "chunks of filters exchanged": Fault("lane / 8 % 2);", "lane / 8 % 2 ^ 1);"),

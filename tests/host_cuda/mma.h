@@ -200,6 +200,9 @@ template <int PER_WORD, class Value> static HOST_INLINE void finish_product(int 
 
 static char *dynamic_shared() { return host::shared_end - (host::shared_size + 15) / 16 * 16; }
 
+typedef char *SharedAddress;
+static SharedAddress shared_address(char *p) { return p; }
+
 static void ldmatrix(unsigned (&r)[4], const void *row, host::Where where = {}) {
     host::check_address(row, true, "ldmatrix of", where);
     host::operands[threadIdx.x].load = {r, (const uint32_t *)row};

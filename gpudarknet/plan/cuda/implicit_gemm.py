@@ -50,8 +50,9 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
     geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
     arguments = (x, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
+    ragged = "_ragged" if C != align_channels(C) else ""
     launch = emitter.launch(
-        f"implicit_gemm.implicit_gemm_{tile.name}", tile.threads * product.tiles(tile) * splits, *arguments,
+        f"implicit_gemm.implicit_gemm_{tile.name}{ragged}", tile.threads * product.tiles(tile) * splits, *arguments,
         block=tile.threads, shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
     )  # fmt: skip
     split = f", K in {splits} splits" if splits > 1 else ""

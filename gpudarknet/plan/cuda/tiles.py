@@ -33,13 +33,17 @@ H100 = DeviceProperties("NVIDIA H100 80GB HBM3", 90, 132, 227 << 10)
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of M x N of the product: warps compute parts of it, from `stages` buffers in shared memory."""
+    """A tile of M x N of the product: warps compute parts of it, from `stages` buffers in shared memory.
+
+    ragged: there is a kernel for channels that are no multiple of 8.
+    """
 
     M: int
     N: int
     warp_M: int
     warp_N: int
     stages: int
+    ragged: bool = False
 
     @property
     def name(self) -> str:
@@ -68,7 +72,7 @@ TILES = {
         Tile(128, 128, 64, 64, 3),
         Tile(128, 64, 64, 32, 4),
         Tile(128, 32, 32, 32, 4),
-        Tile(64, 64, 32, 32, 5),
+        Tile(64, 64, 32, 32, 5, ragged=True),
     )
 }
 IMAGE_TILE = Tile(128, 64, 32, 64, 1)  # of the kernels for inputs of few channels
