@@ -25,7 +25,7 @@ template <class Tile, bool RAGGED> struct Loader {
 #pragma unroll
         for (int i = 0; i < A; i++) {
             int image = g.window(part.m0 + row + i * Tile::ROWS, h[i], w[i]);
-            offset[i] = ((image * g.H + h[i]) * g.W + w[i]) * ldx + part.group * C;
+            offset[i] = int((unsigned(image * g.H + h[i]) * g.W + w[i]) * ldx) + part.group * C;  // wraps if there is no such row
         }
         p = k / Cp / g.size, q = k / Cp % g.size, c = k % Cp;
     }

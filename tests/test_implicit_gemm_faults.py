@@ -150,3 +150,13 @@ def test_another_swizzle_is_caught_by_its_bank_conflicts(wrong):
     with host_cuda.counting() as done:
         check(fault.case, "fp16", fault.algorithm, planted(fault))
     assert done["ldmatrix bank conflicts"] >= done["ldmatrix"] * 4
+
+
+@pytest.mark.parametrize(("precision", "itemsize"), [("fp16", 2), ("tf32", 4)])
+def test_a_tile_reads_each_sector_once(precision, itemsize):
+    """64 pixels and 64 filters of 64 channels; every store fills its sectors."""
+    with host_cuda.counting() as done:
+        check(Case(C=64, H=8, W=8, F=64, size=1, pad=0), precision, "implicit_gemm_64x64", plan_backend())
+    kernel, sectors, runs = "implicit_gemm_64x64", 64 * 64 * itemsize // 32, 2  # `check` runs it twice
+    assert done[f"cp.async sectors of {kernel}"] == 2 * sectors * runs
+    assert done[f"store sectors of {kernel}"] == sectors * runs

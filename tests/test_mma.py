@@ -350,6 +350,7 @@ def test_products_are_counted(launch, emulated):
     with launch.counting() as done:
         launch("multiply", np.ones((16, 16), np.float16), np.ones((16, 16), np.float16), np.zeros((16, 16), np.float32))
     assert (done["mma"], done["ldmatrix"], done["cp.async"], done["ldmatrix bank conflicts"]) == (2, 2, 2, 2 * 4)
+    assert done["mma of multiply"] == 2
 
 
 # Mistakes that a GPU may tolerate.

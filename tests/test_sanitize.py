@@ -51,18 +51,18 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("file", "selection"),
     [
-        ("test_ops", "2x3x5x7"),
-        ("test_plan_cuda", "(2x5x7x3 or 3x13x6x8 or few or region)"),
-        ("test_plan_cuda_layers", "fp32-3 or fp16-1"),
-        ("test_plan_upload", "many"),
-        ("test_plan_cuda_recurrent", "joined"),
-        ("test_plan_cuda_algorithms", "(3x13x6x8 or finish_two or test_winograd)"),
+        ("test_ops", "host-cuda and 2x3x5x7"),
+        ("test_plan_cuda", "host-cuda and (2x5x7x3 or 3x13x6x8 or few or region)"),
+        ("test_plan_cuda_layers", "host-cuda and fp32-3 or fp16-1"),
+        ("test_plan_upload", "host-cuda and many"),
+        ("test_plan_cuda_recurrent", "host-cuda and joined"),
+        ("test_plan_cuda_algorithms", "host-cuda and (3x13x6x8 or finish_two or test_winograd)"),
+        ("test_mma", "host-cuda and (multiply_matrices or fragments or last_block or copies_fill)"),
+        ("test_implicit_gemm", "test_shapes and (part or head or three) or test_images or test_splits and 3"),
     ],
 )
 def test_kernels_run_without_sanitizer_reports(file, selection):
-    done = run_sanitized(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", f"host-cuda and {selection}"
-    )
+    done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py", "-k", selection)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -97,7 +97,8 @@ def run(library: ctypes.CDLL, kernel: str, size: tuple[int, int, int], arguments
                 raise KernelError(f"{kernel}: writes outside {' or '.join(copy.arrays)}")
         results.append(copies)
         if not backwards:
-            counters.update(read_counters(library))
+            for what, number in read_counters(library).items():
+                counters.update({what: number, f"{what} of {kernel.partition('.')[2]}": number})
     for forwards, backwards in zip(*results, strict=True):
         if not np.array_equal(forwards.data, backwards.data):
             raise KernelError(f"{kernel}: {' or '.join(forwards.arrays)} depends on the order in which threads run")
@@ -125,7 +126,7 @@ def counting() -> Iterator[Counter[str]]:
 
     Instructions of a warp: "mma", "ldmatrix", "cp.async", and of nhwc.cuh's functions, load_cg and store_cg "loads" and "stores".
     "ldmatrix bank conflicts" and "cp.async bank conflicts": passes over shared memory beyond those that the data needs. "cp.async
-    sectors", "load sectors", "store sectors": of 32 bytes of global memory.
+    sectors", "load sectors", "store sectors": of 32 bytes of global memory. Each also by kernel: "mma of implicit_gemm_64x64".
     """
     before, result = counters.copy(), Counter[str]()
     yield result

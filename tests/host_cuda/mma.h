@@ -33,6 +33,7 @@ static bool in_static_shared(const char *p) {
 #endif
     return p >= __start_shared && p < __stop_shared;
 }
+static char *dynamic_shared_memory() { return shared_end - (shared_size + 15) / 16 * 16; }
 static bool in_dynamic_shared(const char *p) { return p >= shared_end - MOST_SHARED && p < shared_end; }
 
 // Passes beyond the first in which the banks deliver 8 rows of 16 bytes: as many as one group of 4 banks has rows of its own.
@@ -42,8 +43,9 @@ static int conflicts(const char *const (&rows)[8]) {
         if (!rows[i]) continue;
         bool again = false;  // lanes that read the same row share it
         for (int j = 0; j < i; j++) again |= rows[j] == rows[i];
-        const char *base = in_dynamic_shared(rows[i]) ? shared_end - (shared_size + 15) / 16 * 16 : nullptr;
-        int &count = in_group[(rows[i] - base) / 16 % 8];
+        // a device's dynamic shared memory begins at a multiple of 128
+        uintptr_t base = in_dynamic_shared(rows[i]) ? (uintptr_t)dynamic_shared_memory() : 0;
+        int &count = in_group[((uintptr_t)rows[i] - base) / 16 % 8];
         if (!again && ++count > most) most = count;
     }
     return most - 1;
@@ -198,7 +200,7 @@ template <int PER_WORD, class Value> static HOST_INLINE void finish_product(int 
 
 }  // namespace host
 
-static char *dynamic_shared() { return host::shared_end - (host::shared_size + 15) / 16 * 16; }
+static char *dynamic_shared() { return host::dynamic_shared_memory(); }
 
 typedef char *SharedAddress;
 static SharedAddress shared_address(char *p) { return p; }

@@ -123,7 +123,7 @@ EXPORT CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsi
         }
         const char *what = "";
         for (int i = 0; what; i++)
-            if (long number = function->counter(i, &what)) count(what, number);
+            if (long number = function->counter(i, &what)) count(what, number), count(what + (" of " + function->name), number);
     }));
 }
 EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
