@@ -7,7 +7,8 @@ from typing import NamedTuple
 import host_cuda
 import numpy as np
 import pytest
-from backends import LIBRARY, Poisoned, backend_for, plan_backend
+from backends import Poisoned, backend_for, plan_backend
+from fake_cublas import FakeCublas
 from host_cuda import KernelError
 from implicit_gemm_cases import Case, check
 
@@ -102,7 +103,7 @@ def planted(fault: Fault):
         assert text.count(fault.right) == 1, f"{text.count(fault.right)} times in the kernels: {fault.right}"
         return text.replace(fault.right, fault.wrong)
 
-    return Poisoned("host-cuda", np, host_cuda.launcher(edit), LIBRARY.open, "cuda")
+    return Poisoned("host-cuda", np, host_cuda.launcher(edit), FakeCublas().open, "cuda")  # with its own stream and counters
 
 
 @pytest.fixture(autouse=True)
