@@ -25,7 +25,7 @@ from seeded import network_input
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
-from gpudarknet.backend.cuda import Launcher, bind
+from gpudarknet.backend.cuda import Launcher, bind, prepare
 from gpudarknet.errors import OutOfMemoryError
 from gpudarknet.ops import activation, im2col, pool, shortcut, upsample, yolo
 from gpudarknet.ops.activation import NAMES
@@ -305,6 +305,9 @@ class Compiling(Launcher):
         self.launched.append((file, T))
         self.on_host(kernel, threads, *args, block=block, shared=shared)
 
+    def prepare(self, kernel, threads, *args, varying=(), **options):
+        return prepare(lambda *given, **how: self(*given, **how), kernel, threads, *args, varying=varying, **options)
+
 
 @pytest.mark.parametrize(("precision", "T"), [("fp32", "float"), ("fp16", "half_t")])
 @pytest.mark.parametrize(
@@ -317,6 +320,7 @@ def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, preci
     run = program(net, 1, precision)
     assert launch.asked == set()  # not for a program that is only described
     run.run(network_input(net, 1))
+    run.detect(network_input(net, 1), 0.5).read()
     assert launch.asked == set(launch.launched)
     assert {T} == {storage for _, storage in launch.asked}
 
