@@ -418,7 +418,7 @@ BUGS = {
     "work goes to the thread's device": (stream, "self.be.use_device(self.device)", "self.be.use_device(None)"),
     "a network goes to the thread's device": (
         backend,
-        "return nullcontext() if device is None else self.xp.cuda.Device(device)",
+        "return nullcontext() if device in (None, self.current_device()) else self.xp.cuda.Device(device)",
         "return nullcontext()",
     ),
 }

@@ -172,6 +172,8 @@ def detection_stage(
 ) -> DetectionStage | str:
     """Return the stage for a network's heads, whose outputs are these maps; or why their layers must decode the boxes."""
     layouts = list[HeadLayout]()
+    if len(layers) != len(maps):
+        return "the plan does not name its heads"
     for layer, m in zip(layers, maps, strict=True):
         layout = HEADS[type(layer)](layer, m.shape) if type(layer) in HEADS else "has no kernel"
         if isinstance(layer, Region) and m not in row_major:
