@@ -123,7 +123,7 @@ def test_heads_that_only_their_layers_decode_are_named(device, tmp_path, why):
     net = network(FALLBACKS[why], device, tmp_path)
     x = inputs(net, 2)
     text = net.program(2).describe()
-    assert text.endswith(f"\nboxes decoded layer by layer: {why}")
+    assert text.endswith(f"; boxes decoded by layers: {why}")
     net.program_cache.clear()
     pending = net.detect(x, 0.3)
     assert not isinstance(pending, program.DetectedRows)
