@@ -319,8 +319,9 @@ def test_a_program_asks_for_the_kernel_files_that_it_needs(tmp_path, text, preci
     _, net = pair(config, be, tmp_path, width=64, height=32)
     run = program(net, 1, precision)
     assert launch.asked == set()  # not for a program that is only described
-    run.run(network_input(net, 1))
-    run.detect(network_input(net, 1), 0.5).read()
+    x = network_input(net, 1)
+    run.run(x)
+    run.detect(x, 0.5).read()
     assert launch.asked == set(launch.launched)
     assert {T} == {storage for _, storage in launch.asked}
 
