@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import cProfile
 import pstats
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def emulator() -> ModuleType | None:
 
 
 def python_seconds(call: Callable[[], object], finish: Callable[[], object]) -> float:
-    """Return the median seconds of a call; `finish` runs after some calls, untimed.
+    """Return the seconds of a call, of the fastest round; `finish` runs after some calls, untimed.
 
     On the emulator: CPU time of this thread, without that of the emulator, whose kernels and gemms do not run meanwhile: they
     would leave the caches cold. Results stay those of the calls before.
@@ -72,7 +71,7 @@ def python_seconds(call: Callable[[], object], finish: Callable[[], object]) -> 
             seconds -= (emulated.counters()["nanoseconds"] - before) / 1e9
         times.append(seconds / CALLS)
         finish()
-    return statistics.median(times)
+    return min(times)
 
 
 def cases(be: backend.Backend) -> dict[str, Callable[[], Any]]:

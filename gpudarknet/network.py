@@ -127,7 +127,10 @@ class Network:
     def input(self, x: Any) -> Array:
         """Convert x (N, C, H, W) to float32 on this backend. Raises DataError if its shape is not the network's."""
         with self.on_device():
-            x = self.backend.asarray(x, np.float32)
+            return self._input(x)
+
+    def _input(self, x: Any) -> Array:
+        x = self.backend.asarray(x, np.float32)
         if x.ndim != 4 or x.shape[1:] != self.net.input or x.shape[0] < 1:
             raise DataError(
                 f"input has shape {tuple(x.shape)}; {self.config.path} expects (N, C, H, W) = "
@@ -182,14 +185,13 @@ class Network:
         if engine not in ("plan", "reference"):
             raise DataError(f"predict: unknown engine '{engine}'; choose plan or reference")
         self.check_precision(precision)
-        compiled = engine == "plan" and self.backend.executor is not None
-        if not (compiled and isinstance(x, ImageBatch)):
-            x = self.input(x)
-        if compiled:
+        if engine == "plan" and self.backend.executor is not None:
             with self.on_device():
+                x = x if isinstance(x, ImageBatch) else self._input(x)
                 program = self._program(len(x), precision)
                 self.engine = program.engine
                 return program.run(x)
+        x = self.input(x)
         self.engine = f"{self.backend.name}, layer by layer"
         outputs: dict[int, Array] = {}
 
@@ -208,8 +210,8 @@ class Network:
         """
         self.check_precision(precision)
         if self.backend.executor is not None:
-            x = x if isinstance(x, ImageBatch) else self.input(x)
             with self.on_device():
+                x = x if isinstance(x, ImageBatch) else self._input(x)
                 program = self._program(len(x), precision)
                 detect: Callable[[Any, float], PendingRows | None] | None = getattr(program, "detect", None)
                 if detect is not None and (rows := detect(x, thresh)) is not None:

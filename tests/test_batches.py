@@ -145,12 +145,12 @@ def test_the_next_batch_is_read_before_this_one_is_computed(detector, tmp_path, 
         read_images.append(weakref.ref(image))
         return image
 
-    predict = detector.predict
+    detect = detector.network.detect
     monkeypatch.setattr(detector, "read", read)
-    monkeypatch.setattr(detector, "predict", lambda x: events.append("predict") or predict(x))
+    monkeypatch.setattr(detector.network, "detect", lambda *args: events.append("detect") or detect(*args))
     for result in detector.run_images(stream(), 0.25, 0.45, 2):
         events.append(f"result {result.source}")
-    assert events[:8] == ["take 0", "take 1", "take 2", "take 3", "predict", "result 0", "result 1", "take 4"]
+    assert events[:8] == ["take 0", "take 1", "take 2", "take 3", "detect", "result 0", "result 1", "take 4"]
 
 
 def test_stopping_early_ends_the_threads(detector, tmp_path):

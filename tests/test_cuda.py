@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from gpudarknet import backend
 from gpudarknet.backend import cuda
 from gpudarknet.backend.cuda import Parameter
 from gpudarknet.errors import BackendError
@@ -270,3 +271,26 @@ def test_what_is_there_at_once_is_not_announced(fake, caplog, monkeypatch):
     _, launch = fake()
     launch.compile(["epilogue", "winograd"], "half_t")
     assert caplog.records == []
+
+
+def test_a_prepared_launch_takes_the_arrays_that_vary(kernels):
+    n, H, W, s = 2 * 3 * 4, 3, 4, 2
+    xs = [kernels.asarray(np.random.default_rng(i).random((2, H, W), dtype=np.float32)) for i in range(3)]
+    ys = [kernels.empty((2, s * H, s * W)) for _ in xs]
+    sizes = (4 * n, H, W, s, 0.5)
+    run = cuda.prepare(kernels.launch, "upsample.upsample", 4 * n, xs[0], ys[0], *sizes, varying=(0, 1))
+    for x, y in zip(xs, ys, strict=True):
+        run(x, y)
+    for x, y in zip(xs, ys, strict=True):
+        want = 0.5 * kernels.to_numpy(x).repeat(s, axis=1).repeat(s, axis=2)
+        np.testing.assert_array_equal(kernels.to_numpy(y), want)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:1], lambda x: x.astype(np.float16), lambda x: x.transpose(0, 2, 1)])
+def test_a_prepared_launch_refuses_other_arrays(emulator, change):
+    be = backend.get("cupy")
+    x, y = be.zeros((2, 3, 4)), be.empty((2, 6, 8))
+    run = cuda.prepare(be.launch, "upsample.upsample", 96, x, y, 96, 3, 4, 2, 1.0, varying=(0,))
+    message = "upsample.upsample: x must be a C-contiguous float32 array of 24 elements"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        run(change(x))

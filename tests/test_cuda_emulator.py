@@ -331,3 +331,15 @@ def test_streams_and_events_belong_to_a_device(cupy, store):
         cupy.cuda.runtime.CUDARuntimeError, match="an event of device 1 is recorded on a stream of device 0"
     ):
         event.record(cupy.cuda.Stream.null)
+
+
+def test_the_host_can_be_measured_alone(cupy, emulator, store):
+    """Without kernels memory keeps its values; CPU time in CUDA functions is counted."""
+    x = cupy.zeros(4, np.float32)
+    cupy.cuda.Device().synchronize()
+    with emulator.configured(compute=0), emulator.counting() as done:
+        store(x, 0, 1)
+        cupy.cuda.Device().synchronize()
+    assert x.get().tolist() == [0, 0, 0, 0] and done["launches"] == 1 and done["nanoseconds"] > 0
+    store(x, 0, 1)
+    assert x.get().tolist() == [1, 0, 0, 0]

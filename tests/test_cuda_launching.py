@@ -348,7 +348,7 @@ def test_an_eager_program_may_be_dropped_at_work(clean_emulator, files):
 # --- planted bugs --------------------------------------------------------------------------------------------------------
 
 EAGERLY = "for launch in self.launches:\n            launch()"
-LAUNCH = "return Launch(lambda: launch(kernel, threads, *args), kernel)"
+LAUNCH = "lambda: launch(kernel, threads, *arrays, block=block, shared=shared)"
 GEMM = "address(y.a), y.ld, address(x.a), x.ld, y.pixels, images)"
 HANDLE = "self.handle = be.cublas(self.stream.ptr if self.stream else 0, (address(self.workspace), WORKSPACE))"
 SENT = "return ImageBatch(self.be, runs, buffer, self.free.append)"
@@ -369,8 +369,8 @@ BUGS = {
     ),
     "images go up on a stream that nobody waits for": (
         upload,
-        "device.set(buffer.host[:total], stream=self.stream)",
-        "device.set(buffer.host[:total], stream=" + NOBODYS,
+        "runtime.memcpyHostToDevice, self.stream.ptr)",
+        "runtime.memcpyHostToDevice, " + NOBODYS.removesuffix(")") + ".ptr)",
     ),
     "cuBLAS is on the default stream": (cublas, 'self._call("cublasSetStream_v2", self._handle, stream)', "pass"),
     "products of the reference engine stay on a stream": (cublas, "self.handle.use(*at)", "pass"),
@@ -401,7 +401,7 @@ BUGS = {
         EAGERLY,
         EAGERLY + "\n        copied = self.arena.copy()\n        self.arena[...] = copied",
     ),
-    "a kernel reads what was freed": (emitter, LAUNCH, LAUNCH.replace("*args", "args[0].copy(), *args[1:]")),
+    "a kernel reads what was freed": (emitter, LAUNCH, LAUNCH.replace("*arrays", "arrays[0].copy(), *arrays[1:]")),
     "a prepared launch keeps its first array": (kernels, "self.cells[i] = a.data.ptr", "pass"),
     "a wrong leading dimension": (convolution, GEMM, GEMM.replace("x.ld", "x.ld + 8")),
     # captures and devices
@@ -418,7 +418,7 @@ BUGS = {
     "work goes to the thread's device": (stream, "self.be.use_device(self.device)", "self.be.use_device(None)"),
     "a network goes to the thread's device": (
         backend,
-        "return nullcontext() if device is None else self.xp.cuda.Device(device)",
+        "return nullcontext() if device in (None, self.current_device()) else self.xp.cuda.Device(device)",
         "return nullcontext()",
     ),
 }

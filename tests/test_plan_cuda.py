@@ -25,7 +25,7 @@ from seeded import network_input
 
 from gpudarknet import cfg, load_network
 from gpudarknet.backend import Backend
-from gpudarknet.backend.cuda import Launcher, bind
+from gpudarknet.backend.cuda import Launcher, bind, prepare
 from gpudarknet.errors import OutOfMemoryError
 from gpudarknet.ops import activation, im2col, pool, shortcut, upsample, yolo
 from gpudarknet.ops.activation import NAMES
@@ -304,6 +304,9 @@ class Compiling(Launcher):
         assert (file, T) in self.asked, kernel
         self.launched.append((file, T))
         self.on_host(kernel, threads, *args, block=block, shared=shared)
+
+    def prepare(self, kernel, threads, *args, varying=(), **options):
+        return prepare(lambda *given, **how: self(*given, **how), kernel, threads, *args, varying=varying, **options)
 
 
 @pytest.mark.parametrize(("precision", "T"), [("fp32", "float"), ("fp16", "half_t")])

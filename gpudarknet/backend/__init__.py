@@ -175,6 +175,8 @@ class Backend:
         unknown here.
         """
         xp, kind = self.xp, type(a).__name__
+        if xp is not np and isinstance(a, xp.ndarray) and a.dtype == dtype and a.flags.c_contiguous and self._here(a):
+            return a
         if xp is np or not (isinstance(a, xp.ndarray) or on_gpu(a)):
             a = host_array(a)
         elif not isinstance(a, xp.ndarray):
@@ -184,11 +186,14 @@ class Backend:
                 raise DataError(conversion_error(a, e)) from None
         try:
             with self.guard():
-                if not isinstance(a, np.ndarray) and a.device.id != self.current_device():
+                if not isinstance(a, np.ndarray) and not self._here(a):
                     a = a.copy()  # to the current device
                 return xp.ascontiguousarray(xp.asarray(a, dtype=dtype))
         except (TypeError, ValueError) as e:
             raise DataError(f"cannot use a {kind} as an array: {first_line(e)}") from None
+
+    def _here(self, a: Any) -> bool:
+        return bool(a.device.id == self.current_device())
 
     def current_device(self) -> int | None:
         """Return the index of this thread's current GPU; None if arrays are in host memory."""
@@ -203,7 +208,7 @@ class Backend:
 
     def use_device(self, device: int | None) -> AbstractContextManager[object]:
         """Return a context in which a GPU is current; None is the host and changes nothing."""
-        return nullcontext() if device is None else self.xp.cuda.Device(device)
+        return nullcontext() if device in (None, self.current_device()) else self.xp.cuda.Device(device)
 
     def synchronize(self) -> None:
         """Wait for the current stream; NumPy is always synchronous."""

@@ -327,15 +327,14 @@ class Program:
                 *table,
                 f"{totals(schedule.steps, self.fallbacks)}; {self.plan.flops / 1e9:.3f} GFLOP per image",
                 f"CUDA, {self.precision}, {how}: {count} launches; MiB on the device for batch {self.plan.batch}: "
-                f"arena {arena_mib}, weights {weights_mib}, cuBLAS {workspace_mib}",
+                f"arena {arena_mib}, weights {weights_mib}, cuBLAS {workspace_mib}{self._detection_note()}",
                 *costs,
-                *self._detection_note(),
             ]
         )
 
-    def _detection_note(self) -> list[str]:
+    def _detection_note(self) -> str:
         heads = any(isinstance(layer, DetectionHead) for layer in self.plan.heads)
-        return [f"boxes decoded layer by layer: {self.detection}"] if heads and isinstance(self.detection, str) else []
+        return f"; boxes decoded by layers: {self.detection}" if heads and isinstance(self.detection, str) else ""
 
 
 class DetectedRows:

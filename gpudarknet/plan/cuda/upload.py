@@ -126,7 +126,8 @@ class Uploader:
         with self.lock:
             buffer = self.free.pop(0) if self.free else None
         if buffer is not None:
-            buffer.upload_done.synchronize()  # the copy has read the host memory
+            if not buffer.upload_done.done:  # the copy has not read the host memory yet
+                buffer.upload_done.synchronize()
             if buffer.host.size >= total:
                 return buffer
             buffer.last_read.synchronize()  # the device memory returns to CuPy's pool
