@@ -25,6 +25,7 @@ from gpudarknet.export import fastest
 from gpudarknet.io import resources
 from gpudarknet.layers import ForwardContext
 from gpudarknet.layers.base import Backward
+from gpudarknet.network import DecodedLater
 
 SAME = 0.5  # IoU above which two boxes of one class show the same object
 
@@ -43,6 +44,10 @@ class EmulatedBf16(Detector):
         for own in network.weights:
             own |= {name: rounded(a) for name, a in own.items() if name.endswith("kernel")}
         super().__init__(network, names=detector.names, letterbox=detector.letterbox)
+
+    def infer(self, x: Any, thresh: float) -> DecodedLater:
+        """Run the network by `predict`."""
+        return DecodedLater(self.network, self.predict(x), thresh)
 
     def predict(self, x: Any) -> list[Any]:
         """Run the network layer by layer."""

@@ -149,7 +149,7 @@ class InferencePipeline:
                 yield from pending
                 start = time.perf_counter()
                 # class_agnostic: only objectness is compared with thresh, in `results`
-                found = self.network.detect(x, float("-inf") if class_agnostic else thresh, self.precision)
+                found = self.infer(x, float("-inf") if class_agnostic else thresh)
                 pending = results(loaded, found, start)
                 if not asynchronous:
                     yield from pending
@@ -193,6 +193,10 @@ class InferencePipeline:
     def _fit(self, img: np.ndarray) -> Size:
         (H, W), net = img.shape[:2], self.network
         return boxes.letterbox_size(W, H, net.width, net.height) if self.letterbox else (net.width, net.height)
+
+    def infer(self, x: Any, thresh: float) -> PendingRows:
+        """Start to run the network on the result of `upload` or `preprocess`, and to decode its boxes: `Network.detect`."""
+        return self.network.detect(x, thresh, self.precision)
 
     def predict(self, x: Any) -> list[Any]:
         """Run the network on the result of `upload` or `preprocess`; return its heads' outputs."""

@@ -103,7 +103,9 @@ def planted(fault: Fault):
         assert text.count(fault.right) == 1, f"{text.count(fault.right)} times in the kernels: {fault.right}"
         return text.replace(fault.right, fault.wrong)
 
-    return Poisoned("host-cuda", np, host_cuda.launcher(edit), FakeCublas().open, "cuda")  # with its own stream and counters
+    return Poisoned(
+        "host-cuda", np, host_cuda.launcher(edit), FakeCublas().open, "cuda"
+    )  # with its own stream and counters
 
 
 @pytest.fixture(autouse=True)
