@@ -83,6 +83,11 @@ def test_names_are_unique():
     assert len({stage.name for stage in checks.STAGES}) == len(checks.STAGES)
 
 
+@pytest.mark.parametrize(("part", "minutes"), [("A", 4), ("B", 5)])
+def test_the_time_of_a_part(part, minutes):
+    assert checks.PROBE + sum(stage.limit for stage in checks.PARTS[part]) <= 60 * minutes
+
+
 def test_without_a_gpu_it_prints_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(command, "probe_device", lambda backend, limit: {"why": "the driver shows no CUDA device"})
     assert command.main(["--out", str(tmp_path / "new")]) == 2
@@ -170,7 +175,7 @@ def test_precisions_and_graphs_are_checked(monkeypatch):
 
 
 def test_every_convolution_algorithm_is_listed():
-    rows = {case.name for case in correctness.algorithms(NUMPY)}
+    rows = {case.name for case in correctness.algorithms(Context("numpy"))}
     names = {name for name in ALGORITHMS if name not in IM2COL_BUDGETS}  # maps are too small for those
     tensor_cores = {name for name in names if "implicit" in name or name == "image_gemm"}
     assert rows == {
@@ -192,7 +197,7 @@ def test_convolution_algorithms_in_fp32(monkeypatch):
     assert "relative error, 1e-09 allowed" in together and any(one.endswith("e-07") for one in alone)
 
 
-@pytest.mark.parametrize("name", ["image_gemm", "implicit_gemm_64x64", "implicit_gemm_128x32_splitk8", "autotuned"])
+@pytest.mark.parametrize("name", ["image_gemm", "implicit_gemm_64x64", "implicit_gemm_128x32_splitk3", "autotuned"])
 def test_convolutions_on_tensor_cores(name):
     (row,) = run(correctness.algorithms, HOST, f"fp16/{name}").values()
     assert row["outcome"] == "passed" and 0 < row["relative_error"] < 1e-2
@@ -460,6 +465,16 @@ def test_speed_with_kernels(no_torch):
     assert {name.rpartition("/")[2] for name in rows} >= {"eager", "unfused", "no-winograd"}
 
 
+@pytest.mark.slow
+def test_speed_of_implicit_gemms(no_torch):
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp16", "fp32"), (1,)), HOST)
+    assert failures(rows) == {}
+    row = rows["64/fp16/batch-1/implicit-gemm"]
+    assert row["images_s"] > 0 and row["graph_images_s"] > 0 and row["default_graph_images_s"] > 0
+    assert 0 < row["max_difference"] < 4e-2 and row["tuned_for"].startswith("host-cuda, cuBLAS ")
+    assert "64/fp32/batch-1/implicit-gemm" not in rows
+
+
 def test_a_wrong_plan_fails(no_torch, monkeypatch):
     real, calls = cuda.Program.run, iter(range(100))
     monkeypatch.setattr(cuda.Program, "run", lambda self, x: [y + 0.1 * next(calls) for y in real(self, x)])
@@ -492,6 +507,24 @@ def test_each_launch_has_bytes_and_operations():
     assert sum(one["count"] for one in row["sums"].values()) == len(row["launches"])
 
 
+def test_launches_of_implicit_gemms_beside_their_model(no_torch):
+    cases = speed.cases("yolov4-tiny", (416,), ("fp16",), (1,), with_launches=True)
+    (row,) = run(cases, HOST, "64/fp16/batch-1/implicit-gemm-launches").values()
+    assert row["outcome"] == "passed" and row["variant"] == "implicit-gemm" and row["card"] == "H100 SXM"
+    columns = dict(zip(row["launch_columns"], zip(*row["launches"], strict=True), strict=True))
+    assert any(name.startswith("implicit_gemm.implicit_gemm_") for name in columns["launch"])
+    assert row["total_modelled_us"] == pytest.approx(sum(columns["modelled_us"]), abs=0.1)
+    assert row["total_us"] == pytest.approx(sum(columns["us"]), abs=0.1)
+    assert sum(one["modelled_us"] for one in row["sums"].values()) == pytest.approx(row["total_modelled_us"], abs=1)
+
+
+def test_without_a_model_of_the_card_times_are_only_measured(monkeypatch):
+    monkeypatch.setattr(launch_costs, "card_of_device", lambda device: None)
+    (row,) = run(launch_costs.launches, HOST, "yolov4-tiny/64/fp32/batch-1").values()
+    assert row["outcome"] == "passed" and row["card"] is None and row["total_modelled_us"] is None
+    assert {one[2] for one in row["launches"]} == {None} and row["total_us"] > 0
+
+
 @pytest.mark.slow
 def test_tuning(monkeypatch):
     monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
@@ -500,6 +533,9 @@ def test_tuning(monkeypatch):
     row = rows["yolov3/64/fp16/batch-1"]
     assert row["choices"].keys() == row["microseconds"].keys() and row["heuristic"]["images_s"] > 0
     assert all(choice in row["microseconds"][key] for key, choice in row["choices"].items())
+    assert row["card"] == "H100 SXM" and "implicit-gemm" in row
+    for key, measured in row["microseconds"].items():
+        assert row["modelled_us"][key].keys() == measured.keys() and min(row["modelled_us"][key].values()) > 0
 
 
 def test_training_steps(no_torch):
