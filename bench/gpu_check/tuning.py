@@ -44,7 +44,8 @@ def tune(context: Context, workload: Workload) -> Row:
         key = problem.step.key(plan.batch)
         times, model = dict[str, float](), dict[str, float | None]()
         for name, program in autotune.programs(problem, be):
-            times[name], model[name] = autotune.seconds(program), card and autotune.modelled_seconds(program, card)
+            times[name] = autotune.seconds(program)
+            model[name] = autotune.modelled_seconds(program, card) if card else None
         choices[key] = autotune.pick(times, select_algorithm(problem, {}))
         measured[key], modelled[key] = microseconds(times), microseconds(model)
         if time.monotonic() > deadline:
