@@ -54,11 +54,10 @@ def each_launch(context: Context, workload: Workload, name: str = "") -> Row:
     seconds, _ = time_budget(context)
     limits = seconds / 50, 1 if context.small else 2, MAX_REPLAYS
     card = card_of_device(program.stream_context.properties.name)
-    in_graph = [launch for launch in program.launch_times(card or CARDS[0]) if launch.in_graph]
-    lines = [
-        cells(replace(launch, modelled=launch.modelled if card else None), t)
-        for launch, t in zip(in_graph, program.time_launches(*limits), strict=True)
-    ]
+    known = program.launch_times(card or CARDS[0])
+    known = known if card else [replace(launch, modelled=None) for launch in known]
+    in_graph, inputs = [launch for launch in known if launch.in_graph], known[: len(program.input_stage.costs)]
+    lines = [cells(launch, t) for launch, t in zip(in_graph, program.time_launches(*limits), strict=True)]
     feed = program.stream_context.time(lambda: program.input_stage.feed(x), *limits)
     return {
         **workload.fields(),
@@ -69,6 +68,7 @@ def each_launch(context: Context, workload: Workload, name: str = "") -> Row:
         "sums": sums(lines),
         **{f"total_{column}": total(lines, column) for column in ("us", "modelled_us")},
         "input_us": round(1e6 * feed, 2),
+        "input_modelled_us": total([cells(launch, 0) for launch in inputs], "modelled_us"),
         "plan_gflop": round(plan.flops * workload.batch / 1e9, 3),
     }
 

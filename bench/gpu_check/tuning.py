@@ -20,7 +20,8 @@ from .case import Case, Context, Row, Skipped
 from .networks import compile_plan, seeded_network
 from .speed import IMPLICIT, TOLERANCE, Workload, image_rate, replay_rate, synchronizer, workloads
 
-SECONDS = 6.0  # for the measurements of a case
+SECONDS = 7.0  # for the measurements of a case
+TIMING = (0.003, 2, 200)  # of a convolution: seconds of a round, rounds, and at most so many calls in a round
 
 
 def tuned(context: Context) -> Iterable[Case]:
@@ -44,7 +45,7 @@ def tune(context: Context, workload: Workload) -> Row:
         key = problem.step.key(plan.batch)
         times, model = dict[str, float](), dict[str, float | None]()
         for name, program in autotune.programs(problem, be):
-            times[name] = autotune.seconds(program)
+            times[name] = program.stream_context.time(program.replay, *((0, 1, 1) if context.small else TIMING))
             model[name] = autotune.modelled_seconds(program, card) if card else None
         choices[key] = autotune.pick(times, select_algorithm(problem, {}))
         measured[key], modelled[key] = microseconds(times), microseconds(model)
