@@ -7,6 +7,7 @@
 `timing` takes measurements, `machine` and `gpu` describe the hardware, `engines` opens each engine, `worker` runs one of them in
 a separate process and `suite` interleaves them. `records` defines the file format, `rule_of_thumb` the rule; `columns`, `tables`,
 `plots` and `page` make the report. `gpu_check/` checks and measures a GPU, `gpu_report` turns its results into README's table,
-and `launch_rows` finds the times of a plan's launches in them. `cluster` measures jobs on Ray. `test_kernels.py` is for
-pytest-benchmark. This folder is imported as gpudarknet.bench, as in a wheel.
+`gpu_tuning` into the tuning file that ships for it, and `launch_rows` finds the times of a plan's launches in them.
+`plan_counters` writes a table of docs/plan.md. `cluster` measures jobs on Ray. `test_kernels.py` is for pytest-benchmark.
+This folder is imported as gpudarknet.bench, as in a wheel.
 """

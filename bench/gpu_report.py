@@ -33,6 +33,7 @@ HEADS = (
     "precision",
     "batch",
     "graph",
+    "implicit GEMM",
     "PyTorch graph",
     "ours / PyTorch",
     "predict",
@@ -157,7 +158,7 @@ def table_rows(device: Device) -> list[list[str]]:
     """Return the table's rows, one for each network, size, precision and batch size."""
     timings: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in device.rows.values():
-        if row.get("engine") in ("ours", "torch-graph") and "images_s" in row:
+        if row.get("engine") in ("ours", "implicit-gemm", "torch-graph") and "images_s" in row:
             key = tuple(row[name] for name in ("network", "size", "precision", "batch"))
             timings.setdefault(key, {})[row["engine"]] = row
     order = {name: i for i, name in enumerate(dict.fromkeys(key[0] for key in timings))}
@@ -165,9 +166,10 @@ def table_rows(device: Device) -> list[list[str]]:
     for key in sorted(timings, key=lambda k: (order[k[0]], k[1], k[2], k[3])):
         ours, torch = timings[key].get("ours", {}), timings[key].get("torch-graph", {})
         own, other = ours.get("graph_images_s"), torch.get("graph_images_s")
+        implicit = timings[key].get("implicit-gemm", {}).get("graph_images_s")
         network, size, precision, batch = key
         cells.append([
-            network, f"{size} x {size}", precision, str(batch), number(own), number(other),
+            network, f"{size} x {size}", precision, str(batch), number(own), number(implicit), number(other),
             number(own / other if own and other else None), number(ours.get("images_s")), number(ours.get("latency_ms")),
         ])  # fmt: skip
     return cells
@@ -184,7 +186,8 @@ def caption(device: Device) -> str:
         f"{device.name}, driver {head['driver']}, commit {head['commit'][:12]}{dirty}, {head['date'][:10]}: images per second,",
         "input and outputs in device memory. graph: replay of the captured graph alone"
         + (f", compared with PyTorch {torch} in channels_last" if torch else "; PyTorch was not installed"),
-        "(`predict`: median of rounds; graphs: minimum of rounds). predict: including host time.",
+        "(`predict`: median of rounds; graphs: minimum of rounds). implicit GEMM: the graph of the plan that prefers it.",
+        "predict: including host time.",
         f"From {files} in `bench/results/`.",
     ]
     if incomplete:
@@ -210,13 +213,20 @@ def block(devices: Sequence[Device]) -> str:
 
 def write(readme: Path, devices: Sequence[Device]) -> None:
     """Write the block into a README. Raises DataError if its comments are missing."""
+    write_block(readme, BEGIN, END, block(devices))
+
+
+def write_block(path: Path, begin_line: str, end_line: str, text: str) -> None:
+    """Replace what is between two lines of a file. Raises DataError if they are missing."""
     try:
-        text = readme.read_text(encoding="utf-8")
+        old = path.read_text(encoding="utf-8")
     except OSError as e:
-        raise DataError(f"{readme}: {e.strerror}; pass the README of a checkout with -readme") from None
-    before, begin, rest = text.partition(BEGIN + "\n")
-    _, end, after = rest.partition(END)
+        raise DataError(f"{path}: {e.strerror}; pass the README of a checkout with -readme") from None
+    before, begin, rest = old.partition(begin_line + "\n")
+    _, end, after = rest.partition(end_line)
     if not begin or not end:
-        raise DataError(f"{readme}: has no line '{BEGIN}' followed by '{END}'; add them where the table belongs")
-    with atomic_write(readme) as tmp:
-        tmp.write_text(f"{before}{begin}\n{block(devices)}\n{end}{after}", encoding="utf-8")
+        raise DataError(
+            f"{path}: has no line '{begin_line}' followed by '{end_line}'; add them where the table belongs"
+        )
+    with atomic_write(path) as tmp:
+        tmp.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

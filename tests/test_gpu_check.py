@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -39,8 +40,10 @@ from bench.gpu_check.case import Context, Skipped, Stage  # noqa: E402
 from gpudarknet import backend, load_network  # noqa: E402
 from gpudarknet.ops.base import OPS  # noqa: E402
 from gpudarknet.plan import cuda  # noqa: E402
-from gpudarknet.plan.cuda import autotune  # noqa: E402
+from gpudarknet.plan.cuda import dry_run  # noqa: E402
 from gpudarknet.plan.cuda.algorithms import ALGORITHMS, IM2COL_BUDGETS  # noqa: E402
+from gpudarknet.plan.cuda.tiles import TILES  # noqa: E402
+from gpudarknet.plan.cuda.time_model import CARDS  # noqa: E402
 
 NUMPY, HOST = Context("numpy", small=True), Context("host-cuda", small=True)
 CACHES = (networks.seeded_network, correctness.expected, correctness.convolutions, correctness.convolution_network,
@@ -78,6 +81,11 @@ def test_names_are_unique():
         assert len(set(names)) == len(names)
         assert all(" " not in name for name in names)
     assert len({stage.name for stage in checks.STAGES}) == len(checks.STAGES)
+
+
+@pytest.mark.parametrize(("part", "minutes"), [("A", 4), ("B", 5)])
+def test_the_time_of_a_part(part, minutes):
+    assert checks.PROBE + sum(stage.limit for stage in checks.PARTS[part]) <= 60 * minutes
 
 
 def test_without_a_gpu_it_prints_one_line(monkeypatch, capsys, tmp_path):
@@ -166,17 +174,33 @@ def test_precisions_and_graphs_are_checked(monkeypatch):
     assert run(correctness.precisions, NUMPY)["yolov4-tiny/fp32"]["failed"][0].endswith("relative error, 1e-09 allowed")
 
 
-def test_every_convolution_algorithm_is_checked(monkeypatch):
-    monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
+def test_every_convolution_algorithm_is_listed():
+    rows = {case.name for case in correctness.algorithms(Context("numpy"))}
+    names = {name for name in ALGORITHMS if name not in IM2COL_BUDGETS}  # maps are too small for those
+    tensor_cores = {name for name in names if "implicit" in name or name == "image_gemm"}
+    assert rows == {
+        f"{precision}/{name}"
+        for precision in ("fp32", "tf32", "fp16")
+        for name in {*names, "autotuned"} - (tensor_cores if precision == "fp32" else set())
+    }
+
+
+def test_convolution_algorithms_in_fp32(monkeypatch):
     for precision in ("tf32", "fp16"):  # on the emulated device all are
         monkeypatch.delitem(correctness.PRECISIONS, precision)
     rows = run(correctness.algorithms, HOST)
     assert failures(rows) == {}
-    names = {name for name in ALGORITHMS if name not in IM2COL_BUDGETS}  # maps are too small for those
-    assert set(rows) == {f"fp32/{name}" for name in {*names, "autotuned"}}
     assert {row["outcome"] for row in rows.values()} == {"passed"}
     monkeypatch.setitem(correctness.PRECISIONS, "fp32", 1e-9)
-    assert run(correctness.algorithms, HOST, "fp32/direct")["fp32/direct"]["outcome"] == "failed"
+    (row,) = run(correctness.algorithms, HOST, "fp32/gemm_1x1").values()
+    together, *alone = row["failed"]
+    assert "relative error, 1e-09 allowed" in together and any(one.endswith("e-07") for one in alone)
+
+
+@pytest.mark.parametrize("name", ["image_gemm", "implicit_gemm_64x64", "implicit_gemm_128x32_splitk3", "autotuned"])
+def test_convolutions_on_tensor_cores(name):
+    (row,) = run(correctness.algorithms, HOST, f"fp16/{name}").values()
+    assert row["outcome"] == "passed" and 0 < row["relative_error"] < 1e-2
 
 
 def test_boxes_of_the_bundled_network(monkeypatch):
@@ -237,12 +261,16 @@ def test_results_that_change_between_threads_fail(monkeypatch):
     assert row["failed"][0] == "thread 0: 3 of 3 results differ"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_target_program_computes_the_same_with_separate_buffers(precision):
+@pytest.mark.parametrize(("precision", "name"), [("fp32", "library"), ("fp16", "library"), ("fp16", "every-tile")])
+def test_the_target_program_computes_the_same_with_separate_buffers(precision, name):
     network = networks.seeded_network("yolov4-tiny", HOST, 64)
     be, plan = network.backend, networks.compile_plan(network, 2)
     x = networks.seeded.network_input(network, 2)
-    separate, default = target.TargetProgram(plan, be, precision), cuda.Program(plan, be, precision)
+    choices = target.PLANS[name](plan, be, precision)
+    separate, default = (
+        target.TargetProgram(plan, be, precision, choices),
+        cuda.Program(plan, be, precision, choices=choices),
+    )
     for got, want in zip(separate.run(x), default.run(x), strict=True):
         np.testing.assert_array_equal(got, want)
     assert len(separate.buffers) > 20
@@ -250,7 +278,9 @@ def test_the_target_program_computes_the_same_with_separate_buffers(precision):
 
 def test_the_target_program_prints_a_summary(capsys):
     target.main("fp16", plan_backend(), "1")
-    assert " launches, " in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["library", "every-tile"]
+    assert all(" launches, " in line for line in lines)
 
 
 def test_missing_tools_skip_their_cases(monkeypatch):
@@ -296,13 +326,43 @@ def test_errors_from_compute_sanitizer(monkeypatch, tmp_path, code):
 
 
 def test_racecheck_covers_the_kernels_with_shared_memory():
-    names = set()
+    """Those of predictions; the optimizers and backward passes share the reduction of common.cuh."""
+    found = set()
     for path in (ROOT / "kernels").glob("*.cu"):
-        kernel = ""
-        for line in path.read_text().splitlines():
-            kernel = line.split("void ")[1].split("(")[0].split()[-1] if "__global__" in line else kernel
-            names |= {kernel} if "__shared__" in line else set()
-    assert names == set(target.KERNELS)
+        text = path.read_text()
+        kernels = re.split(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)', text)
+        names = kernels[1::2]
+        if "__shared__" in kernels[0] or "dynamic_shared()" in kernels[0]:  # in a function that all call
+            found |= set(names)
+        found |= {name for name, body in zip(names, kernels[2::2], strict=True) if "__shared__" in body}
+    assert found == set(target.KERNELS)
+
+
+@pytest.mark.parametrize("plan", tools.PROFILED)
+def test_the_profiled_kernels_exist(plan):
+    """In the plan that is profiled, at its size."""
+    width, height, batch = map(int, tools.PROFILED_SIZE)
+    network = networks.without_weights(networks.config("yolov4-tiny"), dry_run.backend(), width, height)
+    networks.seeded.fill(network)
+    compiled = networks.compile_plan(network, batch)
+    program = target.TargetProgram(
+        compiled, network.backend, "fp16", target.PLANS[plan](compiled, network.backend, "fp16")
+    )
+    times = program.launch_times(CARDS[0])
+    names = {t.name.rpartition(".")[2] for t in times}
+    used = {name for pattern in tools.PROFILED[plan].split("|") for name in names if re.search(pattern, name)}
+    if plan == "implicit-gemm":
+        assert {"implicit_gemm_128x128", "implicit_gemm_64x64", "image_gemm_float32"} <= used
+    else:
+        assert {"epilogue", "epilogue_im2col", "im2col", "convolve_float32"} <= used
+
+
+def test_the_target_runs_every_tile():
+    network = networks.without_weights(networks.config("yolov4-tiny"), dry_run.backend(), 64, 96)
+    chosen = target.every_tile(networks.compile_plan(network, 2), network.backend, "fp16")
+    kernels = {name.partition("_splitk")[0] for name in chosen.values()}
+    assert kernels == {"image_gemm", *(f"implicit_gemm_{tile}" for tile in TILES)}
+    assert any("splitk" in name for name in chosen.values())
 
 
 NCU = """==PROF== Connected
@@ -315,14 +375,15 @@ NCU = """==PROF== Connected
 
 def test_parsing_of_ncu_output(monkeypatch, tmp_path):
     assert tools.parse_ncu(NCU) == [
-        {"grid": "(12, 1, 1)", "us": 12.8, "dram_percent": 71.5}, {"grid": "(3, 1, 1)", "us": 2.5},
+        {"kernel": "im2col", "grid": "(12, 1, 1)", "us": 12.8, "dram_percent": 71.5},
+        {"kernel": "im2col", "grid": "(3, 1, 1)", "us": 2.5},
     ]  # fmt: skip
     fake_tool(tmp_path, "ncu", "#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM - no permission'\nexit 1\n")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(
         Skipped, match=r"^ncu cannot access performance counters: ==ERROR== ERR_NVGPUCTRPERM - no permission$"
     ):
-        tools.profiled(Context("cupy"), "im2col")
+        tools.profiled(Context("cupy"), "library")
 
 
 # The environment
@@ -404,6 +465,16 @@ def test_speed_with_kernels(no_torch):
     assert {name.rpartition("/")[2] for name in rows} >= {"eager", "unfused", "no-winograd"}
 
 
+@pytest.mark.slow
+def test_speed_of_implicit_gemms(no_torch):
+    rows = run(speed.cases("yolov4-tiny", (416,), ("fp16", "fp32"), (1,)), HOST)
+    assert failures(rows) == {}
+    row = rows["64/fp16/batch-1/implicit-gemm"]
+    assert row["images_s"] > 0 and row["graph_images_s"] > 0 and row["default_graph_images_s"] > 0
+    assert 0 < row["max_difference"] < 4e-2 and row["tuned_for"].startswith("host-cuda, cuBLAS ")
+    assert "64/fp32/batch-1/implicit-gemm" not in rows
+
+
 def test_a_wrong_plan_fails(no_torch, monkeypatch):
     real, calls = cuda.Program.run, iter(range(100))
     monkeypatch.setattr(cuda.Program, "run", lambda self, x: [y + 0.1 * next(calls) for y in real(self, x)])
@@ -436,14 +507,35 @@ def test_each_launch_has_bytes_and_operations():
     assert sum(one["count"] for one in row["sums"].values()) == len(row["launches"])
 
 
+def test_launches_of_implicit_gemms_beside_their_model(no_torch):
+    cases = speed.cases("yolov4-tiny", (416,), ("fp16",), (1,), with_launches=True)
+    (row,) = run(cases, HOST, "64/fp16/batch-1/implicit-gemm-launches").values()
+    assert row["outcome"] == "passed" and row["variant"] == "implicit-gemm" and row["card"] == "H100 SXM"
+    columns = dict(zip(row["launch_columns"], zip(*row["launches"], strict=True), strict=True))
+    assert any(name.startswith("implicit_gemm.implicit_gemm_") for name in columns["launch"])
+    assert row["total_modelled_us"] == pytest.approx(sum(columns["modelled_us"]), abs=0.1)
+    assert row["total_us"] == pytest.approx(sum(columns["us"]), abs=0.1)
+    assert row["input_us"] > 0 and row["input_modelled_us"] > 0
+    assert sum(one["modelled_us"] for one in row["sums"].values()) == pytest.approx(row["total_modelled_us"], abs=1)
+
+
+def test_without_a_model_of_the_card_times_are_only_measured(monkeypatch):
+    monkeypatch.setattr(launch_costs, "card_of_device", lambda device: None)
+    (row,) = run(launch_costs.launches, HOST, "yolov4-tiny/64/fp32/batch-1").values()
+    assert row["outcome"] == "passed" and row["card"] is None and row["total_modelled_us"] is None
+    assert {one[2] for one in row["launches"]} == {None} and row["total_us"] > 0
+
+
 @pytest.mark.slow
-def test_tuning(monkeypatch):
-    monkeypatch.setattr(autotune, "MIN_SECONDS", 0)
+def test_tuning():
     rows = run(tuning.tuned, HOST, "yolov3/64/fp16/batch-1")
     assert failures(rows) == {}
     row = rows["yolov3/64/fp16/batch-1"]
     assert row["choices"].keys() == row["microseconds"].keys() and row["heuristic"]["images_s"] > 0
     assert all(choice in row["microseconds"][key] for key, choice in row["choices"].items())
+    assert row["card"] == "H100 SXM" and "implicit-gemm" in row
+    for key, measured in row["microseconds"].items():
+        assert row["modelled_us"][key].keys() == measured.keys() and min(row["modelled_us"][key].values()) > 0
 
 
 def test_training_steps(no_torch):

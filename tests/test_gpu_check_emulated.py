@@ -59,9 +59,10 @@ def test_rows_of_part_b(command, tmp_path):
     assert frames["outcome"] == "passed"
     timed = [row for row in results if "launch_columns" in row]
     assert timed and all(
-        row["emulated"] and set(row["launch_columns"]) == {"launch", "us", "mb", "gflop"} for row in timed
+        row["emulated"] and set(row["launch_columns"]) == {"launch", "us", "modelled_us", "mb", "gflop"}
+        for row in timed
     )
-    assert [one for row in timed for one in row["launches"] if len(one) != 4 or one[1] < 0 or one[2] <= 0] == []
+    assert [one for row in timed for one in row["launches"] if len(one) != 5 or one[1] < 0 or one[3] <= 0] == []
 
 
 def test_a_device_error_fails_one_case_and_shows_where(command, tmp_path):

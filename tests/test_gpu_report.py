@@ -25,7 +25,8 @@ def timed(engine, batch=1, graph=1234.5, precision="fp16", **more):
     return {"case": name, "part": "A", "outcome": "passed", **fields, **rates, **more}
 
 
-ROWS = [START, timed("ours"), timed("ours", 64, 20000.0), timed("torch-graph", graph=823.0, torch="2.11.0"), END]
+ROWS = [START, timed("ours"), timed("ours", 64, 20000.0), timed("implicit-gemm", 64, 30000.0),
+        timed("torch-graph", graph=823.0, torch="2.11.0"), END]  # fmt: skip
 
 
 def write(path, rows):
@@ -56,9 +57,9 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     assert text.startswith(f"# A\n\n{gpu_report.BEGIN}\n\nFake GPU, driver 600.1, commit abcdef012345, 2026-12-01: ")
     assert text.endswith(f"\n\n{gpu_report.END}\n\n## B\n") and "old" not in text and "PyTorch 2.11.0" in text
     assert [line for line in text.splitlines() if line.startswith("| yolo")] == [
-        "| yolov4-tiny | 416 x 416 | fp16 | 1 | 1,230 | 823 | 1.50 | 617 | 1.50 |",
-        "| yolov4-tiny | 416 x 416 | fp16 | 64 | 20,000 | – | – | 10,000 | 1.50 |",
-        "| yolov4-tiny | 416 x 416 | tf32 | 1 | 1,230 | – | – | 617 | 1.50 |",
+        "| yolov4-tiny | 416 x 416 | fp16 | 1 | 1,230 | – | 823 | 1.50 | 617 | 1.50 |",
+        "| yolov4-tiny | 416 x 416 | fp16 | 64 | 20,000 | 30,000 | – | – | 10,000 | 1.50 |",
+        "| yolov4-tiny | 416 x 416 | tf32 | 1 | 1,230 | – | – | – | 617 | 1.50 |",
     ]
     again = text
     assert main(["bench", "report", str(a), str(b), "-readme", str(tmp_path / "README.md")]) == 0
@@ -69,7 +70,11 @@ def test_a_rerun_replaces_the_first_row(tmp_path):
     again = [START | {"only": "yolov4-tiny/416", "date": "2026-12-02T08:00:00+00:00"}, timed("ours", graph=2000.0), END]
     (device,) = gpu_report.read([write(tmp_path / "a.jsonl", ROWS + again)])
     cells = gpu_report.table_rows(device)
-    assert [row[4] for row in cells] == ["2,000", "20,000"] and cells[0][5] == "823"
+    assert (
+        [row[4] for row in cells] == ["2,000", "20,000"]
+        and [row[5] for row in cells] == ["–", "30,000"]
+        and cells[0][6] == "823"
+    )
     whole = [START | {"commit": "0123"}, timed("ours", graph=3000.0), END]
     (device,) = gpu_report.read([write(tmp_path / "a.jsonl", ROWS + whole)])
     assert [row[4] for row in gpu_report.table_rows(device)] == ["3,000"]  # a new run, of another commit
@@ -125,7 +130,7 @@ def test_invalid_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"b\.jsonl:1: not a row of a GPU check"):
         gpu_report.read([good, bad])
     bad.write_text(good.read_text() + "{\n")
-    with pytest.raises(DataError, match=r"b\.jsonl:6: not JSON; run `make gpu-check` again$"):
+    with pytest.raises(DataError, match=r"b\.jsonl:7: not JSON; run `make gpu-check` again$"):
         gpu_report.read([bad])
     with pytest.raises(DataError, match=r"c\.jsonl: cannot be read \(No such file or directory\); check"):
         gpu_report.read([tmp_path / "c.jsonl"])

@@ -15,7 +15,7 @@ from gpudarknet import cfg, load_network
 from gpudarknet.backend import cuda
 from gpudarknet.io import resources
 from gpudarknet.plan.cuda import dry_run
-from gpudarknet.plan.cuda.algorithms import DEFAULT, IMPLICIT_GEMMS, ConvProblem, fastest_implicit_gemm, supported
+from gpudarknet.plan.cuda.algorithms import DEFAULT, IMPLICIT_GEMMS, ConvProblem, implicit_gemms, supported
 from gpudarknet.plan.cuda.tiles import H100, IMAGE_TILE, TILES, DeviceProperties, Tile
 from gpudarknet.plan.steps import Convolve, FeatureMap
 
@@ -181,7 +181,7 @@ def test_where_it_runs():
     assert "implicit_gemm_256x128" in supported(problem(case, "tf32", ampere))
     assert not set(supported(problem(case, "tf32", turing))) & {*IMPLICIT_GEMMS}
     assert not set(supported(problem(case, "fp16", DeviceProperties("V100", 70, 80, 96 << 10)))) & {*IMPLICIT_GEMMS}
-    assert fastest_implicit_gemm(problem(Case(C=3), "fp16")) == "image_gemm"
-    assert fastest_implicit_gemm(problem(Case(C=24, F=12, groups=12), "fp16")) is None  # groups of two channels
-    small = fastest_implicit_gemm(problem(Case(C=512, H=13, W=13, F=1024), "fp16"))
-    assert small is not None and "splitk" in small  # 13 x 13 pixels do not occupy 132 multiprocessors otherwise
+    assert implicit_gemms(problem(Case(C=3), "fp16")) == ["image_gemm"]
+    assert implicit_gemms(problem(Case(C=24, F=12, groups=12), "fp16")) == []  # groups of two channels
+    small = implicit_gemms(problem(Case(C=512, H=13, W=13, F=1024), "fp16"))
+    assert "splitk" in small[0]  # 13 x 13 pixels do not occupy 132 multiprocessors otherwise

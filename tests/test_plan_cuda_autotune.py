@@ -18,7 +18,10 @@ from gpudarknet.errors import BackendError
 from gpudarknet.io import resources
 from gpudarknet.plan import compile, cuda, tuning
 from gpudarknet.plan.cuda import autotune, dry_run
-from gpudarknet.plan.cuda.algorithms import ALGORITHMS
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS, IMPLICIT_GEMMS, ConvProblem, implicit_gemms
+from gpudarknet.plan.cuda.canonicalize import canonicalize
+from gpudarknet.plan.cuda.stream import stream_context
+from gpudarknet.plan.cuda.time_model import find_card
 from gpudarknet.plan.steps import Convolve
 
 NET = """[net]
@@ -105,7 +108,14 @@ def plan(net, batch=1):
 def test_every_shape_is_benchmarked_once(be, batch, candidates, precision):
     net = load_network(cfg.parse(NET), backend=be)
     results = list(autotune.measure(plan(net, batch), be, precision))
-    assert [set(times) for _, _, times in results] == candidates
+    tensor_cores = {*IMPLICIT_GEMMS, "image_gemm"}
+    on_tensor_cores = [set(times) & tensor_cores for _, _, times in results]
+    if precision == "fp16":  # [convolutional] with 1 x 1 and [connected] have a choice at batch 1 too
+        assert all(on_tensor_cores) and len(results) == 4
+    else:
+        assert not any(on_tensor_cores)
+    names = [set(times) - tensor_cores for _, _, times in results]
+    assert [n for n in names if len(n) > 1] == candidates
     assert all(choice in times and min(times.values()) > 0 for _, choice, times in results)
 
 
@@ -142,7 +152,7 @@ def test_choices_are_stored_and_used(be):
 
 
 def test_a_default_ships_for_a_gpu(be, monkeypatch, tmp_path):
-    """It replaces the rule where it can, but neither what was measured, nor kernels for few channels."""
+    """It replaces the rule, but not what was measured."""
     net = load_network(cfg.parse(NET), backend=be)
     of = autotune.device_name(be, "fp16")
     (tmp_path / "tuning").mkdir()
@@ -154,14 +164,16 @@ def test_a_default_ships_for_a_gpu(be, monkeypatch, tmp_path):
         net.program_cache.clear()
         return list(net.program(1, precision="fp16").schedule.algorithms.values())
 
-    last = ["gemm_1x1", "im2col_gemm"]
-    assert algorithms({}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
-    assert algorithms({"default": "winograd_f2"}) == ["direct", "winograd_f2", "winograd_f2", *last]
-    assert algorithms({"default": "unknown"}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
-    step = plan(net).steps[1]
-    assert algorithms({"default": "winograd_f2", step.key(1): "im2col_gemm"}).count("winograd_f2") == 0
+    rule = ["direct", "im2col_gemm", "im2col_gemm", "gemm_1x1", "im2col_gemm"]
+    steps, device = canonicalize(plan(net), be).steps, stream_context(be).properties
+    ours = [implicit_gemms(ConvProblem(s, 1, "fp16", device))[0] for s in steps if isinstance(s, Convolve)]
+    step, default = steps[1], {"default": "implicit_gemm"}
+    measured = [ours[0], *rule[1:3], *ours[3:]]
+    assert algorithms({}) == algorithms({"default": "unknown"}) == rule
+    assert algorithms(default) == ours
+    assert algorithms(default | {step.key(1): "im2col_gemm"}) == measured
     tuning.save_tuning(of, {step.key(1): "im2col_gemm"})
-    assert algorithms({"default": "winograd_f2"}) == ["direct", "im2col_gemm", "im2col_gemm", *last]
+    assert algorithms(default) == measured
 
 
 def test_a_plan_without_a_gpu_has_what_ships_for_the_card(monkeypatch, tmp_path, capsys):
@@ -170,10 +182,10 @@ def test_a_plan_without_a_gpu_has_what_ships_for_the_card(monkeypatch, tmp_path,
     (tmp_path / "tuning").mkdir()
     monkeypatch.setattr(resources, "folder", lambda: tmp_path)
     of = autotune.conditions("NVIDIA L4, cuBLAS 13.0.2", "fp16")
-    (tmp_path / "tuning" / "l4.json").write_text(json.dumps({of: {"default": "winograd_f2"}}))
-    for card, count in (("L4", 2), ("T4", 0)):
+    (tmp_path / "tuning" / "l4.json").write_text(json.dumps({of: {"default": "implicit_gemm"}}))
+    for card, count in (("L4", 4), ("T4", 0)):
         assert main(["plan", "x.cfg", "-device", "gpu", "-precision", "fp16", "-card", card]) == 0
-        assert sum("  winograd" in line for line in capsys.readouterr().out.splitlines()) == count
+        assert sum("  implicit gemm " in line for line in capsys.readouterr().out.splitlines()) == count
 
 
 @pytest.fixture
@@ -216,7 +228,31 @@ def test_the_kernels_of_every_algorithm_count(precision):
             }
             used |= program.input_stage.kernels
     assert {kernel.partition(".")[0] for kernel in used} <= set(autotune.KERNEL_FILES)
-    assert set(autotune.KERNEL_FILES) - {"implicit_gemm"} <= set(kernels.files())
+    assert set(autotune.KERNEL_FILES) <= set(kernels.files())
+
+
+def test_the_likely_implicit_gemms_are_benchmarked():
+    net = load_network(cfg.parse(NET.replace("filters=16", "filters=128")), backend=dry_run.backend())
+    step = plan(net, 8).steps[1]
+    problem = ConvProblem(step, 8, "fp16")
+    chosen = [name for name in autotune.candidates(problem) if name in IMPLICIT_GEMMS]
+    assert set(chosen) == set(implicit_gemms(problem)[: autotune.IMPLICIT_GEMMS]) and len(chosen) == 6
+    assert {"im2col_gemm", "winograd_f2"} <= set(autotune.candidates(problem))
+
+
+def test_the_modelled_time_of_one_convolution():
+    """That of its launches in a plan; a dry run has it too."""
+    be, card = dry_run.backend(), find_card("H100")
+    net = load_network(cfg.parse(NET), backend=be)
+    compiled = plan(net, 2)
+    problem = next(p for p in autotune.problems(compiled, be, "fp16") if p.step.xs[0].shape[0] == 16)
+    modelled = {name: autotune.modelled_seconds(program, card) for name, program in autotune.programs(problem, be)}
+    assert set(modelled) == set(autotune.candidates(problem)) and min(modelled.values()) > 0
+    ours = implicit_gemms(problem)[0]
+    whole = cuda.Program(compiled, be, "fp16", choices={problem.step.key(2): ours})
+    (step,) = (s for s, name in whole.schedule.algorithms.items() if 1 in s.layers)
+    launches = [t for t in whole.launch_times(card) if t.step is step]
+    assert len(launches) == 1 and launches[0].modelled == modelled[ours]
 
 
 def test_an_algorithm_without_memory_is_left_out(be, monkeypatch):

@@ -7,5 +7,5 @@ interrupted run keeps its rows. bench/results/README.md documents them.
 `case` defines stages and cases, `checks` lists them; `runner` runs a stage in a separate process, which is `child`; `environment`
 describes the machine. The cases are in `correctness`, `accuracy`, `robustness`, `tools` (compute-sanitizer and Nsight Compute,
 which run `target`), `speed`, `torch_speed`, `tuning`, `launch_costs`, `ceilings` and `training`; `networks` makes the networks
-they run. `bench/gpu_report.py` makes README.md's table from the rows.
+they run. `bench/gpu_report.py` makes README.md's table from the rows, `bench/gpu_tuning.py` a tuning file.
 """

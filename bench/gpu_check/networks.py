@@ -26,8 +26,8 @@ channels=3
 filters=32
 size=3
 pad=1
-activation=leaky
 batch_normalize=1
+activation=leaky
 [convolutional]
 filters=40
 size=3
@@ -56,20 +56,41 @@ from=-2
 activation=relu
 [convolutional]
 filters=24
-groups=4
 size=3
 pad=1
+groups=4
 activation=elu
 [convolutional]
 filters=24
+size=3
+pad=1
 groups=24
-size=3
-pad=1
+activation=linear
 [convolutional]
-filters=40
+filters=48
 size=3
-stride=2
 pad=1
+groups=3
+dilation=2
+activation=leaky
+[convolutional]
+filters=21
+size=3
+pad=1
+stride=2
+activation=leaky
+[convolutional]
+filters=120
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=120
+size=3
+pad=1
+activation=linear
+[sort_shortcut]
+from=-2
 activation=leaky
 [upsample]
 stride=2
@@ -84,7 +105,7 @@ mask=0,1,2
 anchors=10,12,14,16,18,20
 classes=2
 num=3
-"""  # every kind of convolution, a max pool, parallel branches, a residual
+"""  # every kind of convolution and epilogue, parallel branches, a K that can be split in 8
 
 
 def config(name: str, small: bool = False) -> cfg.Config:

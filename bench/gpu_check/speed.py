@@ -19,7 +19,9 @@ from gpudarknet import Detector, image
 from gpudarknet.io import resources
 from gpudarknet.network import Network
 from gpudarknet.plan import Plan, cuda
+from gpudarknet.plan.cuda import autotune
 from gpudarknet.plan.steps import Convolve
+from gpudarknet.plan.tuning import DEFAULT
 
 from .. import seeded
 from .case import Case, Context, Row, Skipped
@@ -32,6 +34,7 @@ SECONDS = 0.25  # for each measurement, over at least ROUNDS rounds
 ROUNDS = 5
 MAX_REPLAYS = 200  # in a round
 SMI_SECONDS = 3.0  # for nvidia-smi
+IMPLICIT = "implicit-gemm"  # the variant of a plan that prefers the implicit GEMM
 HOST_CALLS = 30  # that are queued to measure host time; fewer than a queue holds
 
 
@@ -177,6 +180,7 @@ def variants(plan: Plan, precision: str) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {
         "eager": {"graph": False},
         "unfused": {"fuse_gemms": False, "fuse_im2col": False},
+        IMPLICIT: {"choices": {DEFAULT: "implicit_gemm"}},
     }
     if precision == "fp32":
         keys = [step.key(plan.batch) for step in plan.steps if isinstance(step, Convolve) and step.size > 1]
@@ -185,14 +189,15 @@ def variants(plan: Plan, precision: str) -> dict[str, dict[str, Any]]:
 
 
 def variant(context: Context, workload: Workload, name: str) -> Row:
-    """Compare a variant of a plan with the default one, and time it."""
+    """Compare a variant of a plan with the default one, which uses cuBLAS by rule, and time both."""
     network = seeded_network(workload.network, context, workload.size)
     be, wait = network.backend, synchronizer(context)
     if be.cublas is None:
         raise Skipped("plans on CUDA need cuBLAS")
     plan, x = compile_plan(network, workload.batch), be.asarray(seeded.network_input(network, workload.batch))
     options, packed = variants(plan, workload.precision)[name], network.program_cache.packed_weights
-    want = [be.to_numpy(y) for y in cuda.Program(plan, be, workload.precision, packed).run(x)]
+    default = cuda.Program(plan, be, workload.precision, packed)
+    want = [be.to_numpy(y) for y in default.run(x)]
     program = cuda.Program(plan, be, workload.precision, packed, **options)
     got = [be.to_numpy(y) for y in program.run(x)]
     difference = max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
@@ -201,8 +206,18 @@ def variant(context: Context, workload: Workload, name: str) -> Row:
         if difference <= 2 * TOLERANCE[workload.precision]
         else [f"{difference:.2g} of the largest value from the default plan"]
     )
-    row = {**workload.fields(), "engine": name, "max_difference": difference, "failed": failed}
-    return {**row, **image_rate(lambda: program.run(x), wait, workload.batch, context), **replay_rate(program, context)}
+    if context.backend == "cupy" and program.eager_reason not in (None, "requested"):
+        failed.append(f"not a CUDA graph: {program.eager_reason}")
+    row = {
+        **workload.fields(),
+        "engine": name,
+        "max_difference": difference,
+        "tuned_for": autotune.device_name(be, workload.precision),
+        "description": program.describe().splitlines()[-1],
+        "failed": failed,
+    }
+    rates = image_rate(lambda: program.run(x), wait, workload.batch, context) | replay_rate(program, context)
+    return row | rates | {"default_graph_images_s": replay_rate(default, context)["graph_images_s"]}
 
 
 def suppress_detections(network: Network) -> None:
@@ -259,18 +274,25 @@ def cases(
     torch: tuple[str, ...] = ("torch-graph",),
     with_variants: bool = False,
     skip: Callable[[Workload], bool] = lambda workload: False,
+    with_launches: bool = False,
 ) -> Callable[[Context], Iterable[Case]]:
     """Return the function that lists a network's cases: ours first, so that PyTorch cannot affect them.
 
-    with_variants: time variants of the plan instead of `detect`.
+    with_variants: time variants of the plan instead of `detect`. with_launches: time each launch of the implicit GEMM's plans.
     """
-    from .torch_speed import measure  # which imports this module
+    from .launch_costs import each_launch  # these import this module
+    from .torch_speed import measure
 
     def list_cases(context: Context) -> Iterable[Case]:
         chosen = [s for s in workloads(context, network, sizes, precisions, batches) if not skip(s)]
+        implicit = [s for s in chosen if s.precision == "fp16"]
         yield Case("clocks-before", clocks, SMI_SECONDS)
         for s in chosen:
             yield Case(f"{s}/ours", partial(ours, context, s))
+        for s in implicit:
+            yield Case(f"{s}/{IMPLICIT}", partial(variant, context, s, IMPLICIT))
+        for s in implicit if with_launches else []:
+            yield Case(f"{s}/{IMPLICIT}-launches", partial(each_launch, context, s, IMPLICIT))
         if chosen and not with_variants:
             first = chosen[0]
             yield Case(f"{first.size}/{first.precision}/detect", partial(detect, context, first))

@@ -1,14 +1,17 @@
 """Run a small network once, as the target of compute-sanitizer and Nsight Compute.
 
     python -m bench.gpu_check.target fp16
+    python -m bench.gpu_check.target fp16 cupy 0 416 416 16 implicit-gemm
 
 CuPy's memory pool and a plan's arena are one allocation each, in which the tools cannot see where a feature map ends. So this
-program uses no pool, allocates every feature map separately, and captures nothing. It also decodes the heads' boxes.
+program uses no pool, allocates every feature map separately, and captures nothing. It also decodes the heads' boxes. Where there
+are tensor cores it runs a second plan, of implicit GEMMs.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +19,26 @@ import numpy as np
 from gpudarknet import backend as backends
 from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
+from gpudarknet.plan.cuda.algorithms import ALGORITHMS, ConvProblem, implicit_gemms
 from gpudarknet.plan.cuda.emitter import Emitter
+from gpudarknet.plan.cuda.implicit_gemm import IMAGE_KERNELS
 from gpudarknet.plan.cuda.schedule import leading_dimension
+from gpudarknet.plan.cuda.stream import stream_context
+from gpudarknet.plan.cuda.tiles import TILES
 from gpudarknet.plan.cuda.view import View
-from gpudarknet.plan.steps import FeatureMap, Step
+from gpudarknet.plan.steps import Convolve, FeatureMap, Step
+from gpudarknet.plan.tuning import DEFAULT
 
 from .. import seeded
 from .networks import compile_plan, config, without_weights
 
-KERNELS = ("to_nchw", "rank_boxes")  # those of a prediction that use shared memory, where threads can race
+KERNELS = (  # those of a prediction that use shared memory, where threads can race
+    "to_nchw",
+    "rank_boxes",
+    "decode",
+    *(f"implicit_gemm_{name}" for name in TILES),
+    *(kernel.partition(".")[2] for kernel in IMAGE_KERNELS.values()),
+)
 
 
 class SeparateBuffers(Emitter):
@@ -58,14 +72,32 @@ class TargetProgram(cuda.Program):
 
     emitter_type = SeparateBuffers
 
-    def __init__(self, plan: Plan, be: Backend, precision: str):
-        super().__init__(plan, be, precision, graph=False)
+    def __init__(self, plan: Plan, be: Backend, precision: str, choices: Mapping[str, str] | None = None):
+        super().__init__(plan, be, precision, choices=choices, graph=False)
 
     @property
     def buffers(self) -> dict[Any, Any]:
         """The arrays, by feature map or (step, workspace)."""
         assert isinstance(self.emitter, SeparateBuffers)
         return self.emitter.buffers
+
+
+def every_tile(plan: Plan, be: Backend, precision: str) -> dict[str, str]:
+    """Return algorithms for the convolutions of a plan that give each tile in turn to one of them, whether it is fast or not."""
+    choices, device = {}, stream_context(be).properties
+    for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve)):
+        supported = implicit_gemms(ConvProblem(step, plan.batch, precision, device))
+        names = [name for name in ALGORITHMS if name in supported]
+        if names:
+            choices[step.key(plan.batch)] = names[i % len(names)]
+    return choices
+
+
+PLANS: dict[str, Callable[[Plan, Backend, str], Mapping[str, str]]] = {  # name -> the algorithms of its convolutions
+    "library": lambda plan, be, precision: {},
+    "implicit-gemm": lambda plan, be, precision: {DEFAULT: "implicit_gemm"},
+    "every-tile": every_tile,
+}
 
 
 def main(
@@ -75,22 +107,25 @@ def main(
     width: str = "64",
     height: str = "96",
     batch: str = "2",
+    *names: str,
 ) -> None:
-    """Run yolov4-tiny in a precision; small: with fewer filters."""
+    """Run plans of yolov4-tiny in a precision; small: with fewer filters. names: of PLANS."""
     if backend == "cupy":
         import cupy
 
         cupy.cuda.set_allocator(None)
     network = without_weights(config("yolov4-tiny", small == "1"), backends.get(backend), int(width), int(height))
     seeded.fill(network)
-    be = network.backend
-    program = TargetProgram(compile_plan(network, int(batch)), be, precision)
-    heads = program.run(be.asarray(seeded.network_input(network, int(batch))))
-    rows = network.decode(heads, 0.1)
-    finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
-    print(f"{len(program.launches)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
-    if not finite:
-        sys.exit("values are not finite")
+    be, plan = network.backend, compile_plan(network, int(batch))
+    x = be.asarray(seeded.network_input(network, int(batch)))
+    for name in names or (("library",) if precision == "fp32" else ("library", "every-tile")):
+        program = TargetProgram(plan, be, precision, PLANS[name](plan, be, precision))
+        heads = program.run(x)
+        rows = network.decode(heads, 0.1)
+        finite = all(np.isfinite(be.to_numpy(y)).all() for y in heads)
+        print(f"{name}: {len(program.launches)} launches, {len(program.buffers)} arrays, {len(rows)} boxes")
+        if not finite:
+            sys.exit("values are not finite")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ METRICS = {
     "sm_percent": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "occupancy_percent": "sm__warps_active.avg.pct_of_peak_sustained_active",
 }
-PROFILED = {  # what ncu profiles -> the kernels' names
-    **{name: name for name in ("finish", "finish_patches", "im2col", "convolve_floats")},
-    "gemm": "regex:gemm|nvjet|cutlass|xmma",  # cuBLAS's
+PROFILED = {  # plan -> the names of the kernels that ncu profiles
+    "implicit-gemm": "implicit_gemm_|image_gemm_",
+    "library": "^epilogue|^im2col$|^convolve_float32$|gemm|nvjet|cutlass|xmma",  # ours, and cuBLAS's
 }
+PROFILED_LAUNCHES = "24"  # of each
 PROFILED_SIZE = ("416", "416", "16")  # width, height and batch: the small network's would be too small to profile
 NOT_PERMITTED = (
     "ERR_NVGPUCTRPERM",
@@ -84,16 +85,16 @@ def racecheck(context: Context) -> Iterable[Case]:
 
 
 def profile(context: Context) -> Iterable[Case]:
-    """List the kernels that Nsight Compute profiles."""
+    """List the plans whose kernels Nsight Compute profiles."""
     for name in PROFILED:
         yield Case(name, partial(profiled, context, name))
 
 
-def profiled(context: Context, kernel: str) -> Row:
-    """Profile the first launches of a kernel. Raises Skipped without access to performance counters."""
+def profiled(context: Context, plan: str) -> Row:
+    """Profile a plan's first launches of these kernels. Raises Skipped without access to performance counters."""
     command = [find_tool("ncu"), "--csv", "--target-processes", "all", "--metrics", ",".join(METRICS.values())]
-    command += ["--kernel-name", PROFILED[kernel], "--launch-count", "3"]
-    done = run_under(context, *command, *target_command(context, "fp16", *PROFILED_SIZE))
+    command += ["--kernel-name", f"regex:{PROFILED[plan]}", "--launch-count", PROFILED_LAUNCHES]
+    done = run_under(context, *command, *target_command(context, "fp16", *PROFILED_SIZE, plan))
     output = done.stdout + done.stderr
     if done.returncode:
         if any(word in output for word in NOT_PERMITTED):
@@ -104,7 +105,7 @@ def profiled(context: Context, kernel: str) -> Row:
             "stderr": done.stderr[-TAIL:],
         }
     launches = parse_ncu(done.stdout)
-    return {"launches": launches, "failed": [] if launches else ["ncu recorded no launch of it"]}
+    return {"launches": launches, "failed": [] if launches else ["ncu recorded no launch"]}
 
 
 def parse_ncu(text: str) -> list[Row]:
@@ -114,7 +115,7 @@ def parse_ncu(text: str) -> list[Row]:
     launches: dict[str, Row] = {}
     names = {metric: name for name, metric in METRICS.items()}
     for row in csv.DictReader(lines[head:]):
-        one = launches.setdefault(row["ID"], {"grid": row.get("Grid Size", "")})
+        one = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"], "grid": row.get("Grid Size", "")})
         value = float(row["Metric Value"].replace(",", ""))
         if row["Metric Name"] in names:
             one[names[row["Metric Name"]]] = value / 1e3 if row.get("Metric Unit") in ("ns", "nsecond") else value

@@ -229,10 +229,10 @@ def supported(problem: ConvProblem) -> list[str]:
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.supports(problem)]
 
 
-def fastest_implicit_gemm(problem: ConvProblem) -> str | None:
-    """Return the name of the implicit GEMM that the time model finds fastest for a problem; None if none supports it."""
+def implicit_gemms(problem: ConvProblem) -> list[str]:
+    """Return the names of the implicit GEMMs that support a problem, the fastest by the time model first."""
     if ALGORITHMS["image_gemm"].supports(problem):
-        return "image_gemm"
+        return ["image_gemm"]
     card = card_of_device(problem.device.name) or find_card("H100")
     product, step = problem.product, problem.step
     elements = problem.batch * (prod(step.xs[0].shape) + prod(step.y.shape)) + product.N * product.K * product.groups
@@ -244,8 +244,7 @@ def fastest_implicit_gemm(problem: ConvProblem) -> str | None:
             *sizes, (tile.M, tile.N), splits, product.groups, elements * problem.itemsize, mma_sync=True
         )
 
-    names = [name for name in IMPLICIT_GEMMS if ALGORITHMS[name].supports(problem)]
-    return min(names, key=seconds, default=None)
+    return sorted((name for name in IMPLICIT_GEMMS if ALGORITHMS[name].supports(problem)), key=seconds)
 
 
 def select_algorithm(problem: ConvProblem, choices: Mapping[str, str]) -> str:
@@ -259,8 +258,8 @@ def select_algorithm(problem: ConvProblem, choices: Mapping[str, str]) -> str:
         return measured
     if step.depthwise:
         return "depthwise"
-    if choices.get(DEFAULT) == "implicit_gemm" and (fastest := fastest_implicit_gemm(problem)):
-        return fastest
+    if choices.get(DEFAULT) == "implicit_gemm" and (names := implicit_gemms(problem)):
+        return names[0]
     if is_small_channel(step):
         return "direct"
     if is_pointwise(step):
