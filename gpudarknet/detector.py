@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -136,15 +137,20 @@ class Detector(InferencePipeline):
         """
         check_max_det(max_det)
         k, c = np.nonzero(scored.probs)
-        hidden = np.array([name.startswith(HIDDEN_PREFIX) for name in self.names])
         order = np.argsort(-scored.probs[k, c], kind="stable")
-        order = order[~hidden[c[order]]][:max_det]
+        order = order[reported(tuple(self.names))[c[order]]][:max_det]
         k, c = k[order], c[order]
         relative = scored.boxes[k].astype(float)
         ltwh = boxes.to_ltwh(relative * [scored.width, scored.height, scored.width, scored.height])
         rows = zip(c.tolist(), scored.probs[k, c].tolist(), ltwh.tolist(), relative.tolist(), strict=True)
         items = (Detection(self.names[i], i, conf, tuple(box), tuple(fractions)) for i, conf, box, fractions in rows)
         return Detections(items, names=self.names, shape=(scored.height, scored.width), source=source, pixels=pixels)
+
+
+@lru_cache
+def reported(names: tuple[str, ...]) -> np.ndarray:
+    """Return for each class whether its objects are reported."""
+    return np.array([not name.startswith(HIDDEN_PREFIX) for name in names])
 
 
 def check_fractions(thresh: float, nms: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import gpudarknet
 from gpudarknet import ops
 from gpudarknet.backend import cuda
 from gpudarknet.ops.base import OPS
+from gpudarknet.plan.cuda.implicit_gemm import TILE_KERNELS
 
 for module in pkgutil.iter_modules(ops.__path__, "gpudarknet.ops."):
     importlib.import_module(module.name)
@@ -65,4 +66,4 @@ def test_a_kernel_has_the_parameters_of_its_reference(op):
 def test_every_kernel_is_launched():
     text = "".join(path.read_text() for path in Path(gpudarknet.__file__).parent.rglob("*.py"))
     kernels = [f"{file}.{name}" for file in cuda.files() for name in cuda.parameters(file)]
-    assert [name for name in kernels if f'"{name}"' not in text] == []
+    assert [name for name in kernels if f'"{name}"' not in text and name not in TILE_KERNELS] == []

@@ -21,10 +21,9 @@ from gpudarknet.backend import Backend
 from gpudarknet.plan import Plan, cuda
 from gpudarknet.plan.cuda.algorithms import ALGORITHMS, ConvProblem, implicit_gemms
 from gpudarknet.plan.cuda.emitter import Emitter
-from gpudarknet.plan.cuda.implicit_gemm import IMAGE_KERNELS
+from gpudarknet.plan.cuda.implicit_gemm import IMAGE_KERNELS, TILE_KERNELS
 from gpudarknet.plan.cuda.schedule import leading_dimension
 from gpudarknet.plan.cuda.stream import stream_context
-from gpudarknet.plan.cuda.tiles import TILES
 from gpudarknet.plan.cuda.view import View
 from gpudarknet.plan.steps import Convolve, FeatureMap, Step
 from gpudarknet.plan.tuning import DEFAULT
@@ -36,8 +35,7 @@ KERNELS = (  # those of a prediction that use shared memory, where threads can r
     "to_nchw",
     "rank_boxes",
     "decode",
-    *(f"implicit_gemm_{name}" for name in TILES),
-    *(kernel.partition(".")[2] for kernel in IMAGE_KERNELS.values()),
+    *(kernel.partition(".")[2] for kernel in (*TILE_KERNELS, *IMAGE_KERNELS.values())),
 )
 
 

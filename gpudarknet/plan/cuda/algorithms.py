@@ -124,7 +124,8 @@ class ConvProblem:
             step.y.shape[0] // groups,
             self.batch * prod(step.conv_output_size),
         )
-        return Product(pixels, F, align_channels(C) * step.size**2, groups, self.itemsize)
+        K, ragged = align_channels(C) * step.size**2, C % CHANNEL_ALIGNMENT != 0
+        return Product(pixels, F, K, groups, self.itemsize, ragged)
 
     @property
     def has_tensor_cores(self) -> bool:
@@ -184,9 +185,8 @@ def _supports_implicit_gemm(tile: Tile, splits: int, problem: ConvProblem) -> bo
     step, vector, product = problem.step, 16 // problem.itemsize, problem.product
     groups_aligned = step.groups == 1 or (step.xs[0].shape[0] // step.groups) % vector == product.N % vector == 0
     aligned = groups_aligned and step.xs[0].channel_offset % vector == 0  # to 16 bytes
-    kernel = tile.ragged or step.xs[0].shape[0] // step.groups % CHANNEL_ALIGNMENT == 0
-    small = is_small_channel(step)
-    return problem.has_tensor_cores and aligned and kernel and not small and product.suits(tile, splits, problem.device)
+    suits = aligned and not is_small_channel(step) and product.suits(tile, splits, problem.device)
+    return problem.has_tensor_cores and suits
 
 
 def _partial_sums(tile: Tile, splits: int, problem: ConvProblem) -> dict[str, int]:

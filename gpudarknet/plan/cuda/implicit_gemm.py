@@ -12,11 +12,15 @@ from ..steps import Convolve
 from .algorithms import IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import EpiloguePass, apply_in_place, next_pass, pass_arguments
-from .tiles import IMAGE_TILE
+from .tiles import IMAGE_TILE, TILES, Tile
 from .time_model import Cost
 from .view import View
 
-IMAGE_KERNELS = {format: f"image_gemm.image_gemm_{format}" for format in ("map", "float32", "uint8")}
+IMAGE_KERNELS = {
+    "map": "image_gemm.image_gemm_map",
+    "float32": "image_gemm.image_gemm_float32",
+    "uint8": "image_gemm.image_gemm_uint8",
+}
 
 
 class FusedEpilogue(NamedTuple):
@@ -41,6 +45,14 @@ def fused_epilogue(emitter: Emitter, step: Convolve, y: View, bias: Array) -> Fu
     return FusedEpilogue((bias, arguments.other, y, *arguments.sizes, *arguments.codes, *flags), launches)
 
 
+def kernel_name(tile: Tile, ragged: int) -> str:
+    """Return the kernel of a tile."""
+    return f"implicit_gemm.implicit_gemm_{tile.name}" + "_ragged" * ragged
+
+
+TILE_KERNELS = tuple(kernel_name(tile, ragged) for tile in TILES.values() for ragged in range(1 + tile.ragged))
+
+
 def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     """Emit a convolution with the tile and the splits of K that its algorithm names."""
     x, y, (weights, bias) = emitter.view(step.xs[0]), emitter.view(step.y), emitter.weights.arrays(step)
@@ -50,9 +62,8 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     C, epilogue = x.shape[0] // step.groups, fused_epilogue(emitter, step, y, bias)
     geometry = (C, align_channels(C), *x.shape[1:], *_window(step), x.ld, weights.shape[1], step.groups, splits)
     arguments = (x, weights, sums, counters, product.M, product.N, *geometry, *epilogue.arguments)
-    ragged = "_ragged" if C != align_channels(C) else ""
     launch = emitter.launch(
-        f"implicit_gemm.implicit_gemm_{tile.name}{ragged}", tile.threads * product.tiles(tile) * splits, *arguments,
+        kernel_name(tile, product.ragged), tile.threads * product.tiles(tile) * splits, *arguments,
         block=tile.threads, shared=tile.shared_bytes, gemm=product.gemm(tile, splits),
     )  # fmt: skip
     split = f", K in {splits} splits" if splits > 1 else ""

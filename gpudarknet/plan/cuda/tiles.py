@@ -79,13 +79,17 @@ IMAGE_TILE = Tile(128, 64, 32, 64, 1)  # of the kernels for inputs of few channe
 
 
 class Product(NamedTuple):
-    """The product of a convolution, or of each of its groups: M pixels, N filters, K channels of all taps."""
+    """The product of a convolution, or of each of its groups: M pixels, N filters, K channels of all taps.
+
+    itemsize: of an element. ragged: the channels of a tap are no multiple of 8.
+    """
 
     M: int
     N: int
     K: int
     groups: int
     itemsize: int
+    ragged: bool
 
     @property
     def steps(self) -> int:
@@ -98,7 +102,8 @@ class Product(NamedTuple):
 
     def suits(self, tile: Tile, splits: int, device: DeviceProperties) -> bool:
         """Return whether a tile fits the device and is filled by at least half, and whether splitting K can help."""
-        if tile.shared_bytes > device.shared_memory or (tile.N > 32 and self.N <= MIN_COLUMNS * tile.N):
+        filled = self.ragged or tile.N <= 32 or self.N > MIN_COLUMNS * tile.N  # a ragged one has no choice of tiles
+        if tile.shared_bytes > device.shared_memory or self.ragged > tile.ragged or not filled:
             return False
         tiles = self.tiles(tile)
         few = tiles <= min(MAX_SPLIT_TILES, 2 * device.multiprocessors) and self.steps >= MIN_STEPS * splits
