@@ -1,6 +1,7 @@
 """Write the tuning file of a GPU that ships in cfg/tuning/, from the results of its GPU check.
 
     python -m bench.gpu_tuning bench/results/*gpu-check-*.jsonl
+    python -m bench.gpu_tuning --layers bench/results/*gpu-check-*.jsonl       (prints the algorithms of each convolution)
 
 "default" is the implicit GEMM in a precision if its plans were faster than those of the rule in every workload measured.
 `gpudarknet/plan/tuning.py` describes the file.
@@ -25,6 +26,7 @@ from gpudarknet.plan.cuda.time_model import card_of_device
 from gpudarknet.plan.tuning import DEFAULT, KERNELS, SHIPPED
 
 from .gpu_report import RERUN, Device, read
+from .tables import number
 
 IMPLICIT = "implicit_gemm"
 OURS = {name for name, one in ALGORITHMS.items() if one.weight_layout in ("implicit_gemm", "image_gemm")}
@@ -83,6 +85,37 @@ def choices(row: dict[str, Any], by_default: bool) -> dict[str, str]:
     return picked
 
 
+LAYER_HEADS = (
+    "convolution",
+    "library",
+    "us",
+    "modelled",
+    "implicit GEMM",
+    "us",
+    "modelled",
+    "by the model",
+    "us",
+    "modelled",
+)
+
+
+def layers(row: dict[str, Any]) -> str:
+    """Return a workload's convolutions in Markdown: the library's and our fastest algorithm, and ours by the model.
+
+    The library's algorithms include our kernels around its gemms. Times are measured, and modelled if the card is known.
+    """
+    rows: list[Sequence[str]] = [LAYER_HEADS, ["---"] * len(LAYER_HEADS)]
+    for key, times in row["microseconds"].items():
+        modelled, cells = row["modelled_us"][key], [key]
+        ours = OURS & times.keys()
+        by_model = min(ours, key=modelled.__getitem__, default="") if row["card"] else ""
+        fastest = (min(names, key=times.__getitem__, default="") for names in (times.keys() - ours, ours))
+        for name in (*fastest, by_model):
+            cells += [name or "–", number(times.get(name)), number(modelled.get(name))]
+        rows.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
 def path_of(device: Device, folder: Path) -> Path:
     """Return the path of a device's file."""
     card = card_of_device(device.name)
@@ -94,9 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_tuning", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", type=Path, help="files written by `make gpu-check`, of both parts")
     parser.add_argument("--out", type=Path, default=resources.folder() / SHIPPED, help="folder for the file")
+    parser.add_argument("--layers", action="store_true", help="print the algorithms of each convolution; write nothing")
     args = parser.parse_args(argv)
     try:
         for device in read(args.results):
+            if args.layers:
+                tables = [f"{case}\n\n{layers(row)}" for case, row in device.rows.items() if "modelled_us" in row]
+                print(f"{device.name}\n", *tables, sep="\n")
+                continue
             content, path = tuning(device), path_of(device, args.out)
             for one in comparisons(device):
                 print(f"{one.workload}: implicit GEMM {one.implicit:,.0f} images/s, rule {one.rule:,.0f}")

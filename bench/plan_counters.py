@@ -22,6 +22,7 @@ from gpudarknet.plan.tuning import DEFAULT
 from . import seeded
 from .gpu_check.networks import compile_plan, config, without_weights
 from .gpu_report import write_block
+from .tables import number
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "plan.md"
 BEGIN = "<!-- Counters of plans: written by `python -m bench.plan_counters`, not by hand -->"
@@ -69,12 +70,10 @@ def table(networks: Iterable[str]) -> str:
     rows: list[Sequence[str]] = [HEADS, ["---"] + ["---:"] * (len(HEADS) - 1)]
     for network in networks:
         for batch, plans in counters(network):
-            columns = zip(*plans, strict=True)
-            scales = (1, 1e6, 1 << 20, 1)
-            figures = [
-                f"{value / scale:,.0f}" for values, scale in zip(columns, scales, strict=True) for value in values
-            ]
-            rows.append([network, str(batch), *figures])
+            *counted, rates = zip(*plans, strict=True)
+            units = zip(counted, (1, 1e6, 1 << 20), strict=True)
+            figures = [f"{n / unit:,.0f}" for column, unit in units for n in column]
+            rows.append([network, str(batch), *figures, *map(number, rates)])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 

@@ -32,9 +32,18 @@ def tuned(implicit=900.0, rule=800.0, autotuned=950.0, of=FP16):
         "d": {"gemm_1x1": 5.0, "gemm_1x1_batched": 6.0},
     }
     choices = {"a": "im2col_gemm", "b": "implicit_gemm_64x64", "c": "im2col_gemm", "d": "gemm_1x1"}
+    modelled = {key: {name: 10 - i for i, name in enumerate(own)} for key, own in times.items()}
     rates = {"implicit-gemm": implicit, "heuristic": rule, "autotuned": autotuned}
-    return {"case": f"autotune/yolov3/416/{of.split(', ')[2]}/batch-1", "outcome": "passed", "tuned_for": of, "choices": choices,
-            "microseconds": times, **{kind: {"graph_images_s": rate} for kind, rate in rates.items()}}  # fmt: skip
+    return {
+        "case": f"autotune/yolov3/416/{of.split(', ')[2]}/batch-1",
+        "outcome": "passed",
+        "card": "L4",
+        "tuned_for": of,
+        "choices": choices,
+        "microseconds": times,
+        "modelled_us": modelled,
+        **{kind: {"graph_images_s": rate} for kind, rate in rates.items()},
+    }
 
 
 @pytest.fixture
@@ -85,6 +94,19 @@ def test_the_package_reads_it(write, tmp_path, monkeypatch):
     (tmp_path / "tuning").mkdir()
     (tmp_path / "l4.json").rename(tmp_path / "tuning" / "l4.json")
     assert tuning.load_tuning(FP16.replace("12.9.1", "13.0.2")) == got[FP16]
+
+
+def test_the_algorithms_of_each_convolution(tmp_path, capsys):
+    path = tmp_path / "gpu-check.jsonl"
+    rows = START, tuned(), tuned(of=TF32) | {"card": None}, END
+    path.write_text("".join(json.dumps({"record": "gpu-check", "part": "B", **row}) + "\n" for row in rows))
+    assert gpu_tuning.main([str(path), "--layers"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| a |")]
+    ours = "implicit_gemm_64x64 | 9.50 | 9.00"
+    assert lines == [
+        f"| a | im2col_gemm | 10.0 | 10.0 | {ours} | implicit_gemm_128x64 | 12.0 | 8.00 |",
+        f"| a | im2col_gemm | 10.0 | 10.0 | {ours} | – | – | – |",
+    ]
 
 
 def test_a_card_that_is_not_in_the_table(tmp_path):
