@@ -112,6 +112,20 @@ def test_splits(splits, precision, every_tile):
         check(case, precision, f"implicit_gemm_{tile}_splitk{splits}", plan_backend())
 
 
+LAUNCHES = {  # what launches differ in
+    "implicit_gemm_256x128": SHAPES["3 x 3"],  # more shared memory than a kernel has without asking
+    "implicit_gemm_64x64": SHAPES["channels end within 16 bytes"],
+    "implicit_gemm_128x64_splitk3": SHAPES["parts of wider maps"],
+    "image_gemm": IMAGES["3 x 3"],
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("algorithm", LAUNCHES)
+def test_launches(device, algorithm, precision, every_tile):
+    check(LAUNCHES[algorithm], precision, algorithm, device)
+
+
 def test_splits_are_added_in_a_fixed_order(every_tile):
     """Each sum of a split is rounded to float32 before they are added: the result depends on the order, and it is the same."""
     case = Case(C=512, H=3, W=3, F=64, size=3)
@@ -131,14 +145,15 @@ def every_tile(monkeypatch):
 @pytest.mark.filterwarnings("ignore::gpudarknet.errors.CfgWarning")  # resnet50 adds maps of different size
 @pytest.mark.parametrize(("precision", "batch"), [("fp16", 1), ("fp16", 3), ("tf32", 1)])
 @pytest.mark.parametrize("name", ["yolov4-tiny", "resnet50-sort"])
-def test_networks(name, precision, batch, tmp_path):
+def test_networks(device, name, precision, batch, tmp_path):
     width, height = NETWORKS[name]
-    reference, net = pair(thin(name), plan_backend(), tmp_path, 3, width=width, height=height)
+    reference, net = pair(thin(name), device, tmp_path, 3, width=width, height=height)
     x = network_input(net, 2, batch)
     run = program(net, batch, precision, choices={DEFAULT: "implicit_gemm"}, poison=True)
     assert set(run.schedule.algorithms.values()) <= {*IMPLICIT_GEMMS, "image_gemm"}
     assert not run.schedule.im2col_consumers
-    assert distance(run.run(x), reference.predict(x, engine="reference")) < TOLERANCE[precision]
+    got = [device.to_numpy(y) for y in run.run(device.asarray(x))]
+    assert distance(got, reference.predict(x, engine="reference")) < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
