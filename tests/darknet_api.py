@@ -2,7 +2,8 @@
 
 Each function of ROWS takes the modules `new` (darknet.py since 2020) and `old` (2018 to 2020) and the folder of `write`, which is
 the current one. To record, build the AlexeyAB fork with `make LIBSO=1`, take the last darknet.py with performDetect from its
-history (6d38218a), and run this file with both paths; it needs scikit-image, which performDetect draws with:
+history (6d38218a), and run this file with both paths; it needs OpenCV 5 (`drawn` depends on it), and scikit-image and matplotlib,
+which performDetect draws with:
 
     git show 6d38218a:darknet.py > /tmp/darknet_2020.py
     PYTHONPATH=. python tests/darknet_api.py DARKNET /tmp/darknet_2020.py          # writes tests/darknet_api.json

@@ -68,12 +68,16 @@ def weights_of(text):
 
 
 def scene():
-    """Draw an image with colored shapes (H, W, 3), BGR."""
+    """Draw an image with colored shapes and noise (H, W, 3), BGR.
+
+    Without noise, neighboring cells get the same input in flat areas, and rounding decides which of their boxes NMS keeps.
+    """
     image = np.full((120, 200, 3), 90, np.uint8)
     cv2.rectangle(image, (20, 30), (90, 100), (30, 60, 220), -1)
     cv2.circle(image, (140, 60), 40, (220, 120, 20), -1)
     cv2.line(image, (0, 110), (199, 5), (40, 230, 40), 5)
-    return image
+    noise = np.random.default_rng(1).integers(-30, 31, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def yolov3_by_hand(dnn, folder):
