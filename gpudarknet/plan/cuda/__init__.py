@@ -1,10 +1,10 @@
 """Run a plan on a GPU: cuBLAS and the kernels of `kernels/`, captured as one CUDA graph.
 
 canonicalize.py recurrent.py   rewrite layers as steps that run on a GPU (steps.py defines more)
-schedule.py                    decides algorithms (algorithms.py; autotune.py measures), fusions, and the arena
+schedule.py                    decides algorithms (algorithms.py, tiles.py; autotune.py measures), fusions, and the arena
 emitter.py                     the basis of emitters: views (view.py), packed weights (weights.py), launches
 steps.py convolution.py        emitters: a step becomes launches
-  epilogue.py layers.py
+  implicit_gemm.py epilogue.py layers.py
 program.py                     runs, replays and describes the launches
 detect.py                      decodes the heads' boxes at the end of the graph
 input.py upload.py stream.py   the caller's input, image uploads, and the CUDA stream of all plans
