@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x128(PARAMETE
 // The same for up to 64 filters, and smaller products.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x64(PARAMETERS) { IMPLICIT_GEMM(false, 128, 64, 64, 32, 4); }
 // The same for up to 32 filters.
-extern "C" __global__ void __launch_bounds__(128) implicit_gemm_128x32(PARAMETERS) { IMPLICIT_GEMM(false, 128, 32, 32, 32, 4); }
+extern "C" __global__ void __launch_bounds__(128, 4) implicit_gemm_128x32(PARAMETERS) { IMPLICIT_GEMM(false, 128, 32, 32, 32, 4); }
 // The same for small maps.
 extern "C" __global__ void __launch_bounds__(128) implicit_gemm_64x64(PARAMETERS) { IMPLICIT_GEMM(false, 64, 64, 32, 32, 5); }
 // The same for channels that are no multiple of 8.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,7 +260,8 @@ module.open_store = lambda out: cluster_lethal.LethalStore(os.fspath(out), victi
     code, err = Driver(photos, out, 3).end()
     check(out, photos, expected)
     assert code == 2  # for the image that cannot be read
-    assert f"5 shards ({len(written)} resumed) in" in err
+    resumed = re.search(r"5 shards \((\d) resumed\) in", err)
+    assert resumed and len(written) <= int(resumed[1]) < COUNT // 8  # the other worker may have finished its shard
     assert written == {name: (out / name).read_bytes() for name in written}
 
 

@@ -34,7 +34,7 @@ DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets w
 LARGEST = 2**31 - 1  # kernels index with int
 NULL = np.uintp(0)  # CuPy would pass None as no argument at all
 
-KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\s*\(([^)]*)\)')
+KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\s*\(([^)]*)\)')
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 MACRO = re.compile(r"#define (\w+)[ ]((?:[^\n]*\\\n)*[^\n]*)")  # without parameters
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
