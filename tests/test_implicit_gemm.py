@@ -66,7 +66,9 @@ def sizes(tile: Tile) -> tuple[int, ...]:
 
 def test_tiles_are_those_of_the_kernels():
     text = (cuda.folder() / "implicit_gemm.cu").read_text()
-    found = re.findall(r"__launch_bounds__\((\d+)(?:, \d)?\) implicit_gemm_(\w+)\(PARAMETERS\) { IMPLICIT_GEMM\((.*)\); }", text)
+    found = re.findall(
+        r"__launch_bounds__\((\d+)(?:, \d)?\) implicit_gemm_(\w+)\(PARAMETERS\) { IMPLICIT_GEMM\((.*)\); }", text
+    )
     tiles = [(tile, "_ragged" * ragged) for tile in TILES.values() for ragged in range(1 + tile.ragged)]
     assert {name: (int(threads), numbers) for threads, name, numbers in found} == {
         tile.name + ragged: (
