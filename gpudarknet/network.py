@@ -187,8 +187,7 @@ class Network:
         self.check_precision(precision)
         if engine == "plan" and self.backend.executor is not None:
             with self.on_device():
-                x = x if isinstance(x, ImageBatch) else self._input(x)
-                program = self._program(len(x), precision)
+                x, program = self._planned(x, precision)
                 self.engine = program.engine
                 return program.run(x)
         x = self.input(x)
@@ -211,8 +210,7 @@ class Network:
         self.check_precision(precision)
         if self.backend.executor is not None:
             with self.on_device():
-                x = x if isinstance(x, ImageBatch) else self._input(x)
-                program = self._program(len(x), precision)
+                x, program = self._planned(x, precision)
                 detect: Callable[[Any, float], PendingRows | None] | None = getattr(program, "detect", None)
                 if detect is not None and (rows := detect(x, thresh)) is not None:
                     self.engine = program.engine
@@ -234,6 +232,11 @@ class Network:
         """
         with self.on_device():
             return self._program(batch, precision)
+
+    def _planned(self, x: Any, precision: str) -> tuple[Any, Program]:
+        """Return x as a program takes it, and the program for it."""
+        x = x if isinstance(x, ImageBatch) else self._input(x)
+        return x, self._program(len(x), precision)
 
     def _program(self, batch: int, precision: str) -> Program:
         be, shape = self.backend, self.net.input

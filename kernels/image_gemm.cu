@@ -35,9 +35,9 @@ __device__ inline void image_gemm(const Geometry &g, const S *x, int image_strid
             float v[VECTOR];
 #pragma unroll
             for (int k = 0; k < VECTOR; k++) {
-                int i = h + p * g.dilation, j = w + q * g.dilation;
-                bool exists = p < g.size && g.inside(i, j);
-                v[k] = exists ? value(x[(i * g.W + j) * pixel_stride + c * channel_stride]) : 0.0f;
+                int r = h + p * g.dilation, s = w + q * g.dilation;
+                bool exists = p < g.size && g.inside(r, s);
+                v[k] = exists ? value(x[(r * g.W + s) * pixel_stride + c * channel_stride]) : 0.0f;
                 if (++c == C) {
                     c = 0;
                     if (++q == g.size) q = 0, p++;

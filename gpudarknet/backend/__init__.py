@@ -79,13 +79,6 @@ class PendingRows(Protocol):
         """Wait for the boxes; return rows as `Network.decode` does."""
 
 
-class DetectingProgram(Program, Protocol):
-    """A program that decodes the boxes of its heads itself. Others have no `detect`."""
-
-    def detect(self, x: Any, thresh: float) -> PendingRows | None:
-        """Start to detect the objects in x, which must not change until they are read; None if it cannot for this network."""
-
-
 class CompileProgram(Protocol):
     """Compile layers (`graph.Node`) for `batch` images of `shape` (C, H, W). heads: the layers whose outputs are returned.
 

@@ -28,7 +28,7 @@ from math import prod
 from ..steps import Convolve
 from ..tuning import DEFAULT
 from .tiles import H100, SPLITS, TILES, DeviceProperties, Product, Tile
-from .time_model import card_of_device, find_card, gemm_seconds
+from .time_model import ITEMSIZE, card_of_device, find_card, gemm_seconds
 
 CHANNEL_ALIGNMENT = 8  # channels: 16 bytes of float16
 MAX_DIRECT_CHANNELS = 4
@@ -70,7 +70,7 @@ class ConvProblem:
     @property
     def itemsize(self) -> int:
         """Bytes of an element of a map."""
-        return 2 if self.precision == "fp16" else 4
+        return ITEMSIZE[self.precision]
 
     @property
     def ldcol(self) -> int:

@@ -39,11 +39,8 @@ MIN_SPEEDUP = 1 / 0.9  # over the rule's algorithm
 
 def gpu_name(be: Backend) -> str:
     """Return the name of the current device; without one, the backend's."""
-    cuda = stream_context(be).cuda
-    if cuda is None:
-        return be.name
-    name: bytes = cuda.runtime.getDeviceProperties(cuda.Device().id)["name"]
-    return name.decode()
+    context = stream_context(be)
+    return be.name if context.cuda is None else context.properties.name
 
 
 def device_name(be: Backend, precision: str) -> str:

@@ -15,6 +15,7 @@ from . import implicit_gemm
 from .algorithms import IM2COL_BUDGETS, IMPLICIT_GEMMS, align_channels
 from .emitter import Emitted, Emitter, Launch
 from .epilogue import VECTOR_ACTIVATIONS, apply_epilogue, apply_in_place, im2col_target, next_pass, pass_arguments
+from .implicit_gemm import PreparedConv, Strides
 from .time_model import Cost
 from .view import View
 
@@ -39,7 +40,7 @@ class SmallChannelConv(NamedTuple):
     strides: elements of x from image to image, channel to channel and pixel to pixel. cost: of an input of so many bytes.
     """
 
-    convolve: Callable[[InputFormat, Array, tuple[int, int, int]], None]
+    convolve: Callable[[InputFormat, Array, Strides], None]
     cost: Callable[[int], Cost]
     epilogue: Sequence[Launch]
     kernels: Mapping[str, str]
@@ -48,9 +49,21 @@ class SmallChannelConv(NamedTuple):
 def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     """Return a convolution of few channels, whose input may be the caller's."""
     if emitter.schedule.algorithms[step] == "image_gemm":
-        return SmallChannelConv(*implicit_gemm.image_gemm(emitter, step), implicit_gemm.IMAGE_KERNELS)
-    y, F, prepared = emitter.view(step.y), step.y.shape[0], dict[str, Callable[[Array], None]]()
-    weights, bias = emitter.weights.arrays(step)
+        (prepare, cost, epilogue), kernels = implicit_gemm.image_gemm(emitter, step), implicit_gemm.IMAGE_KERNELS
+    else:
+        (prepare, cost, epilogue), kernels = _direct(emitter, step), DIRECT_KERNELS
+    prepared: dict[str, Callable[[Array], None]] = {}
+
+    def convolve(format: InputFormat, x: Array, strides: Strides) -> None:
+        if format not in prepared:  # x has the same strides in all calls
+            prepared[format] = prepare(format, x, strides)
+        prepared[format](x)
+
+    return SmallChannelConv(convolve, cost, epilogue, kernels)
+
+
+def _direct(emitter: Emitter, step: Convolve) -> PreparedConv:
+    y, F, (weights, bias) = emitter.view(step.y), step.y.shape[0], emitter.weights.arrays(step)
     first = step.epilogue[0] if step.epilogue else None
     kind, rest = (first.kind, step.epilogue[1:]) if isinstance(first, Activate) else ("linear", step.epilogue)
     vectorized = kind in VECTOR_ACTIVATIONS and emitter.can_vectorize(y)
@@ -58,18 +71,14 @@ def small_channel_conv(emitter: Emitter, step: Convolve) -> SmallChannelConv:
     geometry = (*step.xs[0].shape, *y.shape[1:], step.size, *step.strides, step.dilation, step.pad)
     sizes = (*geometry, y.ld, NAMES.index(kind), step.pooled, vectorized)
 
-    def convolve(format: InputFormat, x: Array, strides: tuple[int, int, int]) -> None:
-        if format not in prepared:  # x has the same strides in all calls
-            arguments = (x, weights, bias, y.a, n, F, *strides, *sizes)
-            prepared[format] = emitter.prepare(DIRECT_KERNELS[format], n, *arguments)
-        prepared[format](x)
+    def prepare(format: str, x: Array, strides: Strides) -> Callable[[Array], None]:
+        return emitter.prepare(DIRECT_KERNELS[format], n, x, weights, bias, y, n, F, *strides, *sizes)
 
     def cost(x_bytes: int) -> Cost:
         flops = 2 * y.pixels * (4 if step.pooled else 1) * F * geometry[0] * step.size**2
         return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, flops)
 
-    rest_launches = apply_in_place(emitter, rest, y, step)
-    return SmallChannelConv(convolve, cost, rest_launches, DIRECT_KERNELS)
+    return PreparedConv(prepare, cost, apply_in_place(emitter, rest, y, step))
 
 
 def _small_channel(emitter: Emitter, step: Convolve) -> Emitted:

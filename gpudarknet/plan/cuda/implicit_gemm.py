@@ -23,6 +23,20 @@ IMAGE_KERNELS = {
 }
 
 
+Strides = tuple[int, int, int]  # elements of an input from image to image, channel to channel, pixel to pixel
+
+
+class PreparedConv(NamedTuple):
+    """A convolution of few channels: prepare(format, x, strides) returns its launch as a function of x.
+
+    cost: of an input of so many bytes. epilogue: the launches of what the kernel does not apply.
+    """
+
+    prepare: Callable[[str, Array, Strides], Callable[[Array], None]]
+    cost: Callable[[int], Cost]
+    epilogue: list[Launch]
+
+
 class FusedEpilogue(NamedTuple):
     """The part of an epilogue that the kernel applies, as its arguments, and the launches of the rest."""
 
@@ -70,25 +84,21 @@ def implicit_gemm(emitter: Emitter, step: Convolve) -> Emitted:
     return Emitted([launch, *epilogue.rest], f"implicit gemm {tile.name}{split}")
 
 
-def image_gemm(
-    emitter: Emitter, step: Convolve
-) -> tuple[Callable[[str, Array, tuple[int, int, int]], None], Callable[[int], Cost], list[Launch]]:
-    """Return a convolution of few channels, its cost by the bytes of its input, and the launches of the rest of its epilogue."""
+def image_gemm(emitter: Emitter, step: Convolve) -> PreparedConv:
+    """Return a convolution of few channels."""
     y, (weights, bias), product = emitter.view(step.y), emitter.weights.arrays(step), emitter.problem(step).product
-    epilogue, prepared = fused_epilogue(emitter, step, y, bias), dict[str, Callable[[Array], None]]()
+    epilogue = fused_epilogue(emitter, step, y, bias)
     block, shared = IMAGE_TILE.threads, IMAGE_TILE.shared_bytes
 
-    def convolve(format: str, x: Array, strides: tuple[int, int, int]) -> None:
-        if format not in prepared:  # x has the same strides in all calls
-            geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
-            threads, arguments = block * product.tiles(IMAGE_TILE), (x, weights, *geometry, *epilogue.arguments)
-            prepared[format] = emitter.prepare(IMAGE_KERNELS[format], threads, *arguments, block=block, shared=shared)
-        prepared[format](x)
+    def prepare(format: str, x: Array, strides: Strides) -> Callable[[Array], None]:
+        geometry = (product.M, product.N, *strides, *step.xs[0].shape, *_window(step), weights.shape[1])
+        threads, arguments = block * product.tiles(IMAGE_TILE), (x, weights, *geometry, *epilogue.arguments)
+        return emitter.prepare(IMAGE_KERNELS[format], threads, *arguments, block=block, shared=shared)
 
     def cost(x_bytes: int) -> Cost:
         return Cost(x_bytes + weights.nbytes + bias.nbytes, y.nbytes, gemm=product.gemm(IMAGE_TILE, 1))
 
-    return convolve, cost, epilogue.rest
+    return PreparedConv(prepare, cost, epilogue.rest)
 
 
 def _window(step: Convolve) -> tuple[int, ...]:
