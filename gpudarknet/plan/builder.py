@@ -34,7 +34,7 @@ class Builder:
         self.node: Node
         self.w: Arrays
 
-    def _step(
+    def add_step(
         self,
         kind: type[Step],
         xs: tuple[FeatureMap, ...],
@@ -42,6 +42,7 @@ class Builder:
         epilogue: Sequence[EpilogueOp] = (),
         **fields: Any,
     ) -> FeatureMap:
+        """Add a step that writes a new map of this shape; linear activations are left out of the epilogue."""
         y = FeatureMap(shape)
         ops = [op for op in epilogue if not (isinstance(op, Activate) and op.kind == "linear")]
         self.steps.append(kind(layers=(self.node.index,), xs=xs, y=y, epilogue=ops, **fields))
@@ -52,35 +53,35 @@ class Builder:
     ) -> FeatureMap:
         """Convolve x with the layer's arrays, including batch norm, and activate."""
         geometry = {"size": size, "strides": strides, "dilation": dilation, "pad": pad, "groups": groups}
-        return self._step(Convolve, (x,), self.node.shape, [Activate(activation)], w=self.w, **geometry)
+        return self.add_step(Convolve, (x,), self.node.shape, [Activate(activation)], w=self.w, **geometry)
 
     def maxpool(self, x: FeatureMap, size: int, strides: tuple[int, int], padding: int) -> FeatureMap:
         """Max-pool x."""
-        return self._step(MaxPool, (x,), self.node.shape, size=size, strides=strides, padding=padding)
+        return self.add_step(MaxPool, (x,), self.node.shape, size=size, strides=strides, padding=padding)
 
     def upsample(self, x: FeatureMap, s: int, scale: float) -> FeatureMap:
         """Repeat every pixel s x s times, multiplied by scale."""
-        return self._step(Upsample, (x,), self.node.shape, s=s, scale=scale)
+        return self.add_step(Upsample, (x,), self.node.shape, s=s, scale=scale)
 
     def yolo(self, x: FeatureMap, A: int, scale_x_y: float, new_coords: int) -> FeatureMap:
         """Apply the activations of a [yolo] layer."""
-        return self._step(YoloHead, (x,), self.node.shape, A=A, scale_x_y=scale_x_y, new_coords=new_coords)
+        return self.add_step(YoloHead, (x,), self.node.shape, A=A, scale_x_y=scale_x_y, new_coords=new_coords)
 
     def activate(self, x: FeatureMap, activation: str) -> FeatureMap:
         """Apply an activation."""
-        return self._step(Copy, (x,), x.shape, [Activate(activation)])
+        return self.add_step(Copy, (x,), x.shape, [Activate(activation)])
 
     def add(self, a: FeatureMap, others: Sequence[FeatureMap], activation: str) -> FeatureMap:
         """Add maps of the same shape, and activate."""
-        return self._step(Copy, (a,), a.shape, [*map(Add, others), Activate(activation)])
+        return self.add_step(Copy, (a,), a.shape, [*map(Add, others), Activate(activation)])
 
     def sort_shortcut(self, a: FeatureMap, b: FeatureMap, eps: float, slope: float, activation: str) -> FeatureMap:
         """Add two maps of the same shape and their SORT term, and activate."""
-        return self._step(Copy, (a,), a.shape, [SortShortcut(b, eps, slope), Activate(activation)])
+        return self.add_step(Copy, (a,), a.shape, [SortShortcut(b, eps, slope), Activate(activation)])
 
     def multiply(self, a: FeatureMap, b: FeatureMap, activation: str) -> FeatureMap:
         """Multiply a by b, which has a's shape or (C, 1, 1) or (1, H, W), and activate."""
-        return self._step(Copy, (a,), a.shape, [Multiply(b), Activate(activation)])
+        return self.add_step(Copy, (a,), a.shape, [Multiply(b), Activate(activation)])
 
     def channels(self, x: FeatureMap, start: int, count: int) -> FeatureMap:
         """Return some channels of x, as a view."""
@@ -106,4 +107,4 @@ class Builder:
 
     def call_layer(self, layer: Layer, *xs: FeatureMap) -> FeatureMap:
         """Fall back to the layer's `forward`."""
-        return self._step(LayerCall, xs, self.node.shape, layer=layer, w=self.w)
+        return self.add_step(LayerCall, xs, self.node.shape, layer=layer, w=self.w)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from .steps import ALIGNMENT, FeatureMap, Step
@@ -48,6 +48,16 @@ def peak_live(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignm
     return peak
 
 
+def place(
+    lifetimes: Mapping[FeatureMap, Sequence[int]], batch: int
+) -> tuple[dict[FeatureMap, int], int, int]:
+    """Place storages, each live from its first to its last use; return offsets, arena size and peak_live, in elements."""
+    sizes = [batch * prod(m.shape) for m in lifetimes]
+    spans = [(uses[0], uses[-1]) for uses in lifetimes.values()]
+    offsets, size = allocate(sizes, spans, ALIGNMENT)
+    return dict(zip(lifetimes, offsets, strict=True)), size, peak_live(sizes, spans, ALIGNMENT)
+
+
 def plan_memory(
     steps: Sequence[Step], input: FeatureMap, outputs: Sequence[FeatureMap], batch: int
 ) -> tuple[dict[FeatureMap, int], int, int]:
@@ -61,7 +71,4 @@ def plan_memory(
             lifetimes.setdefault(m.storage, [i, i])[1] = i
     for m in outputs:
         lifetimes[m.storage][1] = len(steps)
-    sizes = [batch * prod(m.shape) for m in lifetimes]
-    spans = [(first, last) for first, last in lifetimes.values()]
-    offsets, size = allocate(sizes, spans, ALIGNMENT)
-    return dict(zip(lifetimes, offsets, strict=True)), size, peak_live(sizes, spans, ALIGNMENT)
+    return place(lifetimes, batch)

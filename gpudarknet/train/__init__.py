@@ -24,7 +24,8 @@ from . import checkpoint
 from .datasets import training_set
 from .folder import TrainingFolder
 from .loop import Progress, TrainingRun
-from .step import TrainStep, backward
+from .engines import backward
+from .step import TrainStep
 
 __all__ = ["Progress", "TrainStep", "Trainer", "TrainingFolder", "TrainingRun", "backward"]
 

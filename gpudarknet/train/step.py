@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..array import Array, Arrays
 from ..backend.interop import host_array
 from ..errors import DataError, TrainError, TrainWarning
+from ..backend.threads import split_range
 from ..graph import Node, owner
-from ..layers import ForwardContext, LossContext
+from ..layers import ForwardContext, Layer, LossContext
 from ..layers.base import Backward
 from ..network import Network
 from ..ops import optimizers
 from . import lr_schedule
 from .darknet_cpu_bugs import DarknetCpuBugs
+from .engines import Engine, PlanEngine, ReferenceEngine
 from .label_filter import LabelFilter
 from .loss_scale import LossScale
+from .parameters import PairwiseSum, Parameters, Segment
 
 MAX_SEED = 2**63 - 1  # that a checkpoint can store
-STATISTICS = ("mean", "variance")  # batch norm's, which have no gradient
+UPDATE_PIECE = 1 << 16  # elements that one task updates
+
+
+class Rule(NamedTuple):
+    """How to update weights: learning rate, weight decay, bounds of gradients and of weights, and the layer's part of Adam's moments."""
+
+    rate: float
+    decay: float
+    grad_clip: float
+    clip: float
+    adam: bool
 
 
 class TrainStep:
     """The state of a training, and one iteration of it: gradients, optimizer, loss scale, position in the schedule.
 
     `momentum[i][name]` is the accumulated negative gradient of a weight, as in Darknet. Layers that share weights share it.
+    The arrays of the network's weights become views of one vector (`Parameters`).
     """
 
     def __init__(
         self, net: Network, seed: int | None = None, *, clear: bool = True, exact: bool = False,
+        engine: Literal["plan", "reference"] = "plan",
         precision: Literal["fp32", "fp16"] = "fp32", emulate_darknet_cpu_bugs: bool = False, tune_malloc: bool = True,
     ):  # fmt: skip
         net.config.check_trainable()
@@ -44,6 +59,8 @@ class TrainStep:
             raise TrainError(
                 "Trainer: Darknet's CPU build has no fp16; omit emulate_darknet_cpu_bugs, or choose precision fp32"
             )
+        if engine not in ("plan", "reference"):
+            raise TrainError(f"Trainer: unknown engine '{engine}'; choose plan or reference")
         if not any(node.layer.has_loss for node in net.nodes):
             raise TrainError(
                 f"{net.config.path}: no layer has a loss; end the network in [softmax], [cost] or a head such as [yolo]"
@@ -76,17 +93,20 @@ class TrainStep:
         self.cpu_bugs = DarknetCpuBugs(net) if emulate_darknet_cpu_bugs else None
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
-        self.momentum: list[Arrays] = []
         with net.on_device():
-            for node in net.nodes:
-                if owner(node) != node.index:
-                    self.momentum.append(self.momentum[owner(node)])
-                    continue
-                arrays = net.weights[node.index].items()
-                self.momentum.append({name: be.zeros(a.shape) for name, a in arrays if is_trainable(name, a)})
-            self.adam_moments = [{name: (be.zeros(g.shape), be.zeros(g.shape)) for name, g in own.items()}
-                                 if cfg.adam and node.layer.uses_adam else {}
-                                 for node, own in zip(net.nodes, self.momentum, strict=True)]  # fmt: skip
+            compiled = engine == "plan" and be.xp is np and be.launch is None and not half and not emulate_darknet_cpu_bugs
+            self.parameters = Parameters(net, hwio=compiled)
+            self.engine: Engine = (
+                PlanEngine(net, self.parameters) if compiled else ReferenceEngine(net, self.parameters, self.cpu_bugs)
+            )
+            self.momentum_vector, self.momentum = self.parameters.zeros()
+            self.moment_vectors, self.adam_moments = None, [dict[str, tuple[Array, Array]]() for _ in net.nodes]
+            if cfg.adam:
+                (m, ms), (v, vs) = self.parameters.zeros(), self.parameters.zeros()
+                self.moment_vectors = m, v
+                self.adam_moments = [{name: (ms[node.index][name], vs[node.index][name]) for name in own}
+                                     if node.layer.uses_adam else {}
+                                     for node, own in zip(net.nodes, self.momentum, strict=True)]  # fmt: skip
         self.ema_weights: list[Arrays] | None = None  # with ema_alpha
         self.extra: dict[str, Any] = {}  # what a TrainingRun keeps: average loss, best score, last validation
         self.bn_only_until = max((node.index for node in net.nodes if node.layer.train_only_bn), default=-1)
@@ -119,70 +139,66 @@ class TrainStep:
                 f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
         truth, size, cost = truth.reshape(N, -1), N // subdivisions, 0.0
-        grads: list[Arrays] = []  # of this step, multiplied by the loss scale
-        for node in net.nodes:
-            grads.append(grads[owner(node)] if owner(node) != node.index else {})
+        self.sum = PairwiseSum(self.add)
         with net.on_device():
+            net.program_cache.clear()  # the weights are about to change
             for part in range(subdivisions):
                 images = slice(part * size, (part + 1) * size)
                 rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-                cost += self.accumulate(net.input(x[images]), truth[images], net.seen + images.stop, rng, grads)
-            self.skipped = not self.check_finite(cost, grads, x[:size])
+                cost += self.compute_gradients(net.input(x[images]), truth[images], net.seen + images.stop, rng)
+                if subdivisions > 1:
+                    self.sum.push(self.engine.gradients)
+            gradients = self.sum.total() if subdivisions > 1 else self.engine.gradients
+            self.skipped = not self.check_finite(cost, gradients, x[:size])
             net.seen, self.iteration = net.seen + N, self.iteration + 1
             if not self.skipped:
-                self.apply_momentum(grads)
-                self.update(N)
+                self.update(gradients, N)
         return cost
 
-    def accumulate(
-        self, x: Array, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: list[Arrays]
-    ) -> float:
-        """Run x (N, C, H, W) forward and backward, add to `grads[i][name]`; return the mean cost of the layers with a loss.
+    def compute_gradients(self, x: Array, truth: np.ndarray, seen: int, rng: np.random.Generator) -> float:
+        """Run x (N, C, H, W) forward and backward; return the mean cost of the layers with a loss.
 
-        seen: images trained on so far, these included.
+        Writes `engine.gradients`: gradients, as negative as Darknet's deltas, multiplied by the loss scale. seen: images trained
+        on so far, these included.
         """
         net, be = self.net, self.net.backend
         cfg = net.net
         loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, self.filter_deltas)
-        progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         ctx = ForwardContext(
             train=True,
             rng=rng,
             steps=cfg.time_steps,
-            progress=progress,
+            progress=self.iteration / cfg.max_batches if cfg.max_batches else 0.0,
             frozen=self.first_trained,
             skip_input_grad=True,
         )
-        loss_inputs = {source for node in net.nodes if node.layer.loss_reads_input for source in node.sources}
-        inputs: dict[int, Array] = {-1: x}
-        backwards: list[Backward | None] = []
-        deltas: dict[int, Array] = {}
         costs: list[float] = []
 
-        def on_output(index: int, y: Array, backward: Backward) -> None:
-            node = net.nodes[index]
-            backwards.append(self.cpu_bugs.wrap(node, y, backward) if self.cpu_bugs else backward)
-            if index in loss_inputs:
-                inputs[index] = y
-            if not node.layer.has_loss:
-                return
-            loss_input, output = (
-                be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
-            )
+        def delta(layer: Layer, x: Array | None, y: Array) -> Array:
+            loss_input, output = (be.to_numpy(a).astype(np.float32, copy=False) for a in (y if x is None else x, y))
             try:
-                value, delta = node.layer.loss(loss_input, output, truth, loss_ctx)
+                value, delta = layer.loss(loss_input, output, truth, loss_ctx)
             except ValueError as e:
+                index = next(node.index for node in net.nodes if node.layer is layer)
                 raise DataError(
                     f"a truth of {truth.shape[1]} values per image does not fit {self.layer_name(index)} of {net.config.path}"
                 ) from e
             costs.append(value)
-            deltas[index] = be.asarray(delta * np.float32(self.loss_scale.value), self.dtype)
+            return be.asarray(delta * np.float32(self.loss_scale.value), self.dtype)
 
         with np.errstate(all="ignore"):  # `check_finite` looks for values that are not finite
-            net.forward(x.astype(self.dtype, copy=False), ctx, on_output)
-            deltas |= self.cpu_bugs.kept_deltas if self.cpu_bugs else {}
-            backward(net.nodes, backwards, deltas, grads, self.first_trained)
+            self.engine.run(x.astype(self.dtype, copy=False), ctx, delta)
         return sum(costs) / len(costs)
+
+    def add(self, a: Array, b: Array) -> None:
+        """Add vector b to vector a."""
+        pieces = split_range(len(a), UPDATE_PIECE) if self.on_cpu else [(0, len(a))]
+        self.net.backend.run_parallel([lambda i=i, j=j: np.add(a[i:j], b[i:j], out=a[i:j]) for i, j in pieces])
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether arrays are NumPy's."""
+        return self.net.backend.xp is np
 
     def filter_deltas(self, delta: np.ndarray, anchor_size: int) -> None:
         """Zero late deltas of a [yolo] as [net] asks for; anchor_size: values per anchor."""
@@ -190,47 +206,64 @@ class TrainStep:
         keys = cfg.num_sigmas_reject_badlabels, cfg.badlabels_rejection_percentage, cfg.equidistant_point
         self.label_filter.apply(delta, anchor_size, self.iteration, cfg.max_batches, *keys)
 
-    def apply_momentum(self, grads: list[Arrays]) -> None:
-        """Add a step's gradients, divided by the loss scale, to the momentum."""
+    def update(self, gradients: Array, N: int) -> None:
+        """Update the weights with the vector of gradients of N images, which are multiplied by the loss scale."""
         scale = self.loss_scale.value
-        for node in self.net.nodes:
-            if owner(node) == node.index:
-                for name, g in grads[node.index].items():
-                    self.momentum[node.index][name] += g if scale == 1 else g / scale
+        tasks = [
+            lambda rule=rule, i=i, j=j: self.update_range(rule, slice(i, j), gradients, scale, N)
+            for rule, start, stop in self.rules(N)
+            for i, j in ([(start, stop)] if not self.on_cpu else offset_ranges(start, stop))
+        ]
+        self.net.backend.run_parallel(tasks)
         self.loss_scale.on_success()
-
-    def update(self, N: int) -> None:
-        """Update the weights with the gradients of N images."""
-        net, be, cfg = self.net, self.net.backend, self.net.net
-        rate, stop = self.rate, self.first_trained - 1
-        for node in net.nodes:
-            layer = node.layer
-            if node.index < stop or owner(node) != node.index:
-                continue
-            if self.cpu_bugs and self.cpu_bugs.frozen_by_bug(node):
-                continue
-            if layer.dont_update and self.iteration <= layer.dont_update:
-                continue
-            if layer.burnin_update and self.iteration < layer.burnin_update * cfg.burn_in:
-                continue
-            w = net.weights[node.index]
-            for name, g in self.momentum[node.index].items():
-                last = name.rpartition(".")[2]
-                is_bn = last in ("scale", "bias") and name[: -len(last)] + "scale" in w
-                if node.index <= self.bn_only_until and not is_bn:
-                    continue
-                if layer.grad_clip < math.inf:
-                    be.xp.clip(g, -layer.grad_clip, layer.grad_clip, out=g)
-                lr = rate * layer.learning_rate
-                if name in self.adam_moments[node.index]:
-                    m, v = self.adam_moments[node.index][name]
-                    optimizers.adam(be, w[name], g, m, v, lr, cfg.B1, cfg.B2, cfg.eps, cfg.decay * N, self.iteration)
-                else:
-                    decay = cfg.decay * N if last in layer.weight_decay_params else 0.0
-                    optimizers.sgd(be, w[name], g, lr / N, cfg.momentum, decay)
-                if layer.clip and last == "kernel":
-                    be.xp.clip(w[name], -layer.clip, layer.clip, out=w[name])
         self.update_ema()
+
+    def rules(self, N: int) -> list[tuple[Rule | None, int, int]]:
+        """Return how to update which elements of the vectors, for N images; without a rule, only the momentum is added to."""
+        rules = [(self.rule(segment, N), segment) for segment in self.parameters.segments]
+        merged = []
+        for rule, group in groupby(rules, lambda item: item[0]):
+            segments = [segment for _, segment in group]
+            merged.append((rule, segments[0].start, segments[-1].stop))
+        return merged
+
+    def rule(self, segment: Segment, N: int) -> Rule | None:
+        """Return how to update one weight; None if this iteration does not."""
+        net, cfg = self.net, self.net.net
+        node = net.nodes[segment.layer]
+        layer, name = node.layer, segment.name
+        if (
+            node.index < self.first_trained - 1
+            or (self.cpu_bugs and self.cpu_bugs.frozen_by_bug(node))
+            or (layer.dont_update and self.iteration <= layer.dont_update)
+            or (layer.burnin_update and self.iteration < layer.burnin_update * cfg.burn_in)
+        ):
+            return None
+        last = name.rpartition(".")[2]
+        is_bn = last in ("scale", "bias") and name[: -len(last)] + "scale" in net.weights[node.index]
+        if node.index <= self.bn_only_until and not is_bn:
+            return None
+        adam = name in self.adam_moments[node.index]
+        decay = cfg.decay * N if adam or last in layer.weight_decay_params else 0.0
+        clip = layer.clip if last == "kernel" else 0.0
+        return Rule(self.rate * layer.learning_rate, decay, layer.grad_clip, clip, adam)
+
+    def update_range(self, rule: Rule | None, part: slice, gradients: Array, scale: float, N: int) -> None:
+        """Update a range of the vectors."""
+        be, cfg = self.net.backend, self.net.net
+        g, w = self.momentum_vector[part], self.parameters.weights[part]
+        g += gradients[part] if scale == 1 else gradients[part] / scale
+        if rule is None:
+            return
+        if rule.grad_clip < math.inf:
+            be.xp.clip(g, -rule.grad_clip, rule.grad_clip, out=g)
+        if rule.adam and self.moment_vectors is not None:
+            m, v = (moments[part] for moments in self.moment_vectors)
+            optimizers.adam(be, w, g, m, v, rule.rate, cfg.B1, cfg.B2, cfg.eps, rule.decay, self.iteration)
+        else:
+            optimizers.sgd(be, w, g, rule.rate / N, cfg.momentum, rule.decay)
+        if rule.clip:
+            be.xp.clip(w, -rule.clip, rule.clip, out=w)
 
     def update_ema(self) -> None:
         """Update the moving average of the weights from max_batches/2 on; 1000 iterations before the end it replaces them."""
@@ -249,15 +282,14 @@ class TrainStep:
                     average *= cfg.ema_alpha
                     average += (1 - cfg.ema_alpha) * own[name]
 
-    def check_finite(self, cost: float, grads: list[Arrays], x: Any) -> bool:
+    def check_finite(self, cost: float, gradients: Array, x: Any) -> bool:
         """Return whether all gradients are finite; if not, lower a dynamic loss scale.
 
         Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
         """
         xp = self.net.backend.xp
         with np.errstate(all="ignore"):
-            sums = [g.sum() for own in grads for g in own.values()]
-            total = float(xp.stack(sums).sum()) if sums else 0.0  # a single synchronization with the device
+            total = self.total(gradients)
         if math.isfinite(cost) and math.isfinite(total):
             return True
         if math.isfinite(cost) and self.loss_scale.backoff():
@@ -279,12 +311,24 @@ class TrainStep:
         if bad:
             what = f"the output of {self.layer_name(bad[0])} is not finite"
         else:
+            grads = self.parameters.views(gradients)
             for index in reversed(range(len(net.nodes))):
                 names = [k for k, g in grads[index].items() if not bool(xp.isfinite(g).all())]
                 if names:
                     what = f"the gradient of {names[0]} in {self.layer_name(index)} is not finite"
                     break
         raise TrainError(f"{net.config.path}: iteration {self.iteration + 1}: {what}; {advice}")
+
+    def total(self, vector: Array) -> float:
+        """Return the sum of a vector, which is not finite if an element is not."""
+        if not self.on_cpu:
+            return float(vector.sum())
+        pieces = split_range(len(vector), UPDATE_PIECE)
+        sums = np.zeros(max(len(pieces), 1), np.float32)
+        self.net.backend.run_parallel(
+            [lambda k=k, i=i, j=j: vector[i:j].sum(out=sums[k, ...]) for k, (i, j) in enumerate(pieces)]
+        )
+        return float(sums.sum())
 
     def layer_name(self, index: int) -> str:
         """Return how messages name a layer."""
@@ -357,34 +401,11 @@ class TrainStep:
         return arrays | ({"average": self.ema_weights} if self.ema_weights is not None else {})
 
 
-def is_trainable(name: str, a: Any) -> bool:
-    """Return whether one of a layer's weights is trained; recurrent layers also store their state, a list, among them."""
-    return hasattr(a, "dtype") and not name.endswith(STATISTICS)
-
-
 def copy_weights(net: Network) -> list[Arrays]:
     """Copy all arrays of a network's weights."""
     return [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in net.weights]
 
 
-def backward(
-    nodes: Sequence[Node],
-    backwards: list[Backward | None],
-    deltas: dict[int, Array],
-    grads: list[Arrays],
-    first: int = 0,
-) -> dict[int, Array]:
-    """Propagate deltas (layer -> delta of its output) back to layer `first`, adding into grads[layer][name].
-
-    A layer with several readers gets the sum of their deltas. Entries of `backwards` are dropped once used. Returns the
-    remaining deltas: that of the input, as -1, and of layers before `first`.
-    """
-    for node in reversed(nodes[first:]):
-        run, dy = backwards[node.index], deltas.pop(node.index, None)
-        backwards[node.index] = None
-        if dy is None or run is None or node.layer.onlyforward:
-            continue
-        for source, dx in zip(node.sources, run(dy, grads[node.index]), strict=True):
-            if dx is not None:
-                deltas[source] = dx if source not in deltas else deltas[source] + dx
-    return deltas
+def offset_ranges(start: int, stop: int) -> list[tuple[int, int]]:
+    """Split a range of a vector into pieces that tasks share."""
+    return [(start + i, start + j) for i, j in split_range(stop - start, UPDATE_PIECE)]

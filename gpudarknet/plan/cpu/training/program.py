@@ -1,0 +1,236 @@
+"""Run a training plan with NumPy: forward, losses and backward of a part of a batch, on all cores.
+
+The calls are recorded once and replayed for every part; in the steady state nothing is allocated but by losses and fallback
+layers. How work is split does not depend on the number of threads, so neither do the bits of the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ....array import Arrays
+from ....backend import Backend
+from ....backend.threads import Stage
+from ....layers import ForwardContext, Layer
+from ....layers.base import Backward as LayerBackward
+from ...steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Step, Upsample
+from ...training.steps import Backward, BatchNorm, Bias, Loss, TrainingPlan, Zero, saved_maps
+from ..algorithms import select_algorithm
+from ..command_list import CommandList, TaskStages, command_queue
+from ..program import EMITTERS, Program, allocate_arena
+from . import layers, winograd
+from .batch_norm import BatchNormPass, BiasPass
+from .convolution import Convolution
+from .pixels import as_pixels, split_pixels
+
+# (layer, input or None, output, both (N, C, H, W)) -> the delta of the output
+ComputeDelta = Callable[[Layer, np.ndarray | None, np.ndarray], np.ndarray]
+
+
+@dataclass
+class Part:
+    """What a run computes with besides arrays: the context of the layers' forward, and of the losses."""
+
+    ctx: ForwardContext
+    delta: ComputeDelta
+
+
+class TrainingProgram(Program):
+    """A training plan bound to an arena, to weights and to their gradients.
+
+    gradients: for each layer, name -> the array that `run` overwrites. Kernels and their gradients are views (F, C, size, size) of
+    arrays in the order (size, size, C, F). statistics: layer -> mean and variance (2, C) of its batch norm, for the running
+    averages. arena: memory to use, at least of the plan's size. poison: fill it with NaN before each run.
+    """
+
+    plan: TrainingPlan  # type: ignore[assignment]
+
+    def __init__(
+        self, plan: TrainingPlan, gradients: Sequence[Arrays], arena: np.ndarray | None = None, poison: bool = False
+    ):
+        self.plan, self.gradients, self.poison = plan, gradients, poison
+        self.queue = command_queue()
+        self.arena = self.allocate(plan) if arena is None else arena
+        self.packed_weights: dict[Any, Any] = {}
+        self.algorithms = {
+            s: select_algorithm(s, plan.batch, {}) for s in plan.forward[: plan.frozen] if isinstance(s, Convolve)
+        }
+        self.statistics: dict[int, np.ndarray] = {}
+        self.counts: dict[int, int] = {}
+        self.part: Part
+        with self.queue:
+            self._record()
+
+    @staticmethod
+    def allocate(plan: TrainingPlan) -> np.ndarray:
+        """Return an arena for a plan. Raises BackendError if there is not enough memory."""
+        return allocate_arena(plan)
+
+    def pixels(self, layer: int) -> int:
+        """Return how many values per channel the batch norm of a layer normalizes."""
+        return self.counts[layer]
+
+    def _record(self) -> None:
+        def record() -> list[list[Stage]]:
+            self.passes: dict[Step, Any] = {}  # what a step's forward and backward share
+            self.producers: dict[FeatureMap, BatchNormPass] = {}  # the input of a batch norm -> its passes
+            for step in self.plan.forward[self.plan.frozen :]:
+                if isinstance(step, BatchNorm):
+                    self._prepare_batch_norm(step)
+            emitted = [self._forward(k, step) for k, step in enumerate(self.plan.forward)]
+            emitted += [self._backward(step) for step in self.plan.backward]
+            return [[self.queue.record_stage(tasks) for tasks in stages] for stages in emitted]
+
+        self.stages, self.workers = self.queue.record_until_stable(record), self.queue.size
+
+    def _prepare_batch_norm(self, step: BatchNorm) -> None:
+        (x,), rolling = step.xs, self.statistics.setdefault(step.layers[0], np.zeros((2, step.y.shape[0]), np.float32))
+        self.counts[step.layers[0]] = self.plan.batch * step.y.shape[1] * step.y.shape[2]
+        self.passes[step] = self.producers[x] = BatchNormPass(step, self.view(x), self.view(step.y), rolling)
+
+    def run(self, x: np.ndarray, part: Part) -> None:  # type: ignore[override]
+        """Compute the gradients of a part: x (N, C, H, W). `part.delta` is called for each loss in the order of the layers."""
+        self.part = part
+        with self.queue as queue:
+            if self.workers != queue.size:
+                self._record()
+            if self.poison:
+                self.arena.fill(np.nan)
+            queue.run([queue.record_stage(self._load_input(x))])
+            queue.run([stage for stages in self.stages for stage in stages])
+
+    def describe(self) -> str:
+        """Return the plan as text, and the memory in use."""
+        scratch = self.queue.scratch_bytes / 2**20
+        return f"{self.plan.describe(self.algorithms)}\nCPU, {self.queue.size} threads; MiB: scratch {scratch:.1f}"
+
+    def _forward(self, k: int, step: Step) -> TaskStages:
+        if isinstance(step, Loss):
+            return [[lambda commands: commands.record(lambda: self._loss(step))]]
+        if k < self.plan.frozen:
+            return EMITTERS[type(step)](self, step)
+        if isinstance(step, Convolve):
+            return self._convolve(step)
+        if isinstance(step, BatchNorm):
+            stages: TaskStages = self.passes[step].forward()
+            return stages
+        if isinstance(step, Bias):
+            self.passes[step] = passes = BiasPass(step, self.view(step.xs[0]), self.view(step.y))
+            return passes.forward()
+        if isinstance(step, LayerCall):
+            return [[lambda commands: commands.record(lambda: self._call_layer(step))]]
+        return EMITTERS[type(step)](self, step)
+
+    def _convolve(self, step: Convolve) -> TaskStages:
+        x, z, matrix = self.view(step.xs[0]), self.view(step.y), weight_matrix(step.w["kernel"])
+        norm = self.producers.get(step.y)
+
+        def finish(commands: CommandList, first: int, end: int, f0: int, f1: int) -> None:
+            if norm is not None:
+                norm.statistics.record(commands, first, end, f0, f1)
+
+        if not winograd.pays(step, self.plan.batch):
+            self.passes[step] = convolution = Convolution(step, x, z, matrix)
+            return convolution.forward(finish)
+
+        def store(
+            commands: CommandList, n: int, r0: int, r1: int, f0: int, f1: int, values: np.ndarray
+        ) -> None:
+            _, H, W, _ = z.shape
+            commands.record(np.copyto, z[n, r0:r1, :, f0:f1], values)
+            finish(commands, (n * H + r0) * W, (n * H + r1) * W, f0, f1)
+
+        U = self._transformed(step)
+        self.passes[step] = passes = winograd.WinogradPass(step, x, z, U.reshape(len(U), x.shape[3], -1), store)
+        return [*winograd.transform_kernel(matrix, U, rotated=False), *passes.stages()]
+
+    def _transformed(self, step: Convolve) -> np.ndarray:
+        """Return memory for a transformed kernel (36, C*F), which all convolutions share."""
+        return self.queue.scratch(0, "U", winograd.POSITIONS, step.xs[0].shape[0] * step.y.shape[0])
+
+    def _convolve_backward(self, backward: Backward, step: Convolve) -> TaskStages:
+        passes, grad = self.passes[step], self.gradients[step.layers[0]]
+        dz, dx = self.view(backward.dy), None if backward.dxs[0] is None else self.view(backward.dxs[0])
+        stages: TaskStages = passes.filter_gradient(dz, weight_matrix(grad["kernel"]))
+        if dx is None:
+            return stages
+        if isinstance(passes, Convolution):
+            return stages + passes.data_gradient(dz, dx, backward.adds[0])
+        dx_map, adds = dx, backward.adds[0]
+
+        def store(commands: CommandList, n: int, r0: int, r1: int, c0: int, c1: int, values: np.ndarray) -> None:
+            target = dx_map[n, r0:r1, :, c0:c1]
+            if adds:
+                commands.record(np.add, target, values, out=target)
+            else:
+                commands.record(np.copyto, target, values)
+
+        U, C = self._transformed(step), dx.shape[3]
+        by_position = U.reshape(len(U), C, -1).transpose(0, 2, 1)  # the transpose of each position's matrix: (F, C)
+        stages += winograd.transform_kernel(weight_matrix(step.w["kernel"]), U, rotated=True)
+        return stages + winograd.WinogradPass(step, dz, dx, by_position, store).stages()
+
+    def _backward(self, step: Backward | Zero) -> TaskStages:
+        if isinstance(step, Zero):
+            gradient = self.view(step.y)
+            return [[(lambda n: lambda commands: commands.record(gradient[n].fill, 0))(n) for n in range(len(gradient))]]
+        forward, grad = step.step, self.gradients[step.step.layers[0]]
+        dy, dxs = self.view(step.dy), [None if m is None else self.view(m) for m in step.dxs]
+        if isinstance(forward, Convolve):
+            return self._convolve_backward(step, forward)
+        if isinstance(forward, (BatchNorm, Bias)):
+            stages: TaskStages = self.passes[forward].backward(dy, grad)
+            return stages
+        if isinstance(forward, MaxPool) and dxs[0] is not None:
+            x, y = map(self.view, saved_maps(forward))
+            return layers.maxpool_backward(forward, x, y, dy, dxs[0], step.adds[0])
+        if isinstance(forward, Upsample) and dxs[0] is not None:
+            return layers.upsample_backward(forward, dy, dxs[0], step.adds[0])
+        if isinstance(forward, LayerCall):
+            return [[lambda commands: commands.record(lambda: self._call_backward(step))]]
+        assert isinstance(forward, Copy)
+        return layers.copy_backward(forward, [self.view(m) for m in saved_maps(forward)], dy, dxs, step.adds)
+
+    def _loss(self, step: Loss) -> None:
+        y, x = self.view(step.xs[0]), self.view(step.xs[1]) if len(step.xs) > 1 else None
+        delta = self.part.delta(step.layer, None if x is None else nchw(x), nchw(y))
+        self.view(step.y)[...] = delta.transpose(0, 2, 3, 1)
+
+    def _call_layer(self, step: LayerCall) -> None:
+        """Run the layer's `forward`; keep its backward."""
+        xs = [np.ascontiguousarray(nchw(self.view(m))) for m in step.xs]
+        wanted = next((b for b in self.plan.backward if isinstance(b, Backward) and b.step is step), None)
+        skip = wanted is not None and all(m is None for m in wanted.dxs)
+        y, backward = step.layer.forward(NUMPY, step.w, *xs, ctx=replace(self.part.ctx, skip_input_grad=skip))
+        nchw(self.view(step.y))[...] = y
+        self.passes[step] = backward
+
+    def _call_backward(self, step: Backward) -> None:
+        backward: LayerBackward = self.passes.pop(step.step)
+        grad, new = self.gradients[step.step.layers[0]], Arrays()
+        dxs = backward(np.ascontiguousarray(nchw(self.view(step.dy))), new)
+        for name, value in new.items():
+            grad[name][...] = value
+        for m, dx, add in zip(step.dxs, dxs, step.adds, strict=True):
+            if m is not None:
+                target = nchw(self.view(m))
+                target[...] = (target if add else 0) + (0 if dx is None else dx)
+
+
+NUMPY = Backend("numpy", np)
+
+
+def nchw(a: np.ndarray) -> np.ndarray:
+    """View a map (N, H, W, C) as (N, C, H, W)."""
+    return a.transpose(0, 3, 1, 2)
+
+
+def weight_matrix(kernel: np.ndarray) -> np.ndarray:
+    """View a kernel (F, C, size, size) that is stored as (size, size, C, F) as a matrix (size * size * C, F)."""
+    matrix = kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
+    assert np.shares_memory(matrix, kernel)
+    return matrix
