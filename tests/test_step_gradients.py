@@ -16,7 +16,7 @@ import gpudarknet as gd
 from gpudarknet import cfg
 from gpudarknet.graph import owner
 from gpudarknet.layers import ForwardContext, LossContext
-from gpudarknet.train.step import is_trainable
+from gpudarknet.train.parameters import is_trainable
 
 RUNS = json.loads((Path(__file__).parent / "data" / "train.json").read_text())
 DETECTORS = ["region", "yolo-mse", "yolo-ciou"]
@@ -129,9 +129,10 @@ def slope_errors(name, **options):
 
 @pytest.mark.filterwarnings("ignore:.*on NumPy it is only emulated:gpudarknet.errors.TrainWarning")
 @pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("engine", ["plan", "reference"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_follows_the_gradient_in_every_array(name, precision):
-    for errors in slope_errors(name, precision=precision):
+def test_a_step_follows_the_gradient_in_every_array(name, engine, precision):
+    for errors in slope_errors(name, engine=engine, precision=precision):
         assert max(errors.values()) < TOLERANCE[precision], errors
 
 
@@ -147,12 +148,13 @@ def test_emulated_bugs_do_not_follow_it(name):
 @pytest.mark.parametrize("name", ["classifier", "connected", "region"])
 def test_a_missing_gradient_is_noticed(name, monkeypatch):
     """Whichever layer's it is."""
-    apply = gd.Trainer.apply_momentum
+    update = gd.Trainer.update
     for index in {i for i, _ in slope_errors(name)[0]}:
 
-        def drop(trainer, grads, index=index):
-            grads[index].clear()
-            apply(trainer, grads)
+        def drop(trainer, gradients, N, index=index):
+            for g in trainer.parameters.views(gradients)[index].values():
+                g[...] = 0
+            update(trainer, gradients, N)
 
-        monkeypatch.setattr(gd.Trainer, "apply_momentum", drop)
+        monkeypatch.setattr(gd.Trainer, "update", drop)
         assert {key[0] for key, error in slope_errors(name)[0].items() if error > 0.99} == {index}

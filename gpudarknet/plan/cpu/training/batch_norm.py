@@ -12,6 +12,7 @@ from ....backend.threads import split_range
 from ....ops.norm import EPS
 from ...training.steps import BatchNorm, Bias
 from ..command_list import CommandList, Task, TaskStages
+from . import fused
 from .activations import apply_activation, apply_gradient, needs_input
 from .pixels import PIECE, ChannelTile, PixelSums, as_pixels, constant, split_pixels
 
@@ -35,13 +36,20 @@ class Statistics:
     def _record_piece(self, commands: CommandList, a: int, b: int, c0: int, c1: int) -> None:
         k, n, z = self.pieces.setdefault((a, b), len(self.pieces)), b - a, self.z[a:b, c0:c1]
         self.sizes[k] = n
-        mean, centered = self.means[k, c0:c1], commands.scratch("centered", n, c1 - c0)
+        mean, squares = self.means[k, c0:c1], self.squares[k, c0:c1]
+        if fused.available():
+            runs = fused.Runs(z)
+            commands.record(
+                fused.kernels().statistics, fused.flat(z), mean, squares, runs.total, runs.length, runs.steps[0]
+            )
+            return
+        centered = commands.scratch("centered", n, c1 - c0)
         commands.record(np.matmul, constant(n, 1 / n), z, out=mean)
         tile = ChannelTile(c1 - c0, commands)
         commands.record(tile.set, mean)
         tile.apply(commands, np.subtract, z, centered)
         commands.record(np.multiply, centered, centered, out=centered)
-        commands.record(np.matmul, constant(n, 1), centered, out=self.squares[k, c0:c1])
+        commands.record(np.matmul, constant(n, 1), centered, out=squares)
 
     def combine(self) -> None:
         """Compute mean and biased variance of all pieces."""
@@ -70,6 +78,7 @@ class BatchNormPass:
         self.invstd, self.gain_values = np.zeros((2, self.channels), np.float32)
         self.gain, self.shift, self.mean = (ChannelTile(self.channels) for _ in range(3))
         self.ranges = split_pixels(self.pixels, self.channels)
+        self.fused = fused.available() and self.kind in fused.SLOPES
 
     def finish_statistics(self) -> None:
         """Derive gain and shift: y = activation(gain * z + shift)."""
@@ -88,6 +97,12 @@ class BatchNormPass:
         def piece(a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, y = self.z[a:b], self.y[a:b]
+                if self.fused:
+                    runs, slope = fused.Runs(z, y), np.float32(fused.SLOPES[self.kind])
+                    gain, shift = self.gain.run(runs.repeats), self.shift.run(runs.repeats)
+                    arguments = gain, shift, slope, runs.total, runs.length, *runs.steps
+                    commands.record(fused.kernels().normalize, fused.flat(z), fused.flat(y), *arguments)
+                    return
                 h, t, u = commands.scratch("pointwise", 3, *z.shape)
                 out = y if y.flags.c_contiguous else h
                 self.gain.apply(commands, np.multiply, z, h)
@@ -109,6 +124,14 @@ class BatchNormPass:
         def activation_gradient(k: int, a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, y, d = self.z[a:b], self.y[a:b], d_map[a:b]
+                if self.fused:
+                    runs, slope = fused.Runs(d, z, y), np.float32(fused.SLOPES[self.kind])
+                    arrays = fused.flat(d), fused.flat(z), fused.flat(y), self.mean.run(runs.repeats)
+                    part = sums.parts[k].reshape(2, -1)
+                    commands.record(
+                        fused.kernels().gradient, *arrays, slope, part, runs.total, runs.length, *runs.steps
+                    )
+                    return
                 s, t, u, v = commands.scratch("pointwise", 4, *z.shape)
                 work = d if d.flags.c_contiguous else s
                 if needs_input(self.kind):
@@ -138,6 +161,12 @@ class BatchNormPass:
         def input_gradient(a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, d = self.z[a:b], d_map[a:b]
+                if fused.available():
+                    runs = fused.Runs(d, z)
+                    values = (v.run(runs.repeats) for v in (scale_d, scale_z, offset))
+                    arguments = fused.flat(d), fused.flat(z), *values, runs.total, runs.length, *runs.steps
+                    commands.record(fused.kernels().input_gradient, *arguments)
+                    return
                 t, s = commands.scratch("pointwise", 2, *z.shape)
                 out = d if d.flags.c_contiguous else s
                 scale_z.apply(commands, np.multiply, z, t)

@@ -51,6 +51,10 @@ class ChannelTile:
         """Set the values of all channels."""
         np.copyto(self.values, values)
 
+    def run(self, repeats: int) -> np.ndarray:
+        """Return the values, repeated; at most as often as this tile has them."""
+        return self.values[:repeats].reshape(-1)
+
     def apply(self, commands: CommandList, ufunc: Callable[..., object], a: np.ndarray, out: np.ndarray) -> None:
         """Record out = ufunc(a, values), for a and out (pixels, C)."""
         runs, (k, C) = len(a) // len(self.values), self.values.shape

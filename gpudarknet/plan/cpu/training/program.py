@@ -6,7 +6,8 @@ layers. How work is split does not depend on the number of threads, so neither d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,6 @@ from ..program import EMITTERS, Program, allocate_arena
 from . import layers, winograd
 from .batch_norm import BatchNormPass, BiasPass
 from .convolution import Convolution
-from .pixels import as_pixels, split_pixels
 
 # (layer, input or None, output, both (N, C, H, W)) -> the delta of the output
 ComputeDelta = Callable[[Layer, np.ndarray | None, np.ndarray], np.ndarray]
@@ -56,6 +56,8 @@ class TrainingProgram(Program):
         self.queue = command_queue()
         self.arena = self.allocate(plan) if arena is None else arena
         self.packed_weights: dict[Any, Any] = {}
+        uses = Counter(id(own) for own in gradients)
+        self.shared = {id(own): own for own in gradients if uses[id(own)] > 1}  # gradients of weights that layers share
         self.algorithms = {
             s: select_algorithm(s, plan.batch, {}) for s in plan.forward[: plan.frozen] if isinstance(s, Convolve)
         }
@@ -81,7 +83,8 @@ class TrainingProgram(Program):
             for step in self.plan.forward[self.plan.frozen :]:
                 if isinstance(step, BatchNorm):
                     self._prepare_batch_norm(step)
-            emitted = [self._forward(k, step) for k, step in enumerate(self.plan.forward)]
+            emitted = [[[self._clear_shared_gradients]]]
+            emitted += [self._forward(k, step) for k, step in enumerate(self.plan.forward)]
             emitted += [self._backward(step) for step in self.plan.backward]
             return [[self.queue.record_stage(tasks) for tasks in stages] for stages in emitted]
 
@@ -125,6 +128,25 @@ class TrainingProgram(Program):
             return [[lambda commands: commands.record(lambda: self._call_layer(step))]]
         return EMITTERS[type(step)](self, step)
 
+    def _clear_shared_gradients(self, commands: CommandList) -> None:
+        """Record setting gradients to 0 that several layers add to."""
+        for grad in self.shared.values():
+            for a in grad.values():
+                commands.record(a.fill, 0)
+
+    def _gradients(self, layer: int) -> tuple[Arrays, TaskStages]:
+        """Return the arrays for a layer's gradients, and the stages after they are written: with shared weights, a sum."""
+        total = self.gradients[layer]
+        if id(total) not in self.shared:
+            return total, []
+        own = {name: np.zeros_like(a) for name, a in total.items()}
+
+        def add() -> None:
+            for name, a in own.items():
+                total[name][...] += a
+
+        return own, [[lambda commands: commands.record(add)]]
+
     def _convolve(self, step: Convolve) -> TaskStages:
         x, z, matrix = self.view(step.xs[0]), self.view(step.y), weight_matrix(step.w["kernel"])
         norm = self.producers.get(step.y)
@@ -137,15 +159,11 @@ class TrainingProgram(Program):
             self.passes[step] = convolution = Convolution(step, x, z, matrix)
             return convolution.forward(finish)
 
-        def store(
-            commands: CommandList, n: int, r0: int, r1: int, f0: int, f1: int, values: np.ndarray
-        ) -> None:
-            _, H, W, _ = z.shape
-            commands.record(np.copyto, z[n, r0:r1, :, f0:f1], values)
-            finish(commands, (n * H + r0) * W, (n * H + r1) * W, f0, f1)
-
         U = self._transformed(step)
-        self.passes[step] = passes = winograd.WinogradPass(step, x, z, U.reshape(len(U), x.shape[3], -1), store)
+        self.passes[step] = passes = winograd.WinogradPass(
+            step, x, z, U.reshape(len(U), x.shape[3], -1),
+            written=lambda commands, first, end: finish(commands, first, end, 0, z.shape[3]),
+        )  # fmt: skip
         return [*winograd.transform_kernel(matrix, U, rotated=False), *passes.stages()]
 
     def _transformed(self, step: Convolve) -> np.ndarray:
@@ -153,37 +171,29 @@ class TrainingProgram(Program):
         return self.queue.scratch(0, "U", winograd.POSITIONS, step.xs[0].shape[0] * step.y.shape[0])
 
     def _convolve_backward(self, backward: Backward, step: Convolve) -> TaskStages:
-        passes, grad = self.passes[step], self.gradients[step.layers[0]]
+        passes, (grad, after) = self.passes[step], self._gradients(step.layers[0])
         dz, dx = self.view(backward.dy), None if backward.dxs[0] is None else self.view(backward.dxs[0])
-        stages: TaskStages = passes.filter_gradient(dz, weight_matrix(grad["kernel"]))
+        stages: TaskStages = passes.filter_gradient(dz, weight_matrix(grad["kernel"])) + after
         if dx is None:
             return stages
         if isinstance(passes, Convolution):
             return stages + passes.data_gradient(dz, dx, backward.adds[0])
-        dx_map, adds = dx, backward.adds[0]
-
-        def store(commands: CommandList, n: int, r0: int, r1: int, c0: int, c1: int, values: np.ndarray) -> None:
-            target = dx_map[n, r0:r1, :, c0:c1]
-            if adds:
-                commands.record(np.add, target, values, out=target)
-            else:
-                commands.record(np.copyto, target, values)
-
         U, C = self._transformed(step), dx.shape[3]
         by_position = U.reshape(len(U), C, -1).transpose(0, 2, 1)  # the transpose of each position's matrix: (F, C)
         stages += winograd.transform_kernel(weight_matrix(step.w["kernel"]), U, rotated=True)
-        return stages + winograd.WinogradPass(step, dz, dx, by_position, store).stages()
+        return stages + winograd.WinogradPass(step, dz, dx, by_position, backward.adds[0]).stages()
 
     def _backward(self, step: Backward | Zero) -> TaskStages:
         if isinstance(step, Zero):
             gradient = self.view(step.y)
             return [[(lambda n: lambda commands: commands.record(gradient[n].fill, 0))(n) for n in range(len(gradient))]]
-        forward, grad = step.step, self.gradients[step.step.layers[0]]
+        forward = step.step
         dy, dxs = self.view(step.dy), [None if m is None else self.view(m) for m in step.dxs]
         if isinstance(forward, Convolve):
             return self._convolve_backward(step, forward)
         if isinstance(forward, (BatchNorm, Bias)):
-            stages: TaskStages = self.passes[forward].backward(dy, grad)
+            grad, after = self._gradients(forward.layers[0])
+            stages: TaskStages = self.passes[forward].backward(dy, grad) + after
             return stages
         if isinstance(forward, MaxPool) and dxs[0] is not None:
             x, y = map(self.view, saved_maps(forward))
@@ -191,7 +201,8 @@ class TrainingProgram(Program):
         if isinstance(forward, Upsample) and dxs[0] is not None:
             return layers.upsample_backward(forward, dy, dxs[0], step.adds[0])
         if isinstance(forward, LayerCall):
-            return [[lambda commands: commands.record(lambda: self._call_backward(step))]]
+            grad, after = self._gradients(forward.layers[0])
+            return [[lambda commands: commands.record(lambda: self._call_backward(step, grad))], *after]
         assert isinstance(forward, Copy)
         return layers.copy_backward(forward, [self.view(m) for m in saved_maps(forward)], dy, dxs, step.adds)
 
@@ -209,9 +220,9 @@ class TrainingProgram(Program):
         nchw(self.view(step.y))[...] = y
         self.passes[step] = backward
 
-    def _call_backward(self, step: Backward) -> None:
+    def _call_backward(self, step: Backward, grad: Arrays) -> None:
         backward: LayerBackward = self.passes.pop(step.step)
-        grad, new = self.gradients[step.step.layers[0]], Arrays()
+        new: Arrays = {}
         dxs = backward(np.ascontiguousarray(nchw(self.view(step.dy))), new)
         for name, value in new.items():
             grad[name][...] = value

@@ -17,6 +17,7 @@ from ....backend.threads import split_range
 from ...steps import Convolve
 from ..command_list import CommandList, Task, TaskStages
 from ..winograd import BAND_SIZE, Winograd, as_strided, transforms
+from . import fused
 from .pixels import MIN_TASKS
 
 M = 4  # outputs of a tile, vertically and horizontally
@@ -24,9 +25,7 @@ POSITIONS = (M + 2) ** 2
 MIN_BAND_TILES = 96  # of a band that is transformed and multiplied in cache; with fewer, weights are read too often
 CHUNK_SIZE = 1 << 23  # elements of transformed inputs and products that tasks share: 32 MB
 COLUMNS = 1 << 13  # columns of the kernels' transform that a task computes
-
-# (commands, image, first row, end row, first channel, end channel, values (rows, W, channels)): what to do with the results
-Store = Callable[[CommandList, int, int, int, int, int, np.ndarray], None]
+Written = Callable[[CommandList, int, int], None]  # (commands, first pixel, end pixel): called when these results are written
 
 
 def pays(step: Convolve, batch: int) -> bool:
@@ -54,12 +53,45 @@ def transform_kernel(matrix: np.ndarray, U: np.ndarray, rotated: bool) -> TaskSt
 
 
 class WinogradPass(Winograd):
-    """One of the passes: from x (N, H, W, C) to results (N, H, W, F) that `store` gets. U: (36, C, F), transformed before."""
+    """One of the passes: from x (N, H, W, C) to y (N, H, W, F), which is written or, with `adds`, added to.
 
-    def __init__(self, step: Convolve, x: np.ndarray, y: np.ndarray, U: np.ndarray, store: Store):
-        super().__init__(step, x, y, (U, np.zeros(y.shape[3], np.float32)), lambda bias: store, M)  # type: ignore[arg-type,return-value]
-        self.tile_rows = self.N * self.TH
+    U: the transformed kernels (36, C, F), computed before. written: called for each part of y.
+    """
+
+    def __init__(
+        self, step: Convolve, x: np.ndarray, y: np.ndarray, U: np.ndarray, adds: bool = False,
+        written: Written = lambda commands, first, end: None,
+    ):  # fmt: skip
+        super().__init__(step, x, y, (U, np.zeros(y.shape[3], np.float32)), lambda bias: self._store, M)
+        self.tile_rows, self.adds, self.written = self.N * self.TH, adds, written
         self.chunk = max(1, CHUNK_SIZE // (POSITIONS * (self.C + self.F) * self.TW))  # rows of tiles
+
+    def _store(
+        self, commands: CommandList, n: int, r0: int, r1: int, f0: int, f1: int, values: np.ndarray | None
+    ) -> None:
+        target = self.y[n, r0:r1, :, f0:f1]
+        if self.adds:
+            commands.record(np.add, target, values, out=target)
+        else:
+            commands.record(np.copyto, target, values)
+        self._report(commands, n, r0, r1)
+
+    def _report(self, commands: CommandList, n: int, r0: int, r1: int) -> None:
+        self.written(commands, (n * self.H + r0) * self.W, (n * self.H + r1) * self.W)
+
+    def output_transform(self, commands: CommandList, products: np.ndarray, t0: int, t1: int) -> None:
+        """Record A' m A of m (positions, tiles, F) into rows of tiles t0 to t1 of y."""
+        if not fused.available():
+            super().output_transform(commands, products, t0, t1)
+            return
+        lines, done = commands.scratch("lines", M + 2, M * self.TW, self.F), 0
+        for n, a, b in self.split_by_image(t0, t1):
+            part = products[:, done * self.TW : (done + b - a) * self.TW]
+            y, ld = fused.flat(self.y[n]), self.y.strides[2] // self.y.itemsize
+            arguments = a, b, self.AT[:, : M + 2].copy(), y, ld, self.H, self.W, self.F, self.adds, lines
+            commands.record(fused.kernels().winograd_output, fused.flat(part), step_of(part), *arguments)
+            self._report(commands, n, M * a, min(M * b, self.H))
+            done += b - a
 
     def stages(self) -> TaskStages:
         """Return the stages: one of bands, or for each chunk of tiles transforms, products, transforms back."""
@@ -80,6 +112,20 @@ class WinogradPass(Winograd):
     def chunk_memory(self, commands: CommandList, name: str, t0: int, t1: int, channels: int) -> np.ndarray:
         """Return shared memory (36, tiles, channels) for rows of tiles t0 to t1."""
         return commands.shared(name, POSITIONS, (t1 - t0) * self.TW, channels)
+
+    def input_transform(self, commands: CommandList, V: np.ndarray, t0: int, t1: int) -> None:
+        """Record B' d B of rows of tiles t0 to t1 -> V (positions, tiles, C)."""
+        if not fused.available():
+            super().input_transform(commands, V, t0, t1)
+            return
+        scratch, done = commands.scratch("lines", M + 2, M * self.TW + 2, self.C), 0
+        for n, a, b in self.split_by_image(t0, t1):
+            top, bottom = max(0, M * a - 1), min(self.H, M * b + 1)
+            rows = contiguous_rows(commands, self.x[n], top, bottom)
+            part = V[:, done * self.TW : (done + b - a) * self.TW]
+            arguments = self.H, self.W, self.C, top, a, b, self.BT, fused.flat(part), step_of(part), scratch
+            commands.record(fused.kernels().winograd_input, rows, *arguments)
+            done += b - a
 
     def transform_inputs(self, t0: int, t1: int, a: int, b: int, commands: CommandList) -> None:
         """Record the transform of the input of rows a to b of a chunk."""
@@ -133,26 +179,50 @@ class WinogradPass(Winograd):
         """Record A dz A' of rows a to b of a chunk: along columns, then along rows. Outside dz it is 0."""
         A = np.ascontiguousarray(transforms(M)[2].T.astype(np.float32))  # (6, 4)
         target = self.chunk_memory(commands, "M", t0, t1, self.F)[:, a * self.TW : b * self.TW]
-        R, k, F, W, H = b - a, M + 2, self.F, self.W, self.H
+        if not fused.available():
+            self._transform_gradients(commands, A, dz, target, t0 + a, t0 + b)
+            return
+        scratch, done = commands.scratch("lines", M + 2, M * self.TW, self.F), 0
+        for n, first, end in self.split_by_image(t0 + a, t0 + b):
+            top, bottom = M * first, min(self.H, M * end)
+            rows = contiguous_rows(commands, dz[n], top, bottom)
+            part = target[:, done * self.TW : (done + end - first) * self.TW]
+            arguments = self.H, self.W, self.F, top, first, end, A, fused.flat(part), step_of(part), scratch
+            commands.record(fused.kernels().winograd_gradient, rows, *arguments)
+            done += end - first
+
+    def _transform_gradients(
+        self, commands: CommandList, A: np.ndarray, dz: np.ndarray, target: np.ndarray, t0: int, t1: int
+    ) -> None:
+        """Record the same with NumPy, where it is two stacks of small gemms."""
+        R, k, F, W, H = t1 - t0, M + 2, self.F, self.W, self.H
         columns = commands.scratch("half transformed", R, k, self.TW * M, F)
         if self.TW * M > W:
             commands.record(columns[:, :, W:].fill, 0)
         done = 0
-        for n, first, end in self.split_by_image(t0 + a, t0 + b):
-            source = dz[n]
-            if source.strides[1] != F * source.itemsize:  # channels of a larger map
-                rows = commands.scratch("rows", min(H, M * end) - M * first, W, F)
-                commands.record(np.copyto, rows, source[M * first : min(H, M * end)])
-                source, offset = rows, M * first
-            else:
-                offset = 0
+        for n, first, end in self.split_by_image(t0, t1):
+            flat = contiguous_rows(commands, dz[n], M * first, min(H, M * end)).reshape(-1, W * F)
             for t in range(first, end):
-                top, bottom = M * t - offset, min(H, M * t + M) - offset
-                flat = source[top:bottom].reshape(bottom - top, W * F)
-                piece = columns[done + t - first]
+                piece, height = columns[done + t - first], min(H, M * t + M) - M * t
                 out = as_strided(piece, (k, W * F), (piece.strides[0], piece.itemsize))
-                commands.record(np.matmul, A[:, : bottom - top], flat, out=out)
+                source = flat[M * (t - first) : M * (t - first) + height]
+                commands.record(np.matmul, A[:, :height], source, out=out)
             done += end - first
         tiles = columns.reshape(R, k, self.TW, M, F)
         view = as_strided(target, (R, k, self.TW, k, F), self.tile_strides(target))
         commands.record(np.matmul, A, tiles, out=view)
+
+
+def step_of(V: np.ndarray) -> int:
+    """Return the elements from one position to the next of V (36, tiles, channels)."""
+    return V.strides[0] // V.itemsize
+
+
+def contiguous_rows(commands: CommandList, x: np.ndarray, top: int, bottom: int) -> np.ndarray:
+    """Return rows of x (H, W, C) as flat memory; those of a part of a map are copied to scratch."""
+    rows = x[top:bottom]
+    if rows.flags.c_contiguous:
+        return rows.reshape(-1)
+    copy = commands.scratch("rows", *rows.shape)
+    commands.record(np.copyto, copy, rows)
+    return copy.reshape(-1)
