@@ -287,7 +287,7 @@ class Network:
             for node in self.nodes:
                 if owner(node) == node.index:
                     for name, a in arrays[node.index].items():
-                        self.weights[node.index][name] = self.backend.asarray(a)
+                        self.weights[node.index][name][...] = self.backend.asarray(a)  # a trainer may have views of it
             self.backend.synchronize()  # so that any stream may use them
         self.program_cache.clear()
 

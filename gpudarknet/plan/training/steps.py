@@ -98,14 +98,14 @@ def saved_maps(step: Step) -> tuple[FeatureMap, ...]:
     if isinstance(step, (BatchNorm, MaxPool)):
         return *step.xs, step.y
     if isinstance(step, Bias):
-        return (step.y,)
+        return (*step.xs, step.y) if step.activation in activation.NEEDS_INPUT else (step.y,)
     if isinstance(step, Copy):
         needed = {}
         for op in step.epilogue:
             if isinstance(op, SortShortcut):
                 needed |= {step.xs[0]: None, op.other: None}
             elif isinstance(op, Activate):
-                needed |= dict.fromkeys(step.xs if op.kind in activation.NEEDS_INPUT else (step.y,))
+                needed |= dict.fromkeys((*step.xs, step.y) if op.kind in activation.NEEDS_INPUT else (step.y,))
         return tuple(needed)
     return ()  # a LayerCall's backward has its own copies
 

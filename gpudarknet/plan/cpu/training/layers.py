@@ -129,7 +129,7 @@ def copy_backward(
             if isinstance(op, Activate):
                 s, t, u, v = commands.scratch("pointwise", 4, *d[a:b].shape)
                 commands.record(np.copyto, v, kept[0][a:b])
-                apply_gradient(commands, op.kind, d[a:b], v, v, s, t, u)
+                apply_gradient(commands, op.kind, d[a:b], v, kept[-1][a:b], s, t, u)
                 gradients = [s]
             elif isinstance(op, SortShortcut):
                 gradients = sort_backward(commands, op, d[a:b], kept[0][a:b], kept[1][a:b])

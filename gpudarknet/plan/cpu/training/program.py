@@ -212,8 +212,8 @@ class TrainingProgram(Program):
         self.view(step.y)[...] = delta.transpose(0, 2, 3, 1)
 
     def _call_layer(self, step: LayerCall) -> None:
-        """Run the layer's `forward`; keep its backward."""
-        xs = [np.ascontiguousarray(nchw(self.view(m))) for m in step.xs]
+        """Run the layer's `forward` on copies of its inputs, which its backward may need; keep that."""
+        xs = [nchw(self.view(m)).copy() for m in step.xs]
         wanted = next((b for b in self.plan.backward if isinstance(b, Backward) and b.step is step), None)
         skip = wanted is not None and all(m is None for m in wanted.dxs)
         y, backward = step.layer.forward(NUMPY, step.w, *xs, ctx=replace(self.part.ctx, skip_input_grad=skip))
