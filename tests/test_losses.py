@@ -10,8 +10,8 @@ import pytest
 
 from gpudarknet.backend import get
 from gpudarknet.layers import SECTIONS, LossContext
-from gpudarknet.layers.box_loss import IOU_VARIANTS, box_delta
 from gpudarknet.layers.class_tree import Tree
+from gpudarknet.ops.box_loss import IOU_VARIANTS, box_delta
 
 CTX = LossContext(width=96, height=64, seen=10**6)
 ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)
@@ -142,6 +142,17 @@ def truths(N, count, classes, seed=0):
     return t.reshape(N, -1)
 
 
+def colliding_truths(rng, N, classes):
+    """Draw (N, 10*6) truths: half of them repeat the box of another, fewer in each image."""
+    t = np.zeros((N, 10, 6), np.float32)
+    t[..., :2], t[..., 2:4] = rng.uniform(0.02, 0.98, (N, 10, 2)), rng.uniform(0.05, 0.8, (N, 10, 2))
+    t[..., 4] = rng.integers(0, classes, (N, 10))
+    for n in range(N):
+        t[n, 5:, :4] = t[n, rng.integers(0, 5, 5), :4]
+        t[n, 10 - 2 * n :] = 0
+    return t.reshape(N, -1)
+
+
 VARIANTS = {
     "mse": {},
     "mse all anchors": dict(mask=None, iou_thresh=0.3),
@@ -177,6 +188,22 @@ def test_yolo(name):
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
     assert delta.dtype == np.float32 and (wanted != 0).sum() > N * len(head.anchor_ids) * H * W
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_truths_that_share_cells_act_one_after_the_other(name, seed):
+    """Ten truths in six cells: many have one anchor, with the same class, with another, and with the same box."""
+    head = SECTIONS["yolo"](**(dict(classes=4, num=6, mask=(0, 1, 3), anchors=ANCHORS, max=10) | VARIANTS[name]))
+    N, H, W, A = 3, 2, 3, len(head.anchor_ids)
+    rng = np.random.default_rng(seed)
+    v = rng.uniform(0.02, 0.9, (N, A, 9, H, W))
+    v[:, :, 2:4] = rng.uniform(0.2, 0.6, (N, A, 2, H, W)) if head.new_coords else rng.normal(0, 0.5, (N, A, 2, H, W))
+    y, truth = v.reshape(N, -1, H, W).astype(np.float32), colliding_truths(rng, N, 4)
+    cost, delta = head.loss(y, y, truth, CTX)
+    wanted_cost, wanted = yolo_by_loops(head, y, truth, CTX)
+    np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
+    assert cost == pytest.approx(wanted_cost, rel=1e-4)
 
 
 def test_a_head_without_truth_lowers_its_objectness():
@@ -410,6 +437,19 @@ def test_region(keys, seen):
     truth.reshape(2, -1, 6)[:, :, 4] %= 4
     cost, delta = head.loss(y, y, truth, ctx)
     wanted_cost, wanted = region_by_loops(head, y, truth, ctx)
+    np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
+    assert cost == pytest.approx(wanted_cost, rel=1e-4)
+
+
+@pytest.mark.parametrize("keys", SECOND)
+def test_region_truths_that_share_cells_act_one_after_the_other(keys):
+    head = SECTIONS["region"](classes=4, num=3, anchors=(0.8, 1.1, 1.9, 1.4, 2.6, 3.1), thresh=0.3, **keys)
+    rng = np.random.default_rng(3)
+    v = rng.normal(0, 0.5, (3, 2, 3, 3, 9))
+    v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
+    y, truth = v.reshape(3, 27, 2, 3).astype(np.float32), colliding_truths(rng, 3, 4)
+    cost, delta = head.loss(y, y, truth, CTX)
+    wanted_cost, wanted = region_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
 

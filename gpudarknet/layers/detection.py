@@ -10,6 +10,7 @@ import numpy as np
 from ..array import Array, ArrayBackend, Arrays
 from ..boxes import iou
 from ..ops import norm
+from ..ops.truths import sum_of_squares
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .limits import COUNT, NOT_NEGATIVE, Diagnostic, Limit
 
@@ -117,23 +118,24 @@ class Detection(DetectionHead, section="detection"):
         (p, conf, box), (dp, dconf, dbox) = split(flat), split(delta)
         cells = truth.reshape(N, S * S, 1 + K + 4)
         dconf[...] = self.noobject_scale * (0 - conf)
-        for n, c in np.argwhere(cells[..., 0] != 0):
-            dp[n, c] = self.class_scale * (cells[n, c, 1 : 1 + K] - p[n, c])
-            wanted = cells[n, c, 1 + K :]
-            target, pred = wanted.copy(), box[n, c].copy()
-            target[:2], pred[:, :2] = target[:2] / S, pred[:, :2] / S
-            if self.sqrt:
-                pred[:, 2:] **= 2
-            overlaps = iou(pred, target)
-            distances = ((pred - target) ** 2).sum(axis=-1)
-            best = int(overlaps.argmax() if overlaps.max() > 0 else distances.argmin())
-            if self.forced:
-                best = int(target[2] * target[3] < 0.1)
-            if self.random and ctx.seen < 64000:
-                best = int(ctx.rng.integers(B))
-            aim = overlaps[best] if self.rescore else 1
-            dconf[n, c, best] = self.object_scale * (aim - conf[n, c, best])
-            if self.sqrt:
-                wanted = np.concatenate([wanted[:2], np.sqrt(wanted[2:])])
-            dbox[n, c, best] = self.coord_scale * (wanted - box[n, c, best])
-        return float((delta.astype(np.float64) ** 2).sum()), delta.reshape(y.shape)
+        n, c = np.nonzero(cells[..., 0])
+        dp[n, c] = self.class_scale * (cells[n, c, 1 : 1 + K] - p[n, c])
+        wanted, out = cells[n, c, 1 + K :], box[n, c]  # (M, 4), (M, B, 4)
+        target, pred = wanted[:, None].copy(), out.copy()
+        target[..., :2] /= S
+        pred[..., :2] /= S
+        if self.sqrt:
+            pred[..., 2:] **= 2
+        overlaps = iou(pred, target)
+        distances = ((pred - target) ** 2).sum(axis=-1)
+        best = np.where(overlaps.max(axis=1) > 0, overlaps.argmax(axis=1), distances.argmin(axis=1))
+        if self.forced:
+            best = (wanted[:, 2] * wanted[:, 3] < 0.1).astype(int)
+        if self.random and ctx.seen < 64000:
+            best = ctx.rng.integers(B, size=len(n))
+        aim = overlaps[np.arange(len(n)), best] if self.rescore else 1
+        dconf[n, c, best] = self.object_scale * (aim - conf[n, c, best])
+        if self.sqrt:
+            wanted = np.concatenate([wanted[:, :2], np.sqrt(wanted[:, 2:])], axis=1)
+        dbox[n, c, best] = self.coord_scale * (wanted - box[n, c, best])
+        return sum_of_squares(delta), delta.reshape(y.shape)

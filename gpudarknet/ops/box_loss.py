@@ -84,6 +84,6 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def focal(p: Array) -> Array:
-    """Return the factor of the class deltas of a box whose true class has probability p.   (Lin et al. 2017, arXiv 1708.02002)"""
+    """Return the factor of the class deltas of a box whose true class has probability p (Lin et al. 2017, arXiv 1708.02002)."""
     p = p + np.float32(1e-15)
     return -0.5 * (1 - p) * (2 * p * np.log(p) + p - 1)
