@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ..array import Array, ArrayBackend
 from ..ops.yolo_loss import AnchorLoss, anchor_loss
 from .base import DetectionHead, LossContext, Shape, ShapeError
 from .class_tree import ClassMap
@@ -115,9 +116,10 @@ class AnchorHead(DetectionHead):
         """The settings of its loss that are keys of one section only."""
         raise NotImplementedError
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
-        return anchor_loss(y, truth, loss_settings(self, ctx.width, ctx.height, ctx.exact), ctx.reject)
+        settings = loss_settings(self, ctx.width, ctx.height, ctx.exact)
+        return anchor_loss(be, y, truth, ctx.loss_scale(be), settings, ctx.reject)
 
     def diagnostics(self) -> Iterator[Diagnostic]:
         yield from super().diagnostics()

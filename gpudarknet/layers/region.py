@@ -135,9 +135,10 @@ class Region(DetectionHead, section="region"):
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
         return kept * above.any(axis=-1, keepdims=True)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
-        return region_loss(y, truth, loss_settings(self), ctx.seen < ANCHOR_PRIOR_IMAGES)
+        prior = ctx.seen < ANCHOR_PRIOR_IMAGES
+        return region_loss(be, y, truth, ctx.loss_scale(be), loss_settings(self), prior)
 
 
 @lru_cache(maxsize=64)

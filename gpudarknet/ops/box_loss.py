@@ -12,7 +12,8 @@ import numpy as np
 from .. import boxes
 from ..array import Array
 
-IOU_VARIANTS = {"iou": boxes.iou, "mse": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
+# in the order of IouVariant in kernels/loss.cuh
+IOU_VARIANTS = {"mse": boxes.iou, "iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
 
 
 def edges(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from ..boxes import iou
+from .base import op
 from .box_loss import focal
+from .losses import finish, list_truths, map_of, memory_of, scaled
 from .truths import Truths, best_ious, sum_of_squares, turns
 
 CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
@@ -22,7 +26,7 @@ class ClassTree:
     last: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RegionLoss:
     """The settings of the loss of a [region] head: keys of the section.
 
@@ -44,16 +48,24 @@ class RegionLoss:
     noobject_scale: float
     class_scale: float
 
+    def numbers(self) -> list[float]:
+        """Return the fields that are numbers, in the order of `Settings` in region_loss.cu."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return [float(v) for v in values if isinstance(v, (int, float))]
 
-def region_loss(y: np.ndarray, truth: np.ndarray, s: RegionLoss, prior: bool) -> tuple[float, np.ndarray]:
-    """Return Darknet's (cost, delta) of an activated map y (N, C, H, W) and truth (N, max*6); delta like y.
+
+@op(sums=(0,))
+def region_loss(
+    be: ArrayBackend, y: Array, truth: Array, scale: Array, s: RegionLoss, prior: bool
+) -> tuple[Array, Array]:
+    """Compute the loss of an activated map y (N, C, H, W) for truth (N, max*6); the cost is the sum of squared deltas.
 
     The memory of y is in the order (N, H, W, A, coords + 1 + classes). prior: also pull all boxes towards their anchors.
     """
     N, _, H, W = y.shape
     A, o = len(s.anchors), s.coords
     delta = np.zeros_like(y)
-    v, d = by_cell(y, A), by_cell(delta, A)
+    v, d = (memory_of(a).reshape(N, H * W, A, -1) for a in (y, delta))
     anchors = s.anchors / np.array([W, H], np.float32)
     position, boxes = predicted_boxes(v, anchors, W, H)
     truth = truth[:, : s.max * 6]
@@ -69,9 +81,9 @@ def region_loss(y: np.ndarray, truth: np.ndarray, s: RegionLoss, prior: bool) ->
         n, p, a = at = np.nonzero(best > s.thresh)
         d[n, p, a, o] = 0
         if s.classfix > 0:
-            scale = s.class_scale * (out[at] if s.classfix == 2 else np.ones(len(n), np.float32))
+            gain = s.class_scale * (out[at] if s.classfix == 2 else np.ones(len(n), np.float32))
             k = truths.k[truths.best(n, boxes[:, n, p, a].T)]
-            d[n, p, a, o + 1 :] = class_deltas(v[n, p, a, o + 1 :], d[n, p, a, o + 1 :], k, scale, s)
+            d[n, p, a, o + 1 :] = class_deltas(v[n, p, a, o + 1 :], d[n, p, a, o + 1 :], k, gain, s)
     if prior:
         boxed = ~unboxed
         d[boxed, ..., :2] = 0.01 * (0.5 - position[boxed]) * slope(position[boxed])
@@ -89,20 +101,40 @@ def region_loss(y: np.ndarray, truth: np.ndarray, s: RegionLoss, prior: bool) ->
     wh = s.coord_scale * (np.log(truths.box[:, 2:] / anchors[a]) - e[:, 2:4])
     aim = iou(boxes[:, n, p, a].T, truths.box) if s.rescore else 1
     objectness = s.object_scale * (aim - e[:, o]) * slope(e[:, o])
-    scale = np.full(len(n), s.class_scale, np.float32)
+    gain = np.full(len(n), s.class_scale, np.float32)
     for turn in turns(np.ravel_multi_index(at, out.shape)):
         at = n[turn], p[turn], a[turn]
         d[(*at, slice(0, 2))], d[(*at, slice(2, 4))], d[(*at, o)] = xy[turn], wh[turn], objectness[turn]
         classes = (*at, slice(o + 1, None))
-        d[classes] = class_deltas(v[classes], d[classes], k[turn], scale[turn], s)
-    return sum_of_squares(d), delta
+        d[classes] = class_deltas(v[classes], d[classes], k[turn], gain[turn], s)
+    return scaled(sum_of_squares(d), delta, scale)
 
 
-def by_cell(y: np.ndarray, A: int) -> np.ndarray:
-    """View a map (N, C, H, W) whose memory is in the order (N, H, W, C) as (N, H*W, A, C / A)."""
+@region_loss.kernel
+def region_loss_cuda(
+    be: KernelBackend, y: Array, truth: Array, scale: Array, s: RegionLoss, prior: bool
+) -> tuple[Array, Array]:
+    if s.tree is not None:  # rare: on the CPU
+        host = be.to_numpy(memory_of(y)).astype(np.float32)
+        cost, d = region_loss.reference(be, map_of(host, y), be.to_numpy(truth), np.ones(1, np.float32), s, prior)
+        delta = be.asarray(memory_of(d))
+        return be.asarray(cost, np.float32), finish(be, y, delta, scale)[1]
     N, C, H, W = y.shape
-    memory = y if y.flags.c_contiguous else y.transpose(0, 2, 3, 1)
-    return memory.reshape(N, H * W, A, C // A)
+    A, memory = len(s.anchors), memory_of(y)
+    anchors, class_map, settings = on_device(be, be.current_device(), s)
+    boxes, classes, counts, rows = list_truths(be, truth, class_map, s.max)
+    delta, count = be.zeros(memory.shape), N * A * H * W
+    arguments = memory, delta, anchors, settings, boxes, classes, counts, rows, A, C // A, W, H
+    be.launch("region_loss.background", count, *arguments, count, int(prior))
+    be.launch("region_loss.assign", 32 * N, *arguments, block=32)
+    return finish(be, y, delta, scale)
+
+
+@lru_cache(maxsize=64)
+def on_device(be: KernelBackend, device: int | None, s: RegionLoss) -> list[Array]:
+    """Return anchors, class_map and the numbers of settings on a device."""
+    arrays = (s.anchors, np.float32), (s.class_map, np.int32), (s.numbers(), np.float32)
+    return [be.asarray(np.asarray(a, dtype)) for a, dtype in arrays]
 
 
 def predicted_boxes(v: np.ndarray, anchors: np.ndarray, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,19 +10,23 @@ A slot is one anchor of one cell of one image: an index into (N, A, H*W).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
+from ..array import Array, ArrayBackend, KernelBackend
 from ..boxes import iou
+from .base import op
 from .box_loss import IOU_VARIANTS, box_delta, focal
+from .losses import element_strides, finish, list_truths, memory_of, scaled
 from .truths import Truths, best_ious, sum_of_squares, turns
 
 CLASS_THRESH = 0.25  # a box without a class above it is background, whatever it overlaps
 Reject = Callable[[np.ndarray, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnchorLoss:
     """The settings of the loss of an anchor head; fields without a comment are keys of the section.
 
@@ -58,6 +62,11 @@ class AnchorLoss:
     corner: float = 0.0  # the offset from the predicted point to the box center, as a fraction of the box's size
     uc_normalizer: float = 1.0
 
+    def numbers(self) -> list[float]:
+        """Return the fields that are numbers, in the order of `Settings` in yolo_loss.cu; of an IoU variant its index."""
+        values = [getattr(self, f.name) for f in fields(self) if not isinstance(getattr(self, f.name), np.ndarray)]
+        return [list(IOU_VARIANTS).index(v) if isinstance(v, str) else float(v) for v in values]
+
     @property
     def box_channels(self) -> int:
         """The number of channels of an anchor before the classes."""
@@ -84,12 +93,51 @@ class Targets:
     boxed: bool = True
 
 
-def anchor_loss(y: np.ndarray, truth: np.ndarray, s: AnchorLoss, reject: Reject | None) -> tuple[float, np.ndarray]:
-    """Return Darknet's (cost, delta) of an activated map y (N, A*E, H, W) and truth (N, max*6); delta like y.
+@op(sums=(0,))
+def anchor_loss(
+    be: ArrayBackend, y: Array, truth: Array, scale: Array, s: AnchorLoss, reject: Reject | None
+) -> tuple[Array, Array]:
+    """Compute the loss of an activated map y (N, A*E, H, W) for truth (N, max*6); the cost is the sum of squared deltas.
 
-    The cost is the sum of squared deltas. reject(delta (N, A, E, H*W), E) may zero deltas in place before it is computed.
+    reject(delta, E) may zero deltas in place, in CPU memory, before the cost is computed.
     """
-    return Evaluation(y, truth, s).run(reject)
+    return scaled(*Evaluation(y, truth, s).run(reject), scale)
+
+
+@anchor_loss.kernel
+def anchor_loss_cuda(
+    be: KernelBackend, y: Array, truth: Array, scale: Array, s: AnchorLoss, reject: Reject | None
+) -> tuple[Array, Array]:
+    N, C, H, W = y.shape
+    A = len(s.anchor_ids)
+    E, slots = C // A, N * A * H * W
+    anchors, anchor_ids, places, class_map, class_weights, settings = on_device(be, be.current_device(), s)
+    boxes, classes, counts, rows = list_truths(be, truth, class_map, s.max)
+    memory = memory_of(y)
+    delta, losses = be.zeros(memory.shape), be.empty((N, 2))
+    maps = memory, delta, anchors, anchor_ids, settings, A, E, W, H, *element_strides(y)
+    truths = boxes, classes, counts, class_weights, rows
+    be.launch("yolo_loss.background", slots, *maps, *truths, slots)
+    be.launch("yolo_loss.assign", 32 * N, *maps, *truths, places, losses, len(s.anchors), block=32)
+    if s.iou_thresh < 1 or s.gaussian:
+        be.launch("yolo_loss.average", slots, *maps, slots)
+    if reject is not None and not s.gaussian:
+        host = be.to_numpy(delta).copy()
+        reject(host, E)
+        delta = be.asarray(host)
+    normalizer = s.delta_normalizer
+    if s.boxes_cost_iou:
+        return finish(be, y, delta, scale, normalizer=normalizer, per_anchor=E, first=s.box_channels - 1,
+                      gain=s.obj_normalizer, losses=losses, mean_gain=s.iou_normalizer)  # fmt: skip
+    return finish(be, y, delta, scale, normalizer=normalizer)
+
+
+@lru_cache(maxsize=64)
+def on_device(be: KernelBackend, device: int | None, s: AnchorLoss) -> list[Array]:
+    """Return anchors, anchor_ids, places, class_map, class_weights and the numbers of settings on a device."""
+    arrays = [(s.anchors, np.float32), (s.anchor_ids, np.int32), (s.places, np.int32), (s.class_map, np.int32),
+              (s.class_weights, np.float32), (s.numbers(), np.float32)]  # fmt: skip
+    return [be.asarray(np.asarray(a, dtype)) for a, dtype in arrays]
 
 
 class Evaluation:

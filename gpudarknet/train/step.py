@@ -118,32 +118,35 @@ class TrainStep:
             raise DataError(
                 f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
-        truth, size, cost = truth.reshape(N, -1), N // subdivisions, 0.0
+        truth, size, costs = truth.reshape(N, -1), N // subdivisions, []
         grads: list[Arrays] = []  # of this step, multiplied by the loss scale
         for node in net.nodes:
             grads.append(grads[owner(node)] if owner(node) != node.index else {})
         with net.on_device():
+            truth = net.backend.asarray(truth)
             for part in range(subdivisions):
                 images = slice(part * size, (part + 1) * size)
                 rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-                cost += self.accumulate(net.input(x[images]), truth[images], net.seen + images.stop, rng, grads)
-            self.skipped = not self.check_finite(cost, grads, x[:size])
+                costs.append(self.accumulate(net.input(x[images]), truth[images], net.seen + images.stop, rng, grads))
+            cost, finite = self.check_finite(costs, grads, x[:size])
+            self.skipped = not finite
             net.seen, self.iteration = net.seen + N, self.iteration + 1
             if not self.skipped:
                 self.apply_momentum(grads)
                 self.update(N)
         return cost
 
-    def accumulate(
-        self, x: Array, truth: np.ndarray, seen: int, rng: np.random.Generator, grads: list[Arrays]
-    ) -> float:
-        """Run x (N, C, H, W) forward and backward, add to `grads[i][name]`; return the mean cost of the layers with a loss.
+    def accumulate(self, x: Array, truth: Array, seen: int, rng: np.random.Generator, grads: list[Arrays]) -> Array:
+        """Run x (N, C, H, W) forward and backward, add to `grads[i][name]`; return the mean cost (1,) of the layers with a loss.
 
-        seen: images trained on so far, these included.
+        truth (N, truths) is on the backend. seen: images trained on so far, these included. Nothing waits for the device.
         """
         net, be = self.net, self.net.backend
         cfg = net.net
-        loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, self.filter_deltas)
+        filters = cfg.num_sigmas_reject_badlabels or cfg.badlabels_rejection_percentage or cfg.equidistant_point
+        scale = be.asarray(np.array([self.loss_scale.value], np.float32))
+        reject = self.filter_deltas if filters else None
+        loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, reject, scale)
         progress = self.iteration / cfg.max_batches if cfg.max_batches else 0.0
         ctx = ForwardContext(
             train=True,
@@ -157,7 +160,7 @@ class TrainStep:
         inputs: dict[int, Array] = {-1: x}
         backwards: list[Backward | None] = []
         deltas: dict[int, Array] = {}
-        costs: list[float] = []
+        costs: list[Array] = []
 
         def on_output(index: int, y: Array, backward: Backward) -> None:
             node = net.nodes[index]
@@ -166,23 +169,21 @@ class TrainStep:
                 inputs[index] = y
             if not node.layer.has_loss:
                 return
-            loss_input, output = (
-                be.to_numpy(a).astype(np.float32, copy=False) for a in (inputs.get(node.sources[0], y), y)
-            )
             try:
-                value, delta = node.layer.loss(loss_input, output, truth, loss_ctx)
+                value, delta = node.layer.loss(be, inputs.get(node.sources[0], y), y, truth, loss_ctx)
             except ValueError as e:
                 raise DataError(
                     f"a truth of {truth.shape[1]} values per image does not fit {self.layer_name(index)} of {net.config.path}"
                 ) from e
             costs.append(value)
-            deltas[index] = be.asarray(delta * np.float32(self.loss_scale.value), self.dtype)
+            deltas[index] = delta.astype(self.dtype, copy=False)  # outputs of sums are float32
 
         with np.errstate(all="ignore"):  # `check_finite` looks for values that are not finite
             net.forward(x.astype(self.dtype, copy=False), ctx, on_output)
             deltas |= self.cpu_bugs.kept_deltas if self.cpu_bugs else {}
             backward(net.nodes, backwards, deltas, grads, self.first_trained)
-        return sum(costs) / len(costs)
+        mean: Array = sum(costs[1:], costs[0]) / len(costs)
+        return mean
 
     def filter_deltas(self, delta: np.ndarray, anchor_size: int) -> None:
         """Zero late deltas of a [yolo] as [net] asks for; anchor_size: values per anchor."""
@@ -249,19 +250,20 @@ class TrainStep:
                     average *= cfg.ema_alpha
                     average += (1 - cfg.ema_alpha) * own[name]
 
-    def check_finite(self, cost: float, grads: list[Arrays], x: Any) -> bool:
-        """Return whether all gradients are finite; if not, lower a dynamic loss scale.
+    def check_finite(self, costs: list[Array], grads: list[Arrays], x: Any) -> tuple[float, bool]:
+        """Return the sum of costs (1,), and whether all gradients are finite; if not, lower a dynamic loss scale.
 
-        Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
+        Waits for the device, once. Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
         """
-        xp = self.net.backend.xp
+        be, xp = self.net.backend, self.net.backend.xp
         with np.errstate(all="ignore"):
             sums = [g.sum() for own in grads for g in own.values()]
-            total = float(xp.stack(sums).sum()) if sums else 0.0  # a single synchronization with the device
+            total = xp.stack(sums).sum(keepdims=True) if sums else xp.zeros(1)
+            cost, total = be.to_numpy(xp.concatenate([sum(costs[1:], costs[0]), total], dtype=np.float64)).tolist()
         if math.isfinite(cost) and math.isfinite(total):
-            return True
+            return cost, True
         if math.isfinite(cost) and self.loss_scale.backoff():
-            return False
+            return cost, False
         net, advice = self.net, "lower learning_rate, lengthen burn_in, or check the labels"
         advice += ", or train in fp32" if self.dtype == np.float16 else ""
         if math.isfinite(cost) and self.loss_scale.value > 1:
