@@ -49,8 +49,9 @@ extern "C" __global__ void list_truths(const float *truth, const int *class_map,
 // i / inner % E counts from `first` on. One block per part.
 extern "C" __global__ void scale_deltas(const float *delta, const float *scale, T *out, float *parts, int n, int inner, int E,
                                         int first, float normalizer) {
+    int start = blockIdx.x * PART, end = min(start + PART, n);
     double sum = 0;
-    for (int i = blockIdx.x * PART + threadIdx.x; i < min(n, (blockIdx.x + 1) * PART); i += blockDim.x) {
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
         double d = delta[i];
         if (i / inner % E >= first) sum += d * d;
         out[i] = delta[i] * normalizer * scale[0];
@@ -82,8 +83,9 @@ __device__ inline int nchw(int i, int C, int P) { return (i / (C * P) * C + i % 
 // -log y where t is not 0.
 extern "C" __global__ void softmax_loss(const T *y, const float *truth, const float *scale, T *delta, float *parts, int n,
                                         int C, int P, float ignored) {
+    int start = blockIdx.x * PART, end = min(start + PART, n);
     double sum = 0;
-    for (int i = blockIdx.x * PART + threadIdx.x; i < min(n, (blockIdx.x + 1) * PART); i += blockDim.x) {
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
         float t = truth[nchw(i, C, P)], p = y[i];
         if (t != ignored && t != 0) sum -= logf(p);
         delta[i] = t == ignored ? 0.0f : (t - p) * scale[0];
@@ -96,8 +98,9 @@ extern "C" __global__ void softmax_loss(const T *y, const float *truth, const fl
 // label; parts: sums of squares, with `smooth` 2 |t - x| - 1 where that is clipped.
 extern "C" __global__ void cost_loss(const T *x, const float *truth, const float *scale, T *delta, float *parts, int n, int C,
                                      int P, int masked, int smooth, float ignored) {
+    int start = blockIdx.x * PART, end = min(start + PART, n);
     double sum = 0;
-    for (int i = blockIdx.x * PART + threadIdx.x; i < min(n, (blockIdx.x + 1) * PART); i += blockDim.x) {
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
         float t = truth[nchw(i, C, P)], error = masked && t == ignored ? 0.0f : t - x[i], size = fabsf(error);
         sum += smooth && !(size < 1) ? 2 * size - 1 : error * error;
         delta[i] = (smooth ? fminf(fmaxf(error, -1), 1) : error) * scale[0];

@@ -605,11 +605,7 @@ FAULTS = {  # a piece of a kernel, what replaces it, and the cases that notice i
     "uncertainty": ("(z * z / sigma - 1 / soft)", "(z * z / sigma - 1 / sigma)", "anchor_loss"),
     "the gradient of CIoU": ("if (exact) slope = ratio", "if (false) slope = ratio", "anchor_loss"),
     "boxes in the cost": ("if (i / inner % E >= first)", "if (true)", "anchor_loss"),
-    "a part of the cost": (
-        "i < min(n, (blockIdx.x + 1) * PART)",
-        "i < min(n - 1, (blockIdx.x + 1) * PART)",
-        "softmax_loss",
-    ),
+    "a part of the cost": ("end = min(start + PART, n)", "end = min(start + PART, n - 1)", "softmax_loss"),
     "rescore": ("s.rescore ? iou", "false ? iou", "region_loss"),
     "prior": ("0.01f * (0.5f - position)", "0.01f * (0.4f - position)", "region_loss"),
     "forced": ("if (forced) best", "if (false) best", "detection_loss"),
