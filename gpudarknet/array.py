@@ -54,5 +54,7 @@ class ArrayBackend(Protocol):
 class KernelBackend(ArrayBackend, Protocol):
     """An `ArrayBackend` that launches kernels: the only kind that the CUDA version of an op gets."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def launch(self) -> LaunchKernel: ...

@@ -7,11 +7,17 @@ from pathlib import Path
 import darknet_recordings
 import numpy as np
 import pytest
+from backends import backend_for
 
 import gpudarknet as gd
 from gpudarknet import cfg
 
 RECORDED = np.load(Path(__file__).parent / "data" / "original.npz")
+LOSSES = [
+    name
+    for name in darknet_recordings.RUNS
+    if name.startswith(("yolo", "gaussian", "region", "detection", "softmax", "cost"))
+]
 INDEX = {str(name): k for k, name in enumerate(RECORDED["names"])}
 
 
@@ -19,11 +25,14 @@ def test_every_run_is_recorded():
     assert list(INDEX) == list(darknet_recordings.RUNS)
 
 
-@pytest.mark.parametrize("name", darknet_recordings.RUNS)
-def test_a_training_goes_as_in_darknet(name, tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*(("numpy", name) for name in darknet_recordings.RUNS), *(("host-cuda", name) for name in LOSSES)],
+)
+def test_a_training_goes_as_in_darknet(backend, name, tmp_path):
     """Costs within 1e-4, weights within 1e-4 of the largest change: float32 sums in another order; most agree to 1e-5."""
     run, k = darknet_recordings.RUNS[name], INDEX[name]
-    net = gd.load_network(cfg.parse(run.text(tmp_path)), backend="numpy")
+    net = gd.load_network(cfg.parse(run.text(tmp_path)), backend=backend_for(backend))
     first = darknet_recordings.weights(net, k)
     flat = first
     for own in net.weights:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import gpudarknet as gd
-from gpudarknet import cfg
+from gpudarknet import backend, cfg
 from gpudarknet.layers import SECTIONS, LossContext
 from gpudarknet.train.label_filter import LabelFilter
 
+BE = backend.get("numpy")
 KEYS = {
     "sigmas": dict(sigmas=3.0, percent=0.0, point=0),
     "percent": dict(sigmas=0.0, percent=20.0, point=0),
@@ -84,14 +85,14 @@ def test_the_cost_excludes_rejected_deltas():
     y = np.random.default_rng(1).random((1, 7, 3, 4), np.float32)
     truth = np.zeros((1, 12), np.float32)
     truth[0, :5] = 0.4, 0.5, 0.3, 0.2, 1
-    whole, delta = head.loss(y, y, truth, LossContext(40, 30))
+    whole, delta = head.loss(BE, y, y, truth, LossContext(40, 30))
     seen = []
 
     def reject(d, anchor_size):
         seen.append(anchor_size)
         d[np.abs(d) > 0.5] = 0
 
-    less, kept = head.loss(y, y, truth, LossContext(40, 30, reject=reject))
+    less, kept = head.loss(BE, y, y, truth, LossContext(40, 30, reject=reject))
     np.testing.assert_array_equal(kept, np.where(np.abs(delta) > 0.5, 0, delta))
     assert seen == [7] and less == pytest.approx((kept.astype(np.float64) ** 2).sum()) and less < whole
 

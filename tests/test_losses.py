@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import fields
 from math import atan, exp, log, pi, sqrt
 
+import host_cuda
 import numpy as np
+import op_cases
 import pytest
+from backends import Poisoned, backend_for
 
-from gpudarknet.backend import get
+from gpudarknet import backend
+from gpudarknet.backend import cuda
 from gpudarknet.layers import SECTIONS, LossContext
-from gpudarknet.layers.box_loss import IOU_VARIANTS, box_delta
 from gpudarknet.layers.class_tree import Tree
+from gpudarknet.ops.box_loss import IOU_VARIANTS, box_delta
+from gpudarknet.ops.region_loss import RegionLoss
+from gpudarknet.ops.yolo_loss import AnchorLoss
 
+BE = backend.get("numpy")
 CTX = LossContext(width=96, height=64, seen=10**6)
 ANCHORS = (8, 10, 14, 20, 22, 16, 30, 34, 40, 28, 44, 46)
 
@@ -142,6 +151,17 @@ def truths(N, count, classes, seed=0):
     return t.reshape(N, -1)
 
 
+def colliding_truths(rng, N, classes):
+    """Draw (N, 10*6) truths: half of them repeat the box of another, fewer in each image."""
+    t = np.zeros((N, 10, 6), np.float32)
+    t[..., :2], t[..., 2:4] = rng.uniform(0.02, 0.98, (N, 10, 2)), rng.uniform(0.05, 0.8, (N, 10, 2))
+    t[..., 4] = rng.integers(0, classes, (N, 10))
+    for n in range(N):
+        t[n, 5:, :4] = t[n, rng.integers(0, 5, 5), :4]
+        t[n, 10 - 2 * n :] = 0
+    return t.reshape(N, -1)
+
+
 VARIANTS = {
     "mse": {},
     "mse all anchors": dict(mask=None, iou_thresh=0.3),
@@ -172,17 +192,33 @@ def test_yolo(name):
     v[:, :, 4:] = rng.uniform(0.02, 0.6, v[:, :, 4:].shape)
     y = v.reshape(N, -1, H, W).astype(np.float32)
     truth = truths(N, 7, 4)
-    cost, delta = head.loss(y, y, truth, CTX)
+    cost, delta = head.loss(BE, y, y, truth, CTX)
     wanted_cost, wanted = yolo_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
     assert delta.dtype == np.float32 and (wanted != 0).sum() > N * len(head.anchor_ids) * H * W
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_truths_that_share_cells_act_one_after_the_other(name, seed):
+    """Ten truths in six cells: many have one anchor, with the same class, with another, and with the same box."""
+    head = SECTIONS["yolo"](**(dict(classes=4, num=6, mask=(0, 1, 3), anchors=ANCHORS, max=10) | VARIANTS[name]))
+    N, H, W, A = 3, 2, 3, len(head.anchor_ids)
+    rng = np.random.default_rng(seed)
+    v = rng.uniform(0.02, 0.9, (N, A, 9, H, W))
+    v[:, :, 2:4] = rng.uniform(0.2, 0.6, (N, A, 2, H, W)) if head.new_coords else rng.normal(0, 0.5, (N, A, 2, H, W))
+    y, truth = v.reshape(N, -1, H, W).astype(np.float32), colliding_truths(rng, N, 4)
+    cost, delta = head.loss(BE, y, y, truth, CTX)
+    wanted_cost, wanted = yolo_by_loops(head, y, truth, CTX)
+    np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
+    assert cost == pytest.approx(wanted_cost, rel=1e-4)
+
+
 def test_a_head_without_truth_lowers_its_objectness():
     head = SECTIONS["yolo"](classes=2, num=2, anchors=(8, 10, 30, 20), iou_loss="giou")
     y = np.random.default_rng(0).random((1, 14, 2, 3), np.float32)
-    cost, delta = head.loss(y, y, np.zeros((1, 12), np.float32), CTX)
+    cost, delta = head.loss(BE, y, y, np.zeros((1, 12), np.float32), CTX)
     objectness = y.reshape(1, 2, 7, 2, 3)[:, :, 4]
     np.testing.assert_allclose(delta.reshape(1, 2, 7, 2, 3)[:, :, 4], -objectness)
     assert cost == pytest.approx(float((objectness**2).sum()))
@@ -191,28 +227,28 @@ def test_a_head_without_truth_lowers_its_objectness():
 def test_a_truth_on_the_right_edge_stays_in_its_row():
     head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 30))
     y = np.full((1, 6, 2, 3), 0.5, np.float32)
-    _, delta = head.loss(y, y, np.array([[1.0, 0.2, 0.3, 0.3, 0, 0]], np.float32), CTX)
+    _, delta = head.loss(BE, y, y, np.array([[1.0, 0.2, 0.3, 0.3, 0, 0]], np.float32), CTX)
     assert delta[0, 4].argmax() == 2
 
 
 def test_anchors_beyond_num_do_not_compete_unless_the_mask_names_them():
     """The truth fits the third of three listed anchors; with num=2 it goes to the second, the better one of two."""
     y, truth = np.full((1, 12, 2, 3), 0.5, np.float32), np.array([[0.4, 0.2, 0.5, 0.5, 0, 0]], np.float32)
-    delta = SECTIONS["yolo"](classes=1, num=2, anchors=(8, 8, 20, 20, 48, 32)).loss(y, y, truth, CTX)[1]
+    delta = SECTIONS["yolo"](classes=1, num=2, anchors=(8, 8, 20, 20, 48, 32)).loss(BE, y, y, truth, CTX)[1]
     assert (delta.reshape(2, 6, 2, 3)[1, :4] != 0).any() and not (delta.reshape(2, 6, 2, 3)[0, :4] != 0).any()
     masked = SECTIONS["yolo"](classes=1, num=2, mask=(0, 2), anchors=(8, 8, 20, 20, 48, 32))
     assert masked.shape((12, 2, 3)) == (12, 2, 3)
-    assert (masked.loss(y, y, truth, CTX)[1].reshape(2, 6, 2, 3)[1, :4] != 0).any()
+    assert (masked.loss(BE, y, y, truth, CTX)[1].reshape(2, 6, 2, 3)[1, :4] != 0).any()
 
 
 def test_delta_normalizer_and_class_map():
     keys = dict(classes=3, num=1, anchors=(30, 30))
     y = np.random.default_rng(0).random((1, 8, 2, 3), np.float32)
     truth = np.array([[0.4, 0.2, 0.3, 0.3, 0, 0]], np.float32)
-    _, plain = SECTIONS["yolo"](**keys).loss(y, y, truth, CTX)
-    _, half = SECTIONS["yolo"](delta_normalizer=0.5, **keys).loss(y, y, truth, CTX)
+    _, plain = SECTIONS["yolo"](**keys).loss(BE, y, y, truth, CTX)
+    _, half = SECTIONS["yolo"](delta_normalizer=0.5, **keys).loss(BE, y, y, truth, CTX)
     np.testing.assert_allclose(half, plain / 2)
-    _, mapped = SECTIONS["yolo"](map=(2, 0, 1), **keys).loss(y, y, truth, CTX)
+    _, mapped = SECTIONS["yolo"](map=(2, 0, 1), **keys).loss(BE, y, y, truth, CTX)
     assert [delta[0, 5:, 0, 1].argmax() for delta in (plain, mapped)] == [0, 2]
 
 
@@ -285,7 +321,7 @@ def test_exact_is_the_gradient_of_the_input(keys):
     head = SECTIONS["yolo"](classes=1, num=1, anchors=(30, 24), iou_loss="iou", iou_normalizer=0.5, **keys)
     rng, t = np.random.default_rng(4), (0.5, 0.7, 0.3, 0.4)
     raw = rng.uniform(0.3, 0.6, (1, 6, 2, 3))
-    forward = lambda x: head.forward(get("numpy"), {}, x, ctx=None)[0]  # noqa: E731
+    forward = lambda x: head.forward(BE, {}, x, ctx=None)[0]  # noqa: E731
 
     def like(x):
         e = forward(x)[0, :4, 1, 1]
@@ -300,7 +336,7 @@ def test_exact_is_the_gradient_of_the_input(keys):
         slopes.append((like(up) - like(down)) / 2e-5)
     y = forward(raw).astype(np.float32)
     truth = np.array([[*t, 0, 0]], np.float32)
-    _, delta = head.loss(y, y, truth, LossContext(96, 64, exact=True))
+    _, delta = head.loss(BE, y, y, truth, LossContext(96, 64, exact=True))
     np.testing.assert_allclose(delta[0, :4, 1, 1], slopes, rtol=1e-4)
 
 
@@ -315,7 +351,7 @@ def test_gaussian_mse():
     rng = np.random.default_rng(3)
     y = rng.uniform(0.1, 0.9, (1, 11, 2, 3)).astype(np.float32)
     t = (0.5, 0.7, 0.3, 0.4)
-    cost, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), CTX)
+    cost, delta = head.loss(BE, y, y, np.array([[*t, 1, 0]], np.float32), CTX)
     j, i, got, out = 1, 1, delta[0, :, 1, 1], y[0, :, 1, 1].astype(float)
     wanted = (t[0] * 3 - i, t[1] * 2 - j, log(t[2] * 96 / 30), log(t[3] * 64 / 20))
     for c in range(4):
@@ -333,7 +369,7 @@ def test_gaussian_iou_moves_the_means_only_by_the_iou():
     head = SECTIONS["Gaussian_yolo"](classes=2, num=1, anchors=(30, 20), iou_loss="ciou")
     y = np.random.default_rng(3).uniform(0.1, 0.9, (1, 11, 2, 3)).astype(np.float32)
     t = (0.5, 0.7, 0.3, 0.4)
-    _, delta = head.loss(y, y, np.array([[*t, 1, 0]], np.float32), CTX)
+    _, delta = head.loss(BE, y, y, np.array([[*t, 1, 0]], np.float32), CTX)
     e = y[0, :, 1, 1].astype(float)
     p = ((1 + e[0]) / 3, (1 + e[2]) / 2, exp(e[4]) * 30 / 96, exp(e[6]) * 20 / 64)
     move = np.array(delta_of(p, t, "ciou")) * (1, 1, exp(e[4]), exp(e[6])) * 0.75
@@ -408,8 +444,21 @@ def test_region(keys, seen):
     v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
     y, truth, ctx = v.reshape(2, 27, 3, 5).astype(np.float32), truths(2, 6, 4, seed=5), LossContext(96, 64, seen)
     truth.reshape(2, -1, 6)[:, :, 4] %= 4
-    cost, delta = head.loss(y, y, truth, ctx)
+    cost, delta = head.loss(BE, y, y, truth, ctx)
     wanted_cost, wanted = region_by_loops(head, y, truth, ctx)
+    np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
+    assert cost == pytest.approx(wanted_cost, rel=1e-4)
+
+
+@pytest.mark.parametrize("keys", SECOND)
+def test_region_truths_that_share_cells_act_one_after_the_other(keys):
+    head = SECTIONS["region"](classes=4, num=3, anchors=(0.8, 1.1, 1.9, 1.4, 2.6, 3.1), thresh=0.3, **keys)
+    rng = np.random.default_rng(3)
+    v = rng.normal(0, 0.5, (3, 2, 3, 3, 9))
+    v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
+    y, truth = v.reshape(3, 27, 2, 3).astype(np.float32), colliding_truths(rng, 3, 4)
+    cost, delta = head.loss(BE, y, y, truth, CTX)
+    wanted_cost, wanted = region_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
     assert cost == pytest.approx(wanted_cost, rel=1e-4)
 
@@ -419,10 +468,10 @@ def test_region_with_a_tree_walks_to_the_root():
     tree = Tree(names=("a", "b", "c", "d"), parents=(-1, -1, 1, 1), starts=(0, 2))
     head = SECTIONS["region"](classes=4, num=1, anchors=(1.0, 1.0), tree=tree, bias_match=1)
     y = np.random.default_rng(0).uniform(0.1, 0.9, (1, 9, 2, 3)).astype(np.float32)
-    _, delta = head.loss(y, y, np.array([[0.4, 0.7, 0.3, 0.3, 3, 0]], np.float32), CTX)
+    _, delta = head.loss(BE, y, y, np.array([[0.4, 0.7, 0.3, 0.3, 3, 0]], np.float32), CTX)
     v, d = y.reshape(2, 3, 9)[1, 1], delta.reshape(2, 3, 9)[1, 1]
     np.testing.assert_allclose(d[5:], (0 - v[5], 1 - v[6], 0 - v[7], 1 - v[8]), rtol=1e-6)
-    _, delta = head.loss(y, y, np.array([[2e5, 2e5, 0, 0, 0, 0]], np.float32), CTX)  # a class without a box
+    _, delta = head.loss(BE, y, y, np.array([[2e5, 2e5, 0, 0, 0, 0]], np.float32), CTX)  # a class without a box
     d, cells = delta.reshape(6, 9), y.reshape(6, 9)
     best = int((cells[:, 4] * cells[:, 5]).argmax())
     wanted = np.zeros((6, 9))
@@ -442,7 +491,7 @@ def test_detection(keys):
     y = rng.uniform(0.1, 0.9, (1, 4 * (2 * 5 + 3), 1, 1)).astype(np.float32)
     truth = np.zeros((4, 8), np.float32)
     truth[2] = 1, 0, 1, 0, 0.4, 0.6, 0.5, 0.3
-    cost, delta = head.loss(y, y, truth.reshape(1, -1), CTX)
+    cost, delta = head.loss(BE, y, y, truth.reshape(1, -1), CTX)
     v, d = y.reshape(-1).astype(float), delta.reshape(-1)
     boxes = v[20:].reshape(4, 2, 4)[2]
     size = 2 if head.sqrt else 1
@@ -462,7 +511,7 @@ def test_detection(keys):
 def test_softmax():
     head, y = SECTIONS["softmax"](), np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]], np.float32).reshape(2, 3, 1, 1)
     truth = np.array([[0, 1, 0], [0.9, -1234, 0.1]], np.float32)
-    cost, delta = head.loss(y, y, truth, CTX)
+    cost, delta = head.loss(BE, y, y, truth, CTX)
     assert cost == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)))
     np.testing.assert_allclose(delta.reshape(2, 3), [[-0.2, 0.5, -0.3], [0.3, 0, 0]], atol=1e-7)
 
@@ -478,6 +527,105 @@ def test_softmax():
 def test_cost(kind, cost, delta):
     layer = SECTIONS["cost"](type=kind, scale=3.0)
     x = np.array([0.5, -1, 0.1, 2], np.float32).reshape(1, 4, 1, 1)
-    got_cost, got = layer.loss(x, np.zeros_like(x), np.array([[1, 1, 0, -1234]], np.float32), CTX)
+    got_cost, got = layer.loss(BE, x, np.zeros_like(x), np.array([[1, 1, 0, -1234]], np.float32), CTX)
     assert got_cost == pytest.approx(cost, rel=1e-6)
     np.testing.assert_allclose(got.reshape(-1), delta, rtol=1e-6)
+
+
+# On every backend: layouts, and mistakes that must be noticed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "name", ["yolo_loss.anchor_loss", "losses.softmax_loss", "losses.cost_loss", "losses.detection_loss"]
+)
+def test_maps_may_be_nhwc_in_memory(be, name, dtype):
+    """The same deltas as of NCHW memory, in the layout of the output."""
+    for case in (case for case in op_cases.CASES if case.op.name == name and case.shape == (2, 3, 5, 7)):
+        y, *others = (be.asarray(a) if isinstance(a, np.ndarray) else a for a in case.args)
+        y = y.astype(dtype)
+        cost, delta = case.op(be, y, *others)
+        nhwc = be.asarray(y.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        nhwc_cost, nhwc_delta = case.op(be, nhwc, *others)
+        assert (nhwc_delta.strides, nhwc_delta.dtype) == (nhwc.strides, dtype) and nhwc.strides != y.strides
+        np.testing.assert_array_equal(be.to_numpy(nhwc_delta), be.to_numpy(delta))
+        np.testing.assert_allclose(be.to_numpy(nhwc_cost), be.to_numpy(cost), rtol=1e-5)
+
+
+def test_the_memory_of_region_is_in_one_order(be):
+    """Seen as NCHW or as NHWC."""
+    for case in (
+        case for case in op_cases.CASES if case.op.name == "region_loss.region_loss" and case.shape == (2, 3, 5, 7)
+    ):
+        y, *others = (be.asarray(a) if isinstance(a, np.ndarray) else a for a in case.args)
+        N, C, H, W = y.shape
+        cost, delta = case.op(be, y, *others)
+        nhwc_cost, nhwc_delta = case.op(be, y.reshape(N, H, W, C).transpose(0, 3, 1, 2), *others)
+        assert be.to_numpy(cost) == be.to_numpy(nhwc_cost)
+        np.testing.assert_array_equal(be.to_numpy(nhwc_delta.transpose(0, 2, 3, 1)).ravel(), be.to_numpy(delta).ravel())
+
+
+def test_losses_reject_labels_on_every_backend(be):
+    """The cost is that of the deltas that are left; they are scaled afterwards."""
+    case = next(c for c in op_cases.CASES if c.op.name == "yolo_loss.anchor_loss" and c.shape == (2, 3, 5, 7))
+    y, truth, _, settings, _ = (be.asarray(a) if isinstance(a, np.ndarray) else a for a in case.args)
+    one, two = (be.asarray(np.float32([scale])) for scale in (1, 2))
+    _, delta = case.op(be, y, truth, one, settings, None)
+    seen = []
+
+    def reject(d, anchor_size):
+        seen.append(anchor_size)
+        d[np.abs(d) > 0.5] = 0
+
+    cost, kept = case.op(be, y, truth, two, settings, reject)
+    wanted = np.where(np.abs(be.to_numpy(delta)) > 0.5, 0, be.to_numpy(delta))
+    np.testing.assert_array_equal(be.to_numpy(kept), 2 * wanted)
+    assert seen == [8] and be.to_numpy(cost) == pytest.approx((wanted.astype(np.float64) ** 2).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("file", "settings"), [("yolo_loss", AnchorLoss), ("region_loss", RegionLoss)])
+def test_kernels_read_the_settings_in_their_order(file, settings):
+    struct = re.search(r"struct Settings \{\s*float ([^;]*);", cuda.source(file))[1]
+    numbers = [f.name for f in fields(settings) if f.type in ("int", "float", "bool", "str")]
+    assert struct.replace("\n", " ").replace(" ", "").split(",") == numbers
+
+
+FAULTS = {  # a piece of a kernel, what replaces it, and the cases that notice it
+    "an empty truth does not end a list": ("t[0] == 0", "false", "anchor_loss"),
+    "the order of truths": ("t < counts[image]; t++", "t < max(counts[image] - 1, 0); t++", "anchor_loss"),
+    "a class of a set slot": ("if (c == k) delta", "delta", "anchor_loss"),
+    "no barrier between truths": (
+        "if (lanes > 1) __syncwarp();  // all have read before one writes",
+        "",
+        "anchor_loss",
+    ),
+    "similar anchors": ("if (m != best && !similar) continue;", "if (m != best) continue;", "anchor_loss"),
+    "smooth objectness": ("slot.delta[o] == 0", "true", "anchor_loss"),
+    "corners": ("d[c] -= s.corner", "d[c] += s.corner", "anchor_loss"),
+    "uncertainty": ("(z * z / sigma - 1 / soft)", "(z * z / sigma - 1 / sigma)", "anchor_loss"),
+    "the gradient of CIoU": ("if (exact) slope = ratio", "if (false) slope = ratio", "anchor_loss"),
+    "boxes in the cost": ("if (i / inner % E >= first)", "if (true)", "anchor_loss"),
+    "a part of the cost": ("end = min(start + PART, n)", "end = min(start + PART, n - 1)", "softmax_loss"),
+    "rescore": ("s.rescore ? iou", "false ? iou", "region_loss"),
+    "prior": ("0.01f * (0.5f - position)", "0.01f * (0.4f - position)", "region_loss"),
+    "forced": ("if (forced) best", "if (false) best", "detection_loss"),
+    "nothing overlaps": ("if (!(overlap > 0)) best = nearest;", "", "detection_loss"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_mistake_in_a_kernel_is_noticed(name):
+    right, wrong, op = FAULTS[name]
+    be = Poisoned("host-cuda", np, host_cuda.launcher(lambda text: text.replace(right, wrong)))
+    assert backend_for("host-cuda") and any(
+        right in cuda.source(file) for file in ("yolo_loss", "region_loss", "losses")
+    )
+
+    def wrong_in(case):
+        try:
+            op_cases.compare(op_cases.run(be, case, case.args), case.want(case.args), case, case.rtol, case.atol)
+        except (AssertionError, host_cuda.KernelError):
+            return True
+        return False
+
+    assert any(wrong_in(c) for c in op_cases.CASES if c.op.name.endswith(op) and c.shape == (3, 8, 13, 6))

@@ -93,8 +93,8 @@ def cost_function(net, weights, x, truth, detects):
 
     def loss():
         z, y, backward = forward()
-        cost, delta = head.loss(z, y, truth, LossContext(net.width, net.height, seen))
-        return cost, backward(delta.astype(np.float64), {})[0]
+        cost, delta = head.loss(net.backend, z, y, truth, LossContext(net.width, net.height, seen))
+        return cost.item(), backward(delta.astype(np.float64), {})[0]
 
     cost, delta = loss()
     return cost, (lambda: -np.vdot(delta, forward()[0])) if detects else (lambda: loss()[0])

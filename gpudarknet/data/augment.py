@@ -15,7 +15,7 @@ import numpy as np
 from ..cfg import Net
 from ..layers import DetectionHead
 from ..layers.class_tree import Tree
-from ..layers.softmax import IGNORE_LABEL
+from ..ops.losses import IGNORE_LABEL
 
 Image = np.ndarray
 Boxes = np.ndarray

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .base import DetectionHead, Shape, ShapeError
+from ..array import Array, ArrayBackend
+from ..ops.yolo_loss import AnchorLoss, anchor_loss
+from .base import DetectionHead, LossContext, Shape, ShapeError
 from .class_tree import ClassMap
 from .limits import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Diagnostic, Limit, between
 
@@ -108,6 +111,16 @@ class AnchorHead(DetectionHead):
     def input_channels(self) -> int:
         return len(self.anchor_ids) * (self.classes + self.box_channels)
 
+    @property
+    def section_settings(self) -> dict[str, Any]:
+        """The settings of its loss that are keys of one section only."""
+        raise NotImplementedError
+
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
+        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
+        settings = loss_settings(self, ctx.width, ctx.height, ctx.exact)
+        return anchor_loss(be, y, truth, ctx.loss_scale(be), settings, ctx.reject)
+
     def diagnostics(self) -> Iterator[Diagnostic]:
         yield from super().diagnostics()
         mask = ",".join(map(str, self.anchor_ids))
@@ -137,3 +150,24 @@ class AnchorHead(DetectionHead):
                 f" set filters={wanted} in the layer before it"
             )
         return inputs[0]
+
+
+@lru_cache(maxsize=64)
+def loss_settings(head: AnchorHead, width: int, height: int, exact: bool) -> AnchorLoss:
+    """Return what `anchor_loss` needs to know of a head in a network whose input has this size in pixels."""
+    ids, weights = head.anchor_ids, np.ones(head.classes, np.float32)
+    if head.counters_per_class:
+        counters = np.maximum(head.counters_per_class, 1)  # a class without objects counts as one with one
+        weights = np.minimum(counters.max() / counters, head.max_delta).astype(np.float32)
+    named = {f.name for f in fields(AnchorLoss)} & {f.name for f in fields(AnchorHead)} - {"anchors"}
+    return AnchorLoss(
+        anchors=head.anchor_sizes() / np.array([width, height], np.float32),
+        anchor_ids=np.array(ids),
+        places=np.array([ids.index(k) if k in ids else -1 for k in range(head.num_anchors)]),
+        class_map=np.arange(head.classes) if head.map is None else np.array(head.map),
+        class_weights=weights,
+        weighted=bool(head.counters_per_class),
+        exact=exact,
+        **{name: getattr(head, name) for name in named},
+        **head.section_settings,
+    )

@@ -51,7 +51,7 @@ class LossContext:
     """The inputs of a loss other than output and truth: size of the network input in pixels, images seen so far, randomness.
 
     exact: return the gradient of an IoU loss where Darknet's delta differs from it. reject(delta, channels per anchor) zeroes
-    deltas of [yolo] in place.
+    deltas of [yolo] in place, in CPU memory. scale (1,), float32 on the backend: what deltas are multiplied by; None means 1.
     """
 
     width: int
@@ -60,6 +60,11 @@ class LossContext:
     exact: bool = False
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     reject: Callable[[np.ndarray, int], None] | None = None
+    scale: Array | None = None
+
+    def loss_scale(self, be: ArrayBackend) -> Array:
+        """Return `scale` (1,) on the backend."""
+        return be.asarray(np.ones(1, np.float32)) if self.scale is None else self.scale
 
 
 class ShapeError(ValueError):
@@ -158,11 +163,12 @@ class Layer(Record):
         """
         raise NotImplementedError
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """Return (cost, delta) for output y (N, C, H, W) and truth (N, truths), all in CPU memory.
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
+        """Return (cost, delta) for output y (N, C, H, W) and truth (N, truths) in float32, all on the backend.
 
-        cost is what Darknet reports, summed over the batch; delta (y's shape) is Darknet's negative gradient with respect
-        to the dy of `backward`. x is the layer's input. Only layers with `has_loss` have one.
+        cost (1,) is what Darknet reports, summed over the batch; delta is Darknet's negative gradient with respect to the
+        dy of `backward`, times ctx.scale, with y's shape, type and memory layout (NCHW, or a view of NHWC). x is the layer's
+        input. Only layers with `has_loss` have one.
         """
         raise NotImplementedError
 

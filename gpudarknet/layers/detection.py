@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
-from ..boxes import iou
 from ..ops import norm
+from ..ops.losses import detection_loss
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
 from .limits import COUNT, NOT_NEGATIVE, Diagnostic, Limit
 
@@ -103,37 +103,15 @@ class Detection(DetectionHead, section="detection"):
         classes = found[:, 1 : 1 + K].argmax(axis=1)
         return np.column_stack([xy, found[:, 3 + K :], classes]).astype(np.float32)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """truth (N, S*S*(1 + classes + 4)): for each cell 1 if it holds an object, its class one-hot, x and y in it, w, h."""
-        N, S, B, K = y.shape[0], self.side, self.num, self.classes
-        flat = y.reshape(N, -1)
-        delta = np.zeros_like(flat)
-
-        def split(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            """View an array as classes (N, cells, K), confidences (N, cells, B), boxes (N, cells, B, 4)."""
-            return (a[:, : S * S * K].reshape(N, S * S, K), a[:, S * S * K : S * S * (K + B)].reshape(N, S * S, B),
-                    a[:, S * S * (K + B) :].reshape(N, S * S, B, 4))  # fmt: skip
-
-        (p, conf, box), (dp, dconf, dbox) = split(flat), split(delta)
-        cells = truth.reshape(N, S * S, 1 + K + 4)
-        dconf[...] = self.noobject_scale * (0 - conf)
-        for n, c in np.argwhere(cells[..., 0] != 0):
-            dp[n, c] = self.class_scale * (cells[n, c, 1 : 1 + K] - p[n, c])
-            wanted = cells[n, c, 1 + K :]
-            target, pred = wanted.copy(), box[n, c].copy()
-            target[:2], pred[:, :2] = target[:2] / S, pred[:, :2] / S
-            if self.sqrt:
-                pred[:, 2:] **= 2
-            overlaps = iou(pred, target)
-            distances = ((pred - target) ** 2).sum(axis=-1)
-            best = int(overlaps.argmax() if overlaps.max() > 0 else distances.argmin())
-            if self.forced:
-                best = int(target[2] * target[3] < 0.1)
-            if self.random and ctx.seen < 64000:
-                best = int(ctx.rng.integers(B))
-            aim = overlaps[best] if self.rescore else 1
-            dconf[n, c, best] = self.object_scale * (aim - conf[n, c, best])
-            if self.sqrt:
-                wanted = np.concatenate([wanted[:2], np.sqrt(wanted[2:])])
-            dbox[n, c, best] = self.coord_scale * (wanted - box[n, c, best])
-        return float((delta.astype(np.float64) ** 2).sum()), delta.reshape(y.shape)
+        S, draws = self.side, None
+        if self.random and ctx.seen < 64000:
+            objects = be.to_numpy(truth).reshape(len(y), S * S, -1)[..., 0] != 0
+            drawn = np.zeros(objects.shape, np.int32)
+            drawn[objects] = ctx.rng.integers(self.num, size=np.count_nonzero(objects))
+            draws = be.asarray(drawn)
+        return detection_loss(
+            be, y, truth, draws, ctx.loss_scale(be), S, self.num, self.classes, self.sqrt, self.rescore, self.forced,
+            self.coord_scale, self.object_scale, self.noobject_scale, self.class_scale,
+        )  # fmt: skip

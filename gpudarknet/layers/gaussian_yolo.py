@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import yolo
 from .anchors import AnchorHead
-from .base import Backward, ForwardContext, LossContext
-from .yolo_loss import anchor_loss
+from .base import Backward, ForwardContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +20,11 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
     box_channels = 9
     uc_normalizer: float = 1.0
     yolo_point: Literal["center", "left_top", "right_bottom"] = "center"
+
+    @property
+    def corner(self) -> float:
+        """The offset from the predicted point to the box center, as a fraction of the box's size."""
+        return {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[self.yolo_point]
 
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         y = yolo.gaussian_activate(be, xs[0], len(self.anchor_ids), self.scale_x_y)
@@ -37,8 +41,7 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         plain[:, :, 5:] *= 1 - v[:, :, 1:8:2].mean(axis=2, keepdims=True)
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         rows = yolo.yolo_decode(be, plain.reshape(N, -1, H, W), anchors, net_w, net_h, thresh, 0)
-        shift = {"center": 0.0, "left_top": 0.5, "right_bottom": -0.5}[self.yolo_point]
-        rows[:, 2:4] += shift * rows[:, 4:6]  # the predicted point is a corner
+        rows[:, 2:4] += self.corner * rows[:, 4:6]
         return be.to_numpy(rows)
 
     def uncertainty(self, be: ArrayBackend, y: Array, thresh: float) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +52,6 @@ class GaussianYolo(AnchorHead, section="Gaussian_yolo"):
         above = v[..., 8] > thresh
         return v[above][:, 1:8:2], np.nonzero(above)[0]
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """As for [yolo], with a delta for each uncertainty."""
-        return anchor_loss(self, y, truth, ctx, gaussian=True)
+    @property
+    def section_settings(self) -> dict[str, Any]:
+        return dict(gaussian=True, corner=self.corner, uc_normalizer=self.uc_normalizer)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
-from ..boxes import iou
 from ..ops import norm, yolo
+from ..ops.region_loss import ClassTree, RegionLoss, region_loss
 from .anchors import ANCHOR_COUNT, anchor_array, anchor_diagnostics, map_diagnostics
 from .base import Backward, DetectionHead, ForwardContext, LossContext, Shape, ShapeError
-from .box_loss import focal
 from .class_tree import ClassMap, Tree
 from .limits import NOT_NEGATIVE, Diagnostic, Limit
 
 ANCHOR_PRIOR_IMAGES = 12800  # for so many images, all boxes are also pulled towards their anchors
-CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,89 +135,20 @@ class Region(DetectionHead, section="region"):
         np.put_along_axis(kept, last[..., None], np.take_along_axis(p, last[..., None], -1), -1)
         return kept * above.any(axis=-1, keepdims=True)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
-        return region_loss(self, y, truth, ctx)
+        prior = ctx.seen < ANCHOR_PRIOR_IMAGES
+        return region_loss(be, y, truth, ctx.loss_scale(be), loss_settings(self), prior)
 
 
-def slope(y: np.ndarray) -> np.ndarray:
-    """Return the derivative of the sigmoid whose value is y."""
-    return (1 - y) * y
-
-
-def region_loss(head: Region, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-    """Return (cost, delta) as forward_region_layer does.
-
-    y (N, C, H, W) in [cell][anchor][entry] order, truth (N, boxes*6); delta in the order of y.
-    """
-    N, _, H, W = y.shape
-    A, o = head.num, head.coords
-    v = y.reshape(N, H, W, A, -1)
-    delta = np.zeros_like(v)
-    anchors = head.anchor_sizes() / np.array([W, H], np.float32)
-    cells = np.stack(np.meshgrid(np.arange(W), np.arange(H)), axis=-1).astype(np.float32)[:, :, None]  # (H, W, 1, 2)
-    grid = np.array([W, H], np.float32)
-    position = 1 / (1 + np.exp(-v[..., :2]))
-    boxes = np.concatenate([(position + cells) / grid, np.exp(v[..., 2:4]) * anchors], axis=-1)
-
-    def box_delta(at: tuple[int, ...], box: np.ndarray, scale: float) -> None:
-        """Move the box at (n, j, i, a) towards a truth (x, y, w, h)."""
-        n, j, i, a = at
-        p = position[at]
-        delta[at][:2] = scale * (box[:2] * grid - (i, j) - p) * slope(p)
-        delta[at][2:4] = scale * (np.log(box[2:] / anchors[a]) - v[at][2:4])
-
-    def class_delta(at: tuple[int, ...], k: int, scale: float) -> None:
-        """Set the class deltas of a box to class k; in a tree, at every level from k up to the root."""
-        out, dk = v[at][o + 1 :], delta[at][o + 1 :]
-        if head.tree is None:
-            dk[:] = scale * (0 - out)
-            dk[k] = scale * (1 - out[k])
-            if head.focal_loss:
-                dk *= focal(out[k])
-            return
-        starts = (*head.tree.starts, head.classes)
-        while k >= 0:
-            group = int(np.searchsorted(starts, k, side="right")) - 1
-            siblings = slice(starts[group], starts[group + 1])
-            dk[siblings] = scale * (0 - out[siblings])
-            dk[k] = scale * (1 - out[k])
-            k = head.tree.parents[k]
-
-    for n, rows in enumerate(truth.reshape(N, -1, 6)):
-        ends = np.flatnonzero(rows[:, 0] == 0)
-        rows = rows[: ends[0] if ends.size else None][: head.max]
-        if head.tree is not None and len(only := rows[(rows[:, 0] > CLASS_ONLY) & (rows[:, 1] > CLASS_ONLY)]):
-            k = int(only[0, 4])
-            p = v[n, ..., o] * head.tree.hierarchy(v[n, ..., o + 1 :])[..., k]
-            class_delta((n, *np.unravel_index(p.argmax(), p.shape)), k, head.class_scale)
-            continue
-        rows = rows[(rows[:, 4] >= 0) & (rows[:, 4] < head.num_truth_classes)]
-        classes = rows[:, 4].astype(int)
-        if head.map is not None:
-            classes = np.array(head.map, int)[classes]
-        out = v[n, ..., o]
-        ious = iou(boxes[n][..., None, :], rows[:, :4]) if len(rows) else np.zeros((*out.shape, 1), np.float32)
-        best = ious.max(axis=-1)
-        goal = best if head.classfix == -1 else 0
-        delta[n, ..., o] = head.noobject_scale * (goal - out) * slope(out)
-        if head.classfix != -1:
-            ignored = best > head.thresh
-            delta[n, ..., o][ignored] = 0
-            if head.classfix > 0:
-                for j, i, a in np.argwhere(ignored):
-                    scale = head.class_scale * (float(out[j, i, a]) if head.classfix == 2 else 1)
-                    class_delta((n, j, i, a), classes[ious[j, i, a].argmax()], scale)
-        if ctx.seen < ANCHOR_PRIOR_IMAGES:
-            delta[n, ..., :2] = 0.01 * (0.5 - position[n]) * slope(position[n])
-            delta[n, ..., 2:4] = 0.01 * (0 - v[n, ..., 2:4])
-        for box, k in zip(rows[:, :4], classes, strict=True):
-            i, j = (min(max(int(p * size), 0), size - 1) for p, size in zip(box[:2], (W, H), strict=True))
-            shapes = np.zeros((A, 4), np.float32)
-            shapes[:, 2:] = anchors if head.bias_match else boxes[n, j, i, :, 2:]
-            at = n, j, i, int(iou(shapes, box * np.array([0, 0, 1, 1], np.float32)).argmax())
-            box_delta(at, box, head.coord_scale)
-            goal = iou(boxes[at], box) if head.rescore else 1
-            delta[at][o] = head.object_scale * (goal - v[at][o]) * slope(v[at][o])
-            class_delta(at, int(k), head.class_scale)
-    return float((delta.astype(np.float64) ** 2).sum()), delta.reshape(y.shape)
+@lru_cache(maxsize=64)
+def loss_settings(head: Region) -> RegionLoss:
+    """Return what `region_loss` needs to know of a head."""
+    tree = None
+    if head.tree is not None:
+        first, last = np.array(head.tree.groups).T
+        sizes = last - first
+        tree = ClassTree(np.array(head.tree.parents), np.repeat(first, sizes), np.repeat(last, sizes))
+    class_map = np.arange(head.classes) if head.map is None else np.array(head.map)
+    keys = {f.name: getattr(head, f.name) for f in fields(RegionLoss) if f.name != "class_map"}
+    return RegionLoss(**{**keys, "anchors": head.anchor_sizes(), "class_map": class_map, "tree": tree})

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import norm
+from ..ops.losses import cost_loss, softmax_loss
 from .base import Backward, ForwardContext, Layer, LossContext, Shape, ShapeError
 from .class_tree import Tree
 from .limits import COUNT, Limit
-
-IGNORE_LABEL = -1234.0  # truth value of classes without a label, which have no loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +46,11 @@ class Softmax(Layer, section="softmax", aliases=("soft",)):
         y = norm.softmax(be, rows, self.tree.starts if self.tree else (0,), self.temperature)
         return y.reshape(x.shape), lambda dy, grad: (dy,)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """Cross entropy: delta = t - p, with respect to the layer's input; cost = sum of -log p where t is not 0."""
         if self.noloss:
-            return 0.0, np.zeros_like(y)
-        t = truth.reshape(y.shape).astype(np.float32)
-        labelled = t != IGNORE_LABEL
-        with np.errstate(divide="ignore"):
-            cost = -np.log(y[labelled & (t != 0)], dtype=np.float64).sum()
-        return float(cost), np.where(labelled, t - y, 0)
+            return be.zeros((1,)), be.xp.zeros_like(y)
+        return softmax_loss(be, y, truth, ctx.loss_scale(be))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +69,6 @@ class Cost(Layer, section="cost"):
     def forward(self, be: ArrayBackend, w: Arrays, *xs: Array, ctx: ForwardContext) -> tuple[Array, Backward]:
         return be.zeros(xs[0].shape, xs[0].dtype), lambda dy, grad: (dy * self.scale,)
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
+    def loss(self, be: ArrayBackend, x: Array, y: Array, truth: Array, ctx: LossContext) -> tuple[Array, Array]:
         """sse: delta = t - x, cost = sum of delta^2; smooth: delta is clipped to +-1; masked: both are 0 where t is -1234."""
-        t = truth.reshape(x.shape).astype(np.float32)
-        error = np.where(t == IGNORE_LABEL, 0, t - x) if self.type == "masked" else t - x
-        if self.type == "smooth":
-            size = np.abs(error)
-            cost = np.where(size < 1, error * error, 2 * size - 1)
-            return float(cost.sum(dtype=np.float64)), np.clip(error, -1, 1)
-        return float((error * error).sum(dtype=np.float64)), error
+        return cost_loss(be, x, truth, ctx.loss_scale(be), self.type)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..array import Array, ArrayBackend, Arrays
 from ..ops import yolo
 from .anchors import AnchorHead
-from .base import Backward, ForwardContext, LossContext
-from .yolo_loss import anchor_loss
+from .base import Backward, ForwardContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Yolo(AnchorHead, section="yolo"):
         anchors = be.asarray(self.anchor_sizes()[list(self.anchor_ids)])
         return be.to_numpy(yolo.yolo_decode(be, y, anchors, net_w, net_h, thresh, self.new_coords))
 
-    def loss(self, x: np.ndarray, y: np.ndarray, truth: np.ndarray, ctx: LossContext) -> tuple[float, np.ndarray]:
-        """truth (N, boxes*6): rows x, y, w, h, class, track, relative to the image; the first row with x = 0 ends the list."""
-        return anchor_loss(self, y, truth, ctx, gaussian=False)
+    @property
+    def section_settings(self) -> dict[str, Any]:
+        boxes_cost_iou = self.iou_loss != "mse" and bool(self.show_details)
+        return dict(new_coords=self.new_coords, focal_loss=self.focal_loss, boxes_cost_iou=boxes_cost_iou)

@@ -37,9 +37,11 @@ class LabelFilter:
         start = end * 3 // 4
         late = 0 < start < iteration
         sigmas, percent = (sigmas, percent) if late else (0.0, 0.0)
+        if not (sigmas or percent or 0 < point < iteration):
+            return
         sizes = np.abs(delta)
         nonzero = sizes[sizes > 0]
-        if not (sigmas or percent or 0 < point < iteration) or not nonzero.size:
+        if not nonzero.size:
             return
         progress = (iteration - point) / max(end - point, 1)
         low = self.mean * progress * 1.4

@@ -138,32 +138,37 @@ class TrainStep:
             raise DataError(
                 f"a batch of {N} images and {len(truth)} truths; both counts must be the same multiple of {multiple}"
             )
-        truth, size, cost = truth.reshape(N, -1), N // subdivisions, 0.0
+        truth, size, costs = truth.reshape(N, -1), N // subdivisions, []
         self.sum = PairwiseSum(self.add)
         with net.on_device():
+            truth = net.backend.asarray(truth)
             net.program_cache.clear()  # the weights are about to change
             for part in range(subdivisions):
                 images = slice(part * size, (part + 1) * size)
                 rng = np.random.default_rng([self.seed, self.iteration, 2, part])
-                cost += self.compute_gradients(net.input(x[images]), truth[images], net.seen + images.stop, rng)
+                costs.append(self.compute_gradients(net.input(x[images]), truth[images], net.seen + images.stop, rng))
                 if subdivisions > 1:
                     self.sum.push(self.engine.gradients)
             gradients = self.sum.total() if subdivisions > 1 else self.engine.gradients
-            self.skipped = not self.check_finite(cost, gradients, x[:size])
+            cost, finite = self.check_finite(costs, gradients, x[:size])
+            self.skipped = not finite
             net.seen, self.iteration = net.seen + N, self.iteration + 1
             if not self.skipped:
                 self.update(gradients, N)
         return cost
 
-    def compute_gradients(self, x: Array, truth: np.ndarray, seen: int, rng: np.random.Generator) -> float:
-        """Run x (N, C, H, W) forward and backward; return the mean cost of the layers with a loss.
+    def compute_gradients(self, x: Array, truth: Array, seen: int, rng: np.random.Generator) -> Array:
+        """Run x (N, C, H, W) forward and backward; return the mean cost (1,) of the layers with a loss.
 
-        Writes `engine.gradients`: gradients, as negative as Darknet's deltas, multiplied by the loss scale. seen: images trained
-        on so far, these included.
+        Writes `engine.gradients`: gradients, as negative as Darknet's deltas, multiplied by the loss scale. truth (N, truths) is
+        on the backend. seen: images trained on so far, these included. Nothing waits for the device.
         """
         net, be = self.net, self.net.backend
         cfg = net.net
-        loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, self.filter_deltas)
+        filters = cfg.num_sigmas_reject_badlabels or cfg.badlabels_rejection_percentage or cfg.equidistant_point
+        scale = be.asarray(np.array([self.loss_scale.value], np.float32))
+        reject = self.filter_deltas if filters else None
+        loss_ctx = LossContext(net.width, net.height, seen, self.exact, rng, reject, scale)
         ctx = ForwardContext(
             train=True,
             rng=rng,
@@ -172,23 +177,23 @@ class TrainStep:
             frozen=self.first_trained,
             skip_input_grad=True,
         )
-        costs: list[float] = []
+        costs: list[Array] = []
 
         def delta(layer: Layer, x: Array | None, y: Array) -> Array:
-            loss_input, output = (be.to_numpy(a).astype(np.float32, copy=False) for a in (y if x is None else x, y))
             try:
-                value, delta = layer.loss(loss_input, output, truth, loss_ctx)
+                value, delta = layer.loss(be, y if x is None else x, y, truth, loss_ctx)
             except ValueError as e:
                 index = next(node.index for node in net.nodes if node.layer is layer)
                 raise DataError(
                     f"a truth of {truth.shape[1]} values per image does not fit {self.layer_name(index)} of {net.config.path}"
                 ) from e
             costs.append(value)
-            return be.asarray(delta * np.float32(self.loss_scale.value), self.dtype)
+            return delta.astype(self.dtype, copy=False)  # outputs of sums are float32
 
         with np.errstate(all="ignore"):  # `check_finite` looks for values that are not finite
             self.engine.run(x.astype(self.dtype, copy=False), ctx, delta)
-        return sum(costs) / len(costs)
+        mean: Array = sum(costs[1:], costs[0]) / len(costs)
+        return mean
 
     def add(self, a: Array, b: Array) -> None:
         """Add vector b to vector a."""
@@ -282,18 +287,19 @@ class TrainStep:
                     average *= cfg.ema_alpha
                     average += (1 - cfg.ema_alpha) * own[name]
 
-    def check_finite(self, cost: float, gradients: Array, x: Any) -> bool:
-        """Return whether all gradients are finite; if not, lower a dynamic loss scale.
+    def check_finite(self, costs: list[Array], gradients: Array, x: Any) -> tuple[float, bool]:
+        """Return the sum of costs (1,), and whether all gradients are finite; if not, lower a dynamic loss scale.
 
-        Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
+        Waits for the device, once. Raises TrainError, naming the layer, if the cost is not finite or the scale cannot be lowered.
         """
-        xp = self.net.backend.xp
+        be, xp = self.net.backend, self.net.backend.xp
         with np.errstate(all="ignore"):
-            total = self.total(gradients)
+            sums = [sum(costs[1:], costs[0]), self.total(gradients)]
+            cost, total = be.to_numpy(xp.concatenate(sums, dtype=np.float64)).tolist()
         if math.isfinite(cost) and math.isfinite(total):
-            return True
+            return cost, True
         if math.isfinite(cost) and self.loss_scale.backoff():
-            return False
+            return cost, False
         net, advice = self.net, "lower learning_rate, lengthen burn_in, or check the labels"
         advice += ", or train in fp32" if self.dtype == np.float16 else ""
         if math.isfinite(cost) and self.loss_scale.value > 1:
@@ -319,16 +325,16 @@ class TrainStep:
                     break
         raise TrainError(f"{net.config.path}: iteration {self.iteration + 1}: {what}; {advice}")
 
-    def total(self, vector: Array) -> float:
-        """Return the sum of a vector, which is not finite if an element is not."""
+    def total(self, vector: Array) -> Array:
+        """Return the sum (1,) of a vector, which is not finite if an element is not."""
         if not self.on_cpu:
-            return float(vector.sum())
+            return vector.sum(keepdims=True)
         pieces = split_range(len(vector), UPDATE_PIECE)
         sums = np.zeros(max(len(pieces), 1), np.float32)
         self.net.backend.run_parallel(
             [lambda k=k, i=i, j=j: vector[i:j].sum(out=sums[k, ...]) for k, (i, j) in enumerate(pieces)]
         )
-        return float(sums.sum())
+        return sums.sum(keepdims=True)
 
     def layer_name(self, index: int) -> str:
         """Return how messages name a layer."""

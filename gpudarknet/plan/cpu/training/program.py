@@ -63,6 +63,7 @@ class TrainingProgram(Program):
         }
         self.statistics: dict[int, np.ndarray] = {}
         self.counts: dict[int, int] = {}
+        self.outputs: dict[int, np.ndarray] = {}  # of fallback layers with a loss, until it is computed
         self.part: Part
         with self.queue:
             self._record()
@@ -207,9 +208,10 @@ class TrainingProgram(Program):
         return layers.copy_backward(forward, [self.view(m) for m in saved_maps(forward)], dy, dxs, step.adds)
 
     def _loss(self, step: Loss) -> None:
-        y, x = self.view(step.xs[0]), self.view(step.xs[1]) if len(step.xs) > 1 else None
-        delta = self.part.delta(step.layer, None if x is None else nchw(x), nchw(y))
-        self.view(step.y)[...] = delta.transpose(0, 2, 3, 1)
+        x = nchw(self.view(step.xs[1])) if len(step.xs) > 1 else None
+        y = self.outputs.pop(step.layers[0], None)  # of a fallback layer as it is: that of [region] has an order of its own
+        delta = self.part.delta(step.layer, x, nchw(self.view(step.xs[0])) if y is None else y)
+        nchw(self.view(step.y))[...] = delta
 
     def _call_layer(self, step: LayerCall) -> None:
         """Run the layer's `forward` on copies of its inputs, which its backward may need; keep that."""
@@ -219,6 +221,8 @@ class TrainingProgram(Program):
         y, backward = step.layer.forward(NUMPY, step.w, *xs, ctx=replace(self.part.ctx, skip_input_grad=skip))
         nchw(self.view(step.y))[...] = y
         self.passes[step] = backward
+        if step.layer.has_loss:
+            self.outputs[step.layers[0]] = y
 
     def _call_backward(self, step: Backward, grad: Arrays) -> None:
         backward: LayerBackward = self.passes.pop(step.step)

@@ -12,7 +12,8 @@ import numpy as np
 from .. import boxes
 from ..array import Array
 
-IOU_VARIANTS = {"iou": boxes.iou, "mse": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
+# in the order of IouVariant in kernels/loss.cuh
+IOU_VARIANTS = {"mse": boxes.iou, "iou": boxes.iou, "giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}
 
 
 def edges(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -84,6 +85,6 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def focal(p: Array) -> Array:
-    """Return the factor of the class deltas of a box whose true class has probability p.   (Lin et al. 2017, arXiv 1708.02002)"""
+    """Return the factor of the class deltas of a box whose true class has probability p (Lin et al. 2017, arXiv 1708.02002)."""
     p = p + np.float32(1e-15)
     return -0.5 * (1 - p) * (2 * p * np.log(p) + p - 1)
