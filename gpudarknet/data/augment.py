@@ -23,6 +23,16 @@ Draw = Callable[[np.random.Generator], tuple[Image, Boxes]]  # draws an image of
 BLUR_SIZE = 17  # pixels, the kernel of blur=1
 
 
+def to_input(image: Image, out: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, C), 0..255 -> float32 (C, H, W), 0..1, in `out` if given."""
+    import cv2
+
+    H, W, C = image.shape
+    planes = np.empty((C, H, W), image.dtype)
+    cv2.split(image, list(planes))  # twice as fast as a strided multiplication
+    return np.multiply(planes, np.float32(1 / 255), out=out, dtype=np.float32)
+
+
 def rand_scale(rng: np.random.Generator, s: float) -> float:
     """Draw uniformly between 1 and s; return the value or, with probability 0.5, its reciprocal."""
     scale = float(rng.uniform(1, s)) if s > 1 else float(rng.uniform(s, 1)) if s > 0 else 1.0
@@ -95,8 +105,10 @@ class DetectionAugment:
             gaussian_noise=net.gaussian_noise,
         )  # fmt: skip
 
-    def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make one training sample for a W x H input: x (C, H, W) float32, and the head's truth.
+    def sample(
+        self, draw: Draw, rng: np.random.Generator, W: int, H: int, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make one training sample for a W x H input: x (C, H, W) float32, in `out` if given, and the head's truth.
 
         With mosaic or mixup, half of the samples combine several images.
         """
@@ -109,9 +121,7 @@ class DetectionAugment:
                 image2, boxes2, _ = self.augment_image(*draw(rng), rng, W, H)
                 image = ((image.astype(np.uint16) + image2 + 1) // 2).astype(np.uint8)
                 boxes = np.concatenate([boxes, boxes2])
-        x = np.empty((image.shape[2], H, W), np.float32)
-        np.multiply(image.transpose(2, 0, 1), np.float32(1 / 255), out=x)
-        return x, self.truth(boxes)
+        return to_input(image, out), self.truth(boxes)
 
     def augment_image(
         self, image: Image, boxes: Boxes, rng: np.random.Generator, W: int, H: int, corner: int | None = None
@@ -294,8 +304,10 @@ class ClassifierAugment:
             colors=Colors(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure),
         )  # fmt: skip
 
-    def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make one training sample for a W x H input: x (C, H, W) float32, truth (classes,)."""
+    def sample(
+        self, draw: Draw, rng: np.random.Generator, W: int, H: int, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make one training sample for a W x H input: x (C, H, W) float32, in `out` if given, truth (classes,)."""
         image, truth = self.augment_image(draw, rng, W, H)
         mixing = self.mixing if rng.random() < 0.5 else ""
         mixing = ("cutmix", "mosaic")[int(rng.integers(2))] if mixing == "cutmix or mosaic" else mixing
@@ -319,8 +331,7 @@ class ClassifierAugment:
                 image[tile] = image2[tile]
                 total += truth2 * (image[tile].shape[0] * image[tile].shape[1] / (W * H))
             truth = total
-        planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
-        return planes * np.float32(1 / 255), truth.astype(np.float32)
+        return to_input(image, out), truth.astype(np.float32)
 
     def augment_image(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw an image; return a random crop of it, rotated and scaled, as float32 (H, W, C), 0..255, and its truth."""
