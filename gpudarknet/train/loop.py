@@ -21,6 +21,7 @@ from ..data import DataSet, Loader, input_size
 from ..errors import DarknetError, TrainWarning
 from ..network import Network
 from . import checkpoint, lr_schedule
+from .batches import Batches
 from .folder import TrainingFolder
 from .history import History, writable
 from .signals import StopSignals
@@ -121,14 +122,14 @@ class TrainingRun:
         error: BaseException | None = None
         self.signals = StopSignals()
         with (
-            Loader(self.data, trainer.batch, size, trainer.seed, self.workers) as loader,
+            Batches(Loader(self.data, trainer.batch, size, trainer.seed, self.workers), net) as batches,
             self.signals.deferred(),
         ):
             try:
                 if missed:
                     self.history.set_score(first, self.validate())
                 while trainer.iteration < stop and self.signals.received is None:
-                    last = self.iterate(loader, size(trainer.iteration), stop)
+                    last = self.iterate(batches, size(trainer.iteration), stop)
                     self.report(last)
             except BaseException as e:
                 error = e
@@ -142,17 +143,17 @@ class TrainingRun:
             net.save_weights(self.folder.weights("final"))
         return last
 
-    def iterate(self, loader: Loader, size: tuple[int, int], stop: int) -> Progress:
+    def iterate(self, batches: Batches, size: tuple[int, int], stop: int) -> Progress:
         """Run one iteration and everything that is due after it."""
         trainer, net = self.trainer, self.trainer.net
         begin = time.perf_counter()
-        x, truth = loader.get(trainer.iteration)
-        waited = time.perf_counter() - begin
-        if size != (net.width, net.height):
-            net.resize(*size)
-        self.resumable = False
-        loss = trainer.step(x, truth) / len(x)
-        self.resumable = True
+        with batches.get(trainer.iteration) as (x, truth):
+            waited = time.perf_counter() - begin
+            if size != (net.width, net.height):
+                net.resize(*size)
+            self.resumable = False
+            loss = trainer.step(x, truth) / len(x)
+            self.resumable = True
         seconds = time.perf_counter() - begin
         mean = self.seconds_per_iteration
         self.average = loss if np.isnan(self.average) else 0.9 * self.average + 0.1 * loss
