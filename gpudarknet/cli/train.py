@@ -89,12 +89,14 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
                 data, folder, measure=measure, report=shown.iteration, workers=args.workers, metric=metric,
                 save_last=file.savelast, save_weights=file.saveweights, score_epochs=args.mAP_epochs, chart=args.chart,
             )  # fmt: skip
+            shown.summary()
         except (KeyboardInterrupt, SystemExit, BrokenPipeError) as e:
             if folder.weights("last").is_file():
                 text = f"stopped after iteration {trainer.iteration} of {end}; resume from {folder.weights('last')}"
                 if isinstance(e, BrokenPipeError):
                     eprint("note", f"standard output was closed; {text}")
                 else:
+                    shown.summary()
                     print(text)
             raise
 
@@ -133,7 +135,13 @@ FLAGS = (
         "Random seed; the same seed gives the same training. Default: 0 or, resuming, the checkpoint's",
         limits=(0, MAX_SEED),
     ),
-    Flag("workers", int, 0, "Threads that prepare images; 0 means one per core", limits=NOT_NEGATIVE),
+    Flag(
+        "workers",
+        int,
+        0,
+        "Processes that prepare images (threads if not on Linux); 0 means one per core",
+        limits=NOT_NEGATIVE,
+    ),
     Flag("fp16", bool, False, "Mixed precision on a GPU: activations and deltas in float16, weights in float32"),
     Flag(
         "show_imgs",

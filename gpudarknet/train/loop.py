@@ -34,6 +34,19 @@ MIN_EMA_ITERATIONS = 2000  # the average starts at half of max_batches and ends 
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """What the iterations of a run took until now, without validations and checkpoints. waited: seconds, for data."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, images: int, seconds: float, waited: float) -> Throughput:
+        """Return it with another iteration."""
+        return Throughput(self.images + images, self.seconds + seconds, self.waited + waited)
+
+
+@dataclass(frozen=True)
 class Progress:
     """The state of training after an iteration: loss per image and its running average; times in seconds."""
 
@@ -53,6 +66,8 @@ class Progress:
     skipped: bool = False  # a gradient overflowed, the weights were not updated
     map: float | None = None  # the validation score, if it was due after this iteration
     best: float | None = None
+    waiting: float = 0.0  # share of the time spent waiting for data, a running average that leaves out the first batch
+    run: Throughput = Throughput()
 
 
 class TrainingRun:
@@ -107,6 +122,8 @@ class TrainingRun:
             self.best, self.validated = -math.inf, trainer.iteration
         self.resumable = True  # False while a step is half done, whose state must not be saved
         self.seconds_per_iteration = float("nan")  # a running average
+        self.waited_per_iteration = 0.0  # the part of it spent waiting for data
+        self.throughput = Throughput()
         self.last_saved = self.last_drawn = time.monotonic()
 
     def run(self, iterations: int | None = None) -> Progress | None:
@@ -158,6 +175,8 @@ class TrainingRun:
         mean = self.seconds_per_iteration
         self.average = loss if np.isnan(self.average) else 0.9 * self.average + 0.1 * loss
         self.seconds_per_iteration = seconds if np.isnan(mean) else 0.95 * mean + 0.05 * seconds
+        self.waited_per_iteration = 0.0 if np.isnan(mean) else 0.95 * self.waited_per_iteration + 0.05 * waited
+        self.throughput = self.throughput.add(len(x), seconds, waited)
         score = self.validate()
         k = trainer.iteration
         self.history.rows.append((k, loss, self.average, trainer.rate, "" if score is None else score))
@@ -166,6 +185,7 @@ class TrainingRun:
             k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, len(x), *size,
             left=self.seconds_per_iteration * (stop - k), scale=trainer.loss_scale.value, skipped=trainer.skipped, map=score,
             best=self.best if math.isfinite(self.best) else None,
+            waiting=self.waited_per_iteration / self.seconds_per_iteration, run=self.throughput,
         )  # fmt: skip
 
     def is_due(self, k: int) -> bool:
