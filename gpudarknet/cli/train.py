@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from ..errors import DataError
 from ..io import resources
 from ..layers import DetectionHead
 from ..network import load_network
-from ..train import Trainer, TrainingFolder, datasets
+from ..train import Trainer, TrainingFolder, datasets, layer_times
 from ..train.step import MAX_SEED
 from . import eprint, inputs
 from .arguments import FRACTION, NOT_NEGATIVE, Arguments, Command, Flag, UsageError
@@ -82,6 +85,8 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
         iterations = f"iterations {begin + 1} to {end}" if begin < end else f"iteration {begin} of {end}"
         print(f"{folder.base}: {len(data.paths)} images, batch {trainer.batch}, {iterations}")
         warn_about_position(args, begin, end, folder.weights("last"))
+        if args.benchmark_layers:
+            benchmark_layers(data, trainer)
         if args.show_imgs:
             show(data, trainer, names, folder.path)
         try:
@@ -108,6 +113,19 @@ def warn_about_position(args: Arguments, begin: int, end: int, last: Path) -> No
         eprint("warning", message)
     if begin == 0 and not args.clear and last.is_file():
         eprint("warning", f"{last}: will be overwritten; to resume from it, add it after the cfg")
+
+
+def benchmark_layers(data: DataSet, trainer: Trainer) -> None:
+    """Print the times of the layers in a step on the next batch, of a copy of the network."""
+    net = trainer.net
+    samples = [data.sample(trainer.seed, trainer.iteration, n, (net.width, net.height)) for n in range(trainer.batch)]
+    x, truth = (np.stack(arrays) for arrays in zip(*samples, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer of the training has said the same
+        precision: Literal["fp16", "fp32"] = "fp16" if trainer.dtype == np.float16 else "fp32"
+        copied = Trainer(copy.deepcopy(net), trainer.seed, clear=False, precision=precision, **layer_times.engine())
+    for line in layer_times.step_times(copied, x, truth).table(net.nodes, len(x)):
+        print(line)
 
 
 def show(data: DataSet, trainer: Trainer, names: Sequence[str], folder: Path) -> None:
@@ -148,6 +166,12 @@ FLAGS = (
         bool,
         False,
         "Also write the first augmented batch, with its boxes, as aug_0.jpg and so on",
+    ),
+    Flag(
+        "benchmark_layers",
+        bool,
+        False,
+        "First print the times of a step's layers, of the reference engine, slowest first",
     ),
     inputs.BACKEND,
     inputs.GPU,
