@@ -1,8 +1,8 @@
 """Batches of random samples, made a few batches ahead by threads, or by worker processes, in memory that is reused.
 
-Decoding and resizing release the interpreter lock, but a third of a small sample's time does not (docs/training.md has figures):
-threads then hold up each other and the training. Each thread therefore has a process of its own make its samples (worker.py).
-Processes take a second to start, so a short training never starts any.
+Decoding and resizing release the interpreter lock, but the Python code between them does not: threads hold up each other and the
+training (docs/training.md has figures). Therefore each thread has a process make its samples (worker.py). Processes take
+a second to start, so a short training never starts any.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Loader:
     """Makes batches ahead of time: at most `prefetch`, besides the one that is asked for.
 
     workers: how many samples are made at a time; 0: one per core. processes: by worker processes (True: from the first sample,
-    False: never, by threads; None: after START_SECONDS, unless there is one worker only, or they cannot have the data set: it
+    False: never, by threads; None: after START_SECONDS, unless there is one core only, or they cannot have the data set: it
     cannot be pickled, or the system is not Linux). Samples do not depend on it. With processes=True, raises DataError if
     there can be none.
     """
@@ -105,7 +105,8 @@ class Loader:
         self._pending: dict[int, tuple[np.ndarray, list[Future[list[np.ndarray]]]]] = {}
         self._wait = bool(processes)  # for processes to start
         self._start_time = time.monotonic() + (0 if processes else START_SECONDS)
-        self._data_fd = self._share(data) if processes or (processes is None and self.workers > 1) else -1
+        cores = max(self.workers, get_num_threads())
+        self._data_fd = self._share(data) if processes or (processes is None and cores > 1) else -1
         self._can_start = self._data_fd >= 0
         # For the batches ahead, the one asked for, the one before, which a caller's loop still has then, and one more, since
         # samples that are no longer wanted may still be made.

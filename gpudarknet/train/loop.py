@@ -74,16 +74,16 @@ class TrainingRun:
     """One training run from the current iteration on: its options, and the state it keeps between iterations.
 
     measure(network) returns the score that selects base_best.weights, or None if it measured nothing; metric is its name in
-    the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not
-    before burn_in, and at the end. save_last, save_weights: iterations between checkpoints (0: 100) and between numbered
-    weights (0: 1000, or 10,000 if max_batches is above 10,000). chart: an image to write instead of chart_base.png, with its
-    CSV file next to it. Raises TrainError.
+    the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not before
+    burn_in, and at the end. save_last, save_weights: iterations between checkpoints (0: 100) and between numbered weights (0:
+    1000, or 10,000 if max_batches is above 10,000). workers, processes: as for `data.Loader`. chart: an image to write
+    instead of chart_base.png, with its CSV file next to it. Raises TrainError.
     """
 
     def __init__(
         self, trainer: TrainStep, data: DataSet, folder: TrainingFolder, *,
         measure: Callable[[Network], float | None] | None = None, report: Callable[[Progress], None] = lambda progress: None,
-        save_last: int = 0, save_weights: int = 0, workers: int = 0,
+        save_last: int = 0, save_weights: int = 0, workers: int = 0, processes: bool | None = None,
         metric: str = "mAP", score_epochs: int = 4, chart: str | Path | None = None,
     ):  # fmt: skip
         net, extra = trainer.net, trainer.extra
@@ -97,7 +97,8 @@ class TrainingRun:
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.trainer, self.data, self.folder, self.measure, self.report = trainer, data, folder, measure, report
-        self.metric, self.workers, self.save_last = metric, workers, save_last or 100
+        self.metric, self.save_last = metric, save_last or 100
+        self.workers, self.processes = workers, processes
         self.save_weights = save_weights or (1000 if self.end <= 10000 else 10000)
         self.size = net.width, net.height
         epoch = len(data.paths) / trainer.batch
@@ -138,8 +139,9 @@ class TrainingRun:
         first, last, missed = trainer.iteration, None, self.is_due(trainer.iteration)
         error: BaseException | None = None
         self.signals = StopSignals()
+        loader = Loader(self.data, trainer.batch, size, trainer.seed, self.workers, processes=self.processes)
         with (
-            Batches(Loader(self.data, trainer.batch, size, trainer.seed, self.workers), net) as batches,
+            Batches(loader, net) as batches,
             self.signals.deferred(),
         ):
             try:
