@@ -52,11 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Session:
-    """An opened engine: `sample(seconds, min_calls)` times calls; version and note go into the report."""
+    """An opened engine: `sample(seconds, min_calls)` times calls; version and note go into the report, and `fields()` so far."""
 
     sample: Callable[[float, int], Sample]
     version: str = ""
     note: str = ""
+    fields: Callable[[], dict[str, Any]] = dict
 
 
 def session_of(call: Callable[[], object], version: str = "", note: str = "") -> Session:

@@ -17,6 +17,9 @@
     device, network, width, height, batch, precision, engine, index, name, gflop, mbyte, ms (median wall-clock time); a step
     of the plan holds several layers, and index is the first of them
 
+"train", of `python -m bench.train`, which alone knows it, one per network, size, batch, engine and number of threads:
+    as "result", of training steps; and memory_mb, memory_mb_per_image (what a step adds to the memory of the process)
+
 Unknown kinds and fields are ignored, so later versions may add some. Unknown values are absent, never 0.
 """
 

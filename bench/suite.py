@@ -315,9 +315,13 @@ def layers(job: Job) -> list[Record]:
 
 
 def interleave(
-    workload: Workload, jobs: list[Job], options: Options, log: Log, limit_reached: Callable[[], bool] = lambda: False
-) -> Iterator[Record]:
-    """Open all jobs of a network, measure them in interleaved rounds, and yield a "result" record for each."""
+    workload: Workload, jobs: list[Job], options: Options, log: Log, limit_reached: Callable[[], bool] = lambda: False,
+    request: Callable[[Job], dict[str, Any]] = asdict, opening: float = TIMEOUT,
+) -> Iterator[Record]:  # fmt: skip
+    """Open all jobs of a network, measure them in interleaved rounds, and yield a "result" record for each.
+
+    request: what a worker is asked to open. opening: seconds that this may take.
+    """
     seconds = options.seconds
     workers: dict[Job, Worker] = {}
     samples: dict[Job, Sample] = {}
@@ -329,8 +333,8 @@ def interleave(
             if limit_reached():
                 records[job]["failed"] = options.skip_reason
                 continue
-            workers[job] = Worker(asdict(job), job.threads)
-            ready = workers[job].answer()
+            workers[job] = Worker(request(job), job.threads)
+            ready = workers[job].answer(opening)
             if succeeded(ready, records[job]):
                 records[job] |= {"engine_version": ready["version"], "note": ready["note"]}
                 samples[job] = Sample()
@@ -347,6 +351,7 @@ def interleave(
                 timed = workers[job].answer(TIMEOUT + seconds)
                 if succeeded(timed, records[job]):
                     sample.add(Sample(timed["wall"], timed["cpu"]))
+                    records[job] |= timed.get("fields", {})
     finally:
         for worker in workers.values():
             worker.close()

@@ -1,11 +1,16 @@
-"""Train small networks with this package and with PyTorch, interleaved.
+"""Train networks with this package and with PyTorch, interleaved.
 
-    python -m bench.train [x.cfg ...] [--batch 16]
+    python -m bench.train [x.cfg ...] [--batch 16] [--size 128x96] [--out bench/results/train.jsonl]
 
 A step is forward, loss, backward and SGD with momentum and weight decay, on one batch in memory, from the same weights.
 Our loss is the heads' own, including box matching; PyTorch's is the mean square of the heads' raw outputs, which is less
-work, so the comparison favors PyTorch. Each runs in separate processes, with one thread and with all, PyTorch in both memory
-layouts; the best of each is compared. The last line is the ratio of images per second, ours / PyTorch's.
+work, so the comparison favors PyTorch. Ours runs as compiled and with the reference engine; PyTorch eager and with
+`torch.compile` (which needs a C++ compiler), each in both memory layouts. All run in processes of their own, with one thread
+and with all. For each number of threads, a line says the ratio of images per second, our best / PyTorch's best.
+
+Memory is the most that a step adds to the resident memory of the process (its peak while steps are timed, minus that
+before the first step, when network, optimizer and batch are in memory): feature maps, gradients, workspaces, what the allocator
+keeps, and what a compiler leaves behind.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +28,44 @@ import numpy as np
 from gpudarknet import Trainer, __version__, cfg, load_network
 from gpudarknet.backend.threads import get_num_threads
 from gpudarknet.network import Network
+from gpudarknet.train import layer_times
 
-from . import seeded, suite, torch_network
-from .engines import Job, Session, import_framework, session_of
-from .timing import Sample, quantiles
+from . import machine, memory, records, seeded, suite, torch_network
+from .engines import Job, Session, Unavailable, import_framework, last_line
+from .records import Record
+from .timing import measure
 
-NETWORKS = ("digits", "yolov3-tiny")
-SIZE = (128, 96)  # width and height: small, as is usual on a CPU
-ROUNDS = 5
+NETWORKS = ("digits", "yolov3-tiny", "yolov4-tiny")
+SIZES = ((128, 96),)  # width and height: small, as is usual on a CPU
+OURS = ("gpudarknet", "gpudarknet reference")
+TORCH = ("torch", "torch channels last", "torch compile", "torch compile channels last")
+COMPILE_TIMEOUT = 900.0  # seconds to open an engine
 TRUTHS = 5  # boxes per image
 RATE, MOMENTUM, DECAY = 1e-4, 0.9, 5e-4
-ENGINES = ("gpudarknet", "torch", "torch channels last")
 
 
 def start(job: Job) -> Session:
     """Open a job's engine for training and run warm-up steps. Raises Unavailable."""
-    session = ours(job) if job.engine == "gpudarknet" else torch(job, job.engine.endswith("last"))
-    session.sample(0.0, 3)
-    return session
+    step, version = (torch if job.engine.startswith("torch") else ours)(job)
+    before = memory.resident()
+    try:
+        measure(step, min_calls=3)
+    except Exception as e:
+        if "compile" not in job.engine:
+            raise
+        raise Unavailable(f"torch.compile: {last_line(e)}") from None
+    memory.reset_peak()
+
+    def fields() -> Record:
+        """Return what steps add to the memory of the process, in MB, if the system tells."""
+        added = memory.peak() - before
+        return (
+            {"memory_mb": round(added / 1e6, 1), "memory_mb_per_image": round(added / 1e6 / job.batch, 2)}
+            if before
+            else {}
+        )
+
+    return Session(lambda seconds, min_calls: measure(step, seconds, min_calls), version, fields=fields)
 
 
 def network(job: Job) -> Network:
@@ -61,91 +86,128 @@ def boxes(net: Network, N: int, seed: int = 3) -> np.ndarray:
     return truth.reshape(N, -1)
 
 
-def ours(job: Job) -> Session:
-    """Open this package's trainer."""
+def ours(job: Job) -> tuple[Callable[[], object], str]:
+    """Return this package's step and version."""
+    options = layer_times.engine() if job.engine.endswith("reference") else {}
+    if job.engine.endswith("reference") and not options:  # until a Trainer has another engine
+        raise Unavailable("is what gpudarknet itself runs")
     net = network(job)
-    trainer, x, truth = (
-        Trainer(net),
-        seeded.network_input(net, job.batch),
-        boxes(net, job.batch),
-    )
-    return session_of(lambda: trainer.step(x, truth), __version__)
+    trainer, x, truth = Trainer(net, **options), seeded.network_input(net, job.batch), boxes(net, job.batch)
+    return lambda: trainer.step(x, truth), __version__
 
 
-def torch(job: Job, channels_last: bool) -> Session:
-    """Open PyTorch on the same layers."""
+def torch(job: Job) -> tuple[Callable[[], object], str]:
+    """Return PyTorch's step on the same layers, and its version."""
     pytorch: Any = import_framework("torch", "torch")
     pytorch.set_num_threads(job.threads)
     net = network(job)
-    layout = pytorch.channels_last if channels_last else pytorch.contiguous_format
+    layout = pytorch.channels_last if "channels last" in job.engine else pytorch.contiguous_format
     forward, parameters = torch_network.trainable(net, pytorch, layout)
     x = torch_network.tensor(pytorch, seeded.network_input(net, job.batch)).contiguous(memory_format=layout)
     optimizer = pytorch.optim.SGD(parameters, lr=1e-6, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
 
+    def loss_of(x: Any) -> Any:
+        return sum(y.square().mean() for y in forward(x))
+
+    if "compile" in job.engine:
+        loss_of = pytorch.compile(loss_of)
+
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = sum(y.square().mean() for y in forward(x))
+        loss = loss_of(x)
         loss.backward()
         optimizer.step()
         loss.item()
 
-    return session_of(step, pytorch.__version__)
+    return step, pytorch.__version__
 
 
-def interleave(jobs: list[Job], seconds: float) -> dict[Job, Sample | str]:
-    """Run the jobs in ROUNDS interleaved rounds, each in its process; return their step times, or the failure."""
-    samples: dict[Job, Sample | str] = {}
-    workers = {job: suite.Worker({"train": asdict(job)}, job.threads) for job in jobs}
-    try:
-        for job, worker in workers.items():
-            answer = worker.answer()
-            samples[job] = str(answer["failed"]) if "failed" in answer else Sample()
-        for _ in range(ROUNDS):
-            for job, sample in samples.items():
-                if isinstance(sample, Sample):
-                    workers[job].ask({"seconds": seconds / ROUNDS, "min_calls": 3})
-                    timed = workers[job].answer()
-                    sample.add(Sample(timed["wall"], timed["cpu"]))
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return samples
-
-
-def compare(name: str, batch: int, width: int, height: int, seconds: float, log: Callable[[str], None]) -> float | None:
-    """Time one network and log every job; return our best images/s over PyTorch's best, None without PyTorch."""
+def run(
+    name: str, size: tuple[int, int], batch: int, seconds: float, counts: list[int], log: suite.Log
+) -> Iterator[Record]:
+    """Time one network of one size with these thread counts; yield a "train" record per engine and count."""
     with tempfile.TemporaryDirectory() as folder:
-        options = suite.Options(width=width, height=height)
+        options = suite.Options(width=size[0], height=size[1], seconds=seconds)
         workload = suite.workload(name, options, Path(folder))
-        counts = sorted({1, get_num_threads()})
-        size = workload.width, workload.height, batch, "fp32"
-        jobs = [Job(e, workload.cfg, workload.weights, *size, n) for e in ENGINES for n in counts]
-        best = {"gpudarknet": 0.0, "torch": 0.0}
-        for job, sample in interleave(jobs, seconds).items():
-            head = f"{workload.name} {workload.width} x {workload.height}, batch {batch}: {job.engine}, threads: {job.threads}"
-            if isinstance(sample, str):
-                log(f"{head}: {sample}")
-                continue
-            speed = quantiles([batch / t for t in sample.wall])
-            log(f"{head}: {speed.median:.0f} images/s ({speed.p10:.0f} to {speed.p90:.0f}; {len(sample.wall)} steps)")
-            kind = job.engine.split()[0]
-            best[kind] = max(best[kind], speed.median)
-    return best["gpudarknet"] / best["torch"] if best["torch"] else None
+        jobs = [
+            Job(engine, workload.cfg, workload.weights, *size, batch, threads=n)
+            for n in counts
+            for engine in OURS + TORCH
+        ]
+        for record in suite.interleave(workload, jobs, options, log, request=request, opening=COMPILE_TIMEOUT):
+            yield record | {"record": "train", "device": machine.describe()["device"]}
+
+
+def request(job: Job) -> Record:
+    """Return what a worker is asked to open."""
+    return {"train": asdict(job)}
+
+
+def line(record: Record) -> str:
+    """Return a record as a line of text."""
+    head = f"{title(record)}: {record['engine']}, threads: {record['threads']}"
+    if "failed" in record:
+        return f"{head}: {record['failed']}"
+    speed = record["fps"]
+    memory = (
+        f"; {record['memory_mb']:.0f} MB, {record['memory_mb_per_image']:.1f} per image"
+        if "memory_mb" in record
+        else ""
+    )
+    return f"{head}: {speed['median']:.0f} images/s ({speed['p10']:.0f} to {speed['p90']:.0f}; {record['calls']} steps){memory}"
+
+
+def title(record: Record) -> str:
+    """Return how lines name a network."""
+    return f"{record['network']} {record['width']} x {record['height']}, batch {record['batch']}"
+
+
+def ratio(results: list[Record], threads: int) -> str | None:
+    """Return the line that compares the best of both with this number of threads; None if one of them has no result."""
+    best = []
+    for engines in (OURS, TORCH):
+        mine = [r for r in results if r["threads"] == threads and r["engine"] in engines and "fps" in r]
+        if not mine:
+            return None
+        best.append(max(mine, key=lambda r: float(r["fps"]["median"])))
+    speeds = [r["fps"]["median"] for r in best]
+    names = " / ".join(f"{r['engine']} {speed:.0f}" for r, speed in zip(best, speeds, strict=True))
+    return f"{title(best[0])}, threads: {threads}: ours / PyTorch = {speeds[0] / speeds[1]:.2f} ({names} images/s)"
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Parse a size, WIDTHxHEIGHT."""
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare on every network named and print the results."""
+    """Compare on every network named, print the results and write them."""
     parser = argparse.ArgumentParser(prog="python -m bench.train", description="Training speed compared with PyTorch")
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="cfg files or names of bundled ones")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--width", type=int, default=SIZE[0], help="of the input, in pixels")
-    parser.add_argument("--height", type=int, default=SIZE[1], help="of the input, in pixels")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured for each engine and thread count")
+    parser.add_argument(
+        "--size", nargs="+", type=size_of, default=SIZES, help="of the input, in pixels, such as 416x416"
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=sorted({1, get_num_threads()}), help="numbers of threads"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured for each engine and thread count")
+    parser.add_argument("--out", type=Path, help="write the records, one JSON line each, to this file")
     args = parser.parse_args(argv)
+    done: list[Record] = []
     for name in args.networks:
-        ratio = compare(name, args.batch, args.width, args.height, args.seconds, lambda text: print(text, flush=True))
-        if ratio is not None:
-            print(f"{name}: ours / PyTorch = {ratio:.2f}", flush=True)
+        for size in args.size:
+            results = []
+            for record in run(name, size, args.batch, args.seconds, args.threads, lambda text: None):
+                results.append(record)
+                print(line(record), flush=True)
+            for threads in args.threads:
+                if text := ratio(results, threads):
+                    print(text, flush=True)
+            done += results
+            if args.out:
+                records.write(args.out, done)
     return 0
 
 

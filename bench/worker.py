@@ -1,8 +1,9 @@
 """Run one engine in a separate process, so that threads and libraries of one do not slow down another.
 
 The protocol is JSON lines. The first line on stdin is a Job; the answer is {"ready": ...} or {"failed": reason}. Then each
-{"seconds": s, "min_calls": n} is answered by {"wall": [...], "cpu": [...]} in seconds. Instead of a Job, {"gemm": n} and
-{"copy": mib} measure the machine and {"layers": Job} a network's layers, with one answer; {"train": Job} is a Job that trains.
+{"seconds": s, "min_calls": n} is answered by {"wall": [...], "cpu": [...], "fields": {...}}: seconds, and more for the record.
+Instead of a Job, {"gemm": n} and {"copy": mib} measure the machine and {"layers": Job} a network's layers, with one answer;
+{"train": Job} is a Job that trains.
 What libraries print on stdout goes to stderr, so that it cannot mix with the answers.
 """
 
@@ -48,7 +49,8 @@ def main() -> None:
         answer(ready=True, version=session.version, note=session.note)
         for text in sys.stdin:
             request = json.loads(text)
-            answer(**asdict(session.sample(request["seconds"], request["min_calls"])))
+            sample = session.sample(request["seconds"], request["min_calls"])
+            answer(**asdict(sample), fields=session.fields())
     except Unavailable as e:
         answer(failed=str(e))
 

@@ -42,6 +42,8 @@ def test_a_whole_training_writes_its_files(tmp_path):
     assert [p.iteration for p in seen] == [1, 2, 3, 4, 5, 6] and last is seen[-1]
     assert (last.map, last.best, last.images, last.left, last.width) == (0.5, 0.5, 48, 0, 64)
     assert seen[1].average == pytest.approx(0.9 * seen[0].loss + 0.1 * seen[1].loss)
+    assert last.run.images == 48 and last.run.seconds == pytest.approx(sum(p.seconds for p in seen))
+    assert last.run.waited == pytest.approx(sum(p.waited for p in seen)) and seen[0].waiting == 0 <= last.waiting < 1
     rows = list(csv.reader((tmp_path / "out" / "chart_x.csv").read_text().splitlines()))
     assert rows[0] == ["iteration", "loss", "average", "rate", "map"] and len(rows) == 7 and rows[6][4] == "0.5"
     assert gd.load_network(cfg, tmp_path / "out" / "x_final.weights", "numpy").seen == 48

@@ -246,7 +246,7 @@ def test_info_says_how_many_threads_and_why(system, capsys, monkeypatch):
 def test_data_loading_uses_as_many_threads(system):
     system({GPUDARKNET: "3"})
     with Loader(SimpleNamespace(), 1, lambda k: (8, 8)) as loader:
-        assert loader.pool._max_workers == 3
+        assert loader.workers == 3
 
 
 @pytest.mark.parametrize(("env", "want"), [({GPUDARKNET: "3"}, 3), ({OMP: "2"}, 2), ({}, None)])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from ..errors import DataError
 from ..io import resources
 from ..layers import DetectionHead
 from ..network import load_network
-from ..train import Trainer, TrainingFolder, datasets
+from ..train import Trainer, TrainingFolder, datasets, layer_times
 from ..train.step import MAX_SEED
 from . import eprint, inputs
 from .arguments import FRACTION, NOT_NEGATIVE, Arguments, Command, Flag, UsageError
@@ -82,6 +85,8 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
         iterations = f"iterations {begin + 1} to {end}" if begin < end else f"iteration {begin} of {end}"
         print(f"{folder.base}: {len(data.paths)} images, batch {trainer.batch}, {iterations}")
         warn_about_position(args, begin, end, folder.weights("last"))
+        if args.benchmark_layers:
+            benchmark_layers(data, trainer)
         if args.show_imgs:
             show(data, trainer, names, folder.path)
         try:
@@ -89,12 +94,14 @@ def fit(args: Arguments, file: DataFile, trainer: Trainer, folder: TrainingFolde
                 data, folder, measure=measure, report=shown.iteration, workers=args.workers, metric=metric,
                 save_last=file.savelast, save_weights=file.saveweights, score_epochs=args.mAP_epochs, chart=args.chart,
             )  # fmt: skip
+            shown.summary()
         except (KeyboardInterrupt, SystemExit, BrokenPipeError) as e:
             if folder.weights("last").is_file():
                 text = f"stopped after iteration {trainer.iteration} of {end}; resume from {folder.weights('last')}"
                 if isinstance(e, BrokenPipeError):
                     eprint("note", f"standard output was closed; {text}")
                 else:
+                    shown.summary()
                     print(text)
             raise
 
@@ -106,6 +113,19 @@ def warn_about_position(args: Arguments, begin: int, end: int, last: Path) -> No
         eprint("warning", message)
     if begin == 0 and not args.clear and last.is_file():
         eprint("warning", f"{last}: will be overwritten; to resume from it, add it after the cfg")
+
+
+def benchmark_layers(data: DataSet, trainer: Trainer) -> None:
+    """Print the times of the layers in a step on the next batch, of a copy of the network."""
+    net = trainer.net
+    samples = [data.sample(trainer.seed, trainer.iteration, n, (net.width, net.height)) for n in range(trainer.batch)]
+    x, truth = (np.stack(arrays) for arrays in zip(*samples, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer of the training has said the same
+        precision: Literal["fp16", "fp32"] = "fp16" if trainer.dtype == np.float16 else "fp32"
+        copied = Trainer(copy.deepcopy(net), trainer.seed, clear=False, precision=precision, **layer_times.engine())
+    for line in layer_times.step_times(copied, x, truth).table(net.nodes, len(x)):
+        print(line)
 
 
 def show(data: DataSet, trainer: Trainer, names: Sequence[str], folder: Path) -> None:
@@ -133,13 +153,25 @@ FLAGS = (
         "Random seed; the same seed gives the same training. Default: 0 or, resuming, the checkpoint's",
         limits=(0, MAX_SEED),
     ),
-    Flag("workers", int, 0, "Threads that prepare images; 0 means one per core", limits=NOT_NEGATIVE),
+    Flag(
+        "workers",
+        int,
+        0,
+        "Processes that prepare images (threads if not on Linux); 0 means one per core",
+        limits=NOT_NEGATIVE,
+    ),
     Flag("fp16", bool, False, "Mixed precision on a GPU: activations and deltas in float16, weights in float32"),
     Flag(
         "show_imgs",
         bool,
         False,
         "Also write the first augmented batch, with its boxes, as aug_0.jpg and so on",
+    ),
+    Flag(
+        "benchmark_layers",
+        bool,
+        False,
+        "First print the times of a step's layers, of the reference engine, slowest first",
     ),
     inputs.BACKEND,
     inputs.GPU,

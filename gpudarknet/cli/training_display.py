@@ -12,6 +12,7 @@ from ..train import Progress
 from .evaluate import lines
 
 QUIET_SECONDS = 10.0  # a validation that is shorter prints only its result
+SLOW_SECONDS, SLOW_SHARE = 0.1, 0.1  # a wait for data is printed if it is longer, and a larger part of the iteration
 
 
 class Display:
@@ -23,14 +24,27 @@ class Display:
     def __init__(self, score: str, names: Sequence[str], print: Callable[[str], None]):
         self.score, self.names, self.print = score, names, print
         self.count, self.begin, self.quarter = 0, 0.0, 0  # of a validation
+        self.last: Progress | None = None
 
     def iteration(self, p: Progress) -> None:
-        """Show an iteration."""
+        """Show an iteration. Scripts read its line, by commas; scripts that look for "images" must not find more lines."""
+        if self.last and p.waited > max(SLOW_SECONDS, SLOW_SHARE * p.seconds):  # the first batch is always waited for
+            self.print(f" Loaded: {p.waited:f} seconds, {p.waited / p.seconds:.0%} of the iteration")
         self.print(
             f" {p.iteration}: {p.loss:f}, {p.average:f} avg loss, {p.rate:f} rate, {p.seconds:f} seconds, {p.images} images,"
-            f" {p.left / 3600:f} hours left"
+            f" {p.left / 3600:f} hours left ({p.batch / p.seconds:.4g} images/s)"
         )
         self.remarks(p)
+        self.last = p
+
+    def summary(self) -> None:
+        """Print the speed of the whole run and the time that it lost to data."""
+        if self.last is not None:
+            run = self.last.run
+            self.print(
+                f"{run.images} images in {run.seconds:.4g} seconds: {run.images / run.seconds:.4g} images/s,"
+                f" {run.waited:.3g} seconds ({run.waited / run.seconds:.1%}) of it waiting for data"
+            )
 
     def remarks(self, p: Progress) -> None:
         """Print what is special about an iteration: a skipped step, a measured score."""
@@ -77,11 +91,12 @@ def display(begin: int, end: int, score: str, names: Sequence[str]) -> Iterator[
         """Shows iterations and the images of a validation as bars."""
 
         def iteration(self, p: Progress) -> None:
-            speed = p.batch / p.seconds
-            text = f"loss {p.loss:.4g} avg {p.average:.4g} rate {p.rate:.3g} {speed:.4g} images/s"
+            speed = f"{p.batch / p.seconds:.4g} images/s, {p.waiting:.0%} waiting for data"
+            text = f"loss {p.loss:.4g} avg {p.average:.4g} rate {p.rate:.3g} {speed}"
             bar.update(training, completed=p.iteration, description=text + (f" best {p.best:.1%}" if p.best else ""))
             bar.update(validation, visible=False)
             self.remarks(p)
+            self.last = p
 
         def validating(self, count: int, total: int) -> None:
             if count <= self.count or not self.count:

@@ -1,4 +1,4 @@
-"""Training data: lists of images, their labels, and batches of random samples, prefetched in threads.
+"""Training data: lists of images, their labels, and random samples, of which a `Loader` makes batches.
 
 Samples that cannot be read are reported and skipped. Batch k is the same for the same seed, whatever ran before.
 """
@@ -11,16 +11,15 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from .. import image
-from ..backend.threads import get_num_threads
 from ..cfg import Net
 from ..errors import DataError, DataWarning, ImageError, UnusableDataError
 from ..io.text import read_text
@@ -28,6 +27,7 @@ from ..layers import DetectionHead
 from ..layers.class_tree import Tree
 from .augment import rand_scale
 from .datafile import label_path, listed_path
+from .loader import Loader as Loader
 
 MAX_TRIES = 100  # unreadable images in a row before reading fails
 MAX_LIST_BYTES = 1 << 30  # Open Images' list of 1.7 million images has 0.1 GB
@@ -147,6 +147,17 @@ class BadSamples:
         """Record an error of a label file."""
         self.add(self.labels, error, "bad_label.list")
 
+    def extend(self, images: Sequence[str], labels: Sequence[str]) -> None:
+        """Record lines that another record has."""
+        for line in images:
+            self.add(self.images, line, "bad.list")
+        for line in labels:
+            self.add(self.labels, line, "bad_label.list")
+
+    def __reduce__(self) -> tuple[type[BadSamples], tuple[()]]:
+        """Pickle as an empty record without files: a worker process reports its samples to the parent."""
+        return BadSamples, ()
+
     def add(self, lines: list[str], line: str, file: str) -> None:
         """Record a line and append it to its file; if that cannot be written, only record it."""
         with self.lock:
@@ -195,11 +206,12 @@ def recorded(bad_samples: BadSamples | None) -> AbstractContextManager[BadSample
 
 
 class Augment(Protocol):
-    """Makes a sample for a W x H input from images that `draw` returns."""
+    """Makes a sample x (C, H, W), truth (truths,), for a W x H input from images that `draw` returns; x in `out`, if given."""
 
     def sample(
-        self, draw: Callable[[np.random.Generator], tuple[np.ndarray, Boxes]], rng: np.random.Generator, W: int, H: int
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+        self, draw: Callable[[np.random.Generator], tuple[np.ndarray, Boxes]], rng: np.random.Generator, W: int, H: int,
+        out: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -246,13 +258,15 @@ class DataSet:
                 self.bad_samples.add_image(e)
         raise DataError(f"{error}; no readable image in {MAX_TRIES} tries, check the list")
 
-    def sample(self, seed: int, iteration: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), truth (truths,).
+    def sample(
+        self, seed: int, iteration: int, number: int, size: tuple[int, int], out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make sample `number` of a batch, the same for the same arguments: x (C, H, W), in `out` if given, truth (truths,).
 
         All steps of a sequence are cropped, flipped and recolored alike.
         """
         if self.sequences is None:
-            return self.augment.sample(self.draw, np.random.default_rng([seed, iteration, number, 4]), *size)
+            return self.augment.sample(self.draw, np.random.default_rng([seed, iteration, number, 4]), *size, out)
         sequence, step = self.sequences.position(number)
         sequence_rng, speed = np.random.default_rng([seed, iteration, sequence, 5]), self.sequences.speed
 
@@ -263,7 +277,7 @@ class DataSet:
             stride = int(sequence_rng.integers(1, max(speed, 1) + 1))
             return self.first_readable(range(begin + step * stride, begin + step * stride + MAX_TRIES))
 
-        return self.augment.sample(draw, np.random.default_rng([seed, iteration, sequence, 4]), *size)
+        return self.augment.sample(draw, np.random.default_rng([seed, iteration, sequence, 4]), *size, out)
 
 
 def read_boxes(
@@ -281,7 +295,14 @@ def detection_boxes(
     classes: int, size: tuple[int, int] | None = None, tracks: bool = False
 ) -> Callable[[str, BadSamples], Boxes]:
     """Return a function that reads an image's boxes for a detector; the arguments are those of `read_labels`."""
-    return lambda path, bad_samples: read_boxes(label_path(path), bad_samples, classes, size, tracks)
+    return partial(image_boxes, classes=classes, size=size, tracks=tracks)
+
+
+def image_boxes(
+    path: str, bad_samples: BadSamples, classes: int, size: tuple[int, int] | None = None, tracks: bool = False
+) -> Boxes:
+    """Read the label file of an image as `read_boxes` does."""
+    return read_boxes(label_path(path), bad_samples, classes, size, tracks)
 
 
 def classifier_boxes(labels: Sequence[str], tree: Tree | None = None) -> Callable[[str, BadSamples], Boxes]:
@@ -289,24 +310,25 @@ def classifier_boxes(labels: Sequence[str], tree: Tree | None = None) -> Callabl
 
     With a tree, classes do not count whose descendants' labels are in the path too: those in `animal/cat/1.png` are one, cat.
     """
+    return partial(class_in_path, labels=tuple(labels), tree=tree)
 
-    def read(path: str, bad_samples: BadSamples) -> Boxes:
-        matches = [k for k, label in enumerate(labels) if label in path]
-        if tree and len(matches) > 1:
-            inner = {ancestor for k in matches for ancestor in tree.ancestors(k)}
-            matches = [k for k in matches if k not in inner]
-        if len(matches) != 1:
-            found = "".join(f" '{labels[k]}'" for k in matches[:3])
-            case = not matches and any(label.lower() in path.lower() for label in labels)
-            bad_samples.add_label(
-                f"{path}: {len(matches)} labels occur in its path{found and ':' + found}; it should be one"
-                + "; upper and lower case must be equal" * case
-            )
-        boxes = np.zeros((len(matches), 5), np.float32)
-        boxes[:, 4] = matches
-        return boxes
 
-    return read
+def class_in_path(path: str, bad_samples: BadSamples, labels: Sequence[str], tree: Tree | None = None) -> Boxes:
+    """Return the classes whose labels are in a path, as `classifier_boxes` says; record a path that has not exactly one."""
+    matches = [k for k, label in enumerate(labels) if label in path]
+    if tree and len(matches) > 1:
+        inner = {ancestor for k in matches for ancestor in tree.ancestors(k)}
+        matches = [k for k in matches if k not in inner]
+    if len(matches) != 1:
+        found = "".join(f" '{labels[k]}'" for k in matches[:3])
+        case = not matches and any(label.lower() in path.lower() for label in labels)
+        bad_samples.add_label(
+            f"{path}: {len(matches)} labels occur in its path{found and ':' + found}; it should be one"
+            + "; upper and lower case must be equal" * case
+        )
+    boxes = np.zeros((len(matches), 5), np.float32)
+    boxes[:, 4] = matches
+    return boxes
 
 
 def input_size(net: Net, heads: Sequence[object], seed: int) -> Callable[[int], tuple[int, int]]:
@@ -329,36 +351,3 @@ def input_size(net: Net, heads: Sequence[object], seed: int) -> Callable[[int], 
         return (net.width, net.height) if scale < 1 and (width > net.width or height > net.height) else (width, height)
 
     return size
-
-
-class Loader:
-    """Makes batches in threads (OpenCV and NumPy release the GIL) and prefetches a few of them."""
-
-    def __init__(
-        self, data: DataSet, batch: int, size: Callable[[int], tuple[int, int]], seed: int = 0, workers: int = 0,
-        prefetch: int = 2,
-    ):  # fmt: skip
-        self.data, self.batch, self.size, self.seed, self.prefetch = data, batch, size, seed, prefetch
-        self.pool = ThreadPoolExecutor(workers or get_num_threads())
-        self.pending: dict[int, list[Future[tuple[np.ndarray, np.ndarray]]]] = {}
-
-    def get(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return batch `iteration`: x (N, C, H, W) float32, truth (N, truths). Raises DataError if no image can be read."""
-        for k in range(iteration, iteration + 1 + self.prefetch):
-            if k not in self.pending:
-                size = self.size(k)
-                self.pending[k] = [self.pool.submit(self.data.sample, self.seed, k, n, size) for n in range(self.batch)]
-        samples = [future.result() for future in self.pending.pop(iteration)]
-        for old in [k for k in self.pending if k < iteration]:
-            del self.pending[old]
-        return np.stack([x for x, _ in samples]), np.stack([truth for _, truth in samples])
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

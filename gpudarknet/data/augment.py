@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,8 +20,19 @@ from ..ops.losses import IGNORE_LABEL
 
 Image = np.ndarray
 Boxes = np.ndarray
+Region = tuple[slice, slice]  # rows, columns
 Draw = Callable[[np.random.Generator], tuple[Image, Boxes]]  # draws an image of the data set with its boxes
 BLUR_SIZE = 17  # pixels, the kernel of blur=1
+
+
+def to_input(image: Image, out: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, C), 0..255 -> float32 (C, H, W), 0..1, in `out` if given."""
+    import cv2
+
+    H, W, C = image.shape
+    planes = np.empty((C, H, W), image.dtype)
+    cv2.split(image, list(planes))  # twice as fast as a strided multiplication
+    return np.multiply(planes, np.float32(1 / 255), out=out, dtype=np.float32)
 
 
 def rand_scale(rng: np.random.Generator, s: float) -> float:
@@ -95,8 +107,10 @@ class DetectionAugment:
             gaussian_noise=net.gaussian_noise,
         )  # fmt: skip
 
-    def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make one training sample for a W x H input: x (C, H, W) float32, and the head's truth.
+    def sample(
+        self, draw: Draw, rng: np.random.Generator, W: int, H: int, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make one training sample for a W x H input: x (C, H, W) float32, in `out` if given, and the head's truth.
 
         With mosaic or mixup, half of the samples combine several images.
         """
@@ -109,16 +123,16 @@ class DetectionAugment:
                 image2, boxes2, _ = self.augment_image(*draw(rng), rng, W, H)
                 image = ((image.astype(np.uint16) + image2 + 1) // 2).astype(np.uint8)
                 boxes = np.concatenate([boxes, boxes2])
-        x = np.empty((image.shape[2], H, W), np.float32)
-        np.multiply(image.transpose(2, 0, 1), np.float32(1 / 255), out=x)
-        return x, self.truth(boxes)
+        return to_input(image, out), self.truth(boxes)
 
     def augment_image(
-        self, image: Image, boxes: Boxes, rng: np.random.Generator, W: int, H: int, corner: int | None = None
-    ) -> tuple[Image, Boxes, Margins]:
-        """Crop, resize to W x H, flip, recolor, blur and add noise to one image; also return its margins after the flip.
+        self, image: Image, boxes: Boxes, rng: np.random.Generator, W: int, H: int, corner: int | None = None,
+        region: Callable[[Margins], Region] = lambda margins: (slice(None), slice(None)),
+    ) -> tuple[Image, Boxes, Region]:  # fmt: skip
+        """Crop, resize to W x H, flip, recolor, blur and add noise to one image; return a region of it, all boxes, the region.
 
         corner (0 to 3): the tile of a mosaic; with probability 0.5 the crop is then shifted towards the tile's edge.
+        region(margins after the flip): the part of the image that is needed.
         """
         import cv2
 
@@ -133,7 +147,9 @@ class DetectionAugment:
         out = cv2.resize(crop(image, margins), (W, H), interpolation=cv2.INTER_LINEAR)
         out = out.reshape(H, W, -1)
         out = cv2.flip(out, 1).reshape(H, W, -1) if flip else out
-        out = self.colors.jitter(out, rng)
+        part = region(margins.mirrored() if flip else margins)
+        whole = self.blur > 0 or self.gaussian_noise > 0  # they need all pixels
+        out = self.colors.jitter(out if whole else out[part], rng)
         boxes = crop_boxes(boxes, margins, ow, oh, flip, rng)
         keep = (boxes[:, 2] >= 1 / W) & (boxes[:, 3] >= 1 / H) & (boxes[:, 4] >= 0) & (boxes[:, 4] < self.classes)
         boxes = boxes[keep & (boxes[:, 0] > 0) & (boxes[:, 1] > 0) & (boxes[:, 0] <= 1) & (boxes[:, 1] <= 1)]
@@ -142,7 +158,7 @@ class DetectionAugment:
         if self.gaussian_noise and rng.random() < 0.5:
             noise = rng.normal(0, min(self.gaussian_noise, 127), out.shape)
             out = np.clip(np.rint(out + noise), 0, 255).astype(np.uint8)
-        return out, boxes, margins.mirrored() if flip else margins
+        return out[part] if whole else out, boxes, part
 
     def random_margins(self, rng: np.random.Generator, ow: int, oh: int, ratio: float) -> Margins:
         """Draw the margins to crop from an image of ow x oh pixels; `ratio` is the input's width over its height."""
@@ -171,21 +187,33 @@ class DetectionAugment:
         for corner in range(4):
             source, boxes = draw(rng)
             oh, ow = source.shape[:2]
-            tile, boxes, margins = self.augment_image(source, boxes, rng, W, H, corner)
-            border_l, border_r = (max(0, -side * W // ow) for side in (margins.left, margins.right))
-            border_t, border_b = (max(0, -side * H // oh) for side in (margins.top, margins.bottom))
-            on_left, on_top = corner % 2 == 0, corner < 2
-            x0 = W - cx - min(W - cx, border_r) if on_left else min(cx, border_l)
-            y0 = H - cy - min(H - cy, border_b) if on_top else min(cy, border_t)
-            x1, y1 = (0 if on_left else cx), (0 if on_top else cy)
-            w, h = (cx if on_left else W - cx), (cy if on_top else H - cy)
+            region = partial(tile_region, corner=corner, center=(cx, cy), image=(ow, oh), size=(W, H))
+            tile, boxes, (rows, columns) = self.augment_image(source, boxes, rng, W, H, corner, region)
+            h, w = tile.shape[:2]
+            x1, y1 = (0 if corner % 2 == 0 else cx), (0 if corner < 2 else cy)
             if mosaic is None:
-                mosaic = np.zeros_like(tile)
-            mosaic[y1 : y1 + h, x1 : x1 + w] = tile[y0 : y0 + h, x0 : x0 + w]
+                mosaic = np.zeros((H, W, tile.shape[2]), np.uint8)
+            mosaic[y1 : y1 + h, x1 : x1 + w] = tile
             bounds = (x1, y1, x1 + w, y1 + h) if self.mosaic_bound else (0, 0, W, H)
-            all_boxes.append(shift_boxes(boxes, x1 - x0, y1 - y0, bounds, W, H))
+            all_boxes.append(shift_boxes(boxes, x1 - columns.start, y1 - rows.start, bounds, W, H))
         assert mosaic is not None
         return mosaic, np.concatenate(all_boxes)
+
+
+def tile_region(
+    margins: Margins, corner: int, center: tuple[int, int], image: tuple[int, int], size: tuple[int, int]
+) -> Region:
+    """Return the part of an augmented image that fills a corner of a mosaic; it leaves out the borders that margins add.
+
+    center: where the tiles meet; image: width and height before the augmentation; size: after it, and of the mosaic.
+    """
+    (cx, cy), (ow, oh), (W, H) = center, image, size
+    border_l, border_r = (max(0, -side * W // ow) for side in (margins.left, margins.right))
+    border_t, border_b = (max(0, -side * H // oh) for side in (margins.top, margins.bottom))
+    on_left, on_top = corner % 2 == 0, corner < 2
+    x = W - cx - min(W - cx, border_r) if on_left else min(cx, border_l)
+    y = H - cy - min(H - cy, border_b) if on_top else min(cy, border_t)
+    return slice(y, y + (cy if on_top else H - cy)), slice(x, x + (cx if on_left else W - cx))
 
 
 def shift_margins(margins: Margins, corner: int, flip: bool) -> Margins:
@@ -294,8 +322,10 @@ class ClassifierAugment:
             colors=Colors(hue=abs(net.hue), saturation=net.saturation, exposure=net.exposure),
         )  # fmt: skip
 
-    def sample(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
-        """Make one training sample for a W x H input: x (C, H, W) float32, truth (classes,)."""
+    def sample(
+        self, draw: Draw, rng: np.random.Generator, W: int, H: int, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make one training sample for a W x H input: x (C, H, W) float32, in `out` if given, truth (classes,)."""
         image, truth = self.augment_image(draw, rng, W, H)
         mixing = self.mixing if rng.random() < 0.5 else ""
         mixing = ("cutmix", "mosaic")[int(rng.integers(2))] if mixing == "cutmix or mosaic" else mixing
@@ -319,8 +349,7 @@ class ClassifierAugment:
                 image[tile] = image2[tile]
                 total += truth2 * (image[tile].shape[0] * image[tile].shape[1] / (W * H))
             truth = total
-        planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
-        return planes * np.float32(1 / 255), truth.astype(np.float32)
+        return to_input(image, out), truth.astype(np.float32)
 
     def augment_image(self, draw: Draw, rng: np.random.Generator, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw an image; return a random crop of it, rotated and scaled, as float32 (H, W, C), 0..255, and its truth."""

@@ -21,6 +21,7 @@ from ..data import DataSet, Loader, input_size
 from ..errors import DarknetError, TrainWarning
 from ..network import Network
 from . import checkpoint, lr_schedule
+from .batches import Batches
 from .folder import TrainingFolder
 from .history import History, writable
 from .signals import StopSignals
@@ -30,6 +31,19 @@ SAVE_SECONDS = 600.0  # at most this long between checkpoints
 DRAW_SECONDS = 20.0  # at least this long between two charts
 MIN_SCORE_INTERVAL = 100  # iterations between validations
 MIN_EMA_ITERATIONS = 2000  # the average starts at half of max_batches and ends 1000 iterations before the end
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What the iterations of a run took until now, without validations and checkpoints. waited: seconds, for data."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, images: int, seconds: float, waited: float) -> Throughput:
+        """Return it with another iteration."""
+        return Throughput(self.images + images, self.seconds + seconds, self.waited + waited)
 
 
 @dataclass(frozen=True)
@@ -52,22 +66,24 @@ class Progress:
     skipped: bool = False  # a gradient overflowed, the weights were not updated
     map: float | None = None  # the validation score, if it was due after this iteration
     best: float | None = None
+    waiting: float = 0.0  # share of the time spent waiting for data, a running average that leaves out the first batch
+    run: Throughput = Throughput()
 
 
 class TrainingRun:
     """One training run from the current iteration on: its options, and the state it keeps between iterations.
 
     measure(network) returns the score that selects base_best.weights, or None if it measured nothing; metric is its name in
-    the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not
-    before burn_in, and at the end. save_last, save_weights: iterations between checkpoints (0: 100) and between numbered
-    weights (0: 1000, or 10,000 if max_batches is above 10,000). chart: an image to write instead of chart_base.png, with its
-    CSV file next to it. Raises TrainError.
+    the chart. As in Darknet, it runs score_epochs epochs after the last one, but at least 100 iterations after it, not before
+    burn_in, and at the end. save_last, save_weights: iterations between checkpoints (0: 100) and between numbered weights (0:
+    1000, or 10,000 if max_batches is above 10,000). workers, processes: as for `data.Loader`. chart: an image to write
+    instead of chart_base.png, with its CSV file next to it. Raises TrainError.
     """
 
     def __init__(
         self, trainer: TrainStep, data: DataSet, folder: TrainingFolder, *,
         measure: Callable[[Network], float | None] | None = None, report: Callable[[Progress], None] = lambda progress: None,
-        save_last: int = 0, save_weights: int = 0, workers: int = 0,
+        save_last: int = 0, save_weights: int = 0, workers: int = 0, processes: bool | None = None,
         metric: str = "mAP", score_epochs: int = 4, chart: str | Path | None = None,
     ):  # fmt: skip
         net, extra = trainer.net, trainer.extra
@@ -81,7 +97,8 @@ class TrainingRun:
                 TrainWarning, stacklevel=3,
             )  # fmt: skip
         self.trainer, self.data, self.folder, self.measure, self.report = trainer, data, folder, measure, report
-        self.metric, self.workers, self.save_last = metric, workers, save_last or 100
+        self.metric, self.save_last = metric, save_last or 100
+        self.workers, self.processes = workers, processes
         self.save_weights = save_weights or (1000 if self.end <= 10000 else 10000)
         self.size = net.width, net.height
         epoch = len(data.paths) / trainer.batch
@@ -106,6 +123,8 @@ class TrainingRun:
             self.best, self.validated = -math.inf, trainer.iteration
         self.resumable = True  # False while a step is half done, whose state must not be saved
         self.seconds_per_iteration = float("nan")  # a running average
+        self.waited_per_iteration = 0.0  # the part of it spent waiting for data
+        self.throughput = Throughput()
         self.last_saved = self.last_drawn = time.monotonic()
 
     def run(self, iterations: int | None = None) -> Progress | None:
@@ -120,15 +139,16 @@ class TrainingRun:
         first, last, missed = trainer.iteration, None, self.is_due(trainer.iteration)
         error: BaseException | None = None
         self.signals = StopSignals()
+        loader = Loader(self.data, trainer.batch, size, trainer.seed, self.workers, processes=self.processes)
         with (
-            Loader(self.data, trainer.batch, size, trainer.seed, self.workers) as loader,
+            Batches(loader, net) as batches,
             self.signals.deferred(),
         ):
             try:
                 if missed:
                     self.history.set_score(first, self.validate())
                 while trainer.iteration < stop and self.signals.received is None:
-                    last = self.iterate(loader, size(trainer.iteration), stop)
+                    last = self.iterate(batches, size(trainer.iteration), stop)
                     self.report(last)
             except BaseException as e:
                 error = e
@@ -142,21 +162,23 @@ class TrainingRun:
             net.save_weights(self.folder.weights("final"))
         return last
 
-    def iterate(self, loader: Loader, size: tuple[int, int], stop: int) -> Progress:
+    def iterate(self, batches: Batches, size: tuple[int, int], stop: int) -> Progress:
         """Run one iteration and everything that is due after it."""
         trainer, net = self.trainer, self.trainer.net
         begin = time.perf_counter()
-        x, truth = loader.get(trainer.iteration)
-        waited = time.perf_counter() - begin
-        if size != (net.width, net.height):
-            net.resize(*size)
-        self.resumable = False
-        loss = trainer.step(x, truth) / len(x)
-        self.resumable = True
+        with batches.get(trainer.iteration) as (x, truth):
+            waited = time.perf_counter() - begin
+            if size != (net.width, net.height):
+                net.resize(*size)
+            self.resumable = False
+            loss = trainer.step(x, truth) / len(x)
+            self.resumable = True
         seconds = time.perf_counter() - begin
         mean = self.seconds_per_iteration
         self.average = loss if np.isnan(self.average) else 0.9 * self.average + 0.1 * loss
         self.seconds_per_iteration = seconds if np.isnan(mean) else 0.95 * mean + 0.05 * seconds
+        self.waited_per_iteration = 0.0 if np.isnan(mean) else 0.95 * self.waited_per_iteration + 0.05 * waited
+        self.throughput = self.throughput.add(len(x), seconds, waited)
         score = self.validate()
         k = trainer.iteration
         self.history.rows.append((k, loss, self.average, trainer.rate, "" if score is None else score))
@@ -165,6 +187,7 @@ class TrainingRun:
             k, net.net.max_batches, loss, self.average, trainer.rate, seconds, waited, net.seen, len(x), *size,
             left=self.seconds_per_iteration * (stop - k), scale=trainer.loss_scale.value, skipped=trainer.skipped, map=score,
             best=self.best if math.isfinite(self.best) else None,
+            waiting=self.waited_per_iteration / self.seconds_per_iteration, run=self.throughput,
         )  # fmt: skip
 
     def is_due(self, k: int) -> bool:
