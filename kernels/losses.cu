@@ -50,11 +50,12 @@ extern "C" __global__ void list_truths(const float *truth, const int *class_map,
 extern "C" __global__ void scale_deltas(const float *delta, const float *scale, T *out, float *parts, int n, int inner, int E,
                                         int first, float normalizer) {
     int start = blockIdx.x * PART, end = min(start + PART, n);
+    float gain = normalizer * scale[0];
     double sum = 0;
     for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
         double d = delta[i];
         if (i / inner % E >= first) sum += d * d;
-        out[i] = delta[i] * normalizer * scale[0];
+        out[i] = delta[i] * gain;
     }
     sum = block_sum_double(sum);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;

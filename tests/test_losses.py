@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields
+from itertools import takewhile
 from math import atan, exp, log, pi, sqrt
 
 import host_cuda
@@ -12,11 +13,15 @@ import numpy as np
 import op_cases
 import pytest
 from backends import Poisoned, backend_for
+from planted import plant
 
-from gpudarknet import backend
+import gpudarknet as gd
+from gpudarknet import backend, cfg
 from gpudarknet.backend import cuda
 from gpudarknet.layers import SECTIONS, LossContext
 from gpudarknet.layers.class_tree import Tree
+from gpudarknet.ops import base, region_loss, yolo_loss
+from gpudarknet.ops import truths as truths_module
 from gpudarknet.ops.box_loss import IOU_VARIANTS, box_delta
 from gpudarknet.ops.region_loss import RegionLoss
 from gpudarknet.ops.yolo_loss import AnchorLoss
@@ -151,17 +156,6 @@ def truths(N, count, classes, seed=0):
     return t.reshape(N, -1)
 
 
-def colliding_truths(rng, N, classes):
-    """Draw (N, 10*6) truths: half of them repeat the box of another, fewer in each image."""
-    t = np.zeros((N, 10, 6), np.float32)
-    t[..., :2], t[..., 2:4] = rng.uniform(0.02, 0.98, (N, 10, 2)), rng.uniform(0.05, 0.8, (N, 10, 2))
-    t[..., 4] = rng.integers(0, classes, (N, 10))
-    for n in range(N):
-        t[n, 5:, :4] = t[n, rng.integers(0, 5, 5), :4]
-        t[n, 10 - 2 * n :] = 0
-    return t.reshape(N, -1)
-
-
 VARIANTS = {
     "mse": {},
     "mse all anchors": dict(mask=None, iou_thresh=0.3),
@@ -208,7 +202,7 @@ def test_truths_that_share_cells_act_one_after_the_other(name, seed):
     rng = np.random.default_rng(seed)
     v = rng.uniform(0.02, 0.9, (N, A, 9, H, W))
     v[:, :, 2:4] = rng.uniform(0.2, 0.6, (N, A, 2, H, W)) if head.new_coords else rng.normal(0, 0.5, (N, A, 2, H, W))
-    y, truth = v.reshape(N, -1, H, W).astype(np.float32), colliding_truths(rng, N, 4)
+    y, truth = v.reshape(N, -1, H, W).astype(np.float32), op_cases.yolo_loss.colliding_truths(rng, N, 4)
     cost, delta = head.loss(BE, y, y, truth, CTX)
     wanted_cost, wanted = yolo_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=2e-5)
@@ -402,7 +396,7 @@ def region_by_loops(head, y, truth, ctx):
         out[3] = scale * (log(t[3] * H / sizes[a][1]) - e[3])
 
     for n in range(N):
-        rows = [r for r in truth[n].astype(float).reshape(-1, 6) if r[0] and 0 <= r[4] < K]
+        rows = [r for r in takewhile(lambda r: r[0], truth[n].astype(float).reshape(-1, 6)) if 0 <= r[4] < K]
         for j, i, a in np.ndindex(H, W, A):
             likes = [score(box(n, j, i, a), r[:4], "iou") for r in rows]
             o = v[n, j, i, a, 4]
@@ -456,7 +450,7 @@ def test_region_truths_that_share_cells_act_one_after_the_other(keys):
     rng = np.random.default_rng(3)
     v = rng.normal(0, 0.5, (3, 2, 3, 3, 9))
     v[..., 4:] = rng.uniform(0.1, 0.9, v[..., 4:].shape)
-    y, truth = v.reshape(3, 27, 2, 3).astype(np.float32), colliding_truths(rng, 3, 4)
+    y, truth = v.reshape(3, 27, 2, 3).astype(np.float32), op_cases.yolo_loss.colliding_truths(rng, 3, 4)
     cost, delta = head.loss(BE, y, y, truth, CTX)
     wanted_cost, wanted = region_by_loops(head, y, truth, CTX)
     np.testing.assert_allclose(delta, wanted, rtol=2e-4, atol=1e-5)
@@ -608,9 +602,24 @@ FAULTS = {  # a piece of a kernel, what replaces it, and the cases that notice i
     "a part of the cost": ("end = min(start + PART, n)", "end = min(start + PART, n - 1)", "softmax_loss"),
     "rescore": ("s.rescore ? iou", "false ? iou", "region_loss"),
     "prior": ("0.01f * (0.5f - position)", "0.01f * (0.4f - position)", "region_loss"),
+    "one level of a tree": ("k = tree ? tree[k] : -1;", "k = -1;", "region_loss"),
+    "truths beside one without a box": ("if (unboxed && unboxed[image]) return;", "", "region_loss"),
     "forced": ("if (forced) best", "if (false) best", "detection_loss"),
     "nothing overlaps": ("if (!(overlap > 0)) best = nearest;", "", "detection_loss"),
 }
+
+
+def noticed(be, op):
+    """Return whether a backend differs from the loops in a case of an op."""
+
+    def wrong_in(case):
+        try:
+            op_cases.compare(op_cases.run(be, case, case.args), case.want(case.args), case, case.rtol, case.atol)
+        except (AssertionError, host_cuda.KernelError):
+            return True
+        return False
+
+    return any(wrong_in(c) for c in op_cases.CASES if c.op.name.endswith(op) and c.shape == (3, 8, 13, 6))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -620,12 +629,44 @@ def test_a_mistake_in_a_kernel_is_noticed(name):
     assert backend_for("host-cuda") and any(
         right in cuda.source(file) for file in ("yolo_loss", "region_loss", "losses")
     )
+    assert noticed(be, op)
 
-    def wrong_in(case):
-        try:
-            op_cases.compare(op_cases.run(be, case, case.args), case.want(case.args), case, case.rtol, case.atol)
-        except (AssertionError, host_cuda.KernelError):
-            return True
-        return False
 
-    assert any(wrong_in(c) for c in op_cases.CASES if c.op.name.endswith(op) and c.shape == (3, 8, 13, 6))
+REFERENCE_FAULTS = {
+    "all truths at once": (truths_module, "np.flatnonzero(turn == number)", "np.arange(len(turn))", "anchor_loss"),
+    "the order of images": (truths_module, "result[order] = best", "result[...] = best", "anchor_loss"),
+    "a further class": (yolo_loss, "np.where(set_before[:, None], old, delta)", "delta", "anchor_loss"),
+    "assigned objectness": (yolo_loss, "(delta != 0) if group.assigned", "False if group.assigned", "anchor_loss"),
+    "the root": (region_loss, "k = s.tree.parent[k]", "k = np.full_like(k, -1)", "region_loss"),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE_FAULTS)
+def test_a_mistake_in_a_reference_is_noticed(name, monkeypatch):
+    monkeypatch.setattr(base, "OPS", {})  # planting defines the ops of the module again
+    plant(monkeypatch, *REFERENCE_FAULTS[name][:3])
+    assert noticed(BE, REFERENCE_FAULTS[name][3])
+
+
+NET = "[net]\nwidth=12\nheight=8\nchannels=3\nbatch=2\nsubdivisions=2\nmax_batches=9\n"
+BODY = NET + "[convolutional]\nfilters={}\nactivation=linear\n"
+STEPS = {
+    "yolo": (BODY.format(12) + "[yolo]\nnum=2\nclasses=1\nanchors=4,5,7,6\niou_thresh=0.2\n", 1200),
+    "region": (BODY.format(12) + "[region]\nnum=2\nclasses=1\nanchors=4,5,7,6\nsoftmax=1\n", 1200),
+    "classifier": (BODY.format(3) + "[avgpool]\n[softmax]\n[cost]\n", 3),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_waits_once_for_the_device(emulator, name):
+    """For the sums of costs and of gradients, two numbers in float64."""
+    text, labels = STEPS[name]
+    be = backend.get("cupy")
+    trainer = gd.Trainer(gd.load_network(cfg.parse(text), backend=be))
+    x, truth = np.full((2, 3, 8, 12), 0.5, np.float32), np.full((2, labels), 0.4, np.float32)
+    trainer.step(x, truth)
+    with emulator.counting() as copy:
+        be.to_numpy(be.zeros((1,)))
+    with emulator.counting() as step:
+        trainer.step(x, truth)
+    assert (step["waits"], step["bytes device to host"]) == (copy["waits"], 16)

@@ -11,7 +11,7 @@ from ..array import Array, ArrayBackend, KernelBackend
 from ..boxes import iou
 from .base import op
 from .box_loss import focal
-from .losses import finish, list_truths, map_of, memory_of, scaled
+from .losses import BLOCK, finish, list_truths, memory_of, scaled
 from .truths import Truths, best_ious, sum_of_squares, turns
 
 CLASS_ONLY = 100000  # a truth whose x and y exceed this has a class but no box
@@ -114,27 +114,29 @@ def region_loss(
 def region_loss_cuda(
     be: KernelBackend, y: Array, truth: Array, scale: Array, s: RegionLoss, prior: bool
 ) -> tuple[Array, Array]:
-    if s.tree is not None:  # rare: on the CPU
-        host = be.to_numpy(memory_of(y)).astype(np.float32)
-        cost, d = region_loss.reference(be, map_of(host, y), be.to_numpy(truth), np.ones(1, np.float32), s, prior)
-        delta = be.asarray(memory_of(d))
-        return be.asarray(cost, np.float32), finish(be, y, delta, scale)[1]
     N, C, H, W = y.shape
     A, memory = len(s.anchors), memory_of(y)
-    anchors, class_map, settings = on_device(be, be.current_device(), s)
+    anchors, class_map, settings, tree = on_device(be, be.current_device(), s)
     boxes, classes, counts, rows = list_truths(be, truth, class_map, s.max)
-    delta, count = be.zeros(memory.shape), N * A * H * W
-    arguments = memory, delta, anchors, settings, boxes, classes, counts, rows, A, C // A, W, H
-    be.launch("region_loss.background", count, *arguments, count, int(prior))
-    be.launch("region_loss.assign", 32 * N, *arguments, block=32)
+    delta, count, unboxed = be.zeros(memory.shape), N * A * H * W, None
+    if tree is not None:
+        unboxed, limit = be.empty((N,), np.int32), min(rows, s.max)
+        sizes = rows, limit, A, C // A, W, H
+        be.launch(
+            "region_loss.class_only", N * BLOCK, truth, memory, delta, tree, settings, unboxed, *sizes, block=BLOCK
+        )
+    arguments = memory, delta, anchors, tree, settings, boxes, classes, counts, rows, A, C // A, W, H
+    be.launch("region_loss.background", count, *arguments, unboxed, count, int(prior))
+    be.launch("region_loss.assign", 32 * N, *arguments, unboxed, block=32)
     return finish(be, y, delta, scale)
 
 
 @lru_cache(maxsize=64)
-def on_device(be: KernelBackend, device: int | None, s: RegionLoss) -> list[Array]:
-    """Return anchors, class_map and the numbers of settings on a device."""
-    arrays = (s.anchors, np.float32), (s.class_map, np.int32), (s.numbers(), np.float32)
-    return [be.asarray(np.asarray(a, dtype)) for a, dtype in arrays]
+def on_device(be: KernelBackend, device: int | None, s: RegionLoss) -> tuple[Array, Array, Array, Array | None]:
+    """Return anchors, class_map, the numbers of settings and the tree (3, classes) on a device."""
+    tree = None if s.tree is None else np.stack([s.tree.parent, s.tree.first, s.tree.last])
+    return (be.asarray(s.anchors, np.float32), be.asarray(s.class_map, np.int32), be.asarray(s.numbers(), np.float32),
+            None if tree is None else be.asarray(tree, np.int32))  # fmt: skip
 
 
 def predicted_boxes(v: np.ndarray, anchors: np.ndarray, W: int, H: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +183,8 @@ def class_only(truth: np.ndarray, v: np.ndarray, d: np.ndarray, s: RegionLoss) -
         return unboxed
     rows = truth.reshape(len(truth), -1, 6)
     listed = np.logical_and.accumulate(rows[:, :, 0] != 0, axis=1)
-    found = listed & (rows[:, :, 0] > CLASS_ONLY) & (rows[:, :, 1] > CLASS_ONLY)
+    known = (rows[:, :, 4] >= 0) & (rows[:, :, 4] < len(s.tree.parent))
+    found = listed & (rows[:, :, 0] > CLASS_ONLY) & (rows[:, :, 1] > CLASS_ONLY) & known
     scale = np.full(1, s.class_scale, np.float32)
     for n in np.flatnonzero(found.any(axis=1)):
         unboxed[n] = True

@@ -135,9 +135,8 @@ def anchor_loss_cuda(
 @lru_cache(maxsize=64)
 def on_device(be: KernelBackend, device: int | None, s: AnchorLoss) -> list[Array]:
     """Return anchors, anchor_ids, places, class_map, class_weights and the numbers of settings on a device."""
-    arrays = [(s.anchors, np.float32), (s.anchor_ids, np.int32), (s.places, np.int32), (s.class_map, np.int32),
-              (s.class_weights, np.float32), (s.numbers(), np.float32)]  # fmt: skip
-    return [be.asarray(np.asarray(a, dtype)) for a, dtype in arrays]
+    indices = (be.asarray(a, np.int32) for a in (s.anchor_ids, s.places, s.class_map))
+    return [be.asarray(s.anchors), *indices, be.asarray(s.class_weights), be.asarray(s.numbers(), np.float32)]
 
 
 class Evaluation:
@@ -295,38 +294,43 @@ class Rows:
 
     def box_deltas(self, r: np.ndarray, t: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         """Return the deltas (K, 4) of the boxes of rows r towards truths t, by their channels."""
-        s, truths = self.s, self.loss.truths
-        truth, pred, grid = truths.box[t], self.boxes[r], self.loss.grid
-        coordinates = slice(0, self.loss.objectness, s.stride)
-        out = self.v[r, coordinates]
-        relative = truth[:, 2:] / s.anchors[s.anchor_ids[self.a[r]]]
-        goal = np.empty_like(out)
-        point = truth[:, :2] - s.corner * truth[:, 2:]
-        goal[:, 0] = point[:, 0] * grid[0] - self.p[r] % self.loss.W
-        goal[:, 1] = point[:, 1] * grid[1] - self.p[r] // self.loss.W
-        goal[:, 2:] = np.sqrt(relative / 4) if s.new_coords else np.log(relative)
-        scale = (2 - truth[:, 2] * truth[:, 3])[:, None]
-        gain = s.class_weights[truths.k[t]] * np.float32(s.iou_normalizer)
-        deltas = []
+        s, truth, iou_loss = self.s, self.loss.truths.box[t], self.s.iou_loss != "mse"
+        coordinates, uncertainties = (slice(first, self.loss.objectness, s.stride) for first in (0, 1))
+        out, deltas = self.v[r, coordinates], []
         with np.errstate(all="ignore"):  # `clip` replaces values that are not finite by 0, as Darknet does
+            if not iou_loss or s.gaussian:
+                error, scale = self.errors(r, truth, out), (2 - truth[:, 2] * truth[:, 3])[:, None]
+                delta = scale * error
             if s.gaussian:
-                uncertainties = slice(1, self.loss.objectness, s.stride)
-                delta, sigma_delta = gaussian_delta(goal - out, self.v[r, uncertainties], scale)
+                delta, sigma_delta = gaussian_delta(error, self.v[r, uncertainties], scale)
                 deltas.append((uncertainties, self.clip(sigma_delta * s.uc_normalizer)))
-            else:
-                delta = scale * (goal - out)
-            if s.iou_loss != "mse":
-                nonempty = pred.copy()
-                nonempty[:, 2:][nonempty[:, 2:] == 0] = 1
-                delta = box_delta(nonempty, truth, s.iou_loss, s.exact)
-                if s.exact:
-                    delta = self.to_raw(delta, out, pred)
-                else:
-                    # Darknet's rule for corners; in the derivative, the size would get a part of the point's
-                    delta[:, :2] -= s.corner * delta[:, 2:]
-                    delta[:, 2:] *= 1 if s.new_coords else np.exp(out[:, 2:])
+            if iou_loss:
+                delta = self.iou_deltas(truth, self.boxes[r], out)
+        gain = s.class_weights[self.loss.truths.k[t]] * np.float32(s.iou_normalizer)
         delta = delta * gain[:, None]
-        return [*deltas, (coordinates, self.clip(delta) if s.iou_loss != "mse" or s.gaussian else delta)]
+        return [*deltas, (coordinates, self.clip(delta) if iou_loss or s.gaussian else delta)]
+
+    def errors(self, r: np.ndarray, truth: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Return what the outputs (K, 4) of rows r lack to predict truths (K, 4)."""
+        s, loss = self.s, self.loss
+        point, relative = truth[:, :2] - s.corner * truth[:, 2:], truth[:, 2:] / s.anchors[s.anchor_ids[self.a[r]]]
+        goal = np.empty_like(out)
+        goal[:, 0] = point[:, 0] * loss.grid[0] - self.p[r] % loss.W
+        goal[:, 1] = point[:, 1] * loss.grid[1] - self.p[r] // loss.W
+        goal[:, 2:] = np.sqrt(relative / 4) if s.new_coords else np.log(relative)
+        return goal - out
+
+    def iou_deltas(self, truth: np.ndarray, pred: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Return the deltas (K, 4) of an IoU loss, for boxes pred (K, 4) and the outputs (K, 4) that predict them."""
+        s, nonempty = self.s, pred.copy()
+        nonempty[:, 2:][nonempty[:, 2:] == 0] = 1
+        delta = box_delta(nonempty, truth, s.iou_loss, s.exact)
+        if s.exact:
+            return self.to_raw(delta, out, pred)
+        # Darknet's rule for corners; in the derivative, the size would get a part of the point's
+        delta[:, :2] -= s.corner * delta[:, 2:]
+        delta[:, 2:] *= 1 if s.new_coords else np.exp(out[:, 2:])
+        return delta
 
     def to_raw(self, delta: np.ndarray, out: np.ndarray, pred: np.ndarray) -> np.ndarray:
         """Convert a gradient (K, 4) for boxes to one for the layer's input; out (K, 4) is its output there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from math import exp, log
 
 import numpy as np
@@ -70,7 +71,7 @@ def region_loss_by_loops(head, y, truth, prior):
         return p
 
     for n in range(N):
-        rows = [row for row in truth[n].astype(float).reshape(-1, 6)[: head.max].tolist() if row[0]]
+        rows = list(takewhile(lambda row: row[0], truth[n].astype(float).reshape(-1, 6)[: head.max].tolist()))
         only = [int(r[4]) for r in rows if r[0] > 100000 and r[1] > 100000]
         if head.tree and only:
             best = max(np.ndindex(H, W, A), key=lambda at: probability(n, *at, only[0]))

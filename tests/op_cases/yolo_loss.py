@@ -38,13 +38,13 @@ def score(kind, a, b):
 
 
 def colliding_truths(rng, N, classes):
-    """Draw (N, 10*6) truths: half of them repeat the box of another, fewer in each image."""
+    """Draw (N, 10*6) truths: half repeat the box of another; in most images a row of zeros ends the list before the last."""
     t = np.zeros((N, 10, 6), np.float32)
     t[..., :2], t[..., 2:4] = rng.uniform(0.02, 0.98, (N, 10, 2)), rng.uniform(0.05, 0.8, (N, 10, 2))
     t[..., 4] = rng.integers(0, classes, (N, 10))
     for n in range(N):
         t[n, 5:, :4] = t[n, rng.integers(0, 5, 5), :4]
-        t[n, 10 - 2 * n :] = 0
+        t[n, 10 - 2 * ((n + 1) % N) : 9] = 0
     return t.reshape(N, -1)
 
 
