@@ -15,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from spots import files
 
 from gpudarknet import data
 from gpudarknet.data import loader as loaders
+from gpudarknet.data.augment import Colors, DetectionAugment
 from gpudarknet.errors import DataError, DataWarning, ImageWarning
+from gpudarknet.layers import SECTIONS
 
 needs_processes = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="worker processes need Linux")
 
@@ -83,6 +86,30 @@ def test_processes_and_threads_give_the_same_bits():
         for (x, truth), (x0, truth0) in zip(kept, want, strict=True):
             np.testing.assert_array_equal(x, x0)
             np.testing.assert_array_equal(truth, truth0)
+
+
+COLORS = Colors(hue=0.1, saturation=1.5, exposure=1.5)
+AUGMENTS = {
+    "mosaic": {"mosaic": True, "jitter": 0.3, "colors": COLORS},
+    "blur, noise": {"mosaic": True, "blur": 1, "gaussian_noise": 9, "colors": COLORS},
+    "mixup, letter_box": {"mixup": True, "blur": 9, "letter_box": True, "colors": COLORS},
+}
+
+
+@needs_processes
+@pytest.mark.parametrize("kind", AUGMENTS)
+def test_images_are_augmented_to_the_same_bits(tmp_path, kind):
+    """OpenCV has one thread in a process, and others here."""
+    truth = SECTIONS["yolo"](classes=3, max=9).truth
+    augment = DetectionAugment(classes=3, truth=truth, **AUGMENTS[kind])
+    batches = []
+    for processes in (False, True):
+        source = data.DataSet(files(tmp_path), augment, data.detection_boxes(3))
+        with data.Loader(source, 6, lambda k: (139, 118), seed=4, workers=2, processes=processes) as loader:
+            batches.append([loader.get(k) for k in range(3)])
+    for (x, truths), (x0, truths0) in zip(*batches, strict=True):
+        np.testing.assert_array_equal(x, x0)
+        np.testing.assert_array_equal(truths, truths0)
 
 
 @pytest.mark.filterwarnings("ignore:0.jpg")
@@ -172,6 +199,18 @@ def test_threads_go_on_if_processes_cannot_start(monkeypatch):
             if not loader._can_start:
                 break
             time.sleep(0.01)
+
+
+@needs_processes
+@pytest.mark.filterwarnings("ignore:0.jpg")
+def test_a_system_without_processes_has_threads(monkeypatch):
+    monkeypatch.setattr(loaders, "START_SECONDS", 0.0)
+    monkeypatch.setattr(loaders.sys, "executable", "/nowhere/python")
+    with (
+        load(workers=2) as loader,
+        pytest.warns(DataWarning, match=r"^worker processes: cannot start \(.*No such file"),
+    ):
+        assert loader.get(0)[1][4, 1] == 4
 
 
 @needs_processes

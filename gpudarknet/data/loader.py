@@ -166,12 +166,12 @@ class Loader:
         process: WorkerProcess | None = getattr(self._thread, "process", None)
         if not self._can_start or time.monotonic() < self._start_time:
             return None
-        if process is None:
-            process = self._thread.process = WorkerProcess([self._data_fd, *(b.fd for b in self._buffers)])
-            self.processes.append(process)
         try:
+            if process is None:
+                process = self._thread.process = WorkerProcess([self._data_fd, *(b.fd for b in self._buffers)])
+                self.processes.append(process)
             return process if process.is_ready(self._wait) else None
-        except Exception as e:  # the data set's own
+        except Exception as e:  # of the system, or of the data set
             if self._wait:
                 raise
             if self._can_start:
