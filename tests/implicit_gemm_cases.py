@@ -92,7 +92,7 @@ def run(case: Case, precision: str, algorithm: str, be, **options) -> np.ndarray
         w={"kernel": be.asarray(kernel), "bias": be.asarray(bias)}, size=case.size, strides=case.strides, dilation=case.dilation,
         pad=case.pad, groups=case.groups, pooled=case.pooled, head=head,
     )  # fmt: skip
-    plan = Plan(case.N, base, (target,), [step], offsets={}, arena_size=0, peak_live=0, flops=0)
+    plan = Plan(case.N, base, {}, 0, 0, 0, outputs=(target,), steps=[step])
     program = cuda.Program(plan, be, precision, choices={step.key(case.N): algorithm}, poison=True, **options)
     (chosen,) = program.schedule.algorithms.values()
     assert chosen == algorithm

@@ -16,6 +16,8 @@ from ..plan import compile, cpu, cuda
 from ..plan.cuda import dry_run
 from ..plan.cuda.time_model import Card, card_of_device, find_card
 from ..plan.tuning import load_tuning, save_tuning
+from ..train import Trainer
+from ..train.engines import PlanEngine
 from . import inputs
 from .arguments import Arguments, Command, Flag, UsageError
 from .bench import suite_module
@@ -25,7 +27,7 @@ DEFAULT_CARD = "H100"  # without a GPU, or if it is not in the table
 
 def plan(args: Arguments) -> None:
     """Print the compiled plan: steps, fusions, memory. With -tune, benchmark the algorithms first, and on a CPU the engines."""
-    if args.batch < 1:
+    if args.batch is not None and args.batch < 1:
         raise UsageError(f"plan: -batch must be at least 1, got {args.batch}")
     if args.precision not in ("fp32", "tf32", "fp16"):
         raise UsageError(f"plan: unknown precision '{args.precision}'; choose fp32, tf32 or fp16")
@@ -36,6 +38,12 @@ def plan(args: Arguments) -> None:
             raise UsageError(f"plan: -{flag} needs the GPU: {why}")
     if be.executor != "cuda" and (args.time or args.card is not None):
         raise UsageError(f"plan: -{'time' if args.time else 'card'} is for a GPU; add -device gpu")
+    if args.train:
+        if be.executor == "cuda" or args.tune:
+            raise UsageError("plan: -train shows the plan of a CPU; omit -device gpu and -tune")
+        print(training_plan(args, size))
+        return
+    args.batch = args.batch or 1
     card = choose_card(args.card, None if why or be.executor != "cuda" else be)
     net = load_network(resources.bundled_cfg(args.positionals[0]), backend=be, batch=args.batch, **size)
     compiled = compile(net.nodes, net.weights, net.heads, net.net.input, args.batch)
@@ -54,6 +62,15 @@ def plan(args: Arguments) -> None:
     print(describe(cuda.Program(compiled, be, args.precision, choices=load_tuning(name)), card, args.time))
     if why:
         print(f"not run: {why}")
+
+
+def training_plan(args: Arguments, size: dict[str, int]) -> str:
+    """Return the plan of a training step on one subdivision of the cfg's batch, or on -batch images."""
+    net = load_network(resources.bundled_cfg(args.positionals[0]), backend="numpy", batch=1, **size)  # type: ignore[arg-type]
+    trainer = Trainer(net, tune_malloc=False)
+    assert isinstance(trainer.engine, PlanEngine)
+    batch = args.batch or max(1, trainer.batch // net.net.subdivisions)
+    return trainer.engine.program(batch, trainer.first_trained).describe()
 
 
 def choose_card(name: str | None, be: Backend | None) -> Card:
@@ -108,7 +125,8 @@ COMMANDS = (
         (
             Flag("width", int, None, "Width of the input in pixels; default: the cfg's"),
             Flag("height", int, None, "Height of the input in pixels; default: the cfg's"),
-            Flag("batch", int, 1, "Batch size"),
+            Flag("batch", int, None, "Batch size; default: 1, with -train a subdivision of the cfg's batch"),
+            Flag("train", bool, False, "The plan of a training step on the CPU: forward, losses, backward"),
             Flag("precision", str, "fp32", "On a GPU fp32, tf32 or fp16; the CPU computes in fp32"),
             Flag(
                 "tune",

@@ -27,6 +27,6 @@ def compile(nodes: Sequence[Node], weights: Sequence[Arrays], heads: Sequence[in
         maps[node.index] = lower(node.layer, builder, *(maps[source] for source in node.sources))
     outputs = tuple(maps[index] for index in heads) if nodes else (builder.input,)
     steps = fuse(builder.steps, outputs)
-    offsets, arena_size, peak_live = plan_memory(steps, builder.input, outputs, batch)
+    placed = plan_memory(steps, builder.input, outputs, batch)
     layers = tuple(nodes[index].layer for index in heads) if nodes else ()
-    return Plan(batch, builder.input, outputs, steps, offsets, arena_size, peak_live, flops(nodes), heads=layers)
+    return Plan(batch, builder.input, *placed, flops(nodes), outputs=outputs, steps=steps, heads=layers)

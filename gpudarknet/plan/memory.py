@@ -48,9 +48,7 @@ def peak_live(sizes: Sequence[int], lifetimes: Sequence[tuple[int, int]], alignm
     return peak
 
 
-def place(
-    lifetimes: Mapping[FeatureMap, Sequence[int]], batch: int
-) -> tuple[dict[FeatureMap, int], int, int]:
+def place(lifetimes: Mapping[FeatureMap, Sequence[int]], batch: int) -> tuple[dict[FeatureMap, int], int, int]:
     """Place storages, each live from its first to its last use; return offsets, arena size and peak_live, in elements."""
     sizes = [batch * prod(m.shape) for m in lifetimes]
     spans = [(uses[0], uses[-1]) for uses in lifetimes.values()]

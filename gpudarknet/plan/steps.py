@@ -211,22 +211,34 @@ ALIGNMENT = 64  # elements: 256 bytes
 
 
 @dataclass(eq=False)
-class Plan:
-    """A network compiled for inputs (batch, C, H, W): steps in order, and the offset of each map in one arena.
+class PlacedMaps:
+    """The maps of a plan for inputs (batch, C, H, W), and the offset of each in one arena.
 
     offsets: storage -> its first float32 in the arena. arena_size: its size in float32. peak_live: a lower bound on it, the
-    largest total live at one step. flops: operations per image, as in the layer table. states: maps that, like the input,
-    are written before the first step. heads: the layers of the outputs.
+    largest total live at one step. flops: operations of a forward pass per image, as in the layer table.
     """
 
     batch: int
     input: FeatureMap
-    outputs: tuple[FeatureMap, ...]
-    steps: list[Step]
     offsets: dict[FeatureMap, int]
     arena_size: int
     peak_live: int
     flops: float
+
+    def address(self, m: FeatureMap) -> tuple[int, int]:
+        """Return the offset of image 0 of a map and the stride of its pixels, in float32."""
+        return self.offsets[m.storage] + m.channel_offset, m.storage.shape[0]
+
+
+@dataclass(eq=False, kw_only=True)
+class Plan(PlacedMaps):
+    """A network compiled for inference: steps in order.
+
+    states: maps that, like the input, are written before the first step. heads: the layers of the outputs.
+    """
+
+    outputs: tuple[FeatureMap, ...]
+    steps: list[Step]
     states: tuple[FeatureMap, ...] = ()
     heads: tuple[Layer, ...] = ()
 
@@ -234,10 +246,6 @@ class Plan:
     def copies(self) -> list[Step]:
         """The steps that only copy, because a map is needed in two places."""
         return _copies(self.steps)
-
-    def address(self, m: FeatureMap) -> tuple[int, int]:
-        """Return the offset of image 0 of a map and the stride of its pixels, in float32."""
-        return self.offsets[m.storage] + m.channel_offset, m.storage.shape[0]
 
     def describe(self, algorithms: Mapping[Any, str] | None = None) -> str:
         """Return the plan as text: a line per step, then totals. algorithms: that of each convolution."""

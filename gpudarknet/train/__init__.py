@@ -22,9 +22,9 @@ from ..data.datafile import DataFile
 from ..errors import TrainError, TrainWarning
 from . import checkpoint
 from .datasets import training_set
+from .engines import backward
 from .folder import TrainingFolder
 from .loop import Progress, TrainingRun
-from .engines import backward
 from .step import TrainStep
 
 __all__ = ["Progress", "TrainStep", "Trainer", "TrainingFolder", "TrainingRun", "backward"]

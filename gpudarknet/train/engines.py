@@ -7,7 +7,6 @@ the plan is the network compiled for one input size (plan/training).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..graph import Node, owner
 from ..layers import ForwardContext, Layer
 from ..layers.base import Backward
 from ..network import Network
+from ..plan.cpu.program import allocate_arena
 from ..plan.cpu.training import Part, TrainingProgram
 from ..plan.training import compile_training
 from .darknet_cpu_bugs import DarknetCpuBugs
@@ -51,6 +51,7 @@ class ReferenceEngine:
         self.gradients, self.views = parameters.zeros()
 
     def run(self, x: Array, ctx: ForwardContext, delta: ComputeDelta) -> None:
+        """Compute the gradients as `Engine.run` says."""
         net = self.net
         loss_inputs = {source for node in net.nodes if node.layer.loss_reads_input for source in node.sources}
         inputs: dict[int, Array] = {-1: x}
@@ -63,7 +64,9 @@ class ReferenceEngine:
             if index in loss_inputs:
                 inputs[index] = y
             if node.layer.has_loss:
-                deltas[index] = delta(node.layer, inputs.get(node.sources[0]) if node.layer.loss_reads_input else None, y)
+                deltas[index] = delta(
+                    node.layer, inputs.get(node.sources[0]) if node.layer.loss_reads_input else None, y
+                )
 
         grads: list[Arrays] = []
         for node in net.nodes:
@@ -99,7 +102,7 @@ class PlanEngine:
             plan = compile_training(net.nodes, net.weights, net.net.input, batch, frozen)
             if plan.arena_size > self.arena.size:
                 self.programs.clear()  # they use the smaller one
-                self.arena = TrainingProgram.allocate(plan)
+                self.arena = allocate_arena(plan)
             program = TrainingProgram(plan, self.views, self.arena)
         self.programs[key] = program  # the most recently used is last
         while len(self.programs) > CAPACITY:
@@ -107,6 +110,7 @@ class PlanEngine:
         return program
 
     def run(self, x: Array, ctx: ForwardContext, delta: ComputeDelta) -> None:
+        """Compute the gradients as `Engine.run` says, and update the running statistics of batch norm."""
         program = self.program(len(x), ctx.frozen)
         if program is not self.last:
             self.gradients[...] = 0  # of weights that this program does not train

@@ -115,10 +115,10 @@ class Timer:
         pairs = zip(self.forward.tolist(), self.backward.tolist(), strict=True)
         return StepTimes(seconds, self.update, [LayerTime(index, *pair) for index, pair in enumerate(pairs)])
 
-    def timed_update(self, N: int) -> None:
+    def timed_update(self, gradients: Array, N: int) -> None:
         """Run the trainer's `update`."""
         begin = self.now()
-        type(self.trainer).update(self.trainer, N)
+        type(self.trainer).update(self.trainer, gradients, N)
         self.update = self.now() - begin
 
     def timed_forward(self, x: Array, ctx: ForwardContext, keep: Callable[[int, Array, Any], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,9 @@ import numpy as np
 
 from ..array import Array, Arrays
 from ..backend.interop import host_array
-from ..errors import DataError, TrainError, TrainWarning
 from ..backend.threads import split_range
-from ..graph import Node, owner
+from ..errors import DataError, TrainError, TrainWarning
+from ..graph import owner
 from ..layers import ForwardContext, Layer, LossContext
 from ..layers.base import Backward
 from ..network import Network
@@ -31,7 +32,7 @@ UPDATE_PIECE = 1 << 16  # elements that one task updates
 
 
 class Rule(NamedTuple):
-    """How to update weights: learning rate, weight decay, bounds of gradients and of weights, and the layer's part of Adam's moments."""
+    """How to update weights: learning rate, weight decay, bounds of the gradients and of the weights, Adam or SGD."""
 
     rate: float
     decay: float
@@ -94,7 +95,9 @@ class TrainStep:
         self.batch = cfg.batch // cfg.subdivisions * cfg.subdivisions * cfg.time_steps
         self.iteration = net.seen // max(self.batch, 1)
         with net.on_device():
-            compiled = engine == "plan" and be.xp is np and be.launch is None and not half and not emulate_darknet_cpu_bugs
+            compiled = (
+                engine == "plan" and be.xp is np and be.launch is None and not half and not emulate_darknet_cpu_bugs
+            )
             self.parameters = Parameters(net, hwio=compiled)
             self.engine: Engine = (
                 PlanEngine(net, self.parameters) if compiled else ReferenceEngine(net, self.parameters, self.cpu_bugs)
@@ -198,7 +201,7 @@ class TrainStep:
     def add(self, a: Array, b: Array) -> None:
         """Add vector b to vector a."""
         pieces = split_range(len(a), UPDATE_PIECE) if self.on_cpu else [(0, len(a))]
-        self.net.backend.run_parallel([lambda i=i, j=j: np.add(a[i:j], b[i:j], out=a[i:j]) for i, j in pieces])
+        self.net.backend.run_parallel([partial(self.net.backend.xp.add, a[i:j], b[i:j], out=a[i:j]) for i, j in pieces])
 
     @property
     def on_cpu(self) -> bool:
@@ -215,7 +218,7 @@ class TrainStep:
         """Update the weights with the vector of gradients of N images, which are multiplied by the loss scale."""
         scale = self.loss_scale.value
         tasks = [
-            lambda rule=rule, i=i, j=j: self.update_range(rule, slice(i, j), gradients, scale, N)
+            partial(self.update_range, rule, slice(i, j), gradients, scale, N)
             for rule, start, stop in self.rules(N)
             for i, j in ([(start, stop)] if not self.on_cpu else offset_ranges(start, stop))
         ]
@@ -332,7 +335,7 @@ class TrainStep:
         pieces = split_range(len(vector), UPDATE_PIECE)
         sums = np.zeros(max(len(pieces), 1), np.float32)
         self.net.backend.run_parallel(
-            [lambda k=k, i=i, j=j: vector[i:j].sum(out=sums[k, ...]) for k, (i, j) in enumerate(pieces)]
+            [partial(np.sum, vector[i:j], out=sums[k, ...]) for k, (i, j) in enumerate(pieces)]
         )
         return sums.sum(keepdims=True)
 

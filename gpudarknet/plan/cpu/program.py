@@ -14,7 +14,7 @@ from ...backend.threads import Stage, split_range
 from ...errors import BackendError
 from ...layers import ForwardContext
 from ...layers.convolutional import fold_batch_norm
-from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Plan, Step, Upsample, YoloHead
+from ..steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, PlacedMaps, Plan, Step, Upsample, YoloHead
 from .algorithms import ALGORITHMS, select_algorithm
 from .command_list import CommandList, CommandQueue, Task, TaskStages, command_queue, worker_queue
 from .convolution import as_matrix, copy_padded
@@ -23,7 +23,36 @@ from .epilogue import bind_epilogue, logistic
 TASK_SIZE = 1 << 16  # elements that one task of a pool or a copy processes
 
 
-class Program:
+class BoundMaps:
+    """The maps of a plan, bound to an arena."""
+
+    def __init__(self, placed: PlacedMaps, arena: np.ndarray, queue: CommandQueue):
+        self.placed, self.arena, self.queue, self.batch = placed, arena, queue, placed.batch
+        self.algorithms: dict[Convolve, str] = {}
+        self.packed_weights: dict[Any, Any] = {}
+
+    def view(self, m: FeatureMap) -> np.ndarray:
+        """Return a map's memory as (N, H, W, C); pixels are strided if the map is part of another."""
+        offset, ld = self.placed.address(m)
+        C, H, W = m.shape
+        strides = (4 * H * W * ld, 4 * W * ld, 4 * ld, 4)
+        return np.lib.stride_tricks.as_strided(self.arena[offset:], (self.batch, H, W, C), strides)
+
+    def load_input(self, x: np.ndarray) -> list[Task]:
+        """Return tasks that transpose x (N, C, H, W) into the input map, channel by channel, since channels are few."""
+        y, (N, C, H, _) = self.view(self.placed.input), x.shape
+
+        def task(n: int, r: slice) -> Task:
+            def record(commands: CommandList) -> None:
+                for c in range(C):
+                    commands.record(np.copyto, y[n, r, :, c], x[n, c, r])
+
+            return record
+
+        return [task(n, slice(*r)) for n in range(N) for r in split_range(H, H, self.queue.size)]
+
+
+class Program(BoundMaps):
     """A plan bound to an arena and to packed weights; `run` may be called from any thread.
 
     choices: the algorithm for a convolution's key, as measured by `autotune`; others are chosen by rule.
@@ -40,10 +69,10 @@ class Program:
         poison: bool = False,
         queue: CommandQueue | None = None,
     ):
-        self.plan, self.poison, self.queue = plan, poison, queue or command_queue()
+        super().__init__(plan, allocate_arena(plan), queue or command_queue())
+        self.plan, self.poison = plan, poison
         self.engine = f"numpy {np.__version__}, fp32"
         self.packed_weights = {} if packed_weights is None else packed_weights
-        self.arena = allocate_arena(plan)
         self.algorithms = {
             s: select_algorithm(s, plan.batch, choices or {}) for s in plan.steps if isinstance(s, Convolve)
         }
@@ -73,13 +102,6 @@ class Program:
             f"CPU, {self.queue.size} threads; MiB: arena {arena}, packed weights {weights}, scratch {scratch}"
         )
 
-    def view(self, m: FeatureMap) -> np.ndarray:
-        """Return a map's memory as (N, H, W, C); pixels are strided if the map is part of another."""
-        offset, ld = self.plan.address(m)
-        C, H, W = m.shape
-        strides = (4 * H * W * ld, 4 * W * ld, 4 * ld, 4)
-        return np.lib.stride_tricks.as_strided(self.arena[offset:], (self.plan.batch, H, W, C), strides)
-
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """Run the plan on x (N, C, H, W); return new arrays, one per output."""
         results = [np.empty((self.plan.batch, *m.shape), np.float32) for m in self.plan.outputs]
@@ -95,20 +117,7 @@ class Program:
         """Return the stages that read x (N, C, H, W) and write the results, one per output."""
         record = self.queue.record_stage
         outputs = [self._store_output(m, result) for m, result in zip(self.plan.outputs, results, strict=True)]
-        return [record(self._load_input(x)), *chain(*self.stages), *map(record, outputs)]
-
-    def _load_input(self, x: np.ndarray) -> list[Task]:
-        """Return tasks that transpose x (N, C, H, W) into the input map, channel by channel, since channels are few."""
-        y, (N, C, H, _) = self.view(self.plan.input), x.shape
-
-        def task(n: int, r: slice) -> Task:
-            def record(commands: CommandList) -> None:
-                for c in range(C):
-                    commands.record(np.copyto, y[n, r, :, c], x[n, c, r])
-
-            return record
-
-        return [task(n, slice(*r)) for n in range(N) for r in split_range(H, H, self.queue.size)]
+        return [record(self.load_input(x)), *chain(*self.stages), *map(record, outputs)]
 
     def _store_output(self, m: FeatureMap, result: np.ndarray) -> list[Task]:
         """Return tasks that transpose a map into a result (N, C, H, W)."""
@@ -171,7 +180,7 @@ class ImageParallelProgram:
         return results
 
 
-def allocate_arena(plan: Plan) -> np.ndarray:
+def allocate_arena(plan: PlacedMaps) -> np.ndarray:
     """Return the arena. Raises BackendError, which says how many images would fit, if there is not enough memory."""
     have = machine.memory_bytes()
     need = 4 * plan.arena_size
@@ -187,7 +196,7 @@ def allocate_arena(plan: Plan) -> np.ndarray:
                        f"{'less' if have is None else f'{have:,}'}; {advice}")  # fmt: skip
 
 
-def _convolve(program: Program, step: Convolve) -> TaskStages:
+def _convolve(program: BoundMaps, step: Convolve) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     name = program.algorithms[step]
     algorithm, key = ALGORITHMS[name], (step.layers[0], name)
@@ -199,10 +208,10 @@ def _convolve(program: Program, step: Convolve) -> TaskStages:
 
 
 def _by_rows(
-    program: Program, step: Step, work: Callable[[CommandList, int, int, int], None], row_size: int
+    program: BoundMaps, step: Step, work: Callable[[CommandList, int, int, int], None], row_size: int
 ) -> TaskStages:
     """Return one stage: work(commands, image, first row, end row), then the epilogue, for bands of every image."""
-    N, (C, H, _) = program.plan.batch, step.y.shape
+    N, (C, H, _) = program.batch, step.y.shape
     apply_epilogue = bind_epilogue(step.epilogue, program.view(step.y), program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
@@ -215,7 +224,7 @@ def _by_rows(
     return [[task(n, *r) for n in range(N) for r in split_range(H, TASK_SIZE // row_size, program.queue.size)]]
 
 
-def _copy(program: Program, step: Copy) -> TaskStages:
+def _copy(program: BoundMaps, step: Copy) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     N, H, W, C = y.shape
     apply_epilogue = bind_epilogue(step.epilogue, y, program.view)
@@ -226,7 +235,7 @@ def _copy(program: Program, step: Copy) -> TaskStages:
     return [[task(n, *r) for n in range(N) for r in split_range(H, TASK_SIZE // (W * C), program.queue.size)]]
 
 
-def _upsample(program: Program, step: Upsample) -> TaskStages:
+def _upsample(program: BoundMaps, step: Upsample) -> TaskStages:
     x, y, s = program.view(step.xs[0]), program.view(step.y), step.s
 
     def work(commands: CommandList, n: int, r0: int, r1: int) -> None:
@@ -240,7 +249,7 @@ def _upsample(program: Program, step: Upsample) -> TaskStages:
     return _by_rows(program, step, work, y.shape[2] * y.shape[3])
 
 
-def _maxpool(program: Program, step: MaxPool) -> TaskStages:
+def _maxpool(program: BoundMaps, step: MaxPool) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     (_, H, W, C), (OH, OW), size, (sy, sx) = x.shape, y.shape[1:3], step.size, step.strides
     pad = step.padding // 2
@@ -270,7 +279,7 @@ def _maximum(commands: CommandList, arrays: list[np.ndarray], out: np.ndarray) -
         commands.record(np.maximum, out, a, out=out)
 
 
-def _yolo(program: Program, step: YoloHead) -> TaskStages:
+def _yolo(program: BoundMaps, step: YoloHead) -> TaskStages:
     x, y = program.view(step.xs[0]), program.view(step.y)
     channels = x.shape[3] // step.A
 
@@ -288,7 +297,7 @@ def _yolo(program: Program, step: YoloHead) -> TaskStages:
     return _by_rows(program, step, work, x.shape[2] * x.shape[3])
 
 
-def _layer_call(program: Program, step: LayerCall) -> TaskStages:
+def _layer_call(program: BoundMaps, step: LayerCall) -> TaskStages:
     xs, y, be = [program.view(m) for m in step.xs], program.view(step.y), Backend("numpy", np)
 
     def run() -> None:
@@ -299,7 +308,7 @@ def _layer_call(program: Program, step: LayerCall) -> TaskStages:
     return [[lambda commands: commands.record(run)]]
 
 
-EMITTERS: dict[type[Step], Callable[[Program, Any], TaskStages]] = {
+EMITTERS: dict[type[Step], Callable[[BoundMaps, Any], TaskStages]] = {
     Convolve: _convolve,
     Copy: _copy,
     MaxPool: _maxpool,

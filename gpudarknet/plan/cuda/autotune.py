@@ -91,7 +91,7 @@ def programs(problem: ConvProblem, be: Backend) -> Iterator[tuple[str, Program]]
     x, y = FeatureMap(step.xs[0].shape), FeatureMap(step.y.shape)
     alone = replace(step, xs=(x,), y=y, epilogue=[a for a in step.epilogue if isinstance(a, Activate)])
     # The input is an output too: so it stays live, and is a map like those between steps.
-    plan = Plan(batch, x, (y, x), [alone], offsets={}, arena_size=0, peak_live=0, flops=0)
+    plan = Plan(batch, x, {}, 0, 0, 0, outputs=(y, x), steps=[alone])
     images = be.empty((batch, *x.shape))
     images[:] = be.asarray(np.random.default_rng(0).random(x.shape, np.float32))
     packed_weights = dict[Any, Any]()

@@ -53,6 +53,7 @@ def compile_training(
     for i, step in enumerate([*builder.steps, *backward]):
         for m in step.maps if isinstance(step, Backward) else (step.y, *step.reads):
             lifetimes.setdefault(m.storage, []).append(i)
-    offsets, arena_size, peak_live = place(lifetimes, batch)
-    total = flops(nodes)
-    return TrainingPlan(batch, builder.input, builder.steps, backward, count, offsets, arena_size, peak_live, total)
+    placed = place(lifetimes, batch)
+    return TrainingPlan(
+        batch, builder.input, *placed, flops(nodes), forward=builder.steps, backward=backward, frozen=count
+    )

@@ -78,7 +78,9 @@ class Gradients:
         return self.missing(gradient) != [(gradient.channel_offset, gradient.channel_offset + gradient.shape[0])]
 
 
-def differentiate(forward: Sequence[Step], frozen: int, input: FeatureMap, stopped: Collection[int]) -> list[Backward | Zero]:
+def differentiate(
+    forward: Sequence[Step], frozen: int, input: FeatureMap, stopped: Collection[int]
+) -> list[Backward | Zero]:
     """Return the backward steps of forward[frozen:], in order of execution, and set the gradient that each Loss writes.
 
     The input and the outputs of the frozen steps need no gradient. stopped: layers that have no backward.
@@ -100,7 +102,11 @@ def differentiate(forward: Sequence[Step], frozen: int, input: FeatureMap, stopp
             gradients.steps.append(Backward(step, dy, (dy,), (False,)))
             continue
         inputs = step.reads
-        sums = isinstance(step, Copy) and all(isinstance(op, Add) for op in step.epilogue) and len({*inputs}) == len(inputs)
+        sums = (
+            isinstance(step, Copy)
+            and all(isinstance(op, Add) for op in step.epilogue)
+            and len({*inputs}) == len(inputs)
+        )
         shared = next((x for x in inputs if sums and dy.base is None and gradients.share(x, dy)), None)
         targets = [(None, False) if x is shared else gradients.write(x) for x in inputs]
         backward = Backward(step, dy, tuple(m for m, _ in targets), tuple(adds for _, adds in targets))

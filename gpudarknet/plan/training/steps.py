@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from ...array import Arrays
 from ...layers import Layer
@@ -16,6 +17,7 @@ from ..steps import (
     FeatureMap,
     LayerCall,
     MaxPool,
+    PlacedMaps,
     SortShortcut,
     Step,
     step_table,
@@ -34,6 +36,7 @@ class BatchNorm(Step):
     activation: str
 
     def note(self) -> str:
+        """Return the activation."""
         return self.activation
 
 
@@ -46,6 +49,7 @@ class Bias(Step):
     activation: str
 
     def note(self) -> str:
+        """Return the activation."""
         return self.activation
 
 
@@ -60,6 +64,7 @@ class Loss(Step):
     layer: Layer
 
     def note(self) -> str:
+        """Return the layer's section."""
         return f"[{self.layer.section}]"
 
 
@@ -100,7 +105,7 @@ def saved_maps(step: Step) -> tuple[FeatureMap, ...]:
     if isinstance(step, Bias):
         return (*step.xs, step.y) if step.activation in activation.NEEDS_INPUT else (step.y,)
     if isinstance(step, Copy):
-        needed = {}
+        needed: dict[FeatureMap, None] = {}
         for op in step.epilogue:
             if isinstance(op, SortShortcut):
                 needed |= {step.xs[0]: None, op.other: None}
@@ -110,28 +115,18 @@ def saved_maps(step: Step) -> tuple[FeatureMap, ...]:
     return ()  # a LayerCall's backward has its own copies
 
 
-@dataclass(eq=False)
-class TrainingPlan:
+@dataclass(eq=False, kw_only=True)
+class TrainingPlan(PlacedMaps):
     """A training step on a part of a batch: forward and losses, then backward, for maps (part, H, W, C) in one arena.
 
-    frozen: the first steps of `forward` that run as at inference. The other fields are those of `Plan`.
+    frozen: the first steps of `forward` that run as at inference.
     """
 
-    batch: int
-    input: FeatureMap
     forward: list[Step]
     backward: list[Backward | Zero]
     frozen: int
-    offsets: dict[FeatureMap, int]
-    arena_size: int
-    peak_live: int
-    flops: float
 
-    def address(self, m: FeatureMap) -> tuple[int, int]:
-        """Return the offset of image 0 of a map and the stride of its pixels, in float32."""
-        return self.offsets[m.storage] + m.channel_offset, m.storage.shape[0]
-
-    def describe(self, algorithms: dict[Step, str] | None = None) -> str:
+    def describe(self, algorithms: Mapping[Any, str] | None = None) -> str:
         """Return the plan as text: the forward steps, the backward steps, then totals."""
         algorithms = algorithms or {}
         rows = step_table(self.forward, algorithms, "", lambda step: "")
@@ -142,7 +137,7 @@ class TrainingPlan:
                 rows.append(f"{'':>11}  {s.name:<28}{'':<22}{shape:>16}")
                 continue
             layers = ",".join(map(str, s.step.layers))
-            wants = "weights" if hasattr(s.step, "w") and getattr(s.step, "w") else ""
+            wants = "weights" if hasattr(s.step, "w") and s.step.w else ""
             inputs = sum(m is not None for m in s.dxs)
             goal = " ".join(filter(None, [wants, f"{inputs} input{'s' * (inputs > 1)}" if inputs else ""]))
             how = "in place" if s.dxs == (s.dy,) else "added" if any(s.adds) else ""

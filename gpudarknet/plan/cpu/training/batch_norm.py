@@ -16,6 +16,7 @@ from . import fused
 from .activations import apply_activation, apply_gradient, needs_input
 from .pixels import PIECE, ChannelTile, PixelSums, as_pixels, constant, split_pixels
 
+
 class Statistics:
     """Mean and variance of the batch per channel of z (N, H, W, C), from those of pieces, in the order of their recording."""
 
@@ -38,10 +39,7 @@ class Statistics:
         self.sizes[k] = n
         mean, squares = self.means[k, c0:c1], self.squares[k, c0:c1]
         if fused.available():
-            runs = fused.Runs(z)
-            commands.record(
-                fused.kernels().statistics, fused.flat(z), mean, squares, runs.total, runs.length, runs.steps[0]
-            )
+            fused.statistics(commands, z, mean, squares)
             return
         centered = commands.scratch("centered", n, c1 - c0)
         commands.record(np.matmul, constant(n, 1 / n), z, out=mean)
@@ -98,10 +96,7 @@ class BatchNormPass:
             def record(commands: CommandList) -> None:
                 z, y = self.z[a:b], self.y[a:b]
                 if self.fused:
-                    runs, slope = fused.Runs(z, y), np.float32(fused.SLOPES[self.kind])
-                    gain, shift = self.gain.run(runs.repeats), self.shift.run(runs.repeats)
-                    arguments = gain, shift, slope, runs.total, runs.length, *runs.steps
-                    commands.record(fused.kernels().normalize, fused.flat(z), fused.flat(y), *arguments)
+                    fused.normalize(commands, self.kind, z, y, self.gain, self.shift)
                     return
                 h, t, u = commands.scratch("pointwise", 3, *z.shape)
                 out = y if y.flags.c_contiguous else h
@@ -125,12 +120,7 @@ class BatchNormPass:
             def record(commands: CommandList) -> None:
                 z, y, d = self.z[a:b], self.y[a:b], d_map[a:b]
                 if self.fused:
-                    runs, slope = fused.Runs(d, z, y), np.float32(fused.SLOPES[self.kind])
-                    arrays = fused.flat(d), fused.flat(z), fused.flat(y), self.mean.run(runs.repeats)
-                    part = sums.parts[k].reshape(2, -1)
-                    commands.record(
-                        fused.kernels().gradient, *arrays, slope, part, runs.total, runs.length, *runs.steps
-                    )
+                    fused.gradient(commands, self.kind, d, z, y, self.mean, sums.parts[k].reshape(2, -1))
                     return
                 s, t, u, v = commands.scratch("pointwise", 4, *z.shape)
                 work = d if d.flags.c_contiguous else s
@@ -162,10 +152,7 @@ class BatchNormPass:
             def record(commands: CommandList) -> None:
                 z, d = self.z[a:b], d_map[a:b]
                 if fused.available():
-                    runs = fused.Runs(d, z)
-                    values = (v.run(runs.repeats) for v in (scale_d, scale_z, offset))
-                    arguments = fused.flat(d), fused.flat(z), *values, runs.total, runs.length, *runs.steps
-                    commands.record(fused.kernels().input_gradient, *arguments)
+                    fused.input_gradient(commands, d, z, scale_d, scale_z, offset)
                     return
                 t, s = commands.scratch("pointwise", 2, *z.shape)
                 out = d if d.flags.c_contiguous else s

@@ -1,9 +1,9 @@
 """Convolution in training and its two gradients, as gemms on patches that stay in cache.
 
-Weights, and their gradients, are matrices (size * size * C, F): rows by tap, then channel (HWIO). Nothing is packed: the forward
+Weights and their gradients are matrices (size * size * C, F): rows by tap, then channel (HWIO). Nothing is packed: the forward
 multiplies patches by the matrix, the weights' gradient is the patches' transpose times dz, and the input's is dz times the
-matrix's transpose, added up tap by tap. With few pixels, the weights are the larger matrix: then patches are shared, and each task
-takes a part of the weights.
+matrix's transpose, added up tap by tap. With few pixels, the weights are the larger matrix: then all tasks share the patches, and
+each takes a part of the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ MAX_PARTIAL = 1 << 24  # elements of the partial sums of a weights' gradient: 64
 MAX_PARTS = 16  # partial sums of a weights' gradient
 
 as_strided = np.lib.stride_tricks.as_strided
-Finish = Callable[[CommandList, int, int, int, int], None]  # (commands, first pixel, end pixel, first filter, end filter)
+Finish = Callable[
+    [CommandList, int, int, int, int], None
+]  # (commands, first pixel, end pixel, first filter, end filter)
 
 
 class Piece(NamedTuple):

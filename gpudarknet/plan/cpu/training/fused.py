@@ -1,8 +1,8 @@
 """Fused passes, compiled by Numba if it is installed: one pass over memory where NumPy needs one for each operation.
 
-They replace NumPy calls one for one in the recorded commands; matrix products stay with BLAS. Each loop along the channels has one
-or two stores, so that LLVM can prove or check that arrays do not overlap, and vectorizes it. Maps are passed as flat memory with
-the distance between pixels, because Numba only knows at compile time whether an array is contiguous.
+They replace NumPy calls in the recorded commands; matrix products stay with BLAS. Each loop along the channels has one or two
+stores, so that LLVM can check whether arrays overlap, and vectorizes it. Maps are passed as flat memory with the distance between
+pixels, because Numba must know at compile time that channels are contiguous.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from ..command_list import CommandList
+from .pixels import ChannelTile
 
 RUN = 1 << 9  # elements of the runs that a contiguous map with few channels is processed in
 
@@ -33,17 +36,47 @@ def flat(a: np.ndarray) -> np.ndarray:
 
 
 class Runs:
-    """How to walk over matrices (pixels, channels) together: runs of `length` elements, and each matrix's step between runs.
+    """How to walk over matrices (pixels, channels) together: in runs, which are several pixels if all matrices are contiguous.
 
-    values(v): the values per channel v (C,), repeated to a run's length.
+    sizes: all elements, those of a run, and for each matrix the distance from run to run.
     """
 
     def __init__(self, *matrices: np.ndarray):
         P, C = matrices[0].shape
         contiguous = all(m.flags.c_contiguous for m in matrices)
         self.repeats = max(1, min(P, RUN // C)) if contiguous else 1
-        self.length, self.total = self.repeats * C, P * C
-        self.steps = [self.length if contiguous else m.strides[0] // m.itemsize for m in matrices]
+        length = self.repeats * C
+        self.sizes = P * C, length, *(length if contiguous else m.strides[0] // m.itemsize for m in matrices)
+
+
+def statistics(commands: CommandList, z: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> None:
+    """Record mean and sum of squared distances to it, per channel (C,), of z (pixels, C)."""
+    commands.record(kernels().statistics, flat(z), mean, squares, *Runs(z).sizes)
+
+
+def normalize(
+    commands: CommandList, kind: str, z: np.ndarray, y: np.ndarray, gain: ChannelTile, shift: ChannelTile
+) -> None:
+    """Record y = activation(gain * z + shift), both (pixels, C), for an activation of SLOPES."""
+    runs = Runs(z, y)
+    values: Any = gain.run(runs.repeats), shift.run(runs.repeats), np.float32(SLOPES[kind])
+    commands.record(kernels().normalize, flat(z), flat(y), *values, *runs.sizes)
+
+
+def gradient(
+    commands: CommandList, kind: str, d: np.ndarray, z: np.ndarray, y: np.ndarray, mean: ChannelTile, sums: np.ndarray
+) -> None:
+    """Record d *= the activation's derivative, and sums (2, C) of d and of d * (z - mean); d, z, y (pixels, C)."""
+    runs = Runs(d, z, y)
+    values: Any = mean.run(runs.repeats), np.float32(SLOPES[kind]), sums
+    commands.record(kernels().gradient, flat(d), flat(z), flat(y), *values, *runs.sizes)
+
+
+def input_gradient(commands: CommandList, d: np.ndarray, z: np.ndarray, *coefficients: ChannelTile) -> None:
+    """Record d = a * d + b * z + c for coefficients a, b, c per channel; d, z (pixels, C)."""
+    runs = Runs(d, z)
+    values = (tile.run(runs.repeats) for tile in coefficients)
+    commands.record(kernels().input_gradient, flat(d), flat(z), *values, *runs.sizes)
 
 
 @cache
@@ -73,7 +106,7 @@ def kernels() -> Any:
 
     @jit
     def winograd_input(x, H, W, C, top, t0, t1, B, V, step, rows):  # type: ignore[no-untyped-def]
-        """V, 36 times tiles and C, `step` apart, = B' d B of tile rows t0 to t1; x: image rows from `top` on; rows (6, 4 TW + 2, C)."""
+        """V, 36 times (tiles, C) `step` apart, = B' d B of tile rows t0 to t1. x: rows of an image from `top`; rows: scratch."""
         TW = (W + 3) // 4
         n, zero = W * C, np.zeros(W * C, np.float32)
         width = rows.shape[1] * C
@@ -97,7 +130,18 @@ def kernels() -> Any:
                 for w in range(TW):
                     q, at = 4 * w, 6 * i * step + ((t - t0) * TW + w) * C
                     for j in range(6):
-                        combine6(V[at + j * step : at + j * step + C], B, j, r[q], r[q + 1], r[q + 2], r[q + 3], r[q + 4], r[q + 5], False)
+                        combine6(
+                            V[at + j * step : at + j * step + C],
+                            B,
+                            j,
+                            r[q],
+                            r[q + 1],
+                            r[q + 2],
+                            r[q + 3],
+                            r[q + 4],
+                            r[q + 5],
+                            False,
+                        )
 
     @jit
     def winograd_output(M, step, t0, t1, A, y, ld, H, W, F, adds, rows):  # type: ignore[no-untyped-def]
@@ -217,7 +261,7 @@ def kernels() -> Any:
 
     @jit
     def sgd(w, g, gradients, inverse_scale, rate, momentum, decay):  # type: ignore[no-untyped-def]
-        """A step of `ops.optimizers.sgd`, after adding the gradients times inverse_scale to g."""
+        """Make a step of `ops.optimizers.sgd`, after adding the gradients times inverse_scale to g."""
         for k in range(w.size):
             v = g[k] + gradients[k] * inverse_scale - decay * w[k]
             w[k] += rate * v

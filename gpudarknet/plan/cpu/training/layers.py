@@ -18,7 +18,9 @@ from .convolution import inside
 from .pixels import MIN_TASKS, as_pixels, split_pixels
 
 
-def maxpool_backward(step: MaxPool, x: np.ndarray, y: np.ndarray, dy: np.ndarray, dx: np.ndarray, adds: bool) -> TaskStages:
+def maxpool_backward(
+    step: MaxPool, x: np.ndarray, y: np.ndarray, dy: np.ndarray, dx: np.ndarray, adds: bool
+) -> TaskStages:
     """Add dy to the pixel that each maximum came from, the first in its window (row by row) if several are equal.
 
     The maxima of the rows of windows are computed again: first the row that holds the maximum is found, then the column in it.
@@ -144,7 +146,9 @@ def copy_backward(
     return [[task(*r) for r in split_pixels(*d.shape)]]
 
 
-def sort_backward(commands: CommandList, op: SortShortcut, d: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+def sort_backward(
+    commands: CommandList, op: SortShortcut, d: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> list[np.ndarray]:
     """Record da = d + d R'(a) R(b) / (2 root) and db alike, root = sqrt(R(a) R(b) + eps), where R(a) R(b) > 0; else d."""
     da, db, t, ra, rb, factor = commands.scratch("pointwise", 6, *d.shape)
     if op.slope:

@@ -17,6 +17,7 @@ PIECE = 1 << 15  # elements that one command of a pointwise pass processes: with
 RUN = 1 << 11  # elements of a contiguous run along which values per channel are repeated
 MIN_TASKS = 8  # tasks of a stage, if there is enough work: cores that can share it evenly
 
+
 @cache
 def constant(length: int, value: float) -> np.ndarray:
     """Return a vector of equal values, to sum or to average rows by a gemm."""

@@ -22,7 +22,7 @@ from ...steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Step, Upsam
 from ...training.steps import Backward, BatchNorm, Bias, Loss, TrainingPlan, Zero, saved_maps
 from ..algorithms import select_algorithm
 from ..command_list import CommandList, TaskStages, command_queue
-from ..program import EMITTERS, Program, allocate_arena
+from ..program import EMITTERS, BoundMaps, allocate_arena
 from . import layers, winograd
 from .batch_norm import BatchNormPass, BiasPass
 from .convolution import Convolution
@@ -39,23 +39,19 @@ class Part:
     delta: ComputeDelta
 
 
-class TrainingProgram(Program):
+class TrainingProgram(BoundMaps):
     """A training plan bound to an arena, to weights and to their gradients.
 
-    gradients: for each layer, name -> the array that `run` overwrites. Kernels and their gradients are views (F, C, size, size) of
-    arrays in the order (size, size, C, F). statistics: layer -> mean and variance (2, C) of its batch norm, for the running
+    gradients: for each layer, name -> the array that `run` overwrites. Kernels and their gradients are views (F, C, size, size)
+    of arrays in the order (size, size, C, F). statistics: layer -> mean and variance (2, C) of its batch norm, for the running
     averages. arena: memory to use, at least of the plan's size. poison: fill it with NaN before each run.
     """
-
-    plan: TrainingPlan  # type: ignore[assignment]
 
     def __init__(
         self, plan: TrainingPlan, gradients: Sequence[Arrays], arena: np.ndarray | None = None, poison: bool = False
     ):
+        super().__init__(plan, allocate_arena(plan) if arena is None else arena, command_queue())
         self.plan, self.gradients, self.poison = plan, gradients, poison
-        self.queue = command_queue()
-        self.arena = self.allocate(plan) if arena is None else arena
-        self.packed_weights: dict[Any, Any] = {}
         uses = Counter(id(own) for own in gradients)
         self.shared = {id(own): own for own in gradients if uses[id(own)] > 1}  # gradients of weights that layers share
         self.algorithms = {
@@ -68,11 +64,6 @@ class TrainingProgram(Program):
         with self.queue:
             self._record()
 
-    @staticmethod
-    def allocate(plan: TrainingPlan) -> np.ndarray:
-        """Return an arena for a plan. Raises BackendError if there is not enough memory."""
-        return allocate_arena(plan)
-
     def pixels(self, layer: int) -> int:
         """Return how many values per channel the batch norm of a layer normalizes."""
         return self.counts[layer]
@@ -84,7 +75,7 @@ class TrainingProgram(Program):
             for step in self.plan.forward[self.plan.frozen :]:
                 if isinstance(step, BatchNorm):
                     self._prepare_batch_norm(step)
-            emitted = [[[self._clear_shared_gradients]]]
+            emitted: list[TaskStages] = [[[self._clear_shared_gradients]]]
             emitted += [self._forward(k, step) for k, step in enumerate(self.plan.forward)]
             emitted += [self._backward(step) for step in self.plan.backward]
             return [[self.queue.record_stage(tasks) for tasks in stages] for stages in emitted]
@@ -96,7 +87,7 @@ class TrainingProgram(Program):
         self.counts[step.layers[0]] = self.plan.batch * step.y.shape[1] * step.y.shape[2]
         self.passes[step] = self.producers[x] = BatchNormPass(step, self.view(x), self.view(step.y), rolling)
 
-    def run(self, x: np.ndarray, part: Part) -> None:  # type: ignore[override]
+    def run(self, x: np.ndarray, part: Part) -> None:
         """Compute the gradients of a part: x (N, C, H, W). `part.delta` is called for each loss in the order of the layers."""
         self.part = part
         with self.queue as queue:
@@ -104,7 +95,7 @@ class TrainingProgram(Program):
                 self._record()
             if self.poison:
                 self.arena.fill(np.nan)
-            queue.run([queue.record_stage(self._load_input(x))])
+            queue.run([queue.record_stage(self.load_input(x))])
             queue.run([stage for stages in self.stages for stage in stages])
 
     def describe(self) -> str:
@@ -186,8 +177,7 @@ class TrainingProgram(Program):
 
     def _backward(self, step: Backward | Zero) -> TaskStages:
         if isinstance(step, Zero):
-            gradient = self.view(step.y)
-            return [[(lambda n: lambda commands: commands.record(gradient[n].fill, 0))(n) for n in range(len(gradient))]]
+            return [[partial(_fill_zero, image) for image in self.view(step.y)]]
         forward = step.step
         dy, dxs = self.view(step.dy), [None if m is None else self.view(m) for m in step.dxs]
         if isinstance(forward, Convolve):
@@ -209,7 +199,9 @@ class TrainingProgram(Program):
 
     def _loss(self, step: Loss) -> None:
         x = nchw(self.view(step.xs[1])) if len(step.xs) > 1 else None
-        y = self.outputs.pop(step.layers[0], None)  # of a fallback layer as it is: that of [region] has an order of its own
+        y = self.outputs.pop(
+            step.layers[0], None
+        )  # of a fallback layer as it is: that of [region] has an order of its own
         delta = self.part.delta(step.layer, x, nchw(self.view(step.xs[0])) if y is None else y)
         nchw(self.view(step.y))[...] = delta
 
@@ -237,6 +229,10 @@ class TrainingProgram(Program):
 
 
 NUMPY = Backend("numpy", np)
+
+
+def _fill_zero(a: np.ndarray, commands: CommandList) -> None:
+    commands.record(a.fill, 0)
 
 
 def nchw(a: np.ndarray) -> np.ndarray:

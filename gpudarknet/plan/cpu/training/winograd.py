@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,9 @@ POSITIONS = (M + 2) ** 2
 MIN_BAND_TILES = 96  # of a band that is transformed and multiplied in cache; with fewer, weights are read too often
 CHUNK_SIZE = 1 << 23  # elements of transformed inputs and products that tasks share: 32 MB
 COLUMNS = 1 << 13  # columns of the kernels' transform that a task computes
-Written = Callable[[CommandList, int, int], None]  # (commands, first pixel, end pixel): called when these results are written
+Written = Callable[
+    [CommandList, int, int], None
+]  # (commands, first pixel, end pixel): called when these results are written
 
 
 def pays(step: Convolve, batch: int) -> bool:
@@ -67,8 +70,9 @@ class WinogradPass(Winograd):
         self.chunk = max(1, CHUNK_SIZE // (POSITIONS * (self.C + self.F) * self.TW))  # rows of tiles
 
     def _store(
-        self, commands: CommandList, n: int, r0: int, r1: int, f0: int, f1: int, values: np.ndarray | None
+        self, commands: CommandList, n: int, r0: int, r1: int, f0: int, f1: int, values: np.ndarray | None = None
     ) -> None:
+        assert values is not None
         target = self.y[n, r0:r1, :, f0:f1]
         if self.adds:
             commands.record(np.add, target, values, out=target)
@@ -88,7 +92,7 @@ class WinogradPass(Winograd):
         for n, a, b in self.split_by_image(t0, t1):
             part = products[:, done * self.TW : (done + b - a) * self.TW]
             y, ld = fused.flat(self.y[n]), self.y.strides[2] // self.y.itemsize
-            arguments = a, b, self.AT[:, : M + 2].copy(), y, ld, self.H, self.W, self.F, self.adds, lines
+            arguments: Any = a, b, self.AT[:, : M + 2].copy(), y, ld, self.H, self.W, self.F, self.adds, lines
             commands.record(fused.kernels().winograd_output, fused.flat(part), step_of(part), *arguments)
             self._report(commands, n, M * a, min(M * b, self.H))
             done += b - a
@@ -148,11 +152,9 @@ class WinogradPass(Winograd):
         stages: TaskStages = []
         for t0, t1 in split_range(self.tile_rows, self.chunk):
             rows = split_range(t1 - t0, -(-(t1 - t0) // MIN_TASKS))
-            stages += [
-                [partial(self.transform_inputs, t0, t1, a, b) for a, b in rows]
-                + [partial(self.transform_gradients, dz, t0, t1, a, b) for a, b in rows],
-                [partial(self.accumulate, t0, t1, q) for q in range(POSITIONS)],
-            ]
+            both: list[Task] = [partial(self.transform_inputs, t0, t1, a, b) for a, b in rows]
+            both += [partial(self.transform_gradients, dz, t0, t1, a, b) for a, b in rows]
+            stages += [both, [partial(self.accumulate, t0, t1, q) for q in range(POSITIONS)]]
         G = transforms(M)[1]
         GG = np.ascontiguousarray(np.kron(G, G).T.astype(np.float32))
         taps = out.reshape(9, CF)
@@ -162,7 +164,8 @@ class WinogradPass(Winograd):
                 np.matmul, GG, commands.shared("dU", POSITIONS, CF)[:, a:b], out=taps[:, a:b]
             )
 
-        return [*stages, [back(*r) for r in split_range(CF, COLUMNS)]]
+        stages.append([back(*r) for r in split_range(CF, COLUMNS)])
+        return stages
 
     def accumulate(self, t0: int, t1: int, q: int, commands: CommandList) -> None:
         """Record the sum over the tiles of a chunk, at one position, of input times gradient; later chunks are added."""
