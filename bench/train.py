@@ -175,6 +175,11 @@ def ratio(results: list[Record], threads: int) -> str | None:
     return f"{title(best[0])}, threads: {threads}: ours / PyTorch = {speeds[0] / speeds[1]:.2f} ({names} images/s)"
 
 
+def progress(text: str) -> None:
+    """Show what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def size_of(text: str) -> tuple[int, int]:
     """Parse a size, WIDTHxHEIGHT."""
     width, height = map(int, text.split("x"))
@@ -199,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.networks:
         for size in args.size:
             results = []
-            for record in run(name, size, args.batch, args.seconds, args.threads, lambda text: None):
+            for record in run(name, size, args.batch, args.seconds, args.threads, progress):
                 results.append(record)
                 print(line(record), flush=True)
             for threads in args.threads:
