@@ -21,14 +21,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gpudarknet import Trainer, __version__, cfg, load_network
 from gpudarknet.backend.threads import get_num_threads
 from gpudarknet.network import Network
-from gpudarknet.train import layer_times
 
 from . import machine, memory, records, seeded, suite, torch_network
 from .engines import Job, Session, Unavailable, import_framework, last_line
@@ -88,11 +87,9 @@ def boxes(net: Network, N: int, seed: int = 3) -> np.ndarray:
 
 def ours(job: Job) -> tuple[Callable[[], object], str]:
     """Return this package's step and version."""
-    options = layer_times.engine() if job.engine.endswith("reference") else {}
-    if job.engine.endswith("reference") and not options:  # until a Trainer has another engine
-        raise Unavailable("is what gpudarknet itself runs")
     net = network(job)
-    trainer, x, truth = Trainer(net, **options), seeded.network_input(net, job.batch), boxes(net, job.batch)
+    engine: Literal["plan", "reference"] = "reference" if job.engine.endswith("reference") else "plan"
+    trainer, x, truth = Trainer(net, engine=engine), seeded.network_input(net, job.batch), boxes(net, job.batch)
     return lambda: trainer.step(x, truth), __version__
 
 
@@ -175,6 +172,11 @@ def ratio(results: list[Record], threads: int) -> str | None:
     return f"{title(best[0])}, threads: {threads}: ours / PyTorch = {speeds[0] / speeds[1]:.2f} ({names} images/s)"
 
 
+def progress(text: str) -> None:
+    """Show what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def size_of(text: str) -> tuple[int, int]:
     """Parse a size, WIDTHxHEIGHT."""
     width, height = map(int, text.split("x"))
@@ -199,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.networks:
         for size in args.size:
             results = []
-            for record in run(name, size, args.batch, args.seconds, args.threads, lambda text: None):
+            for record in run(name, size, args.batch, args.seconds, args.threads, progress):
                 results.append(record)
                 print(line(record), flush=True)
             for threads in args.threads:

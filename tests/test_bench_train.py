@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gpudarknet.bench import engines, memory, train
-from gpudarknet.train import layer_times
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def test_a_small_network(ours_alone, tmp_path, capsys):
         assert compiled["memory_mb"] > 0 and compiled["memory_mb_per_image"] == pytest.approx(
             compiled["memory_mb"] / 2, abs=0.1
         )
-    assert ("failed" in reference) == (not layer_times.engine()) and reference["engine"] == "gpudarknet reference"
+    assert reference["fps"]["median"] > 0 and reference["engine"] == "gpudarknet reference"
 
 
 def result(engine, speed, threads=2, **fields):

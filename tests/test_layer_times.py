@@ -31,7 +31,7 @@ def test_a_timed_step_is_the_same_step(tmp_path):
     path.write_text(text.replace("[maxpool]", "[maxpool]\nstopbackward=1", 1))
     net = gd.load_network(path, backend="numpy")
     x, truth = batch(net)
-    timed, plain = (gd.Trainer(copy.deepcopy(net), 3, **layer_times.engine()) for _ in range(2))
+    timed, plain = (gd.Trainer(copy.deepcopy(net), 3, engine="reference") for _ in range(2))
     times = layer_times.layer_times(timed, x, truth, repetitions=3)
     for _ in range(4):
         plain.step(x, truth)
@@ -51,7 +51,7 @@ def test_times_are_those_of_the_layer(tmp_path, monkeypatch):
     net = gd.load_network(path, backend="numpy")
     ticks = itertools.count()
     monkeypatch.setattr(layer_times, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    times = layer_times.step_times(gd.Trainer(net, **layer_times.engine()), *batch(net), repetitions=2)
+    times = layer_times.step_times(gd.Trainer(net, engine="reference"), *batch(net), repetitions=2)
     n = len(net.nodes)
     assert times == StepTimes(3 * n + 4, 1, [LayerTime(index, 1, 1) for index in range(n)])
 
@@ -75,13 +75,13 @@ def test_only_the_reference_engine_has_layers():
     with pytest.raises(
         TrainError, match=r"^layer_times: only the reference engine runs layer by layer; use Trainer\(net, eng"
     ):
-        layer_times.layer_times(SimpleNamespace(engine="plan"), None, None)
+        layer_times.layer_times(SimpleNamespace(engine=SimpleNamespace(name="plan")), None, None)
 
 
 def test_on_a_device(device, tmp_path):
     _, path = project(tmp_path)
     net = gd.load_network(path, backend=device)
-    times = layer_times.step_times(gd.Trainer(net, **layer_times.engine()), *batch(net), repetitions=1)
+    times = layer_times.step_times(gd.Trainer(net, engine="reference"), *batch(net), repetitions=1)
     assert 0 < times.update + sum(time.forward + time.backward for time in times.layers) < times.seconds
 
 

@@ -17,7 +17,7 @@ from planted import plant
 
 import gpudarknet as gd
 from gpudarknet import backend, cfg
-from gpudarknet.backend import cuda
+from gpudarknet.backend import Backend, cuda
 from gpudarknet.layers import SECTIONS, LossContext
 from gpudarknet.layers.class_tree import Tree
 from gpudarknet.ops import base, region_loss, yolo_loss
@@ -670,3 +670,40 @@ def test_a_step_waits_once_for_the_device(emulator, name):
     with emulator.counting() as step:
         trainer.step(x, truth)
     assert (step["waits"], step["bytes device to host"]) == (copy["waits"], 16)
+
+
+class Keeping(Backend):
+    """A backend whose arrays live on, as those of a graph must."""
+
+    def empty(self, shape, dtype=np.float32):
+        KEPT.append(super().empty(shape, dtype))
+        return KEPT[-1]
+
+    def zeros(self, shape, dtype=np.float32):
+        KEPT.append(super().zeros(shape, dtype))
+        return KEPT[-1]
+
+
+KEPT = []
+
+
+@pytest.mark.parametrize("op", ["anchor_loss", "region_loss", "softmax_loss", "cost_loss", "detection_loss"])
+def test_a_loss_can_be_captured_as_a_graph(emulator, op):
+    """Once it has run: it neither waits nor copies, and asks the backend for all its memory."""
+    import cupy
+
+    cuda_backend = backend.get("cupy")
+    be = Keeping("keeping", cupy, cuda_backend.launch, cuda_backend.cublas)
+    for case in (c for c in op_cases.CASES if c.op.name.endswith(op) and c.shape == (2, 3, 5, 7)):
+        y, *others = (be.asarray(a) if isinstance(a, np.ndarray) else a for a in case.args)
+        cost, delta = case.op(be, y, *others)
+        be.synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            captured = case.op(be, y, *others)
+            graph = stream.end_capture()
+            graph.launch(stream)
+            stream.synchronize()
+        np.testing.assert_array_equal(captured[0].get(), cost.get())
+        np.testing.assert_array_equal(captured[1].get(), delta.get())
+        KEPT.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,18 +66,13 @@ def step_times(trainer: TrainStep, x: Any, truth: Any, repetitions: int = REPETI
 
     On a GPU, the host waits for the device after each layer. The reference engine alone has layers: others raise TrainError.
     """
-    if getattr(trainer, "engine", "reference") != "reference":
+    if trainer.engine.name != "reference":
         raise TrainError(
             "layer_times: only the reference engine runs layer by layer; use Trainer(net, engine='reference')"
         )
     timer = Timer(trainer)
     steps = [timer.step(x, truth) for _ in range(repetitions + 1)][1:]
     return sorted(steps, key=lambda step: step.seconds)[repetitions // 2]
-
-
-def engine() -> dict[str, Any]:
-    """Return the options of a `Trainer` that runs layer by layer."""
-    return {"engine": "reference"} if "engine" in inspect.signature(TrainStep).parameters else {}
 
 
 class Timer:
