@@ -21,7 +21,9 @@ from gpudarknet.plan.training import compile_training
 from gpudarknet.train.parameters import PairwiseSum
 
 TOLERANCE = 2e-4  # of the largest difference, relative to the largest gradient of an array
-KINKED = 5e-2  # of the norm of the difference, where a rounding error may move a value across the kink of leaky, or another maximum
+KINKED = (
+    5e-2  # of the norm of the difference, where a rounding error may change the side of leaky's kink, or the maximum
+)
 
 HEAD = """
 [convolutional]

@@ -20,6 +20,7 @@ from ..layers import ForwardContext, Layer, LossContext
 from ..layers.base import Backward
 from ..network import Network
 from ..ops import optimizers
+from ..plan.cpu.training import fused
 from . import lr_schedule
 from .darknet_cpu_bugs import DarknetCpuBugs
 from .engines import Engine, PlanEngine, ReferenceEngine
@@ -260,6 +261,9 @@ class TrainStep:
         """Update a range of the vectors."""
         be, cfg = self.net.backend, self.net.net
         g, w = self.momentum_vector[part], self.parameters.weights[part]
+        if rule is not None and self.on_cpu and fused.available() and rule.grad_clip == math.inf:
+            self.update_fused(rule, part, gradients, scale, N)
+            return
         g += gradients[part] if scale == 1 else gradients[part] / scale
         if rule is None:
             return
@@ -272,6 +276,21 @@ class TrainStep:
             optimizers.sgd(be, w, g, rule.rate / N, cfg.momentum, rule.decay)
         if rule.clip:
             be.xp.clip(w, -rule.clip, rule.clip, out=w)
+
+    def update_fused(self, rule: Rule, part: slice, gradients: Array, scale: float, N: int) -> None:
+        """Update a range of the vectors in one pass, by Numba."""
+        cfg, f = self.net.net, np.float32
+        w, inverse = self.parameters.weights[part], f(1 / scale)
+        arrays = w, self.momentum_vector[part], gradients[part], inverse
+        if rule.adam and self.moment_vectors is not None:
+            m, v = (moments[part] for moments in self.moment_vectors)
+            powers = (f(1 - beta**self.iteration) for beta in (cfg.B1, cfg.B2))
+            numbers = f(rule.rate), f(cfg.B1), f(cfg.B2), f(cfg.eps), f(rule.decay), *powers
+            fused.kernels().adam(*arrays, m, v, *numbers)
+        else:
+            fused.kernels().sgd(*arrays, f(rule.rate / N), f(cfg.momentum), f(rule.decay))
+        if rule.clip:
+            np.clip(w, -rule.clip, rule.clip, out=w)
 
     def update_ema(self) -> None:
         """Update the moving average of the weights from max_batches/2 on; 1000 iterations before the end it replaces them."""

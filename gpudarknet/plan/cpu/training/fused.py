@@ -84,7 +84,8 @@ def kernels() -> Any:
     """Compile and return the kernels; each compiles at its first call, or is read from Numba's cache on disk."""
     from numba import njit
 
-    jit, inline = njit(nogil=True, cache=True), njit(nogil=True, cache=True, inline="always")
+    options = {"nogil": True, "cache": True, "error_model": "numpy"}  # division by 0 is inf, without a branch
+    jit, inline = njit(**options), njit(inline="always", **options)
 
     @inline
     def combine6(o, A, i, d0, d1, d2, d3, d4, d5, adds):  # type: ignore[no-untyped-def]
@@ -267,7 +268,21 @@ def kernels() -> Any:
             w[k] += rate * v
             g[k] = v * momentum
 
+    @jit
+    def adam(w, g, gradients, inverse_scale, m, v, rate, beta1, beta2, eps, decay, c1, c2):  # type: ignore[no-untyped-def]
+        """Make a step of `ops.optimizers.adam`, after adding the gradients times inverse_scale to g. c1, c2: 1 - beta**t."""
+        one = np.float32(1)
+        for k in range(w.size):
+            g[k] = g[k] + gradients[k] * inverse_scale - decay * w[k]
+        for k in range(w.size):
+            m[k] = beta1 * m[k] + (one - beta1) * g[k]
+        for k in range(w.size):
+            v[k] = beta2 * v[k] + (one - beta2) * g[k] * g[k]
+        for k in range(w.size):
+            w[k] += rate * (m[k] / c1) / (np.sqrt(v[k] / c2) + eps)
+        g[:] = 0
+
     return SimpleNamespace(
         winograd_input=winograd_input, winograd_output=winograd_output, winograd_gradient=winograd_gradient,
-        statistics=statistics, normalize=normalize, gradient=gradient, input_gradient=input_gradient, sgd=sgd,
+        statistics=statistics, normalize=normalize, gradient=gradient, input_gradient=input_gradient, sgd=sgd, adam=adam,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from ..winograd import BAND_SIZE, Winograd, as_strided, transforms
 from . import fused
 from .pixels import MIN_TASKS
 
+COPIED, TRANSFORMED, KERNEL = 12, 60, 150  # time per element of a patch, a tile, a kernel, in operations of a gemm
 M = 4  # outputs of a tile, vertically and horizontally
 POSITIONS = (M + 2) ** 2
 MIN_BAND_TILES = 96  # of a band that is transformed and multiplied in cache; with fewer, weights are read too often
@@ -37,8 +38,8 @@ def pays(step: Convolve, batch: int) -> bool:
         return False
     (C, H, W), F = step.xs[0].shape, step.y.shape[0]
     tiles = batch * -(-H // M) * -(-W // M)
-    direct = 18 * C * F * batch * H * W + 9 * (C + F) * batch * H * W * 12
-    transformed = 2 * POSITIONS * C * F * tiles + (C + F) * POSITIONS * tiles * 40 + POSITIONS * C * F * 40
+    direct = 18 * C * F * batch * H * W + 9 * (C + F) * batch * H * W * COPIED
+    transformed = 2 * POSITIONS * C * F * tiles + POSITIONS * ((C + F) * tiles * TRANSFORMED + C * F * KERNEL)
     return min(C, F) >= 16 and transformed < direct
 
 
