@@ -123,7 +123,7 @@ def benchmark_layers(data: DataSet, trainer: Trainer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainer of the training has said the same
         precision: Literal["fp16", "fp32"] = "fp16" if trainer.dtype == np.float16 else "fp32"
-        copied = Trainer(copy.deepcopy(net), trainer.seed, clear=False, precision=precision, engine="reference")
+        copied = Trainer(copy.deepcopy(net), trainer.seed, clear=False, precision=precision)
     for line in layer_times.step_times(copied, x, truth).table(net.nodes, len(x)):
         print(line)
 
@@ -171,7 +171,7 @@ FLAGS = (
         "benchmark_layers",
         bool,
         False,
-        "First print the times of a step's layers, of the reference engine, slowest first",
+        "First print the times of a step's layers, slowest first",
     ),
     inputs.BACKEND,
     inputs.GPU,

@@ -14,11 +14,13 @@ import numpy as np
 from ..array import Array, Arrays
 from ..graph import Node, owner
 from ..layers import ForwardContext, Layer
-from ..layers.base import Backward
+from ..layers.base import Backward as LayerBackward
 from ..network import Network
 from ..plan.cpu.program import allocate_arena
 from ..plan.cpu.training import Part, TrainingProgram
+from ..plan.steps import Step
 from ..plan.training import compile_training
+from ..plan.training.steps import Backward, Zero
 from .darknet_cpu_bugs import DarknetCpuBugs
 from .parameters import Parameters
 
@@ -55,10 +57,10 @@ class ReferenceEngine:
         net = self.net
         loss_inputs = {source for node in net.nodes if node.layer.loss_reads_input for source in node.sources}
         inputs: dict[int, Array] = {-1: x}
-        backwards: list[Backward | None] = []
+        backwards: list[LayerBackward | None] = []
         deltas: dict[int, Array] = {}
 
-        def on_output(index: int, y: Array, backward: Backward) -> None:
+        def on_output(index: int, y: Array, backward: LayerBackward) -> None:
             node = net.nodes[index]
             backwards.append(self.cpu_bugs.wrap(node, y, backward) if self.cpu_bugs else backward)
             if index in loss_inputs:
@@ -92,6 +94,9 @@ class PlanEngine:
         self.programs: dict[tuple[Any, ...], TrainingProgram] = {}
         self.arena = np.zeros(0, np.float32)
         self.last: TrainingProgram | None = None
+        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = (
+            None  # gets the seconds of each step of a plan
+        )
 
     def program(self, batch: int, frozen: int) -> TrainingProgram:
         """Return the program for this many images and frozen layers and the network's present input size."""
@@ -115,6 +120,7 @@ class PlanEngine:
         if program is not self.last:
             self.gradients[...] = 0  # of weights that this program does not train
             self.last = program
+        program.report = self.report
         program.run(x, Part(ctx, delta))
         for layer, (mean, variance) in program.statistics.items():
             update_running_statistics(self.net.weights[layer], mean, variance, program.pixels(layer))
@@ -128,7 +134,7 @@ def update_running_statistics(w: Arrays, mean: Array, variance: Array, count: in
 
 def backward(
     nodes: Sequence[Node],
-    backwards: list[Backward | None],
+    backwards: list[LayerBackward | None],
     deltas: dict[int, Array],
     grads: list[Arrays],
     first: int = 0,

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..array import Array, Arrays
-from ..errors import TrainError
 from ..graph import Node
 from ..layers import ForwardContext
-from ..layers.base import Backward
+from ..layers.base import Backward as LayerBackward
 from ..network import Network
+from ..plan.steps import Step
+from ..plan.training.steps import Backward, Zero
 from .step import TrainStep
 
 REPETITIONS = 5  # steps, of which the median counts
@@ -64,12 +65,8 @@ def layer_times(trainer: TrainStep, x: Any, truth: Any, repetitions: int = REPET
 def step_times(trainer: TrainStep, x: Any, truth: Any, repetitions: int = REPETITIONS) -> StepTimes:
     """Return the times of the median of so many steps on a batch, after one that is not counted; they train the network.
 
-    On a GPU, the host waits for the device after each layer. The reference engine alone has layers: others raise TrainError.
+    On a GPU, the host waits for the device after each layer. A step of a plan counts for the first layer that it computes.
     """
-    if trainer.engine.name != "reference":
-        raise TrainError(
-            "layer_times: only the reference engine runs layer by layer; use Trainer(net, engine='reference')"
-        )
     timer = Timer(trainer)
     steps = [timer.step(x, truth) for _ in range(repetitions + 1)][1:]
     return sorted(steps, key=lambda step: step.seconds)[repetitions // 2]
@@ -94,8 +91,11 @@ class Timer:
         """Run a step and return its times."""
         self.forward, self.backward = np.zeros((2, len(self.net.nodes)))
         replaced: list[tuple[Any, str, Any]] = [
-            (self.net, "forward", self.timed_forward), (self.trainer, "update", self.timed_update)
-        ]  # fmt: skip
+            (self.net, "forward", self.timed_forward),
+            (self.trainer, "update", self.timed_update),
+            (self.trainer.engine, "report", self.add_step),
+        ]
+        before = vars(self.trainer.engine).get("report")
         with self.net.on_device():
             for owner, name, function in replaced:
                 vars(owner)[name] = function
@@ -106,8 +106,15 @@ class Timer:
             finally:
                 for owner, name, _ in replaced:
                     del vars(owner)[name]
+                vars(self.trainer.engine)["report"] = before
         pairs = zip(self.forward.tolist(), self.backward.tolist(), strict=True)
         return StepTimes(seconds, self.update, [LayerTime(index, *pair) for index, pair in enumerate(pairs)])
+
+    def add_step(self, step: Step | Backward | Zero | None, seconds: float) -> None:
+        """Add the time of a step of a plan."""
+        times, forward = (self.backward, step.step) if isinstance(step, Backward) else (self.forward, step)
+        if forward is not None and forward.layers:
+            times[forward.layers[0]] += seconds
 
     def timed_update(self, gradients: Array, N: int) -> None:
         """Run the trainer's `update`."""
@@ -119,7 +126,7 @@ class Timer:
         """Run the network's `forward`; a head's loss, which runs in `keep`, is part of it, as in Darknet."""
         before = self.now()
 
-        def timed_keep(index: int, y: Array, backward: Backward | None) -> None:
+        def timed_keep(index: int, y: Array, backward: LayerBackward | None) -> None:
             nonlocal before
             keep(index, y, None if backward is None else self.timed_backward(index, backward))
             after = self.now()
@@ -128,7 +135,7 @@ class Timer:
 
         Network.forward(self.net, x, ctx, timed_keep)
 
-    def timed_backward(self, index: int, backward: Backward) -> Backward:
+    def timed_backward(self, index: int, backward: LayerBackward) -> LayerBackward:
         """Return a layer's `backward` that takes its time."""
 
         def timed(dy: Array, grads: Arrays) -> Any:

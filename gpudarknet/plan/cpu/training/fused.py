@@ -84,7 +84,7 @@ def kernels() -> Any:
     """Compile and return the kernels; each compiles at its first call, or is read from Numba's cache on disk."""
     from numba import njit
 
-    options = {"nogil": True, "cache": True, "error_model": "numpy"}  # division by 0 is inf, without a branch
+    options: Any = {"nogil": True, "cache": True, "error_model": "numpy"}  # division by 0 is inf, without a branch
     jit, inline = njit(**options), njit(inline="always", **options)
 
     @inline

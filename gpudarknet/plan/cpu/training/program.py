@@ -6,6 +6,7 @@ layers. How work is split does not depend on the number of threads, so neither d
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,9 @@ class TrainingProgram(BoundMaps):
         self.statistics: dict[int, np.ndarray] = {}
         self.counts: dict[int, int] = {}
         self.outputs: dict[int, np.ndarray] = {}  # of fallback layers with a loss, until it is computed
+        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = (
+            None  # gets the seconds of each step
+        )
         self.part: Part
         with self.queue:
             self._record()
@@ -97,7 +101,13 @@ class TrainingProgram(BoundMaps):
             if self.poison:
                 self.arena.fill(np.nan)
             queue.run([queue.record_stage(self.load_input(x))])
-            queue.run([stage for stages in self.stages for stage in stages])
+            if self.report is None:
+                queue.run([stage for stages in self.stages for stage in stages])
+                return
+            for step, stages in zip([None, *self.plan.forward, *self.plan.backward], self.stages, strict=True):
+                begin = time.perf_counter()
+                queue.run(stages)
+                self.report(step, time.perf_counter() - begin)
 
     def describe(self) -> str:
         """Return the plan as text, and the memory in use."""
