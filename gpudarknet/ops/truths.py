@@ -37,9 +37,10 @@ class Truths:
 
     def best(self, n: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Return the indices (K,) of the truths of images n (K,) that boxes (K, 4) overlap most."""
-        if not len(n):
-            return np.zeros(0, int)
-        best: np.ndarray = np.where(n[:, None] == self.n, iou(boxes[:, None], self.box), -1).argmax(axis=1)
+        best = np.zeros(len(n), int)
+        for image in np.unique(n):
+            rows, own = n == image, np.flatnonzero(self.n == image)
+            best[rows] = own[iou(boxes[rows, None], self.box[own]).argmax(axis=1)]
         return best
 
 
