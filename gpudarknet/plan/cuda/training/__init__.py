@@ -1,0 +1,5 @@
+"""Kernels of a compiled training step, on NHWC maps: each function returns the launches of one pass as `KernelCall`s.
+
+kernel_call.py      a kernel with its arguments, to run at once or to emit as a launch of a program
+batch_norm.py       statistics, batch norm or bias with activation, and their gradients (channel_sums.py)
+"""
