@@ -2,4 +2,5 @@
 
 kernel_call.py      a kernel with its arguments, to run at once or to emit as a launch of a program
 batch_norm.py       statistics, batch norm or bias with activation, and their gradients (channel_sums.py)
+weight_gradient.py  gradients of kernels
 """
