@@ -3,4 +3,7 @@
 kernel_call.py      a kernel with its arguments, to run at once or to emit as a launch of a program
 batch_norm.py       statistics, batch norm or bias with activation, and their gradients (channel_sums.py)
 weight_gradient.py  gradients of kernels
+data_gradient.py    gradients of convolutions' inputs
+pack_weights.py     kernels as convolutions and their gradients read them, from flat float32 weights (segments.py)
+update.py           SGD and Adam on all weights in one launch each, and the loss scale
 """

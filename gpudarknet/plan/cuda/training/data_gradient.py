@@ -1,0 +1,93 @@
+"""Gradients of convolutions' inputs on tensor cores (cuDNN's ConvolutionBackwardData).
+
+With stride 1 it is a convolution of dz with the rotated kernel, by kernels/implicit_gemm.cu. With strides, data_gradient.cu
+computes each phase of dx from the taps that reach it. pack_weights.py packs the kernel for both.
+"""
+
+from __future__ import annotations
+
+from ....array import Array
+from ...steps import Add
+from ..algorithms import align_channels
+from ..epilogue import BINARY_OPS
+from ..implicit_gemm import kernel_name
+from ..tiles import DeviceProperties, Product, Tile
+from ..view import View
+from .kernel_call import KernelCall
+from .weight_gradient import Window
+
+PHASE_TILES = {
+    "data_gradient.data_gradient_128x128": Tile(128, 128, 64, 64, 3),
+    "data_gradient.data_gradient_128x64": Tile(128, 64, 64, 32, 4),
+    "data_gradient.data_gradient_64x64": Tile(64, 64, 32, 32, 5),
+}
+
+
+def supports_tensor_cores(dz: View, dx: View, groups: int, accumulate: bool) -> bool:
+    """Return whether the maps are aligned as the kernels need it: dz to 16 bytes, and dx if it is added to."""
+    width = 16 // dz.a.itemsize
+    return dz.is_aligned(width) and (groups == 1 or dz.shape[0] // groups % 8 == 0) and (
+        not accumulate or (dx.is_aligned(width) and (groups == 1 or dx.shape[0] // groups % width == 0))
+    )  # fmt: skip
+
+
+def product(dz: View, dx: View, window: Window, groups: int) -> Product:
+    """Return the product of the gradient without strides."""
+    F, K = dz.shape[0] // groups, window.size**2 * align_channels(dz.shape[0] // groups)
+    return Product(dx.pixels, dx.shape[0] // groups, K, groups, dz.a.itemsize, bool(F % 8))
+
+
+def data_gradient(
+    dz: View, weights: Array, dx: View, window: Window, groups: int, tile: Tile, splits: int, partial: Array | None,
+    counters: Array | None, accumulate: bool,
+) -> KernelCall:  # fmt: skip
+    """Compute dx (N, H, W, C) from dz (N, OH, OW, F) without strides; accumulate: add it to what dx holds.
+
+    partial: float32, splits * tiles * M * N of the tile; counters: int32, one per tile, zero before and after.
+    """
+    one, (F, OH, OW), (C, H, W) = product(dz, dx, window, groups), dz.shape, dx.shape
+    pad = (window.size - 1) * window.dilation - window.pad
+    filters = F // groups
+    geometry = (filters, align_channels(filters), OH, OW, H, W, window.size, 1, 1, window.dilation, pad, dz.ld)
+    add = (C, H * W, dx.ld, 0, BINARY_OPS[Add], 0.0, 0.0, 0) if accumulate else (0, 0, 0, 0, 0, 0.0, 0.0, 0)
+    epilogue = (None, dx if accumulate else None, dx, *add, 0, 1.0, 0, 0, dx.ld, dx.is_aligned(16 // dx.a.itemsize))
+    ldw = window.size**2 * align_channels(filters)
+    args = (dz, weights, partial, counters, one.M, one.N, *geometry, ldw, groups, splits, *epilogue)
+    threads = tile.threads * one.tiles(tile) * splits
+    return KernelCall(
+        kernel_name(tile, one.ragged), threads, args, tile.threads, tile.shared_bytes, gemm=one.gemm(tile, splits)
+    )
+
+
+def choose_phase_tile(dx: View, groups: int, device: DeviceProperties) -> str:
+    """Choose the kernel for a gradient with strides: the largest tile that channels fill by half and pixels in all SMs."""
+    N = dx.shape[0] // groups
+    for kernel, tile in PHASE_TILES.items():
+        fits = tile.shared_bytes <= device.shared_memory
+        if fits and tile.N // 2 < N and tile.count(dx.pixels, N) * groups >= device.multiprocessors:
+            return kernel
+    return next(reversed(PHASE_TILES))
+
+
+def phase_pixels(length: int, stride: int, phase: int, pad: int) -> int:
+    """Return how many positions h in [0, length) have (h + pad) % stride == phase."""
+    return max(length - (phase - pad) % stride + stride - 1, 0) // stride
+
+
+def strided_data_gradient(
+    kernel: str, dz: View, weights: Array, dx: View, window: Window, groups: int, accumulate: bool
+) -> KernelCall:
+    """Compute dx (N, H, W, C) from dz (N, OH, OW, F) with any strides; accumulate: add it to what dx holds."""
+    tile, (F, OH, OW), (C, H, W) = PHASE_TILES[kernel], dz.shape, dx.shape
+    (sy, sx), N, filters, images = window.strides, C // groups, F // groups, dx.pixels // (H * W)
+    tiles = sum(
+        tile.count(images * phase_pixels(H, sy, a, window.pad) * phase_pixels(W, sx, b, window.pad), N) * groups
+        for a in range(sy) for b in range(sx)
+    )  # fmt: skip
+    padded = align_channels(filters)
+    geometry = (images, N, filters, padded, H, W, OH, OW, *window.arguments, dz.ld, window.size**2 * padded, dx.ld)
+    flags = (groups, accumulate, dx.is_aligned(16 // dx.a.itemsize))
+    flops = 2 * dz.pixels * F * window.size**2 * N
+    return KernelCall(
+        kernel, tile.threads * tiles, (dz, weights, dx, *geometry, *flags), tile.threads, tile.shared_bytes, flops
+    )
