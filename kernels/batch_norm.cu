@@ -271,3 +271,24 @@ extern "C" __global__ void __launch_bounds__(256, 3) bias_gradient(
     else
         gradient_sums<1, false>(dy, f, dz, nullptr, nullptr, dbias, partial, arrived, M, C, lddy, lddz, lanes, accumulate);
 }
+
+template <int V> __device__ inline void pointwise_gradient(int i, const T *dy, const Activated &f, T *dx, int C, int lddy, int lddx) {
+    int c = i % (C / V) * V, m = i / (C / V);
+    float d[V], z[V];
+    load<V>(dy + m * lddy + c, d);
+    f.gradient<V>(m, c, d, z);
+    store<V>(dx + m * lddx + c, d);
+}
+
+// Gradient of y = activation(z), maps (M, C): dz = dy * derivative, and dz may be dy; z and y as in bias_gradient. n = M*C, or
+// M*C / VECTOR.
+extern "C" __global__ void __launch_bounds__(256, 3) activation_gradient(const T *dy, const T *z, const T *y, T *dz, int n, int C,
+                                                                      int lddy, int ldz, int ldy, int lddz, int kind, int vectorized) {
+    int i = thread_index();
+    if (i >= n) return;
+    Activated f{z, y, nullptr, nullptr, ldz, ldy, kind};
+    if (vectorized)
+        pointwise_gradient<VECTOR>(i, dy, f, dz, C, lddy, lddz);
+    else
+        pointwise_gradient<1>(i, dy, f, dz, C, lddy, lddz);
+}

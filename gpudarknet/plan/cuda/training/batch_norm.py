@@ -62,3 +62,11 @@ def bias_gradient(
     sizes = (dy.pixels, grid.C, *lds, grid.lanes, activation_code(kind), accumulate, grid.vectorized)
     args = (dy, z, y, bias, dz, dbias, partial, arrived, *sizes)
     return KernelCall("batch_norm.bias_gradient", grid.threads, args, BLOCK)
+
+
+def activation_gradient(dy: View, z: View | None, y: View | None, dz: View, kind: str) -> KernelCall:
+    """Compute dz (which may be dy) from dy, the gradient of y = activation(z), of which one or both are given."""
+    n, vectorized = pointwise_threads(*(m for m in (dy, z, y, dz) if m is not None), kind=kind)
+    lds = (dy.ld, z.ld if z else 0, y.ld if y else 0, dz.ld)
+    args = (dy, z, y, dz, n, dy.shape[0], *lds, activation_code(kind), vectorized)
+    return KernelCall("batch_norm.activation_gradient", n, args)
