@@ -1,30 +1,8 @@
 // Gradient of a convolution's input, for strides above 1, as an implicit matrix multiplication on tensor cores. Launched by
 // gpudarknet/plan/cuda/training/data_gradient.py; without strides it is a convolution, of implicit_gemm.cu.
-//
-// Row h of dx gets dz[i] * weights[p] where h + pad = i * stride + p * dilation. The rows with one value of (h + pad) % stride are a
-// phase: all have the same taps, and neighbors among them read neighboring rows of dz. Columns likewise: sy * sx phases, each a
-// product dx (M, N) = dz's windows (M, K) @ weights (N, K).T with K = (the phase's taps, filters). A tile belongs to one phase.
 
 #include "implicit_gemm.cuh"
-
-// A phase along one axis: positions start, start + stride, ... (`count` of them); taps first, first + step, ... (`taps`); position k
-// and tap j read position from + k - j * apart of dz.
-struct Phase {
-    int start, count, first, step, taps, from, apart;
-
-    __device__ static Phase of(int phase, int length, int size, int stride, int dilation, int pad) {
-        Phase a = {(phase + stride - pad % stride) % stride, 0, 0, 0, 0, 0, 0};
-        a.count = max(length - a.start + stride - 1, 0) / stride;
-        for (int p = 0; p < size; p++)
-            if (p * dilation % stride == phase) {
-                if (a.taps == 0) a.first = p;
-                if (a.taps == 1) a.step = p - a.first;
-                a.taps++;
-            }
-        a.from = (a.start + pad - a.first * dilation) / stride, a.apart = a.step * dilation / stride;
-        return a;
-    }
-};
+#include "phase.cuh"
 
 // Copies what a block multiplies, as that of implicit_gemm.cu. F: filters of a group; Fp: with the zeros between taps in the weights.
 template <class Tile> struct PhaseLoader {
@@ -70,32 +48,14 @@ template <class Tile> struct PhaseLoader {
     }
 };
 
-// The pixel of dx that a row of a phase's product is.
-struct ToInput {
-    const Phase &down, &across;
-    int H, W, sy, sx;
-
-    __device__ int operator()(int m) const {
-        int pixels = down.count * across.count;
-        int h = down.start + m % pixels / across.count * sy, w = across.start + m % across.count * sx;
-        return (m / pixels * H + h) * W + w;
-    }
-};
-
 template <class Tile>
 __device__ inline void data_gradient(const T *dz, const T *weights, T *dx, int images, int N, int F, int Fp, int H, int W, int OH, int OW,
                                      int size, int sy, int sx, int dilation, int pad, int lddz, int ldw, int lddx, int groups,
                                      int accumulate, int vectorized) {
     SharedAddress buffers = in_register(shared_address(dynamic_shared()));
-    Phase down, across;
-    int tile = blockIdx.x, columns = (N + Tile::BN - 1) / Tile::BN * groups, M = 0;
-    for (int phase = 0; phase < sy * sx; phase++) {  // the host launches as many blocks as all phases have tiles
-        down = Phase::of(phase / sx, H, size, sy, dilation, pad), across = Phase::of(phase % sx, W, size, sx, dilation, pad);
-        M = images * down.count * across.count;
-        int tiles = (M + Tile::BM - 1) / Tile::BM * columns;
-        if (tile < tiles) break;
-        tile -= tiles;
-    }
+    Phases phases(images, H, W, size, sy, sx, dilation, pad, Tile::BM, (N + Tile::BN - 1) / Tile::BN * groups);
+    const Phase &down = phases.down, &across = phases.across;
+    int tile = phases.tile, columns = phases.columns, M = phases.M;
     Part part = {tile, tile / columns * Tile::BM, tile % (columns / groups) * Tile::BN, tile % columns / (columns / groups), 0};
     int warp = threadIdx.x / 32, warp_m = warp % (Tile::BM / Tile::WM) * Tile::WM, warp_n = warp / (Tile::BM / Tile::WM) * Tile::WN;
     int steps = (down.taps * across.taps * Fp + BK - 1) / BK;
@@ -124,7 +84,7 @@ __device__ inline void data_gradient(const T *dz, const T *weights, T *dx, int i
     __syncthreads();  // all buffers are read
     Epilogue f{nullptr, dx, H * W, groups * N, H * W, lddx, LINEAR, accumulate ? ADD : NONE, 0, 0, LINEAR};
     store_sums<Tile>(dynamic_shared(), sums, f, Result{dx, lddx, 0, 0, 0, vectorized, 1}, part, M, N, warp_m, warp_n,
-                     ToInput{down, across, H, W, sy, sx});
+                     phases);
 }
 
 #define PARAMETERS                                                                                                      \

@@ -1,21 +1,13 @@
 // Gradient of a convolution's kernel as an implicit matrix multiplication without tensor cores: float32 arithmetic throughout, and
 // maps of any alignment. Launched by gpudarknet/plan/cuda/training/weight_gradient.py.
 //
-// dw (F, C * taps) = dz (M, F).T @ im2col(x) (M, taps * C): the sum is over M output pixels. A block keeps K pixels in shared memory,
-// BM filters of dz and BN columns (tap, channel) of x; meanwhile the next K are on their way to registers.
+// dw (F, C * taps) = dz (M, F).T @ im2col(x) (M, taps * C): the sum is over M output pixels. A buffer has K pixels: BM filters
+// of dz and BN columns (tap, channel) of x.
 
 #include "nhwc.cuh"
 #include "mma.cuh"
 #include "split_k.cuh"
-
-constexpr int K = 8;  // pixels in a buffer
-
-// A block's tile, BM x BN, and a thread's, TM x TN: groups of 4 rows and of 4 columns, BM / (TM / 4) and BN / (TN / 4) apart.
-template <int M, int N, int THREAD_M, int THREAD_N> struct Tile {
-    static constexpr int BM = M, BN = N, TM = THREAD_M, TN = THREAD_N, THREADS = BM / TM * (BN / TN);
-    static constexpr int STEP_A = THREADS / BM, STEP_B = THREADS / BN;  // pixels that the threads load at once
-    static_assert(THREADS % BM == 0 && THREADS % BN == 0, "a thread always loads the same column");
-};
+#include "fma_gemm.cuh"
 
 struct Geometry {
     int M, H, W, OH, OW, size, sy, sx, dilation, pad;
@@ -36,7 +28,9 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
                                        int lddz, int ldx, int groups, int splits, int accumulate) {
     __shared__ float4 a[2][K][Tile::BM / 4], b[2][K][Tile::BN / 4];
     __shared__ Pixel pixels[2][K];
-    constexpr int A = K / Tile::STEP_A, B = K / Tile::STEP_B;  // values that a thread loads
+    constexpr int STEP_A = Tile::THREADS / Tile::BM, STEP_B = Tile::THREADS / Tile::BN;  // pixels that the threads load at once
+    constexpr int A = K / STEP_A, B = K / STEP_B;
+    static_assert(Tile::THREADS % Tile::BM == 0 && Tile::THREADS % Tile::BN == 0, "a thread always loads the same column");
     int taps = g.size * g.size, across = (taps * C + Tile::BN - 1) / Tile::BN, tiles = (F + Tile::BM - 1) / Tile::BM * across * groups;
     int tile = blockIdx.x % tiles, split = blockIdx.x / tiles, group = tile / across % groups;
     int m0 = tile / across / groups * Tile::BM, n0 = tile % across * Tile::BN;
@@ -53,12 +47,12 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
     auto load = [&](int step) {
 #pragma unroll
         for (int i = 0; i < A; i++) {
-            int m = step * K + a_row + i * Tile::STEP_A;
+            int m = step * K + a_row + i * STEP_A;
             next_a[i] = has_filter && m < g.M ? (float)dz[m * lddz] : 0.0f;
         }
 #pragma unroll
         for (int i = 0; i < B; i++) {
-            const Pixel &pixel = pixels[step % 2][b_row + i * Tile::STEP_B];
+            const Pixel &pixel = pixels[step % 2][b_row + i * STEP_B];
             int h = pixel.h + down, w = pixel.w + right;
             bool exists = has_column && (unsigned)h < (unsigned)g.H && (unsigned)w < (unsigned)g.W;
             next_b[i] = exists ? (float)x[((pixel.image * g.H + h) * g.W + w) * ldx] : 0.0f;
@@ -66,12 +60,12 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
     };
     auto keep = [&](int buffer) {
 #pragma unroll
-        for (int i = 0; i < A; i++) ((float *)a[buffer][a_row + i * Tile::STEP_A])[a_column] = next_a[i];
+        for (int i = 0; i < A; i++) ((float *)a[buffer][a_row + i * STEP_A])[a_column] = next_a[i];
 #pragma unroll
-        for (int i = 0; i < B; i++) ((float *)b[buffer][b_row + i * Tile::STEP_B])[b_column] = next_b[i];
+        for (int i = 0; i < B; i++) ((float *)b[buffer][b_row + i * STEP_B])[b_column] = next_b[i];
     };
 
-    int row = threadIdx.x / (Tile::BN / Tile::TN) * 4, column = threadIdx.x % (Tile::BN / Tile::TN) * 4;
+    int row = Tile::first_row(), column = Tile::first_column();
     decode(first);
     __syncthreads();  // the pixels of a step are decoded before it is loaded
     load(first);
@@ -83,18 +77,7 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
         int buffer = (step - first) % 2;
         if (step + 1 < end) load(step + 1);
         decode(step + 2);
-#pragma unroll
-        for (int k = 0; k < K; k++) {
-            float u[Tile::TM], v[Tile::TN];
-#pragma unroll
-            for (int i = 0; i < Tile::TM; i += 4) *(float4 *)(u + i) = a[buffer][k][(row + i * (Tile::BM / Tile::TM)) / 4];
-#pragma unroll
-            for (int j = 0; j < Tile::TN; j += 4) *(float4 *)(v + j) = b[buffer][k][(column + j * (Tile::BN / Tile::TN)) / 4];
-#pragma unroll
-            for (int i = 0; i < Tile::TM; i++)
-#pragma unroll
-                for (int j = 0; j < Tile::TN; j++) sums[i][j / 4][j % 4] += u[i] * v[j];
-        }
+        multiply<Tile>(a[buffer], b[buffer], row, column, sums);
         if (step + 1 < end) keep(1 - buffer);
         __syncthreads();  // all have multiplied this buffer and filled the other
     }
@@ -105,10 +88,10 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
     }
 #pragma unroll
     for (int j = 0; j < Tile::TN; j++) {
-        int n = n0 + column + j / 4 * 4 * (Tile::BN / Tile::TN) + j % 4;
+        int n = n0 + Tile::column(j);
 #pragma unroll
         for (int i = 0; i < Tile::TM; i++) {
-            int f = m0 + row + i / 4 * 4 * (Tile::BM / Tile::TM) + i % 4;
+            int f = m0 + Tile::row(i);
             if (f >= F || n >= taps * C) continue;
             float *to = dw + ((group * F + f) * C + n % C) * taps + n / C;
             *to = accumulate ? *to + sums[i][j / 4][j % 4] : sums[i][j / 4][j % 4];
@@ -121,7 +104,7 @@ __device__ inline void weight_gradient(const Geometry &g, const T *dz, const T *
         int sy, int sx, int dilation, int pad, int lddz, int ldx, int groups, int splits, int accumulate
 
 #define WEIGHT_GRADIENT(...)                                                                                            \
-    weight_gradient<Tile<__VA_ARGS__>>(Geometry{M, H, W, OH, OW, size, sy, sx, dilation, pad}, dz, x, dw, partial, arrived, F, C, lddz,  \
+    weight_gradient<FmaTile<__VA_ARGS__>>(Geometry{M, H, W, OH, OW, size, sy, sx, dilation, pad}, dz, x, dw, partial, arrived, F, C, lddz,  \
                                        ldx, groups, splits, accumulate)
 
 // dw (groups * F, C, size, size), float32 = the sum over the pixels of dz (N, OH, OW, groups * F) times the windows of x (N, H, W,

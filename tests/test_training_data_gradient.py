@@ -73,6 +73,13 @@ STRIDED = {
     "one pixel": Case(N=3, C=8, H=1, W=1, strides=(2, 2)),
 }  # fmt: skip
 
+UNALIGNED = {
+    "odd parts": Case(C=5, F=7, place="odd part"),
+    "odd parts, stride 2": Case(C=13, F=21, H=9, W=8, strides=(2, 2), place="odd part"),
+    "depthwise": Case(C=6, F=6, groups=6, strides=(2, 2), place="whole"),
+    "groups of 3 and 5": Case(C=6, F=10, groups=2, place="whole"),
+}
+
 
 def expected(case: Case, dz: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """dx (N, H, W, C) in float64: each dz is added, times a tap, where its window read."""
@@ -95,9 +102,8 @@ def check(case: Case, be, dtype, name: str, splits: int = 1, accumulate: bool = 
     OH, OW = case.output_size
     drawn = rng.normal(0, 0.2, (case.F, case.C // case.groups, case.size, case.size))
     kernel = round_to_tf32(drawn.astype(np.float16).astype(np.float32))
-    strided = name in data_gradient.PHASE_TILES
-    strides = (0, 0) if strided else (1, 1)  # for packing: not rotated
-    packing = pack_weights.pack_gradient(0, 0, case.F, case.C, case.size, case.groups, strides)
+    by_phases = name in data_gradient.TILES
+    packing = pack_weights.pack_gradient(0, 0, case.F, case.C, case.size, case.groups, rotated=not by_phases)
     packings, blocks = pack_weights.descriptors([packing])
     packed = be.empty((packing.size,), dtype)
     flat = be.asarray(kernel.reshape(-1))
@@ -112,9 +118,10 @@ def check(case: Case, be, dtype, name: str, splits: int = 1, accumulate: bool = 
     )
     window = Window(case.size, case.strides, case.dilation, case.pad)
     dz_view, dx_view = maps
-    assert data_gradient.supports_tensor_cores(dz_view, dx_view, case.groups, accumulate)
-    if strided:
-        call = data_gradient.strided_data_gradient(name, dz_view, packed, dx_view, window, case.groups, accumulate)
+    supported = data_gradient.supports_tensor_cores(dz_view, dx_view, case.groups, accumulate)
+    assert supported or name in data_gradient.FMA_TILES
+    if by_phases:
+        call = data_gradient.data_gradient_by_phases(name, dz_view, packed, dx_view, window, case.groups, accumulate)
     else:
         tile = TILES[name]
         tiles = data_gradient.product(dz_view, dx_view, window, case.groups).tiles(tile)
@@ -146,15 +153,22 @@ def test_splits():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", STRIDED)
 def test_strides(name, dtype):
-    for k, kernel in enumerate(data_gradient.PHASE_TILES):
-        check(STRIDED[name], backend_for("host-cuda"), dtype, kernel, accumulate=k == 1)
-    check(STRIDED[name], backend_for("host-cuda"), dtype, kernel, accumulate=True)
+    for k, kernel in enumerate(data_gradient.TILES):
+        check(STRIDED[name], backend_for("host-cuda"), dtype, kernel, accumulate=k % 2 == 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", UNALIGNED)
+def test_maps_that_are_not_aligned(name, dtype):
+    for k, kernel in enumerate(data_gradient.FMA_TILES):
+        check(UNALIGNED[name], backend_for("host-cuda"), dtype, kernel, accumulate=k == 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_launches(kernels, dtype):
     check(SHAPES["3 x 3"], kernels, dtype, "64x64", accumulate=True)
     check(STRIDED["3 x 3"], kernels, dtype, "data_gradient.data_gradient_128x64", accumulate=True)
+    check(STRIDED["3 x 3"], kernels, dtype, "data_gradient_fma.data_gradient_fma_64x64", accumulate=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -166,7 +180,7 @@ def test_all_kernels_are_packed_in_one_launch(kernels, dtype):
     for w, (F, C, size, groups) in zip(weights, layers, strict=True):
         forward = pack_weights.pack_forward(source, target, F, C, size, groups)
         target += forward.size + 8
-        packings += [forward, pack_weights.pack_gradient(source, target, F, C, size, groups, (1, 1))]
+        packings += [forward, pack_weights.pack_gradient(source, target, F, C, size, groups, True)]
         target += packings[-1].size + 8
         rows = w.reshape(groups, F // groups, C // groups, size * size)
         want += [rows.transpose(0, 1, 3, 2).reshape(F, size * size, -1),
@@ -195,12 +209,26 @@ def test_tiles_are_those_of_the_kernels():
         name: (tile.threads, f"{tile.M}, {tile.N}, {tile.warp_M}, {tile.warp_N}, {tile.stages}")
         for name, tile in data_gradient.PHASE_TILES.items()
     }
+    text = (cuda.folder() / "data_gradient_fma.cu").read_text()
+    found = re.findall(r"__launch_bounds__\((\d+)(?:, \d)?\) (\w+)\(PARAMETERS\) { DATA_GRADIENT\((.*)\); }", text)
+    assert {f"data_gradient_fma.{name}": (int(threads), sizes) for threads, name, sizes in found} == {
+        name: (fma.threads, f"{fma.M}, {fma.N}, {fma.side}, {fma.side}")
+        for name, fma in data_gradient.FMA_TILES.items()
+    }
 
 
-@pytest.mark.parametrize(("C", "H", "name"), [(256, 104, "128x128"), (64, 104, "128x64"), (256, 13, "64x64")])
-def test_choices(C, H, name):
+@pytest.mark.parametrize(
+    ("C", "H", "tensor_cores", "name"),
+    [
+        (256, 104, True, "128x128"),
+        (64, 104, True, "128x64"),
+        (256, 13, True, "64x64"),
+        (256, 104, False, "fma_128x128"),
+    ],
+)
+def test_choices(C, H, tensor_cores, name):
     dx = View(np.empty(8, np.float16), (C, H, H), C, 8 * H * H, 0)
-    assert data_gradient.choose_phase_tile(dx, 1, H100).endswith(f"_{name}")
+    assert data_gradient.choose_by_phases(dx, 1, H100, tensor_cores).endswith(f"data_gradient_{name}")
 
 
 # --- planted faults ------------------------------------------------------------------------------------------------------
@@ -212,8 +240,10 @@ class Fault(NamedTuple):
     right: str
     wrong: str
     case: Case = STRIDED["3 x 3"]
+    kernel: str = "data_gradient.data_gradient_64x64"
 
 
+FMA = "data_gradient_fma.data_gradient_fma_64x64"
 FAULTS = {
     "no barrier": Fault("__syncthreads();  // all have copied this buffer, and multiplied", "//"),
     "phases from another row": Fault("(phase + stride - pad % stride) % stride", "phase"),
@@ -226,6 +256,10 @@ FAULTS = {
     "filters of the next tap": Fault("if (++q == across.taps)", "if (++q > across.taps)"),
     "groups alike": Fault("+ part.group * F;", ";", STRIDED["groups"]),
     "a result that is not added": Fault("accumulate ? ADD : NONE", "NONE"),
+    "FMA: no barrier": Fault("__syncthreads();  // all have multiplied this", "//", kernel=FMA),
+    "FMA: taps of the next row": Fault("if (++q == across.taps) q = 0, p++;", "if (++q == across.taps) p++;", kernel=FMA),
+    "FMA: filters beyond the last": Fault("exists = f < F &&", "exists =", UNALIGNED["groups of 3 and 5"], FMA),
+    "FMA: channels of the next row": Fault("if (n < N) to[n]", "to[n]", UNALIGNED["odd parts"], FMA),
     "weights of another row": Fault("i * Tile::ROWS < channels", "true", STRIDED["channels and filters end within 16 bytes"]),
 }  # fmt: skip
 QUICK = ("no barrier", "rows beyond the border", "tiles of the first phase")
@@ -246,7 +280,7 @@ def test_faults_are_caught(name):
 
     planted = Poisoned("host-cuda", np, host_cuda.launcher(edit))
     with pytest.raises((AssertionError, KernelError)) as caught:
-        check(fault.case, planted, np.float16, "data_gradient.data_gradient_64x64", accumulate=True)
+        check(fault.case, planted, np.float16, fault.kernel, accumulate=True)
     assert "in the kernels" not in str(caught.value), caught.value
 
 

@@ -1,7 +1,8 @@
-"""Gradients of convolutions' inputs on tensor cores (cuDNN's ConvolutionBackwardData).
+"""Gradients of convolutions' inputs (cuDNN's ConvolutionBackwardData).
 
-With stride 1 it is a convolution of dz with the rotated kernel, by kernels/implicit_gemm.cu. With strides, data_gradient.cu
-computes each phase of dx from the taps that reach it. pack_weights.py packs the kernel for both.
+Without strides it is a convolution of dz with the rotated kernel, which kernels/implicit_gemm.cu computes on tensor cores. With
+strides, data_gradient.cu computes each phase of dx from the taps that reach it. For fp32, and maps that are not aligned,
+data_gradient_fma.cu does so for any strides, with float32 sums of products. pack_weights.py packs the kernel for all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ..epilogue import BINARY_OPS
 from ..implicit_gemm import kernel_name
 from ..tiles import DeviceProperties, Product, Tile
 from ..view import View
+from .fma_tile import FmaTile
 from .kernel_call import KernelCall
 from .weight_gradient import Window
 
@@ -21,6 +23,11 @@ PHASE_TILES = {
     "data_gradient.data_gradient_128x64": Tile(128, 64, 64, 32, 4),
     "data_gradient.data_gradient_64x64": Tile(64, 64, 32, 32, 5),
 }
+FMA_TILES = {
+    "data_gradient_fma.data_gradient_fma_128x128": FmaTile(128, 128, 8),
+    "data_gradient_fma.data_gradient_fma_64x64": FmaTile(64, 64, 4),
+}
+TILES: dict[str, Tile | FmaTile] = {**PHASE_TILES, **FMA_TILES}
 
 
 def supports_tensor_cores(dz: View, dx: View, groups: int, accumulate: bool) -> bool:
@@ -59,14 +66,14 @@ def data_gradient(
     )
 
 
-def choose_phase_tile(dx: View, groups: int, device: DeviceProperties) -> str:
-    """Choose the kernel for a gradient with strides: the largest tile that channels fill by half and pixels in all SMs."""
-    N = dx.shape[0] // groups
-    for kernel, tile in PHASE_TILES.items():
+def choose_by_phases(dx: View, groups: int, device: DeviceProperties, tensor_cores: bool) -> str:
+    """Choose a kernel that computes phases: the largest tile whose columns channels fill by half, and that occupies all SMs."""
+    N, kernels = dx.shape[0] // groups, PHASE_TILES if tensor_cores else FMA_TILES
+    for kernel, tile in kernels.items():
         fits = tile.shared_bytes <= device.shared_memory
         if fits and tile.N // 2 < N and tile.count(dx.pixels, N) * groups >= device.multiprocessors:
             return kernel
-    return next(reversed(PHASE_TILES))
+    return next(reversed(kernels))
 
 
 def phase_pixels(length: int, stride: int, phase: int, pad: int) -> int:
@@ -74,11 +81,11 @@ def phase_pixels(length: int, stride: int, phase: int, pad: int) -> int:
     return max(length - (phase - pad) % stride + stride - 1, 0) // stride
 
 
-def strided_data_gradient(
+def data_gradient_by_phases(
     kernel: str, dz: View, weights: Array, dx: View, window: Window, groups: int, accumulate: bool
 ) -> KernelCall:
     """Compute dx (N, H, W, C) from dz (N, OH, OW, F) with any strides; accumulate: add it to what dx holds."""
-    tile, (F, OH, OW), (C, H, W) = PHASE_TILES[kernel], dz.shape, dx.shape
+    tile, (F, OH, OW), (C, H, W) = TILES[kernel], dz.shape, dx.shape
     (sy, sx), N, filters, images = window.strides, C // groups, F // groups, dx.pixels // (H * W)
     tiles = sum(
         tile.count(images * phase_pixels(H, sy, a, window.pad) * phase_pixels(W, sx, b, window.pad), N) * groups
@@ -86,8 +93,7 @@ def strided_data_gradient(
     )  # fmt: skip
     padded = align_channels(filters)
     geometry = (images, N, filters, padded, H, W, OH, OW, *window.arguments, dz.ld, window.size**2 * padded, dx.ld)
-    flags = (groups, accumulate, dx.is_aligned(16 // dx.a.itemsize))
+    vectorized = (dx.is_aligned(16 // dx.a.itemsize),) if kernel in PHASE_TILES else ()
+    args = (dz, weights, dx, *geometry, groups, accumulate, *vectorized)
     flops = 2 * dz.pixels * F * window.size**2 * N
-    return KernelCall(
-        kernel, tile.threads * tiles, (dz, weights, dx, *geometry, *flags), tile.threads, tile.shared_bytes, flops
-    )
+    return KernelCall(kernel, tile.threads * tiles, args, tile.threads, tile.shared_bytes, flops)

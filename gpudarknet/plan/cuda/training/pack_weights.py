@@ -1,7 +1,7 @@
 """Convolutions' kernels as the forward pass and the data gradient read them, packed in one launch (kernels/pack_weights.cu).
 
 forward   (F, size*size, C/groups)        of implicit_gemm.cu, as plan/cuda/weights.py packs it
-gradient  (C, size*size, F/groups)        of the data gradient: taps rotated for implicit_gemm.cu, not for data_gradient.cu
+gradient  (C, size*size, F/groups)        of the data gradient: taps rotated for implicit_gemm.cu, not for data_gradient*.cu
 
 The last axis is rounded up to 8 and zero there. `source` and `target` are offsets in two flat buffers: of weights, float32, where
 a kernel is (F, C/groups, size, size); and of packed weights, where offsets are multiples of 8.
@@ -47,13 +47,11 @@ def pack_forward(source: int, target: int, F: int, C: int, size: int, groups: in
     return Packing(source, target, F, taps, inner, align_channels(inner), F, 0, inner * taps, taps, 0)
 
 
-def pack_gradient(
-    source: int, target: int, F: int, C: int, size: int, groups: int, strides: tuple[int, int]
-) -> Packing:
-    """Pack a kernel for the gradient of the convolution's input."""
+def pack_gradient(source: int, target: int, F: int, C: int, size: int, groups: int, rotated: bool) -> Packing:
+    """Pack a kernel for the gradient of the convolution's input; rotated: for kernels/implicit_gemm.cu."""
     taps, inner, rows = size * size, F // groups, C // groups
     steps = (inner * rows * taps, taps, rows * taps)
-    return Packing(source, target, C, taps, inner, align_channels(inner), rows, *steps, rotated=strides == (1, 1))
+    return Packing(source, target, C, taps, inner, align_channels(inner), rows, *steps, rotated)
 
 
 def descriptors(packings: Sequence[Packing]) -> tuple[np.ndarray, int]:

@@ -6,13 +6,13 @@ rounded to TF32, which both need maps aligned to 16 bytes. Else, and for fp32, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ....array import Array
 from ..tiles import DeviceProperties, Tile
 from ..time_model import Gemm
 from ..view import View
+from .fma_tile import FmaTile
 from .kernel_call import KernelCall
 
 TENSOR_TILES = {  # by kernel
@@ -25,28 +25,10 @@ MAX_SPLITS = 64
 BLOCKS = 2  # of a multiprocessor at a time
 
 
-@dataclass(frozen=True)
-class FmaTile:
-    """A tile of M x N without tensor cores, and the threads of a block."""
-
-    M: int
-    N: int
-    threads: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return 0
-
-    def count(self, M: int, N: int) -> int:
-        """Return how many tiles cover a product of M x N."""
-        return -(-M // self.M) * -(-N // self.N)
-
-
 FMA_TILES = {
-    "weight_gradient_fma.weight_gradient_fma_128x128": FmaTile(128, 128, 256),
-    "weight_gradient_fma.weight_gradient_fma_64x64": FmaTile(64, 64, 256),
-    "weight_gradient_fma.weight_gradient_fma_32x32": FmaTile(32, 32, 64),
+    "weight_gradient_fma.weight_gradient_fma_128x128": FmaTile(128, 128, 8),
+    "weight_gradient_fma.weight_gradient_fma_64x64": FmaTile(64, 64, 4),
+    "weight_gradient_fma.weight_gradient_fma_32x32": FmaTile(32, 32, 4),
 }
 TILES: dict[str, Tile | FmaTile] = {**TENSOR_TILES, **FMA_TILES}
 FMA_PIXELS, BUFFER_BYTES = 8, 64  # of a buffer: pixels without tensor cores, bytes of one channel with them
