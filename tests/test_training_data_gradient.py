@@ -16,7 +16,7 @@ from nhwc_maps import Maps
 from gpudarknet.backend import cuda
 from gpudarknet.plan.cuda.tiles import H100, TILES
 from gpudarknet.plan.cuda.training import data_gradient, pack_weights
-from gpudarknet.plan.cuda.training.weight_gradient import Window
+from gpudarknet.plan.cuda.training.convolution import Window, product
 from gpudarknet.plan.cuda.view import View
 from gpudarknet.plan.cuda.weights import round_to_tf32
 
@@ -124,7 +124,7 @@ def check(case: Case, be, dtype, name: str, splits: int = 1, accumulate: bool = 
         call = data_gradient.data_gradient_by_phases(name, dz_view, packed, dx_view, window, case.groups, accumulate)
     else:
         tile = TILES[name]
-        tiles = data_gradient.product(dz_view, dx_view, window, case.groups).tiles(tile)
+        tiles = product(dz_view, dx_view, data_gradient.rotated(window), case.groups).tiles(tile)
         partial, counters = be.empty((splits * tiles * tile.M * tile.N,)), be.zeros((tiles,), np.int32)
         call = data_gradient.data_gradient(
             dz_view, packed, dx_view, window, case.groups, tile, splits, partial, counters, accumulate

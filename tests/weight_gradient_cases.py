@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from nhwc_maps import Maps
 
+from gpudarknet.plan.cuda.training.convolution import Window
 from gpudarknet.plan.cuda.training.weight_gradient import (
     TENSOR_TILES,
     TILES,
     WeightGradient,
-    Window,
     columns,
     weight_gradient,
 )

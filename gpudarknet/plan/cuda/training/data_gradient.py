@@ -8,15 +8,12 @@ data_gradient_fma.cu does so for any strides, with float32 sums of products. pac
 from __future__ import annotations
 
 from ....array import Array
-from ...steps import Add
 from ..algorithms import align_channels
-from ..epilogue import BINARY_OPS
-from ..implicit_gemm import kernel_name
-from ..tiles import DeviceProperties, Product, Tile
+from ..tiles import DeviceProperties, Tile
 from ..view import View
+from .convolution import Window, convolution
 from .fma_tile import FmaTile
 from .kernel_call import KernelCall
-from .weight_gradient import Window
 
 PHASE_TILES = {
     "data_gradient.data_gradient_128x128": Tile(128, 128, 64, 64, 3),
@@ -38,32 +35,17 @@ def supports_tensor_cores(dz: View, dx: View, groups: int, accumulate: bool) -> 
     )  # fmt: skip
 
 
-def product(dz: View, dx: View, window: Window, groups: int) -> Product:
-    """Return the product of the gradient without strides."""
-    F, K = dz.shape[0] // groups, window.size**2 * align_channels(dz.shape[0] // groups)
-    return Product(dx.pixels, dx.shape[0] // groups, K, groups, dz.a.itemsize, bool(F % 8))
+def rotated(window: Window) -> Window:
+    """Return the window of the convolution that computes the gradient of one without strides."""
+    return Window(window.size, (1, 1), window.dilation, (window.size - 1) * window.dilation - window.pad)
 
 
 def data_gradient(
     dz: View, weights: Array, dx: View, window: Window, groups: int, tile: Tile, splits: int, partial: Array | None,
     counters: Array | None, accumulate: bool,
 ) -> KernelCall:  # fmt: skip
-    """Compute dx (N, H, W, C) from dz (N, OH, OW, F) without strides; accumulate: add it to what dx holds.
-
-    partial: float32, splits * tiles * M * N of the tile; counters: int32, one per tile, zero before and after.
-    """
-    one, (F, OH, OW), (C, H, W) = product(dz, dx, window, groups), dz.shape, dx.shape
-    pad = (window.size - 1) * window.dilation - window.pad
-    filters = F // groups
-    geometry = (filters, align_channels(filters), OH, OW, H, W, window.size, 1, 1, window.dilation, pad, dz.ld)
-    add = (C, H * W, dx.ld, 0, BINARY_OPS[Add], 0.0, 0.0, 0) if accumulate else (0, 0, 0, 0, 0, 0.0, 0.0, 0)
-    epilogue = (None, dx if accumulate else None, dx, *add, 0, 1.0, 0, 0, dx.ld, dx.is_aligned(16 // dx.a.itemsize))
-    ldw = window.size**2 * align_channels(filters)
-    args = (dz, weights, partial, counters, one.M, one.N, *geometry, ldw, groups, splits, *epilogue)
-    threads = tile.threads * one.tiles(tile) * splits
-    return KernelCall(
-        kernel_name(tile, one.ragged), threads, args, tile.threads, tile.shared_bytes, gemm=one.gemm(tile, splits)
-    )
+    """Compute dx (N, H, W, C) from dz (N, OH, OW, F) without strides, as `convolution` does with rotated weights."""
+    return convolution(dz, weights, dx, rotated(window), groups, tile, splits, partial, counters, accumulate=accumulate)
 
 
 def choose_by_phases(dx: View, groups: int, device: DeviceProperties, tensor_cores: bool) -> str:

@@ -12,6 +12,7 @@ from ....array import Array
 from ..tiles import DeviceProperties, Tile
 from ..time_model import Gemm
 from ..view import View
+from .convolution import Window
 from .fma_tile import FmaTile
 from .kernel_call import KernelCall
 
@@ -32,20 +33,6 @@ FMA_TILES = {
 }
 TILES: dict[str, Tile | FmaTile] = {**TENSOR_TILES, **FMA_TILES}
 FMA_PIXELS, BUFFER_BYTES = 8, 64  # of a buffer: pixels without tensor cores, bytes of one channel with them
-
-
-class Window(NamedTuple):
-    """The window of a convolution: size x size taps, steps (vertical, horizontal), the distance of taps, padding before."""
-
-    size: int
-    strides: tuple[int, int] = (1, 1)
-    dilation: int = 1
-    pad: int = 0
-
-    @property
-    def arguments(self) -> tuple[int, ...]:
-        """The arguments of kernels."""
-        return self.size, *self.strides, self.dilation, self.pad
 
 
 class WeightGradient(NamedTuple):
