@@ -1,10 +1,11 @@
 """Convolutions' kernels as the forward pass and the data gradient read them, packed in one launch (kernels/pack_weights.cu).
 
 forward   (F, size*size, C/groups)        of implicit_gemm.cu, as plan/cuda/weights.py packs it
+depthwise (size*size, C)                  of direct.cu and depthwise_gradient.cu
 gradient  (C, size*size, F/groups)        of the data gradient: taps rotated for implicit_gemm.cu, not for data_gradient*.cu
 
-The last axis is rounded up to 8 and zero there. `source` and `target` are offsets in two flat buffers: of weights, float32, where
-a kernel is (F, C/groups, size, size); and of packed weights, where offsets are multiples of 8.
+The last axis is rounded up to 8 and zero there, but of depthwise kernels. `source` and `target` are offsets in two flat buffers:
+of weights, float32, where a kernel is (F, C/groups, size, size); and of packed weights, where offsets are multiples of 8.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ def pack_gradient(source: int, target: int, F: int, C: int, size: int, groups: i
     taps, inner, rows = size * size, F // groups, C // groups
     steps = (inner * rows * taps, taps, rows * taps)
     return Packing(source, target, C, taps, inner, align_channels(inner), rows, *steps, rotated)
+
+
+def pack_depthwise(source: int, target: int, C: int, size: int) -> Packing:
+    """Pack a depthwise kernel (C, 1, size, size) to (size*size, C), for both passes."""
+    taps = size * size
+    return Packing(source, target, 1, taps, C, C, 1, 0, 0, taps, 0)
 
 
 def descriptors(packings: Sequence[Packing]) -> tuple[np.ndarray, int]:
