@@ -4,6 +4,7 @@
 // A block has STAGES buffers: while tensor cores multiply one, cp.async fills the others.
 
 #include "implicit_gemm.cuh"
+#include "split_k.cuh"
 
 // Copies what a block multiplies, a buffer at a time: each thread always the same chunk of the rows `row`, `row` + Tile::ROWS, ...
 // C: channels of a group; Cp: with the zeros between taps in the weights, whose rows are (size, size, Cp). Beyond an image's border,
@@ -53,42 +54,6 @@ template <class Tile, bool RAGGED> struct Loader {
     }
 };
 
-// Add up the sums of all splits of K, in their order: the block that is last to store its own does, and returns true.
-// partial (splits, tiles, fragments, threads, 4); arrived (tiles): zero before and after.
-template <class Tile>
-__device__ inline bool reduce_splits(float *partial, int *arrived, const Part &part, int splits,
-                                     float (&sums)[Tile::DOWN][Tile::ACROSS][4]) {
-    __shared__ bool last;
-    constexpr int SIZE = Tile::DOWN * Tile::ACROSS * Tile::THREADS;
-    int tiles = gridDim.x / splits;
-    float4 *first = (float4 *)partial + part.tile * SIZE + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < Tile::DOWN; i++)
-#pragma unroll
-        for (int j = 0; j < Tile::ACROSS; j++) {
-            float *s = sums[i][j];
-            store_cg(first + part.split * tiles * SIZE + (i * Tile::ACROSS + j) * Tile::THREADS, make_float4(s[0], s[1], s[2], s[3]));
-        }
-    __threadfence();  // these stores before the count
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(arrived + part.tile, 1) == splits - 1;
-    __syncthreads();
-    if (!last) return false;
-    __threadfence();  // the count before these loads
-    if (threadIdx.x == 0) arrived[part.tile] = 0;
-    clear<Tile>(sums);
-#pragma unroll 1
-    for (int split = 0; split < splits; split++)
-#pragma unroll
-        for (int i = 0; i < Tile::DOWN; i++)
-#pragma unroll
-            for (int j = 0; j < Tile::ACROSS; j++) {
-                float4 v = load_cg(first + split * tiles * SIZE + (i * Tile::ACROSS + j) * Tile::THREADS);
-                sums[i][j][0] += v.x, sums[i][j][1] += v.y, sums[i][j][2] += v.z, sums[i][j][3] += v.w;
-            }
-    return true;
-}
-
 template <class Tile, bool RAGGED>
 __device__ inline void implicit_gemm(const Geometry &g, const T *x, const T *weights, int N, int C, int Cp, int ldx, int ldw, int groups,
                                      int splits, float *partial, int *arrived, const Epilogue &f, const Result &result) {
@@ -118,7 +83,11 @@ __device__ inline void implicit_gemm(const Geometry &g, const T *x, const T *wei
         write = write + Tile::BUFFER == END ? 0 : write + Tile::BUFFER;
     }
     cp_async_wait<0>();
-    if (splits > 1 && !reduce_splits<Tile>(partial, arrived, part, splits, sums)) return;
+    if (splits > 1) {  // partial (splits, tiles, fragments, threads, 4); arrived (tiles)
+        constexpr int SIZE = Tile::DOWN * Tile::ACROSS * Tile::THREADS;
+        float4 *own = (float4 *)partial + part.tile * SIZE + threadIdx.x;
+        if (!reduce_splits<Tile::THREADS>(own, gridDim.x / splits * SIZE, arrived + part.tile, part.split, splits, sums)) return;
+    }
     __syncthreads();  // all buffers are read
     store_sums<Tile>(dynamic_shared(), sums, f, result, part, g.M, N, warp_m, warp_n);
 }

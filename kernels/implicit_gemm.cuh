@@ -97,11 +97,17 @@ struct Result {
     float scale_x_y;
 };
 
+// The pixel of y that a row of the product is.
+struct SamePixel {
+    __device__ int operator()(int m) const { return m; }
+};
+
 // Apply the epilogue and store the sums of a warp, a fragment of 16 rows at a time, through shared memory: there a thread finds
 // 16 bytes of a pixel's channels.
-template <class Tile>
+template <class Tile, class ToPixel = SamePixel>
 __device__ inline void store_sums(char *shared, const float (&sums)[Tile::DOWN][Tile::ACROSS][4], const Epilogue &f,
-                                  const Result &result, const Part &part, int M, int N, int warp_m, int warp_n) {
+                                  const Result &result, const Part &part, int M, int N, int warp_m, int warp_n,
+                                  const ToPixel &to_pixel = {}) {
     constexpr int ACROSS = Tile::WN / VECTOR, LD = Tile::WN + 8;  // + 8: no bank conflicts when fragments are written
     int lane = threadIdx.x % 32, rows = result.pooled ? 4 : 16, s = 16 / rows;
     float *staged = (float *)shared + threadIdx.x / 32 * 16 * LD;
@@ -128,12 +134,12 @@ __device__ inline void store_sums(char *shared, const float (&sums)[Tile::DOWN][
                 load<VECTOR>(staged + (row * s + tap) * LD + t % ACROSS * VECTOR, next);
                 max_in_place<VECTOR>(v, next);
             }
-            int c = part.group * N + n;
-            apply_epilogue<VECTOR>(f, m, c, v);
+            int c = part.group * N + n, pixel = to_pixel(m);
+            apply_epilogue<VECTOR>(f, pixel, c, v);
             if (result.E)
 #pragma unroll
                 for (int k = 0; k < VECTOR; k++) v[k] = yolo_activation(v[k], c + k, result.E, result.scale_x_y, result.new_coords);
-            T *y = result.y + m * result.ld + c;
+            T *y = result.y + pixel * result.ld + c;
             if (result.vectorized && n + VECTOR <= N)
                 store<VECTOR>(y, v);
             else

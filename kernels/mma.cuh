@@ -30,6 +30,21 @@ template <class Address> __device__ inline void ldmatrix(unsigned (&r)[4], Addre
                  : "memory");
 }
 
+// The same of matrices of half_t, transposed: r[i] is column l / 4 of matrix i, rows 2 * (l % 4) and the next.
+template <class Address> __device__ inline void ldmatrix_trans(unsigned (&r)[4], Address row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// Load a word from shared memory.
+__device__ inline unsigned load_shared(SharedAddress address) {
+    unsigned word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
 // d += a b: A is 16 x 16 half_t or 16 x 8 float read as tf32 (from sm_80 on), B has 8 columns. All lanes of the warp must call it.
 __device__ inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     if constexpr (sizeof(T) == 2) {

@@ -76,12 +76,12 @@ FAULTS = {
     "splits that overlap": Fault(
         "end = steps * (part.split + 1) / splits", "end = steps * (part.split + 1) / splits + 1", SPLIT, SPLITS
     ),
-    "the last block but one adds up the splits": Fault("== splits - 1;", "== splits - 2;", SPLIT, SPLITS),
+    "the last block but one adds up the splits": Fault("== blocks - 1;", "== blocks - 2;", SPLIT, SPLITS),
     "no barrier before blocks ask which is last": Fault(
         "__syncthreads();\n    if (!last) return false;", "if (!last) return false;", SPLIT, SPLITS
     ),
     "a counter that is not cleared": Fault(
-        "if (threadIdx.x == 0) arrived[part.tile] = 0;", "", SPLIT, SPLITS
+        "if (threadIdx.x == 0) *arrived = 0;", "", SPLIT, SPLITS
     ),
     "splits of another tile": Fault("+ part.tile * SIZE +", "+", SPLIT, SPLITS),
     "an image's buffer filled too early": Fault(

@@ -54,6 +54,23 @@ extern "C" __global__ void load_matrices(const int *words, int *r) {
     for (int i = 0; i < 4; i++) r[4 * threadIdx.x + i] = words_of_lane[i];
 }
 
+extern "C" __global__ void load_transposed_matrices(const int *words, int *r) {
+    int *shared = (int *)dynamic_shared();
+    unsigned words_of_lane[4];
+    for (int i = 0; i < 4; i++) shared[4 * threadIdx.x + i] = words[4 * threadIdx.x + i];
+    __syncthreads();
+    ldmatrix_trans(words_of_lane, shared + 4 * threadIdx.x);
+    for (int i = 0; i < 4; i++) r[4 * threadIdx.x + i] = words_of_lane[i];
+}
+
+// y (n): word i of shared memory.
+extern "C" __global__ void load_word(const int *x, int *y) {
+    char *shared = dynamic_shared();
+    ((int *)shared)[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = load_shared(shared_address(shared) + 4 * (threadIdx.x ^ 5));
+}
+
 extern "C" __global__ void round_to_tf32(const float *x, int *y, int n) {
     int i = thread_index();
     if (i < n) y[i] = to_tf32(__float_as_int(x[i]));
@@ -257,6 +274,21 @@ def test_fragments_of_ldmatrix(launch):
     launch("load_matrices", words, r)
     for lane in range(32):
         np.testing.assert_array_equal(r[lane], words[:, lane // 4, lane % 4])
+
+
+def test_fragments_of_ldmatrix_trans(launch):
+    """Lane l gets rows 2 * (l % 4) and the next of column l / 4 of each matrix: words of the transposed one."""
+    elements, r = np.arange(256, dtype=np.int16).reshape(4, 8, 8), np.zeros((32, 4), np.int32)
+    launch("load_transposed_matrices", elements.view(np.int32), r)
+    for lane in range(32):
+        want = elements[:, 2 * (lane % 4) : 2 * (lane % 4) + 2, lane // 4]
+        np.testing.assert_array_equal(r[lane].view(np.int16).reshape(4, 2), want)
+
+
+def test_words_of_shared_memory(launch):
+    x, y = np.arange(32, dtype=np.int32), np.zeros(32, np.int32)
+    launch("load_word", x, y)
+    np.testing.assert_array_equal(y, x[np.arange(32) ^ 5])
 
 
 def test_mma_ignores_the_low_bits_of_tf32_and_adds_in_float32(launch):

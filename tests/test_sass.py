@@ -10,6 +10,8 @@ import sass
 from sass import Kernel
 
 from gpudarknet.plan.cuda.tiles import TILES
+from gpudarknet.plan.cuda.training.data_gradient import PHASE_TILES
+from gpudarknet.plan.cuda.training.weight_gradient import TENSOR_TILES
 
 CODE = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;
@@ -69,3 +71,25 @@ def test_main_loops_of_the_implicit_gemm(T, architecture):
         assert kernel.loop["LDGSTS"] == (tile.M + tile.N) * 4 // tile.threads, name
         assert kernel.loop["BAR"] == 1 and kernel.loop["LDL"] == kernel.loop["STL"] == kernel.local == 0, name
         assert kernel.blocks(architecture, tile.threads, tile.shared_bytes) >= (1 if name == "256x128" else 2), name
+
+
+@pytest.mark.parametrize(
+    ("T", "architecture"),
+    [
+        ("half_t", 90),
+        *(pytest.param(T, a, marks=pytest.mark.slow) for T in ("float", "half_t") for a in (80, 90, 120)),
+    ],
+)
+@pytest.mark.parametrize("tiles", [TENSOR_TILES, PHASE_TILES], ids=["weight_gradient", "data_gradient"])
+def test_main_loops_of_gradients(tiles, T, architecture):
+    if missing := sass.why_not():
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    for name, tile in tiles.items():
+        file, _, kernel_name = name.partition(".")
+        kernel = sass.kernels(file, T, architecture)[kernel_name]
+        assert kernel.loop["HMMA"] == tile.warp_M * tile.warp_N * 64 // (16 * 8 * 32), name
+        if (file, T) != ("weight_gradient", "float"):  # ldmatrix transposes elements of 16 bits only
+            assert kernel.loop["LDSM"] == 64 // 32 * (tile.warp_M + tile.warp_N) // 16, name
+        assert kernel.loop["LDGSTS"] == (tile.M + tile.N) * 4 // tile.threads, name
+        assert kernel.loop["BAR"] == 1 and kernel.loop["LDL"] == kernel.loop["STL"] == kernel.local == 0, name
+        assert kernel.blocks(architecture, tile.threads, tile.shared_bytes) >= (1 if architecture == 120 else 2), name

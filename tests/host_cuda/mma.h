@@ -158,16 +158,33 @@ static void meet(const char *what, Where where, void (*finish)(int)) {
     wait(AT_WARP_BARRIER, ~0u, what, where, finish);
 }
 
-static void finish_ldmatrix(int first) {
+static void count_ldmatrix(int first) {
     counts[LDMATRIX]++;
     for (int i = 0; i < 4; i++) {
         const char *rows[8];
         for (int row = 0; row < 8; row++) rows[row] = (const char *)operands[first + 8 * i + row].load.row;
         counts[LDMATRIX_CONFLICTS] += conflicts(rows);
     }
+}
+
+static void finish_ldmatrix(int first) {
+    count_ldmatrix(first);
     for (int lane = 0; lane < WARP; lane++)
         for (int i = 0; i < 4; i++)
             operands[first + lane].load.r[i] = operands[first + 8 * i + lane / 4].load.row[lane % 4];
+}
+
+static void finish_ldmatrix_trans(int first) {
+    count_ldmatrix(first);
+    for (int lane = 0; lane < WARP; lane++)
+        for (int i = 0; i < 4; i++) {
+            unsigned word = 0;
+            for (int j = 0; j < 2; j++) {
+                const uint32_t *row = operands[first + 8 * i + lane % 4 * 2 + j].load.row;
+                word |= (row[lane / 8] >> lane / 4 % 2 * 16 & 0xffff) << 16 * j;
+            }
+            operands[first + lane].load.r[i] = word;
+        }
 }
 
 typedef float Row __attribute__((vector_size(32)));
@@ -210,6 +227,14 @@ static void ldmatrix(unsigned (&r)[4], const void *row, host::Where where = {}) 
     host::operands[threadIdx.x].load = {r, (const uint32_t *)row};
     host::meet("ldmatrix", where, host::finish_ldmatrix);
 }
+
+static void ldmatrix_trans(unsigned (&r)[4], const void *row, host::Where where = {}) {
+    host::check_address(row, true, "ldmatrix of", where);
+    host::operands[threadIdx.x].load = {r, (const uint32_t *)row};
+    host::meet("ldmatrix", where, host::finish_ldmatrix_trans);
+}
+
+static unsigned load_shared(const char *p) { return *(const unsigned *)p; }
 
 // SIZE: sizeof(T), by which kernels choose half_t or tf32.
 template <int SIZE> static void host_mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], host::Where where = {}) {

@@ -9,6 +9,7 @@ program.py                     runs, replays and describes the launches
 detect.py                      decodes the heads' boxes at the end of the graph
 input.py upload.py stream.py   the caller's input, image uploads, and the CUDA stream of all plans
 dry_run.py                     a null device, to describe plans without a GPU
+training/                      kernels of a compiled training step
 time_model.py cost_report.py   the cost of launches, and their time on named GPUs
 """
 
