@@ -58,6 +58,15 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("test_plan_cuda_recurrent", "host-cuda and joined"),
         ("test_plan_cuda_algorithms", "host-cuda and (3x13x6x8 or finish_two or test_winograd)"),
         ("test_mma", "host-cuda and (multiply_matrices or fragments or last_block or copies_fill)"),
+        (
+            "test_training_batch_norm",
+            "host-cuda and (test_statistics or test_batch_norm_gradient) and (few or several) and odd",
+        ),
+        ("test_training_weight_gradient", "test_shapes and (3 or unaligned or groups) or more_splits"),
+        ("test_training_data_gradient", "test_strides and (dilation or within) or not_aligned or packed and host-cuda"),
+        ("test_training_gradients", "host-cuda and 2x5x7x3"),
+        ("test_training_depthwise", "host-cuda and (stride or 33)"),
+        ("test_training_update", "host-cuda"),
         ("test_implicit_gemm", "test_shapes and (part or head or three) or test_images or test_splits and 3"),
     ],
 )
