@@ -218,7 +218,6 @@ def test_a_winograd_gradient_of_several_chunks(passes, monkeypatch):
     text = NET.format(40, 36, 16, 3, 1) + conv(16) + conv(24) + HEAD
     for size in (1, 1 << 13, 1 << 30):
         monkeypatch.setattr(winograd, "CHUNK_SIZE", size)
-        monkeypatch.setattr(winograd, "MIN_BAND_TILES", 1 << 30 if size < 1 << 30 else 1)
         agree(cfg.parse(text), 3)
 
 

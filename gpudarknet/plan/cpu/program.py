@@ -211,8 +211,9 @@ def _by_rows(
     program: BoundMaps, step: Step, work: Callable[[CommandList, int, int, int], None], row_size: int
 ) -> TaskStages:
     """Return one stage: work(commands, image, first row, end row), then the epilogue, for bands of every image."""
-    N, (C, H, _) = program.batch, step.y.shape
-    apply_epilogue = bind_epilogue(step.epilogue, program.view(step.y), program.view)
+    y = program.view(step.y)
+    N, H, _, C = y.shape
+    apply_epilogue = bind_epilogue(step.epilogue, y, program.view)
 
     def task(n: int, r0: int, r1: int) -> Task:
         def record(commands: CommandList) -> None:

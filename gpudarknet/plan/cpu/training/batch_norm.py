@@ -1,78 +1,78 @@
 """Batch norm in training, with the activation after it, and biases: forward and backward in as few passes as NumPy allows.
 
-Statistics are computed while a piece of the convolution's result is in cache: the mean of each piece and the sum of squared
-distances to it, combined as Chan, Golub and LeVeque do (1979); unlike a sum of squares, that loses nothing if the mean is large.
+Statistics are the mean of each piece of a map and the sum of squared distances to it, combined as Chan, Golub and LeVeque do
+(1979); unlike a sum of squares, that loses nothing if the mean is large. Pieces fit a core's cache.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
-from ....backend.threads import split_range
 from ....ops.norm import EPS
 from ...training.steps import BatchNorm, Bias
 from ..command_list import CommandList, Task, TaskStages
 from . import fused
 from .activations import apply_activation, apply_gradient, needs_input
-from .pixels import PIECE, ChannelTile, PixelSums, as_pixels, constant, split_pixels
+from .pixels import ChannelTile, PixelSums, as_pixels, constant, piece_size, share, split_pixels
 
 
 class Statistics:
-    """Mean and variance of the batch per channel of z (N, H, W, C), from those of pieces, in the order of their recording."""
+    """Mean and variance of the batch per channel of z (pixels, C), from those of pieces, whose size depends on C alone."""
 
     def __init__(self, z: np.ndarray):
-        (N, H, W, C), self.z = z.shape, as_pixels(z)
-        self.pixels, self.piece_size = N * H * W, max(1, PIECE // C)
-        self.pieces: dict[tuple[int, int], int] = {}  # range of pixels -> its index
-        capacity = N * H + self.pixels // self.piece_size + 1  # if every row were finished on its own
-        self.means, self.squares = np.zeros((2, capacity, C), np.float32)
-        self.sizes = np.zeros(capacity, np.float32)
+        self.z, (self.pixels, C) = z, z.shape
+        self.piece, self.ranges = piece_size(C), split_pixels(*z.shape)
+        count = len(self.ranges)
+        self.means, self.squares = np.zeros((2, count, C), np.float32)
+        self.sizes = np.array([b - a for a, b in self.ranges], np.float32)
         self.mean, self.variance = np.zeros((2, C), np.float32)
 
-    def record(self, commands: CommandList, first: int, end: int, c0: int, c1: int) -> None:
-        """Record the statistics of a range of pixels and of channels that has just been written."""
-        for a, b in split_range(end - first, self.piece_size):
-            self._record_piece(commands, first + a, first + b, c0, c1)
+    def stage(self, workers: int) -> list[Task]:
+        """Return the tasks that compute the statistics of the pieces."""
+        return [partial(self.record, *r) for r in share(len(self.ranges), workers)]
 
-    def _record_piece(self, commands: CommandList, a: int, b: int, c0: int, c1: int) -> None:
-        k, n, z = self.pieces.setdefault((a, b), len(self.pieces)), b - a, self.z[a:b, c0:c1]
-        self.sizes[k] = n
-        mean, squares = self.means[k, c0:c1], self.squares[k, c0:c1]
+    def record(self, first: int, end: int, commands: CommandList) -> None:
+        """Record the statistics of the pieces `first` to `end`."""
         if fused.available():
-            fused.statistics(commands, z, mean, squares)
+            length, arrays = fused.Runs(self.z).length, (self.means, self.squares)
+            numbers = self.pixels, self.piece, first, end, length
+            commands.record(fused.kernels().statistics, fused.flat(self.z), *numbers, *arrays)
             return
-        centered = commands.scratch("centered", n, c1 - c0)
-        commands.record(np.matmul, constant(n, 1 / n), z, out=mean)
-        tile = ChannelTile(c1 - c0, commands)
-        commands.record(tile.set, mean)
-        tile.apply(commands, np.subtract, z, centered)
-        commands.record(np.multiply, centered, centered, out=centered)
-        commands.record(np.matmul, constant(n, 1), centered, out=squares)
+        for k in range(first, end):
+            a, b = self.ranges[k]
+            z, n, C = self.z[a:b], b - a, self.z.shape[1]
+            centered, tile = commands.scratch("centered", n, C), ChannelTile(C, commands)
+            commands.record(np.matmul, constant(n, 1 / n), z, out=self.means[k])
+            commands.record(tile.set, self.means[k])
+            tile.apply(commands, np.subtract, z, centered)
+            commands.record(np.multiply, centered, centered, out=centered)
+            commands.record(np.matmul, constant(n, 1), centered, out=self.squares[k])
 
     def combine(self) -> None:
         """Compute mean and biased variance of all pieces."""
-        count = len(self.pieces)
-        means, sizes = self.means[:count], self.sizes[:count]
-        np.matmul(sizes, means, out=self.mean)
+        np.matmul(self.sizes, self.means, out=self.mean)
         self.mean /= self.pixels
-        means -= self.mean
-        means *= means
-        np.matmul(constant(count, 1), self.squares[:count], out=self.variance)
-        self.variance += np.matmul(sizes, means)
+        self.means -= self.mean
+        self.means *= self.means
+        np.matmul(constant(len(self.sizes), 1), self.squares, out=self.variance)
+        self.variance += np.matmul(self.sizes, self.means)
         self.variance /= self.pixels
 
 
 class BatchNormPass:
-    """The passes of a BatchNorm step over its maps z and y, and dy (N, H, W, C). The statistics are recorded by its producer.
+    """The passes of a BatchNorm step over its maps z, contiguous, and y, and dy (N, H, W, C).
 
     rolling: the batch statistics (2, C) go there, for the running averages.
     """
 
-    def __init__(self, step: BatchNorm, z: np.ndarray, y: np.ndarray, rolling: np.ndarray):
+    def __init__(self, step: BatchNorm, z: np.ndarray, y: np.ndarray, rolling: np.ndarray, workers: int):
         self.w, self.kind, self.rolling = step.w, step.activation, rolling
         self.z, self.y = as_pixels(z), as_pixels(y)
         self.pixels, self.channels = self.z.shape
-        self.statistics = Statistics(z)
+        self.statistics, self.workers = Statistics(self.z), workers
         self.invstd, self.gain_values = np.zeros((2, self.channels), np.float32)
         self.gain, self.shift, self.mean = (ChannelTile(self.channels) for _ in range(3))
         self.ranges = split_pixels(self.pixels, self.channels)
@@ -90,14 +90,11 @@ class BatchNormPass:
         self.mean.set(s.mean)
 
     def forward(self) -> TaskStages:
-        """Return the stages after the producer's: statistics, then y."""
+        """Return the stages: statistics, then y."""
 
         def piece(a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, y = self.z[a:b], self.y[a:b]
-                if self.fused:
-                    fused.normalize(commands, self.kind, z, y, self.gain, self.shift)
-                    return
                 h, t, u = commands.scratch("pointwise", 3, *z.shape)
                 out = y if y.flags.c_contiguous else h
                 self.gain.apply(commands, np.multiply, z, h)
@@ -108,7 +105,20 @@ class BatchNormPass:
 
             return record
 
-        return [[lambda commands: commands.record(self.finish_statistics)], [piece(*r) for r in self.ranges]]
+        def pixels(a: int, b: int) -> Task:
+            def record(commands: CommandList) -> None:
+                runs = fused.Runs(self.z, self.y)
+                values = self.gain.run(runs.repeats), self.shift.run(runs.repeats), np.float32(fused.SLOPES[self.kind])
+                arguments: Any = *values, a, b, self.channels, runs.length, *runs.steps
+                commands.record(fused.kernels().normalize, fused.flat(self.z), fused.flat(self.y), *arguments)
+
+            return record
+
+        if self.fused:
+            last = [pixels(*r) for r in share(self.pixels, self.workers)]
+        else:
+            last = [piece(*r) for r in self.ranges]
+        return [self.statistics.stage(self.workers), [lambda commands: commands.record(self.finish_statistics)], last]
 
     def backward(self, dy: np.ndarray, grad: dict[str, np.ndarray]) -> TaskStages:
         """Return the stages that turn dy into the gradient of z, in place, and write grad["scale"] and grad["bias"]."""
@@ -119,9 +129,6 @@ class BatchNormPass:
         def activation_gradient(k: int, a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, y, d = self.z[a:b], self.y[a:b], d_map[a:b]
-                if self.fused:
-                    fused.gradient(commands, self.kind, d, z, y, self.mean, sums.parts[k].reshape(2, -1))
-                    return
                 s, t, u, v = commands.scratch("pointwise", 4, *z.shape)
                 work = d if d.flags.c_contiguous else s
                 if needs_input(self.kind):
@@ -151,9 +158,6 @@ class BatchNormPass:
         def input_gradient(a: int, b: int) -> Task:
             def record(commands: CommandList) -> None:
                 z, d = self.z[a:b], d_map[a:b]
-                if fused.available():
-                    fused.input_gradient(commands, d, z, scale_d, scale_z, offset)
-                    return
                 t, s = commands.scratch("pointwise", 2, *z.shape)
                 out = d if d.flags.c_contiguous else s
                 scale_z.apply(commands, np.multiply, z, t)
@@ -165,11 +169,34 @@ class BatchNormPass:
 
             return record
 
-        return [
-            [activation_gradient(k, *r) for k, r in enumerate(self.ranges)],
-            [lambda commands: commands.record(coefficients)],
-            [input_gradient(*r) for r in self.ranges],
-        ]
+        def fused_activation_gradient(first: int, end: int) -> Task:
+            def record(commands: CommandList) -> None:
+                runs = fused.Runs(d_map, self.z, self.y)
+                arrays = fused.flat(d_map), fused.flat(self.z), fused.flat(self.y), self.mean.run(runs.repeats)
+                pieces = sums.parts.reshape(-1, 2, self.channels), self.pixels, self.statistics.piece, first, end
+                arguments: Any = np.float32(fused.SLOPES[self.kind]), *pieces, runs.length, *runs.steps
+                commands.record(fused.kernels().gradient, *arrays, *arguments)
+
+            return record
+
+        def fused_input_gradient(a: int, b: int) -> Task:
+            def record(commands: CommandList) -> None:
+                runs = fused.Runs(d_map, self.z)
+                values = (tile.run(runs.repeats) for tile in (scale_d, scale_z, offset))
+                arguments: Any = *values, a, b, self.channels, runs.length, *runs.steps
+                commands.record(fused.kernels().input_gradient, fused.flat(d_map), fused.flat(self.z), *arguments)
+
+            return record
+
+        if self.fused:
+            first = [fused_activation_gradient(*r) for r in share(len(self.ranges), self.workers)]
+        else:
+            first = [activation_gradient(k, *r) for k, r in enumerate(self.ranges)]
+        if fused.available():
+            last = [fused_input_gradient(*r) for r in share(self.pixels, self.workers)]
+        else:
+            last = [input_gradient(*r) for r in self.ranges]
+        return [first, [lambda commands: commands.record(coefficients)], last]
 
 
 class BiasPass:

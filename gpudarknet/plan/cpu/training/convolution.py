@@ -8,15 +8,15 @@ each takes a part of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ....backend.threads import split_range
 from ...steps import Convolve
 from ..command_list import CommandList, Task, TaskStages
-from ..convolution import MIN_GEMM_ROWS, channel_scratch, copy_padded
+from ..convolution import MIN_CONTIGUOUS_CHANNELS, MIN_GEMM_ROWS, channel_scratch, copy_padded
+from . import fused
 from .pixels import MIN_TASKS, as_pixels
 
 COL_SIZE = 1 << 18  # elements of the patches of a piece: 1 MB
@@ -25,9 +25,6 @@ MAX_PARTIAL = 1 << 24  # elements of the partial sums of a weights' gradient: 64
 MAX_PARTS = 16  # partial sums of a weights' gradient
 
 as_strided = np.lib.stride_tricks.as_strided
-Finish = Callable[
-    [CommandList, int, int, int, int], None
-]  # (commands, first pixel, end pixel, first filter, end filter)
 
 
 class Piece(NamedTuple):
@@ -70,6 +67,17 @@ class Convolution:
             first, end = self.range_of(p)
             return as_pixels(self.x)[first:end]
         first, end = self.range_of(p)
+        if fused.available():
+            band, (sy, sx) = (p.n0 * self.OH + p.r0, (p.n1 - 1) * self.OH + p.r1), step.strides
+            geometry = self.H, self.W, C, self.OH, OW, size, sy, sx, step.dilation, step.pad
+            arguments: Any = fused.flat(self.x), fused.step(self.x), *geometry, *band
+            if C < MIN_CONTIGUOUS_CHANNELS and out is None:
+                planes = commands.scratch("col", self.K, end - first)
+                commands.record(fused.kernels().planar_patches, *arguments, planes)
+                return planes.T
+            col = commands.scratch("col", end - first, self.K) if out is None else out
+            commands.record(fused.kernels().patches, *arguments, col.reshape(-1))
+            return col
         col = channel_scratch(commands, "col", C, end - first, self.K) if out is None else out
         (sy, sx), d, extent = step.strides, step.dilation, (size - 1) * step.dilation + 1
         for n in range(p.n0, p.n1):
@@ -102,14 +110,13 @@ class Convolution:
 
         return [[image(n) for n in range(self.N)]]
 
-    def forward(self, finish: Finish) -> TaskStages:
-        """Return the stages of the forward; they call `finish` on each part of z while it is in cache."""
+    def forward(self) -> TaskStages:
+        """Return the stages that write z."""
 
         def piece(p: Piece) -> Task:
             def record(commands: CommandList) -> None:
                 first, end = self.range_of(p)
                 commands.record(np.matmul, self.patches(commands, p), self.matrix, out=self.z[first:end])
-                finish(commands, first, end, 0, self.F)
 
             return record
 
@@ -117,7 +124,6 @@ class Convolution:
             def record(commands: CommandList) -> None:
                 col = self.shared_patches(commands)
                 commands.record(np.matmul, col, self.matrix[:, f0:f1], out=self.z[:, f0:f1])
-                finish(commands, 0, self.pixels, f0, f1)
 
             return record
 
@@ -173,9 +179,11 @@ class Convolution:
         if self.is_matrix:
             return self._matrix_data_gradient(d, as_pixels(dx), adds)
         weights = self.matrix.reshape(self.taps, C, F)
-        group = max(1, min(MIN_GEMM_ROWS // (self.OH * self.OW), self.N // MIN_TASKS))  # images
-        images = split_range(self.N, group)
-        blocks = max(1, min(-(-MIN_TASKS // len(images)), C // 32))
+        if self.few_pixels:  # reading the weights dominates: each part of them is read once
+            images, blocks = [(0, self.N)], max(1, min(MIN_TASKS, C // 16))
+        else:
+            images = split_range(self.N, 1)
+            blocks = max(1, min(-(-MIN_TASKS // len(images)), C // 32))
         channels = split_range(C, -(-C // blocks))
 
         def task(n0: int, n1: int, c0: int, c1: int) -> Task:
@@ -202,14 +210,20 @@ class Convolution:
         first = (n0 * OH + r0) * OW
         pixels = (n - 1) * OH * OW + (r1 - r0) * OW
         if c * self.taps == self.K:
-            products = commands.scratch("col", pixels, self.taps, c)
+            products = commands.scratch("products", pixels, self.taps, c)
             matrix = weights.reshape(self.K, self.F).T
             commands.record(np.matmul, d[first : first + pixels], matrix, out=products.reshape(pixels, self.K))
             by_tap = products.transpose(1, 0, 2)
         else:
-            by_tap = commands.scratch("col", self.taps, pixels, c)
+            by_tap = products = commands.scratch("products", self.taps, pixels, c)
             commands.record(np.matmul, d[first : first + pixels], weights.transpose(0, 2, 1), out=by_tap)
         (sy, sx), size = step.strides, step.size
+        if fused.available():
+            flat, target = products.reshape(-1), fused.flat(dx)
+            pixel, by = (self.taps * c, c) if c * self.taps == self.K else (c, pixels * c)
+            numbers: Any = fused.step(dx), H, W, OH, OW, size, sy, sx, step.dilation, step.pad, n, r0, r1
+            commands.record(fused.kernels().add_patches, flat, pixel, by, c, target, *numbers)
+            return
         for tap in range(self.taps):
             p, q = divmod(tap, size)
             y0, i0, i1 = inside(p * step.dilation - step.pad, sy, r0, r1, H)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..command_list import CommandList
-from .pixels import ChannelTile
-
+NAMES = (
+    "patches", "planar_patches", "add_patches", "winograd_input", "winograd_output", "winograd_gradient", "statistics",
+    "normalize", "gradient", "input_gradient", "maxpool_gradient", "sort_gradient", "sgd", "adam",
+)  # fmt: skip
 RUN = 1 << 9  # elements of the runs that a contiguous map with few channels is processed in
 
 # Activations that are linear on either side of 0: the slope below it.
@@ -35,48 +36,21 @@ def flat(a: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(a, (last // a.itemsize + 1,), (a.itemsize,))
 
 
+def step(a: np.ndarray) -> int:
+    """Return the distance of the pixels of a map (..., C), in elements."""
+    return a.strides[-2] // a.itemsize
+
+
 class Runs:
     """How to walk over matrices (pixels, channels) together: in runs, which are several pixels if all matrices are contiguous.
 
-    sizes: all elements, those of a run, and for each matrix the distance from run to run.
+    length: elements of a run. steps: for each matrix the distance of its pixels.
     """
 
     def __init__(self, *matrices: np.ndarray):
         P, C = matrices[0].shape
-        contiguous = all(m.flags.c_contiguous for m in matrices)
-        self.repeats = max(1, min(P, RUN // C)) if contiguous else 1
-        length = self.repeats * C
-        self.sizes = P * C, length, *(length if contiguous else m.strides[0] // m.itemsize for m in matrices)
-
-
-def statistics(commands: CommandList, z: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> None:
-    """Record mean and sum of squared distances to it, per channel (C,), of z (pixels, C)."""
-    commands.record(kernels().statistics, flat(z), mean, squares, *Runs(z).sizes)
-
-
-def normalize(
-    commands: CommandList, kind: str, z: np.ndarray, y: np.ndarray, gain: ChannelTile, shift: ChannelTile
-) -> None:
-    """Record y = activation(gain * z + shift), both (pixels, C), for an activation of SLOPES."""
-    runs = Runs(z, y)
-    values: Any = gain.run(runs.repeats), shift.run(runs.repeats), np.float32(SLOPES[kind])
-    commands.record(kernels().normalize, flat(z), flat(y), *values, *runs.sizes)
-
-
-def gradient(
-    commands: CommandList, kind: str, d: np.ndarray, z: np.ndarray, y: np.ndarray, mean: ChannelTile, sums: np.ndarray
-) -> None:
-    """Record d *= the activation's derivative, and sums (2, C) of d and of d * (z - mean); d, z, y (pixels, C)."""
-    runs = Runs(d, z, y)
-    values: Any = mean.run(runs.repeats), np.float32(SLOPES[kind]), sums
-    commands.record(kernels().gradient, flat(d), flat(z), flat(y), *values, *runs.sizes)
-
-
-def input_gradient(commands: CommandList, d: np.ndarray, z: np.ndarray, *coefficients: ChannelTile) -> None:
-    """Record d = a * d + b * z + c for coefficients a, b, c per channel; d, z (pixels, C)."""
-    runs = Runs(d, z)
-    values = (tile.run(runs.repeats) for tile in coefficients)
-    commands.record(kernels().input_gradient, flat(d), flat(z), *values, *runs.sizes)
+        self.repeats = max(1, min(P, RUN // C)) if all(m.flags.c_contiguous for m in matrices) else 1
+        self.length, self.steps = self.repeats * C, tuple(map(step, matrices))
 
 
 @cache
@@ -105,50 +79,125 @@ def kernels() -> Any:
         for k in range(o.size):
             o[k] = a0 * d0[k] + a1 * d1[k] + a2 * d2[k] + a3 * d3[k]
 
+    @inline
+    def add(o, a):  # type: ignore[no-untyped-def]
+        """o += a."""
+        for k in range(o.size):
+            o[k] += a[k]
+
+    @inline
+    def copy(o, a):  # type: ignore[no-untyped-def]
+        """o = a."""
+        for k in range(o.size):
+            o[k] = a[k]
+
+    @inline
+    def clear(o):  # type: ignore[no-untyped-def]
+        """o = 0."""
+        for k in range(o.size):
+            o[k] = 0
+
     @jit
-    def winograd_input(x, H, W, C, top, t0, t1, B, V, step, rows):  # type: ignore[no-untyped-def]
-        """V, 36 times (tiles, C) `step` apart, = B' d B of tile rows t0 to t1. x: rows of an image from `top`; rows: scratch."""
-        TW = (W + 3) // 4
-        n, zero = W * C, np.zeros(W * C, np.float32)
-        width = rows.shape[1] * C
-        lines = rows.reshape(6, width)
+    def patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):  # type: ignore[no-untyped-def]
+        """Write the patches (pixels, size * size * C) of output rows `first` to `end`, counted through all images, to col."""
+        K, row = size * size * C, size * C
+        for r in range(first, end):
+            n, oy = r // OH, r % OH
+            for p in range(size):
+                y = oy * sy - pad + p * dilation
+                for ox in range(OW):
+                    at = ((r - first) * OW + ox) * K + p * row
+                    left = ox * sx - pad
+                    if y < 0 or y >= H:
+                        clear(col[at : at + row])
+                    elif ld == C and dilation == 1 and left >= 0 and left + size <= W:
+                        source = ((n * H + y) * W + left) * C
+                        copy(col[at : at + row], x[source : source + row])
+                    else:
+                        for q in range(size):
+                            w, o = left + q * dilation, at + q * C
+                            if 0 <= w < W:
+                                source = ((n * H + y) * W + w) * ld
+                                copy(col[o : o + C], x[source : source + C])
+                            else:
+                                clear(col[o : o + C])
+
+    @jit
+    def planar_patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):  # type: ignore[no-untyped-def]
+        """Write the same to col (size * size * C, pixels), for few channels."""
+        for p in range(size):
+            for q in range(size):
+                shift = q * dilation - pad
+                a = min(OW, max(0, (-shift + sx - 1) // sx))
+                b = max(a, min(OW, (W - 1 - shift) // sx + 1))
+                for c in range(C):
+                    plane = col[(p * size + q) * C + c]
+                    for r in range(first, end):
+                        n, y = r // OH, (r % OH) * sy - pad + p * dilation
+                        o = plane[(r - first) * OW : (r - first + 1) * OW]
+                        if y < 0 or y >= H:
+                            clear(o)
+                            continue
+                        clear(o[:a])
+                        clear(o[b:])
+                        source = ((n * H + y) * W + a * sx + shift) * ld + c
+                        line, inner, by = x[source:], o[a:b], sx * ld
+                        for k in range(inner.size):
+                            inner[k] = line[k * by]
+
+    @jit
+    def add_patches(col, step, tap_step, C, dx, ld, H, W, OH, OW, size, sy, sx, dilation, pad, N, r0, r1):  # type: ignore[no-untyped-def]
+        """Add to dx of N images what output rows r0 to r1 contribute; products of pixels are `step` apart, of taps `tap_step`."""
+        for n in range(N):
+            for r in range(r0, r1):
+                for ox in range(OW):
+                    at = ((n * (r1 - r0) + r - r0) * OW + ox) * step
+                    for p in range(size):
+                        y = r * sy - pad + p * dilation
+                        if y < 0 or y >= H:
+                            continue
+                        for q in range(size):
+                            w = ox * sx - pad + q * dilation
+                            if 0 <= w < W:
+                                target, source = ((n * H + y) * W + w) * ld, at + (p * size + q) * tap_step
+                                add(dx[target : target + C], col[source : source + C])
+
+    @jit
+    def winograd_input(x, ld, H, W, C, t0, t1, B, V, step, rows):  # type: ignore[no-untyped-def]
+        """V, 36 times (tiles, C) `step` apart, = B' d B of the tile rows t0 to t1, counted through all images. rows: scratch."""
+        TH, TW = (H + 3) // 4, (W + 3) // 4
+        runs, run = (1, W * C) if ld == C else (W, C)
+        zero, line = np.zeros(run, np.float32), W * ld
+        lines = rows.reshape(6, rows.shape[1] * C)
         for i in range(6):
             lines[i, :C] = 0
-            lines[i, C + n :] = 0
+            lines[i, C + W * C :] = 0
         for t in range(t0, t1):
-            y = 4 * t - 1
-            p = (y - top) * n
-            d0 = x[p : p + n] if y >= 0 else zero
-            d1 = x[p + n : p + 2 * n]
-            d2 = x[p + 2 * n : p + 3 * n] if y + 2 < H else zero
-            d3 = x[p + 3 * n : p + 4 * n] if y + 3 < H else zero
-            d4 = x[p + 4 * n : p + 5 * n] if y + 4 < H else zero
-            d5 = x[p + 5 * n : p + 6 * n] if y + 5 < H else zero
-            for i in range(6):
-                combine6(lines[i, C : C + n], B, i, d0, d1, d2, d3, d4, d5, False)
+            n, y = t // TH, 4 * (t % TH) - 1
+            for k in range(runs):
+                p, o = (n * H + y) * line + k * ld, C + k * run
+                d0 = x[p : p + run] if y >= 0 else zero
+                d1 = x[p + line : p + line + run]
+                d2 = x[p + 2 * line : p + 2 * line + run] if y + 2 < H else zero
+                d3 = x[p + 3 * line : p + 3 * line + run] if y + 3 < H else zero
+                d4 = x[p + 4 * line : p + 4 * line + run] if y + 4 < H else zero
+                d5 = x[p + 5 * line : p + 5 * line + run] if y + 5 < H else zero
+                for i in range(6):
+                    combine6(lines[i, o : o + run], B, i, d0, d1, d2, d3, d4, d5, False)
             for i in range(6):
                 r = rows[i]
                 for w in range(TW):
                     q, at = 4 * w, 6 * i * step + ((t - t0) * TW + w) * C
                     for j in range(6):
-                        combine6(
-                            V[at + j * step : at + j * step + C],
-                            B,
-                            j,
-                            r[q],
-                            r[q + 1],
-                            r[q + 2],
-                            r[q + 3],
-                            r[q + 4],
-                            r[q + 5],
-                            False,
-                        )
+                        o = at + j * step
+                        combine6(V[o : o + C], B, j, r[q], r[q + 1], r[q + 2], r[q + 3], r[q + 4], r[q + 5], False)
 
     @jit
     def winograd_output(M, step, t0, t1, A, y, ld, H, W, F, adds, rows):  # type: ignore[no-untyped-def]
-        """Rows of y (an image, pixels ld apart) = A' m A of the tile rows t0 to t1, or add that; rows (6, 4 * TW, F): scratch."""
-        TW = (W + 3) // 4
+        """Write, or add, A' m A of the tile rows t0 to t1, counted through all images, to the rows of y. rows: scratch."""
+        TH, TW = (H + 3) // 4, (W + 3) // 4
         lines = rows.reshape(6, rows.shape[1] * F)
+        runs, run = (1, W * F) if ld == F else (W, F)
         for t in range(t0, t1):
             for i in range(6):
                 for w in range(TW):
@@ -158,35 +207,33 @@ def kernels() -> Any:
                     m3, m4, m5 = M[at : at + F], M[at + step : at + step + F], M[at + 2 * step : at + 2 * step + F]
                     for j in range(4):
                         combine6(rows[i, 4 * w + j], A, j, m0, m1, m2, m3, m4, m5, False)
-            for j in range(min(4, H - 4 * t)):
-                p = (4 * t + j) * W * ld
-                if ld == F:
-                    n = W * F
-                    combine6(y[p : p + n], A, j, lines[0, :n], lines[1, :n], lines[2, :n], lines[3, :n], lines[4, :n],
-                             lines[5, :n], adds)  # fmt: skip
-                else:
-                    for x in range(W):
-                        a, b = x * F, x * F + F
-                        combine6(y[p + x * ld : p + x * ld + F], A, j, lines[0, a:b], lines[1, a:b], lines[2, a:b],
-                                 lines[3, a:b], lines[4, a:b], lines[5, a:b], adds)  # fmt: skip
+            n, top = t // TH, 4 * (t % TH)
+            for j in range(min(4, H - top)):
+                for k in range(runs):
+                    p, a = ((n * H + top + j) * W + k) * ld, k * run
+                    b = a + run
+                    combine6(y[p : p + run], A, j, lines[0, a:b], lines[1, a:b], lines[2, a:b], lines[3, a:b],
+                             lines[4, a:b], lines[5, a:b], adds)  # fmt: skip
 
     @jit
-    def winograd_gradient(d, H, W, F, top, t0, t1, A, D, step, rows):  # type: ignore[no-untyped-def]
-        """D, laid out as V, = A dy A' of tile rows t0 to t1; d: image rows from `top` on; rows (6, 4 TW, F): scratch."""
-        TW = (W + 3) // 4
-        n, zero = W * F, np.zeros(W * F, np.float32)
+    def winograd_gradient(d, ld, H, W, F, t0, t1, A, D, step, rows):  # type: ignore[no-untyped-def]
+        """D, laid out as V, = A dy A' of the tile rows t0 to t1, counted through all images. rows: scratch."""
+        TH, TW = (H + 3) // 4, (W + 3) // 4
+        runs, run = (1, W * F) if ld == F else (W, F)
+        zero, line = np.zeros(run, np.float32), W * ld
         lines = rows.reshape(6, rows.shape[1] * F)
         for i in range(6):
-            lines[i, n:] = 0
+            lines[i, W * F :] = 0
         for t in range(t0, t1):
-            y = 4 * t
-            p = (y - top) * n
-            d0 = d[p : p + n]
-            d1 = d[p + n : p + 2 * n] if y + 1 < H else zero
-            d2 = d[p + 2 * n : p + 3 * n] if y + 2 < H else zero
-            d3 = d[p + 3 * n : p + 4 * n] if y + 3 < H else zero
-            for i in range(6):
-                combine4(lines[i, :n], A, i, d0, d1, d2, d3)
+            n, y = t // TH, 4 * (t % TH)
+            for k in range(runs):
+                p, o = (n * H + y) * line + k * ld, k * run
+                d0 = d[p : p + run]
+                d1 = d[p + line : p + line + run] if y + 1 < H else zero
+                d2 = d[p + 2 * line : p + 2 * line + run] if y + 2 < H else zero
+                d3 = d[p + 3 * line : p + 3 * line + run] if y + 3 < H else zero
+                for i in range(6):
+                    combine4(lines[i, o : o + run], A, i, d0, d1, d2, d3)
             for i in range(6):
                 r = rows[i]
                 for w in range(TW):
@@ -195,70 +242,131 @@ def kernels() -> Any:
                         combine4(D[at + j * step : at + j * step + F], A, j, r[q], r[q + 1], r[q + 2], r[q + 3])
 
     @jit
-    def statistics(z, mean, squares, total, length, step):  # type: ignore[no-untyped-def]
-        """Mean and sum of squared distances to it, per channel, of z (pixels, C) walked in runs."""
-        C, sums = mean.size, np.zeros(length, np.float32)
-        pixels = np.float32(total // C)
-        runs = (total + length - 1) // length
-        for s in range(runs):
-            n = min(length, total - s * length)
-            a = z[s * step : s * step + n]
-            for k in range(n):
-                sums[k] += a[k]
-        means = np.empty(length, np.float32)
-        mean[:] = 0
-        for k in range(0, length, C):
-            mean += sums[k : k + C]
-        mean /= pixels
-        for k in range(0, length, C):
-            means[k : k + C] = mean
-        sums[:] = 0
-        for s in range(runs):
-            n = min(length, total - s * length)
-            a = z[s * step : s * step + n]
-            for k in range(n):
-                sums[k] += (a[k] - means[k]) * (a[k] - means[k])
-        squares[:] = 0
-        for k in range(0, length, C):
-            squares += sums[k : k + C]
+    def statistics(z, pixels, piece, first, end, length, means, squares):  # type: ignore[no-untyped-def]
+        """Mean and sum of squared distances to it, per channel, of the pieces `first` to `end` of z (pixels, C), contiguous."""
+        C = means.shape[1]
+        run_means = np.empty(length, np.float32)
+        for p in range(first, end):
+            total = (min(pixels, (p + 1) * piece) - p * piece) * C
+            part, runs = z[p * piece * C : p * piece * C + total], (total + length - 1) // length
+            sums, mean = np.zeros(length, np.float32), means[p]
+            for s in range(runs):
+                n = min(length, total - s * length)
+                a = part[s * length : s * length + n]
+                for k in range(n):
+                    sums[k] += a[k]
+            mean[:] = 0
+            for k in range(0, length, C):
+                mean += sums[k : k + C]
+            mean /= np.float32(total // C)
+            for k in range(0, length, C):
+                run_means[k : k + C] = mean
+            sums[:] = 0
+            for s in range(runs):
+                n = min(length, total - s * length)
+                a = part[s * length : s * length + n]
+                for k in range(n):
+                    sums[k] += (a[k] - run_means[k]) * (a[k] - run_means[k])
+            squares[p] = 0
+            for k in range(0, length, C):
+                squares[p] += sums[k : k + C]
 
     @jit
-    def normalize(z, y, gain, shift, slope, total, length, z_step, y_step):  # type: ignore[no-untyped-def]
-        """y = f(gain * z + shift), f(h) = h where it is positive, else slope * h."""
-        for s in range((total + length - 1) // length):
-            n = min(length, total - s * length)
+    def normalize(z, y, gain, shift, slope, first, end, C, length, z_step, y_step):  # type: ignore[no-untyped-def]
+        """y = f(gain * z + shift) for a range of pixels; f(h) = h where it is positive, else slope * h."""
+        repeats = length // C
+        for s in range(first, end, repeats):
+            n = min(length, (end - s) * C)
             a, o = z[s * z_step : s * z_step + n], y[s * y_step : s * y_step + n]
             for k in range(n):
                 h = gain[k] * a[k] + shift[k]
                 o[k] = h if h > 0 else slope * h
 
     @jit
-    def gradient(d, z, y, mean, slope, sums, total, length, d_step, z_step, y_step):  # type: ignore[no-untyped-def]
-        """d *= f'(y); sums (2, C) = that of d and of d * (z - mean). mean: of a run."""
-        C = sums.shape[1]
-        first, second = np.zeros(length, np.float32), np.zeros(length, np.float32)
-        for s in range((total + length - 1) // length):
-            n = min(length, total - s * length)
-            a, b, c = d[s * d_step : s * d_step + n], z[s * z_step : s * z_step + n], y[s * y_step : s * y_step + n]
-            if slope != 1:
+    def gradient(d, z, y, mean, slope, sums, pixels, piece, first, end, length, d_step, z_step, y_step):  # type: ignore[no-untyped-def]
+        """d *= f'(y), for the pieces `first` to `end`; sums (pieces, 2, C): of d and of d * (z - mean). mean: of a run."""
+        C = sums.shape[2]
+        repeats = length // C
+        for p in range(first, end):
+            one, two = np.zeros(length, np.float32), np.zeros(length, np.float32)
+            stop = min(pixels, (p + 1) * piece)
+            for s in range(p * piece, stop, repeats):
+                n = min(length, (stop - s) * C)
+                a, b, c = d[s * d_step : s * d_step + n], z[s * z_step : s * z_step + n], y[s * y_step : s * y_step + n]
+                if slope != 1:
+                    for k in range(n):
+                        a[k] = a[k] if c[k] > 0 else slope * a[k]
                 for k in range(n):
-                    a[k] = a[k] if c[k] > 0 else slope * a[k]
-            for k in range(n):
-                first[k] += a[k]
-                second[k] += a[k] * (b[k] - mean[k])
-        sums[:] = 0
-        for k in range(0, length, C):
-            sums[0] += first[k : k + C]
-            sums[1] += second[k : k + C]
+                    one[k] += a[k]
+                    two[k] += a[k] * (b[k] - mean[k])
+            sums[p] = 0
+            for k in range(0, length, C):
+                sums[p, 0] += one[k : k + C]
+                sums[p, 1] += two[k : k + C]
 
     @jit
-    def input_gradient(d, z, scale_d, scale_z, offset, total, length, d_step, z_step):  # type: ignore[no-untyped-def]
-        """d = scale_d * d + scale_z * z + offset."""
-        for s in range((total + length - 1) // length):
-            n = min(length, total - s * length)
+    def input_gradient(d, z, scale_d, scale_z, offset, first, end, C, length, d_step, z_step):  # type: ignore[no-untyped-def]
+        """d = scale_d * d + scale_z * z + offset for a range of pixels."""
+        repeats = length // C
+        for s in range(first, end, repeats):
+            n = min(length, (end - s) * C)
             a, b = d[s * d_step : s * d_step + n], z[s * z_step : s * z_step + n]
             for k in range(n):
                 a[k] = scale_d[k] * a[k] + (scale_z[k] * b[k] + offset[k])
+
+    @jit
+    def maxpool_gradient(x, x_ld, dy, dy_ld, dx, dx_ld, H, W, OH, OW, size, sy, sx, pad, C, first, end, adds):  # type: ignore[no-untyped-def]
+        """Add dy of the images `first` to `end` to the first maximum of each window, row by row; without `adds`, to 0."""
+        best, index = np.empty(C, np.float32), np.empty(C, np.int32)
+        for n in range(first, end):
+            if not adds:
+                for k in range(H * W):
+                    at = (n * H * W + k) * dx_ld
+                    dx[at : at + C] = 0
+            for oy in range(OH):
+                for ox in range(OW):
+                    top, left = oy * sy - pad, ox * sx - pad
+                    p0, p1 = max(0, -top), min(size, H - top)
+                    q0, q1 = max(0, -left), min(size, W - left)
+                    best[:] = -np.inf
+                    index[:] = -1
+                    for p in range(p0, p1):
+                        for q in range(q0, q1):
+                            at, tap = ((n * H + top + p) * W + left + q) * x_ld, np.int32(p * size + q)
+                            v = x[at : at + C]
+                            for k in range(C):
+                                if v[k] > best[k]:
+                                    best[k], index[k] = v[k], tap
+                    at = ((n * OH + oy) * OW + ox) * dy_ld
+                    d = dy[at : at + C]
+                    for p in range(p0, p1):
+                        for q in range(q0, q1):
+                            at, tap = ((n * H + top + p) * W + left + q) * dx_ld, np.int32(p * size + q)
+                            o = dx[at : at + C]
+                            for k in range(C):
+                                o[k] += d[k] if index[k] == tap else np.float32(0)
+
+    @jit
+    def sort_gradient(
+        d, a, b, da, db, eps, first, end, C, length, d_step, a_step, b_step, da_step, db_step, adds_a, adds_b
+    ):  # type: ignore[no-untyped-def]
+        """Write, or add, the gradients of a SORT shortcut with slope 0, for a range of pixels."""
+        repeats, zero = length // C, np.float32(0)
+        for s in range(first, end, repeats):
+            n = min(length, (end - s) * C)
+            g, p, q = d[s * d_step : s * d_step + n], a[s * a_step : s * a_step + n], b[s * b_step : s * b_step + n]
+            o = da[s * da_step : s * da_step + n]
+            for k in range(n):
+                u, v = max(p[k], zero), max(q[k], zero)
+                w = u * v
+                h = g[k] + (g[k] * v / (2 * np.sqrt(w + eps)) if w > 0 else zero)
+                o[k] = o[k] + h if adds_a else h
+            o = db[s * db_step : s * db_step + n]
+            for k in range(n):
+                u, v = max(p[k], zero), max(q[k], zero)
+                w = u * v
+                h = g[k] + (g[k] * u / (2 * np.sqrt(w + eps)) if w > 0 else zero)
+                o[k] = o[k] + h if adds_b else h
 
     @jit
     def sgd(w, g, gradients, inverse_scale, rate, momentum, decay):  # type: ignore[no-untyped-def]
@@ -282,7 +390,4 @@ def kernels() -> Any:
             w[k] += rate * (m[k] / c1) / (np.sqrt(v[k] / c2) + eps)
         g[:] = 0
 
-    return SimpleNamespace(
-        winograd_input=winograd_input, winograd_output=winograd_output, winograd_gradient=winograd_gradient,
-        statistics=statistics, normalize=normalize, gradient=gradient, input_gradient=input_gradient, sgd=sgd, adam=adam,
-    )  # fmt: skip
+    return SimpleNamespace(**{name: f for name, f in locals().items() if name in NAMES})

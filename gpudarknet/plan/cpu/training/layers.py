@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from ...steps import Activate, Copy, MaxPool, SortShortcut, Upsample
 from ..command_list import CommandList, Task, TaskStages
 from ..convolution import copy_padded
 from ..program import TASK_SIZE
+from . import fused
 from .activations import apply_gradient
 from .convolution import inside
-from .pixels import MIN_TASKS, as_pixels, split_pixels
+from .pixels import MIN_TASKS, as_pixels, share, split_pixels
 
 
 def maxpool_backward(
-    step: MaxPool, x: np.ndarray, y: np.ndarray, dy: np.ndarray, dx: np.ndarray, adds: bool
+    step: MaxPool, x: np.ndarray, y: np.ndarray, dy: np.ndarray, dx: np.ndarray, adds: bool, workers: int
 ) -> TaskStages:
     """Add dy to the pixel that each maximum came from, the first in its window (row by row) if several are equal.
 
@@ -27,6 +29,17 @@ def maxpool_backward(
     """
     (N, H, W, C), (_, OH, OW, _) = x.shape, y.shape
     size, (sy, sx), pad = step.size, step.strides, step.padding // 2
+    if fused.available():
+
+        def images(first: int, end: int) -> Task:
+            def record(commands: CommandList) -> None:
+                maps: Any = (v for m in (x, dy, dx) for v in (fused.flat(m), fused.step(m)))
+                numbers = H, W, OH, OW, size, sy, sx, pad, C, first, end, adds
+                commands.record(fused.kernels().maxpool_gradient, *maps, *numbers)
+
+            return record
+
+        return [[images(*r) for r in share(N, workers)]]
     c_count = max(1, min(C, -(-MIN_TASKS // N)))
     channels = split_range(C, max(8, -(-C // c_count)))
 
@@ -119,11 +132,30 @@ def upsample_backward(step: Upsample, dy: np.ndarray, dx: np.ndarray, adds: bool
 
 
 def copy_backward(
-    step: Copy, saved: list[np.ndarray], dy: np.ndarray, dxs: list[np.ndarray | None], adds: tuple[bool, ...]
+    step: Copy,
+    saved: list[np.ndarray],
+    dy: np.ndarray,
+    dxs: list[np.ndarray | None],
+    adds: tuple[bool, ...],
+    workers: int,
 ) -> TaskStages:
     """Return the stage for a sum of maps, one activation, or a SORT shortcut; saved: the maps that it needs."""
     d, targets, kept = as_pixels(dy), [None if m is None else as_pixels(m) for m in dxs], [as_pixels(m) for m in saved]
     op = step.epilogue[0] if step.epilogue else None
+    present = [m for m in targets if m is not None]
+    if isinstance(op, SortShortcut) and not op.slope and fused.available() and len(present) == 2:
+        (a, b), (da, db) = kept, present
+
+        def pixels(first: int, end: int) -> Task:
+            def record(commands: CommandList) -> None:
+                runs = fused.Runs(d, a, b, da, db)
+                arrays: Any = (fused.flat(m) for m in (d, a, b, da, db))
+                numbers = np.float32(op.eps), first, end, d.shape[1], runs.length, *runs.steps, *adds
+                commands.record(fused.kernels().sort_gradient, *arrays, *numbers)
+
+            return record
+
+        return [[pixels(*r) for r in share(len(d), workers)]]
 
     def task(a: int, b: int) -> Task:
         def record(commands: CommandList) -> None:

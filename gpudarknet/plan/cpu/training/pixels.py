@@ -35,9 +35,20 @@ def as_pixels(a: np.ndarray) -> np.ndarray:
     return as_strided(a, (N * H * W, C), a.strides[2:])
 
 
-def split_pixels(pixels: int, channels: int, size: int = PIECE) -> list[tuple[int, int]]:
-    """Split a matrix (pixels, channels) into ranges of pixels (from, to) of at most `size` elements."""
-    return split_range(pixels, max(1, min(size // channels, -(-pixels // MIN_TASKS))))
+def piece_size(channels: int) -> int:
+    """Return the pixels of a piece."""
+    return max(1, PIECE // channels)
+
+
+def split_pixels(pixels: int, channels: int) -> list[tuple[int, int]]:
+    """Split a matrix (pixels, channels) into pieces: ranges of pixels (from, to), of which only the last is smaller."""
+    size = piece_size(channels)
+    return [(a, min(a + size, pixels)) for a in range(0, pixels, size)]
+
+
+def share(count: int, workers: int) -> list[tuple[int, int]]:
+    """Split a count of things that are computed independently of each other into a range (from, to) for each worker."""
+    return split_range(count, -(-count // workers))
 
 
 class ChannelTile:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from ....backend import Backend
 from ....backend.threads import Stage
 from ....layers import ForwardContext, Layer
 from ....layers.base import Backward as LayerBackward
-from ...steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Step, Upsample
+from ...steps import Convolve, Copy, FeatureMap, LayerCall, MaxPool, Step, Upsample, YoloHead
 from ...training.steps import Backward, BatchNorm, Bias, Loss, TrainingPlan, Zero, saved_maps
 from ..algorithms import select_algorithm
-from ..command_list import CommandList, TaskStages, command_queue
+from ..command_list import CommandList, Task, TaskStages, command_queue
 from ..program import EMITTERS, BoundMaps, allocate_arena
 from . import layers, winograd
 from .batch_norm import BatchNormPass, BiasPass
@@ -76,7 +78,6 @@ class TrainingProgram(BoundMaps):
     def _record(self) -> None:
         def record() -> list[list[Stage]]:
             self.passes: dict[Step, Any] = {}  # what a step's forward and backward share
-            self.producers: dict[FeatureMap, BatchNormPass] = {}  # the input of a batch norm -> its passes
             for step in self.plan.forward[self.plan.frozen :]:
                 if isinstance(step, BatchNorm):
                     self._prepare_batch_norm(step)
@@ -90,7 +91,7 @@ class TrainingProgram(BoundMaps):
     def _prepare_batch_norm(self, step: BatchNorm) -> None:
         (x,), rolling = step.xs, self.statistics.setdefault(step.layers[0], np.zeros((2, step.y.shape[0]), np.float32))
         self.counts[step.layers[0]] = self.plan.batch * step.y.shape[1] * step.y.shape[2]
-        self.passes[step] = self.producers[x] = BatchNormPass(step, self.view(x), self.view(step.y), rolling)
+        self.passes[step] = BatchNormPass(step, self.view(x), self.view(step.y), rolling, self.queue.size)
 
     def run(self, x: np.ndarray, part: Part) -> None:
         """Compute the gradients of a part: x (N, C, H, W). `part.delta` is called for each loss in the order of the layers."""
@@ -129,6 +130,8 @@ class TrainingProgram(BoundMaps):
             return passes.forward()
         if isinstance(step, LayerCall):
             return [[lambda commands: commands.record(lambda: self._call_layer(step))]]
+        if isinstance(step, (Copy, YoloHead)):  # pixel by pixel: a batch is like one image, in fewer calls
+            return EMITTERS[type(step)](Folded(self), step)
         return EMITTERS[type(step)](self, step)
 
     def _clear_shared_gradients(self, commands: CommandList) -> None:
@@ -152,22 +155,13 @@ class TrainingProgram(BoundMaps):
 
     def _convolve(self, step: Convolve) -> TaskStages:
         x, z, matrix = self.view(step.xs[0]), self.view(step.y), weight_matrix(step.w["kernel"])
-        norm = self.producers.get(step.y)
-
-        def finish(commands: CommandList, first: int, end: int, f0: int, f1: int) -> None:
-            if norm is not None:
-                norm.statistics.record(commands, first, end, f0, f1)
-
-        if not winograd.pays(step, self.plan.batch):
+        if not winograd.pays(step, self.batch):
             self.passes[step] = convolution = Convolution(step, x, z, matrix)
-            return convolution.forward(finish)
-
+            return convolution.forward()
         U = self._transformed(step)
-        self.passes[step] = passes = winograd.WinogradPass(
-            step, x, z, U.reshape(len(U), x.shape[3], -1),
-            written=lambda commands, first, end: finish(commands, first, end, 0, z.shape[3]),
-        )  # fmt: skip
-        return [*winograd.transform_kernel(matrix, U, rotated=False), *passes.stages()]
+        weights = U.reshape(len(U), x.shape[3], -1)
+        self.passes[step] = passes = winograd.WinogradPass(step, x, z, weights, self.queue.size)
+        return merge(winograd.transform_kernel(matrix, U, rotated=False), passes.stages())
 
     def _transformed(self, step: Convolve) -> np.ndarray:
         """Return memory for a transformed kernel (36, C*F), which all convolutions share."""
@@ -180,11 +174,14 @@ class TrainingProgram(BoundMaps):
         if dx is None:
             return stages
         if isinstance(passes, Convolution):
-            return stages + passes.data_gradient(dz, dx, backward.adds[0])
+            return merge(stages, passes.data_gradient(dz, dx, backward.adds[0]))
         U, C = self._transformed(step), dx.shape[3]
         by_position = U.reshape(len(U), C, -1).transpose(0, 2, 1)  # the transpose of each position's matrix: (F, C)
-        stages += winograd.transform_kernel(weight_matrix(step.w["kernel"]), U, rotated=True)
-        return stages + winograd.WinogradPass(step, dz, dx, by_position, backward.adds[0]).stages()
+        inputs = winograd.WinogradPass(
+            step, dz, dx, by_position, self.queue.size, backward.adds[0], name=" of gradients"
+        )
+        kernel = winograd.transform_kernel(weight_matrix(step.w["kernel"]), U, rotated=True)
+        return merge(merge(kernel, stages), inputs.stages())
 
     def _backward(self, step: Backward | Zero) -> TaskStages:
         if isinstance(step, Zero):
@@ -199,14 +196,15 @@ class TrainingProgram(BoundMaps):
             return stages
         if isinstance(forward, MaxPool) and dxs[0] is not None:
             x, y = map(self.view, saved_maps(forward))
-            return layers.maxpool_backward(forward, x, y, dy, dxs[0], step.adds[0])
+            return layers.maxpool_backward(forward, x, y, dy, dxs[0], step.adds[0], self.queue.size)
         if isinstance(forward, Upsample) and dxs[0] is not None:
             return layers.upsample_backward(forward, dy, dxs[0], step.adds[0])
         if isinstance(forward, LayerCall):
             grad, after = self._gradients(forward.layers[0])
             return [[lambda commands: commands.record(lambda: self._call_backward(step, grad))], *after]
         assert isinstance(forward, Copy)
-        return layers.copy_backward(forward, [self.view(m) for m in saved_maps(forward)], dy, dxs, step.adds)
+        saved = [self.view(m) for m in saved_maps(forward)]
+        return layers.copy_backward(forward, saved, dy, dxs, step.adds, self.queue.size)
 
     def _loss(self, step: Loss) -> None:
         x = nchw(self.view(step.xs[1])) if len(step.xs) > 1 else None
@@ -237,6 +235,32 @@ class TrainingProgram(BoundMaps):
             if m is not None:
                 target = nchw(self.view(m))
                 target[...] = (target if add else 0) + (0 if dx is None else dx)
+
+
+class Folded(BoundMaps):
+    """The maps of a program as those of one image, in which the images of the batch are above each other."""
+
+    def __init__(self, program: BoundMaps):
+        super().__init__(program.placed, program.arena, program.queue)
+        self.batch, self.program = 1, program
+
+    def view(self, m: FeatureMap) -> np.ndarray:
+        """Return a map's memory as (1, N*H, W, C)."""
+        a = self.program.view(m)
+        N, H, W, C = a.shape
+        return np.lib.stride_tricks.as_strided(a, (1, N * H, W, C), (N * a.strides[0], *a.strides[1:]))
+
+
+def merge(a: TaskStages, b: TaskStages) -> TaskStages:
+    """Return the stages of both, which do not depend on each other, at the same time; each worker gets its share of both."""
+    none: list[Task] = []
+    return [interleave(x, y) for x, y in zip_longest(a, b, fillvalue=none)]
+
+
+def interleave(a: list[Task], b: list[Task]) -> list[Task]:
+    """Return the tasks of both lists, evenly mixed."""
+    places = [((k + 0.5) / len(tasks), task) for tasks in (a, b) for k, task in enumerate(tasks)]
+    return [task for _, task in sorted(places, key=itemgetter(0))]
 
 
 NUMPY = Backend("numpy", np)
