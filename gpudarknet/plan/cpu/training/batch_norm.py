@@ -7,7 +7,6 @@ Statistics are the mean of each piece of a map and the sum of squared distances 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -32,14 +31,14 @@ class Statistics:
 
     def stage(self, workers: int) -> list[Task]:
         """Return the tasks that compute the statistics of the pieces."""
-        return [partial(self.record, *r) for r in share(len(self.ranges), workers)]
+        return [partial(self.record, *r) for r in share(len(self.ranges), workers, self.z.size // len(self.ranges))]
 
     def record(self, first: int, end: int, commands: CommandList) -> None:
         """Record the statistics of the pieces `first` to `end`."""
         if fused.available():
             length, arrays = fused.Runs(self.z).length, (self.means, self.squares)
             numbers = self.pixels, self.piece, first, end, length
-            commands.record(fused.kernels().statistics, fused.flat(self.z), *numbers, *arrays)
+            fused.record(commands, fused.kernels().statistics, fused.flat(self.z), *numbers, *arrays)
             return
         for k in range(first, end):
             a, b = self.ranges[k]
@@ -109,13 +108,13 @@ class BatchNormPass:
             def record(commands: CommandList) -> None:
                 runs = fused.Runs(self.z, self.y)
                 values = self.gain.run(runs.repeats), self.shift.run(runs.repeats), np.float32(fused.SLOPES[self.kind])
-                arguments: Any = *values, a, b, self.channels, runs.length, *runs.steps
-                commands.record(fused.kernels().normalize, fused.flat(self.z), fused.flat(self.y), *arguments)
+                arguments = *values, a, b, self.channels, runs.length, *runs.steps
+                fused.record(commands, fused.kernels().normalize, fused.flat(self.z), fused.flat(self.y), *arguments)
 
             return record
 
         if self.fused:
-            last = [pixels(*r) for r in share(self.pixels, self.workers)]
+            last = [pixels(*r) for r in share(self.pixels, self.workers, self.channels)]
         else:
             last = [piece(*r) for r in self.ranges]
         return [self.statistics.stage(self.workers), [lambda commands: commands.record(self.finish_statistics)], last]
@@ -174,8 +173,8 @@ class BatchNormPass:
                 runs = fused.Runs(d_map, self.z, self.y)
                 arrays = fused.flat(d_map), fused.flat(self.z), fused.flat(self.y), self.mean.run(runs.repeats)
                 pieces = sums.parts.reshape(-1, 2, self.channels), self.pixels, self.statistics.piece, first, end
-                arguments: Any = np.float32(fused.SLOPES[self.kind]), *pieces, runs.length, *runs.steps
-                commands.record(fused.kernels().gradient, *arrays, *arguments)
+                arguments = np.float32(fused.SLOPES[self.kind]), *pieces, runs.length, *runs.steps
+                fused.record(commands, fused.kernels().gradient, *arrays, *arguments)
 
             return record
 
@@ -183,17 +182,22 @@ class BatchNormPass:
             def record(commands: CommandList) -> None:
                 runs = fused.Runs(d_map, self.z)
                 values = (tile.run(runs.repeats) for tile in (scale_d, scale_z, offset))
-                arguments: Any = *values, a, b, self.channels, runs.length, *runs.steps
-                commands.record(fused.kernels().input_gradient, fused.flat(d_map), fused.flat(self.z), *arguments)
+                arguments = *values, a, b, self.channels, runs.length, *runs.steps
+                fused.record(
+                    commands, fused.kernels().input_gradient, fused.flat(d_map), fused.flat(self.z), *arguments
+                )
 
             return record
 
         if self.fused:
-            first = [fused_activation_gradient(*r) for r in share(len(self.ranges), self.workers)]
+            first = [
+                fused_activation_gradient(*r)
+                for r in share(len(self.ranges), self.workers, self.z.size // len(self.ranges))
+            ]
         else:
             first = [activation_gradient(k, *r) for k, r in enumerate(self.ranges)]
         if fused.available():
-            last = [fused_input_gradient(*r) for r in share(self.pixels, self.workers)]
+            last = [fused_input_gradient(*r) for r in share(self.pixels, self.workers, self.channels)]
         else:
             last = [input_gradient(*r) for r in self.ranges]
         return [first, [lambda commands: commands.record(coefficients)], last]

@@ -8,7 +8,7 @@ each takes a part of the weights.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,13 +70,13 @@ class Convolution:
         if fused.available():
             band, (sy, sx) = (p.n0 * self.OH + p.r0, (p.n1 - 1) * self.OH + p.r1), step.strides
             geometry = self.H, self.W, C, self.OH, OW, size, sy, sx, step.dilation, step.pad
-            arguments: Any = fused.flat(self.x), fused.step(self.x), *geometry, *band
+            arguments = fused.flat(self.x), fused.step(self.x), *geometry, *band
             if C < MIN_CONTIGUOUS_CHANNELS and out is None:
                 planes = commands.scratch("col", self.K, end - first)
-                commands.record(fused.kernels().planar_patches, *arguments, planes)
+                fused.record(commands, fused.kernels().planar_patches, *arguments, planes)
                 return planes.T
             col = commands.scratch("col", end - first, self.K) if out is None else out
-            commands.record(fused.kernels().patches, *arguments, col.reshape(-1))
+            fused.record(commands, fused.kernels().patches, *arguments, col.reshape(-1))
             return col
         col = channel_scratch(commands, "col", C, end - first, self.K) if out is None else out
         (sy, sx), d, extent = step.strides, step.dilation, (size - 1) * step.dilation + 1
@@ -221,8 +221,8 @@ class Convolution:
         if fused.available():
             flat, target = products.reshape(-1), fused.flat(dx)
             pixel, by = (self.taps * c, c) if c * self.taps == self.K else (c, pixels * c)
-            numbers: Any = fused.step(dx), H, W, OH, OW, size, sy, sx, step.dilation, step.pad, n, r0, r1
-            commands.record(fused.kernels().add_patches, flat, pixel, by, c, target, *numbers)
+            numbers = fused.step(dx), H, W, OH, OW, size, sy, sx, step.dilation, step.pad, n, r0, r1
+            fused.record(commands, fused.kernels().add_patches, flat, pixel, by, c, target, *numbers)
             return
         for tap in range(self.taps):
             p, q = divmod(tap, size)

@@ -5,14 +5,18 @@ stores, so that LLVM can check whether arrays overlap, and vectorizes it. Maps a
 pixels, because Numba must know at compile time that channels are contiguous.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from ..command_list import CommandList
 
 NAMES = (
     "patches", "planar_patches", "add_patches", "winograd_input", "winograd_output", "winograd_gradient", "statistics",
@@ -41,6 +45,11 @@ def step(a: np.ndarray) -> int:
     return a.strides[-2] // a.itemsize
 
 
+def record(commands: CommandList, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Record a call of a kernel."""
+    commands.record(partial(kernel, *arguments))
+
+
 class Runs:
     """How to walk over matrices (pixels, channels) together: in runs, which are several pixels if all matrices are contiguous.
 
@@ -62,7 +71,7 @@ def kernels() -> Any:
     jit, inline = njit(**options), njit(inline="always", **options)
 
     @inline
-    def combine6(o, A, i, d0, d1, d2, d3, d4, d5, adds):  # type: ignore[no-untyped-def]
+    def combine6(o, A, i, d0, d1, d2, d3, d4, d5, adds):
         """o = row i of A times six vectors, or add that to o."""
         a0, a1, a2, a3, a4, a5 = A[i, 0], A[i, 1], A[i, 2], A[i, 3], A[i, 4], A[i, 5]
         if adds:
@@ -73,32 +82,32 @@ def kernels() -> Any:
                 o[k] = a0 * d0[k] + a1 * d1[k] + a2 * d2[k] + a3 * d3[k] + a4 * d4[k] + a5 * d5[k]
 
     @inline
-    def combine4(o, A, i, d0, d1, d2, d3):  # type: ignore[no-untyped-def]
+    def combine4(o, A, i, d0, d1, d2, d3):
         """o = row i of A times four vectors."""
         a0, a1, a2, a3 = A[i, 0], A[i, 1], A[i, 2], A[i, 3]
         for k in range(o.size):
             o[k] = a0 * d0[k] + a1 * d1[k] + a2 * d2[k] + a3 * d3[k]
 
     @inline
-    def add(o, a):  # type: ignore[no-untyped-def]
+    def add(o, a):
         """o += a."""
         for k in range(o.size):
             o[k] += a[k]
 
     @inline
-    def copy(o, a):  # type: ignore[no-untyped-def]
+    def copy(o, a):
         """o = a."""
         for k in range(o.size):
             o[k] = a[k]
 
     @inline
-    def clear(o):  # type: ignore[no-untyped-def]
+    def clear(o):
         """o = 0."""
         for k in range(o.size):
             o[k] = 0
 
     @jit
-    def patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):  # type: ignore[no-untyped-def]
+    def patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):
         """Write the patches (pixels, size * size * C) of output rows `first` to `end`, counted through all images, to col."""
         K, row = size * size * C, size * C
         for r in range(first, end):
@@ -123,7 +132,7 @@ def kernels() -> Any:
                                 clear(col[o : o + C])
 
     @jit
-    def planar_patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):  # type: ignore[no-untyped-def]
+    def planar_patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):
         """Write the same to col (size * size * C, pixels), for few channels."""
         for p in range(size):
             for q in range(size):
@@ -146,7 +155,7 @@ def kernels() -> Any:
                             inner[k] = line[k * by]
 
     @jit
-    def add_patches(col, step, tap_step, C, dx, ld, H, W, OH, OW, size, sy, sx, dilation, pad, N, r0, r1):  # type: ignore[no-untyped-def]
+    def add_patches(col, step, tap_step, C, dx, ld, H, W, OH, OW, size, sy, sx, dilation, pad, N, r0, r1):
         """Add to dx of N images what output rows r0 to r1 contribute; products of pixels are `step` apart, of taps `tap_step`."""
         for n in range(N):
             for r in range(r0, r1):
@@ -163,7 +172,7 @@ def kernels() -> Any:
                                 add(dx[target : target + C], col[source : source + C])
 
     @jit
-    def winograd_input(x, ld, H, W, C, t0, t1, B, V, step, rows):  # type: ignore[no-untyped-def]
+    def winograd_input(x, ld, H, W, C, t0, t1, B, V, step, rows):
         """V, 36 times (tiles, C) `step` apart, = B' d B of the tile rows t0 to t1, counted through all images. rows: scratch."""
         TH, TW = (H + 3) // 4, (W + 3) // 4
         runs, run = (1, W * C) if ld == C else (W, C)
@@ -193,7 +202,7 @@ def kernels() -> Any:
                         combine6(V[o : o + C], B, j, r[q], r[q + 1], r[q + 2], r[q + 3], r[q + 4], r[q + 5], False)
 
     @jit
-    def winograd_output(M, step, t0, t1, A, y, ld, H, W, F, adds, rows):  # type: ignore[no-untyped-def]
+    def winograd_output(M, step, t0, t1, A, y, ld, H, W, F, adds, rows):
         """Write, or add, A' m A of the tile rows t0 to t1, counted through all images, to the rows of y. rows: scratch."""
         TH, TW = (H + 3) // 4, (W + 3) // 4
         lines = rows.reshape(6, rows.shape[1] * F)
@@ -216,7 +225,7 @@ def kernels() -> Any:
                              lines[4, a:b], lines[5, a:b], adds)  # fmt: skip
 
     @jit
-    def winograd_gradient(d, ld, H, W, F, t0, t1, A, D, step, rows):  # type: ignore[no-untyped-def]
+    def winograd_gradient(d, ld, H, W, F, t0, t1, A, D, step, rows):
         """D, laid out as V, = A dy A' of the tile rows t0 to t1, counted through all images. rows: scratch."""
         TH, TW = (H + 3) // 4, (W + 3) // 4
         runs, run = (1, W * F) if ld == F else (W, F)
@@ -242,7 +251,7 @@ def kernels() -> Any:
                         combine4(D[at + j * step : at + j * step + F], A, j, r[q], r[q + 1], r[q + 2], r[q + 3])
 
     @jit
-    def statistics(z, pixels, piece, first, end, length, means, squares):  # type: ignore[no-untyped-def]
+    def statistics(z, pixels, piece, first, end, length, means, squares):
         """Mean and sum of squared distances to it, per channel, of the pieces `first` to `end` of z (pixels, C), contiguous."""
         C = means.shape[1]
         run_means = np.empty(length, np.float32)
@@ -272,7 +281,7 @@ def kernels() -> Any:
                 squares[p] += sums[k : k + C]
 
     @jit
-    def normalize(z, y, gain, shift, slope, first, end, C, length, z_step, y_step):  # type: ignore[no-untyped-def]
+    def normalize(z, y, gain, shift, slope, first, end, C, length, z_step, y_step):
         """y = f(gain * z + shift) for a range of pixels; f(h) = h where it is positive, else slope * h."""
         repeats = length // C
         for s in range(first, end, repeats):
@@ -283,7 +292,7 @@ def kernels() -> Any:
                 o[k] = h if h > 0 else slope * h
 
     @jit
-    def gradient(d, z, y, mean, slope, sums, pixels, piece, first, end, length, d_step, z_step, y_step):  # type: ignore[no-untyped-def]
+    def gradient(d, z, y, mean, slope, sums, pixels, piece, first, end, length, d_step, z_step, y_step):
         """d *= f'(y), for the pieces `first` to `end`; sums (pieces, 2, C): of d and of d * (z - mean). mean: of a run."""
         C = sums.shape[2]
         repeats = length // C
@@ -305,7 +314,7 @@ def kernels() -> Any:
                 sums[p, 1] += two[k : k + C]
 
     @jit
-    def input_gradient(d, z, scale_d, scale_z, offset, first, end, C, length, d_step, z_step):  # type: ignore[no-untyped-def]
+    def input_gradient(d, z, scale_d, scale_z, offset, first, end, C, length, d_step, z_step):
         """d = scale_d * d + scale_z * z + offset for a range of pixels."""
         repeats = length // C
         for s in range(first, end, repeats):
@@ -315,7 +324,7 @@ def kernels() -> Any:
                 a[k] = scale_d[k] * a[k] + (scale_z[k] * b[k] + offset[k])
 
     @jit
-    def maxpool_gradient(x, x_ld, dy, dy_ld, dx, dx_ld, H, W, OH, OW, size, sy, sx, pad, C, first, end, adds):  # type: ignore[no-untyped-def]
+    def maxpool_gradient(x, x_ld, dy, dy_ld, dx, dx_ld, H, W, OH, OW, size, sy, sx, pad, C, first, end, adds):
         """Add dy of the images `first` to `end` to the first maximum of each window, row by row; without `adds`, to 0."""
         best, index = np.empty(C, np.float32), np.empty(C, np.int32)
         for n in range(first, end):
@@ -349,7 +358,7 @@ def kernels() -> Any:
     @jit
     def sort_gradient(
         d, a, b, da, db, eps, first, end, C, length, d_step, a_step, b_step, da_step, db_step, adds_a, adds_b
-    ):  # type: ignore[no-untyped-def]
+    ):
         """Write, or add, the gradients of a SORT shortcut with slope 0, for a range of pixels."""
         repeats, zero = length // C, np.float32(0)
         for s in range(first, end, repeats):
@@ -369,7 +378,7 @@ def kernels() -> Any:
                 o[k] = o[k] + h if adds_b else h
 
     @jit
-    def sgd(w, g, gradients, inverse_scale, rate, momentum, decay):  # type: ignore[no-untyped-def]
+    def sgd(w, g, gradients, inverse_scale, rate, momentum, decay):
         """Make a step of `ops.optimizers.sgd`, after adding the gradients times inverse_scale to g."""
         for k in range(w.size):
             v = g[k] + gradients[k] * inverse_scale - decay * w[k]
@@ -377,7 +386,7 @@ def kernels() -> Any:
             g[k] = v * momentum
 
     @jit
-    def adam(w, g, gradients, inverse_scale, m, v, rate, beta1, beta2, eps, decay, c1, c2):  # type: ignore[no-untyped-def]
+    def adam(w, g, gradients, inverse_scale, m, v, rate, beta1, beta2, eps, decay, c1, c2):
         """Make a step of `ops.optimizers.adam`, after adding the gradients times inverse_scale to g. c1, c2: 1 - beta**t."""
         one = np.float32(1)
         for k in range(w.size):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -33,13 +32,13 @@ def maxpool_backward(
 
         def images(first: int, end: int) -> Task:
             def record(commands: CommandList) -> None:
-                maps: Any = (v for m in (x, dy, dx) for v in (fused.flat(m), fused.step(m)))
+                maps = (v for m in (x, dy, dx) for v in (fused.flat(m), fused.step(m)))
                 numbers = H, W, OH, OW, size, sy, sx, pad, C, first, end, adds
-                commands.record(fused.kernels().maxpool_gradient, *maps, *numbers)
+                fused.record(commands, fused.kernels().maxpool_gradient, *maps, *numbers)
 
             return record
 
-        return [[images(*r) for r in share(N, workers)]]
+        return [[images(*r) for r in share(N, workers, H * W * C)]]
     c_count = max(1, min(C, -(-MIN_TASKS // N)))
     channels = split_range(C, max(8, -(-C // c_count)))
 
@@ -149,13 +148,13 @@ def copy_backward(
         def pixels(first: int, end: int) -> Task:
             def record(commands: CommandList) -> None:
                 runs = fused.Runs(d, a, b, da, db)
-                arrays: Any = (fused.flat(m) for m in (d, a, b, da, db))
+                arrays = (fused.flat(m) for m in (d, a, b, da, db))
                 numbers = np.float32(op.eps), first, end, d.shape[1], runs.length, *runs.steps, *adds
-                commands.record(fused.kernels().sort_gradient, *arrays, *numbers)
+                fused.record(commands, fused.kernels().sort_gradient, *arrays, *numbers)
 
             return record
 
-        return [[pixels(*r) for r in share(len(d), workers)]]
+        return [[pixels(*r) for r in share(len(d), workers, 4 * d.shape[1])]]
 
     def task(a: int, b: int) -> Task:
         def record(commands: CommandList) -> None:

@@ -15,6 +15,7 @@ from ..command_list import CommandList
 
 PIECE = 1 << 15  # elements that one command of a pointwise pass processes: with scratch they stay in L2
 RUN = 1 << 11  # elements of a contiguous run along which values per channel are repeated
+MIN_SHARE = 1 << 16  # elements of a pointwise pass that are worth waking a worker: some 30 microseconds
 MIN_TASKS = 8  # tasks of a stage, if there is enough work: cores that can share it evenly
 
 
@@ -46,8 +47,12 @@ def split_pixels(pixels: int, channels: int) -> list[tuple[int, int]]:
     return [(a, min(a + size, pixels)) for a in range(0, pixels, size)]
 
 
-def share(count: int, workers: int) -> list[tuple[int, int]]:
-    """Split a count of things that are computed independently of each other into a range (from, to) for each worker."""
+def share(count: int, workers: int, size: int = MIN_SHARE) -> list[tuple[int, int]]:
+    """Split things that are computed independently of each other into a range (from, to) for each worker.
+
+    size: elements of each thing. One worker gets all of little work: waking another takes longer.
+    """
+    workers = max(1, min(workers, count * size // MIN_SHARE))
     return split_range(count, -(-count // workers))
 
 
