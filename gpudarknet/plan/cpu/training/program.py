@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from operator import itemgetter
 from typing import Any
 
@@ -30,6 +30,8 @@ from ..program import EMITTERS, BoundMaps, allocate_arena
 from . import layers, winograd
 from .batch_norm import BatchNormPass, BiasPass
 from .convolution import Convolution
+
+TRIALS = 3  # runs that measure each form of the stages
 
 # (layer, input or None, output, both (N, C, H, W)) -> the delta of the output
 ComputeDelta = Callable[[Layer, np.ndarray | None, np.ndarray], np.ndarray]
@@ -87,6 +89,10 @@ class TrainingProgram(BoundMaps):
             return [[self.queue.record_stage(tasks) for tasks in stages] for stages in emitted]
 
         self.stages, self.workers = self.queue.record_until_stable(record), self.queue.size
+        # each stage as recorded, and on one worker
+        self.forms: list[tuple[Stage, Stage]] = [(s, [[*chain(*s)]]) for stages in self.stages for s in stages]
+        self.trials, self.seconds = 2 * TRIALS if self.workers > 1 else 0, np.full((2, len(self.forms)), np.inf)
+        self.fastest: list[Stage] = [stage for stage, _ in self.forms]
 
     def _prepare_batch_norm(self, step: BatchNorm) -> None:
         (x,), rolling = step.xs, self.statistics.setdefault(step.layers[0], np.zeros((2, step.y.shape[0]), np.float32))
@@ -103,12 +109,26 @@ class TrainingProgram(BoundMaps):
                 self.arena.fill(np.nan)
             queue.run([queue.record_stage(self.load_input(x))])
             if self.report is None:
-                queue.run([stage for stages in self.stages for stage in stages])
+                self._run_stages()
                 return
             for step, stages in zip([None, *self.plan.forward, *self.plan.backward], self.stages, strict=True):
                 begin = time.perf_counter()
                 queue.run(stages)
                 self.report(step, time.perf_counter() - begin)
+
+    def _run_stages(self) -> None:
+        """Run all stages. The first runs measure which are faster on one worker than on all: waking others takes time."""
+        if not self.trials:
+            self.queue.run(self.fastest)
+            return
+        self.trials -= 1
+        alone = self.trials % 2
+        for k, forms in enumerate(self.forms):
+            begin = time.perf_counter()
+            self.queue.run([forms[alone]])
+            self.seconds[alone, k] = min(self.seconds[alone, k], time.perf_counter() - begin)
+        if not self.trials:
+            self.fastest = [forms[k] for forms, k in zip(self.forms, self.seconds.argmin(axis=0), strict=True)]
 
     def describe(self) -> str:
         """Return the plan as text, and the memory in use."""
