@@ -43,7 +43,9 @@ def test_a_timed_step_is_the_same_step(engine, tmp_path):
     assert all(time.forward > 0 for time in times)
     ran = {"plan": [False, False, False, True, False], "reference": [False, False, True, True, True]}
     assert [time.backward > 0 for time in times] == ran[engine]  # a plan has no backward that computes nothing
-    assert "forward" not in vars(timed.net) and "update" not in vars(timed) and not getattr(timed.engine, "report", None)
+    assert (
+        "forward" not in vars(timed.net) and "update" not in vars(timed) and not getattr(timed.engine, "report", None)
+    )
 
 
 def test_times_are_those_of_the_layer(tmp_path, monkeypatch):

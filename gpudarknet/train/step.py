@@ -229,15 +229,16 @@ class TrainStep:
 
     def rules(self, N: int) -> list[tuple[Rule | None, int, int]]:
         """Return how to update which elements of the vectors, for N images; without a rule, only the momentum is added to."""
-        rules = [(self.rule(segment, N), segment) for segment in self.parameters.segments]
+        rate = self.rate
+        rules = [(self.rule(segment, N, rate), segment) for segment in self.parameters.segments]
         merged = []
         for rule, group in groupby(rules, lambda item: item[0]):
             segments = [segment for _, segment in group]
             merged.append((rule, segments[0].start, segments[-1].stop))
         return merged
 
-    def rule(self, segment: Segment, N: int) -> Rule | None:
-        """Return how to update one weight; None if this iteration does not."""
+    def rule(self, segment: Segment, N: int, rate: float) -> Rule | None:
+        """Return how to update one weight at a learning rate; None if this iteration does not."""
         net, cfg = self.net, self.net.net
         node = net.nodes[segment.layer]
         layer, name = node.layer, segment.name
@@ -255,7 +256,7 @@ class TrainStep:
         adam = name in self.adam_moments[node.index]
         decay = cfg.decay * N if adam or last in layer.weight_decay_params else 0.0
         clip = layer.clip if last == "kernel" else 0.0
-        return Rule(self.rate * layer.learning_rate, decay, layer.grad_clip, clip, adam)
+        return Rule(rate * layer.learning_rate, decay, layer.grad_clip, clip, adam)
 
     def update_range(self, rule: Rule | None, part: slice, gradients: Array, scale: float, N: int) -> None:
         """Update a range of the vectors."""

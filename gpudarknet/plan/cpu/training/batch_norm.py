@@ -80,6 +80,13 @@ class BatchNormPass:
     def finish_statistics(self) -> None:
         """Derive gain and shift: y = activation(gain * z + shift)."""
         s, w = self.statistics, self.w
+        if fused.available():
+            tiles = (tile.values for tile in (self.gain, self.shift, self.mean))
+            derived = self.rolling, self.invstd, self.gain_values, *tiles
+            fused.kernels().combine_statistics(
+                s.sizes, s.means, s.squares, self.pixels, w["scale"], w["bias"], *derived
+            )
+            return
         s.combine()
         self.rolling[0], self.rolling[1] = s.mean, s.variance
         np.divide(1, np.sqrt(s.variance + np.float32(EPS)), out=self.invstd)
@@ -145,6 +152,12 @@ class BatchNormPass:
 
         def coefficients() -> None:
             """dz = gain * (d - mean(d) - xhat * mean(d * xhat)), as scale_d * d + scale_z * z + offset."""
+            if fused.available():
+                parts = sums.parts.reshape(-1, 2, self.channels)
+                saved = self.pixels, self.rolling[0], self.invstd, self.gain_values
+                tiles = (tile.values for tile in (scale_d, scale_z, offset))
+                fused.kernels().batch_norm_coefficients(parts, *saved, grad["bias"], grad["scale"], *tiles)
+                return
             dbias, centered = sums.sum()
             dscale = centered * self.invstd
             np.copyto(grad["bias"], dbias)

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ....ops.norm import EPS
 from ..command_list import CommandList
 
 NAMES = (
-    "patches", "planar_patches", "add_patches", "winograd_input", "winograd_output", "winograd_gradient", "statistics",
-    "normalize", "gradient", "input_gradient", "maxpool_gradient", "sort_gradient", "sgd", "adam",
+    "patches", "planar_patches", "add_patches", "winograd_input", "winograd_output", "winograd_gradient",
+    "statistics", "combine_statistics", "batch_norm_coefficients", "normalize", "gradient", "input_gradient",
+    "maxpool_gradient", "sort_gradient", "sgd", "adam",
 )  # fmt: skip
 RUN = 1 << 9  # elements of the runs that a contiguous map with few channels is processed in
 
@@ -88,23 +90,28 @@ def kernels() -> Any:
         for k in range(o.size):
             o[k] = a0 * d0[k] + a1 * d1[k] + a2 * d2[k] + a3 * d3[k]
 
-    @inline
-    def add(o, a):
-        """o += a."""
-        for k in range(o.size):
-            o[k] += a[k]
+    u64 = np.uint64  # of an unsigned index, Numba does not ask whether it counts from the end
 
     @inline
-    def copy(o, a):
-        """o = a."""
-        for k in range(o.size):
-            o[k] = a[k]
+    def add(o, first, a, start, n):
+        """o[first : first + n] += a[start : start + n]."""
+        i, j = u64(first), u64(start)
+        for k in range(u64(n)):
+            o[i + k] += a[j + k]
 
     @inline
-    def clear(o):
-        """o = 0."""
-        for k in range(o.size):
-            o[k] = 0
+    def copy(o, first, a, start, n):
+        """o[first : first + n] = a[start : start + n]."""
+        i, j = u64(first), u64(start)
+        for k in range(u64(n)):
+            o[i + k] = a[j + k]
+
+    @inline
+    def clear(o, first, n):
+        """o[first : first + n] = 0."""
+        i = u64(first)
+        for k in range(u64(n)):
+            o[i + k] = 0
 
     @jit
     def patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):
@@ -118,18 +125,16 @@ def kernels() -> Any:
                     at = ((r - first) * OW + ox) * K + p * row
                     left = ox * sx - pad
                     if y < 0 or y >= H:
-                        clear(col[at : at + row])
+                        clear(col, at, row)
                     elif ld == C and dilation == 1 and left >= 0 and left + size <= W:
-                        source = ((n * H + y) * W + left) * C
-                        copy(col[at : at + row], x[source : source + row])
+                        copy(col, at, x, ((n * H + y) * W + left) * C, row)
                     else:
                         for q in range(size):
-                            w, o = left + q * dilation, at + q * C
+                            w = left + q * dilation
                             if 0 <= w < W:
-                                source = ((n * H + y) * W + w) * ld
-                                copy(col[o : o + C], x[source : source + C])
+                                copy(col, at + q * C, x, ((n * H + y) * W + w) * ld, C)
                             else:
-                                clear(col[o : o + C])
+                                clear(col, at + q * C, C)
 
     @jit
     def planar_patches(x, ld, H, W, C, OH, OW, size, sy, sx, dilation, pad, first, end, col):
@@ -145,10 +150,10 @@ def kernels() -> Any:
                         n, y = r // OH, (r % OH) * sy - pad + p * dilation
                         o = plane[(r - first) * OW : (r - first + 1) * OW]
                         if y < 0 or y >= H:
-                            clear(o)
+                            clear(o, 0, OW)
                             continue
-                        clear(o[:a])
-                        clear(o[b:])
+                        clear(o, 0, a)
+                        clear(o, b, OW - b)
                         source = ((n * H + y) * W + a * sx + shift) * ld + c
                         line, inner, by = x[source:], o[a:b], sx * ld
                         for k in range(inner.size):
@@ -168,8 +173,7 @@ def kernels() -> Any:
                         for q in range(size):
                             w = ox * sx - pad + q * dilation
                             if 0 <= w < W:
-                                target, source = ((n * H + y) * W + w) * ld, at + (p * size + q) * tap_step
-                                add(dx[target : target + C], col[source : source + C])
+                                add(dx, ((n * H + y) * W + w) * ld, col, at + (p * size + q) * tap_step, C)
 
     @jit
     def winograd_input(x, ld, H, W, C, t0, t1, B, V, step, rows):
@@ -279,6 +283,48 @@ def kernels() -> Any:
             squares[p] = 0
             for k in range(0, length, C):
                 squares[p] += sums[k : k + C]
+
+    @jit
+    def combine_statistics(sizes, means, squares, pixels, scale, bias, batch, invstd, gain, gains, shifts, mean_tile):
+        """Combine the statistics of pieces to `batch` (2, C): mean, variance; derive invstd, gain and the tiles (repeats, C)."""
+        pieces, C = means.shape
+        mean, variance = batch[0], batch[1]
+        mean[:] = 0
+        for p in range(pieces):
+            for c in range(C):
+                mean[c] += sizes[p] * means[p, c]
+        mean /= np.float32(pixels)
+        variance[:] = 0
+        for p in range(pieces):
+            for c in range(C):
+                variance[c] += squares[p, c] + sizes[p] * (means[p, c] - mean[c]) ** 2
+        variance /= np.float32(pixels)
+        for c in range(C):
+            invstd[c] = np.float32(1) / np.sqrt(variance[c] + np.float32(EPS))
+            gain[c] = scale[c] * invstd[c]
+        for r in range(gains.shape[0]):
+            for c in range(C):
+                gains[r, c], mean_tile[r, c] = gain[c], mean[c]
+                shifts[r, c] = bias[c] - mean[c] * gain[c]
+
+    @jit
+    def batch_norm_coefficients(parts, pixels, mean, invstd, gain, dbias, dscale, scale_d, scale_z, offset):
+        """Sum the parts (pieces, 2, C) to dbias and dscale; derive the tiles of dz = scale_d * d + scale_z * z + offset."""
+        pieces, _, C = parts.shape
+        m = np.float32(pixels)
+        dbias[:] = 0
+        dscale[:] = 0
+        for p in range(pieces):
+            for c in range(C):
+                dbias[c] += parts[p, 0, c]
+                dscale[c] += parts[p, 1, c]
+        for c in range(C):
+            dscale[c] *= invstd[c]
+        for r in range(offset.shape[0]):
+            for c in range(C):
+                slope = -gain[c] * invstd[c] * dscale[c] / m
+                scale_d[r, c], scale_z[r, c] = gain[c], slope
+                offset[r, c] = -gain[c] * dbias[c] / m - slope * mean[c]
 
     @jit
     def normalize(z, y, gain, shift, slope, first, end, C, length, z_step, y_step):
