@@ -350,6 +350,22 @@ def test_gradients_need_less_memory_than_maps():
     assert plan.peak_live <= plan.arena_size < 1.1 * maps and len(nodes) == len(net.nodes)
 
 
+@pytest.mark.parametrize("adam", [0, 1])
+def test_updates_by_numba_are_those_of_the_optimizers(adam, monkeypatch):
+    pytest.importorskip("numba")
+    text = NET.format(16, 12, 3, 4, 1).replace("learning_rate=0.001", f"learning_rate=0.1\nadam={adam}\ndecay=0.01")
+    found = []
+    for with_numba in (True, False):
+        monkeypatch.setattr(fused, "available", lambda kept=with_numba: kept)
+        trainer, _, _ = trainer_of(cfg.parse(text + conv(more="pad=1\nclip=0.1\n") + HEAD), "plan", 4)
+        rng = np.random.default_rng(1)
+        for trainer.iteration in (1, 2, 3):
+            trainer.update(rng.standard_normal(trainer.parameters.size, np.float32), 4)
+        found.append([*trainer.state_dict().items()])
+    for (name, a), (_, b) in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_an_unknown_engine_is_an_error():
     net = gd.load_network(cfg.parse(NET.format(16, 12, 3, 4, 1) + conv() + HEAD), backend="numpy")
     with pytest.raises(TrainError, match="unknown engine 'fast'; choose plan or reference"):

@@ -38,6 +38,9 @@ class Trainer(TrainStep):
     where Darknet's delta differs; iou_normalizer then has to be larger, as the gradient is with respect to coordinates
     relative to the image. `momentum[i][name]` is the accumulated negative gradient of a weight, as in Darknet.
 
+    engine: on a CPU, in fp32, "plan" compiles the step; "reference" runs layer by layer, as on a GPU, and defines the result.
+    `trainer.engine.name` says which runs. The arrays of the network's weights become views of one vector.
+
     precision: with fp16, maps and deltas are stored as float16; arithmetic, weights, their gradients and batch norm's
     statistics stay float32. [net] loss_scale multiplies the deltas; at its default 1 the scale is dynamic: it is halved if a
     gradient overflows, and that step is skipped.
@@ -45,9 +48,8 @@ class Trainer(TrainStep):
     emulate_darknet_cpu_bugs: train [avgpool], [connected] and [local] as incorrectly as Darknet's CPU build does
     (darknet_cpu_bugs.py), to compare `step` with its results; in fp32 only, and not for `fit`.
 
-    tune_malloc: with NumPy, make malloc of the GNU C library keep freed memory, in the whole process and for good: every step
-    needs what the last one freed, and getting it from the system again takes up to a fifth of a step. False leaves malloc as
-    it is. Raises TrainError, CfgError.
+    tune_malloc: with NumPy, make malloc of the GNU C library keep freed memory, in the whole process and for good: where it
+    runs layer by layer, every step needs what the last one freed. False leaves malloc as it is. Raises TrainError, CfgError.
     """
 
     def fit(
