@@ -249,7 +249,7 @@ FAULTS = {
     "phases from another row": Fault("(phase + stride - pad % stride) % stride", "phase"),
     "a phase's taps from another": Fault("p * dilation % stride == phase", "p % stride == phase", STRIDED["dilation 3"]),
     "neighboring taps": Fault("a.apart = a.step * dilation / stride", "a.apart = dilation", STRIDED["dilation 2"]),
-    "rows beyond the border": Fault("(unsigned)(h[i] - dh) < (unsigned)OH && ", ""),
+    "rows beyond the border": Fault("(unsigned)(h[i] - dh) < (unsigned)OH && ", "", STRIDED["several tiles"]),
     "columns exchanged": Fault("first + q * across.step;", "first + p * across.step;"),
     "phases that follow each other": Fault("across.start + m % across.count * sx", "across.start + m % across.count"),
     "tiles of the first phase": Fault("tile -= tiles;", ""),

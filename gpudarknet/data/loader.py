@@ -121,8 +121,16 @@ class Loader:
                 raise
             return -1
         fd = os.memfd_create("data set")
-        with open(fd, "wb", closefd=False) as file:
-            file.write(content)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(content)
+        except OSError as e:  # a limit on the size of files is one on that of memory, too
+            os.close(fd)
+            if self._wait:
+                raise DataError(
+                    f"no memory that processes can share ({e.strerror}); use threads: processes=False"
+                ) from e
+            return -1
         return fd
 
     def get(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
