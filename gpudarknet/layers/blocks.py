@@ -53,9 +53,7 @@ def batch_norm(be: ArrayBackend, w: Arrays, x: Array, ctx: ForwardContext) -> tu
         return y, backward
 
     mean, variance = norm.batch_statistics(be, x)
-    m = x.size // x.shape[1]
-    w["mean"][...] = 0.99 * w["mean"] + 0.01 * mean
-    w["variance"][...] = 0.99 * w["variance"] + 0.01 * variance * (m / max(m - 1, 1))
+    update_running_statistics(w, mean, variance, x.size // x.shape[1])
     y = norm.batch_norm(be, x, mean, variance, w["scale"], w["bias"])
 
     def backward_train(dy: Array, grad: Arrays) -> Array:
@@ -65,6 +63,12 @@ def batch_norm(be: ArrayBackend, w: Arrays, x: Array, ctx: ForwardContext) -> tu
         return dx
 
     return y, backward_train
+
+
+def update_running_statistics(w: Arrays, mean: Array, variance: Array, count: int) -> None:
+    """Update running mean and variance (C,) with those of a batch; count: values per channel."""
+    w["mean"][...] = 0.99 * w["mean"] + 0.01 * mean
+    w["variance"][...] = 0.99 * w["variance"] + 0.01 * variance * (count / max(count - 1, 1))
 
 
 BLUR_KERNELS = (np.outer([1, 2, 1], [1, 2, 1]) / 16, np.full((2, 2), 0.25))  # antialiasing=1, antialiasing=2

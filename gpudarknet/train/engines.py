@@ -15,6 +15,7 @@ from ..array import Array, Arrays
 from ..graph import Node, owner
 from ..layers import ForwardContext, Layer
 from ..layers.base import Backward as LayerBackward
+from ..layers.blocks import update_running_statistics
 from ..network import Network
 from ..plan.cpu.program import allocate_arena
 from ..plan.cpu.training import Part, TrainingProgram
@@ -94,9 +95,8 @@ class PlanEngine:
         self.programs: dict[tuple[Any, ...], TrainingProgram] = {}
         self.arena = np.zeros(0, np.float32)
         self.last: TrainingProgram | None = None
-        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = (
-            None  # gets the seconds of each step of a plan
-        )
+        # gets the seconds of each step
+        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = None
 
     def program(self, batch: int, frozen: int) -> TrainingProgram:
         """Return the program for this many images and frozen layers and the network's present input size."""
@@ -123,13 +123,8 @@ class PlanEngine:
         program.report = self.report
         program.run(x, Part(ctx, delta))
         for layer, (mean, variance) in program.statistics.items():
-            update_running_statistics(self.net.weights[layer], mean, variance, program.pixels(layer))
-
-
-def update_running_statistics(w: Arrays, mean: Array, variance: Array, count: int) -> None:
-    """Update running mean and variance (C,) with a batch's, as layers/blocks.py does; count: values per channel."""
-    w["mean"][...] = 0.99 * w["mean"] + 0.01 * mean
-    w["variance"][...] = 0.99 * w["variance"] + 0.01 * variance * (count / max(count - 1, 1))
+            _, H, W = self.net.nodes[layer].shape
+            update_running_statistics(self.net.weights[layer], mean, variance, len(x) * H * W)
 
 
 def backward(

@@ -201,8 +201,13 @@ class TrainStep:
 
     def add(self, a: Array, b: Array) -> None:
         """Add vector b to vector a."""
-        pieces = split_range(len(a), UPDATE_PIECE) if self.on_cpu else [(0, len(a))]
+        pieces = self.pieces(0, len(a))
         self.net.backend.run_parallel([partial(self.net.backend.xp.add, a[i:j], b[i:j], out=a[i:j]) for i, j in pieces])
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Split a range of a vector into pieces (from, to) that tasks share; on a GPU, it is one."""
+        size = UPDATE_PIECE if self.on_cpu else max(1, stop - start)
+        return [(start + i, start + j) for i, j in split_range(stop - start, size)]
 
     @property
     def on_cpu(self) -> bool:
@@ -221,7 +226,7 @@ class TrainStep:
         tasks = [
             partial(self.update_range, rule, slice(i, j), gradients, scale, N)
             for rule, start, stop in self.rules(N)
-            for i, j in ([(start, stop)] if not self.on_cpu else offset_ranges(start, stop))
+            for i, j in self.pieces(start, stop)
         ]
         self.net.backend.run_parallel(tasks)
         self.loss_scale.on_success()
@@ -352,7 +357,7 @@ class TrainStep:
         """Return the sum (1,) of a vector, which is not finite if an element is not."""
         if not self.on_cpu:
             return vector.sum(keepdims=True)
-        pieces = split_range(len(vector), UPDATE_PIECE)
+        pieces = self.pieces(0, len(vector))
         sums = np.zeros(max(len(pieces), 1), np.float32)
         self.net.backend.run_parallel(
             [partial(np.sum, vector[i:j], out=sums[k, ...]) for k, (i, j) in enumerate(pieces)]
@@ -433,8 +438,3 @@ class TrainStep:
 def copy_weights(net: Network) -> list[Arrays]:
     """Copy all arrays of a network's weights."""
     return [{k: a.copy() for k, a in own.items() if hasattr(a, "copy")} for own in net.weights]
-
-
-def offset_ranges(start: int, stop: int) -> list[tuple[int, int]]:
-    """Split a range of a vector into pieces that tasks share."""
-    return [(start + i, start + j) for i, j in split_range(stop - start, UPDATE_PIECE)]

@@ -64,25 +64,16 @@ class TrainingProgram(BoundMaps):
             s: select_algorithm(s, plan.batch, {}) for s in plan.forward[: plan.frozen] if isinstance(s, Convolve)
         }
         self.statistics: dict[int, np.ndarray] = {}
-        self.counts: dict[int, int] = {}
         self.outputs: dict[int, np.ndarray] = {}  # of fallback layers with a loss, until it is computed
-        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = (
-            None  # gets the seconds of each step
-        )
+        # gets the seconds of each step
+        self.report: Callable[[Step | Backward | Zero | None, float], None] | None = None
         self.part: Part
         with self.queue:
             self._record()
 
-    def pixels(self, layer: int) -> int:
-        """Return how many values per channel the batch norm of a layer normalizes."""
-        return self.counts[layer]
-
     def _record(self) -> None:
         def record() -> list[list[Stage]]:
             self.passes: dict[Step, Any] = {}  # what a step's forward and backward share
-            for step in self.plan.forward[self.plan.frozen :]:
-                if isinstance(step, BatchNorm):
-                    self._prepare_batch_norm(step)
             emitted: list[TaskStages] = [[[self._clear_shared_gradients]]]
             emitted += [self._forward(k, step) for k, step in enumerate(self.plan.forward)]
             emitted += [self._backward(step) for step in self.plan.backward]
@@ -93,11 +84,6 @@ class TrainingProgram(BoundMaps):
         self.forms: list[tuple[Stage, Stage]] = [(s, [[*chain(*s)]]) for stages in self.stages for s in stages]
         self.trials, self.seconds = 2 * TRIALS if self.workers > 1 else 0, np.full((2, len(self.forms)), np.inf)
         self.fastest: list[Stage] = [stage for stage, _ in self.forms]
-
-    def _prepare_batch_norm(self, step: BatchNorm) -> None:
-        (x,), rolling = step.xs, self.statistics.setdefault(step.layers[0], np.zeros((2, step.y.shape[0]), np.float32))
-        self.counts[step.layers[0]] = self.plan.batch * step.y.shape[1] * step.y.shape[2]
-        self.passes[step] = BatchNormPass(step, self.view(x), self.view(step.y), rolling, self.queue.size)
 
     def run(self, x: np.ndarray, part: Part) -> None:
         """Compute the gradients of a part: x (N, C, H, W). `part.delta` is called for each loss in the order of the layers."""
@@ -143,11 +129,13 @@ class TrainingProgram(BoundMaps):
         if isinstance(step, Convolve):
             return self._convolve(step)
         if isinstance(step, BatchNorm):
-            stages: TaskStages = self.passes[step].forward()
-            return stages
+            z, y = self.view(step.xs[0]), self.view(step.y)
+            rolling = self.statistics.setdefault(step.layers[0], np.zeros((2, y.shape[3]), np.float32))
+            self.passes[step] = norm = BatchNormPass(step, z, y, rolling, self.queue.size)
+            return norm.forward()
         if isinstance(step, Bias):
-            self.passes[step] = passes = BiasPass(step, self.view(step.xs[0]), self.view(step.y))
-            return passes.forward()
+            self.passes[step] = bias = BiasPass(step, self.view(step.xs[0]), self.view(step.y))
+            return bias.forward()
         if isinstance(step, LayerCall):
             return [[lambda commands: commands.record(lambda: self._call_layer(step))]]
         if isinstance(step, (Copy, YoloHead)):  # pixel by pixel: a batch is like one image, in fewer calls
@@ -228,9 +216,8 @@ class TrainingProgram(BoundMaps):
 
     def _loss(self, step: Loss) -> None:
         x = nchw(self.view(step.xs[1])) if len(step.xs) > 1 else None
-        y = self.outputs.pop(
-            step.layers[0], None
-        )  # of a fallback layer as it is: that of [region] has an order of its own
+        # that of a fallback layer as it is: the output of [region] has an order of its own
+        y = self.outputs.pop(step.layers[0], None)
         delta = self.part.delta(step.layer, x, nchw(self.view(step.xs[0])) if y is None else y)
         nchw(self.view(step.y))[...] = delta
 
